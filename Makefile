@@ -1,0 +1,40 @@
+# Everything a newcomer needs: Python 3.11, pip and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:  ## list these targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv and install capalloc with its demo, test and lint tools
+
+# torch first and alone, pinned: no later package can then replace it by a CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test,lint]'
+	touch $(STAMP)
+
+demo: setup  ## train a small network on digits, measure and propagate its capacity, write demo.html
+	$(BIN)/capalloc demo
+
+test: setup  ## the test suite, in parallel (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-slow: setup  ## the long studies too
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## the performance figures, one run; benchmarks/RESULTS.md holds the committed ones
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove what set-up and the demo made
+	rm -rf $(VENV) demo.html .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Where a neural network spends its modelling capacity (Donier, 2019)."""
