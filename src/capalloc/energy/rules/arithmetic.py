@@ -1,0 +1,46 @@
+"""Sums: residual additions, biases, constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capalloc.energy.program import Energy
+from capalloc.energy.rules.parametric import times_constant
+from capalloc.energy.rules.registry import Call, Traced, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.add.Tensor, aten.sub.Tensor)
+def add(call: Call) -> Energy:
+    """Energies add; channels of the two terms rescale together."""
+    left, right = call.args["self"], call.args["other"]
+    alpha = float(call["alpha"])
+    if _is_zero(left) or _is_zero(right):
+        kept = right if _is_zero(left) else left
+        energy = call.as_signal(kept)
+        return _widen(call, times_constant(call, energy, alpha) if kept is right and alpha != 1 else energy)
+    first, second = call.as_signal(left), call.as_signal(right)
+    return call.program.add(first, second if alpha == 1 else times_constant(call, second, alpha))
+
+
+@rule(aten.neg.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+def unchanged(call: Call) -> Energy | None:
+    """Energies do not see a sign or a copy."""
+    return call.energy("self")
+
+
+def _is_zero(argument: Any) -> bool:
+    if isinstance(argument, Traced):
+        if argument.energy is not None:
+            return False
+        argument = argument.value
+    return not bool(argument.any()) if isinstance(argument, Tensor) else argument == 0
+
+
+def _widen(call: Call, energy: Energy) -> Energy:
+    shape = tuple(call.result.shape)
+    return energy if energy.shape == shape else call.program.move(lambda e: e.expand(shape), energy)

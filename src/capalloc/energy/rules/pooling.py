@@ -1,0 +1,116 @@
+"""Averages, sums over axes, and maxima."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from capalloc.energy.program import Energy
+from capalloc.energy.rules.registry import Call, rule
+
+aten = torch.ops.aten
+AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+ADAPTIVE_MAX = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+@rule(aten.mean.dim, aten.sum.dim_IntList, aten.mean.default, aten.sum.default)
+def reduce(call: Call) -> Energy:
+    """A mean over k entries has weights 1/k, a sum has weights 1; entries pooled rescale together."""
+    x = call.signal("self")
+    dims = call.args.get("dim") or list(range(len(x.shape)))
+    count = math.prod(x.shape[d] for d in dims)
+    weight = 1.0 / count if "mean" in str(call.op) else 1.0
+    run = call.replaced("self")
+    assert x.labels is not None
+    labels = call.program.channels.merge(x.labels, x.shape, tuple(dims))
+    if not call.args.get("keepdim"):
+        labels = labels.squeeze(tuple(d % len(x.shape) for d in dims))
+    return call.program.step(lambda e: run(e) * weight, [x], labels)
+
+
+@rule(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+def average(call: Call) -> Energy:
+    """Average pooling is a convolution with weights 1/k, so energies take 1/k^2."""
+    run = call.replaced("self")
+    ones = torch.ones_like(call["self"][:1, :1], dtype=call.program.dtype)
+    ndim = len(call["kernel_size"])
+    whole = run(ones)
+    # Each output has one weight 1/k for all it pools: (sum of weights) / (number pooled).
+    size, stride, padding = (_full(call[k], ndim, call["kernel_size"]) for k in ("kernel_size", "stride", "padding"))
+    number = F.avg_pool3d(
+        ones.reshape(*ones.shape[:2], *[1] * (3 - ndim), *ones.shape[2:]),
+        [1] * (3 - ndim) + size,
+        [1] * (3 - ndim) + stride,
+        [0] * (3 - ndim) + padding,
+        ceil_mode=bool(call["ceil_mode"]),
+        divisor_override=1,
+    ).reshape(whole.shape)
+    return _pool(call, lambda e: run(e) * (whole / number))
+
+
+@rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default)
+def adaptive_average(call: Call) -> Energy:
+    """Output j pools the inputs from floor(j n / m) to ceil((j + 1) n / m)."""
+    x, run = call.signal("self"), call.replaced("self")
+    sizes = list(call["output_size"])
+    weight = torch.ones((), dtype=call.program.dtype)
+    for k, m in enumerate(sizes):
+        n = x.shape[len(x.shape) - len(sizes) + k]
+        number = torch.tensor([-((-(j + 1) * n) // m) - (j * n) // m for j in range(m)], dtype=weight.dtype)
+        weight = weight / number.reshape(-1, *[1] * (len(sizes) - 1 - k))
+    return _pool(call, lambda e: run(e) * weight)
+
+
+@rule(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
+def maximum(call: Call) -> Energy:
+    """A gate that lets one of k through: the one that won on the example, each with weight 1/k without data."""
+    ndim = len(call["kernel_size"])
+    size, stride, padding, dilation = (
+        _full(call[k], ndim, call["kernel_size"]) for k in ("kernel_size", "stride", "padding", "dilation")
+    )
+    ceil = bool(call["ceil_mode"])
+    if call.gates == "data":
+        _, winner = MAX[ndim](call["self"], size, stride, padding, dilation, ceil_mode=ceil, return_indices=True)
+        return _pool(call, _take(winner, ndim))
+    if any(d != 1 for d in dilation):
+        raise call.unsupported("dilated max pooling needs gates='data'")
+    if ndim == 1:
+        return _pool(call, lambda e: F.avg_pool1d(e, size, stride, padding, ceil, False))
+    return _pool(call, lambda e: AVERAGE[ndim](e, size, stride, padding, ceil, False))
+
+
+@rule(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
+def adaptive_maximum(call: Call) -> tuple[Energy, None]:
+    """The adaptive windows of `adaptive_average`, the gate of `maximum`."""
+    sizes = call["output_size"]
+    ndim = len(sizes)
+    if call.gates == "data":
+        return _pool(call, _take(call.result[1], ndim), call.result[0]), None
+    pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[ndim]
+    return _pool(call, lambda e: pool(e, sizes), call.result[0]), None
+
+
+def _pool(call: Call, fn: object, result: Tensor | None = None) -> Energy:
+    x = call.signal("self")
+    assert x.labels is not None
+    shape = tuple((call.result if result is None else result).shape)
+    spatial = tuple(k for k in range(2, len(shape)))
+    labels = call.program.channels.merge(x.labels, x.shape, spatial, forced=True)
+    return call.program.step(fn, [x], labels)  # type: ignore[arg-type]
+
+
+def _take(winner: Tensor, ndim: int) -> object:
+    def take(e: Tensor) -> Tensor:
+        return e.flatten(-ndim).gather(-1, winner.flatten(-ndim)).reshape(winner.shape)
+
+    return take
+
+
+def _full(value: int | list[int] | None, ndim: int, kernel: list[int]) -> list[int]:
+    if value is None or value == []:
+        return list(kernel)
+    return [value] * ndim if isinstance(value, int) else list(value) * (ndim // len(value))
