@@ -28,6 +28,7 @@ class Exact:
 
     table: Tensor  # (parameters, inputs + 1), the constant last
     rank: int
+    alive: int  # parameters that a path uses
 
 
 def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
@@ -56,7 +57,8 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
     def gram(e: Tensor) -> Tensor:
         second = torch.func.jacrev(gradient)(squares, e)
         root = squares.sqrt()
-        return torch.diag(gradient(squares, e)) + root[:, None] * second * root
+        diagonal: Tensor = torch.diag(gradient(squares, e))
+        return diagonal + root[:, None] * second * root
 
     g = gram(inputs)
     unit = torch.where(g.diagonal() > 0, g.diagonal().rsqrt(), 0.0)
@@ -72,7 +74,7 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
 
     # gram is linear in e, so its Jacobian at any e holds M_i for every input.
     table = torch.func.jacrev(shares)(inputs) * inputs
-    return Exact(table, int(kept.sum()))
+    return Exact(table, int(kept.sum()), int((g.diagonal() > 0).sum()))
 
 
 def _replay(program: Program, leaves: dict[int, Tensor]) -> Tensor:

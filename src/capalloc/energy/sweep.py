@@ -115,21 +115,22 @@ def shares(program: Program, usage: Usage) -> Shares:
             rescaled[names.index(name)] += counts
     rescaled[:, 0] = 0
     rescaled[:, usage.through_channels <= 0] = 0
-    alive = [float((usage.through_params[slot] > 0).sum()) if slot in usage.through_params else 0.0
-             for slot in program.params.values()]
+    alive = [
+        float((usage.through_params[slot] > 0).sum()) if slot in usage.through_params else 0.0
+        for slot in program.params.values()
+    ]
     return Shares(names, torch.tensor(alive, dtype=torch.float64), rescaled)
 
 
 def capacity(
-    program: Program, flow: Flow, usage: Usage, weight: float, loss: Tensor, rows: Mapping[str, int], keep: Sequence[int] = ()
+    program: Program, flow: Flow, usage: Usage, loss: Tensor, rows: Mapping[str, int], keep: Sequence[int] = ()
 ) -> Cotangents:
     """The second adjoint of a batch: capacity kappa = e * r at the inputs, the constant and `keep`.
 
     Args:
         program: the batch's energy network.
-        flow: its first adjoint, of outputs that count `weight`.
+        flow: its first adjoint, the outputs seeded with `usage.output_weight`.
         usage: path energies summed over all batches.
-        weight: what this batch's outputs count for.
         loss: share of each row in each component's symmetry, (rows, components).
         rows: row of each parameter: one for all, or one for each.
         keep: slots besides the inputs and the constant.
@@ -190,7 +191,7 @@ def pull_rows(program: Program, step: Step, cotangents: Tensor, wanted: Sequence
         known = values | dict(zip(wanted, energies, strict=True))
         return step.run([known[slot] for slot in step.args])
 
-    out, back = torch.func.vjp(forward, *(values[slot] for slot in wanted))
+    out, back, *_ = torch.func.vjp(forward, *(values[slot] for slot in wanted))
     return list(torch.func.vmap(back)(cotangents.expand(-1, *out.shape)))
 
 

@@ -64,12 +64,18 @@ def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSo
     )
     result = invoke(node.target, plain)
     leaves = pytree.tree_leaves(arguments, is_leaf=lambda a: isinstance(a, Traced))
-    if not any(isinstance(a, Traced) and a.energy is not None for a in leaves):
+    carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
+    if not carried or not _is_real(result):
         return Traced(result)
     call = Call(node.target, arguments, program, gates, module_path(node), result)  # type: ignore[arg-type]
     if node.target not in RULES:
         raise call.unsupported("it has none")
     return Traced(result, RULES[node.target](call))
+
+
+def _is_real(result: Any) -> bool:
+    """Whether gradients can pass: masks and indices carry no path."""
+    return any(isinstance(r, Tensor) and r.dtype.is_floating_point for r in pytree.tree_leaves(result))
 
 
 def _name_layer(program: Program, node: Node, energy: Any) -> None:

@@ -27,10 +27,23 @@ def add(call: Call) -> Energy:
     return call.program.add(first, second if alpha == 1 else times_constant(call, second, alpha))
 
 
-@rule(aten.neg.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+@rule(aten.neg.default, aten.clone.default, aten.alias.default)
 def unchanged(call: Call) -> Energy | None:
     """Energies do not see a sign or a copy."""
     return call.energy("self")
+
+
+@rule(aten.detach.default)
+def blocked(call: Call) -> None:
+    """No gradient passes, so no path does."""
+
+
+@rule(aten.where.self)
+def where(call: Call) -> Energy:
+    """Each entry lets one of two through: a gate that the condition steers."""
+    chosen = call["condition"]
+    left, right = call.signal("self"), call.signal("other")
+    return call.program.add(call.program.gate(left, chosen), call.program.gate(right, ~chosen))
 
 
 def _is_zero(argument: Any) -> bool:

@@ -29,8 +29,6 @@ aten = torch.ops.aten
     aten.hardsigmoid.default,
     aten.relu6.default,
     aten.log_sigmoid.default,
-    aten.softshrink.default,
-    aten.hardshrink.default,
     aten.erf.default,
     aten.sin.default,
     aten.cos.default,

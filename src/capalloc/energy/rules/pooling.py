@@ -17,7 +17,7 @@ ADAPTIVE_MAX = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptiv
 MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-@rule(aten.mean.dim, aten.sum.dim_IntList, aten.mean.default, aten.sum.default)
+@rule(aten.mean.dim, aten.sum.dim_IntList)
 def reduce(call: Call) -> Energy:
     """A mean over k entries has weights 1/k, a sum has weights 1; entries pooled rescale together."""
     x = call.signal("self")

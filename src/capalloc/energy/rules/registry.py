@@ -78,7 +78,9 @@ class Call:
         """The operator as a function of the named arguments, the others as they are or as in `fixed`."""
 
         def run(*values: Any) -> Any:
-            arguments = {name: _value(a) for name, a in self.args.items()} | fixed | dict(zip(names, values, strict=True))
+            arguments = (
+                {name: _value(a) for name, a in self.args.items()} | fixed | dict(zip(names, values, strict=True))
+            )
             return invoke(self.op, arguments)
 
         return run
@@ -87,7 +89,7 @@ class Call:
         """The error to raise where a rule cannot serve this call."""
         return UnsupportedOperatorError(
             f"no path-energy rule serves {self.op} in module {self.where or '(the model itself)'!r}: {why}. "
-            "Register one with @capalloc.rule(operator), see CONTRIBUTING.md, or use capalloc.measure, which needs none."
+            "Register one with @capalloc.rule(operator), see CONTRIBUTING.md, or use capalloc.measure: it needs none."
         )
 
 

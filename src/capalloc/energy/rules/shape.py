@@ -14,13 +14,8 @@ aten = torch.ops.aten
 
 @rule(
     aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
     aten.permute.default,
     aten.transpose.int,
-    aten.t.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
     aten.squeeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
@@ -30,8 +25,6 @@ aten = torch.ops.aten
     aten.select.int,
     aten.flip.default,
     aten.roll.default,
-    aten.narrow.default,
-    aten.contiguous.default,
 )
 def move(call: Call) -> Energy:
     """The same movement on energies and on channel labels."""
@@ -40,13 +33,13 @@ def move(call: Call) -> Energy:
     return call.program.move(call.replaced("self"), energy)
 
 
-@rule(aten._to_copy.default, aten.to.dtype)
+@rule(aten._to_copy.default)
 def cast(call: Call) -> Energy | None:
     """A change of precision."""
     return call.energy("self")
 
 
-@rule(aten.pad.default, aten.constant_pad_nd.default)
+@rule(aten.pad.default)
 def pad(call: Call) -> Energy:
     """Reflected, replicated and circular padding move data; constant padding adds paths unless it is 0."""
     if call.args.get("mode", "constant") == "constant" and call["value"]:
@@ -62,7 +55,7 @@ def join(call: Call) -> Energy:
     return call.program.move(lambda *parts: run(list(parts)), *terms)
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
 def split(call: Call) -> tuple[Energy, ...]:
     """One tensor in several pieces."""
     energy, run = call.signal("self"), call.replaced("self")

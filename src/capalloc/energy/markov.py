@@ -1,0 +1,105 @@
+"""The Markov solver: batches of programs -> capacity, in two sweeps (docs/theory.md, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capalloc.energy import sweep
+from capalloc.energy.program import Program
+
+Batch = tuple[Program, Tensor]  # a program and the seed of its outputs: 0 for the examples that only pad it
+
+
+@dataclass(frozen=True)
+class Markov:
+    """Capacity at the inputs and, where asked for, at every layer."""
+
+    names: tuple[str, ...]
+    by_input: Tensor  # (parameters, *inputs), or (1, *inputs) without the table
+    bias: Tensor  # the same rows, at the constant input
+    by_parameter: Tensor
+    layers: Mapping[str, Tensor]
+    symmetries: int
+    exact_symmetries: bool
+    alive: int  # parameters that a path uses
+
+
+def solve(batches: Callable[[], Iterable[Batch]], *, single: bool, layers: bool, table: bool) -> Markov:
+    """Walk all batches twice: first for the path energy of every parameter, then for the capacity it carries.
+
+    Args:
+        batches: gives the same batches each time it is called.
+        single: there is one batch, which is then walked once and kept.
+        layers: keep the capacity held at every layer.
+        table: keep the rows of the parameter tensors apart.
+
+    """
+    usage, last = _usage(batches())
+    program, _, flow = last
+    shares = sweep.shares(program, usage)
+    names = tuple(program.params)
+    alive = shares.rescaled.sum(0) > 0
+    loss = shares.loss if table else alive.to(torch.float64)[None]
+    rows = {name: k if table else 0 for k, name in enumerate(names)}
+    slots = program.layers if layers else {}
+    held: sweep.Cotangents = {}
+    for program, seed in batches() if not single else [last[:2]]:
+        if not single:
+            flow = sweep.law(program, seed * usage.output_weight(program))
+        for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, tuple(slots.values())).items():
+            summed = _over_examples(capacity, len(seed))
+            held[slot] = held[slot] + summed if slot in held else summed
+    return Markov(
+        names=names,
+        by_input=held[program.input],
+        bias=held.get(program.constant, loss.new_zeros(len(loss))),
+        by_parameter=shares.alive - shares.loss.sum(1),
+        layers={name: held[slot].sum(0) for name, slot in slots.items() if slot in held},
+        symmetries=int(alive.sum()),
+        exact_symmetries=program.channels.exact,
+        alive=int(shares.alive.sum()),
+    )
+
+
+def law(batches: Iterable[Batch], *, layers: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The law of one unit of capacity placed at the outputs: at the inputs, the constant, every layer."""
+    held: dict[str, Tensor] = {}
+    usage: sweep.Usage | None = None
+    for program, seed in batches:
+        usage = usage or sweep.Usage(program.channels.components())
+        slots = {"inputs": program.input, "constant": program.constant}
+        slots |= {"layer " + name: slot for name, slot in program.layers.items()} if layers else {}
+        flow = sweep.law(program, seed * usage.output_weight(program), tuple(slots.values()))
+        for name, slot in slots.items():
+            if slot in flow.at_slots:
+                mass = _over_examples((program.values[slot] * flow.at_slots[slot])[None], len(seed))[0].cpu()
+                held[name] = held[name] + mass if name in held else mass
+    inputs = held["inputs"]
+    constant = held.get("constant", inputs.new_zeros(()))
+    whole = inputs.sum() + constant
+    marked = {name.removeprefix("layer "): mass / whole for name, mass in held.items() if name.startswith("layer ")}
+    return inputs / whole, constant / whole, marked
+
+
+def _usage(batches: Iterable[Batch]) -> tuple[sweep.Usage, tuple[Program, Tensor, sweep.Flow]]:
+    usage: sweep.Usage | None = None
+    last = None
+    for program, seed in batches:
+        if usage is None:
+            usage = sweep.Usage(program.channels.components())
+        flow = sweep.law(program, seed * usage.output_weight(program))
+        sweep.add_usage(usage, program, flow)
+        last = (program, seed, flow)
+    assert usage is not None
+    assert last is not None
+    return usage, last
+
+
+def _over_examples(capacity: Tensor, examples: int) -> Tensor:
+    """Sum over the examples axis; an axis that a reshape merged with others stays."""
+    has_examples = capacity.ndim > 1 and capacity.shape[1] == examples
+    return (capacity.sum(1) if has_examples else capacity).cpu()

@@ -1,0 +1,302 @@
+"""Section 4: the Markov rule and the Hessian identity against closed forms and enumeration of paths."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from zoo import (
+    REFERENCE_CAPACITY,
+    SCALED_REFERENCE_CAPACITY,
+    NormedResidual,
+    Residual1d,
+    dense,
+    gaussian,
+    reference_weights,
+    seeded_module,
+)
+
+import capalloc
+
+SOLVERS = ("markov", "hessian")
+
+
+def by_enumeration(weights: list[torch.Tensor]) -> np.ndarray:
+    """kappa of a dense network from its list of paths: leverage of the parameters' constraints in path space.
+
+    Path features are orthogonal with energy (product of weights)^2, and parameter theta's constraint on a path
+    is d(product)/d theta: one row a path, one column a parameter.
+    """
+    sizes = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+    offsets = np.cumsum([0, *(w.numel() for w in weights)])
+    rows, starts = [], []
+    for path in itertools.product(*(range(n) for n in sizes)):
+        edges = [float(w[path[k + 1], path[k]]) for k, w in enumerate(weights)]
+        row = np.zeros(offsets[-1])
+        for k, w in enumerate(weights):
+            row[offsets[k] + path[k + 1] * w.shape[1] + path[k]] = math.prod(edges[:k] + edges[k + 1 :])
+        rows.append(row)
+        starts.append(path[0])
+    u, s, _ = np.linalg.svd(np.array(rows), full_matrices=False)
+    leverage = (u[:, s > 1e-10 * s[0]] ** 2).sum(1)
+    return np.bincount(starts, leverage)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("scale", "expected"), [((1, 1, 1), REFERENCE_CAPACITY), ((1, 2, 0.3), SCALED_REFERENCE_CAPACITY)]
+)
+def test_reference_values(solver, scale, expected):
+    weights = reference_weights(scale)
+    allocation = capalloc.propagate(dense(weights), gaussian(1, 3), gates="unit", solver=solver)
+    # Section 7 prints 9 digits.
+    np.testing.assert_allclose(allocation.capacity, expected, atol=1e-8 if max(expected) < 10 else 5e-8)
+    np.testing.assert_allclose(allocation.capacity, by_enumeration(weights), atol=1e-10)
+    assert allocation.total == pytest.approx(30 - 7, abs=1e-10)
+    assert allocation.bias == pytest.approx(0, abs=1e-12)
+
+
+@settings(max_examples=8, deadline=None)
+@given(sizes=st.lists(st.integers(1, 4), min_size=3, max_size=4), seed=st.integers(0, 999))
+def test_dense_networks_equal_enumeration_of_paths(sizes, seed):
+    rng = np.random.default_rng(seed)
+    weights = [torch.tensor(rng.normal(size=(b, a))) for a, b in itertools.pairwise(sizes)]
+    allocation = capalloc.propagate(dense(weights), gaussian(1, sizes[0]), gates="unit")
+    np.testing.assert_allclose(allocation.capacity, by_enumeration(weights), atol=1e-9)
+    assert allocation.total == pytest.approx(sum(w.numel() for w in weights) - sum(sizes[1:-1]))
+
+
+def convolution_closed_form(weights: list[np.ndarray]) -> np.ndarray:
+    """Section 4's formula for convolutions away from borders, weights (out, in, kernel) from input to output."""
+    depth, kernel = len(weights), weights[0].shape[2]
+    energies = [w**2 for w in weights]
+    below = [[np.ones(1) for _ in range(weights[0].shape[1])]]  # path energy from the input to (layer, channel)
+    for w in energies:
+        below.append([sum(np.convolve(w[c, d], below[-1][d]) for d in range(w.shape[1])) for c in range(w.shape[0])])
+    above = [[np.ones(1) for _ in range(weights[-1].shape[0])]]  # path energy from the outputs down
+    for w in reversed(energies):
+        above.insert(0, [sum(np.convolve(w[c, d], above[0][c]) for c in range(w.shape[0])) for d in range(w.shape[1])])
+    law = lambda e: e / e.sum()  # noqa: E731
+    span = depth * (kernel - 1) + 1
+    kappa = np.zeros(span)
+    for layer in range(1, depth + 1):
+        for c, d in itertools.product(range(weights[layer - 1].shape[0]), range(weights[layer - 1].shape[1])):
+            kappa += np.convolve(np.convolve(law(above[layer][c]), np.ones(kernel)), law(below[layer - 1][d]))
+        if layer < depth:
+            for c in range(weights[layer - 1].shape[0]):
+                kappa -= np.convolve(law(above[layer][c]), law(below[layer][c]))
+    return kappa
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_convolution_stack_equals_closed_form(channels, solver):
+    widths = [1, channels, channels, channels, 1]
+    layers = [nn.Conv1d(a, b, 3, bias=False) for a, b in itertools.pairwise(widths)]
+    model = seeded_module(nn.Sequential, *itertools.chain(*((layer, nn.ReLU()) for layer in layers[:-1])), layers[-1])
+    weights = [m.weight.detach().numpy()[:, :, ::-1] for m in model if isinstance(m, nn.Conv1d)]
+    allocation = capalloc.propagate(model, gaussian(1, 1, 9), gates="unit", solver=solver)
+    np.testing.assert_allclose(allocation.capacity[0], convolution_closed_form(weights)[::-1], atol=1e-8)
+
+
+@pytest.mark.parametrize(("channels", "blocks", "bound"), [(1, 8, 0.006), (4, 8, 0.0005)])
+def test_residual_networks_stay_within_the_quoted_error_of_the_identity(channels, blocks, bound):
+    model = seeded_module(Residual1d, channels, blocks)
+    x = gaussian(1, 1, 2 * (2 * blocks + 1) + 1)
+    markov, exact = (capalloc.propagate(model, x, gates="unit", solver=s, table=False) for s in SOLVERS)
+    symmetries = channels * (blocks + 1)  # one a hidden channel, one a stream channel
+    assert markov.total == pytest.approx(markov.attrs["num_params"] - symmetries)
+    assert exact.total == pytest.approx(markov.total)
+    assert capalloc.total_variation(markov.capacity, exact.capacity) <= bound
+
+
+def test_residual_network_with_batch_norm_counts_its_symmetries():
+    model, x = seeded_module(NormedResidual), gaussian(1, 1, 12)
+    markov, exact = (capalloc.propagate(model, x, gates="unit", solver=s) for s in SOLVERS)
+    assert markov.attrs["num_params"] == 77
+    assert markov.total == pytest.approx(61)
+    assert exact.attrs["rank"] == 61
+    assert capalloc.total_variation(markov.capacity, exact.capacity) < 0.02
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_data_gates_do_not_depend_on_batch_size(solver):
+    model, x = dense(reference_weights()), gaussian(7, 3)
+    whole, parts = (capalloc.propagate(model, x, solver=solver, batch_size=size) for size in (7, 3))
+    np.testing.assert_allclose(whole.capacity, parts.capacity, atol=1e-10)
+    np.testing.assert_allclose(whole.table, parts.table, atol=1e-10)
+    np.testing.assert_allclose(whole.by_parameter, parts.by_parameter, atol=1e-10)
+
+
+def test_data_gates_are_the_mean_over_examples_of_path_energy():
+    """A network of two inputs whose gates open on one example each: each weight's unit goes where its paths start."""
+    model = dense([torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64)])
+    x = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)  # the unit is dead on the second
+    allocation = capalloc.propagate(model, x)
+    np.testing.assert_allclose(allocation.capacity, [1, 1], atol=1e-12)
+    dead = capalloc.propagate(model, x[:1].abs() * torch.tensor([1.0, 1.0]), gates="data")
+    assert dead.total == pytest.approx(2)
+
+
+def test_dead_units_bring_neither_capacity_nor_nan():
+    weights = reference_weights()
+    weights[0][1] = -weights[0][1].abs()  # never fires on positive inputs
+    x = gaussian(5, 3).abs()
+    model = dense(weights)
+    markov, exact = (capalloc.propagate(model, x, solver=s) for s in SOLVERS)
+    assert np.isfinite(markov.table).all()
+    assert markov.attrs["unused_params"] >= 3 + 3  # what the unit reads and is read by
+    assert markov.total == pytest.approx(exact.total, abs=1e-6)
+
+
+def test_a_thousand_layers_give_the_map_of_their_rescaled_twin():
+    weights = [torch.eye(3, dtype=torch.float64) + 0.3 * gaussian(3, 3, seed=k) for k in range(1000)]
+    plain = capalloc.propagate(dense(weights, nn.Identity), gaussian(1, 3), gates="unit", table=False)
+    scaled = capalloc.propagate(
+        dense([1e-8 * w for w in weights], nn.Identity), gaussian(1, 3), gates="unit", table=False
+    )
+    np.testing.assert_allclose(plain.capacity, scaled.capacity, rtol=1e-9)
+    assert plain.total == pytest.approx(9 * 1000 - 3 * 999)
+
+
+def test_float32_weights_of_1e_minus_30_keep_every_parameter():
+    model = dense([1e-30 * w.float() for w in reference_weights()])
+    allocation = capalloc.propagate(model, gaussian(1, 3).float(), gates="unit")
+    np.testing.assert_allclose(allocation.capacity, REFERENCE_CAPACITY, rtol=1e-5)  # float32 weights
+
+
+def test_layers_hold_the_capacity_brought_by_the_parameters_above():
+    weights = reference_weights()
+    allocation = capalloc.propagate(dense(weights), gaussian(1, 3), gates="unit", layers=True)
+    w1, w2, w3 = (w.numpy() ** 2 for w in weights)
+    e1 = w1.sum(1)
+    e2 = w2 @ e1
+    second = np.full(3, 2.0) - 1  # fan-out 2, less the rescaling symmetry
+    step = w2 * e1 / e2[:, None]
+    np.testing.assert_allclose(allocation.layers["2"], second, atol=1e-12)
+    np.testing.assert_allclose(allocation.layers["0"], 3 - 1 + second @ step, atol=1e-12)
+    assert float(allocation.layers["0"].sum()) == pytest.approx(w3.size + w2.size - 3 - 4)
+    step = w1 / e1[:, None]
+    np.testing.assert_allclose(allocation.capacity, 4 + allocation.layers["0"].values @ step, atol=1e-12)
+
+
+def test_walk_is_the_law_of_the_markov_chain():
+    weights = reference_weights()
+    law = capalloc.walk(dense(weights), gaussian(1, 3), outputs=lambda y: y[:, :1], gates="unit")
+    w1, w2, w3 = (w.numpy() ** 2 for w in weights)
+    e1 = w1.sum(1)
+    e2 = w2 @ e1
+    at2 = w3[0] * e2 / (w3[0] @ e2)
+    at1 = at2 @ (w2 * e1 / e2[:, None])
+    np.testing.assert_allclose(law.layers["2"], at2, atol=1e-12)
+    np.testing.assert_allclose(law.layers["0"], at1, atol=1e-12)
+    np.testing.assert_allclose(law.inputs, at1 @ (w1 / e1[:, None]), atol=1e-12)
+    assert law.bias == 0
+    assert float(law.inputs.sum()) == pytest.approx(1)
+
+
+def test_walk_ends_at_the_constant_where_biases_do():
+    model = seeded_module(nn.Sequential, nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    law = capalloc.walk(model, gaussian(6, 3), batch_size=4)
+    assert law.bias > 0
+    assert float(law.inputs.sum()) + law.bias == pytest.approx(1)
+
+
+def test_marginals_of_the_table():
+    model = seeded_module(NormedResidual)
+    allocation = capalloc.propagate(model, gaussian(4, 1, 12))
+    table = allocation.table
+    np.testing.assert_allclose(table.sum("parameter"), allocation.capacity, atol=1e-10)
+    inner = [d for d in table.dims if d != "parameter"]
+    np.testing.assert_allclose(table.sum(inner) + table.bias, allocation.by_parameter, atol=1e-10)
+    assert float(table.bias.sum()) == pytest.approx(allocation.bias)
+    assert allocation.total == pytest.approx(float(allocation.by_parameter.sum()))
+
+
+def test_fixed_parameters_bring_nothing_and_break_symmetries():
+    model, x = dense(reference_weights()), gaussian(1, 3)
+    middle, exact = (capalloc.propagate(model, x, gates="unit", solver=s, params=["2.weight"]) for s in SOLVERS)
+    assert list(middle.by_parameter.parameter.values) == ["2.weight"]
+    assert middle.total == pytest.approx(12)  # nothing can absorb a rescaling
+    assert exact.total == pytest.approx(12)
+    outer, exact = (
+        capalloc.propagate(model, x, gates="unit", solver=s, params=lambda n: n != "2.weight") for s in SOLVERS
+    )
+    # Only one rescaling of the whole first layer against the whole last one is left.
+    assert outer.total == pytest.approx(18 - 1)
+    assert exact.total == pytest.approx(18 - 1)
+
+
+def test_tied_weights_share_their_unit_over_their_uses():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False)
+
+        def forward(self, x):
+            return self.outer(torch.relu(self.inner(torch.relu(self.inner(x)))))
+
+    model, x = seeded_module(Twice), gaussian(1, 3)
+    markov, exact = (capalloc.propagate(model, x, gates="unit", solver=s) for s in SOLVERS)
+    assert markov.total == pytest.approx(exact.total)
+    assert capalloc.total_variation(markov.capacity, exact.capacity) < 0.05
+
+
+def test_the_model_is_left_as_it_was():
+    model = seeded_module(NormedResidual).train()
+    calls = []
+    model.stem.register_forward_hook(lambda *_: calls.append(1))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    hooks = len(model.stem._forward_hooks)
+    state = torch.random.get_rng_state()
+    capalloc.propagate(model, gaussian(2, 1, 12))
+    with pytest.raises(ValueError, match="gates must be one of"):
+        capalloc.propagate(model, gaussian(2, 1, 12), gates="wrong")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(m.training for m in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert len(model.stem._forward_hooks) == hooks
+    for k, v in model.state_dict().items():
+        assert torch.equal(v, before[k])
+
+
+def test_bad_arguments_say_what_to_do():
+    model, x = dense(reference_weights()), gaussian(2, 3)
+    with pytest.raises(ValueError, match="solver must be one of"):
+        capalloc.propagate(model, x, solver="dijkstra")
+    with pytest.raises(ValueError, match="batch_size must be"):
+        capalloc.propagate(model, x, batch_size=0)
+    with pytest.raises(ValueError, match="use solver='markov'|Use solver='markov'"):
+        capalloc.propagate(seeded_module(nn.Linear, 100, 30), gaussian(1, 100), solver="hessian")
+
+
+def test_a_model_that_export_refuses_is_a_clear_error():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.a(x) if x.sum() > 0 else self.a(-x)
+
+    with pytest.raises(ValueError, match=r"torch.export cannot capture this model.*measure\(\) does not"):
+        capalloc.propagate(Branching().double(), gaussian(2, 3))
+
+
+def test_outputs_without_energy_are_an_error():
+    class Rounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 2, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.a(x.detach() * 0 + 1) + 0 * x[:, :2]
+
+    allocation = capalloc.propagate(Rounded(), gaussian(2, 3))
+    assert float(allocation.capacity.sum()) == pytest.approx(0)

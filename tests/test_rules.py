@@ -1,0 +1,234 @@
+"""Every registered rule against the squared Jacobian of its operator."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import gaussian
+
+import capalloc
+from capalloc.energy import sweep
+from capalloc.energy.capture import capture
+from capalloc.energy.rules import RULES, Call, UnsupportedOperatorError, rule
+from capalloc.energy.trace import trace
+from capalloc.problem import Problem
+
+aten = torch.ops.aten
+W = gaussian(2, 3, 3, 3, seed=2)
+M = gaussian(5, 4, seed=3)
+Case = tuple[Callable[..., Tensor], tuple[int, ...]]
+
+#: operator -> a function of one tensor that captures to it, and that tensor's shape.
+CASES: dict[object, Case] = {
+    aten.linear.default: (lambda x: F.linear(x, M, gaussian(5)), (2, 3, 4)),
+    aten.matmul.default: (lambda x: x @ M.T, (2, 4)),
+    aten.mm.default: (lambda x: torch.mm(x, M.T), (2, 4)),
+    aten.conv1d.default: (lambda x: F.conv1d(x, W[:, :, 0], gaussian(2), stride=2, padding=1, dilation=2), (2, 3, 9)),
+    aten.conv1d.padding: (lambda x: F.conv1d(x, W[:, :, 0], padding="same"), (2, 3, 9)),
+    aten.conv2d.default: (lambda x: F.conv2d(x, gaussian(6, 1, 3, 3), gaussian(6), groups=3), (2, 3, 5, 5)),
+    aten.conv2d.padding: (lambda x: F.conv2d(x, W, padding="same", dilation=2), (2, 3, 5, 6)),
+    aten.conv3d.default: (lambda x: F.conv3d(x, W[:, :, None], padding=1), (1, 3, 2, 4, 4)),
+    aten.conv3d.padding: (lambda x: F.conv3d(x, W[:, :, None], padding="valid"), (1, 3, 2, 4, 4)),
+    aten._native_batch_norm_legit_no_training.default: (
+        lambda x: F.batch_norm(x, gaussian(3), gaussian(3).square() + 0.1, gaussian(3, seed=8), gaussian(3, seed=9)),
+        (2, 3, 4),
+    ),
+    aten.mul.Tensor: (lambda x: x * gaussian(3, 1), (2, 3, 4)),
+    aten.div.Tensor: (lambda x: x / gaussian(3, 1), (2, 3, 4)),
+    aten.add.Tensor: (lambda x: torch.add(x[:, :2], x[:, 1:], alpha=3), (2, 3)),
+    aten.sub.Tensor: (lambda x: x[:, :2] - x[:, 1:], (2, 3)),
+    aten.neg.default: (lambda x: -x, (2, 3)),
+    aten.clone.default: (lambda x: x.clone(), (2, 3)),
+    aten.permute.default: (lambda x: x.permute(0, 2, 1), (2, 3, 4)),
+    aten.transpose.int: (lambda x: x.transpose(1, 2), (2, 3, 4)),
+    aten.view.default: (lambda x: x.reshape(2, 12), (2, 3, 4)),
+    aten.squeeze.dims: (lambda x: x.squeeze((1, 2)), (2, 1, 1, 4)),
+    aten.squeeze.dim: (lambda x: x.squeeze(1), (2, 1, 4)),
+    aten.squeeze.default: (lambda x: x.squeeze(), (2, 1, 4)),
+    aten.unsqueeze.default: (lambda x: x.unsqueeze(1), (2, 4)),
+    aten.expand.default: (lambda x: x.expand(2, 3, 4), (2, 1, 4)),
+    aten.slice.Tensor: (lambda x: x[:, 1::2], (2, 5)),
+    aten.select.int: (lambda x: x[:, 1], (2, 3, 4)),
+    aten.flip.default: (lambda x: x.flip(1), (2, 5)),
+    aten.roll.default: (lambda x: x.roll(2, 1), (2, 5)),
+    aten.pad.default: (lambda x: F.pad(x, (2, 1), mode="reflect"), (2, 3, 5)),
+    aten.cat.default: (lambda x: torch.cat([x[:, 1:], x, x[:, :1]], 1), (2, 5)),
+    aten.stack.default: (lambda x: torch.stack([x, x], 1), (2, 5)),
+    aten.split.Tensor: (lambda x: torch.cat(x.split(2, 1)[::-1], 1), (2, 6)),
+    aten.split_with_sizes.default: (lambda x: torch.cat(x.split([1, 3], 1)[::-1], 1), (2, 4)),
+    aten.unbind.int: (lambda x: torch.stack(x.unbind(1)[::-1], 1), (2, 4)),
+    operator.getitem: (lambda x: x.chunk(2, 1)[1] * 2.0, (2, 4)),
+    aten._to_copy.default: (lambda x: x.float().double(), (2, 4)),
+    aten.alias.default: (lambda x: torch.ops.aten.alias(x) * 2, (2, 4)),
+    aten.detach.default: (lambda x: x * x.detach(), (2, 4)),
+    aten.where.self: (lambda x: torch.where(x > 0, 2 * x, 3 * x.flip(1)), (2, 4)),
+    aten.mean.dim: (lambda x: x.mean((1, 3)), (2, 3, 4, 5)),
+    aten.sum.dim_IntList: (lambda x: x.sum(1, keepdim=True), (2, 3, 4)),
+    aten.avg_pool1d.default: (lambda x: F.avg_pool1d(x, 3, 2, 1), (2, 3, 8)),
+    aten.avg_pool2d.default: (lambda x: F.avg_pool2d(x, 3, 2, 1, True, False), (2, 3, 6, 7)),
+    aten.avg_pool3d.default: (lambda x: F.avg_pool3d(x, 2), (1, 2, 4, 4, 4)),
+    aten.adaptive_avg_pool1d.default: (lambda x: F.adaptive_avg_pool1d(x, 3), (2, 3, 7)),
+    aten.adaptive_avg_pool2d.default: (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), (2, 3, 5, 7)),
+    aten.adaptive_avg_pool3d.default: (lambda x: F.adaptive_avg_pool3d(x, 2), (1, 2, 3, 4, 5)),
+    aten.max_pool1d.default: (lambda x: F.max_pool1d(x, 3, 2, 1), (2, 3, 8)),
+    aten.max_pool2d.default: (lambda x: F.max_pool2d(x, 3, 2, 1, 1, True), (2, 3, 6, 7)),
+    aten.max_pool3d.default: (lambda x: F.max_pool3d(x, 2), (1, 2, 4, 4, 4)),
+    aten.adaptive_max_pool1d.default: (lambda x: F.adaptive_max_pool1d(x, 3), (2, 3, 7)),
+    aten.adaptive_max_pool2d.default: (lambda x: F.adaptive_max_pool2d(x, (2, 3)), (2, 3, 5, 7)),
+    aten.adaptive_max_pool3d.default: (lambda x: F.adaptive_max_pool3d(x, 2), (1, 2, 3, 4, 5)),
+}
+POINTWISE: dict[object, Callable[[Tensor], Tensor]] = {
+    aten.relu.default: F.relu,
+    aten.leaky_relu.default: lambda x: F.leaky_relu(x, 0.2),
+    aten.abs.default: torch.abs,
+    aten.gelu.default: F.gelu,
+    aten.tanh.default: torch.tanh,
+    aten.silu.default: F.silu,
+    aten.sigmoid.default: torch.sigmoid,
+    aten.elu.default: F.elu,
+    aten.celu.default: F.celu,
+    aten.selu.default: F.selu,
+    aten.softplus.default: F.softplus,
+    aten.mish.default: F.mish,
+    aten.hardtanh.default: F.hardtanh,
+    aten.hardswish.default: F.hardswish,
+    aten.hardsigmoid.default: F.hardsigmoid,
+    aten.relu6.default: F.relu6,
+    aten.log_sigmoid.default: F.logsigmoid,
+    aten.erf.default: torch.erf,
+    aten.sin.default: torch.sin,
+    aten.cos.default: torch.cos,
+    aten.exp.default: torch.exp,
+    aten.log.default: lambda x: torch.log(x),
+    aten.sqrt.default: lambda x: torch.sqrt(x),
+    aten.rsqrt.default: lambda x: torch.rsqrt(x),
+    aten.reciprocal.default: torch.reciprocal,
+    aten.square.default: torch.square,
+    aten.clamp.default: lambda x: x.clamp(0.1, 1.0),
+    aten.pow.Tensor_Scalar: lambda x: x**3,
+}
+CASES |= {op: (fn, (2, 5)) for op, fn in POINTWISE.items()}
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def captured(function: Callable[[Tensor], Tensor], x: Tensor):
+    problem = Problem(Function(function), x, probe=x)
+    return capture(Problem(problem.model, x, probe=x[:1]), len(x))
+
+
+def test_every_rule_has_a_case():
+    assert set(RULES) == set(CASES)
+
+
+@pytest.mark.parametrize("op", CASES, ids=str)
+def test_energies_are_those_of_the_squared_jacobian(op):
+    function, shape = CASES[op]
+    x = gaussian(*shape).abs() + 0.05 if "log" in str(op) or "sqrt" in str(op) else gaussian(*shape)
+    graph = captured(function, x)
+    program = trace(graph, x, "data", set())
+    jacobian = torch.func.jacrev(function)(x)
+    jacobian = jacobian.reshape(jacobian.shape[: jacobian.ndim - x.ndim].numel(), -1)
+    if op is aten.detach.default:
+        jacobian = torch.diag(x.reshape(-1))  # the detached factor is a constant
+    offset = function(torch.zeros_like(x)) if "linear" in str(op) or "conv" in str(op) or "norm" in str(op) else 0
+    energy = program.values[program.output] * 2.0 ** program.exponents[program.output]
+    expected = jacobian.square().sum(1).reshape(energy.shape) + (offset.square() if isinstance(offset, Tensor) else 0)
+    tolerance = 1e-6 if "_to_copy" in str(op) else 1e-10
+    np.testing.assert_allclose(energy, expected, rtol=tolerance, atol=1e-12)
+    flow = sweep.law(program, torch.ones_like(energy))
+    at_input = flow.at_slots[program.input] * 2.0 ** (program.exponents[program.output])
+    np.testing.assert_allclose(at_input.reshape(-1), jacobian.square().sum(0), rtol=tolerance, atol=1e-12)
+
+
+def seen(op) -> set[object]:
+    function, shape = CASES[op]
+    return {node.target for node in captured(function, gaussian(*shape)).calls()}
+
+
+@pytest.mark.parametrize("op", CASES, ids=str)
+def test_cases_capture_to_the_operator_they_stand_for(op):
+    assert op in seen(op)
+
+
+@pytest.mark.parametrize("gates", ["gaussian", "unit"])
+def test_max_pooling_without_data_lets_one_of_k_through(gates):
+    for function, shape in [CASES[aten.max_pool1d.default], CASES[aten.adaptive_max_pool2d.default]]:
+        x = gaussian(*shape)
+        program = trace(captured(function, x), x, gates, set())
+        energy = program.values[program.output] * 2.0 ** program.exponents[program.output]
+        np.testing.assert_allclose(energy, 1.0)
+
+
+def test_gaussian_gates_are_the_mean_squared_slopes():
+    x = gaussian(2, 5)
+    for function, expected in [(F.relu, 0.5), (torch.abs, 1.0), (lambda z: F.leaky_relu(z, 0.2), (1 + 0.04) / 2)]:
+        program = trace(captured(function, x), x, "gaussian", set())
+        energy = program.values[program.output] * 2.0 ** program.exponents[program.output]
+        np.testing.assert_allclose(energy, expected, rtol=1e-12)
+    # E[cos^2] = (1 + exp(-2)) / 2
+    program = trace(captured(torch.sin, x), x, "gaussian", set())
+    energy = program.values[program.output] * 2.0 ** program.exponents[program.output]
+    np.testing.assert_allclose(energy, (1 + np.exp(-2)) / 2, rtol=1e-10)
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 4), Function(lambda x: torch.cumprod(x, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_an_operator_without_a_rule_is_named_with_its_module_and_the_way_out():
+    with pytest.raises(UnsupportedOperatorError, match=r"aten.cumprod.default in module 'inner.1'.*capalloc.rule"):
+        capalloc.propagate(Outer(), torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
+
+
+def test_a_registered_rule_is_used():
+    def cumulative(call: Call):
+        return call.program.gate(call.signal("self"), 2.0)
+
+    rule(aten.cumprod.default)(cumulative)
+    try:
+        allocation = capalloc.propagate(Outer(), torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
+        assert allocation.total == pytest.approx(20)
+        with pytest.raises(ValueError, match="has a rule already: cumulative"):
+            rule(aten.cumprod.default)(cumulative)
+    finally:
+        del RULES[aten.cumprod.default]
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "message"),
+    [
+        (lambda x: x * x, (2, 4), "both factors depend on the inputs"),
+        (lambda x: 1 / x + x / x.sum(1, keepdim=True), (2, 4), "only division by a constant"),
+        (lambda x: F.pad(x, (1, 1), value=1.0), (2, 4), "padding by a constant other than 0"),
+        (lambda x: x @ x.transpose(0, 1), (2, 4), "depends on the inputs"),
+        (lambda x: x @ gaussian(2, 4, 3), (2, 5, 4), "two-dimensional weight"),
+    ],
+)
+def test_calls_that_a_rule_cannot_serve(function, shape, message):
+    x = gaussian(*shape)
+    with pytest.raises(UnsupportedOperatorError, match=message):
+        trace(captured(function, x), x, "data", set())
+
+
+def test_dilated_max_pooling_needs_data():
+    x = gaussian(2, 3, 9)
+    with pytest.raises(UnsupportedOperatorError, match="gates='data'"):
+        trace(captured(lambda x: F.max_pool1d(x, 3, dilation=2), x), x, "unit", set())
