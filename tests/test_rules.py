@@ -115,6 +115,7 @@ POINTWISE: dict[object, Callable[[Tensor], Tensor]] = {
 }
 CASES |= {op: (fn, (2, 5)) for op, fn in POINTWISE.items()}
 
+
 class Function(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

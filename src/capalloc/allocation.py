@@ -5,25 +5,28 @@ Nothing here knows a model: whatever comes after an `Allocation` works from a sa
 
 from __future__ import annotations
 
+import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from capalloc.plots import map_svg, plot_map
+from capalloc.regions import grid
+from capalloc.storage import read_dataset, write_dataset
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-FORMAT = "capalloc-allocation-1"
-_LAYER = "layer/"
+FORMAT, VERSION = "capalloc-allocation", 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Allocation:
     """Where capacity goes: kappa_i for every input and the constant input, in units of one parameter.
 
@@ -39,10 +42,12 @@ class Allocation:
         table: capacity over ("parameter", *input axes) with the coordinate "bias", or None where it was
             not asked for.
         layers: capacity that each unit of a layer holds on its way down, by layer name.
-        attrs: how it was made: `kind`, `num_params`, `num_examples`, settings, `notes`.
+        attrs: how it was made: `kind`, `num_params`, `num_examples`, settings, `notes`. Plain values, kept
+            as JSON keeps them (a tuple becomes a list).
 
     Raises:
         ValueError: an invariant does not hold; the message names it and the two values.
+        TypeError: `attrs` hold what JSON cannot.
 
     """
 
@@ -55,3 +60,236 @@ class Allocation:
 
     #: Relative to the total: sums of up to 1e7 float64 terms, or of float32 energies, stay well inside it.
     TOLERANCE = 1e-4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bias", float(self.bias))
+        object.__setattr__(self, "attrs", _plain(self.attrs))
+        _check_axes(self)
+        _check_values(self)
+        _check_sums(self)
+
+    @property
+    def total(self) -> float:
+        """Capacity of all inputs and the constant one: `capacity.sum() + bias`."""
+        return float(self.capacity.sum()) + self.bias
+
+    def to_xarray(self) -> xr.Dataset:
+        """Everything as one Dataset, `attrs` among its attributes.
+
+        Variables: `capacity`, `bias`, `by_parameter`, with a table `table` and `table_bias`, and for the
+        k-th layer `layer_k`, whose axes are named `layer_k_...` and whose attribute "layer" is its name.
+        """
+        variables = {
+            "capacity": self.capacity,
+            "bias": xr.DataArray(self.bias),
+            "by_parameter": self.by_parameter,
+        }
+        if self.table is not None:
+            variables["table"] = self.table.drop_vars("bias")
+            variables["table_bias"] = self.table.coords["bias"].drop_vars("bias")
+        for k, (name, units) in enumerate(self.layers.items()):
+            own = units.rename({dim: f"layer_{k}_{dim}" for dim in units.dims})
+            variables[f"layer_{k}"] = own.assign_attrs(layer=name)
+        return xr.Dataset(variables, attrs=dict(self.attrs))
+
+    @classmethod
+    def from_xarray(cls, dataset: xr.Dataset) -> Allocation:
+        """The allocation that `to_xarray` was called on.
+
+        Raises:
+            ValueError: a variable is missing, or the invariants do not hold.
+
+        """
+        missing = sorted({"capacity", "bias", "by_parameter"} - set(map(str, dataset.data_vars)))
+        if missing:
+            raise ValueError(f"the dataset lacks {missing}; Allocation.to_xarray() makes one that has them")
+        table = dataset.get("table")
+        if table is not None:
+            table = table.assign_coords(bias=("parameter", dataset["table_bias"].data))
+        names = sorted((str(v) for v in dataset.data_vars if "layer" in dataset[v].attrs), key=_layer_number)
+        return cls(
+            capacity=dataset["capacity"],
+            bias=float(dataset["bias"]),
+            by_parameter=dataset["by_parameter"],
+            table=table,
+            layers={dataset[name].attrs["layer"]: _own_axes(dataset[name]) for name in names},
+            attrs=dataset.attrs,
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per input: a column for each of its axes (coordinates, or else positions), and `capacity`.
+
+        The constant input is no row; its capacity is `frame.attrs["bias"]`.
+        """
+        axes = [str(dim) for dim in self.capacity.dims]
+        frame = (
+            self.capacity.rename("capacity")
+            .reset_coords(drop=True)
+            .to_dataframe(dim_order=axes)
+            .reset_index()
+        )
+        frame.attrs["bias"] = self.bias
+        return frame
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a NetCDF file, whole or not at all; `load` reads it with no model at hand.
+
+        Raises:
+            FileNotFoundError: the folder of `path` does not exist.
+            IsADirectoryError: `path` is a folder.
+
+        """
+        write_dataset(self.to_xarray(), path, FORMAT, VERSION)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Allocation:
+        """Read what `save` wrote; nothing in the file is executed or unpickled.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, foreign, or from a newer capalloc.
+
+        """
+        dataset = read_dataset(path, FORMAT, VERSION)
+        try:
+            return cls.from_xarray(dataset)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the capacity map on `ax`, or on a new figure: axes before the last two are summed."""
+        return plot_map(self.capacity, ax, title=f"{self._kind} capacity, {self.total:.5g} in total")
+
+    @property
+    def _kind(self) -> str:
+        return str(self.attrs.get("kind", "allocated"))
+
+    def _facts(self) -> dict[str, str]:
+        """What a person wants to know first, in a few words each."""
+        parameters = self.attrs.get("num_params")
+        facts = {"capacity": f"{self.total:.6g}" + (f" of {parameters} parameters" if parameters else "")}
+        facts["inputs"] = ", ".join(f"{dim} {size}" for dim, size in self.capacity.sizes.items())
+        if self.total > 0:
+            facts["on bias"] = f"{self.bias / self.total:.1%}"
+            facts["most on"] = _most(self.capacity, self.total)
+        if self.attrs.get("notes"):
+            facts["notes"] = "; ".join(map(str, self.attrs["notes"]))
+        return facts
+
+    def __repr__(self) -> str:
+        lines = [f"  {name:<9} {value}" for name, value in self._facts().items()]
+        return "\n".join([f"<capalloc.Allocation, {self._kind}>", *lines])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in self._facts().items()
+        )
+        heading = f"<strong>capalloc.Allocation</strong>, {escape(self._kind)}"
+        return f"<div>{heading}<table>{rows}</table><div style='max-width:16em'>{map_svg(self.capacity)}</div></div>"
+
+
+def _most(capacity: xr.DataArray, total: float) -> str:
+    """The region that holds most, for an image; else the input that does."""
+    if capacity.ndim > 1:
+        regions = grid(capacity)
+        top = regions[int(regions.to_numpy().argmax())]
+        return f"{top['region'].item()}, {float(top) / total:.1%}"
+    axis, index = capacity.dims[0], int(capacity.to_numpy().argmax())
+    place = capacity[axis][index].item() if axis in capacity.coords else index
+    return f"{axis} {place}, {float(capacity[index]) / total:.1%}"
+
+
+def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `attrs` as JSON keeps it."""
+    plain = {}
+    for key, value in attrs.items():
+        try:
+            plain[str(key)] = json.loads(json.dumps(value, default=_scalar))
+        except TypeError as error:
+            raise TypeError(
+                f"attrs[{key!r}] is a {type(value).__name__}, which a file cannot keep ({error}); "
+                "use numbers, strings, booleans, None, and lists or mappings of them"
+            ) from error
+    return plain
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"no plain value: {type(value).__name__}")
+
+
+def _check_axes(a: Allocation) -> None:
+    axes = a.capacity.dims
+    if not axes or "parameter" in axes:
+        raise ValueError(f"capacity has axes {axes}; it needs at least one, none of them called 'parameter'")
+    if a.by_parameter.dims != ("parameter",) or "parameter" not in a.by_parameter.coords:
+        raise ValueError(
+            f"by_parameter has axes {a.by_parameter.dims}; it needs 'parameter' alone, with names"
+        )
+    if a.table is None:
+        return
+    if a.table.dims != ("parameter", *axes) or "bias" not in a.table.coords:
+        raise ValueError(
+            f"table has axes {a.table.dims} and coordinates {sorted(map(str, a.table.coords))}; "
+            f"it needs axes {('parameter', *axes)} and a coordinate 'bias' over 'parameter'"
+        )
+    if a.table.shape != (a.by_parameter.size, *a.capacity.shape):
+        raise ValueError(f"table has shape {a.table.shape}, not {(a.by_parameter.size, *a.capacity.shape)}")
+
+
+def _check_values(a: Allocation) -> None:
+    values: dict[str, xr.DataArray] = {
+        "capacity": a.capacity,
+        "bias": xr.DataArray(a.bias),
+        "by_parameter": a.by_parameter,
+    }
+    if a.table is not None:
+        values |= {"table": a.table, "table.bias": a.table.coords["bias"]}
+    values |= {f"layers[{name!r}]": units for name, units in a.layers.items()}
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name} holds NaN or inf")
+    for name in ("capacity", "bias"):
+        lowest = float(values[name].min())
+        if lowest < -a.TOLERANCE * abs(a.total):
+            raise ValueError(f"{name} must be non-negative, but holds {lowest:.6g} (total {a.total:.6g})")
+
+
+def _check_sums(a: Allocation) -> None:
+    scale = float(abs(a.by_parameter).sum()) + abs(a.total)
+    _agree("by_parameter.sum()", float(a.by_parameter.sum()), "total", a.total, a.TOLERANCE * scale)
+    if a.table is None:
+        return
+    by_input = a.table.sum("parameter").data - a.capacity.data
+    by_tensor = a.table.sum(a.capacity.dims).data + a.table.coords["bias"].data - a.by_parameter.data
+    tolerance = a.TOLERANCE * scale
+    _agree('table.sum("parameter") - capacity, at worst', float(abs(by_input).max()), "zero", 0.0, tolerance)
+    _agree(
+        "table.sum(input axes) + table.bias - by_parameter, at worst",
+        float(abs(by_tensor).max()),
+        "zero",
+        0.0,
+        tolerance,
+    )
+    _agree("table.bias.sum()", float(a.table.coords["bias"].sum()), "bias", a.bias, tolerance)
+
+
+def _agree(name: str, value: float, other: str, expected: float, tolerance: float) -> None:
+    if abs(value - expected) > tolerance:
+        raise ValueError(
+            f"{name} is {value:.8g} but {other} is {expected:.8g}; they must agree to {tolerance:.2g}"
+        )
+
+
+def _own_axes(variable: xr.DataArray) -> xr.DataArray:
+    """A layer as it was: its own axis names, without the attribute that names it."""
+    prefix = f"{variable.name}_"
+    own = variable.rename({dim: str(dim).removeprefix(prefix) for dim in variable.dims}).rename(None)
+    own.attrs = {key: value for key, value in variable.attrs.items() if key != "layer"}
+    return own
+
+
+def _layer_number(name: str) -> int:
+    return int(name.removeprefix("layer_"))

@@ -47,12 +47,6 @@ class Scores:
     root: Root
 
 
-def leverage_scores(C: Tensor, ridge: float = 0.0) -> tuple[Tensor, Root]:
-    """Leverage scores of the rows of C: diagonal of C (C'C + ridge I)^+ C', shape (rows,)."""
-    polar, root = polar_factor(C, ridge)
-    return polar.square().sum(1), root
-
-
 def polar_factor(C: Tensor, ridge: float = 0.0) -> tuple[Tensor, Root]:
     """C (C'C + ridge)^(-1/2), from the smaller side."""
     if C.shape[0] >= C.shape[1]:
@@ -89,7 +83,8 @@ def accumulate(table: Tensor, polar: Tensor, slots: Tensor, sizes: list[int]) ->
 
 def triangular(C: Tensor) -> Tensor:
     """The factor R of C = QR: R'R = C'C."""
-    return torch.linalg.qr(C, mode="r").R
+    factor: Tensor = torch.linalg.qr(C, mode="r").R
+    return factor
 
 
 def streamed_triangular(parts: Iterable[Tensor]) -> Tensor:

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,26 +22,17 @@ from capalloc.allocation import Allocation
 from capalloc.dense import Block, Blocks, Scores, cached, score_in_memory, score_in_passes
 from capalloc.jacobian import (
     Choice,
-    Directions,
+    Constraints,
     InputMetric,
     choose_jacobian,
     differentiable_kernels,
     input_metric,
 )
-from capalloc.memory import FLOAT64, SHARE, available_bytes, require
-from capalloc.problem import (
-    OutputSelection,
-    ParamSelection,
-    Problem,
-    axis_names,
-    prepare,
-    seeded,
-)
+from capalloc.memory import SHARE, Plan, Size, available_bytes, make_plan
+from capalloc.problem import OutputSelection, ParamSelection, Problem, axis_names, prepare, seeded
 
 #: Examples on which a way to the mixed derivative is tried and checked.
 TRIAL_EXAMPLES = 2
-#: Bytes of working memory that a batch aims at, unless the solver gains from more rows.
-BATCH_BYTES = 2**28
 #: Relative error up to which two float64 outputs count as equal.
 SAME = 1e-7
 #: A numerical rank is called unclear when the singular values on its two sides differ by less than this factor.
@@ -108,16 +98,17 @@ def measure(
     """
     start = time.perf_counter()
     _check_settings(ridge, batch_size)
-    problem = prepare(model, inputs, outputs, params, dtype=torch.float64)
-    space = input_metric(metric, problem.probe, intercept)
-    replay = partial(_replay, _seed(generator), problem.probe.device)
-    with torch.inference_mode(False), torch.no_grad(), differentiable_kernels():
-        x = torch.cat([batch.detach() for batch in problem.batches(1024)])
+    with torch.inference_mode(False), torch.no_grad(), differentiable_kernels(), torch.random.fork_rng([]):
+        problem = prepare(model, inputs, outputs, params, dtype=torch.float64)
+        space = input_metric(metric, problem.probe, intercept)
+        replay = partial(_replay, _seed(generator), problem.probe.device)
+        x = torch.cat(list(problem.batches(1024)))
         num_outputs = _check_examples(problem, x, replay)
         size = Size(len(x), num_outputs, space.num_slots, problem.num_params)
         _warn_if_flat(size, ridge)
-        choice = choose_jacobian(problem, x[:TRIAL_EXAMPLES], next(space.chunks(2)), partial(replay, 0))
-        plan = make_plan(size, choice, batch_size, available_bytes(x.device) * SHARE)
+        choice = choose_jacobian(problem, x[:TRIAL_EXAMPLES], partial(replay, 0))
+        forecast = choice.forecast(size.outputs, size.params)
+        plan = make_plan(size, forecast, batch_size, available_bytes(x.device) * SHARE)
         constraints = Constraints(problem, choice, space, x, plan, replay)
         scores = solve(constraints, size, plan, ridge, progress)
     notes = _notes(choice, scores, size, ridge)
@@ -138,104 +129,6 @@ def measure(
         "seconds": time.perf_counter() - start,
     }
     return _allocation(scores.table, problem, space, attrs)
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of the constraint matrix: examples x outputs x slots rows, params columns."""
-
-    examples: int
-    outputs: int
-    slots: int
-    params: int
-
-    @property
-    def rows(self) -> int:
-        """Number of rows in all."""
-        return self.examples * self.outputs * self.slots
-
-    @property
-    def wide(self) -> bool:
-        """Fewer rows than parameters."""
-        return self.rows < self.params
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the work is cut: examples and directions at a time, and whether rows are kept between passes."""
-
-    batch_size: int
-    chunk: int
-    keep: bool
-
-
-def make_plan(size: Size, choice: Choice, batch_size: int | str, budget: float) -> Plan:
-    """Cut the work to what `budget` bytes hold, or raise `MemoryError`."""
-    stored = FLOAT64 * size.rows * size.params
-    small = min(size.rows, size.params)
-    solver = FLOAT64 * 12 * small**2 + (3 * stored if size.wide else 0)
-    require(
-        solver,
-        budget,
-        f"the exact solver for {size.params} parameters and {size.rows} rows of constraints",
-        "take fewer parameters with params= or fewer examples",
-    )
-    per_direction = FLOAT64 * choice.forecast(size.outputs, size.params)
-    room = budget - solver
-    require(
-        per_direction,
-        room,
-        f"one example along one of {size.slots} directions, with {size.outputs} outputs",
-        "take fewer parameters with params= or fewer outputs with outputs=",
-    )
-    chunk = max(1, min(size.slots, int(room / per_direction)))
-    if isinstance(batch_size, str):
-        aim = min(room / 2, max(BATCH_BYTES, 3 * FLOAT64 * 4 * size.params**2))
-        batch_size = max(1, min(size.examples, int(aim / (per_direction * size.slots))))
-    elif batch_size > 1:
-        require(
-            min(batch_size, size.examples) * per_direction * size.slots,
-            room,
-            f"a batch of {batch_size} examples",
-            'lower batch_size or leave it "auto"',
-        )
-    keep = size.wide or stored + batch_size * per_direction * chunk < room
-    return Plan(batch_size, chunk, keep)
-
-
-@dataclass(frozen=True)
-class Constraints:
-    """Rows of constraints of all examples, block by block; each pass gives the same rows."""
-
-    problem: Problem
-    choice: Choice
-    space: InputMetric
-    x: Tensor
-    plan: Plan
-    replay: Callable[[int], AbstractContextManager[None]]
-
-    def __call__(self) -> Iterator[Block]:
-        """One pass."""
-        for index, x in enumerate(self.x.split(self.plan.batch_size)):
-            for directions in self.space.chunks(self.plan.chunk):
-                parts = self.choice.jacobian(x, directions, partial(self.replay, index))
-                yield self.rows(parts, len(directions.slots)), _repeat(directions, parts)
-
-    def __len__(self) -> int:
-        """Number of blocks in one pass."""
-        batches = math.ceil(len(self.x) / self.plan.batch_size)
-        return batches * math.ceil(self.space.num_inputs / self.plan.chunk)
-
-    def rows(self, parts: dict[str, Tensor], num_directions: int) -> Tensor:
-        """Parameter tensors side by side, scaled so that C'C is a mean over examples: (rows, params)."""
-        columns = [parts[name].flatten(3).flatten(0, 2) for name in self.problem.params]
-        rows = torch.cat(columns, dim=1) / math.sqrt(len(self.x))
-        if not torch.isfinite(rows).all():
-            raise ValueError(
-                "the mixed derivative of outputs with respect to parameters and inputs holds NaN or inf; "
-                "look for square roots, logarithms or divisions at zero in the model"
-            )
-        return rows
 
 
 def solve(constraints: Constraints, size: Size, plan: Plan, ridge: float, progress: bool | None) -> Scores:
@@ -262,17 +155,10 @@ def watched(blocks: Blocks, tick: Callable[[], Any]) -> Blocks:
     return again
 
 
-def _repeat(directions: Directions, parts: dict[str, Tensor]) -> Tensor:
-    examples, outputs = next(iter(parts.values())).shape[:2]
-    return directions.slots.repeat(examples * outputs)
-
-
 def _check_settings(ridge: float, batch_size: int | str) -> None:
     if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
         raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
-    if batch_size != "auto" and (
-        isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
-    ):
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
 
 
@@ -286,9 +172,7 @@ def _replay(seed: int, device: torch.device, index: int) -> AbstractContextManag
     return seeded(seed + index, device)
 
 
-def _check_examples(
-    problem: Problem, x: Tensor, replay: Callable[[int], AbstractContextManager[None]]
-) -> int:
+def _check_examples(problem: Problem, x: Tensor, replay: Callable[[int], AbstractContextManager[None]]) -> int:
     """Examples must not see each other, and draws must repeat; returns the number of outputs."""
     runs = []
     for index in (0, 0, 1):

@@ -61,17 +61,18 @@ class Problem:
                 pending.append(piece)
                 count += len(piece)
                 if count >= batch_size:
-                    joined = torch.cat(pending)
+                    joined = torch.cat(pending).detach()
                     yield joined[:batch_size].to(self.probe)
                     pending, count = [joined[batch_size:]], count - batch_size
         if count:
-            yield torch.cat(pending).to(self.probe)
+            yield torch.cat(pending).detach().to(self.probe)
 
     def count(self) -> int:
         """Number of examples."""
         return sum(len(batch) for batch in iterate_batches(self.inputs))
 
 
+@torch.inference_mode(False)
 def prepare(
     model: nn.Module,
     inputs: Tensor | Iterable[Any],
@@ -97,15 +98,27 @@ def prepare(
     check_batch(probe, like=probe)
     selected = select_params(model, params)
     _check_dtypes(selected, probe)
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    frozen = private_copy(model, dtype)
     own = dict(frozen.named_parameters())
-    if dtype is not None:
-        frozen = frozen.to(dtype)
     device = next(iter(own.values())).device
-    probe = probe[:1].detach().to(device=device, dtype=dtype or probe.dtype)
+    probe = probe[:1].detach().clone().to(device=device, dtype=dtype or probe.dtype)
     problem = Problem(frozen, inputs, outputs, {name: own[name] for name in selected}, probe)
     _check_outputs(problem)
     return problem
+
+
+def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy in evaluation mode that shares no tensor with `model`, cast to `dtype`."""
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model cannot be copied, and the methods work on a copy: {error}; replace tensors computed from "
+            "parameters and kept on a module, for example torch.nn.utils.weight_norm by "
+            "torch.nn.utils.parametrizations.weight_norm"
+        ) from error
+    frozen = copied.eval().requires_grad_(False)
+    return frozen if dtype is None else frozen.to(dtype)
 
 
 def select_params(model: nn.Module, params: ParamSelection) -> dict[str, nn.Parameter]:
@@ -127,6 +140,8 @@ def select_params(model: nn.Module, params: ParamSelection) -> dict[str, nn.Para
     if not selected:
         raise ValueError(f"params selects no parameter; the model has {sorted(named)}")
     for name, p in named.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet; run the lazy model on a batch once")
         if not torch.isfinite(p).all():
             raise ValueError(f"parameter {name!r} holds NaN or inf; capacity needs a finite model")
     return selected
@@ -177,7 +192,7 @@ def check_batch(batch: Tensor, like: Tensor) -> None:
         )
     if batch.shape[1:] != like.shape[1:]:
         raise ValueError(f"batches differ in shape: {tuple(batch.shape[1:])} after {tuple(like.shape[1:])}")
-    if batch[:0].numel() == 0 and 0 in batch.shape[1:]:
+    if 0 in batch.shape[1:]:
         raise ValueError(f"inputs have an axis of length 0: shape {tuple(batch.shape)}")
     if not torch.isfinite(batch).all():
         raise ValueError("inputs hold NaN or inf; drop or repair those examples")
@@ -217,7 +232,7 @@ def _check_outputs(problem: Problem) -> None:
     with torch.enable_grad(), seeded(0, x.device):
         try:
             returned = problem.model(x)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(
                 f"model does not accept inputs of shape (examples, {', '.join(map(str, problem.input_shape))}): {error}"
             ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from capalloc.energy import sweep
@@ -42,8 +41,7 @@ def solve(batches: Callable[[], Iterable[Batch]], *, single: bool, layers: bool,
     program, _, flow = last
     shares = sweep.shares(program, usage)
     names = tuple(program.params)
-    alive = shares.rescaled.sum(0) > 0
-    loss = shares.loss if table else alive.to(torch.float64)[None]
+    loss = shares.loss if table else shares.loss.sum(0, keepdim=True)
     rows = {name: k if table else 0 for k, name in enumerate(names)}
     slots = program.layers if layers else {}
     held: sweep.Cotangents = {}
@@ -55,11 +53,11 @@ def solve(batches: Callable[[], Iterable[Batch]], *, single: bool, layers: bool,
             held[slot] = held[slot] + summed if slot in held else summed
     return Markov(
         names=names,
-        by_input=held[program.input],
+        by_input=held.get(program.input, loss.new_zeros(len(loss), *program.values[program.input].shape[1:])),
         bias=held.get(program.constant, loss.new_zeros(len(loss))),
         by_parameter=shares.alive - shares.loss.sum(1),
         layers={name: held[slot].sum(0) for name, slot in slots.items() if slot in held},
-        symmetries=int(alive.sum()),
+        symmetries=round(float(shares.loss.sum())),
         exact_symmetries=program.channels.exact,
         alive=int(shares.alive.sum()),
     )
@@ -70,7 +68,7 @@ def law(batches: Iterable[Batch], *, layers: bool) -> tuple[Tensor, Tensor, dict
     held: dict[str, Tensor] = {}
     usage: sweep.Usage | None = None
     for program, seed in batches:
-        usage = usage or sweep.Usage(program.channels.components())
+        usage = usage or sweep.Usage(program.channels.resolve())
         slots = {"inputs": program.input, "constant": program.constant}
         slots |= {"layer " + name: slot for name, slot in program.layers.items()} if layers else {}
         flow = sweep.law(program, seed * usage.output_weight(program), tuple(slots.values()))
@@ -90,7 +88,7 @@ def _usage(batches: Iterable[Batch]) -> tuple[sweep.Usage, tuple[Program, Tensor
     last = None
     for program, seed in batches:
         if usage is None:
-            usage = sweep.Usage(program.channels.components())
+            usage = sweep.Usage(program.channels.resolve())
         flow = sweep.law(program, seed * usage.output_weight(program))
         sweep.add_usage(usage, program, flow)
         last = (program, seed, flow)

@@ -44,6 +44,7 @@ class Step:
     factors: tuple[float, ...]  # brings the signals to one exponent
     scale: float
     out: int
+    moves: bool  # whether it only moves data
 
     def run(self, args: Sequence[Tensor]) -> Tensor:
         """Evaluate the step on other mantissas than its own."""
@@ -114,7 +115,7 @@ class Program:
 
     # -- steps ----------------------------------------------------------------------------------------------
 
-    def step(self, fn: EnergyMap, args: Sequence[Energy], labels: Tensor | None) -> Energy:
+    def step(self, fn: EnergyMap, args: Sequence[Energy], labels: Tensor | None, moves: bool = False) -> Energy:
         """Append out = fn(arguments), rescaled, and evaluate it."""
         signals = [a.slot for a in args if a.is_signal]
         top = max((self.exponents[s] for s in signals), default=0)
@@ -124,16 +125,16 @@ class Program:
         exponent = top + shift + sum(self.exponents[a.slot] for a in args if not a.is_signal)
         out = self._slot(mantissa, exponent, labels)
         scale = math.ldexp(1.0, -shift)
-        self.steps.append(Step(fn, tuple(a.slot for a in args), factors, scale, out.slot))
+        self.steps.append(Step(fn, tuple(a.slot for a in args), factors, scale, out.slot, moves))
         self.free[out.slot] = labels is None and any(self.free[a.slot] for a in args)
         return out
 
     def move(self, fn: EnergyMap, *args: Energy) -> Energy:
         """Data movement: every output entry is one input entry, or nothing; labels move along."""
         if not any(a.is_signal for a in args):
-            return self.step(fn, args, None)
+            return self.step(fn, args, None, moves=True)
         full = (a.labels.expand(a.shape).to(torch.float64) for a in args if a.labels is not None)
-        return self.step(fn, args, fn(*full).long())
+        return self.step(fn, args, fn(*full).long(), moves=True)
 
     def gate(self, energy: Energy, squared: Tensor | float) -> Energy:
         """Multiply by squared gates, broadcastable to the energy or the energy to them."""

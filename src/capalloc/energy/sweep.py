@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from capalloc.energy.channels import Potentials
 from capalloc.energy.program import Program, Step
 
 Cotangents = dict[int, Tensor]
@@ -35,7 +36,7 @@ class Flow:
 class Usage:
     """Path energy through every parameter and channel, summed over batches, relative to 2**reference."""
 
-    components: Tensor
+    potentials: Potentials
     through_params: Cotangents = field(default_factory=dict)  # slot -> dE/d theta^2
     through_channels: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: int | None = None
@@ -72,7 +73,7 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> Flow:
 def add_usage(usage: Usage, program: Program, flow: Flow) -> None:
     """Count a batch's path energy through parameters and channels."""
     if not len(usage.through_channels):
-        usage.through_channels = torch.zeros(int(usage.components.max()) + 1, dtype=program.dtype)
+        usage.through_channels = torch.zeros(usage.potentials.number, dtype=program.dtype)
     for slot in {*program.params.values(), *(edge.weight for edge in program.edges)}:
         if slot in flow.at_slots:
             _accumulate(usage.through_params, [slot], [flow.at_slots[slot]])
@@ -80,27 +81,21 @@ def add_usage(usage: Usage, program: Program, flow: Flow) -> None:
         g = flow.at_edges.get(edge.step)
         if g is not None:
             energy = program.values[program.steps[edge.step].out] * g
-            where = usage.components[edge.out_labels].expand(energy.shape)
+            where = usage.potentials.component[edge.out_labels].expand(energy.shape)
             usage.through_channels.index_add_(0, where.reshape(-1), energy.reshape(-1).cpu())
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How each symmetry's loss is split over parameter tensors: (parameters, components)."""
+    """Parameters in use, and what symmetries take from them."""
 
     names: tuple[str, ...]
     alive: Tensor  # parameters in use, by tensor
-    rescaled: Tensor  # parameters that a component's symmetry rescales, by tensor
-
-    @property
-    def loss(self) -> Tensor:
-        """Share of each tensor in each symmetry, columns summing to one (to zero where there is none)."""
-        total = self.rescaled.sum(0)
-        return self.rescaled / torch.where(total > 0, total, 1.0)
+    loss: Tensor  # (parameters, components): the freedom of each component, split by what it rescales
 
 
 def shares(program: Program, usage: Usage) -> Shares:
-    """Count parameters in use and the parameters that every symmetry rescales."""
+    """Count parameters in use and split each symmetry over the parameter tensors it rescales, by their number."""
     names = tuple(program.params)
     owners = _owners(program)
     rescaled = torch.zeros(len(names), len(usage.through_channels), dtype=torch.float64)
@@ -108,18 +103,21 @@ def shares(program: Program, usage: Usage) -> Shares:
         used = usage.through_params.get(edge.weight)
         if used is None:
             continue
-        counts = torch.zeros(rescaled.shape[1], dtype=torch.float64)
-        read, written = usage.components[edge.read], usage.components[edge.written]
-        _count(counts, (used > 0).cpu(), read, written)
+        component = usage.potentials.component
+        counts = _crossing(len(usage.through_channels), (used > 0).cpu(), component[edge.read], component[edge.written])
         for name in owners[edge.weight]:
             rescaled[names.index(name)] += counts
-    rescaled[:, 0] = 0
-    rescaled[:, usage.through_channels <= 0] = 0
-    alive = [
-        float((usage.through_params[slot] > 0).sum()) if slot in usage.through_params else 0.0
-        for slot in program.params.values()
-    ]
-    return Shares(names, torch.tensor(alive, dtype=torch.float64), rescaled)
+    total = rescaled.sum(0)
+    # A component without a parameter of its own to rescale has nothing to lose.
+    freedom = usage.potentials.freedom(torch.where(total > 0, usage.through_channels, 0.0))
+    alive = [_count_used(usage, slot) for slot in program.params.values()]
+    loss = rescaled / torch.where(total > 0, total, 1.0) * freedom
+    return Shares(names, torch.tensor(alive, dtype=torch.float64), loss)
+
+
+def _count_used(usage: Usage, slot: int) -> float:
+    used = usage.through_params.get(slot)
+    return 0.0 if used is None else float((used > 0).sum())
 
 
 def capacity(
@@ -198,7 +196,7 @@ def pull_rows(program: Program, step: Step, cotangents: Tensor, wanted: Sequence
 def _sinks(g: Tensor, usage: Usage, loss: Tensor, labels: Tensor) -> Tensor:
     through = usage.through_channels
     per_unit = loss / torch.where(through > 0, through, 1.0)
-    where = usage.components[labels].reshape((1,) * (g.ndim - labels.ndim) + tuple(labels.shape))
+    where = usage.potentials.component[labels].reshape((1,) * (g.ndim - labels.ndim) + tuple(labels.shape))
     return -per_unit[:, where].to(g.device) * g
 
 
@@ -229,12 +227,11 @@ def _owners(program: Program) -> dict[int, set[str]]:
     return owners
 
 
-def _count(counts: Tensor, used: Tensor, read: Tensor, written: Tensor) -> None:
-    """Add to each component the used parameters that it rescales: those that join it to another."""
+def _crossing(number: int, used: Tensor, read: Tensor, written: Tensor) -> Tensor:
+    """For each component, the used parameters that it rescales: those that join it to another."""
     read, written = read.expand(used.shape), written.expand(used.shape)
     crossing = used & (read != written)
-    for side in (read, written):
-        counts += torch.bincount(side[crossing], minlength=len(counts))
+    return torch.bincount(read[crossing], minlength=number) + torch.bincount(written[crossing], minlength=number)
 
 
 def _accumulate(into: dict[Key, Tensor], slots: Sequence[Key], cotangents: Sequence[Tensor | None]) -> None:

@@ -14,6 +14,7 @@ from capalloc.energy.capture import Graph, module_path
 from capalloc.energy.channels import GROUND
 from capalloc.energy.gates import GateSource
 from capalloc.energy.program import Energy, Program
+from capalloc.energy.sharing import relate_uses
 from capalloc.energy.rules import RULES, Call, Traced, UnsupportedOperatorError, bind, invoke
 
 
@@ -38,6 +39,7 @@ def trace(graph: Graph, batch: Tensor, gates: GateSource, selected: set[str]) ->
     program.output = energy.slot
     assert energy.labels is not None
     program.channels.tie(energy.labels, torch.tensor(GROUND))
+    relate_uses(program)
     return program
 
 

@@ -8,14 +8,15 @@ section 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 #: (cotangents (a, *out), inputs (b, *in)) -> weight gradients (a, b, *weight)
 Bilinear = Callable[[Tensor, Tensor], Tensor]
@@ -109,8 +110,8 @@ def conv(
         h = patches(F.pad(h.flatten(0, 1), pads), kernel, stride, dilation).unflatten(0, h.shape[:2])
         h = h.unflatten(2, (groups, -1)).flatten(4, 3 + dims)
         # e: example, g: group, p: position, k: offset in the kernel
-        grad = torch.einsum("aegop,begipk->abgoik", d, h.flatten(5))
-        return grad.flatten(2, 3).unflatten(-1, kernel)
+        grad = torch.einsum("aegop,begipk->abgoik", d, h.flatten(5)).flatten(2, 3)
+        return grad.reshape(*grad.shape[:4], *kernel)
 
     return Call(input, weight, bias, weight_gradient, lambda d: d.flatten(3).sum((1, 3)))
 
@@ -136,13 +137,108 @@ def batch_norm(
     """Scale and shift of the input normalised by frozen statistics."""
     if training or running_mean is None:
         return None
+    normalised = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
+    return _per_channel(normalised, weight, bias)
+
+
+@register(F.layer_norm)
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Call | None:
+    """Scale and shift of the normalised input, one weight per element of its last axes."""
+    last = math.prod(normalized_shape)
+
+    def unflatten(t: Tensor) -> Tensor:
+        return t.reshape(*t.shape[:-1], *normalized_shape)
+
     return Call(
-        F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps),
+        F.layer_norm(input, normalized_shape, None, None, eps),
+        weight,
+        bias,
+        lambda d, h: unflatten(torch.einsum("apc,bpc->abc", _rows(d, last), _rows(h, last))),
+        lambda d: unflatten(_rows(d, last).sum(1)),
+    )
+
+
+@register(F.group_norm)
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Call | None:
+    """Scale and shift of the input normalised by groups of channels."""
+    return _per_channel(F.group_norm(input, num_groups, None, None, eps), weight, bias)
+
+
+@register(F.instance_norm)
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Call | None:
+    """Scale and shift of the input normalised channel by channel."""
+    if running_mean is not None:
+        return None
+    return _per_channel(F.instance_norm(input, None, None, None, None, True, momentum, eps), weight, bias)
+
+
+@register(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+def scale(input: Any, other: Any) -> Call | None:
+    """out = input * weight, with broadcasting."""
+    operands = _parameter_last(input, other)
+    if operands is None:
+        return None
+    h, weight = operands
+    return Call(h, weight, None, lambda d, h: _sum_to(d[:, None] * h, weight.shape), lambda d: d)
+
+
+@register(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+def shift(input: Any, other: Any) -> Call | None:
+    """out = input + bias, with broadcasting."""
+    operands = _parameter_last(input, other)
+    if operands is None:
+        return None
+    h, bias = operands
+    return Call(h, None, bias, lambda d, h: d, lambda d: _sum_to(d[:, None], bias.shape)[:, 0])
+
+
+def _per_channel(h: Tensor, weight: Tensor | None, bias: Tensor | None) -> Call:
+    """out = weight_c h_c + bias_c for channels c, the axis after the examples."""
+    return Call(
+        h,
         weight,
         bias,
         lambda d, h: torch.einsum("aecp,becp->abc", _positions(d), _positions(h)),
         lambda d: _positions(d).sum((1, 3)),
     )
+
+
+def _parameter_last(a: Any, b: Any) -> tuple[Tensor, Tensor] | None:
+    """The two operands of a commutative call with the one parameter second; None if there is not one."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return None
+    if isinstance(a, nn.Parameter) == isinstance(b, nn.Parameter):
+        return None
+    return (b, a) if isinstance(a, nn.Parameter) else (a, b)
+
+
+def _sum_to(t: Tensor, shape: torch.Size) -> Tensor:
+    """Sum (a, b, *out) over broadcast axes to (a, b, *shape)."""
+    extra = t.ndim - 2 - len(shape)
+    t = t.sum(tuple(range(2, 2 + extra))) if extra else t
+    stretched = [k for k, length in enumerate(shape, start=2) if length == 1 and t.shape[k] != 1]
+    return t.sum(stretched, keepdim=True) if stretched else t
 
 
 def _rows(t: Tensor, last: int) -> Tensor:

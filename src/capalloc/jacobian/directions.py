@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Rounding of a covariance that was estimated in its own dtype: times its size, and its largest eigenvalue.
-ROUNDING = 10.0
+from capalloc.covariance import root_of_covariance, root_of_variances, rounding_of
 
 
 @dataclass(frozen=True)
@@ -97,40 +96,16 @@ def input_metric(metric: Tensor | None, probe: Tensor, intercept: bool) -> Input
         return InputMetric(shape, None, probe, intercept)
     metric = torch.as_tensor(metric)
     given = tuple(metric.shape)
-    rounding = ROUNDING * n * torch.finfo(metric.dtype if metric.dtype.is_floating_point else torch.float64).eps
     values = metric.detach().to(probe)
     if not torch.isfinite(values).all():
         raise ValueError("metric holds NaN or inf; it must be finite variances or a finite covariance")
     if given == shape:
         root = root_of_variances(values.reshape(n))
     elif given in ((n, n), shape * 2):
-        root = root_of_covariance(values.reshape(n, n), rounding)
+        root = root_of_covariance(values.reshape(n, n), rounding_of(metric.reshape(n, n)))
     else:
         raise ValueError(
             f"metric has shape {given}; pass variances of shape {shape} or a covariance of shape {(n, n)}"
             + (f" or {shape * 2}" if len(shape) > 1 else "")
         )
     return InputMetric(shape, root, probe, intercept)
-
-
-def root_of_variances(variances: Tensor) -> Tensor:
-    """Standard deviations."""
-    if (variances < 0).any():
-        raise ValueError(f"metric has a negative variance, {variances.min():.3g}; variances must be >= 0")
-    return variances.sqrt()
-
-
-def root_of_covariance(covariance: Tensor, rounding: float) -> Tensor:
-    """The symmetric positive semi-definite root; eigenvalues negative by rounding count as zero."""
-    asymmetry = float((covariance - covariance.T).abs().max())
-    if asymmetry > rounding * float(covariance.abs().max()):
-        raise ValueError(
-            f"metric is not symmetric: entries differ by {asymmetry:.3g} from their mirror; use (S + S.T) / 2"
-        )
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    if values[0] < -rounding * float(values.abs().max()):
-        raise ValueError(
-            f"metric is indefinite: smallest eigenvalue {float(values[0]):.3g}, largest {float(values[-1]):.3g}; "
-            "a covariance has none below zero"
-        )
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

@@ -28,16 +28,20 @@ class LoopJacobian:
         """Constraints of the examples `x` along `directions`: name -> (e, o, d, *parameter)."""
         with torch.enable_grad(), differentiable(self.problem), replay():
             parts = [self.example(one, directions) for one in x]
-        return {
-            name: torch.stack([part[k] for part in parts]) for k, name in enumerate(self.problem.params)
-        }
+        return {name: torch.stack([part[k] for part in parts]) for k, name in enumerate(self.problem.params)}
 
-    def example(self, x: Tensor, directions: Directions) -> list[Tensor]:
+    def mixed(self, x: Tensor, directions: Directions, weights: Tensor, replay: Replay) -> dict[str, Tensor]:
+        """Constraints of one example and the weighted sum of its outputs: name -> (d, *parameter)."""
+        with torch.enable_grad(), differentiable(self.problem), replay():
+            parts = self.example(x, directions, weights[None])
+        return {name: part[0] for name, part in zip(self.problem.params, parts, strict=True)}
+
+    def example(self, x: Tensor, directions: Directions, mix: Tensor | None = None) -> list[Tensor]:
         """One example's rows: for every parameter, (o, d, *parameter)."""
         at = directions.at(x).flatten(1)
         x = x.clone().requires_grad_()
         out = self.problem(x[None])[0]
-        rows = [self.output(f, x, at, directions.alpha) for f in out]
+        rows = [self.output(f, x, at, directions.alpha) for f in (out if mix is None else mix @ out)]
         return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
     def output(self, f: Tensor, x: Tensor, at: Tensor, alpha: Tensor) -> list[Tensor]:

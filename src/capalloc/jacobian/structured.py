@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ Push = Callable[[Sweep, Tensor, Tensor], Tensors]
 Replay = Callable[[], AbstractContextManager[None]]
 
 
+#: its stub promises three results, which hold with has_aux only
+_vjp: Callable[..., Any] = vjp
+
+
 def push_forward(sweep: Sweep, x: Tensor, v: Tensor) -> Tensors:
     """Directional derivative by forward mode."""
     tangents: Tensors = jvp(sweep, (x,), (v,))[1]
@@ -38,8 +43,8 @@ def push_forward(sweep: Sweep, x: Tensor, v: Tensor) -> Tensors:
 
 def push_reverse(sweep: Sweep, x: Tensor, v: Tensor) -> Tensors:
     """Directional derivative by reverse over reverse: u -> <u, D sweep> is linear in u."""
-    out, pull = vjp(sweep, x)
-    _, pull_again = vjp(lambda u: pull(u)[0], tuple(torch.zeros_like(t) for t in out))
+    out, pull = _vjp(sweep, x)
+    _, pull_again = _vjp(lambda u: pull(u)[0], tuple(torch.zeros_like(t) for t in out))
     tangents: Tensors = pull_again(v)[0]
     return tangents
 
@@ -67,7 +72,7 @@ class StructuredJacobian:
     def pull(self, x: Tensor) -> Tensors:
         """Sensitivities of every output to opaque parameters and sites, (o, ...), then what entered the sites."""
         tapped = self.tapped
-        out, back, entered = vjp(partial(tapped, x), tapped.values(), tapped.zeros(), has_aux=True)
+        out, back, entered = _vjp(partial(tapped, x), tapped.values(), tapped.zeros(), has_aux=True)
         units = torch.eye(len(out), dtype=out.dtype, device=out.device)
         to_opaque, to_sites = vmap(back)(units)
         return (*to_opaque, *to_sites, *entered)

@@ -1,0 +1,41 @@
+"""Roots of an input covariance S, checked: the metric <a, b> = a'Sb of docs/theory.md, section 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Rounding of a covariance that was estimated in its own dtype: times its size, and its largest eigenvalue.
+ROUNDING = 10.0
+
+
+def rounding_of(covariance: Tensor) -> float:
+    """Relative error to forgive in an estimated covariance, from the dtype it came in."""
+    dtype = covariance.dtype if covariance.dtype.is_floating_point else torch.float64
+    return ROUNDING * len(covariance) * torch.finfo(dtype).eps
+
+
+def root_of_variances(variances: Tensor, name: str = "metric") -> Tensor:
+    """Standard deviations."""
+    if (variances < 0).any():
+        raise ValueError(
+            f"{name} has a negative variance, {float(variances.min()):.3g}; variances must be >= 0"
+        )
+    return variances.sqrt()
+
+
+def root_of_covariance(covariance: Tensor, rounding: float, name: str = "metric") -> Tensor:
+    """The symmetric positive semi-definite root; eigenvalues negative by rounding count as zero."""
+    asymmetry = float((covariance - covariance.T).abs().max())
+    if asymmetry > rounding * float(covariance.abs().max()):
+        raise ValueError(
+            f"{name} is not symmetric: entries differ by {asymmetry:.3g} from their mirror; use (S + S.T) / 2"
+        )
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    if values[0] < -rounding * float(values.abs().max()):
+        raise ValueError(
+            f"{name} is indefinite: smallest eigenvalue {float(values[0]):.3g}, largest {float(values[-1]):.3g}; "
+            "a covariance has none below zero"
+        )
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root

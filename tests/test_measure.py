@@ -1,0 +1,712 @@
+"""Measured capacity against brute force, closed forms and conservation laws."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from capalloc.jacobian.calls import RULES
+from capalloc.measure import CapacityWarning, measure
+from capalloc.memory import Plan, available_bytes
+from reference import by_tensor, capacity_table, constraints, dense_markov, whiten
+
+
+def data(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def build(make) -> nn.Module:
+    """A double model with fixed random weights, non-trivial statistics and scales."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = make().double().eval()
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.data.normal_(1.0 if "weight" in name else 0.0, 0.5)
+        for name, b in model.named_buffers():
+            if b.is_floating_point():
+                b.normal_().abs_().add_(0.5) if "var" in name else b.normal_()
+    return model
+
+
+def slots(allocation) -> np.ndarray:
+    """(parameter, inputs then bias)."""
+    table = allocation.table
+    return np.concatenate([table.values.reshape(len(table), -1), table["bias"].values[:, None]], 1)
+
+
+def assert_equals_reference(model, x, metric=None, covariance=None, ridge=0.0, intercept=True, atol=1e-7, **kwargs):
+    allocation = measure(model, x, metric=metric, ridge=ridge, intercept=intercept, **kwargs)
+    C = constraints(model, x, intercept)
+    if covariance is not None:
+        C = whiten(C, covariance, intercept)
+    expected = by_tensor(capacity_table(C, ridge), model)
+    if not intercept:
+        expected = np.pad(expected, ((0, 0), (0, 1)))
+    np.testing.assert_allclose(slots(allocation), expected, atol=atol, rtol=1e-6)
+    return allocation
+
+
+class Shared(nn.Module):
+    """One matrix used twice, once through a rule and once transposed; a scale; a bias added by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+        self.scale = nn.Parameter(torch.randn(3))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(F.linear(x, self.weight))
+        return self.head(F.relu(h @ self.weight.T * self.scale + self.scale))
+
+
+class Twice(nn.Module):
+    """One layer applied twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(F.relu(self.layer(x)))
+
+
+class ByHand(nn.Module):
+    """A matrix on the right, an in-place activation, a layer without a rule (transposed convolution)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+        self.up = nn.ConvTranspose1d(2, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = (x @ self.weight).add_(1.0).relu_()
+        return self.up(h.reshape(-1, 2, 3)).flatten(1)[:, :3]
+
+
+class Attention(nn.Module):
+    """A transformer block on (length, width) inputs, by the fused function and by the module."""
+
+    def __init__(self, module: bool) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True) if module else None
+        self.qkv = None if module else nn.Linear(4, 12)
+        self.norm = nn.LayerNorm(4)
+        self.mlp = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        if self.attend is not None:
+            h = x + self.attend(h, h, h, need_weights=False)[0]
+        else:
+            q, k, v = self.qkv(h)[:, None].chunk(3, -1)
+            h = x + F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return self.mlp(h)[:, -1]
+
+
+def norm_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 2, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 2, groups=2),
+        nn.GroupNorm(2, 4),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+
+
+MODELS = {
+    "linear": (lambda: nn.Linear(3, 2), (3,)),
+    "relu": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (4,)),
+    "relu_no_bias": (
+        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False)),
+        (4,),
+    ),
+    "tanh": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)), (3,)),
+    "one_output": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(0.2), nn.Linear(5, 1)), (4,)),
+    "conv2d": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(3, 4, 2, bias=False),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(4, 2),
+        ),
+        (1, 4, 4),
+    ),
+    "conv1d": (
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 4, 3, stride=2, padding=2, dilation=2, groups=2),
+            nn.Tanh(),
+            nn.Conv1d(4, 2, 3, padding="same", padding_mode="circular"),
+            nn.ReLU(),
+            nn.Conv1d(2, 2, 2, padding="same", dilation=3),
+            nn.Flatten(),
+            nn.Linear(6, 2),
+        ),
+        (2, 5),
+    ),
+    "conv3d": (
+        lambda: nn.Sequential(nn.Conv3d(1, 2, 2, stride=(1, 2, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)),
+        (1, 2, 2, 3),
+    ),
+    "norms": (norm_net, (1, 4, 4)),
+    "batchnorm1d": (lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)), (3,)),
+    "instance_norm": (
+        lambda: nn.Sequential(nn.InstanceNorm1d(2, affine=True), nn.Flatten(), nn.Linear(6, 2)),
+        (2, 3),
+    ),
+    "prelu": (lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2)), (3,)),
+    "shared": (Shared, (3,)),
+    "twice": (Twice, (3,)),
+    "by_hand": (ByHand, (4,)),
+    "attention": (lambda: Attention(module=False), (3, 4)),
+    "multihead": (lambda: Attention(module=True), (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_equals_brute_force(name):
+    make, shape = MODELS[name]
+    model = build(make)
+    p = sum(q.numel() for q in model.parameters())
+    allocation = assert_equals_reference(model, data(max(6, p // 8), *shape), ridge=1e-3)
+    # the backward of SiLU has no forward mode, that of PReLU does not batch
+    expected = {"norms": "reverse", "prelu": "loop"}.get(name, "forward")
+    assert allocation.attrs["differentiation"] == expected, allocation.attrs["notes"]
+
+
+@pytest.mark.parametrize("name", ["relu", "twice", "shared", "batchnorm1d"])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_pseudo_inverse_equals_brute_force(name, intercept):
+    make, shape = MODELS[name]
+    assert_equals_reference(build(make), data(40, *shape), intercept=intercept, atol=1e-5)
+
+
+def test_wide_and_tall_solvers_share_one_ridge_answer():
+    model = build(MODELS["relu"][0])
+    assert_equals_reference(model, data(2, 4), ridge=0.3)  # 20 rows, 37 parameters
+    assert_equals_reference(model, data(20, 4), ridge=0.3)
+
+
+@pytest.mark.parametrize("form", ["variances", "matrix", "axes"])
+def test_metric_mixes_inputs_by_its_symmetric_root(form):
+    model, x = build(MODELS["conv2d"][0]), data(12, 1, 4, 4)
+    if form == "variances":
+        metric = data(1, 4, 4, seed=3).abs()
+        covariance = metric.flatten().diag()
+    else:
+        factor = data(16, 16, seed=3)
+        metric = covariance = factor @ factor.T
+    if form == "axes":
+        metric = covariance.reshape(1, 4, 4, 1, 4, 4)
+    assert_equals_reference(model, x, metric=metric, covariance=covariance.numpy(), ridge=0.1)
+
+
+def test_directions_come_in_chunks_where_one_example_is_too_large(monkeypatch):
+    model, x = build(MODELS["tanh"][0]), data(20, 3)
+    whole = measure(model, x)
+    monkeypatch.setattr("capalloc.memory.Plan", lambda batch_size, chunk, keep: Plan(1, 2, keep))
+    np.testing.assert_allclose(slots(measure(model, x)), slots(whole), rtol=1e-9, atol=1e-9)
+
+
+# Closed forms
+
+
+def test_linear_network_gives_leverage_scores_of_its_jacobian():
+    model = build(lambda: nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 4, bias=False)))
+    allocation = measure(model, data(30, 5))
+    W1, W2 = (p.detach().numpy() for p in model.parameters())
+    # w = W2 W1, (outputs, inputs): its Jacobian has the columns of both factors, rank 2 (4 + 5 - 2)
+    J = np.concatenate([np.kron(W2, np.eye(5)), np.kron(np.eye(4), W1.T)], 1)
+    left, singular, _ = np.linalg.svd(J, full_matrices=False)
+    leverage = (left[:, singular > 1e-10] ** 2).sum(1).reshape(4, 5).sum(0)
+    np.testing.assert_allclose(allocation.capacity, leverage, rtol=1e-9)
+    assert allocation.total == pytest.approx(14, rel=1e-12)
+    assert allocation.bias == pytest.approx(0, abs=1e-12)
+
+
+def test_ridge_gives_effective_degrees_of_freedom():
+    model, x = build(MODELS["relu"][0]), data(50, 4)
+    C = constraints(model, x)
+    G = np.einsum("eoik,eoil->kl", C, C) / len(x)
+    values = np.linalg.eigvalsh(G)
+    for ridge in (1e-3, 0.1, 10.0):
+        expected = (values / (values + ridge)).sum()
+        assert measure(model, x, ridge=ridge).total == pytest.approx(expected, rel=1e-9)
+
+
+def test_invariance_under_reparametrisation_of_parameters_and_inputs():
+    """Capacity ignores how parameters are scaled, and a change of units undone by the metric."""
+    plain = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False)).double()
+    scaled = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False)).double()
+    units = torch.tensor([1.0, 2.0, 0.3], dtype=torch.float64)
+    gains = torch.tensor([1.0, 0.1, 3.0, 2.0, 0.5], dtype=torch.float64)
+    scaled[0].weight.data = gains[:, None] * plain[0].weight.data / units
+    scaled[2].weight.data = plain[2].weight.data / gains
+    x = data(60, 3)
+    expected = measure(plain, x).capacity
+    np.testing.assert_allclose(measure(scaled, x * units, metric=units**2).capacity, expected, rtol=1e-8)
+
+
+def test_capacity_is_additive_over_independent_models():
+    class Side(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+            self.right = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.left(x[:, :2]), self.right(x[:, 2:])], 1)
+
+    model, x = build(Side), data(60, 5)
+    whole = measure(model, x)
+    left, right = measure(model.left, x[:, :2]), measure(model.right, x[:, 2:])
+    np.testing.assert_allclose(whole.capacity, np.concatenate([left.capacity, right.capacity]), rtol=1e-7)
+    assert whole.bias == pytest.approx(left.bias + right.bias, rel=1e-7)
+
+
+def test_homogeneous_network_without_biases_has_no_constant_input():
+    model = build(MODELS["relu_no_bias"][0])
+    allocation = measure(model, data(40, 4))
+    assert allocation.bias == pytest.approx(0, abs=1e-9)
+    assert allocation.total == pytest.approx(30 - 5, rel=1e-10)  # one rescaling for each hidden unit
+
+
+class Signs(nn.Module):
+    """Multiplies by +-1, drawn anew for every example and unit: total decoupling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 * torch.randint(2, x.shape, device=x.device) - 1).to(x)
+
+
+def sign_network(scale: Tensor | None = None) -> nn.Module:
+    weights, _ = dense_markov()
+    model = nn.Sequential(
+        nn.Linear(3, 4, bias=False), Signs(), nn.Linear(4, 3, bias=False), Signs(), nn.Linear(3, 2, bias=False)
+    ).double()
+    for layer, weight in zip(model[::2], weights, strict=True):
+        layer.weight.data = torch.from_numpy(weight)
+    if scale is not None:
+        model[0].weight.data *= scale
+    return model
+
+
+def test_random_signs_converge_to_the_markov_rule():
+    """Section 7. Moments of the gates over N draws have errors ~ 1/sqrt(N)."""
+    _, expected = dense_markov()
+    errors = []
+    for count in (500, 8000):
+        runs = [
+            measure(sign_network(), torch.ones(count, 3).double(), generator=torch.Generator().manual_seed(k))
+            for k in range(3)
+        ]
+        assert all(run.total == pytest.approx(23, abs=1e-8) for run in runs)
+        errors.append(np.sqrt(np.mean([(run.capacity.values - expected) ** 2 for run in runs])))
+    assert errors[1] < 3 / np.sqrt(8000)
+    assert errors[1] < errors[0] / 2  # 16 times the draws: a quarter expected
+
+
+def test_random_draws_repeat_with_the_generator_and_leave_the_global_state():
+    model, x = sign_network(), torch.ones(50, 3).double()
+    state = torch.get_rng_state()
+    first = measure(model, x, generator=torch.Generator().manual_seed(5))
+    again = measure(model, x, generator=torch.Generator().manual_seed(5))
+    other = measure(model, x, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(first.table, again.table)
+    assert not np.allclose(first.table, other.table)
+
+
+# Properties
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    seed=st.integers(0, 1000),
+    activation=st.sampled_from([nn.ReLU, nn.Tanh, nn.LeakyReLU, nn.Softplus]),
+    bias=st.booleans(),
+)
+def test_total_is_the_rank_and_marginals_agree(widths, seed, activation, bias):
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for a, b in itertools.pairwise(widths):
+            layers += [nn.Linear(a, b, bias=bias), activation()]
+    model = nn.Sequential(*layers[:-1]).double()
+    allocation = measure(model, data(60, widths[0], seed=seed))
+    table = slots(allocation)
+    rank = allocation.attrs["rank"]
+    assert (table >= 0).all()
+    assert allocation.total == pytest.approx(rank, rel=1e-6)
+    assert rank <= allocation.attrs["num_params"]
+    np.testing.assert_allclose(table.sum(0)[:-1], allocation.capacity, atol=1e-12)
+    np.testing.assert_allclose(table.sum(1), allocation.by_parameter, atol=1e-12)
+
+
+# The same answer by every road
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "shared"])
+def test_batch_size_and_kind_of_batches_do_not_matter(name):
+    make, shape = MODELS[name]
+    model, x = build(make), data(21, *shape)
+    whole = measure(model, x, ridge=1e-6)
+    labels = torch.zeros(21, dtype=torch.long)
+    pairs = [(x[:10], labels[:10]), (x[10:], labels[10:])]
+    for inputs, batch_size in ((x, 1), (x, 4), (x, 100), (pairs, 4), (iter(pairs), "auto")):
+        other = measure(model, inputs, ridge=1e-6, batch_size=batch_size)
+        np.testing.assert_allclose(slots(other), slots(whole), rtol=1e-7, atol=1e-9)
+
+
+def test_rows_recomputed_equal_rows_kept(monkeypatch):
+    model, x = build(MODELS["relu"][0]), data(30, 4)
+    kept = measure(model, x, batch_size=7)
+    plan = Plan(7, 5, False)
+    monkeypatch.setattr("capalloc.measure.make_plan", lambda *_: plan)
+    np.testing.assert_allclose(slots(measure(model, x)), slots(kept), rtol=1e-9, atol=1e-12)
+
+
+def test_params_restricts_the_columns():
+    model, x = build(MODELS["relu"][0]), data(30, 4)
+    C = constraints(model, x)
+    expected = capacity_table(C[..., 25:])  # the second layer's weight and bias
+    for params in (["2.weight", "2.bias"], lambda name: name.startswith("2")):
+        allocation = measure(model, x, params=params)
+        assert list(allocation.by_parameter["parameter"].values) == ["2.weight", "2.bias"]
+        np.testing.assert_allclose(slots(allocation).sum(0), expected.sum(0), atol=1e-8)
+
+
+def test_outputs_selects_constraints():
+    model, x = build(MODELS["relu"][0]), data(40, 4)
+    one = nn.Sequential(model[0], model[1], nn.Linear(5, 1).double())
+    one[2].weight.data, one[2].bias.data = model[2].weight.data[:1], model[2].bias.data[:1]
+    selected = measure(model, x, outputs=lambda y: y[:, :1])
+    np.testing.assert_allclose(selected.capacity, measure(one, x).capacity, rtol=1e-8)
+
+
+def test_float32_model_is_measured_in_float64():
+    model, x = build(MODELS["relu"][0]).float(), data(30, 4).float()
+    expected = measure(copy.deepcopy(model).double(), x.double())
+    np.testing.assert_allclose(slots(measure(model, x)), slots(expected), rtol=1e-10, atol=1e-12)
+
+
+# Models that function transforms cannot enter
+
+
+class Cube(torch.autograd.Function):
+    """x^3 w in the old style: no forward mode, no vmap; the parameter is hidden from torch calls."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x**3 * w
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad * 3 * x**2 * w, (grad * x**3).sum(0)
+
+
+class CubeNew(torch.autograd.Function):
+    """The same for function transforms, with reverse mode only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, w):
+        return x**3 * w
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, w = ctx.saved_tensors
+        return grad * 3 * x**2 * w, (grad * x**3).sum(0)
+
+
+class Cubic(nn.Module):
+    """Its weight has a use that no torch call shows, beside one that a rule covers."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.weight = nn.Parameter(torch.randn(4))
+        self.last = nn.Linear(4, 2)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        apply = self.function.apply if self.function else lambda h, w: h**3 * w
+        return self.last(apply(self.first(x), self.weight) + self.weight)
+
+
+class Branches(nn.Module):
+    """Control flow on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.a(row) if row.sum() > 0 else self.b(row) for row in x])
+
+
+@pytest.mark.parametrize(("function", "way"), [(None, "forward"), (CubeNew, "reverse"), (Cube, "loop")])
+def test_custom_functions_take_a_slower_way_to_the_same_answer(function, way):
+    model, x = build(lambda: Cubic(function)), data(20, 3)
+    plain = Cubic(None).double()
+    plain.load_state_dict(model.state_dict())
+    allocation = assert_equals_reference(plain, x, ridge=1e-3)
+    other = measure(model, x, ridge=1e-3)
+    np.testing.assert_allclose(slots(other), slots(allocation), rtol=1e-7, atol=1e-9)
+    assert other.attrs["differentiation"] == way
+    assert bool(other.attrs["notes"]) == (way != "forward")
+
+
+def test_control_flow_on_values_is_measured_one_example_at_a_time():
+    allocation = measure(build(Branches), data(30, 3))
+    assert allocation.attrs["differentiation"] == "loop"
+    assert allocation.total == pytest.approx(16, rel=1e-9)  # two affine maps, each with examples of its own
+
+
+def test_unused_parameters_bring_nothing():
+    model = build(lambda: nn.Linear(3, 2))
+    model.register_parameter("spare", nn.Parameter(torch.ones(2).double()))
+    allocation = measure(model, data(10, 3))
+    assert allocation.by_parameter.sel(parameter="spare") == 0
+    assert allocation.total == pytest.approx(8)
+
+
+def test_function_without_parameters_in_reach_has_no_capacity():
+    model = build(lambda: nn.Linear(3, 2))
+    allocation = measure(model, data(10, 3), params=["bias"], intercept=False)
+    assert allocation.total == 0
+    assert allocation.attrs["rank"] == 0
+
+
+def test_every_call_rule_agrees_with_autograd():
+    """A rule is tested by a model above whose parameters it taps."""
+    tapped = set()
+    for make, shape in MODELS.values():
+        tap = Watch()
+        with tap:
+            build(make)(data(1, *shape))
+        tapped |= tap.functions
+    untested = {rule.__name__ for rule in RULES.values()} - {RULES[f].__name__ for f in tapped}
+    assert not untested
+
+
+class Watch(TorchFunctionMode):
+    """Which rules a model meets with one of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in RULES and any(isinstance(a, nn.Parameter) for a in (*args, *(kwargs or {}).values())):
+            self.functions.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+# The user's model
+
+
+def snapshot(model: nn.Module):
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    flags = [(p.requires_grad, p.grad, p.dtype, p.device) for p in model.parameters()]
+    return state, modes, hooks, flags
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_model_is_untouched(fails):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.ReLU(), nn.Linear(4, 2))
+    model.train()
+    model[0].weight.requires_grad_(False)
+    model[3].register_forward_hook(lambda *_: None)
+    state, modes, hooks, flags = snapshot(model)
+    sdp, mha = torch.backends.cuda.flash_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()
+    x = data(20, 3).float()
+    if fails:
+        x[-1, -1] = torch.nan
+        with pytest.raises(ValueError, match="NaN"):
+            measure(model, [x[:10], x[10:]])
+    else:
+        measure(model, x, ridge=0.1)
+    after = snapshot(model)
+    assert all(torch.equal(state[name], t) for name, t in after[0].items())
+    assert after[1:] == (modes, hooks, flags)
+    assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()) == (sdp, mha)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_off(context):
+    model, x = build(MODELS["tanh"][0]), data(20, 3)
+    expected = slots(measure(model, x, ridge=0.1))
+    with context():
+        np.testing.assert_allclose(slots(measure(model, x.clone(), ridge=0.1)), expected, rtol=1e-12)
+
+
+# What is said, and what is refused
+
+
+def test_few_examples_warn():
+    model = build(MODELS["relu"][0])
+    with pytest.warns(CapacityWarning, match="20 rows of constraints for 37 parameters.*at least 4 examples"):
+        allocation = measure(model, data(2, 4))
+    assert "limited by the data" in allocation.attrs["notes"][-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(model, data(2, 4), ridge=0.1)
+
+
+def test_unclear_rank_is_noted():
+    model = nn.Linear(12, 1, bias=False).double()
+    metric = torch.logspace(0, -40, 12, dtype=torch.float64)  # singular values pass the tolerance one by one
+    notes = measure(model, data(3, 12), metric=metric, intercept=False).attrs["notes"]
+    assert not notes
+    metric = torch.logspace(-26, -34, 12, dtype=torch.float64)
+    metric[0] = 1
+    (note,) = measure(model, data(3, 12), metric=metric, intercept=False).attrs["notes"]
+    assert "rank is unclear" in note
+
+
+def test_attributes_tell_how_it_was_made():
+    attrs = measure(build(MODELS["relu"][0]), data(30, 4), ridge=0.5).attrs
+    expected = {
+        "kind": "measured",
+        "solver": "dense",
+        "num_params": 37,
+        "num_examples": 30,
+        "num_outputs": 2,
+        "ridge": 0.5,
+        "intercept": True,
+        "notes": [],
+    }
+    assert {key: attrs[key] for key in expected} == expected
+    assert attrs["seconds"] > 0
+
+
+def test_capacity_lives_on_the_input_axes():
+    allocation = measure(build(MODELS["conv2d"][0]), data(12, 1, 4, 4), ridge=0.1)
+    assert allocation.capacity.dims == ("channel", "row", "column")
+    assert allocation.table.dims == ("parameter", "channel", "row", "column")
+    assert allocation.table.shape == (5, 1, 4, 4)
+
+
+def test_progress_bar_counts_passes(capsys):
+    measure(build(MODELS["relu"][0]), data(10, 4), batch_size=5, progress=True, ridge=0.1)
+    assert "2/2" in capsys.readouterr().err
+    measure(build(MODELS["relu"][0]), data(10, 4), ridge=0.1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("ridge", [-1.0, float("nan"), float("inf"), "1", True])
+def test_bad_ridge_is_refused(ridge):
+    with pytest.raises(ValueError, match="ridge must be a finite number >= 0, got"):
+        measure(nn.Linear(2, 1), torch.ones(2, 2), ridge=ridge)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "all", True])
+def test_bad_batch_size_is_refused(batch_size):
+    with pytest.raises(ValueError, match='batch_size must be "auto" or an integer >= 1, got'):
+        measure(nn.Linear(2, 1), torch.ones(2, 2), batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("metric", "match"),
+    [
+        (torch.ones(3), r"metric has shape \(3,\); pass variances of shape \(2,\) or .* \(2, 2\)"),
+        (torch.tensor([1.0, -0.5]), "metric has a negative variance, -0.5"),
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "metric is not symmetric: entries differ by 0.5"),
+        (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "metric is indefinite: smallest eigenvalue -1"),
+        (torch.tensor([1.0, float("nan")]), "metric holds NaN or inf"),
+    ],
+)
+def test_bad_metric_is_refused(metric, match):
+    with pytest.raises(ValueError, match=match):
+        measure(nn.Linear(2, 1), torch.ones(2, 2), metric=metric)
+
+
+def test_singular_float32_covariance_is_accepted():
+    """A sample covariance of fewer examples than inputs has eigenvalues below zero by rounding."""
+    x = data(5, 8).float()
+    covariance = torch.cov(x.T)
+    assert torch.linalg.eigvalsh(covariance)[0] < 0
+    allocation = measure(nn.Linear(8, 1), x, metric=covariance, ridge=1e-4)
+    assert allocation.total == pytest.approx(4 + 1, rel=1e-2)
+
+
+def test_interacting_examples_are_refused():
+    with pytest.raises(ValueError, match="examples interact"):
+        measure(nn.Sequential(nn.Linear(3, 4), Centre()), data(8, 3).float())
+
+
+class Centre(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 0.5 * x.mean(0)
+
+
+class Counter(nn.Module):
+    """Remembers how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(3, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x) * self.calls
+
+
+def test_draws_that_do_not_repeat_are_refused():
+    with pytest.raises(ValueError, match="two passes over the same examples with the same seed"):
+        measure(Counter(), data(8, 3).float())
+
+
+def test_derivatives_that_are_not_finite_are_refused():
+    class Root(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).abs().sqrt()
+
+    with pytest.raises(ValueError, match=r"mixed derivative .* NaN or inf"):
+        measure(Root(3, 2, bias=False), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("available", "batch_size", "match"),
+    [
+        (2**10, "auto", "the exact solver for 37 parameters and 300 rows .* params="),
+        (1.9e5, "auto", "one example along one of 5 directions.*outputs="),
+        (1e6, 10**6, "a batch of .* lower batch_size"),
+    ],
+)
+def test_what_would_not_fit_is_refused(monkeypatch, available, batch_size, match):
+    monkeypatch.setattr("capalloc.measure.available_bytes", lambda device: available)
+    with pytest.raises(MemoryError, match=match):
+        measure(build(MODELS["relu"][0]), data(30, 4), batch_size=batch_size)
+
+
+def test_available_memory_is_a_plausible_number():
+    assert 2**24 < available_bytes(torch.device("cpu")) < 2**50

@@ -1,0 +1,252 @@
+"""Model and data: what is refused, what is selected, and how batches are cut."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from capalloc.problem import Problem, axis_names, prepare, seeded
+
+X = torch.linspace(-1, 1, 12).reshape(4, 3)
+
+
+class Returns(nn.Module):
+    """A linear model that wraps what it returns."""
+
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.wrap = wrap
+
+    def forward(self, x: Tensor):
+        return self.wrap(self.linear(x))
+
+
+def linear(**changes) -> nn.Linear:
+    model = nn.Linear(3, 2)
+    for name, value in changes.items():
+        getattr(model, name).data.fill_(value)
+    return model
+
+
+def weight_normed() -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return nn.utils.weight_norm(nn.Linear(3, 2))
+
+
+REFUSED = {
+    "not a module": (lambda: prepare(torch.relu, X), TypeError, "model must be a torch.nn.Module"),
+    "outputs not callable": (
+        lambda: prepare(linear(), X, outputs=0),
+        TypeError,
+        "outputs must be a function .* got int",
+    ),
+    "inputs not iterable": (
+        lambda: prepare(linear(), 3),
+        TypeError,
+        "inputs must be a tensor or an iterable of batches, got int",
+    ),
+    "no batch": (lambda: prepare(linear(), []), ValueError, "inputs hold no example"),
+    "no example": (lambda: prepare(linear(), X[:0]), ValueError, "inputs hold no example"),
+    "no parameters": (lambda: prepare(nn.ReLU(), X), ValueError, "model has no parameters"),
+    "params a string": (
+        lambda: prepare(linear(), X, params="weight"),
+        TypeError,
+        r"sequence of names or a predicate on names; write \['weight'\]",
+    ),
+    "unknown name": (
+        lambda: prepare(linear(), X, params=["wieght"]),
+        ValueError,
+        r"params names \['wieght'\], which the model lacks; it has \['bias', 'weight'\]",
+    ),
+    "nothing selected": (
+        lambda: prepare(linear(), X, params=lambda name: False),
+        ValueError,
+        "params selects no parameter",
+    ),
+    "NaN parameter": (
+        lambda: prepare(linear(bias=torch.nan), X),
+        ValueError,
+        "parameter 'bias' holds NaN or inf",
+    ),
+    "inf parameter": (
+        lambda: prepare(linear(weight=torch.inf), X),
+        ValueError,
+        "parameter 'weight' holds NaN or inf",
+    ),
+    "lazy parameter": (lambda: prepare(nn.LazyLinear(2), X), ValueError, "'weight' has no shape yet"),
+    "outputs not a tensor": (
+        lambda: prepare(linear(), X, outputs=lambda y: [y]),
+        TypeError,
+        "outputs must return a tensor, got list",
+    ),
+    "tuple": (
+        lambda: prepare(Returns(lambda y: (y, y)), X),
+        TypeError,
+        r"model returns a tuple, .* outputs=lambda returned: returned\[0\]",
+    ),
+    "batch not a tensor": (
+        lambda: prepare(linear(), [X.numpy()]),
+        TypeError,
+        "each batch must be a tensor or an .x, y. pair, got ndarray",
+    ),
+    "no examples axis": (lambda: prepare(linear(), X[0]), ValueError, r"for one example use inputs\[None\]"),
+    "integer inputs": (
+        lambda: prepare(linear(), X.long()),
+        TypeError,
+        "inputs are torch.int64, but gradients need floating point",
+    ),
+    "complex inputs": (lambda: prepare(linear(), X.to(torch.complex64)), TypeError, "need floating point"),
+    "empty axis": (lambda: prepare(linear(), X[:, :0]), ValueError, "inputs have an axis of length 0"),
+    "NaN inputs": (lambda: prepare(linear(), X * torch.nan), ValueError, "inputs hold NaN or inf"),
+    "inf inputs": (lambda: prepare(linear(), X / 0), ValueError, "inputs hold NaN or inf"),
+    "model in double": (
+        lambda: prepare(linear().double(), X),
+        TypeError,
+        r"parameter 'weight' is torch.float64 but inputs are torch.float32.*inputs.to\(torch.float64\)",
+    ),
+    "wrong shape": (
+        lambda: prepare(linear(), torch.ones(4, 5)),
+        ValueError,
+        r"model does not accept inputs of shape \(examples, 5\)",
+    ),
+    "examples axis lost": (
+        lambda: prepare(Returns(torch.sum), X),
+        ValueError,
+        r"outputs must keep the leading examples axis: got shape \(\)",
+    ),
+    "examples axis moved": (
+        lambda: prepare(Returns(lambda y: y.T), X),
+        ValueError,
+        r"leading examples axis: got shape \(2, 1\)",
+    ),
+    "no output": (
+        lambda: prepare(linear(), X, outputs=lambda y: y[:, :0]),
+        ValueError,
+        r"outputs are empty: shape \(1, 0\)",
+    ),
+    "detached": (
+        lambda: prepare(Returns(Tensor.detach), X),
+        ValueError,
+        "outputs do not depend on inputs",
+    ),
+    "constant": (
+        lambda: prepare(linear(), X, outputs=torch.zeros_like),
+        ValueError,
+        "outputs do not depend on inputs",
+    ),
+    "integer outputs": (
+        lambda: prepare(linear(), X, outputs=lambda y: y.argmax(1)),
+        ValueError,
+        "outputs do not depend on inputs",
+    ),
+    "NaN outputs": (
+        lambda: prepare(linear(), X, outputs=lambda y: y * torch.nan),
+        ValueError,
+        "outputs hold NaN or inf on the first example",
+    ),
+    "not copyable": (
+        lambda: prepare(weight_normed(), X),
+        ValueError,
+        "model cannot be copied.*parametrizations.weight_norm",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses_with_a_way_out(case):
+    call, kind, message = REFUSED[case]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_every_refusal_is_tested():
+    """Each `raise` in the module has a message that some case above expects, or a test below."""
+    source = Path(inspect.getfile(Problem)).read_text()
+    raised = len(re.findall(r"^ +raise ", source, re.MULTILINE))
+    below = 1  # batches that differ in shape
+    assert len(REFUSED) + below >= raised
+
+
+def test_later_batches_are_checked_when_they_come():
+    problem = prepare(linear(), [X, torch.ones(2, 4)])
+    with pytest.raises(ValueError, match=r"batches differ in shape: \(4,\) after \(3,\)"):
+        list(problem.batches(2))
+    problem = prepare(linear(), [X, X * torch.nan])
+    with pytest.raises(ValueError, match="NaN or inf"):
+        list(problem.batches(2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 12, 100])
+def test_batches_cut_any_stream_to_size(batch_size):
+    stream = [X[:1], (X[1:3], "labels"), [X[3:], None], X, X[:0]]
+    problem = prepare(linear(), iter(stream))
+    batches = list(problem.batches(batch_size))
+    assert torch.equal(torch.cat(batches), torch.cat([X, X]))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert problem.count() == 8
+    assert torch.equal(torch.cat(list(problem.batches(batch_size))), torch.cat([X, X]))  # a second pass
+
+
+def test_batches_carry_no_gradient_and_the_copys_dtype():
+    problem = prepare(linear(), X.clone().requires_grad_(), dtype=torch.float64)
+    (batch,) = problem.batches(10)
+    assert not batch.requires_grad
+    assert batch.dtype == problem.dtype == torch.float64
+
+
+@pytest.mark.parametrize("params", [["bias"], ("bias",), lambda name: name == "bias"])
+def test_params_selects_by_name_or_predicate(params):
+    problem = prepare(linear(), X, params=params)
+    assert list(problem.params) == ["bias"]
+    assert problem.num_params == 2
+    assert problem.params["bias"] is dict(problem.model.named_parameters())["bias"]
+
+
+@pytest.mark.parametrize("name", ["logits", "last_hidden_state"])
+def test_default_output_of_a_model_output_object(name):
+    problem = prepare(Returns(lambda y: SimpleNamespace(**{name: y, "other": None})), X)
+    assert problem(X).shape == (4, 2)
+
+
+def test_logits_come_before_hidden_states():
+    model = Returns(lambda y: SimpleNamespace(last_hidden_state=y, logits=y[:, :1]))
+    assert prepare(model, X)(X).shape == (4, 1)
+
+
+def test_outputs_are_flattened_behind_the_examples():
+    model = nn.Conv2d(1, 2, 2)
+    assert prepare(model, torch.ones(3, 1, 4, 4))(torch.ones(3, 1, 4, 4)).shape == (3, 18)
+
+
+def test_copy_is_private_and_in_evaluation_mode():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout()).train()
+    problem = prepare(model, X, dtype=torch.float64)
+    assert not problem.model.training
+    assert model.training
+    problem.params["0.weight"].data.zero_()
+    assert model[0].weight.abs().sum() > 0
+    assert model[0].weight.dtype == torch.float32
+    assert model[0].weight.requires_grad
+
+
+def test_seeded_repeats_and_restores():
+    state = torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with seeded(3, torch.device("cpu")):
+            draws.append(torch.rand(4))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_axes_have_names_up_to_volumes():
+    assert axis_names(1) == ("input",)
+    assert axis_names(3) == ("channel", "row", "column")
+    assert axis_names(5) == ("axis_0", "axis_1", "axis_2", "axis_3", "axis_4")
