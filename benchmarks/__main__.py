@@ -10,6 +10,7 @@ import importlib
 import os
 import pkgutil
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,26 +18,31 @@ import torch
 import benchmarks
 from benchmarks.table import Table
 
-HELPERS = {"__main__", "table"}
-
 
 def main() -> None:
-    known = sorted(info.name for info in pkgutil.iter_modules(benchmarks.__path__) if info.name not in HELPERS)
+    known = discover()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--output", type=Path, help="write the report there too")
     options = parser.parse_args()
-    unknown = sorted(set(options.modules) - set(known))
+    unknown = sorted(set(options.modules) - known.keys())
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     report = ["# Benchmarks", "", f"One run of `python -m benchmarks`: {machine()}.", ""]
     print("\n".join(report))
     for name in options.modules or known:
-        table: Table = importlib.import_module(f"benchmarks.{name}").run()
+        table = known[name]()
         print(table.markdown(), end="\n\n", flush=True)
         report += [table.markdown(), ""]
     if options.output:
         options.output.write_text("\n".join(report))
+
+
+def discover() -> dict[str, Callable[[], Table]]:
+    """The benchmarks of this folder by name; modules without `run` only help them."""
+    names = sorted(info.name for info in pkgutil.iter_modules(benchmarks.__path__) if info.name != "__main__")
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
+    return {name: module.run for name, module in modules.items() if hasattr(module, "run")}
 
 
 def machine() -> str:

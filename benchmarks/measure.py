@@ -7,12 +7,12 @@ import math
 import multiprocessing
 import resource
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, jacrev, vmap
+from torch.func import functional_call, jacfwd, jacrev
 
 from benchmarks.table import Table, median_seconds
 from capalloc.dense import polar_factor
@@ -21,16 +21,27 @@ from capalloc.measure import measure
 from capalloc.problem import prepare, seeded
 
 EXAMPLES = 16
+BATCH = 4
 REPEATS = 3
+OURS = "capalloc, per-layer products"
 
 
 def run() -> Table:
-    """Times in one process, interleaved; peak memory in a fresh process each."""
+    """Times in one process on one thread; peak memory in a fresh process each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return compare()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare() -> Table:
+    """All contenders on the same network and examples."""
     contenders = {
-        "capalloc, per-layer products": capalloc_rows,
-        "torch.func: jacrev of jacfwd, example by example": naive_rows,
-        "torch.func: jacrev of jacfwd, vmap over examples": naive_vmapped_rows,
-        "torch.func: jacfwd of jacrev, example by example": forward_over_reverse_rows,
+        OURS: capalloc_rows,
+        "torch.func.jacrev of jacfwd, example by example": naive_rows,
+        "torch.func.jacfwd of jacrev, example by example": forward_over_reverse_rows,
     }
     net, x = problem()
     reference = capalloc_rows(net, x)
@@ -39,7 +50,7 @@ def run() -> Table:
         rows(net, x[:1])  # warm up
         seconds, result = median_seconds(partial(rows, net, x), REPEATS)
         timings[name] = (seconds, relative_error(result, reference), peak_mib(rows))
-    ours = timings["capalloc, per-layer products"][0]
+    ours = timings[OURS][0]
     cells = [
         (f"Jacobian: {name}", f"{s * 1e3:.0f} ms", f"{s / ours:.1f}", f"{error:.0e}", f"{mib:.0f} MiB")
         for name, (s, error, mib) in timings.items()
@@ -48,10 +59,11 @@ def run() -> Table:
     return Table(
         "Mixed derivative and measured capacity of a small convolutional network",
         f"Conv(1, 8, 3), ReLU, Conv(8, 16, 3, stride 2), ReLU, Linear(64, 10) with biases: {params} parameters, "
-        f"64 inputs, 10 outputs, {len(x)} random examples, float64. Median of {REPEATS}. The Jacobian rows compare "
-        "the rows of constraints alone; the rows below add the same dense solve (capacity by parameter and "
-        "input), which then takes most of the time. Error: largest difference over largest entry. Memory: peak "
-        "resident size of a fresh process that does this alone, less that of one that only builds the network.",
+        f"64 inputs, 10 outputs, {len(x)} random examples, float64, one thread. Median of {REPEATS}. The Jacobian "
+        "rows compare the mixed derivative alone, all that comes before it in `measure` included; the rows below add "
+        "the same dense solve (capacity by parameter and input), which then takes most of the time. Error: largest "
+        "difference over largest entry. Memory: peak resident size of a fresh process that does this alone, less "
+        "that of one that only builds the network.",
         ("what", "time", "times ours", "relative error", "peak memory"),
         cells + end_to_end(net, x),
     )
@@ -95,8 +107,13 @@ def capalloc_rows(net: nn.Module, x: Tensor) -> Tensor:
         space = input_metric(None, own.probe, intercept=False)
         replay = partial(seeded, 0, x.device)
         jacobian = choose_jacobian(own, x[:2], replay).jacobian
-        parts = jacobian(x, next(space.chunks(space.num_inputs)), replay)
-        return torch.cat([parts[name].flatten(3) for name in own.params], 3)
+        directions = next(space.chunks(space.num_inputs))
+        rows = x.new_empty(len(x), net(x[:1]).shape[1], space.num_inputs, own.num_params)
+        for start in range(0, len(x), BATCH):
+            parts = jacobian(x[start : start + BATCH], directions, replay)
+            columns = [parts[name].flatten(3) for name in own.params]
+            torch.cat(columns, 3, out=rows[start : start + BATCH])
+        return rows
 
 
 def mixed(net: nn.Module, x: Tensor, outer: Callable, inner: Callable, slope_first: bool) -> dict[str, Tensor]:
@@ -113,10 +130,6 @@ def mixed(net: nn.Module, x: Tensor, outer: Callable, inner: Callable, slope_fir
 
 def naive_rows(net: nn.Module, x: Tensor) -> Tensor:
     return torch.stack([_rows(net, mixed(net, one, jacrev, jacfwd, True)) for one in x])
-
-
-def naive_vmapped_rows(net: nn.Module, x: Tensor) -> Tensor:
-    return vmap(lambda one: _rows(net, mixed(net, one, jacrev, jacfwd, True)))(x)
 
 
 def forward_over_reverse_rows(net: nn.Module, x: Tensor) -> Tensor:
@@ -151,13 +164,24 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
 def peak_mib(function: Callable[[nn.Module, Tensor], object]) -> float:
     """Peak resident memory of a fresh process that calls `function`, beyond that of building the network."""
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        whole = pool.apply(_peak, (function,))
-        bare = pool.apply(_peak, (None,))
-    return (whole - bare) / 1024
+    return (_fresh_peak(function) - _bare_peak()) / 1024
+
+
+@cache
+def _bare_peak() -> int:
+    return _fresh_peak(None)
+
+
+def _fresh_peak(function: Callable[[nn.Module, Tensor], object] | None) -> int:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peak: int = pool.apply(_peak, (function,))
+        pool.close()
+        pool.join()
+    return peak
 
 
 def _peak(function: Callable[[nn.Module, Tensor], object] | None) -> int:
+    torch.set_num_threads(1)
     net, x = problem()
     if function is None:
         net(x)

@@ -379,9 +379,8 @@ def test_batch_size_and_kind_of_batches_do_not_matter(name):
 def test_rows_recomputed_equal_rows_kept(monkeypatch):
     model, x = build(MODELS["relu"][0]), data(30, 4)
     kept = measure(model, x, batch_size=7)
-    plan = Plan(7, 5, False)
-    monkeypatch.setattr("capalloc.measure.make_plan", lambda *_: plan)
-    np.testing.assert_allclose(slots(measure(model, x)), slots(kept), rtol=1e-9, atol=1e-12)
+    monkeypatch.setattr("capalloc.memory.KEPT_SHARE", 0.0)
+    np.testing.assert_allclose(slots(measure(model, x, batch_size=7)), slots(kept), rtol=1e-12, atol=1e-12)
 
 
 def test_params_restricts_the_columns():
@@ -703,7 +702,7 @@ def test_derivatives_that_are_not_finite_are_refused():
     ],
 )
 def test_what_would_not_fit_is_refused(monkeypatch, available, batch_size, match):
-    monkeypatch.setattr("capalloc.measure.available_bytes", lambda device: available)
+    monkeypatch.setattr("capalloc.memory.available_bytes", lambda device: available)
     with pytest.raises(MemoryError, match=match):
         measure(build(MODELS["relu"][0]), data(30, 4), batch_size=batch_size)
 

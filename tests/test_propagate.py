@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+import capalloc
 from zoo import (
     REFERENCE_CAPACITY,
     SCALED_REFERENCE_CAPACITY,
@@ -21,8 +23,6 @@ from zoo import (
     reference_weights,
     seeded_module,
 )
-
-import capalloc
 
 SOLVERS = ("markov", "hessian")
 
@@ -272,7 +272,7 @@ def test_bad_arguments_say_what_to_do():
         capalloc.propagate(model, x, solver="dijkstra")
     with pytest.raises(ValueError, match="batch_size must be"):
         capalloc.propagate(model, x, batch_size=0)
-    with pytest.raises(ValueError, match="use solver='markov'|Use solver='markov'"):
+    with pytest.raises(ValueError, match=r"Use solver=.markov."):
         capalloc.propagate(seeded_module(nn.Linear, 100, 30), gaussian(1, 100), solver="hessian")
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import gaussian
 
 import capalloc
 from capalloc.energy import sweep
@@ -18,6 +17,7 @@ from capalloc.energy.capture import capture
 from capalloc.energy.rules import RULES, Call, UnsupportedOperatorError, rule
 from capalloc.energy.trace import trace
 from capalloc.problem import Problem
+from zoo import gaussian
 
 aten = torch.ops.aten
 W = gaussian(2, 3, 3, 3, seed=2)

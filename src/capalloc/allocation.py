@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from capalloc.partitions import Partition, sum_parts
 from capalloc.plots import map_svg, plot_map
 from capalloc.regions import grid
 from capalloc.storage import read_dataset, write_dataset
@@ -72,6 +73,19 @@ class Allocation:
     def total(self) -> float:
         """Capacity of all inputs and the constant one: `capacity.sum() + bias`."""
         return float(self.capacity.sum()) + self.bias
+
+    def by(self, partition: Partition) -> xr.DataArray:
+        """Capacity of every part of a partition of the inputs, over "part"; parts sum to `total - bias`.
+
+        Args:
+            partition: the name of an axis, such as "channel"; an array of one label per input; or a function that
+                makes labels from the map: `capalloc.partitions.regions`, `patches(4, 4)`, `bands([0.1, 0.2])`.
+
+        Raises:
+            TypeError, ValueError: labels that do not fit the map.
+
+        """
+        return sum_parts(self.capacity, partition)
 
     def to_xarray(self) -> xr.Dataset:
         """Everything as one Dataset, `attrs` among its attributes.

@@ -18,19 +18,22 @@ def rounding_of(covariance: Tensor) -> float:
 def root_of_variances(variances: Tensor, name: str = "metric") -> Tensor:
     """Standard deviations."""
     if (variances < 0).any():
-        raise ValueError(
-            f"{name} has a negative variance, {float(variances.min()):.3g}; variances must be >= 0"
-        )
+        raise ValueError(f"{name} has a negative variance, {float(variances.min()):.3g}; variances must be >= 0")
     return variances.sqrt()
 
 
-def root_of_covariance(covariance: Tensor, rounding: float, name: str = "metric") -> Tensor:
-    """The symmetric positive semi-definite root; eigenvalues negative by rounding count as zero."""
+def check_symmetric(covariance: Tensor, rounding: float, name: str) -> None:
+    """Refuse entries that differ from their mirror by more than rounding."""
     asymmetry = float((covariance - covariance.T).abs().max())
     if asymmetry > rounding * float(covariance.abs().max()):
         raise ValueError(
             f"{name} is not symmetric: entries differ by {asymmetry:.3g} from their mirror; use (S + S.T) / 2"
         )
+
+
+def root_of_covariance(covariance: Tensor, rounding: float, name: str = "metric") -> Tensor:
+    """The symmetric positive semi-definite root; eigenvalues negative by rounding count as zero."""
+    check_symmetric(covariance, rounding, name)
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     if values[0] < -rounding * float(values.abs().max()):
         raise ValueError(
@@ -38,4 +41,16 @@ def root_of_covariance(covariance: Tensor, rounding: float, name: str = "metric"
             "a covariance has none below zero"
         )
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
+
+
+def cholesky_of_covariance(covariance: Tensor, rounding: float, name: str = "metric") -> Tensor:
+    """The lower triangular root of a symmetric positive definite covariance."""
+    check_symmetric(covariance, rounding, name)
+    root, failed = torch.linalg.cholesky_ex((covariance + covariance.T) / 2)
+    if int(failed):
+        raise ValueError(
+            f"{name} is not positive definite: input {int(failed) - 1} is a linear function of those before "
+            'it, so it has no innovation; use root="symmetric", or add a little to the diagonal'
+        )
     return root

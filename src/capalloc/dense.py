@@ -28,6 +28,7 @@ class Root:
     """(F'F + ridge)^(-1/2) on the range of F'F, and the singular values of F that it was made from."""
 
     matrix: Tensor
+    polar: Tensor  # F times that, (rows of F, params)
     singular: Tensor  # those that count, in decreasing order
     dropped: float  # the largest that counts as zero
     tolerance: float  # relative to the largest
@@ -47,13 +48,18 @@ class Scores:
     root: Root
 
 
-def polar_factor(C: Tensor, ridge: float = 0.0) -> tuple[Tensor, Root]:
-    """C (C'C + ridge)^(-1/2), from the smaller side."""
+def polar_factor(C: Tensor, ridge: float = 0.0, eps: float | None = None) -> tuple[Tensor, Root]:
+    """C (C'C + ridge)^(-1/2), from the smaller side; `eps` as in `inverse_root`.
+
+    With C = QR it is Q times the polar factor of R: orthonormal to rounding however ill conditioned C is.
+    """
     if C.shape[0] >= C.shape[1]:
-        root = inverse_root(triangular(C), ridge, max(C.shape))
-        return C @ root.matrix, root
-    root = inverse_root(triangular(C.T), ridge, max(C.shape))
-    return root.matrix @ C, root
+        Q, R = torch.linalg.qr(C)
+        root = inverse_root(R, ridge, max(C.shape), eps)
+        return Q @ root.polar, root
+    Q, R = torch.linalg.qr(C.T)
+    root = inverse_root(R, ridge, max(C.shape), eps)
+    return (Q @ root.polar).T, root
 
 
 def score_in_memory(blocks: Blocks, sizes: list[int], num_slots: int, ridge: float) -> Scores:
@@ -97,17 +103,26 @@ def streamed_triangular(parts: Iterable[Tensor]) -> Tensor:
     return triangular(torch.cat(pending))
 
 
-def inverse_root(factor: Tensor, ridge: float, size: int) -> Root:
-    """(F'F + ridge)^(-1/2) on the range of F'F; `size` is the larger side of the matrix that F came from."""
-    _, singular, vectors = torch.linalg.svd(factor, full_matrices=False)
-    tolerance = size * torch.finfo(factor.dtype).eps
+def inverse_root(factor: Tensor, ridge: float, size: int, eps: float | None = None) -> Root:
+    """(F'F + ridge)^(-1/2) on the range of F'F.
+
+    Args:
+        factor: F, (any, params).
+        ridge: non-negative.
+        size: the larger side of the matrix that F came from.
+        eps: relative rounding of that matrix's entries; by default what its dtype has.
+
+    """
+    left, singular, vectors = torch.linalg.svd(factor, full_matrices=False)
+    tolerance = size * (torch.finfo(factor.dtype).eps if eps is None else eps)
     largest = float(singular[0]) if len(singular) else 0.0
     keep = singular > tolerance * largest
-    kept, vectors = singular[keep], vectors[keep]
+    left, kept, vectors = left[:, keep], singular[keep], vectors[keep]
     dropped = singular[~keep]
-    matrix = (vectors.T / (kept.square() + ridge).sqrt()) @ vectors
+    scale = (kept.square() + ridge).sqrt()
+    matrix, polar = (vectors.T / scale) @ vectors, (left * (kept / scale)) @ vectors
     capacity = float((kept.square() / (kept.square() + ridge)).sum())
-    return Root(matrix, kept, float(dropped.max()) if len(dropped) else 0.0, tolerance, capacity)
+    return Root(matrix, polar, kept, float(dropped.max()) if len(dropped) else 0.0, tolerance, capacity)
 
 
 def cached(blocks: Blocks) -> Blocks:

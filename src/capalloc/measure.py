@@ -28,7 +28,7 @@ from capalloc.jacobian import (
     differentiable_kernels,
     input_metric,
 )
-from capalloc.memory import SHARE, Plan, Size, available_bytes, make_plan
+from capalloc.memory import Plan, Size, make_plan
 from capalloc.problem import OutputSelection, ParamSelection, Problem, axis_names, prepare, seeded
 
 #: Examples on which a way to the mixed derivative is tried and checked.
@@ -108,7 +108,7 @@ def measure(
         _warn_if_flat(size, ridge)
         choice = choose_jacobian(problem, x[:TRIAL_EXAMPLES], partial(replay, 0))
         forecast = choice.forecast(size.outputs, size.params)
-        plan = make_plan(size, forecast, batch_size, available_bytes(x.device) * SHARE)
+        plan = make_plan(size, forecast, batch_size, x.device)
         constraints = Constraints(problem, choice, space, x, plan, replay)
         scores = solve(constraints, size, plan, ridge, progress)
     notes = _notes(choice, scores, size, ridge)

@@ -60,11 +60,12 @@ class Plan:
     keep: bool
 
 
-def make_plan(size: Size, forecast: int, batch_size: int | str, budget: float) -> Plan:
-    """Cut the work to what `budget` bytes hold, or raise `MemoryError`.
+def make_plan(size: Size, forecast: int, batch_size: int | str, device: torch.device) -> Plan:
+    """Cut the work to what the free memory of `device` holds, or raise `MemoryError`.
 
     `forecast` is how many float64 numbers one example and direction hold at once.
     """
+    budget = SHARE * available_bytes(device)
     stored = FLOAT64 * size.rows * size.params
     small = min(size.rows, size.params)
     solver = FLOAT64 * 12 * small**2 + (3 * stored if size.wide else 0)

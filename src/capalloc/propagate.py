@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from capalloc import blocks
 from capalloc.allocation import Allocation
 from capalloc.energy import hessian, markov
 from capalloc.energy.batches import Batches
 from capalloc.energy.gates import GATE_SOURCES, GateSource
 from capalloc.problem import OutputSelection, ParamSelection, Problem, axis_names, prepare
 
-SOLVERS = ("markov", "hessian")
+SOLVERS = ("markov", "block", "hessian")
 #: The Hessian identity holds p x p matrices for every pass; above this it would take minutes.
 HESSIAN_LIMIT = 2000
 
@@ -35,11 +37,13 @@ def propagate(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     gates: GateSource = "data",
-    solver: Literal["markov", "hessian"] = "markov",
+    solver: Literal["markov", "block", "hessian"] = "markov",
     *,
     params: ParamSelection = None,
     layers: bool = False,
     table: bool = True,
+    num_probes: int = 32,
+    generator: torch.Generator | None = None,
     batch_size: int | Literal["auto"] = "auto",
     progress: bool = False,
 ) -> Allocation:
@@ -54,10 +58,14 @@ def propagate(
         outputs: from what the model returns to the tensor of constraint outputs.
         gates: squared slopes of the activations: "data", on the examples; "gaussian", E[a^2] for unit Gaussian
             pre-activations, which needs the inputs' shape alone; "unit", 1.
-        solver: "markov", or "hessian", the exact identity for networks of up to 2000 parameters.
+        solver: "markov"; "block", which keeps the coupling between the inputs of one unit that total decoupling
+            drops (docs/validation.md has its figures), by random probes with a standard error in
+            `capacity.standard_error`; "hessian", the exact identity for networks of up to 2000 parameters.
         params: names of the free parameters, or a predicate on names; the rest are fixed.
         layers: also give the capacity that the units of every layer hold on its way down.
         table: also give capacity by (parameter, input); costs one more sweep for each parameter tensor.
+        num_probes: random probes of "block"; its standard error falls as their root.
+        generator: draws the probes; by default the same ones each time.
         batch_size: examples walked at once.
         progress: show a progress bar over batches.
 
@@ -72,6 +80,8 @@ def propagate(
     """
     started = time.perf_counter()
     _check(gates, solver, batch_size)
+    if num_probes < 2:
+        raise ValueError(f"num_probes must be at least 2, for a standard error, got {num_probes}")
     problem = prepare(model, inputs, outputs, params)
     batches = Batches.of(problem, gates, batch_size, progress=progress)
     attrs: dict[str, Any] = {
@@ -83,6 +93,8 @@ def propagate(
     }
     if solver == "hessian":
         result = _hessian(problem, batches, attrs)
+    elif solver == "block":
+        result = _block(problem, batches, attrs, num_probes, generator or torch.Generator().manual_seed(0))
     else:
         result = _markov(problem, batches, attrs, layers=layers, table=table)
     attrs["seconds"] = time.perf_counter() - started
@@ -143,6 +155,28 @@ def _markov(problem: Problem, batches: Batches, attrs: dict[str, Any], *, layers
     attrs["unused_params"] = problem.num_params - result.alive
     attrs["notes"] = [] if result.exact_symmetries else ["symmetries: lower bound"]
     return _allocation(problem, result, attrs, table)
+
+
+def _block(
+    problem: Problem, batches: Batches, attrs: dict[str, Any], num_probes: int, generator: torch.Generator
+) -> Allocation:
+    """The Markov rule's total and share of each parameter tensor, on the block rule's map."""
+    counted = _markov(problem, batches, attrs, layers=False, table=False)
+    found = blocks.estimate(problem, batches.graph.batch_size, num_probes, generator)
+    unit = counted.total / float(found.inputs.sum() + found.constant)
+    attrs["num_probes"] = num_probes
+    attrs["bias_standard_error"] = float(found.constant_error) * unit
+    dims = axis_names(len(problem.input_shape))
+    return Allocation(
+        capacity=xr.DataArray(
+            (found.inputs * unit).numpy(),
+            dims=dims,
+            coords={"standard_error": (dims, (found.inputs_error * unit).numpy())},
+        ),
+        bias=float(found.constant) * unit,
+        by_parameter=counted.by_parameter,
+        attrs=attrs,
+    )
 
 
 def _hessian(problem: Problem, batches: Batches, attrs: dict[str, Any]) -> Allocation:

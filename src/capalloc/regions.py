@@ -44,12 +44,13 @@ def grid(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
             if bottom > top and right > left:
                 cell = flat.isel({row: slice(top, bottom), column: slice(left, right)})
                 cells.append(cell.sum([row, column]))
-                names.append(
-                    "centre"
-                    if vertical == "middle" and horizontal == "centre"
-                    else f"{vertical} {horizontal}"
-                )
+                names.append(region_name(vertical, horizontal))
     return xr.concat(cells, dim="region").assign_coords(region=names).transpose(..., "region")
+
+
+def region_name(row: str, column: str) -> str:
+    """Of a cell: "top left", and "centre" for the one in the middle."""
+    return "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
 
 
 def thirds(length: int) -> list[tuple[int, int]]:

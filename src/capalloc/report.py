@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from capalloc.allocation import Allocation
 from capalloc.comparison import correlation, total_variation
@@ -26,8 +27,8 @@ class Map:
     title: str
     svg: Markup
     bar: str  # CSS gradient of its colours
-    low: float
-    high: float
+    low: str
+    high: str
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Row:
     """One parameter tensor, or all: a list of cells, each with one number per allocation."""
 
     name: str
-    cells: list[list[float]]
-    shares: list[float]  # of the largest cell of the table's body, in 0 .. 1
+    cells: list[list[str]]
+    shares: list[float]  # the first number relative to the largest of the table's body, in 0 .. 1
 
 
 def write_report(
@@ -82,7 +83,7 @@ def report_html(
         columns=_columns(next(iter(allocations.values()))),
         rows=_rows(allocations),
         notes={name: list(map(str, a.attrs.get("notes") or [])) for name, a in allocations.items()},
-        settings={name: {key: _plain(v) for key, v in a.attrs.items() if key != "notes"} for name, a in allocations.items()},
+        settings={name: _settings(a) for name, a in allocations.items()},
     )
 
 
@@ -92,7 +93,9 @@ def _check(allocations: Mapping[str, Allocation]) -> None:
     first = next(iter(allocations.values()))
     for name, a in allocations.items():
         if a.capacity.shape != first.capacity.shape:
-            raise ValueError(f"{name!r} has inputs {a.capacity.shape}, others {first.capacity.shape}; report them apart")
+            raise ValueError(
+                f"{name!r} has inputs {a.capacity.shape}, others {first.capacity.shape}; report them apart"
+            )
         if list(a.by_parameter["parameter"].values) != list(first.by_parameter["parameter"].values):
             raise ValueError(f"{name!r} has other parameters than the rest; report them apart")
 
@@ -102,27 +105,27 @@ def _headline(allocations: Mapping[str, Allocation]) -> dict[str, str]:
     parameters = next(iter(allocations.values())).attrs.get("num_params")
     if parameters is not None:
         facts["parameters"] = f"{parameters:,}"
-    facts |= {f"{name} capacity": f"{a.total:,.5g}" if a.total < 1e4 else f"{a.total:,.0f}" for name, a in allocations.items()}
+    facts |= {f"{name} capacity": _number(a.total) for name, a in allocations.items()}
     if len(allocations) == 2:
         a, b = allocations.values()
-        facts["correlation of the maps"] = f"{correlation(a, b):.3f}"
-        facts["total variation"] = f"{total_variation(a, b):.3f}"
+        facts["correlation of maps"] = f"{correlation(a, b):.3f}"
+        facts["total-variation distance"] = f"{total_variation(a, b):.3f}"
     return facts
 
 
 def _maps(allocations: Mapping[str, Allocation]) -> list[Map]:
     flat = {name: image(a.capacity) for name, a in allocations.items()}
     high = max(limits(values)[1] for values in flat.values())
-    maps = [
-        Map(name, map_svg(values, (0.0, high), label=f"{name}: capacity of every input"), gradient(), 0.0, high)
-        for name, values in flat.items()
-    ]
+    maps = []
+    for name, values in flat.items():
+        svg = map_svg(values, (0.0, high), label=f"{name}: capacity of every input")
+        maps.append(Map(name, svg, gradient(), "0", _number(high)))
     if len(flat) == 2:
         (first, a), (second, b) = flat.items()
-        difference = b.copy(data=b.data - a.data)
+        title, difference = f"{second} − {first}", b.copy(data=b.data - a.data)
         low, high = limits(difference, signed=True)
-        title = f"{second} − {first}"
-        maps.append(Map(title, map_svg(difference, signed=True, label=title), gradient(signed=True), low, high))
+        svg = map_svg(difference, signed=True, label=title)
+        maps.append(Map(title, svg, gradient(signed=True), _number(low), f"+{_number(high)}"))
     return maps
 
 
@@ -134,6 +137,47 @@ def _columns(a: Allocation) -> list[str]:
 
 def _rows(allocations: Mapping[str, Allocation]) -> list[Row]:
     """Capacity of every parameter tensor, and of all, by region."""
-    tables = [_by_region(a) for a in allocations.values()]
-    names = [str(name) for name in next(iter(allocations.values())).by_parameter["parameter"].values]
-    body = np.stack([t for t in tables], axis=-1)  # (parameters + 1, columns, allocations)
+    numbers = np.stack([_by_region(a) for a in allocations.values()], axis=-1)
+    names = [*map(str, next(iter(allocations.values())).by_parameter["parameter"].values), "all"]
+    largest = np.nanmax(numbers[:-1, :-1], initial=0.0) or 1.0
+    shares = np.nan_to_num(numbers[..., 0] / largest).clip(0, 1)
+    shares[-1], shares[:, -1] = 0, 0
+    return [
+        Row(name, [[_number(v) for v in cell] for cell in cells], [float(share) for share in row])
+        for name, cells, row in zip(names, numbers, shares, strict=True)
+    ]
+
+
+def _by_region(a: Allocation) -> NDArray[np.float64]:
+    """(parameters and all, regions and bias and all); NaN where there is no table to tell."""
+    if a.table is None:
+        inside = np.full((a.by_parameter.size, len(_columns(a)) - 1), np.nan)
+    else:
+        inner = _regions(a.table.drop_vars("bias"))
+        inside = np.column_stack([inner, a.table.coords["bias"].to_numpy()])
+    body = np.column_stack([inside, a.by_parameter.to_numpy()])
+    everything = _regions(a.capacity.expand_dims("parameter"))[0]
+    return np.vstack([body, [*everything, a.bias, a.total]])
+
+
+def _regions(table: xr.DataArray) -> NDArray[np.float64]:
+    """(parameters, regions); the inputs of one axis are one region."""
+    if table.ndim > 2:
+        return grid(table, keep="parameter").to_numpy().astype(float)
+    total: NDArray[np.float64] = table.to_numpy().astype(float).sum(1, keepdims=True)
+    return total
+
+
+def _number(value: float) -> str:
+    if np.isnan(value):
+        return "–"
+    rounded = f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "0" if float(rounded.replace(",", "")) == 0 else rounded
+
+
+def _settings(a: Allocation) -> dict[str, str]:
+    return {key: _plain(value) for key, value in a.attrs.items() if key != "notes"}
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -112,8 +112,8 @@ def gaussian_gate_moment(
 ) -> Tensor | Array:
     """The gate moment A(rho) = E[phi'(z) phi'(z')] of Gaussian pre-activations (docs/theory.md, section 3).
 
-    At rho = 1 it is the mean squared gate E[a^2]. An equicorrelated layer has the gate moments that
-    `propagate_moments` takes: `gaussian_gate_moment(activation, correlation_matrix)`.
+    At rho = 1 it is the mean squared gate E[a^2]. `gaussian_gate_moment(activation, correlation_matrix)` is what
+    `propagate_moments` takes for a layer of Gaussian pre-activations of one variance.
 
     Args:
         activation: as in `gaussian_decoupling`, as are the other arguments.

@@ -8,6 +8,7 @@ functions): M_jJkK = sum over outputs of E[c_jk c_JK].
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -73,11 +74,12 @@ def propagate_moments(
     w = [weight.detach().to(torch.float64) for weight in weights]
     gates = [moment.detach().to(torch.float64) for moment in gate_moments]
     _check_layers(w, gates)
+    numbers = [weight.numel() for weight in w] if constraints is None else [len(t) for t in constraints]
+    _check_memory(w, numbers)
     tangents = [_entries(weight) for weight in w] if constraints is None else _checked_tangents(constraints, w)
     if not (ridge >= 0 and math.isfinite(ridge)):
         raise ValueError(f"ridge must be non-negative and finite, got {ridge}")
     signals = _signals(w, gates, _metric(metric, w[0]))
-    _check_memory(w, tangents)
     outputs = w[-1].shape[0]
     moments = torch.eye(outputs, dtype=torch.float64, device=w[0].device)[:, :, None, None]
     gates.append(torch.ones_like(moments[:, :, 0, 0]))  # no gate at the outputs
@@ -133,7 +135,8 @@ def capacity(moments: Tensor, metric: Tensor, ridge: float = 0.0, rtol: float = 
     else:
         inverse = _pseudo_inverse(gram * inverse_size * inverse_size[:, None], rtol)
         inverse = inverse * inverse_size * inverse_size[:, None]
-    return torch.einsum("jkK,kK->j", by_unit, inverse)
+    kappa: Tensor = torch.einsum("jkK,kK->j", by_unit, inverse)
+    return kappa
 
 
 def _pseudo_inverse(gram: Tensor, rtol: float) -> Tensor:
@@ -150,13 +153,15 @@ def _pseudo_inverse(gram: Tensor, rtol: float) -> Tensor:
             stacklevel=4,
         )
     kept = values > bound
-    return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+    inverse: Tensor = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+    return inverse
 
 
 def _root(metric: Tensor) -> Tensor:
     """The symmetric root of a covariance."""
     values, vectors = torch.linalg.eigh(metric)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
 
 
 def _signals(weights: list[Tensor], gates: list[Tensor], metric: Tensor) -> list[Tensor]:
@@ -175,7 +180,7 @@ def _entries(weight: Tensor) -> Tensor:
 def _check_layers(weights: list[Tensor], gates: list[Tensor]) -> None:
     if not weights or any(w.ndim != 2 for w in weights):
         raise ValueError(f"weights must be matrices, at least one; got shapes {[tuple(w.shape) for w in weights]}")
-    for k, (below, above) in enumerate(zip(weights, weights[1:], strict=False)):
+    for k, (below, above) in enumerate(itertools.pairwise(weights)):
         if above.shape[1] != below.shape[0]:
             raise ValueError(
                 f"weights[{k + 1}] reads {above.shape[1]} units, but weights[{k}] has {below.shape[0]} rows; "
@@ -195,10 +200,11 @@ def _check_covariance(matrix: Tensor, name: str) -> None:
     if not torch.isfinite(matrix).all():
         raise ValueError(f"{name} holds NaN or inf")
     top = matrix.abs().max()
-    if not torch.allclose(matrix, matrix.T, rtol=0, atol=1e-9 * float(top)):
+    # Moments may come from float32: their rounding is no reason to refuse them.
+    if not torch.allclose(matrix, matrix.T, rtol=0, atol=1e-6 * float(top)):
         raise ValueError(f"{name} must be symmetric: it is a matrix of second moments")
     least = torch.linalg.eigvalsh(matrix)[0]
-    if least < -1e-8 * len(matrix) * top:
+    if least < -1e-6 * len(matrix) * top:
         raise ValueError(f"{name} must have no negative eigenvalue, and its least is {float(least):.3g}")
 
 
@@ -227,16 +233,15 @@ def _metric(metric: Tensor | None, first: Tensor) -> Tensor:
     return matrix
 
 
-def _check_memory(weights: list[Tensor], tangents: list[Tensor]) -> None:
+def _check_memory(weights: list[Tensor], numbers: list[int]) -> None:
     functions, largest = 1, 0
-    for weight, tangent in reversed(list(zip(weights, tangents, strict=True))):
-        functions += len(tangent)
+    for weight, number in reversed(list(zip(weights, numbers, strict=False))):
+        functions += number
         largest = max(largest, max(weight.shape) ** 2 * functions**2)
-    budget = SHARE * available_bytes(weights[0].device)
     # The moments of a layer, those of the layer below, and the product between them.
     require(
         3 * FLOAT64 * largest,
-        budget,
+        SHARE * available_bytes(weights[0].device),
         "the moment recursion, units^2 x parameters^2 numbers,",
         "tie or fix weights with constraints=, or use propagate(), whose cost is a few passes",
     )

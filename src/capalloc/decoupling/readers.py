@@ -60,7 +60,9 @@ READERS: dict[Any, Reader] = {}
 Read = Callable[[Operation], Tensor]
 
 
-def reader(kind: str, *ops: Any, largest: Callable[[Operation], float | None] = lambda _: 1.0) -> Callable[[Read], Read]:
+def reader(
+    kind: str, *ops: Any, largest: Callable[[Operation], float | None] = lambda _: 1.0
+) -> Callable[[Read], Read]:
     """Register the decorated function as the reader of these operators."""
 
     def register(function: Read) -> Read:
@@ -79,7 +81,7 @@ def reader_of(op: Any) -> Reader | None:
 
 def steepest(operation: Operation) -> float | None:
     """The largest slope between -5 and 5; None where it has a pole there."""
-    z = torch.linspace(-RANGE, RANGE, 1001, dtype=torch.float64)
+    z = RANGE * torch.arange(-500, 501, dtype=torch.float64) / 500  # with 0, where poles are
     top = float(slope(operation.of, z).abs().max())
     return top if math.isfinite(top) else None
 
@@ -138,7 +140,8 @@ def largest_along(operation: Operation) -> Tensor:
     if not operation["keepdim"]:
         for dim in sorted(d % x.ndim for d in dims):
             top = top.unsqueeze(dim)
-    return (x == top).to(x.dtype)
+    won: Tensor = x == top
+    return won.to(x.dtype)
 
 
 @reader("attention", aten.scaled_dot_product_attention.default)
@@ -153,7 +156,8 @@ def attention(operation: Operation) -> Tensor:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1)
+    weights: Tensor = scores.softmax(-1)
+    return weights
 
 
 @reader("softmax", aten.softmax.int, aten._softmax.default)
@@ -215,7 +219,8 @@ def selection(operation: Operation) -> Tensor:
 @reader("selection", aten.glu.default)
 def gated_linear_unit(operation: Operation) -> Tensor:
     """The sigmoid half multiplies the other one."""
-    return operation["self"].chunk(2, operation["dim"])[1].sigmoid()
+    gates: Tensor = operation["self"].chunk(2, operation["dim"])[1].sigmoid()
+    return gates
 
 
 def _won(winner: Tensor, windows: list[list[list[int]]], sizes: tuple[int, ...]) -> Tensor:
@@ -228,7 +233,7 @@ def _won(winner: Tensor, windows: list[list[list[int]]], sizes: tuple[int, ...])
                 outputs.append(o)
                 entries.append(sum(p * math.prod(sizes[k + 1 :]) for k, p in enumerate(place)))
     chosen = winner.flatten(-ndim)[..., torch.tensor(outputs, device=winner.device)]
-    return (chosen == torch.tensor(entries, device=winner.device)).to(torch.get_default_dtype())
+    return (chosen == torch.tensor(entries, device=winner.device)).to(torch.float32)
 
 
 def _per_std(x: Tensor, var: Tensor, eps: float) -> Tensor:

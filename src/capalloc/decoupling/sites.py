@@ -21,6 +21,7 @@ from capalloc.problem import Problem, seeded
 
 aten = torch.ops.aten
 PRODUCTS = (aten.bmm.default, aten.matmul.default)
+MAXIMA = (aten.amax.default, aten.max.dim)
 #: Operators that pass attention weights on as they are.
 PASSED = (aten.dropout.default, aten.clone.default, aten.view.default, aten.expand.default, aten._unsafe_view.default)
 
@@ -153,7 +154,9 @@ def _find(graph: Graph, depends: frozenset[Node], axes: dict[Node, int]) -> tupl
             path = module_path(node) or node.name
             used[path] += 1
             name = path if used[path] == 1 else f"{path}:{used[path]}"
-            sites.append(Site(name, kind, _operator(node), node, found, axes[node]))
+            shaped = node.args[0] if node.target in MAXIMA else node  # their gates have the shape of the input
+            axis = axes.get(shaped, 0) if isinstance(shaped, Node) else 0
+            sites.append(Site(name, kind, _operator(node), node, found, axis))
         elif node.target is aten.mul.Tensor and sum(a in depends for a in node.args if isinstance(a, Node)) == 2:
             products.append(module_path(node) or node.name)
     return tuple(sites), tuple(products)

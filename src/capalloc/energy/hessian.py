@@ -58,7 +58,8 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
         second = torch.func.jacrev(gradient)(squares, e)
         root = squares.sqrt()
         diagonal: Tensor = torch.diag(gradient(squares, e))
-        return diagonal + root[:, None] * second * root
+        coupled: Tensor = root[:, None] * second * root
+        return diagonal + coupled
 
     g = gram(inputs)
     unit = torch.where(g.diagonal() > 0, g.diagonal().rsqrt(), 0.0)

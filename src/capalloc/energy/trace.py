@@ -14,8 +14,8 @@ from capalloc.energy.capture import Graph, module_path
 from capalloc.energy.channels import GROUND
 from capalloc.energy.gates import GateSource
 from capalloc.energy.program import Energy, Program
-from capalloc.energy.sharing import relate_uses
 from capalloc.energy.rules import RULES, Call, Traced, UnsupportedOperatorError, bind, invoke
+from capalloc.energy.sharing import relate_uses
 
 
 def trace(graph: Graph, batch: Tensor, gates: GateSource, selected: set[str]) -> Program:

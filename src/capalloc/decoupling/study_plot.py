@@ -1,0 +1,61 @@
+"""The figure of the decoupling study, drawn from its table alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+TITLES = {
+    "delta": "equal decoupling δ of all pairs",
+    "activation": "measured gates of activations",
+    "omega": "measured gates of sin(ω z)",
+}
+MARKERS = "osD^vP"
+
+
+def plot_study(study: xr.Dataset, axes: Sequence[Axes] | None = None) -> Figure:
+    """Draw capacity profiles, one panel for each family of settings, coloured by their decoupling.
+
+    Args:
+        study: what `decoupling_study` returned.
+        axes: six Axes, three on a linear scale and three on a log one; a new figure by default.
+
+    Returns:
+        The figure; standard errors over networks are in the table.
+
+    """
+    if axes is None:
+        figure = plt.figure(figsize=(12.5, 7), layout="constrained")
+        axes = figure.subplots(2, len(TITLES), sharex=True, sharey="row").ravel().tolist()
+    for k, (family, title) in enumerate(TITLES.items()):
+        part = study.isel(setting=(study["family"] == family).to_numpy())
+        linear, logarithmic = axes[k], axes[k + len(TITLES)]
+        for ax in (linear, logarithmic):
+            _profiles(ax, part)
+        linear.set_ylim(bottom=0)
+        linear.set_title(title, fontsize="medium")
+        logarithmic.set_yscale("log")
+        logarithmic.legend(fontsize="x-small", loc="lower center")
+        logarithmic.set_xlabel("input, offset from the output's position")
+    axes[len(TITLES)].set_ylabel("the same, log scale")
+    axes[0].set_ylabel("capacity, in parameters")
+    sizes = ", ".join(f"{name} {study.attrs[name]}" for name in ("depth", "channels", "kernel", "draws"))
+    found = axes[0].get_figure(root=True)
+    assert isinstance(found, Figure)
+    found.suptitle(f"Capacity of a stack of 1-D convolutions ({sizes})", fontsize="medium")
+    return found
+
+
+def _profiles(ax: Axes, part: xr.Dataset) -> None:
+    colours = plt.get_cmap("viridis")
+    for k, name in enumerate(part["setting"].to_numpy()):
+        row = part.sel(setting=name)
+        delta = float(row["decoupling"])
+        measured = "" if str(name).startswith("δ") else f", d = {delta:.2f}"
+        label = f"{name}{measured}, total {float(row['total']):.3g}"
+        marker = MARKERS[k % len(MARKERS)]
+        ax.plot(row["input"], row["capacity"], color=colours(0.9 * delta), marker=marker, markersize=4, label=label)

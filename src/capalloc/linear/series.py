@@ -1,0 +1,53 @@
+"""Real series that statsmodels ships, made stationary as far as a polynomial trend goes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from capalloc.linear.processes import Process, empirical
+
+
+def sunspots() -> Process:
+    """Yearly numbers of sunspots, 1700 to 2008: a cycle of about 11 years.
+
+    Raises:
+        ModuleNotFoundError: statsmodels is not installed.
+
+    """
+    return empirical("sunspots", standardised(_dataset("sunspots")["SUNACTIVITY"].to_numpy(), degree=0))
+
+
+def co2() -> Process:
+    """Weekly carbon dioxide at Mauna Loa, 1958 to 2001, without its quadratic trend: a yearly cycle.
+
+    Gaps are filled linearly.
+
+    Raises:
+        ModuleNotFoundError: statsmodels is not installed.
+
+    """
+    return empirical("CO2", standardised(_dataset("co2")["co2"].interpolate().to_numpy(), degree=2), long_memory=True)
+
+
+def standardised(values: NDArray[np.float64], degree: int) -> Tensor:
+    """The series less a polynomial in time, over its standard deviation."""
+    time = np.linspace(-1, 1, len(values))
+    rest = values - np.polynomial.polynomial.polyval(time, np.polynomial.polynomial.polyfit(time, values, degree))
+    return torch.from_numpy(rest / rest.std())
+
+
+def _dataset(name: str) -> Any:
+    try:
+        module = importlib.import_module(f"statsmodels.datasets.{name}")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the {name} series comes with statsmodels, which is not installed: pip install 'capalloc[study]', or "
+            "leave this series out"
+        ) from error
+    return module.load_pandas().data

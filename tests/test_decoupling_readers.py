@@ -1,0 +1,204 @@
+"""Every registered reader of gates: the gates it reads rebuild what the operator computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from capalloc.decoupling.readers import KINDS, READERS, Operation, reader_of
+from capalloc.decoupling.sites import Gated
+from capalloc.energy.rules import RULES, bind, pointwise
+from capalloc.problem import prepare
+from zoo import gaussian
+
+aten = torch.ops.aten
+Case = tuple[tuple[object, ...], Callable[[Tensor, Tensor], Tensor]]
+X = gaussian(2, 4, 6)
+IMAGE = gaussian(2, 4, 6, 7)
+VOLUME = gaussian(2, 2, 4, 5, 6)
+
+
+def times(shift: Callable[[Tensor], Tensor] = lambda x: x) -> Callable[[Tensor, Tensor], Tensor]:
+    """Gates times the signal."""
+    return lambda x, gates: gates * shift(x)
+
+
+def layer_centred(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def group_centred(x: Tensor) -> Tensor:
+    return (x.reshape(2, 2, -1) - x.reshape(2, 2, -1).mean(-1, keepdim=True)).reshape(x.shape)
+
+
+def attended(value: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda _, gates: gates @ value
+
+
+V = gaussian(2, 3, 5, 2, seed=8)
+Q = gaussian(2, 3, 4, 2)
+MASK = torch.ones(4, 5, dtype=torch.bool).tril(2)
+
+#: operator -> its arguments, and how its gates and its signal give its result.
+CASES: dict[object, Case] = {
+    aten.relu.default: ((X,), times()),
+    aten.prelu.default: ((X, gaussian(4)), times()),
+    aten.scaled_dot_product_attention.default: ((Q, gaussian(2, 3, 5, 2, seed=9), V), attended(V)),
+    aten.softmax.int: ((X, -1), lambda _, gates: gates),
+    aten._softmax.default: ((X, -1, False), lambda _, gates: gates),
+    aten.layer_norm.default: ((X, [6]), times(layer_centred)),
+    aten.rms_norm.default: ((X, [6]), times()),
+    aten.group_norm.default: ((X, 2), times(group_centred)),
+    aten.instance_norm.default: (
+        (X, None, None, None, None, True, 0.1, 1e-5, False),
+        times(layer_centred),
+    ),
+    aten._native_batch_norm_legit_no_training.default: (
+        (X, None, None, torch.zeros(4).double(), torch.arange(1.0, 5).double(), 0.1, 1e-5),
+        times(),
+    ),
+    aten.where.self: ((X > 0, X, -X), lambda _, gates: gates * X - (1 - gates) * X),
+    aten.glu.default: ((X, 1), lambda x, gates: gates * x[:, :2]),
+}
+
+#: Pooling: gates in windows, tested below.
+POOLING = {
+    aten.max_pool1d.default: (X, [3], [2], [1], [1], True),
+    aten.max_pool2d.default: (IMAGE, [3, 2], [], [1, 0], [1, 2], False),
+    aten.max_pool3d.default: (VOLUME, [2, 2, 2], [2, 1, 2]),
+    aten.adaptive_max_pool1d.default: (X, [4]),
+    aten.adaptive_max_pool2d.default: (IMAGE, [4, 3]),
+    aten.adaptive_max_pool3d.default: (VOLUME, [3, 2, 4]),
+}
+MAXIMA = {aten.amax.default: (IMAGE, [2, 3]), aten.max.dim: (IMAGE, -1)}
+
+
+def read(op: object, arguments: tuple[object, ...]) -> tuple[Operation, Tensor]:
+    named = bind(op, arguments, {})
+    operation = Operation(op, named, op(*arguments))  # type: ignore[operator]
+    found = reader_of(op)
+    assert found is not None
+    assert found.kind in KINDS
+    return operation, found.gates(operation)
+
+
+def first_of(result: object) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result  # type: ignore[return-value]
+
+
+def test_every_reader_is_tested():
+    assert set(READERS) == {*CASES, *POOLING, *MAXIMA}
+
+
+@pytest.mark.parametrize("op", CASES, ids=str)
+def test_gates_rebuild_the_result(op):
+    arguments, rebuild = CASES[op]
+    operation, gates = read(op, arguments)
+    signal = next(a for a in arguments if isinstance(a, Tensor) and a.is_floating_point())
+    np.testing.assert_allclose(rebuild(signal, gates), first_of(operation.result), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"is_causal": True}, {"attn_mask": MASK}, {"attn_mask": gaussian(4, 5)}, {"scale": 2.0}, {"enable_gqa": True}],
+    ids=str,
+)
+def test_attention_weights_with_options(options):
+    heads = 1 if "enable_gqa" in options else 3
+    key, value = gaussian(2, heads, 5, 2, seed=9), V[:, :heads]
+    op = aten.scaled_dot_product_attention.default
+    arguments = bind(op, (Q, key, value), options)
+    operation = Operation(op, arguments, op(Q, key, value, **options))
+    gates = READERS[op].gates(operation)
+    np.testing.assert_allclose(gates @ value, operation.result, atol=1e-12)
+    np.testing.assert_allclose(gates.sum(-1), 1)
+
+
+@pytest.mark.parametrize("op", POOLING, ids=str)
+def test_pooling_has_one_winner_in_each_window(op):
+    operation, gates = read(op, POOLING[op])
+    x, pooled = operation["self"], first_of(operation.result)
+    assert gates.shape[:2] == x.shape[:2]
+    assert float(gates.sum()) == pooled.numel()
+    # The gates of an entry, over all windows that hold it, are the entry's gradient.
+    leaf = x.clone().requires_grad_()
+    first_of(op(leaf, *POOLING[op][1:])).sum().backward()
+    assert float(leaf.grad.sum()) == float(gates.sum())
+    assert float((leaf.grad * x).sum()) == pytest.approx(float(pooled.sum()))
+    entries = {nn.functional.max_pool1d: 11}.get(op)
+    assert entries is None or gates.shape[2] == entries
+
+
+def test_windows_count_only_inputs_that_exist():
+    # Six inputs, windows of 3 at stride 2 with padding 1: (-1 0 1) (1 2 3) (3 4 5) (5 6 7).
+    _, gates = read(aten.max_pool1d.default, POOLING[aten.max_pool1d.default])
+    assert gates.shape == (2, 4, 2 + 3 + 3 + 1)
+    winner = F.max_pool1d(X, 3, 2, 1, ceil_mode=True, return_indices=True)[1]
+    np.testing.assert_array_equal(gates[..., :2].argmax(-1), winner[..., 0])
+    np.testing.assert_array_equal(gates[..., 2:5].argmax(-1) + 1, winner[..., 1])
+
+
+@pytest.mark.parametrize("op", MAXIMA, ids=str)
+def test_maxima_let_their_winner_through(op):
+    operation, gates = read(op, MAXIMA[op])
+    dims = MAXIMA[op][1]
+    np.testing.assert_allclose((gates * IMAGE).sum(dims), first_of(operation.result))
+
+
+def test_whatever_propagates_as_an_activation_is_read_as_one():
+    ops = [op for op, rule in RULES.items() if rule is pointwise.activation]
+    assert len(ops) > 20
+    assert {reader_of(op).kind for op in ops} == {"activation"}
+    assert reader_of(aten.linear.default) is None
+    _, gates = read(aten.tanh.default, (X,))
+    np.testing.assert_allclose(gates, 1 - X.tanh().square())
+    # No bound on the slope of the logarithm: no share of it is saturation.
+    operation, _ = read(aten.log.default, (X.abs(),))
+    assert reader_of(aten.log.default).largest(operation) is None
+
+
+class Turned(nn.Module):
+    """The examples axis moves, as in attention modules that put time first, and merges with another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.scale * x.transpose(0, 1))  # (time, examples, features)
+        top = y.amax(0)
+        merged = torch.tanh(x.reshape(-1, x.shape[2])).reshape(x.shape).sum(1)
+        return top + merged
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1).double())
+
+
+def test_gates_follow_the_examples_axis():
+    x = gaussian(6, 3, 5)  # batches of 3 examples of 3 times: lengths cannot tell the axes apart
+    gated = Gated.of(prepare(Turned().double(), x), batch_size=3)
+    gates: dict[str, list[Tensor]] = {}
+    for seen in gated():
+        gates.setdefault(seen.site.operator, []).append(seen.gates)
+    read_all = {name: torch.cat(parts) for name, parts in gates.items()}
+    np.testing.assert_array_equal(read_all["relu"], (x > 0).flatten(1))
+    np.testing.assert_allclose(read_all["tanh"], 1 - x.tanh().square().flatten(1))
+    relu = x.relu()
+    np.testing.assert_array_equal(read_all["amax"], (relu == relu.amax(1, keepdim=True)).flatten(1))
+
+
+class ByBatchSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y.relu() if len(x) > 2 else y.tanh().sin()
+
+
+def test_a_model_that_changes_with_the_batch_size_is_refused():
+    with pytest.raises(ValueError, match="other operators at another batch size"):
+        Gated.of(prepare(ByBatchSize(), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))), 5)
