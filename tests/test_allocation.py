@@ -114,7 +114,7 @@ def test_repr_names_the_region_or_input_that_holds_most():
     assert "top right" in repr(replace(image, capacity=image.capacity.copy(data=values), table=None))
     line = allocation((5,), ("lag",))
     shifted = line.capacity.assign_coords(lag=[10, 20, 30, 40, 50])
-    top = int(shifted.lag[int(shifted.argmax())])
+    top = int(shifted.lag[shifted.to_numpy().argmax()])
     assert f"lag {top}," in repr(replace(line, capacity=shifted, table=None))
     assert f"lag {top // 10 - 1}," in repr(line)
 
@@ -134,6 +134,15 @@ def test_to_pandas_has_one_row_per_input():
     assert len(frame) == a.capacity.size
     assert frame.capacity.sum() + frame.attrs["bias"] == a.total
     assert frame.set_index(["channel", "row", "column"]).capacity[0, 2, 3] == a.capacity[0, 2, 3]
+
+
+def test_a_standard_error_stays_with_its_inputs(tmp_path):
+    a = allocation()
+    error = xr.full_like(a.capacity, 0.25)
+    a = replace(a, capacity=a.capacity.assign_coords(standard_error=error))
+    assert list(a.to_pandas().columns) == ["channel", "row", "column", "capacity", "standard_error"]
+    a.save(tmp_path / "a.nc")
+    same(Allocation.load(tmp_path / "a.nc"), a)
 
 
 def test_to_xarray_keeps_layers_of_the_same_axis_names_apart():

@@ -1,4 +1,4 @@
-"""The block rule of section 4's corrections: exact where units do not overlap, close to `measure` elsewhere."""
+"""The block rule: exact where units do not overlap, closer to `measure` than the Markov rule elsewhere."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from zoo import dense, gaussian, reference_weights, seeded_module
 
 import capalloc
+from zoo import dense, gaussian, reference_weights, seeded_module
 
 
 def test_exact_for_one_linear_unit_within_its_standard_error():
@@ -20,12 +20,16 @@ def test_exact_for_one_linear_unit_within_its_standard_error():
 
 
 def test_closer_to_measure_than_the_markov_rule():
-    model, x = dense(reference_weights()[:1] + [gaussian(6, 4, seed=4), gaussian(4, 6, seed=5)]), gaussian(200, 3)
-    measured = capalloc.measure(model, x, progress=False)
-    markov = capalloc.propagate(model, x)
-    block = capalloc.propagate(model, x, solver="block", num_probes=128)
-    assert capalloc.total_variation(block, measured) < 0.5 * capalloc.total_variation(markov, measured)
-    assert block.total == pytest.approx(markov.total)
+    """Over three networks; benchmarks/correction.py has the trained ones."""
+    distances = {"markov": 0.0, "block": 0.0}
+    for seed in (0, 10, 20):
+        sizes = [(8, 6), (8, 8), (1, 8)]
+        model = dense([gaussian(*size, seed=seed + k) for k, size in enumerate(sizes)])
+        x = gaussian(200, 6, seed=seed)
+        measured = capalloc.measure(model, x, progress=False)
+        for solver in distances:
+            distances[solver] += capalloc.total_variation(capalloc.propagate(model, x, solver=solver), measured)
+    assert distances["block"] < 0.8 * distances["markov"]
 
 
 def test_biases_go_to_the_constant_input():

@@ -178,7 +178,9 @@ def test_sinusoids_and_empirical_autocovariances():
     x = np.array([1.0, 3.0, 2.0, 6.0])
     c = x - 3
     r = empirical("four", x).autocovariance(6)
-    np.testing.assert_allclose(r, [c @ c / 4, c[1:] @ c[:-1] / 4, c[2:] @ c[:-2] / 4, c[3] * c[0] / 4, 0, 0], atol=1e-14)
+    np.testing.assert_allclose(
+        r, [c @ c / 4, c[1:] @ c[:-1] / 4, c[2:] @ c[:-2] / 4, c[3] * c[0] / 4, 0, 0], atol=1e-14
+    )
 
 
 @pytest.mark.parametrize(("make", "period"), [(sunspots, 11), (co2, 52)])

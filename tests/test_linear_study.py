@@ -34,7 +34,7 @@ def test_the_table_holds_what_theory_says(small):
     np.testing.assert_allclose(small["capacity"].sum("lag"), small["total"], atol=1e-9)
     np.testing.assert_allclose(small["within_lags"].sel(within=100), small["total"], atol=1e-9)
     np.testing.assert_allclose(dense["within_lags"], [[1, 10, 20]] * 2, atol=1e-9)
-    np.testing.assert_allclose(small["loss"], small["best_loss"] + small["excess"], atol=1e-9)
+    np.testing.assert_allclose(small["loss"], (small["excess"] + small["best_loss"]), atol=1e-9)
     variance = float(PROCESSES["AR(2)"]().autocovariance(1)[0])
     assert float(small["best_loss"].sel(process="AR(2)")) == pytest.approx(1 / variance)
     filters = small["filter"].sel(architecture="dense", process="AR(2)")

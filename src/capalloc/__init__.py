@@ -7,10 +7,16 @@ How many effective, independent parameters a model devotes to every input, regio
 from capalloc.allocation import Allocation
 from capalloc.comparison import correlation, total_variation
 
+# how far activations decouple their outputs, and capacity at any decoupling
+from capalloc.decoupling.gaussian import gaussian_decoupling, gaussian_gate_moment
+from capalloc.decoupling.measured import decoupling, gate_moments
+from capalloc.decoupling.moments import propagate_moments
+from capalloc.decoupling.result import Decoupling
+
 # rules of new operators for `propagate`
 from capalloc.energy.rules import Call, UnsupportedOperatorError, rule
 
-# the methods
+# capacity: of linear models, measured, propagated
 from capalloc.linear import linear_capacity
 from capalloc.measure import CapacityWarning, measure
 from capalloc.propagate import Walk, propagate, walk
@@ -19,12 +25,18 @@ __all__ = [
     "Allocation",
     "Call",
     "CapacityWarning",
+    "Decoupling",
     "UnsupportedOperatorError",
     "Walk",
     "correlation",
+    "decoupling",
+    "gate_moments",
+    "gaussian_decoupling",
+    "gaussian_gate_moment",
     "linear_capacity",
     "measure",
     "propagate",
+    "propagate_moments",
     "rule",
     "total_variation",
     "walk",

@@ -63,8 +63,16 @@ class Allocation:
     TOLERANCE = 1e-4
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bias", float(self.bias))
-        object.__setattr__(self, "attrs", _plain(self.attrs))
+        own = {
+            "capacity": self.capacity.rename("capacity"),
+            "bias": float(self.bias),
+            "by_parameter": self.by_parameter.rename("by_parameter"),
+            "table": None if self.table is None else self.table.rename("table"),
+            "layers": {name: units.rename(name) for name, units in self.layers.items()},
+            "attrs": _plain(self.attrs),
+        }
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
         _check_axes(self)
         _check_values(self)
         _check_sums(self)
@@ -99,7 +107,7 @@ class Allocation:
             "by_parameter": self.by_parameter,
         }
         if self.table is not None:
-            variables["table"] = self.table.drop_vars("bias")
+            variables["table"] = _without_extras(self.table)
             variables["table_bias"] = self.table.coords["bias"].drop_vars("bias")
         for k, (name, units) in enumerate(self.layers.items()):
             own = units.rename({dim: f"layer_{k}_{dim}" for dim in units.dims})
@@ -119,7 +127,7 @@ class Allocation:
             raise ValueError(f"the dataset lacks {missing}; Allocation.to_xarray() makes one that has them")
         table = dataset.get("table")
         if table is not None:
-            table = table.assign_coords(bias=("parameter", dataset["table_bias"].data))
+            table = _without_extras(table).assign_coords(bias=("parameter", dataset["table_bias"].data))
         names = sorted((str(v) for v in dataset.data_vars if "layer" in dataset[v].attrs), key=_layer_number)
         return cls(
             capacity=dataset["capacity"],
@@ -133,15 +141,12 @@ class Allocation:
     def to_pandas(self) -> pd.DataFrame:
         """One row per input: a column for each of its axes (coordinates, or else positions), and `capacity`.
 
-        The constant input is no row; its capacity is `frame.attrs["bias"]`.
+        What else is known of every input, such as `standard_error`, is a column too. The constant input is no row;
+        its capacity is `frame.attrs["bias"]`.
         """
         axes = [str(dim) for dim in self.capacity.dims]
-        frame = (
-            self.capacity.rename("capacity")
-            .reset_coords(drop=True)
-            .to_dataframe(dim_order=axes)
-            .reset_index()
-        )
+        frame = self.capacity.to_dataframe(dim_order=axes).reset_index()
+        frame = frame[[*axes, "capacity", *frame.columns.difference([*axes, "capacity"])]]
         frame.attrs["bias"] = self.bias
         return frame
 
@@ -239,9 +244,7 @@ def _check_axes(a: Allocation) -> None:
     if not axes or "parameter" in axes:
         raise ValueError(f"capacity has axes {axes}; it needs at least one, none of them called 'parameter'")
     if a.by_parameter.dims != ("parameter",) or "parameter" not in a.by_parameter.coords:
-        raise ValueError(
-            f"by_parameter has axes {a.by_parameter.dims}; it needs 'parameter' alone, with names"
-        )
+        raise ValueError(f"by_parameter has axes {a.by_parameter.dims}; it needs 'parameter' alone, with names")
     if a.table is None:
         return
     if a.table.dims != ("parameter", *axes) or "bias" not in a.table.coords:
@@ -292,15 +295,18 @@ def _check_sums(a: Allocation) -> None:
 
 def _agree(name: str, value: float, other: str, expected: float, tolerance: float) -> None:
     if abs(value - expected) > tolerance:
-        raise ValueError(
-            f"{name} is {value:.8g} but {other} is {expected:.8g}; they must agree to {tolerance:.2g}"
-        )
+        raise ValueError(f"{name} is {value:.8g} but {other} is {expected:.8g}; they must agree to {tolerance:.2g}")
+
+
+def _without_extras(values: xr.DataArray) -> xr.DataArray:
+    """The array with the coordinates of its axes alone."""
+    return values.drop_vars([name for name in values.coords if name not in values.dims])
 
 
 def _own_axes(variable: xr.DataArray) -> xr.DataArray:
     """A layer as it was: its own axis names, without the attribute that names it."""
     prefix = f"{variable.name}_"
-    own = variable.rename({dim: str(dim).removeprefix(prefix) for dim in variable.dims}).rename(None)
+    own = variable.rename({dim: str(dim).removeprefix(prefix) for dim in variable.dims})
     own.attrs = {key: value for key, value in variable.attrs.items() if key != "layer"}
     return own
 

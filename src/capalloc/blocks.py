@@ -121,7 +121,8 @@ def _mixed(problem: Problem, params: Tensors, x: Tensor, generator: torch.Genera
     def derivative(params: Tensors, x: Tensor, along: Tensor, signs: Tensor, constant: Tensor) -> Tensor:
         # The direction of the constant input: the intercept f - grad_x f . x.
         value, change, *_ = jvp(lambda x: _outputs(problem, params, x[None])[0] @ signs, (x,), (along - constant * x,))
-        return change + constant * value
+        along_inputs_and_constant: Tensor = change + constant * value
+        return along_inputs_and_constant
 
     each = vmap(grad(derivative), in_dims=(None, 0, 0, 0, 0), randomness="same")
     gradients: Tensors = each(params, x, along, signs, constant)

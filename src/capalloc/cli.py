@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from capalloc.decoupling.command import run_decoupling_study
 from capalloc.demo import Demo, run_demo
+from capalloc.linear.command import run_linear_study
+from capalloc.storage import check_target
 
 #: What the user can mend: reported in one line, without a traceback.
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, NotImplementedError)
@@ -56,14 +59,17 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the split and the training.", min=0)] = 0,
 ) -> None:
     """Train a small network on handwritten digits, measure its capacity and predict it."""
-    if not out.resolve().parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.resolve().parent} does not exist; make it first")
+    check_target(out)  # before the work, not after it
     console = Console()
-    console.print("Training a small convolutional network on handwritten digits, then measuring its capacity.")
+    console.print("Training a small network on handwritten digits, measuring its capacity, predicting it ...")
     result = run_demo(seed)
     console.print(summary(result))
     result.write(out)
     console.print(f"The maps are in {out}: open it in a browser.", markup=False, soft_wrap=True)
+
+
+app.command("decoupling-study")(run_decoupling_study)
+app.command("linear-study")(run_linear_study)
 
 
 def summary(result: Demo) -> Table:

@@ -23,9 +23,7 @@ def correlation(a: Allocation, b: Allocation) -> float:
     x, y = x - x.mean(), y - y.mean()
     scale = float(np.linalg.norm(x) * np.linalg.norm(y))
     if scale == 0:
-        raise ValueError(
-            "a constant capacity map has no correlation with another; compare by total_variation"
-        )
+        raise ValueError("a constant capacity map has no correlation with another; compare by total_variation")
     return float(x @ y) / scale
 
 
@@ -44,9 +42,7 @@ def total_variation(a: Allocation, b: Allocation) -> float:
     """
     x, y = _maps(a, b)
     if not (x.sum() > 0 and y.sum() > 0):
-        raise ValueError(
-            f"a map without capacity cannot be normalised: the sums are {x.sum():.3g} and {y.sum():.3g}"
-        )
+        raise ValueError(f"a map without capacity cannot be normalised: the sums are {x.sum():.3g} and {y.sum():.3g}")
     return float(abs(x / x.sum() - y / y.sum()).sum()) / 2
 
 

@@ -47,6 +47,7 @@ def root_of_covariance(covariance: Tensor, rounding: float, name: str = "metric"
 def cholesky_of_covariance(covariance: Tensor, rounding: float, name: str = "metric") -> Tensor:
     """The lower triangular root of a symmetric positive definite covariance."""
     check_symmetric(covariance, rounding, name)
+    root: Tensor
     root, failed = torch.linalg.cholesky_ex((covariance + covariance.T) / 2)
     if int(failed):
         raise ValueError(

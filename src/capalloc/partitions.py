@@ -43,8 +43,7 @@ def sum_parts(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
     sums = np.bincount(part.ravel(), weights=capacity.to_numpy().ravel(), minlength=len(values))
     result = xr.DataArray(sums[order], dims="part", coords={"part": values[order]})
     total, parts = float(capacity.sum()), float(sums.sum())
-    if not abs(parts - total) <= 1e-9 * max(1.0, float(abs(capacity).sum())):
-        raise AssertionError(f"parts sum to {parts}, the map to {total}")
+    assert abs(parts - total) <= 1e-9 * max(1.0, float(abs(capacity).sum())), (parts, total)
     return result
 
 

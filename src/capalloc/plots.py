@@ -126,9 +126,7 @@ def _cells(
         {
             "row": row,
             "column": column,
-            "place": ", ".join(
-                f"{name} {k}" for name, k in zip(names, (row, column)[-len(names) :], strict=True)
-            ),
+            "place": ", ".join(f"{name} {k}" for name, k in zip(names, (row, column)[-len(names) :], strict=True)),
             "value": f"{value:{'+' if signed else ''}.1f}" if written else "",
             "exact": f"{value:{'+' if signed else ''}.4g}",
             "fill": _hex(rgb[row, column]),

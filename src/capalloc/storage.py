@@ -18,14 +18,20 @@ ENGINE: Final = "h5netcdf"
 FORMAT, CONTENT = "format", "attrs"
 
 
-@contextmanager
-def atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends, and is removed if it fails."""
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a file to write; an error where there can be none."""
     target = Path(path).resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist; make it first")
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; give the name of a file in it")
+    return target
+
+
+@contextmanager
+def atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends, and is removed if it fails."""
+    target = check_target(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -69,9 +75,7 @@ def read_dataset(path: str | os.PathLike[str], name: str, version: int) -> xr.Da
 def _check_format(path: str | os.PathLike[str], found: str, name: str, version: int) -> None:
     match = re.fullmatch(rf"{re.escape(name)}-(\d+)", found)
     if match is None:
-        raise ValueError(
-            f"{path} holds {found or 'no format mark'!r}, not a {name}; was it written by save()?"
-        )
+        raise ValueError(f"{path} holds {found or 'no format mark'!r}, not a {name}; was it written by save()?")
     if int(match[1]) > version:
         raise ValueError(
             f"{path} was written by a newer capalloc ({found}, this one reads up to {name}-{version}); upgrade capalloc"

@@ -1,7 +1,5 @@
 """The linear theory, docs/theory.md, section 1: capacity on any partition and metric, and the study of filters."""
 
-# capacity
-# models
 from capalloc.linear.architectures import (
     dense_filter,
     dilated_stack,
@@ -10,18 +8,11 @@ from capalloc.linear.architectures import (
     stacked_convolutions,
     strided_hierarchy,
 )
-
-# partitions that no set of inputs makes
 from capalloc.linear.bases import Basis, fourier_basis, orthonormal_basis, principal_basis
 from capalloc.linear.capacity import linear_capacity
-
-# metrics
 from capalloc.linear.metrics import Covariance, Identity, LowRankPlusDiagonal, Metric, Stationary, Variances
 from capalloc.linear.models import model_jacobian
 from capalloc.linear.moments import estimate_covariance
-
-# tasks
-from capalloc.linear.prediction import Prediction, prediction
 from capalloc.linear.processes import (
     Process,
     autoregression,
@@ -31,10 +22,9 @@ from capalloc.linear.processes import (
     white_noise,
 )
 from capalloc.linear.series import co2, sunspots
-
-# the study
 from capalloc.linear.study import Settings, linear_study
 from capalloc.linear.study_plot import plot_study
+from capalloc.linear.tasks import Prediction, prediction
 from capalloc.linear.training import Trained, train
 
 __all__ = [

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from capalloc.linear.architectures import (
 from capalloc.linear.capacity import linear_capacity
 from capalloc.linear.metrics import ROOTS, Root
 from capalloc.linear.models import model_jacobian
-from capalloc.linear.prediction import Prediction, prediction
 from capalloc.linear.processes import Process, autoregression, fractional_noise, sinusoids, white_noise
 from capalloc.linear.series import co2, sunspots
+from capalloc.linear.tasks import Prediction, prediction
 from capalloc.linear.training import Trained, train
 from capalloc.storage import read_dataset, write_dataset
 
@@ -148,8 +149,6 @@ def linear_study(
             best = float(task.loss(task.optimal_filter)) / task.variance
             rows.append(row.assign(best_loss=best, long_memory=source.long_memory))
     study = xr.concat(rows, dim=xr.Variable("process", list(tasks))).transpose("architecture", "process", ...)
-    near = [study["capacity"].sel(lag=study["lag"] <= limit).sum("lag") for limit in WITHIN]
-    study["within_lags"] = xr.concat(near, dim=xr.Variable("within", list(WITHIN))).transpose(..., "within")
     study.attrs = asdict(settings)
     return study
 
@@ -178,7 +177,7 @@ def _kept(cells: Path | None, architecture: str, process: str, task: Prediction,
     if cells is None:
         return cell(architecture, process, task, settings)
     path = cells / f"{architecture}, {process}.nc".replace(" ", "_")
-    wanted = {"architecture": architecture, "process": process, **asdict(settings)}
+    wanted = {"architecture": architecture, "process": process, "capalloc": version("capalloc"), **asdict(settings)}
     if path.is_file():
         try:
             found = read_dataset(path, CELL_FORMAT, CELL_VERSION)
@@ -214,9 +213,11 @@ def generator(seed: int, architecture: str, process: str, restart: int) -> torch
 def _measured(run: Trained, task: Prediction, settings: Settings) -> xr.Dataset:
     J = model_jacobian(run.model, [settings.lags], lags=True)
     allocation = linear_capacity(J, task.metric, root=settings.root)
+    capacity = allocation.capacity.drop_attrs().sortby("lag")
     return xr.Dataset(
         {
-            "capacity": allocation.capacity.drop_attrs().sortby("lag"),
+            "capacity": capacity,
+            "within_lags": ("within", [float(capacity[:limit].sum()) for limit in WITHIN]),
             "filter": ("lag", run.filter.flip(0).numpy()),
             "params": J.sizes["params"],
             "total": allocation.total,
@@ -224,5 +225,6 @@ def _measured(run: Trained, task: Prediction, settings: Settings) -> xr.Dataset:
             "excess": task.excess(run.filter) / task.variance,
             "gradient": run.gradient,
             "converged": run.converged,
-        }
+        },
+        coords={"within": list(WITHIN)},
     )

@@ -21,7 +21,8 @@ POINTS, OCTAVE = 64, 4
 def plot_study(study: xr.Dataset, axes: Sequence[Axes] | None = None) -> Figure:
     """Draw capacity against lag, a panel for each process and a line for each architecture.
 
-    Each point is the mean over neighbouring lags, where there are many. Axes are logarithmic where the memory of the process is long.
+    Each point is the mean over neighbouring lags, where there are many. Axes are logarithmic where the memory of the
+    process is long.
 
     Args:
         study: what `linear_study` returned.

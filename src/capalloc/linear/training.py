@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import jacfwd
 
 from capalloc.linear.models import linear_map
-from capalloc.linear.prediction import Prediction
+from capalloc.linear.tasks import Prediction
 from capalloc.problem import Problem, prepare
 
 #: Relative to the variance of the process: largest entry of the gradient at which training stops, and up to which it
