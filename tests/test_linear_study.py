@@ -106,7 +106,7 @@ def test_the_page_is_whole_and_escaped(small):
     assert "<script" not in html
     assert "http" not in html.replace("http-equiv", "")
     assert html.count("<tr>") == 1 + 6
-    assert columns(small) == ["params", "capacity", "excess loss", "≤ 1", "≤ 10", "≤ 100"]
+    assert columns(small) == ["params", "capacity", "excess", "≤ 1", "≤ 10", "≤ 100"]
     (first, _) = groups(small)
     assert first.rows[0].cells[:2] == ["20", "20"]
 

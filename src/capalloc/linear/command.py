@@ -67,8 +67,8 @@ def draw(study: xr.Dataset) -> bytes:
 
 def summary(study: xr.Dataset) -> Table:
     """The table for a terminal."""
-    note = "excess: over the best loss of the window; * training stopped before the gradient vanished"
-    table = Table(caption=note, box=box.SIMPLE_HEAD)
+    note = "excess: loss over the best of the window; * stopped before the gradient vanished"
+    table = Table(caption=note, box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     table.add_column("architecture", no_wrap=True)
     for name in columns(study):
         table.add_column(name, justify="right", no_wrap=True)

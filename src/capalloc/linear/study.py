@@ -85,7 +85,7 @@ class Settings:
     lags: int = 256
     steps: int = 1
     seed: int = 0
-    restarts: int = 2
+    restarts: int = 4
     max_iterations: int = 200
     root: Root = "symmetric"
 

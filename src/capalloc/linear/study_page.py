@@ -30,7 +30,7 @@ class Group:
 
 def columns(study: xr.Dataset) -> list[str]:
     """What the cells of a row are."""
-    return ["params", "capacity", "excess loss", *(f"≤ {k:d}" for k in study["within"].values)]
+    return ["params", "capacity", "excess", *(f"≤ {k:d}" for k in study["within"].values)]
 
 
 def groups(study: xr.Dataset) -> list[Group]:
@@ -60,6 +60,6 @@ def page(study: xr.Dataset, picture: bytes) -> Markup:
 def _row(part: xr.Dataset, name: str) -> Row:
     star = "" if bool(part["converged"]) else " *"
     excess = float(part["excess"])
-    near = [f"{float(value):.4g}" for value in part["within_lags"].values]
+    near = [f"{float(value):.3g}" for value in part["within_lags"].values]
     shown = f"{excess:.1e}" if excess > 1e-12 else "0"
     return Row(name, [f"{int(part['params'])}", f"{float(part['total']):.4g}", shown + star, *near])
