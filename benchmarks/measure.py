@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev
 
 from benchmarks.table import Table, median_seconds
+from capalloc.demo import build
 from capalloc.dense import polar_factor
 from capalloc.jacobian import choose_jacobian, input_metric
 from capalloc.measure import measure
@@ -57,8 +58,8 @@ def compare() -> Table:
     ]
     params = sum(p.numel() for p in net.parameters())
     return Table(
-        "Mixed derivative and measured capacity of a small convolutional network",
-        f"Conv(1, 8, 3), ReLU, Conv(8, 16, 3, stride 2), ReLU, Linear(64, 10) with biases: {params} parameters, "
+        "Mixed derivative and measured capacity of the demo's network",
+        f"The demo's network (two convolutions, a maximum, a linear layer): {params} parameters, "
         f"64 inputs, 10 outputs, {len(x)} random examples, float64, one thread. Median of {REPEATS}. The Jacobian "
         "rows compare the mixed derivative alone, all that comes before it in `measure` included; the rows below add "
         "the same dense solve (capacity by parameter and input), which then takes most of the time. Error: largest "
@@ -87,17 +88,10 @@ def end_to_end(net: nn.Module, x: Tensor) -> list[tuple[str, ...]]:
 
 
 def problem() -> tuple[nn.Module, Tensor]:
-    """The network and random 8 x 8 images."""
+    """The demo's network and random 8 x 8 images."""
     with seeded(0, torch.device("cpu")):
-        net = nn.Sequential(
-            nn.Conv2d(1, 8, 3),
-            nn.ReLU(),
-            nn.Conv2d(8, 16, 3, stride=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64, 10),
-        )
-        return net.double().eval().requires_grad_(False), torch.rand(EXAMPLES, 1, 8, 8, dtype=torch.float64)
+        x = torch.rand(EXAMPLES, 1, 8, 8, dtype=torch.float64)
+    return build(0).double().eval().requires_grad_(False), x
 
 
 def capalloc_rows(net: nn.Module, x: Tensor) -> Tensor:

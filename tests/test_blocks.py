@@ -51,6 +51,13 @@ def test_probes_repeat_and_their_error_falls():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_float32_models_give_the_map_of_float64():
+    model, x = dense(reference_weights()), gaussian(40, 3)
+    wide = capalloc.propagate(model, x, solver="block")
+    narrow = capalloc.propagate(model.float(), x.float(), solver="block")
+    np.testing.assert_allclose(narrow.capacity, wide.capacity, rtol=1e-3)  # inverse roots magnify rounding of 1e-7
+
+
 def test_queries_and_keys_bring_capacity():
     class Attention(nn.Module):
         def __init__(self):

@@ -88,15 +88,14 @@ class Root:
 
     factor: Tensor  # (units, fan_in, fan_in), or (1, fan_in, fan_in) for units that share theirs
     scale: Tensor  # (units,)
-    shape: torch.Size
+    like: Tensor  # the parameter
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """z_j = G_j^(-1/2) xi_j with xi of random signs, in the tensor's own shape."""
         units, fan_in = len(self.scale), self.factor.shape[-1]
         xi = _signs((units, fan_in), self.factor, generator)
-        return (torch.einsum("uij,uj->ui", self.factor.expand(units, -1, -1), xi) * self.scale[:, None]).reshape(
-            self.shape
-        )
+        drawn = torch.einsum("uij,uj->ui", self.factor.expand(units, -1, -1), xi) * self.scale[:, None]
+        return drawn.reshape(self.like.shape).to(self.like)
 
 
 def _roots(
@@ -109,7 +108,7 @@ def _roots(
                 gradients = _mixed(problem, params, x, generator)
             for name, g in gradients.items():
                 moments[name].add(g)
-    return {name: moment.root(params[name].shape) for name, moment in moments.items()}
+    return {name: moment.root(params[name]) for name, moment in moments.items()}
 
 
 def _mixed(problem: Problem, params: Tensors, x: Tensor, generator: torch.Generator) -> Tensors:
@@ -156,7 +155,7 @@ class _Moment:
             self.total += (flat.T @ flat)[None]
         self.samples += len(g)
 
-    def root(self, shape: torch.Size) -> Root:
+    def root(self, like: Tensor) -> Root:
         """The inverse root. Blocks of few samples lean on the units' mean block, in proportion to what they lack."""
         fan_in = self.total.shape[-1]
         mean = self.total.sum(0) / self.energy.sum().clamp(min=torch.finfo(torch.float64).tiny)
@@ -170,7 +169,7 @@ class _Moment:
         values, vectors = torch.linalg.eigh(blocks)
         kept = values > fan_in * 1e-12 * values.amax(-1, keepdim=True)
         inverse = torch.where(kept & (values > 0), values.clamp(min=1e-300).rsqrt(), 0.0)
-        return Root(vectors * inverse[:, None, :] @ vectors.mT, scale, shape)
+        return Root(vectors * inverse[:, None, :] @ vectors.mT, scale, like)
 
 
 def _outputs(problem: Problem, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
