@@ -16,10 +16,10 @@ from capalloc.measure import measure
 from capalloc.propagate import propagate
 from capalloc.report import write_report
 
-CHANNELS = (8, 6)
+CHANNELS = (8, 8)
 EPOCHS, BATCH, LEARNING_RATE = 40, 64, 1e-3
 #: Test images that capacity is measured on: many more constraints than parameters.
-EXAMPLES = 150
+EXAMPLES = 50
 
 
 @dataclass(frozen=True)
