@@ -131,7 +131,7 @@ class LowRankPlusDiagonal:
     """S = diag(variances) + factors factors', as factor analysis gives, without an n x n matrix.
 
     Both roots cost O(n k^2) and more per column of J than for a diagonal; the symmetric one is a rational approximation
-    with Woodbury's identity in it, exact to about 1e-10 up to condition 1e7.
+    with Woodbury's identity in it, exact to about 1e-9 up to condition 1e7.
 
     Args:
         variances: of what the factors leave, (inputs,), positive.
