@@ -1,5 +1,18 @@
-"""One torch thread a test process: the suite runs one process a core."""
+"""Every test starts with the library's own rules and one torch thread: the suite runs one process a core."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
+from capalloc.energy.rules import RULES
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _registered_rules_are_restored() -> Iterator[None]:
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import matplotlib
@@ -32,6 +33,15 @@ def test_blocks_run_in_order(page, tmp_path, monkeypatch):
             line = text[: block.start(1)].count("\n")
             exec(compile("\n" * line + block[1], str(page), "exec"), names)
         plt.close("all")
+
+
+@pytest.mark.parametrize("example", sorted(ROOT.glob("examples/*.py")), ids=name)
+def test_examples_run(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng(devices=[]), matplotlib.rc_context({"backend": "agg"}):
+        runpy.run_path(str(example), run_name="__main__")
+        plt.close("all")
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

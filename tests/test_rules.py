@@ -204,13 +204,10 @@ def test_a_registered_rule_is_used():
         return call.program.gate(call.signal("self"), 2.0)
 
     rule(aten.cumprod.default)(cumulative)
-    try:
-        allocation = capalloc.propagate(Outer(), torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
-        assert allocation.total == pytest.approx(20)
-        with pytest.raises(ValueError, match="has a rule already: cumulative"):
-            rule(aten.cumprod.default)(cumulative)
-    finally:
-        del RULES[aten.cumprod.default]
+    allocation = capalloc.propagate(Outer(), torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
+    assert allocation.total == pytest.approx(20)
+    with pytest.raises(ValueError, match="has a rule already: cumulative"):
+        rule(aten.cumprod.default)(cumulative)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "", sign
     low, high = limits(flat, signed)
     drawn = ax.imshow(flat, cmap=DIVERGING if signed else SEQUENTIAL, vmin=low, vmax=high, aspect="equal")
     ax.set_ylabel(str(flat.dims[0]))
-    plt.colorbar(drawn, ax=ax, label="parameters")
+    plt.colorbar(drawn, ax=ax, label="parameters", fraction=0.046, pad=0.04)
     return ax
 
 
