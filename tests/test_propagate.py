@@ -134,6 +134,17 @@ def test_data_gates_do_not_depend_on_batch_size(solver):
     np.testing.assert_allclose(whole.by_parameter, parts.by_parameter, atol=1e-10)
 
 
+def test_automatic_batches_fit_the_memory(monkeypatch):
+    from capalloc.energy import batches
+    from capalloc.problem import prepare
+
+    problem = prepare(dense(reference_weights()), gaussian(40, 3))
+    assert batches.Batches.of(problem, "data", "auto", progress=False).graph.batch_size == 40
+    monkeypatch.setattr(batches, "available_bytes", lambda _: 2 * 10 * batches.BYTES_PER_ENTRY * (4 + 4 + 3 + 3 + 2))
+    assert batches.Batches.of(problem, "data", "auto", progress=False).graph.batch_size == 10
+    assert batches.Batches.of(problem, "data", 20, progress=False).graph.batch_size == 20
+
+
 def test_data_gates_are_the_mean_over_examples_of_path_energy():
     """A network of two inputs whose gates open on one example each: each weight's unit goes where its paths start."""
     model = dense([torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64)])

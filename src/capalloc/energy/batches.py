@@ -12,10 +12,13 @@ from capalloc.energy.capture import Graph, capture
 from capalloc.energy.gates import GateSource
 from capalloc.energy.markov import Batch
 from capalloc.energy.trace import trace
+from capalloc.memory import available_bytes
 from capalloc.problem import Problem, seeded
 
-#: Examples walked at once by default: enough to fill two cores on small networks.
+#: Examples walked at once by default, where memory allows: enough to fill two cores on small networks.
 DEFAULT_BATCH = 64
+#: Memory for each number that the graph computes: an energy, its gate and two adjoints in float64.
+BYTES_PER_ENTRY = 32
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,11 @@ class Batches:
         """Capture the model at the batch size; without data gates one example stands for all."""
         examples = problem.count() if gates == "data" else 1
         size = min(examples, batch_size if isinstance(batch_size, int) else DEFAULT_BATCH)
-        return cls(problem, capture(problem, size), gates, examples, progress)
+        graph = capture(problem, size)
+        fitting = (available_bytes(problem.probe.device) // 2 * size) // (BYTES_PER_ENTRY * graph.entries())
+        if batch_size == "auto" and fitting < size:
+            graph = capture(problem, max(1, fitting))
+        return cls(problem, graph, gates, examples, progress)
 
     @property
     def number(self) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 
 from capalloc.problem import Problem, seeded
 
@@ -30,6 +31,11 @@ class Graph:
     def calls(self) -> Iterator[Node]:
         """The operator calls in order."""
         return (node for node in self.nodes if node.op == "call_function")
+
+    def entries(self) -> int:
+        """How many numbers the calls compute."""
+        values = [leaf for node in self.calls() for leaf in pytree.tree_leaves(node.meta.get("val"))]
+        return sum(value.numel() for value in values if isinstance(value, Tensor))
 
 
 class _Constrained(nn.Module):
