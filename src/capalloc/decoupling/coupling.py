@@ -16,16 +16,9 @@ from torch.fx import Node
 
 from capalloc.energy.capture import Graph
 from capalloc.energy.rules import bind
+from capalloc.energy.rules.parametric import CONVOLUTIONS
 
 aten = torch.ops.aten
-CONVOLUTIONS = (
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.conv3d.default,
-    aten.conv3d.padding,
-)
 #: Operators that leave the directions of the rows as they are, with their signal in the first argument.
 PASSED = (
     aten.clone.default,

@@ -14,7 +14,7 @@ from capalloc.energy.capture import Graph, module_path
 from capalloc.energy.channels import GROUND
 from capalloc.energy.gates import GateSource
 from capalloc.energy.program import Energy, Program
-from capalloc.energy.rules import RULES, Call, Traced, UnsupportedOperatorError, bind, invoke
+from capalloc.energy.rules import RULES, Call, Traced, bind, invoke
 from capalloc.energy.sharing import relate_uses
 
 
@@ -83,6 +83,3 @@ def _is_real(result: Any) -> bool:
 def _name_layer(program: Program, node: Node, energy: Any) -> None:
     if isinstance(energy, Energy) and energy.is_signal:
         program.layers[module_path(node) or node.name] = energy.slot
-
-
-__all__ = ["UnsupportedOperatorError", "trace"]

@@ -6,23 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capalloc.energy.channels import GROUND
 from capalloc.energy.program import Energy
 from capalloc.energy.rules.registry import Call, rule
 
 aten = torch.ops.aten
-
-
-@rule(aten.linear.default)
-def linear(call: Call) -> Energy:
-    """y = x W' + b: energies through the squared entries."""
-    x, weight = call.signal("input"), call.weight("weight")
-    assert weight is not None
-    out = last_axis_product(call, x, weight, F.linear)
-    return add_bias(call, out, channel_axis=-1)
-
-
-@rule(
+CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv1d.padding,
     aten.conv2d.default,
@@ -30,6 +18,18 @@ def linear(call: Call) -> Energy:
     aten.conv3d.default,
     aten.conv3d.padding,
 )
+
+
+@rule(aten.linear.default)
+def linear(call: Call) -> Energy:
+    """y = x W' + b: energies through the squared entries."""
+    x, weight = call.signal("input"), call.weight("weight")
+    assert weight is not None
+    out = last_axis_product(call, x, weight)
+    return add_bias(call, out, channel_axis=-1)
+
+
+@rule(*CONVOLUTIONS)
 def convolution(call: Call) -> Energy:
     """Convolution with squared weights; a channel is the unit that rescales, at all positions alike."""
     program, x, weight = call.program, call.signal("input"), call.weight("weight")
@@ -55,10 +55,10 @@ def matmul(call: Call) -> Energy:
     if len(weight.shape) != 2:
         raise call.unsupported("only products with a two-dimensional weight on the right are known")
     transposed = call.program.move(torch.t, weight)
-    return last_axis_product(call, x, transposed, F.linear)
+    return last_axis_product(call, x, transposed)
 
 
-def last_axis_product(call: Call, x: Energy, weight: Energy, fn: object) -> Energy:
+def last_axis_product(call: Call, x: Energy, weight: Energy) -> Energy:
     """x (..., inputs) times weight (outputs, inputs): each entry of the last axis is a channel."""
     assert x.labels is not None
     channels = call.program.channels
@@ -144,8 +144,4 @@ def divide(call: Call) -> Energy:
 def times_constant(call: Call, energy: Energy, constant: Tensor | float) -> Energy:
     """Energy times the square of a constant."""
     value = constant.to(call.program.dtype) if isinstance(constant, Tensor) else torch.tensor(float(constant))
-    out = call.program.gate(energy, value.square())
-    return out
-
-
-__all__ = ["GROUND", "add_bias", "scale"]
+    return call.program.gate(energy, value.square())
