@@ -6,6 +6,7 @@ Index convention: a batch is (examples, *inputs); constraint outputs are (exampl
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from capalloc.program_file import load_program
+from capalloc.saved import SavedModel
+
+ModelLike = nn.Module | ExportedProgram | str | os.PathLike[str]
 ParamSelection = Sequence[str] | Callable[[str], bool] | None
 OutputSelection = Callable[[Any], Tensor] | None
 
@@ -27,6 +33,7 @@ class Problem:
     outputs: OutputSelection = None
     params: dict[str, nn.Parameter] = field(default_factory=dict)
     probe: Tensor = field(default_factory=lambda: torch.empty(0))  # one example, with its leading axis
+    program: ExportedProgram | None = None  # what `model` runs, where an exported program was given
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -74,15 +81,21 @@ class Problem:
 
 @torch.inference_mode(False)
 def prepare(
-    model: nn.Module,
+    model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     params: ParamSelection = None,
     dtype: torch.dtype | None = None,
 ) -> Problem:
     """Check model and data together and return them as a `Problem`; `dtype` casts the private copy."""
+    program = load_program(model) if isinstance(model, (str, os.PathLike)) else model
+    if isinstance(program, ExportedProgram):
+        model = SavedModel(program)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(
+            "model must be a torch.nn.Module, an exported program or the path of a .pt2 file, "
+            f"got {type(model).__name__}"
+        )
     if outputs is not None and not callable(outputs):
         raise TypeError(
             f"outputs must be a function from the model's return value to a tensor, got {type(outputs).__name__}"
@@ -102,7 +115,9 @@ def prepare(
     own = dict(frozen.named_parameters())
     device = next(iter(own.values())).device
     probe = probe[:1].detach().clone().to(device=device, dtype=dtype or probe.dtype)
-    problem = Problem(frozen, inputs, outputs, {name: own[name] for name in selected}, probe)
+    chosen = {name: own[name] for name in selected}
+    exported = program if isinstance(program, ExportedProgram) else None
+    problem = Problem(frozen, inputs, outputs, chosen, probe, exported)
     _check_outputs(problem)
     return problem
 

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from capalloc import blocks
 from capalloc.allocation import Allocation
 from capalloc.energy import hessian, markov
-from capalloc.energy.batches import Batches
+from capalloc.energy.batches import Batches, Precision
 from capalloc.energy.gates import GATE_SOURCES, GateSource
 from capalloc.problem import OutputSelection, ParamSelection, Problem, axis_names, prepare
 
 SOLVERS = ("markov", "block", "hessian")
 #: The Hessian identity holds p x p matrices for every pass; above this it would take minutes.
 HESSIAN_LIMIT = 2000
+#: Parameter tensors times numbers in a batch up to which the table is made by default: some seconds of work.
+TABLE_LIMIT = 2**26
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,11 @@ def propagate(
     *,
     params: ParamSelection = None,
     layers: bool = False,
-    table: bool = True,
+    table: bool | Literal["auto"] = "auto",
     num_probes: int = 32,
     generator: torch.Generator | None = None,
     batch_size: int | Literal["auto"] = "auto",
+    dtype: Precision = "auto",
     progress: bool = False,
 ) -> Allocation:
     """Capacity carried down the layers by the Markov rule of total decoupling.
@@ -63,10 +66,13 @@ def propagate(
             `capacity.standard_error`; "hessian", the exact identity for networks of up to 2000 parameters.
         params: names of the free parameters, or a predicate on names; the rest are fixed.
         layers: also give the capacity that the units of every layer hold on its way down.
-        table: also give capacity by (parameter, input); costs one more sweep for each parameter tensor.
+        table: also give capacity by (parameter, input); costs one more sweep for each parameter tensor, so by default
+            small networks alone get it.
         num_probes: random probes of "block"; its standard error falls as their root.
         generator: draws the probes; by default the same ones each time.
         batch_size: examples walked at once.
+        dtype: of the path energies: float64, or by default that of the model where one example takes more than four
+            million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
         progress: show a progress bar over batches.
 
     Returns:
@@ -83,7 +89,9 @@ def propagate(
     if num_probes < 2:
         raise ValueError(f"num_probes must be at least 2, for a standard error, got {num_probes}")
     problem = prepare(model, inputs, outputs, params)
-    batches = Batches.of(problem, gates, batch_size, progress=progress)
+    batches = Batches.of(
+        problem, gates, batch_size, dtype=torch.float64 if solver == "hessian" else dtype, progress=progress
+    )
     attrs: dict[str, Any] = {
         "kind": "propagated",
         "solver": solver,
@@ -108,6 +116,7 @@ def walk(
     gates: GateSource = "data",
     *,
     batch_size: int | Literal["auto"] = "auto",
+    dtype: Precision = "auto",
     progress: bool = False,
 ) -> Walk:
     """The law of one unit of capacity placed at the chosen outputs, at every layer and at the inputs.
@@ -120,6 +129,8 @@ def walk(
         outputs: from what the model returns to the tensor where the walk starts, in proportion to path energy.
         gates: as in `propagate`.
         batch_size: examples walked at once.
+        dtype: of the path energies: float64, or by default that of the model where one example takes more than four
+            million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
         progress: show a progress bar over batches.
 
     Returns:
@@ -131,7 +142,9 @@ def walk(
     """
     _check(gates, "markov", batch_size)
     problem = prepare(model, inputs, outputs)
-    at_inputs, constant, layers = markov.law(Batches.of(problem, gates, batch_size, progress=progress)(), layers=True)
+    at_inputs, constant, layers = markov.law(
+        Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress)(layers=True), layers=True
+    )
     return Walk(
         inputs=xr.DataArray(at_inputs.numpy(), dims=axis_names(at_inputs.ndim), name="probability"),
         bias=float(constant),
@@ -148,7 +161,11 @@ def _check(gates: str, solver: str, batch_size: int | str) -> None:
         raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}")
 
 
-def _markov(problem: Problem, batches: Batches, attrs: dict[str, Any], *, layers: bool, table: bool) -> Allocation:
+def _markov(
+    problem: Problem, batches: Batches, attrs: dict[str, Any], *, layers: bool, table: bool | str
+) -> Allocation:
+    if isinstance(table, str):
+        table = len(problem.params) * batches.graph.entries() <= TABLE_LIMIT
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table)
     attrs["symmetries"] = result.symmetries
     attrs["symmetries_exact"] = result.exact_symmetries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -17,8 +18,12 @@ from capalloc.problem import Problem, seeded
 
 #: Examples walked at once by default, where memory allows: enough to fill two cores on small networks.
 DEFAULT_BATCH = 64
-#: Memory for each number that the graph computes: an energy, its gate and two adjoints in float64.
-BYTES_PER_ENTRY = 32
+#: Numbers kept for each that the graph computes: an energy, its gate and two adjoints.
+KEPT = 4
+#: Numbers of one example above which a float32 model's energies are float32 too. Sums of positive terms lose nothing
+#: to cancellation: on a ResNet-50 the two precisions agree to 1e-7 of the total.
+FLOAT64_LIMIT = 2**22
+Precision = torch.dtype | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -29,26 +34,32 @@ class Batches:
     graph: Graph
     gates: GateSource
     examples: int
+    dtype: torch.dtype = torch.float64
     progress: bool = False
 
     @classmethod
-    def of(cls, problem: Problem, gates: GateSource, batch_size: int | str, *, progress: bool) -> Batches:
+    def of(
+        cls, problem: Problem, gates: GateSource, batch_size: int | str, *, dtype: Precision = "auto", progress: bool
+    ) -> Batches:
         """Capture the model at the batch size; without data gates one example stands for all."""
         examples = problem.count() if gates == "data" else 1
         size = min(examples, batch_size if isinstance(batch_size, int) else DEFAULT_BATCH)
         graph = capture(problem, size)
-        fitting = (available_bytes(problem.probe.device) // 2 * size) // (BYTES_PER_ENTRY * graph.entries())
+        if isinstance(dtype, str):
+            dtype = torch.float64 if graph.entries() <= FLOAT64_LIMIT * size else problem.dtype
+        kept = KEPT * dtype.itemsize * graph.entries()
+        fitting = (available_bytes(problem.probe.device) // 2 * size) // kept
         if batch_size == "auto" and fitting < size:
             graph = capture(problem, max(1, fitting))
-        return cls(problem, graph, gates, examples, progress)
+        return cls(problem, graph, gates, examples, dtype, progress)
 
     @property
     def number(self) -> int:
         """Number of batches."""
         return -(-self.examples // self.graph.batch_size)
 
-    def __call__(self) -> Iterator[Batch]:
-        """Trace every batch in turn."""
+    def __call__(self, layers: bool = False) -> Iterator[Batch]:
+        """Trace every batch in turn; `layers` keeps the energies of every layer."""
         batches = self.problem.batches(self.graph.batch_size) if self.gates == "data" else iter([self.problem.probe])
         selected = set(self.problem.params)
         bar = tqdm(batches, total=self.number, disable=not self.progress, desc="path energy")
@@ -56,7 +67,7 @@ class Batches:
             missing = self.graph.batch_size - len(batch)
             padded = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
             with seeded(k, batch.device):
-                program = trace(self.graph, padded, self.gates, selected)
+                program = trace(self.graph, padded, self.gates, selected, self.dtype, layers=layers)
             seed = torch.ones_like(program.values[program.output])
             seed[len(batch) :] = 0
             yield program, seed

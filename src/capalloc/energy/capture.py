@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from capalloc.energy.decompositions import table
 from capalloc.problem import Problem, seeded
 
 
@@ -27,6 +28,7 @@ class Graph:
     input: str  # placeholder of the examples
     output: Node
     batch_size: int
+    found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule, for all batches
 
     def calls(self) -> Iterator[Node]:
         """The operator calls in order."""
@@ -57,7 +59,7 @@ def capture(problem: Problem, batch_size: int) -> Graph:
     with warnings.catch_warnings(), seeded(0, example.device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(wrapped, (example,), strict=False).run_decompositions({})
+            program = torch.export.export(wrapped, (example,), strict=False).run_decompositions(dict(table()))
         except Exception as error:
             raise ValueError(
                 "torch.export cannot capture this model, which propagation needs "

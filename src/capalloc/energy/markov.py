@@ -27,25 +27,25 @@ class Markov:
     alive: int  # parameters that a path uses
 
 
-def solve(batches: Callable[[], Iterable[Batch]], *, single: bool, layers: bool, table: bool) -> Markov:
+def solve(batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: bool, table: bool) -> Markov:
     """Walk all batches twice: first for the path energy of every parameter, then for the capacity it carries.
 
     Args:
-        batches: gives the same batches each time it is called.
+        batches: gives the same batches each time it is called, with the energies of every layer if told to.
         single: there is one batch, which is then walked once and kept.
         layers: keep the capacity held at every layer.
         table: keep the rows of the parameter tensors apart.
 
     """
-    usage, last = _usage(batches())
+    usage, last = _usage(batches(layers))
     program, _, flow = last
     shares = sweep.shares(program, usage)
     names = tuple(program.params)
-    loss = shares.loss if table else shares.loss.sum(0, keepdim=True)
+    loss = shares.loss(table)
     rows = {name: k if table else 0 for k, name in enumerate(names)}
     slots = program.layers if layers else {}
     held: sweep.Cotangents = {}
-    for program, seed in batches() if not single else [last[:2]]:
+    for program, seed in batches(layers) if not single else [last[:2]]:
         if not single:
             flow = sweep.law(program, seed * usage.output_weight(program))
         for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, tuple(slots.values())).items():
@@ -55,10 +55,10 @@ def solve(batches: Callable[[], Iterable[Batch]], *, single: bool, layers: bool,
         names=names,
         by_input=held.get(program.input, loss.new_zeros(len(loss), *program.values[program.input].shape[1:])),
         bias=held.get(program.constant, loss.new_zeros(len(loss))),
-        by_parameter=shares.alive - shares.loss.sum(1),
+        by_parameter=shares.alive - shares.lost,
         layers={name: held[slot].sum(0) for name, slot in slots.items() if slot in held},
-        symmetries=round(float(shares.loss.sum())),
-        exact_symmetries=program.channels.exact,
+        symmetries=round(float(shares.lost.sum())),
+        exact_symmetries=usage.potentials.exact,
         alive=int(shares.alive.sum()),
     )
 

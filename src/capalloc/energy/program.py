@@ -3,22 +3,26 @@
 Index convention: every tensor of the network has the shape of the value it belongs to, (examples, ...).
 An entry is the total energy of the paths from the inputs (and the constant) to that unit; entries of a
 parameter are its squares. Energies of deep networks leave the range of floating point and only ratios are
-needed, so slot k holds a mantissa whose largest entry is in [1, 2) and stands for mantissa * 2**exponents[k]:
-powers of two, hence exact.
+needed, so slot k holds a mantissa whose largest entry stays within 2**-RANGE and 2**RANGE and stands for
+mantissa * 2**exponents[k]: powers of two, hence exact.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from capalloc.energy.channels import GROUND, Channels
+from capalloc.energy.maps import EnergyMap, Gate, Product, Sum, as_map
 
-EnergyMap = Callable[..., Tensor]
+#: Rescaling costs a pass over the entries, so it waits until the largest has left this range of exponents.
+RANGE = 8
+EnergyFunction = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,19 @@ class Step:
 
     def run(self, args: Sequence[Tensor]) -> Tensor:
         """Evaluate the step on other mantissas than its own."""
-        return self.map(*(_times(a, f) for a, f in zip(args, self.factors, strict=True))) * self.scale
+        return _times(self.map(*(_times(a, f) for a, f in zip(args, self.factors, strict=True))), self.scale)
+
+    def pull(
+        self, cotangent: Tensor, values: Sequence[Tensor], wanted: Sequence[int], instead: Mapping[int, Tensor]
+    ) -> list[Tensor]:
+        """The adjoint: cotangents of the slots `wanted`, the arguments being `values`, or `instead` where it has them."""
+        args = [_times(instead.get(slot, values[slot]), f) for slot, f in zip(self.args, self.factors, strict=True)]
+        positions = [k for k, slot in enumerate(self.args) if slot in wanted]
+        pulled: dict[int, Tensor] = {}
+        for k, found in zip(positions, self.map.pull(_times(cotangent, self.scale), args, positions), strict=True):
+            slot, scaled = self.args[k], _times(found, self.factors[k])
+            pulled[slot] = pulled[slot] + scaled if slot in pulled else scaled
+        return [pulled[slot] for slot in wanted]
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,12 @@ class Edge:
     read: Tensor
     written: Tensor
     out_labels: Tensor  # broadcastable to the step's output
+    others: tuple[tuple[Tensor, Tensor], ...] = ()  # (read, written) for each further class of positions
+
+    @property
+    def sides(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(read, written) for every class of positions that the weight serves."""
+        return ((self.read, self.written), *self.others)
 
 
 @dataclass
@@ -79,6 +101,8 @@ class Program:
     input: int = -1
     constant: int = -1
     output: int = -1
+    found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule of their own
+    needed: set[int] = field(default_factory=set)  # signals whose energies the sweeps read
 
     # -- leaves ---------------------------------------------------------------------------------------------
 
@@ -93,6 +117,7 @@ class Program:
         self.constant = self.leaf(torch.ones((), dtype=self.dtype, device=input_energy.device), labels=ground).slot
         energy = self.leaf(input_energy, labels=ground)
         self.input = energy.slot
+        self.needed |= {self.constant, self.input}
         return energy
 
     def parameter(self, name: str, value: Tensor) -> Energy:
@@ -115,13 +140,16 @@ class Program:
 
     # -- steps ----------------------------------------------------------------------------------------------
 
-    def step(self, fn: EnergyMap, args: Sequence[Energy], labels: Tensor | None, moves: bool = False) -> Energy:
+    def step(
+        self, fn: EnergyMap | EnergyFunction, args: Sequence[Energy], labels: Tensor | None, moves: bool = False
+    ) -> Energy:
         """Append out = fn(arguments), rescaled, and evaluate it."""
         signals = [a.slot for a in args if a.is_signal]
         top = max((self.exponents[s] for s in signals), default=0)
         factors = tuple(math.ldexp(1.0, max(self.exponents[a.slot] - top, -1074)) if a.is_signal else 1.0 for a in args)
+        fn = as_map(fn)
         raw = fn(*(_times(self.values[a.slot], f) for a, f in zip(args, factors, strict=True)))
-        mantissa, shift = _normalise(raw)
+        mantissa, shift = (raw, 0) if moves else _normalise(raw)
         exponent = top + shift + sum(self.exponents[a.slot] for a in args if not a.is_signal)
         out = self._slot(mantissa, exponent, labels)
         scale = math.ldexp(1.0, -shift)
@@ -129,7 +157,7 @@ class Program:
         self.free[out.slot] = labels is None and any(self.free[a.slot] for a in args)
         return out
 
-    def move(self, fn: EnergyMap, *args: Energy) -> Energy:
+    def move(self, fn: EnergyFunction, *args: Energy) -> Energy:
         """Data movement: every output entry is one input entry, or nothing; labels move along."""
         if not any(a.is_signal for a in args):
             return self.step(fn, args, None, moves=True)
@@ -139,7 +167,7 @@ class Program:
     def gate(self, energy: Energy, squared: Tensor | float) -> Energy:
         """Multiply by squared gates, broadcastable to the energy or the energy to them."""
         gates = squared.to(self.dtype) if isinstance(squared, Tensor) else squared
-        return self.step(lambda e: e * gates, [energy], energy.labels)
+        return self.step(Gate(gates), [energy], energy.labels)
 
     def add(self, *terms: Energy) -> Energy:
         """A residual addition: energies add, channels are tied."""
@@ -150,31 +178,47 @@ class Program:
             shape = torch.broadcast_shapes(first.shape, other.shape)
             self.channels.tie(first.labels, other.labels)
             covered = first if first.shape == shape else other
-            first = self.step(torch.add, [first, other], covered.labels)
+            first = self.step(Sum(), [first, other], covered.labels)
         return first
 
     def weigh(
-        self, fn: EnergyMap, signal: Energy, weight: Energy, read: Tensor, written: Tensor, out_labels: Tensor
+        self,
+        fn: EnergyMap | EnergyFunction,
+        signal: Energy,
+        weight: Energy,
+        read: Tensor,
+        written: Tensor,
+        out_labels: Tensor,
+        others: tuple[tuple[Tensor, Tensor], ...] = (),
     ) -> Energy:
         """A parametric linear map: edges from channels `read` to channels `written`, tied where not free."""
         out = self.step(fn, [signal, weight], out_labels)
         if self.free[weight.slot]:
-            self.edges.append(Edge(len(self.steps) - 1, weight.slot, read, written, out_labels))
+            self.edges.append(Edge(len(self.steps) - 1, weight.slot, read, written, out_labels, others))
+            self.needed.add(signal.slot)
+            if out_labels.numel() != written.numel():  # then a unit's energy is not the sum over its weights
+                self.needed.add(out.slot)
         else:
             carried = self.values[weight.slot] > 0
-            shape = carried.shape
-            self.channels.tie(torch.where(carried, read.expand(shape), 0), written.expand(shape))
+            for side, other in ((read, written), *others):
+                self.channels.tie(torch.where(carried, side, 0), other)
         return out
 
     def begin(self, weight: Energy) -> Energy:
         """Paths that start at the constant input with a parameter: a bias."""
         labels = self.channels.fresh(weight.shape)
         ground = torch.full((), GROUND)
-        return self.weigh(torch.mul, self._constant(), weight, ground, labels, labels)
+        return self.weigh(Product(), self._constant(), weight, ground, labels, labels)
 
     def fixed(self, value: Tensor) -> Energy:
         """Paths that start at the constant input with a fixed number."""
-        return self.step(torch.mul, [self._constant(), self.fixed_weight(value)], torch.tensor(GROUND))
+        return self.step(Product(), [self._constant(), self.fixed_weight(value)], torch.tensor(GROUND))
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Let go of signals whose energies no sweep reads; a step's adjoint asks for their shape alone."""
+        for slot in slots:
+            if self.is_signal[slot] and slot not in self.needed:
+                self.values[slot] = self.values[slot].new_zeros(()).expand(self.values[slot].shape)
 
     # -- internals ------------------------------------------------------------------------------------------
 
@@ -190,11 +234,16 @@ class Program:
 
 
 def _normalise(value: Tensor, of_square: bool = False) -> tuple[Tensor, int]:
-    """Mantissa with largest entry in [1, 2), and the power of two taken out."""
-    largest = float((value.abs() if of_square else value).max()) if value.numel() else 0.0
+    """Mantissa with its largest entry in range, and the power of two taken out."""
+    if not value.numel():
+        return value, 0
+    low, high = (float(x) for x in value.aminmax()) if of_square else (0.0, float(value.max()))
+    largest = max(-low, high)
     if largest == 0.0 or not math.isfinite(largest):
         return value, 0
     shift = max(math.frexp(largest)[1] - 1, -1000)  # 2.0**1000 is still a number
+    if abs(shift) * (2 if of_square else 1) <= RANGE:
+        return value, 0
     return _times(value, math.ldexp(1.0, -shift)), shift
 
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from capalloc.energy.channels import Potentials
-from capalloc.energy.program import Program, Step
+from capalloc.energy.program import Edge, Program, Step
 
 Cotangents = dict[int, Tensor]
 Key = TypeVar("Key", int, str)
+Rescaled = tuple[Tensor, Tensor]  # components, and how many parameters each rescales
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Flow:
 
     at_edges: dict[int, Tensor] = field(default_factory=dict)  # step -> g at its output
     at_slots: Cotangents = field(default_factory=dict)  # kept slots -> g
+    through: dict[int, Tensor] = field(default_factory=dict)  # step -> path energy, like the edge's channel labels
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Usage:
 def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> Flow:
     """The first adjoint: g = dE/de with `seed` at the outputs, kept at edges, leaves and `keep`."""
     flow = Flow()
-    edges = {edge.step for edge in program.edges}
+    edges = {edge.step: edge for edge in program.edges}
     kept = {*keep, program.input, program.constant, *program.params.values(), *(e.weight for e in program.edges)}
     waiting: Cotangents = {program.output: seed}
     for k in reversed(range(len(program.steps))):
@@ -59,30 +61,44 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> Flow:
         g = waiting.pop(step.out, None)
         if g is None:
             continue
-        if k in edges:
-            flow.at_edges[k] = g
         if step.out in kept:
             flow.at_slots[step.out] = g
         wanted = list(dict.fromkeys(step.args))
-        _accumulate(waiting, wanted, pull(program, step, g, wanted))
+        pulled = pull(program, step, g, wanted)
+        if k in edges:
+            flow.at_edges[k] = g
+            flow.through[k] = _through(program, edges[k], g, pulled[wanted.index(edges[k].weight)])
+        _accumulate(waiting, wanted, pulled)
     for slot in kept & waiting.keys():
         flow.at_slots[slot] = waiting[slot]
     return flow
 
 
+def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tensor:
+    """Path energy through every channel that an edge writes: theta^2 dE/d theta^2, or e g where labels ask for it."""
+    if edge.out_labels.numel() != edge.written.numel():
+        energy = program.values[program.steps[edge.step].out] * g
+        return _sum_to(energy, edge.out_labels)
+    return _sum_to(program.values[edge.weight] * at_weight, edge.written)
+
+
+def _sum_to(values: Tensor, like: Tensor) -> Tensor:
+    return values.sum_to_size((1,) * (values.ndim - like.ndim) + tuple(like.shape)).reshape(like.shape)
+
+
 def add_usage(usage: Usage, program: Program, flow: Flow) -> None:
     """Count a batch's path energy through parameters and channels."""
     if not len(usage.through_channels):
-        usage.through_channels = torch.zeros(usage.potentials.number, dtype=program.dtype)
+        usage.through_channels = torch.zeros(usage.potentials.number, dtype=torch.float64)
     for slot in {*program.params.values(), *(edge.weight for edge in program.edges)}:
         if slot in flow.at_slots:
             _accumulate(usage.through_params, [slot], [flow.at_slots[slot]])
     for edge in program.edges:
-        g = flow.at_edges.get(edge.step)
-        if g is not None:
-            energy = program.values[program.steps[edge.step].out] * g
-            where = usage.potentials.component[edge.out_labels].expand(energy.shape)
-            usage.through_channels.index_add_(0, where.reshape(-1), energy.reshape(-1).cpu())
+        energy = flow.through.get(edge.step)
+        if energy is not None:
+            labels = edge.out_labels if energy.shape == edge.out_labels.shape else edge.written
+            where = usage.potentials.component[labels]
+            usage.through_channels.index_add_(0, where.reshape(-1), energy.reshape(-1).cpu().double())
 
 
 @dataclass(frozen=True)
@@ -91,28 +107,55 @@ class Shares:
 
     names: tuple[str, ...]
     alive: Tensor  # parameters in use, by tensor
-    loss: Tensor  # (parameters, components): the freedom of each component, split by what it rescales
+    freedom: Tensor  # (components,): how much of each is a symmetry
+    rescaled: tuple[Rescaled, ...]  # by tensor
+    total: Tensor  # (components,): parameters that each rescales
+
+    @property
+    def lost(self) -> Tensor:
+        """What symmetries take from each tensor: shared out by the number of parameters that each rescales."""
+        rate = self._rate
+        return torch.stack([(counts * rate[components]).sum() for components, counts in self.rescaled])
+
+    def loss(self, apart: bool) -> Tensor:
+        """What symmetries take, by component: (tensors, components) where tensors are kept apart, else (1, components)."""
+        if not apart:
+            return torch.where(self.total > 0, self.freedom, 0.0)[None]
+        rows = torch.zeros(len(self.names), len(self.freedom), dtype=torch.float64)
+        for row, (components, counts) in zip(rows, self.rescaled, strict=True):
+            row.index_add_(0, components, counts * self._rate[components])
+        return rows
+
+    @property
+    def _rate(self) -> Tensor:
+        return torch.where(self.total > 0, self.freedom / self.total, 0.0)
 
 
 def shares(program: Program, usage: Usage) -> Shares:
     """Count parameters in use and split each symmetry over the parameter tensors it rescales, by their number."""
     names = tuple(program.params)
     owners = _owners(program)
-    rescaled = torch.zeros(len(names), len(usage.through_channels), dtype=torch.float64)
+    total = torch.zeros(len(usage.through_channels), dtype=torch.float64)
+    mine: dict[str, list[Rescaled]] = {name: [] for name in names}
     for edge in program.edges:
         used = usage.through_params.get(edge.weight)
-        if used is None:
-            continue
-        component = usage.potentials.component
-        counts = _crossing(len(usage.through_channels), (used > 0).cpu(), component[edge.read], component[edge.written])
-        for name in owners[edge.weight]:
-            rescaled[names.index(name)] += counts
-    total = rescaled.sum(0)
+        if used is not None:
+            component = usage.potentials.component
+            for read, written in edge.sides:
+                crossing = _crossing(used > 0, component[read], component[written])
+                for name in owners[edge.weight]:
+                    mine[name].append(crossing)
+                    total.index_add_(0, *crossing)
     # A component without a parameter of its own to rescale has nothing to lose.
     freedom = usage.potentials.freedom(torch.where(total > 0, usage.through_channels, 0.0))
     alive = [_count_used(usage, slot) for slot in program.params.values()]
-    loss = rescaled / torch.where(total > 0, total, 1.0) * freedom
-    return Shares(names, torch.tensor(alive, dtype=torch.float64), loss)
+    none = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64))
+    rescaled = tuple(_concatenate([*mine[name], none]) for name in names)
+    return Shares(names, torch.tensor(alive, dtype=torch.float64), freedom, rescaled, total)
+
+
+def _concatenate(parts: Sequence[Rescaled]) -> Rescaled:
+    return torch.cat([c for c, _ in parts]), torch.cat([n for _, n in parts])
 
 
 def _count_used(usage: Usage, slot: int) -> float:
@@ -137,32 +180,27 @@ def capacity(
         slot -> capacity, (rows, *shape of the slot).
 
     """
-    duals = _duals(program, usage)
+    duals = _Duals(program, usage, rows)
+    through = usage.through_channels
+    per_energy = (loss / torch.where(through > 0, through, 1.0)).to(program.dtype)
     by_step = {edge.step: edge for edge in program.edges}
     waiting: Cotangents = {}
     kept = {*keep, program.input, program.constant}
     held: Cotangents = {}
     for k in reversed(range(len(program.steps))):
         step = program.steps[k]
-        edge = by_step.get(k)
-        g = flow.at_edges.get(k)
-        r = waiting.pop(step.out, None)
+        edge, g, r = by_step.get(k), flow.at_edges.get(k), waiting.pop(step.out, None)
         if edge is not None and g is not None:
-            sink = _sinks(g, usage, loss, edge.out_labels)
-            r = sink if r is None else r + sink
+            r = _sink(r, g, per_energy, usage.potentials.component[edge.out_labels])
         if r is not None:
             if step.out in kept:
                 held[step.out] = program.values[step.out] * r
             signals = [slot for slot in dict.fromkeys(step.args) if program.is_signal[slot]]
             _accumulate(waiting, signals, pull_rows(program, step, r, signals))
         if edge is not None and g is not None:
-            signal = step.args[0]
-            for name, dual in duals.get(edge.weight, {}).items():
-                (source,) = pull(program, step, g, [signal], {edge.weight: dual})
-                if source is not None:
-                    row = torch.zeros(len(loss), *source.shape, dtype=source.dtype, device=source.device)
-                    row[rows[name]] = source
-                    _accumulate(waiting, [signal], [row])
+            for row, dual in duals.of(edge.weight).items():
+                (source,) = pull(program, step, g, step.args[:1], {edge.weight: dual})
+                _accumulate(waiting, step.args[:1], [_as_row(source, row, len(loss))])
     for slot in kept & waiting.keys():
         held[slot] = program.values[slot] * waiting[slot]
     return held
@@ -170,52 +208,62 @@ def capacity(
 
 def pull(
     program: Program, step: Step, cotangent: Tensor, wanted: Sequence[int], instead: Mapping[int, Tensor] | None = None
-) -> list[Tensor | None]:
+) -> list[Tensor]:
     """Adjoint of one step: cotangents of the wanted arguments."""
-    values = {slot: (instead or {}).get(slot, program.values[slot]) for slot in step.args}
-    leaves = {slot: values[slot].detach().requires_grad_() for slot in wanted}
-    with torch.enable_grad():
-        out = step.run([leaves.get(slot, values[slot]) for slot in step.args])
-    return list(torch.autograd.grad(out, [leaves[s] for s in wanted], cotangent.expand(out.shape), allow_unused=True))
+    return step.pull(cotangent, program.values, wanted, instead or {})
 
 
-def pull_rows(program: Program, step: Step, cotangents: Tensor, wanted: Sequence[int]) -> list[Tensor | None]:
+def pull_rows(program: Program, step: Step, cotangents: Tensor, wanted: Sequence[int]) -> list[Tensor]:
     """`pull` for a leading axis of cotangents."""
     if len(cotangents) == 1:
-        return [None if c is None else c[None] for c in pull(program, step, cotangents[0], wanted)]
-    values = {slot: program.values[slot] for slot in step.args}
-
-    def forward(*energies: Tensor) -> Tensor:
-        known = values | dict(zip(wanted, energies, strict=True))
-        return step.run([known[slot] for slot in step.args])
-
-    out, back, *_ = torch.func.vjp(forward, *(values[slot] for slot in wanted))
-    return list(torch.func.vmap(back)(cotangents.expand(-1, *out.shape)))
+        return [c[None] for c in pull(program, step, cotangents[0], wanted)]
+    return list(torch.func.vmap(lambda c: tuple(pull(program, step, c, wanted)))(cotangents))
 
 
-def _sinks(g: Tensor, usage: Usage, loss: Tensor, labels: Tensor) -> Tensor:
-    through = usage.through_channels
-    per_unit = loss / torch.where(through > 0, through, 1.0)
-    where = usage.potentials.component[labels].reshape((1,) * (g.ndim - labels.ndim) + tuple(labels.shape))
-    return -per_unit[:, where].to(g.device) * g
+def _sink(r: Tensor | None, g: Tensor, per_energy: Tensor, component: Tensor) -> Tensor:
+    """The adjoint r of capacity less what symmetries take where paths enter their channels."""
+    where = component.reshape((1,) * (g.ndim - component.ndim) + tuple(component.shape))
+    taken = per_energy[:, where].to(g.device)
+    return -taken * g if r is None else torch.addcmul(r, taken, g, value=-1)
 
 
-def _duals(program: Program, usage: Usage) -> dict[int, dict[str, Tensor]]:
+def _as_row(source: Tensor, row: int, rows: int) -> Tensor:
+    if rows == 1:
+        return source[None]
+    placed = source.new_zeros(rows, *source.shape)
+    placed[row] = source
+    return placed
+
+
+@dataclass(frozen=True)
+class _Duals:
     """1 / (dE/d theta^2) at every parameter, carried through the steps that are made of parameters alone."""
-    duals: dict[int, dict[str, Tensor]] = {}
-    for name, slot in program.params.items():
-        used = usage.through_params.get(slot)
-        if used is not None:
-            duals[slot] = {name: torch.where(used > 0, 1 / torch.where(used > 0, used, 1.0), 0.0)}
-    for step in program.steps:
-        if program.is_signal[step.out]:
-            continue
-        values = [program.values[slot] for slot in step.args]
-        for k, slot in enumerate(step.args):
-            for name, dual in duals.get(slot, {}).items():
-                moved = step.run([*values[:k], dual, *values[k + 1 :]])
-                _accumulate(duals.setdefault(step.out, {}), [name], [moved])
-    return duals
+
+    program: Program
+    usage: Usage
+    rows: Mapping[str, int]
+
+    def of(self, slot: int) -> dict[int, Tensor]:
+        """What the parameters in a slot bring, by the row they belong to."""
+        for name, leaf in self.program.params.items():
+            if leaf == slot:
+                used = self.usage.through_params.get(slot)
+                return {} if used is None else {self.rows[name]: inverse(used)}
+        found: dict[int, Tensor] = {}
+        for step in self.program.steps:
+            if step.out != slot:
+                continue
+            values = [self.program.values[s] for s in step.args]
+            for k, argument in enumerate(step.args):
+                for row, dual in self.of(argument).items():
+                    moved = step.run([*values[:k], dual, *values[k + 1 :]])
+                    _accumulate(found, [row], [moved])
+        return found
+
+
+def inverse(used: Tensor) -> Tensor:
+    """1 / used where that is positive, 0 elsewhere."""
+    return torch.where(used > 0, used, torch.inf).reciprocal()
 
 
 def _owners(program: Program) -> dict[int, set[str]]:
@@ -227,14 +275,15 @@ def _owners(program: Program) -> dict[int, set[str]]:
     return owners
 
 
-def _crossing(number: int, used: Tensor, read: Tensor, written: Tensor) -> Tensor:
-    """For each component, the used parameters that it rescales: those that join it to another."""
-    read, written = read.expand(used.shape), written.expand(used.shape)
-    crossing = used & (read != written)
-    return torch.bincount(read[crossing], minlength=number) + torch.bincount(written[crossing], minlength=number)
+def _crossing(used: Tensor, read: Tensor, written: Tensor) -> Rescaled:
+    """The components on both sides of used parameters that join one to another, and how many of them."""
+    shape = torch.broadcast_shapes(read.shape, written.shape)
+    counts = _sum_to(used.to(torch.float32), torch.empty(shape, device="meta")).cpu()  # exact: below 2**24 each
+    counts = counts * (read != written)
+    sides = [(side.reshape(-1), _sum_to(counts, side).reshape(-1).double()) for side in (read, written)]
+    return _concatenate(sides)
 
 
-def _accumulate(into: dict[Key, Tensor], slots: Sequence[Key], cotangents: Sequence[Tensor | None]) -> None:
+def _accumulate(into: dict[Key, Tensor], slots: Sequence[Key], cotangents: Sequence[Tensor]) -> None:
     for slot, cotangent in zip(slots, cotangents, strict=True):
-        if cotangent is not None:
-            into[slot] = into[slot] + cotangent if slot in into else cotangent
+        into[slot] = into[slot] + cotangent if slot in into else cotangent

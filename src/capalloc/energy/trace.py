@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -11,27 +12,58 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from capalloc.energy.capture import Graph, module_path
+from capalloc.energy.carriers import Carriers, find
 from capalloc.energy.channels import GROUND
-from capalloc.energy.gates import GateSource
+from capalloc.energy.gates import GateSource, gaussian_squared_slope, squared_slope
 from capalloc.energy.program import Energy, Program
-from capalloc.energy.rules import RULES, Call, Traced, bind, invoke
+from capalloc.energy.rules import RULES, Call, Traced, bind, invoke, linear_operator
 from capalloc.energy.sharing import relate_uses
 
 
-def trace(graph: Graph, batch: Tensor, gates: GateSource, selected: set[str]) -> Program:
-    """The energy network of a batch; `selected` names the free parameters."""
-    program = Program()
+def trace(
+    graph: Graph,
+    batch: Tensor,
+    gates: GateSource,
+    selected: set[str],
+    dtype: torch.dtype = torch.float64,
+    *,
+    layers: bool = True,
+    carriers: Carriers | None = None,
+) -> Program:
+    """The energy network of a batch.
+
+    Args:
+        graph: the captured model.
+        batch: as many examples as it was captured for.
+        gates: where squared slopes come from.
+        selected: names of the free parameters.
+        dtype: of the energies.
+        layers: keep every layer's energies.
+        carriers: what carries path energy, if it has been found before.
+
+    """
+    carriers = carriers or find(graph)
+    program = Program(dtype, found=graph.found)
     known: dict[Node, Traced] = {}
-    last_use = {used: node for node in graph.nodes for used in node.all_input_nodes}
+    users: Counter[int] = Counter()  # nodes to come that hold an energy
+    last_use = {used: node for node in graph.nodes for used in _reads(node, carriers)}
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         for node in graph.nodes:
             if node.op == "placeholder":
-                known[node] = _leaf(graph, node, batch, program, selected)
+                known[node] = _leaf(graph, node, batch, program, selected, carriers)
             elif node.op == "call_function":
-                known[node] = _call(node, known, program, gates)
+                made = len(program.values)
+                known[node] = _call(node, known, program, gates, carriers)
                 _name_layer(program, node, known[node].energy)
-                for used in node.all_input_nodes:  # values are needed for gates only: let them go
+                if layers:
+                    program.needed.update(program.layers.values())
+                slots = _slots(known[node])
+                users.update(slots)
+                program.release({*range(made, len(program.values))} - set(slots))
+                for used in _reads(node, carriers):  # values are needed for gates only: let them go
                     if last_use[used] is node and used is not graph.output:
+                        users.subtract(_slots(known[used]))
+                        program.release(slot for slot in _slots(known[used]) if users[slot] <= 0)
                         known[used] = Traced(None)
     energy = known[graph.output].energy
     if not isinstance(energy, Energy) or not energy.is_signal:
@@ -43,20 +75,34 @@ def trace(graph: Graph, batch: Tensor, gates: GateSource, selected: set[str]) ->
     return program
 
 
-def _leaf(graph: Graph, node: Node, batch: Tensor, program: Program, selected: set[str]) -> Traced:
+def _reads(node: Node, carriers: Carriers) -> set[Node]:
+    activation = carriers.activations.get(node)
+    return {*node.all_input_nodes, *(activation.reads() if activation else ())}
+
+
+def _leaf(graph: Graph, node: Node, batch: Tensor, program: Program, selected: set[str], carriers: Carriers) -> Traced:
     if node.name == graph.input:
         return Traced(batch, program.start(torch.ones_like(batch)))
     value = graph.constants.get(node.name)
     name = graph.params.get(node.name)
     if name is None or value is None:
         return Traced(value)
-    energy = program.parameter(name, value) if name in selected else None
-    return Traced(value, energy)
+    if name not in selected:
+        return Traced(value)
+    # A parameter seen through functions of its entries counts as one whatever they are: its leaf is 1, and each
+    # use multiplies it by the square of what it makes of the entry.
+    energy = program.parameter(name, torch.ones_like(value) if node in carriers.reparametrised else value)
+    return Traced(value, energy if node in carriers.carrying else None)
 
 
-def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSource) -> Traced:
+def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSource, carriers: Carriers) -> Traced:
     def fill(argument: Any) -> Any:
-        return known[argument] if isinstance(argument, Node) else argument
+        if not isinstance(argument, Node):
+            return argument
+        traced = known[argument]
+        if argument in carriers.reparametrised and node in carriers.carrying and node not in carriers.bent:
+            return Traced(traced.value, _made_of(program, traced, traced.value))
+        return traced
 
     is_node = lambda a: isinstance(a, Node)  # noqa: E731
     args, kwargs = pytree.tree_map(fill, (node.args, dict(node.kwargs)), is_leaf=is_node)
@@ -65,19 +111,63 @@ def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSo
         lambda a: a.value if isinstance(a, Traced) else a, arguments, is_leaf=lambda a: isinstance(a, Traced)
     )
     result = invoke(node.target, plain)
+    if node not in carriers.carrying:
+        return Traced(result)
+    if node in carriers.bent:
+        return Traced(result, _made_of(program, known[carriers.bent[node]], result))
+    call = Call(node.target, arguments, program, gates, module_path(node), result)  # type: ignore[arg-type]
+    if node in carriers.activations:
+        return Traced(result, _activation(node, known, call, carriers))
+    arguments |= {name: _frozen(call, name, node, carriers) for name in carriers.frozen.get(node, ())}
     leaves = pytree.tree_leaves(arguments, is_leaf=lambda a: isinstance(a, Traced))
     carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
     if not carried or not _is_real(result):
         return Traced(result)
-    call = Call(node.target, arguments, program, gates, module_path(node), result)  # type: ignore[arg-type]
-    if node.target not in RULES:
-        raise call.unsupported("it has none")
-    return Traced(result, RULES[node.target](call))
+    return Traced(result, RULES.get(node.target, linear_operator)(call))
+
+
+def _made_of(program: Program, leaf: Traced, value: Tensor) -> Energy | None:
+    return None if leaf.energy is None else program.gate(leaf.energy, value.to(program.dtype).square())
+
+
+def _frozen(call: Call, name: str, node: Node, carriers: Carriers) -> Any:
+    """An argument that is a gate: its value, without its paths."""
+    argument = call.args[name]
+    if not isinstance(argument, Traced):
+        return argument
+    if call.gates != "data" and carriers.depends(node, name):
+        raise call.unsupported(f"its argument {name!r} is a gate that depends on the inputs, which needs gates='data'")
+    return Traced(argument.value)
+
+
+def _activation(node: Node, known: dict[Node, Traced], call: Call, carriers: Carriers) -> Energy | None:
+    """A product whose factors are functions of one tensor, entry by entry: the squared slope there."""
+    found = carriers.activations[node]
+    values = {used: known[used].value for used in found.reads()}
+    root = known[found.root]
+    if not isinstance(root.energy, Energy) or call.gates == "unit":
+        return root.energy if isinstance(root.energy, Energy) else None
+
+    def phi(z: Tensor) -> Tensor:
+        made = values | {found.root: z}
+        for inner in found.calls:
+            args = pytree.tree_map(lambda a: made[a] if isinstance(a, Node) else a, inner.args)
+            made[inner] = inner.target(*args, **inner.kwargs)  # type: ignore[operator]
+        result: Tensor = made[node]
+        return result
+
+    slope = gaussian_squared_slope(phi) if call.gates == "gaussian" else squared_slope(phi, root.value)
+    return call.program.gate(root.energy, slope)
 
 
 def _is_real(result: Any) -> bool:
     """Whether gradients can pass: masks and indices carry no path."""
     return any(isinstance(r, Tensor) and r.dtype.is_floating_point for r in pytree.tree_leaves(result))
+
+
+def _slots(traced: Traced) -> list[int]:
+    energies = traced.energy if isinstance(traced.energy, tuple) else (traced.energy,)
+    return [energy.slot for energy in energies if energy is not None]
 
 
 def _name_layer(program: Program, node: Node, energy: Any) -> None:

@@ -1,6 +1,7 @@
 """Every rule, registered by importing its module."""
 
-from capalloc.energy.rules import arithmetic, parametric, pointwise, pooling, shape
+from capalloc.energy.rules import arithmetic, attention, norms, parametric, pointwise, pooling, products, shape
+from capalloc.energy.rules.generic import linear_operator
 from capalloc.energy.rules.registry import RULES, Call, Traced, UnsupportedOperatorError, bind, invoke, rule
 
 __all__ = [
@@ -9,11 +10,15 @@ __all__ = [
     "Traced",
     "UnsupportedOperatorError",
     "arithmetic",
+    "attention",
     "bind",
     "invoke",
+    "linear_operator",
+    "norms",
     "parametric",
     "pointwise",
     "pooling",
+    "products",
     "rule",
     "shape",
 ]

@@ -27,6 +27,16 @@ def add(call: Call) -> Energy:
     return call.program.add(first, second if alpha == 1 else times_constant(call, second, alpha))
 
 
+@rule(aten.rsub.Scalar, aten.rsub.Tensor)
+def subtract_from(call: Call) -> Energy:
+    """c - alpha z."""
+    energy = call.signal("self")
+    alpha = float(call["alpha"])
+    scaled = energy if alpha == 1 else times_constant(call, energy, alpha)
+    other = call.args["other"]
+    return _widen(call, scaled if _is_zero(other) else call.program.add(scaled, call.as_signal(other)))
+
+
 @rule(aten.neg.default, aten.clone.default, aten.alias.default)
 def unchanged(call: Call) -> Energy | None:
     """Energies do not see a sign or a copy."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capalloc.energy.program import Energy
+from capalloc.energy.classes import positions, share, share_entries
+from capalloc.energy.maps import Convolution, Dense, Product, as_map
+from capalloc.energy.program import Energy, Program
 from capalloc.energy.rules.registry import Call, rule
 
 aten = torch.ops.aten
@@ -17,6 +21,12 @@ CONVOLUTIONS = (
     aten.conv2d.padding,
     aten.conv3d.default,
     aten.conv3d.padding,
+)
+MAYBE_TRANSPOSED = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+    aten.convolution.default,
 )
 
 
@@ -29,43 +39,67 @@ def linear(call: Call) -> Energy:
     return add_bias(call, out, channel_axis=-1)
 
 
-@rule(*CONVOLUTIONS)
+@rule(*CONVOLUTIONS, *MAYBE_TRANSPOSED)
 def convolution(call: Call) -> Energy:
-    """Convolution with squared weights; a channel is the unit that rescales, at all positions alike."""
+    """Convolution with squared weights, transposed or not; a channel rescales at all positions alike."""
     program, x, weight = call.program, call.signal("input"), call.weight("weight")
     assert weight is not None
     assert x.labels is not None
-    groups, ndim = call["groups"], len(weight.shape)
-    labels = program.channels.merge(x.labels, x.shape, (0, *range(2, ndim)), forced=True).reshape(groups, -1)
-    per_group = weight.shape[0] // groups
-    read = labels.repeat_interleave(per_group, dim=0).reshape(weight.shape[0], -1, *[1] * (ndim - 2))
-    channels = program.channels.fresh((weight.shape[0],))
-    written = channels.reshape(-1, *[1] * (ndim - 1))
+    groups, ndim, fn = call["groups"], len(weight.shape), _convolution_map(call)
+    if len(x.shape) != ndim:
+        raise call.unsupported("a convolution without an axis of examples is not known: give it one by x[None]")
+    labels = program.channels.merge(x.labels, x.shape, (0, *range(2, ndim)), forced=True).reshape(groups, 1, -1)
+    channels = program.channels.fresh((call.result.shape[1],))
+    if isinstance(fn, Convolution) and fn.transposed:  # weights (inputs, outputs / groups, *kernel)
+        read, written = labels.mT, channels.reshape(groups, 1, -1).expand(-1, labels.shape[2], -1)
+    else:  # (outputs, inputs / groups, *kernel)
+        written = channels.reshape(groups, -1, 1)
+        read = labels.expand(-1, written.shape[1], -1)
+    shape = (weight.shape[0], -1, *[1] * (ndim - 2))
     out_labels = channels.reshape(1, -1, *[1] * (ndim - 2))
-    out = program.weigh(call.replaced("input", "weight", bias=None), x, weight, read, written, out_labels)
+    out = program.weigh(fn, x, weight, read.reshape(shape), written.reshape(shape), out_labels)
     return add_bias(call, out, channel_axis=1)
 
 
-@rule(aten.matmul.default, aten.mm.default)
-def matmul(call: Call) -> Energy:
-    """x @ W for a two-dimensional weight W."""
-    names = [a for a in ("self", "other", "mat2") if a in call.args]
-    x, weight = call.signal(names[0]), call.weight(names[1])
-    assert weight is not None
-    if len(weight.shape) != 2:
-        raise call.unsupported("only products with a two-dimensional weight on the right are known")
-    transposed = call.program.move(torch.t, weight)
-    return last_axis_product(call, x, transposed)
+def _convolution_map(call: Call) -> Convolution | Callable[..., Tensor]:
+    if isinstance(call["padding"], str):  # "same" may pad one side more than the other
+        return call.replaced("input", "weight", bias=None)
+    ndim = len(call.result.shape) - 2
+
+    def full(name: str) -> tuple[int, ...]:
+        value = call[name]
+        return (value,) * ndim if isinstance(value, int) else tuple(value) * (ndim // len(value))
+
+    transposed = bool(call.args.get("transposed", "output_padding" in call.args))
+    output_padding = full("output_padding") if transposed else ()
+    return Convolution(full("stride"), full("padding"), full("dilation"), call["groups"], transposed, output_padding)
 
 
 def last_axis_product(call: Call, x: Energy, weight: Energy) -> Energy:
-    """x (..., inputs) times weight (outputs, inputs): each entry of the last axis is a channel."""
+    """x (..., inputs) times weight (outputs, inputs): each entry of the last axis is a channel.
+
+    Where positions differ in the channels they read, each class of positions writes channels of its own. Between
+    the factors of a weight that is itself a product there is a channel too.
+    """
+    program = call.program
+    low_rank = _made_by(program, weight, torch.matmul)
+    if low_rank is not None and all(len(factor.shape) == 2 for factor in low_rank):
+        return last_axis_product(call, last_axis_product(call, x, low_rank[1]), low_rank[0])
+    outer, inner = _factors(program, weight)
+    if inner is not None and outer.shape in ((weight.shape[0], 1), (1, weight.shape[1])):
+        before = outer.shape[0] == 1 and weight.shape[0] != 1
+        along = program.move(lambda w: w.reshape(-1), outer)
+        if before:
+            return last_axis_product(call, scale(call, x, along), inner)
+        return scale(call, last_axis_product(call, x, inner), along)
     assert x.labels is not None
-    channels = call.program.channels
-    dims = tuple(range(len(x.shape) - 1))
-    read = channels.merge(x.labels, x.shape, dims, forced=True).reshape(1, -1)
-    written = channels.fresh((weight.shape[0],))
-    return call.program.weigh(F.linear, x, weight, read, written.reshape(-1, 1), written)
+    labels = x.labels.expand(*x.labels.shape[:-1], x.shape[-1]) if x.labels.ndim else x.labels.expand(x.shape[-1:])
+    found = positions(program.channels, labels, weight.shape[0])
+    used = program.values[weight.slot] > 0
+    written = share(program.channels, found.read[:, None], used[None])[:, 0]
+    sides = tuple((r.reshape(1, -1), w.reshape(-1, 1)) for r, w in zip(found.read, written, strict=True))
+    out_labels = written[0] if len(written) == 1 else written[found.place]
+    return program.weigh(Dense(), x, weight, *sides[0], out_labels, sides[1:])
 
 
 def add_bias(call: Call, out: Energy, channel_axis: int) -> Energy:
@@ -79,16 +113,36 @@ def add_bias(call: Call, out: Energy, channel_axis: int) -> Energy:
 
 
 def scale(call: Call, x: Energy, weight: Energy) -> Energy:
-    """x * w, entry by entry; entries of x that share a weight rescale together."""
+    """x * w, entry by entry; each channel that reads a weight rescales by the same factor."""
     assert x.labels is not None
     program = call.program
+    outer, inner = _factors(program, weight)
+    if inner is not None:
+        return scale(call, scale(call, x, inner), outer)
     shape = torch.broadcast_shapes(x.shape, weight.shape)
     aligned = (1,) * (len(shape) - len(weight.shape)) + weight.shape
-    shared = tuple(k for k, (n, w) in enumerate(zip(shape, aligned, strict=True)) if w == 1 and n != 1)
-    read = program.channels.merge(x.labels, shape, shared, forced=True)
-    written = program.channels.fresh(aligned)
     weight = program.move(lambda w: w.reshape(aligned), weight)
-    return program.weigh(torch.mul, x, weight, read, written, written)
+    labels = x.labels.reshape((1,) * (len(shape) - x.labels.ndim) + tuple(x.labels.shape))
+    labels = labels.expand([n if n > 1 else -1 for n in aligned])
+    sides, out_labels = share_entries(program.channels, labels, program.values[weight.slot] > 0)
+    return program.weigh(Product(), x, weight, *sides[0], out_labels, sides[1:])
+
+
+def _factors(program: Program, weight: Energy) -> tuple[Energy, Energy | None]:
+    """The two parameters whose entrywise product a weight is; (weight, None) for any other weight."""
+    pair = _made_by(program, weight, torch.mul)
+    if pair is None:
+        return weight, None
+    outer, inner = pair if pair[1].shape == weight.shape else pair[::-1]
+    return (outer, inner) if inner.shape == weight.shape else (weight, None)
+
+
+def _made_by(program: Program, weight: Energy, product: Callable[..., Tensor]) -> tuple[Energy, Energy] | None:
+    made = next((step for step in reversed(program.steps) if step.out == weight.slot), None)
+    if made is None or not program.free[weight.slot] or made.map != as_map(product):
+        return None
+    left, right = (Energy(slot, tuple(program.values[slot].shape)) for slot in made.args)
+    return left, right
 
 
 @rule(aten._native_batch_norm_legit_no_training.default)
@@ -114,31 +168,6 @@ def batch_norm(call: Call) -> tuple[Energy, None, None]:
     if bool((offset != 0).any()):
         return program.add(out, program.fixed(offset.reshape(shape))), None, None
     return out, None, None
-
-
-@rule(aten.mul.Tensor)
-def multiply(call: Call) -> Energy:
-    """A product with a parameter weighs; a product with a constant is a fixed gate."""
-    a, b = call.energy("self"), call.energy("other")
-    if a is not None and b is not None:
-        if a.is_signal and b.is_signal:
-            raise call.unsupported("both factors depend on the inputs, and which one is the gate is not known")
-        if not a.is_signal and not b.is_signal:
-            return call.program.step(torch.mul, [a, b], None)
-        return scale(call, a, b) if a.is_signal else scale(call, b, a)
-    energy, constant = (a, call["other"]) if a is not None else (b, call["self"])
-    assert energy is not None
-    return times_constant(call, energy, constant)
-
-
-@rule(aten.div.Tensor)
-def divide(call: Call) -> Energy:
-    """Division by a constant."""
-    energy = call.energy("self")
-    if call.energy("other") is not None or energy is None:
-        raise call.unsupported("only division by a constant is known")
-    other = call["other"]
-    return times_constant(call, energy, 1 / (other.to(call.program.dtype) if isinstance(other, Tensor) else other))
 
 
 def times_constant(call: Call, energy: Energy, constant: Tensor | float) -> Energy:

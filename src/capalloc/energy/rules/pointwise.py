@@ -49,4 +49,6 @@ def activation(call: Call) -> Energy:
         return x
     if call.gates == "gaussian":
         return call.program.gate(x, gaussian_squared_slope(phi))
+    if call.op is aten.relu.default:
+        return call.program.gate(x, call.result > 0)
     return call.program.gate(x, squared_slope(phi, call[name]))

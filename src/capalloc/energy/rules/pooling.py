@@ -67,6 +67,19 @@ def adaptive_average(call: Call) -> Energy:
 
 @rule(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
 def maximum(call: Call) -> Energy:
+    """The gate of `windows`."""
+    return windows(call, call.result)
+
+
+@rule(
+    aten.max_pool1d_with_indices.default, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default
+)
+def maximum_with_indices(call: Call) -> tuple[Energy, None]:
+    """The same where the winners are a second result."""
+    return windows(call, call.result[0]), None
+
+
+def windows(call: Call, result: Tensor) -> Energy:
     """A gate that lets one of k through: the one that won on the example, each with weight 1/k without data."""
     ndim = len(call["kernel_size"])
     size, stride, padding, dilation = (
@@ -75,12 +88,12 @@ def maximum(call: Call) -> Energy:
     ceil = bool(call["ceil_mode"])
     if call.gates == "data":
         _, winner = MAX[ndim](call["self"], size, stride, padding, dilation, ceil_mode=ceil, return_indices=True)
-        return _pool(call, _take(winner, ndim))
+        return _pool(call, _take(winner, ndim), result)
     if any(d != 1 for d in dilation):
         raise call.unsupported("dilated max pooling needs gates='data'")
     if ndim == 1:
-        return _pool(call, lambda e: F.avg_pool1d(e, size, stride, padding, ceil, False))
-    return _pool(call, lambda e: AVERAGE[ndim](e, size, stride, padding, ceil, False))
+        return _pool(call, lambda e: F.avg_pool1d(e, size, stride, padding, ceil, False), result)
+    return _pool(call, lambda e: AVERAGE[ndim](e, size, stride, padding, ceil, False), result)
 
 
 @rule(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
@@ -92,6 +105,50 @@ def adaptive_maximum(call: Call) -> tuple[Energy, None]:
         return _pool(call, _take(call.result[1], ndim), call.result[0]), None
     pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[ndim]
     return _pool(call, lambda e: pool(e, sizes), call.result[0]), None
+
+
+@rule(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default)
+def fractional_maximum(call: Call) -> tuple[Energy, None]:
+    """Windows of random sizes, drawn anew for every batch, and the gate of `maximum`."""
+    if call.gates != "data":
+        raise call.unsupported("fractional max pooling needs gates='data'")
+    return _pool(call, _take(call.result[1], len(call["output_size"])), call.result[0]), None
+
+
+@rule(aten.amax.default, aten.amin.default)
+def extreme(call: Call) -> Energy:
+    """The largest or smallest of k entries: `maximum` over whole axes; entries that tie share evenly."""
+    x, value = call.signal("self"), call["self"]
+    dims = call["dim"] or list(range(value.ndim))
+    winners = (value == (call.result if call["keepdim"] else _kept(call.result, value.ndim, dims))).double()
+    return _select(call, x, winners if call.gates == "data" else torch.ones_like(winners), dims, call["keepdim"])
+
+
+@rule(aten.max.dim, aten.min.dim)
+def extreme_with_index(call: Call) -> tuple[Energy, None]:
+    """The same over one axis, with the winner as a second result."""
+    x, value, dim = call.signal("self"), call["self"], call["dim"]
+    index = call.result[1] if call["keepdim"] else call.result[1].unsqueeze(dim)
+    winners = torch.zeros_like(value, dtype=torch.double).scatter(dim, index, 1.0)
+    chosen = winners if call.gates == "data" else torch.ones_like(winners)
+    return _select(call, x, chosen, [dim], call["keepdim"]), None
+
+
+def _select(call: Call, x: Energy, winners: Tensor, dims: list[int], keepdim: bool) -> Energy:
+    """Let each group's winners through; without data, where all are, each with 1/k of the energy."""
+    assert x.labels is not None
+    number = winners.sum(dims, keepdim=True)
+    gates = winners / (number.square() if call.gates == "data" else number)
+    labels = call.program.channels.merge(x.labels, x.shape, dims, forced=True)
+    labels = labels if keepdim else labels.squeeze(tuple(d % len(x.shape) for d in dims))
+    gates = gates.to(call.program.dtype)
+    return call.program.step(lambda e: (e * gates).sum(dims, keepdim=keepdim), [x], labels)
+
+
+def _kept(result: Tensor, ndim: int, dims: list[int]) -> Tensor:
+    for d in sorted(d % ndim for d in dims):
+        result = result.unsqueeze(d)
+    return result
 
 
 def _pool(call: Call, fn: object, result: Tensor | None = None) -> Energy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 import torch
+from torch.nn import functional as F
 
 from capalloc.energy.program import Energy
 from capalloc.energy.rules.registry import Call, rule
@@ -14,6 +15,7 @@ aten = torch.ops.aten
 
 @rule(
     aten.view.default,
+    aten._unsafe_view.default,
     aten.permute.default,
     aten.transpose.int,
     aten.squeeze.default,
@@ -25,6 +27,7 @@ aten = torch.ops.aten
     aten.select.int,
     aten.flip.default,
     aten.roll.default,
+    aten.index.Tensor,
 )
 def move(call: Call) -> Energy:
     """The same movement on energies and on channel labels."""
@@ -58,8 +61,28 @@ def join(call: Call) -> Energy:
 @rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
 def split(call: Call) -> tuple[Energy, ...]:
     """One tensor in several pieces."""
-    energy, run = call.signal("self"), call.replaced("self")
+    energy, run = call.energy("self"), call.replaced("self")
+    assert energy is not None
     return tuple(call.program.move(lambda e, k=k: run(e)[k], energy) for k in range(len(call.result)))
+
+
+@rule(aten.embedding.default)
+def embedding(call: Call) -> Energy:
+    """Rows of a parameter, such as positions: each output entry is one of its entries."""
+    energy = call.energy("weight")
+    if energy is None:
+        raise call.unsupported("only a parameter's rows can carry path energy, indices cannot")
+    return call.program.move(lambda w: F.embedding(call["indices"], w), energy)
+
+
+@rule(aten.native_dropout.default)
+def dropout(call: Call) -> tuple[Energy | None, None]:
+    """Nothing is dropped in evaluation mode; a model that drops all the same gates by its mask."""
+    energy = call.energy("input")
+    if energy is None or not call["train"]:
+        return energy, None
+    kept = call.result[1] / (1 - call["p"])
+    return call.program.gate(energy, kept.to(call.program.dtype).square()), None
 
 
 @rule(operator.getitem)

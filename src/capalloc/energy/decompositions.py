@@ -1,0 +1,141 @@
+"""Composite operators as the products and activations they are made of: the table for `torch.export`.
+
+Index convention: sequences are (time, examples, features) inside; a recurrent layer's parameters are (w_ih, w_hh),
+then (b_ih, b_hh) with biases, then w_hr with a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+State = tuple[Tensor, ...]
+Cell = Callable[[Tensor, State, Sequence[Tensor]], State]  # projected input, state, parameters -> state
+
+
+def _glu(x: Tensor, dim: int = -1) -> Tensor:
+    kept, gate = x.chunk(2, dim)
+    return kept * gate.sigmoid()
+
+
+def _lstm_step(projected: Tensor, state: State, params: Sequence[Tensor]) -> State:
+    """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c')."""
+    h, c = state
+    i, f, g, o = (projected + _from_state(h, params)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    has_projection = len(params) in (3, 5)
+    return F.linear(h, params[-1]) if has_projection else h, c
+
+
+def _gru_step(projected: Tensor, state: State, params: Sequence[Tensor]) -> State:
+    """n = tanh(x_n + sigmoid(r) h_n), h' = (1 - sigmoid(z)) n + sigmoid(z) h."""
+    (h,) = state
+    x_r, x_z, x_n = projected.chunk(3, -1)
+    h_r, h_z, h_n = _from_state(h, params).chunk(3, -1)
+    z = (x_z + h_z).sigmoid()
+    n = (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
+    return ((1 - z) * n + z * h,)
+
+
+def _plain_step(activation: Callable[[Tensor], Tensor]) -> Cell:
+    def step(projected: Tensor, state: State, params: Sequence[Tensor]) -> State:
+        return (activation(projected + _from_state(state[0], params)),)
+
+    return step
+
+
+def _from_state(h: Tensor, params: Sequence[Tensor]) -> Tensor:
+    return F.linear(h, params[1], params[3] if len(params) > 3 else None)
+
+
+def _project(x: Tensor, params: Sequence[Tensor]) -> Tensor:
+    return F.linear(x, params[0], params[2] if len(params) > 3 else None)
+
+
+def _unroll(step: Cell, x: Tensor, state: State, params: Sequence[Tensor], backward: bool) -> tuple[Tensor, State]:
+    """One layer in one direction: its outputs, (time, examples, features), and its last state."""
+    projected = _project(x, params)
+    outputs = []
+    for t in reversed(range(len(x))) if backward else range(len(x)):
+        state = step(projected[t], state, params)
+        outputs.append(state[0])
+    return torch.stack(outputs[::-1] if backward else outputs), state
+
+
+def _recurrent(step: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    """An operator on whole sequences: layers and directions, each with its own state and parameters."""
+
+    def run(
+        x: Tensor,
+        hx: Tensor | Sequence[Tensor],
+        params: Sequence[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, ...]:
+        initial = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if batch_first:
+            x = x.transpose(0, 1)
+        directions = 2 if bidirectional else 1
+        each = len(params) // (num_layers * directions)
+        last = []
+        for layer in range(num_layers):
+            outputs = []
+            for backward in range(directions):
+                k = layer * directions + backward
+                own = params[k * each : (k + 1) * each]
+                out, state = _unroll(step, x, tuple(s[k] for s in initial), own, bool(backward))
+                outputs.append(out)
+                last.append(state)
+            x = torch.cat(outputs, -1) if bidirectional else outputs[0]
+        return (x.transpose(0, 1) if batch_first else x, *(torch.stack(s) for s in zip(*last, strict=True)))
+
+    return run
+
+
+def _cell(step: Cell) -> Callable[..., Any]:
+    """An operator for one moment."""
+
+    def run(
+        x: Tensor,
+        hx: Tensor | Sequence[Tensor],
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Any:
+        params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
+        state = step(_project(x, params), (hx,) if isinstance(hx, Tensor) else tuple(hx), params)
+        return state[0] if isinstance(hx, Tensor) else state
+
+    return run
+
+
+_TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
+_TABLE: dict[Any, Callable[..., Any]] = {
+    aten.glu.default: _glu,
+    aten.lstm.input: _recurrent(_lstm_step),
+    aten.gru.input: _recurrent(_gru_step),
+    aten.rnn_tanh.input: _recurrent(_TANH),
+    aten.rnn_relu.input: _recurrent(_RELU),
+    aten.lstm_cell.default: _cell(_lstm_step),
+    aten.gru_cell.default: _cell(_gru_step),
+    aten.rnn_tanh_cell.default: _cell(_TANH),
+    aten.rnn_relu_cell.default: _cell(_RELU),
+}
+
+
+@cache
+def table() -> dict[Any, Callable[..., Any]]:
+    """Operator -> the function that `torch.export` puts in its place."""
+    return _TABLE | {aten.einsum.default: torch.export.default_decompositions()[aten.einsum.default]}

@@ -1,0 +1,139 @@
+"""Energy maps and their adjoints: what a step of the energy network computes.
+
+A map is linear in its signals together and, where it has a weight, in that weight; `pull` is its exact adjoint.
+Convolutions and dense layers give theirs directly, without computing the step again; any other function is pulled
+back by autograd, at zeros where it has no weight, since a linear map's adjoint is the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Pulled = list[Tensor]
+
+
+class EnergyMap(Protocol):
+    """A step's map: call it for the energies, `pull` for the cotangents of the wanted arguments."""
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        """Energies of the output."""
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        """Cotangents of the arguments at the positions `wanted`."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """Any differentiable function."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        """The function itself."""
+        return self.function(*args)
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        """By autograd."""
+        known = list(args)
+
+        def forward(*values: Tensor) -> Tensor:
+            for position, value in zip(wanted, values, strict=True):
+                known[position] = value
+            return self.function(*known)
+
+        out, back, *_ = torch.func.vjp(forward, *(args[k] for k in wanted))
+        return list(back(cotangent.expand(out.shape)))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Multiplication by squared gates."""
+
+    squared: Tensor | float
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        """Energies let through."""
+        return args[0] * self.squared
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        """The same gates on the way back."""
+        return [(cotangent * self.squared).sum_to_size(args[0].shape)]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Addition of two energies, broadcast."""
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        """Energies add."""
+        return args[0] + args[1]
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        """Both terms get the cotangent."""
+        return [cotangent.sum_to_size(args[k].shape) for k in wanted]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A signal times a weight, entry by entry, broadcast."""
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        """Energies times squared weights."""
+        return args[0] * args[1]
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        """Each factor gets the cotangent times the other."""
+        return [(cotangent * args[1 - k]).sum_to_size(args[k].shape) for k in wanted]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """x (..., inputs) times a weight (outputs, inputs)."""
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        """x W'."""
+        return F.linear(*args)
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        """c W for the signal, c' x for the weight."""
+        x, weight = args
+        pulled = {0: lambda: cotangent @ weight, 1: lambda: cotangent.flatten(0, -2).mT @ x.flatten(0, -2)}
+        return [pulled[k]() for k in wanted]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Convolution by a weight, transposed or not, as `aten.convolution` has it."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        """The convolution."""
+        return torch.ops.aten.convolution(*args, None, *self._settings)  # type: ignore[no-any-return]
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        """By the backward kernels, which need of a signal that is not wanted nothing but its shape."""
+        mask = [0 in wanted, 1 in wanted, False]
+        both = torch.ops.aten.convolution_backward(cotangent, *args, None, *self._settings, mask)
+        return [both[k] for k in wanted]
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        output_padding = self.output_padding or (0,) * len(self.stride)
+        return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
+
+
+def as_map(fn: EnergyMap | Callable[..., Tensor]) -> EnergyMap:
+    """A map as it is, a plain function as a `Function`."""
+    return fn if hasattr(fn, "pull") else Function(fn)

@@ -1,0 +1,323 @@
+"""Receptive field: where the paths of one output position start, and how their energy or capacity spreads there.
+
+Index convention: an output is (examples, *output axes), an input (examples, *input axes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from capalloc.energy import markov
+from capalloc.energy.batches import Batches
+from capalloc.energy.gates import GATE_SOURCES, GateSource
+from capalloc.energy.program import Program
+from capalloc.energy.support import Index, at_position, support
+from capalloc.energy.trace import trace
+from capalloc.field_plot import plot_field, smallest_region
+from capalloc.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Position = int | Sequence[int | None] | None
+Interval = tuple[int, int]  # start, stop
+CUT = "cut by the border: use a larger input"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The field along one input axis: theoretical, from `start` up to and without `stop`, and effective."""
+
+    size: int
+    start: int
+    stop: int
+    centre: float
+    stride: float  # how far it moves when the output position moves by one; NaN where there is no neighbour
+    cut: bool  # whether the border of the input, or of a layer, cuts it
+    deviation: float  # standard deviation of the map along this axis
+
+
+@dataclass(frozen=True, eq=False)
+class ReceptiveField:
+    """Where one output position looks: the support of its paths, and the map of what they carry."""
+
+    axes: Mapping[str, Extent]  # by the input's own axes
+    map: xr.DataArray  # probability ("energy") or capacity in parameters, over the input's own axes
+    support: xr.DataArray  # whether any path starts there
+    area_68: int  # places of the smallest region that holds 68 % of the map
+    area_95: int
+    moving: tuple[str, ...]  # axes that regions are counted over; the map is summed over the others
+    output_position: Index
+    of: str
+    gates: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Theoretical size along every input axis."""
+        return {name: extent.size for name, extent in self.axes.items()}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each input axis: `size`, `start`, `stop`, `centre`, `stride`, `cut`, `deviation`."""
+        import pandas as pd
+
+        rows = [asdict(extent) for extent in self.axes.values()]
+        return pd.DataFrame(rows, index=pd.Index(list(self.axes), name="axis"))
+
+    def plot(self, ax: Axes | None = None, title: str = "") -> Axes:
+        """Draw the map, the box of the theoretical field, and the smallest regions that hold 68 % and 95 %.
+
+        Args:
+            ax: where to draw; a new figure by default.
+            title: above the map.
+
+        """
+        dims = [d for d in self.map.dims if d in self.moving][-2:] or list(self.map.dims[-2:])
+        flat = self.map.sum([d for d in self.map.dims if d not in dims])
+        box = {str(d): (self.axes[str(d)].start, self.axes[str(d)].stop) for d in dims}
+        label = "path energy" if self.of == "energy" else "capacity"
+        return plot_field(flat, box, label, ax, title)
+
+    def __repr__(self) -> str:
+        lines = [f"ReceptiveField of output position {_shown(self.output_position)}"]
+        for name, e in self.axes.items():
+            stride = "" if np.isnan(e.stride) else f", stride {e.stride:g}"
+            lines.append(
+                f"  {name}: {e.size} [{e.start}, {e.stop}){stride}{', cut' if e.cut else ''}, "
+                f"standard deviation {e.deviation:.3g}"
+            )
+        over = " x ".join(self.moving)
+        lines.append(f"  68 % of {self.of} in {self.area_68} places of {over}, 95 % in {self.area_95}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def receptive_field(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    *,
+    output_position: Position = None,
+    gates: GateSource = "data",
+    of: Literal["energy", "capacity"] = "energy",
+    batch_size: int = 1,
+    progress: bool = False,
+) -> ReceptiveField:
+    """Where one output position looks: its theoretical field, exact for any graph, and its effective one.
+
+    The theoretical field is the support of the propagated map: the inputs where a path to the output position starts
+    if every parameter is other than zero (docs/theory.md, section 6). The effective field is the law of the walk from
+    there, P(Z_0 = i), or the capacity kappa_i of that output position alone (section 4).
+
+    Args:
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
+        inputs: examples (examples, *inputs), or an iterable of such batches; for their gates and their shape.
+        outputs: from what the model returns to the tensor (examples, channel, *positions) that the position is in.
+        output_position: index on the axes after examples and channel; or one entry for every axis after examples,
+            None for a whole axis, as for tokens: `(7, None)`. By default the central position; outputs
+            (examples, classes) are taken whole.
+        gates: as in `propagate`; the theoretical field does not depend on them.
+        of: what the effective field is of, "energy" or "capacity".
+        batch_size: examples walked at once.
+        progress: show a progress bar over batches.
+
+    Returns:
+        ReceptiveField: for every input axis the theoretical size, start, stop, centre, stride and border, and the
+        standard deviation of the map; the sizes of the smallest regions that hold 68 % and 95 % of it.
+
+    Raises:
+        ValueError: bad settings, a position outside the outputs, or one that no path reaches.
+        UnsupportedOperatorError, TypeError: as `propagate`.
+
+    Reference: A. Araujo, W. Norris, J. Sim, Computing Receptive Fields of Convolutional Neural Networks, Distill 2019;
+    W. Luo et al., Understanding the effective receptive field in deep convolutional neural networks, NIPS 2016.
+
+    """
+    _check(gates, of, batch_size)
+    problem = prepare(model, inputs, outputs)
+    batches = Batches.of(problem, gates, batch_size, progress=progress)
+    with seeded(0, problem.probe.device):
+        like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
+        program = trace(batches.graph, like, "unit", set(problem.params))
+    position = _resolve(output_position, tuple(program.values[program.output].shape[1:]))
+    field = _theoretical(program, position)
+    found = _effective(batches, position, of)
+    names = axis_names(found.ndim)
+    extents = {
+        name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)
+    }
+    moving = tuple(names[k] for k in field.moving)
+    still = [k for k in range(found.ndim) if k not in field.moving]
+    places = (found.sum(still) if still else found).numpy()
+    return ReceptiveField(
+        axes=extents,
+        map=xr.DataArray(found.numpy(), dims=names, name="probability" if of == "energy" else "capacity"),
+        support=xr.DataArray(field.seen.numpy(), dims=names, name="support"),
+        area_68=int(smallest_region(places, 0.68).sum()),
+        area_95=int(smallest_region(places, 0.95).sum()),
+        moving=moving,
+        output_position=position,
+        of=of,
+        gates=gates,
+        notes=tuple(f"{name}: {CUT}" for name, extent in extents.items() if extent.cut),
+    )
+
+
+def _check(gates: str, of: str, batch_size: int) -> None:
+    if gates not in GATE_SOURCES:
+        raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
+    if of not in ("energy", "capacity"):
+        raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+
+
+# -- positions ------------------------------------------------------------------------------------------------
+
+
+def _resolve(wanted: Position, shape: tuple[int, ...]) -> Index:
+    """One entry for each output axis, checked."""
+    if wanted is None:
+        return (None, *(n // 2 for n in shape[1:]))
+    given: tuple[int | None, ...] = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+    if len(given) == len(shape) - 1:
+        given = (None, *given)
+    if len(given) != len(shape):
+        raise ValueError(
+            f"output_position has {len(given)} entries, but the outputs are (examples, {', '.join(map(str, shape))}): "
+            f"give {len(shape) - 1}, after the channel axis, or {len(shape)} with None for a whole axis"
+        )
+    for axis, (k, n) in enumerate(zip(given, shape, strict=True)):
+        if k is not None and not -n <= k < n:
+            raise ValueError(f"output_position {k} is outside axis {axis + 1} of the outputs, of length {n}")
+    return tuple(k if k is None else k % n for k, n in zip(given, shape, strict=True))
+
+
+def _shown(position: Index) -> str:
+    return "(" + ", ".join(":" if k is None else str(k) for k in position) + ")"
+
+
+# -- the theoretical field ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The theoretical field, and those of the positions one up and one down on every output axis."""
+
+    seen: Tensor
+    interval: tuple[Interval, ...]  # by input axis
+    neighbours: tuple[tuple[int, tuple[Interval, ...]], ...]  # (direction, by input axis)
+    aligned: tuple[int, ...]  # input axes that the chosen output axes stand for, if none is seen to move
+
+    @property
+    def moving(self) -> tuple[int, ...]:
+        """The input axes that the field moves along with the position."""
+        found = tuple(k for k in range(self.seen.ndim) if any(any(edges) for _, *edges in self.moves(k)))
+        return found if len(found) >= len(self.aligned) else tuple(sorted({*found, *self.aligned}))
+
+    def moves(self, axis: int) -> list[tuple[int, int, int]]:
+        """(direction, how far the lower edge moves per position, the same of the upper edge)."""
+        a, b = self.interval[axis]
+        return [(up, up * (n[axis][0] - a), up * (n[axis][1] - b)) for up, n in self.neighbours]
+
+
+def _theoretical(program: Program, position: Index) -> _Field:
+    shape = program.values[program.output].shape[1:]
+    seen = support(program, position)
+    if not bool(seen.any()):
+        raise ValueError(f"no path leads from the inputs to output position {_shown(position)}: its field is empty")
+    neighbours = []
+    for axis, (k, n) in enumerate(zip(position, shape, strict=True)):
+        for up in (1, -1):
+            if k is not None and 0 <= k + up < n:
+                other = support(program, (*position[:axis], k + up, *position[axis + 1 :]))
+                if bool(other.any()):
+                    neighbours.append((up, _intervals(other)))
+    return _Field(seen, _intervals(seen), tuple(neighbours), _aligned(position, seen.ndim))
+
+
+def _intervals(seen: Tensor) -> tuple[Interval, ...]:
+    found = seen.nonzero()
+    return tuple((int(a), int(b) + 1) for a, b in zip(found.amin(0), found.amax(0), strict=True))
+
+
+def _aligned(position: Index, ndim: int) -> tuple[int, ...]:
+    """Input axes that the chosen output axes stand for: the same ones, or the last; else all but the channels."""
+    chosen = [k for k, index in enumerate(position) if index is not None]
+    if not chosen:
+        return tuple(range(1 if ndim > 1 else 0, ndim))
+    if len(position) == ndim:
+        return tuple(chosen)
+    return tuple(range(max(0, ndim - len(chosen)), ndim))
+
+
+def _extent(field: _Field, axis: int, deviation: float) -> Extent:
+    """An edge that a border holds moves less than the other: the stride is how far the freer one moves."""
+    start, stop = field.interval[axis]
+    moves = [move for move in field.moves(axis) if any(move[1:])]
+    stride = float(max((step for _, *edges in moves for step in edges), key=abs, default=math.nan))
+    if axis not in field.moving:
+        stride = 0.0 if field.neighbours else math.nan
+    alone = not field.neighbours  # the whole output, or one position: nothing says where an edge would be
+    cut = not alone and axis in field.moving and _cut(field, axis, moves, stride)
+    return Extent(stop - start, start, stop, (start + stop - 1) / 2, stride, cut, deviation)
+
+
+def _cut(field: _Field, axis: int, moves: list[tuple[int, int, int]], stride: float) -> bool:
+    start, stop = field.interval[axis]
+    if not moves:
+        return True  # it moves nowhere: both edges are held
+    lower = [abs(low) < abs(stride) for up, low, _ in moves if up * stride > 0]
+    upper = [abs(high) < abs(stride) for up, _, high in moves if up * stride < 0]
+    # Without a neighbour further inside, an edge on the border counts as cut.
+    at_lower = start == 0 and (any(lower) if lower else True)
+    room = field.seen.shape[axis] - stop
+    at_upper = room < abs(stride) and any(upper) if upper else room == 0
+    return at_lower or at_upper
+
+
+# -- the effective field --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """The batches with their outputs seeded at one position only."""
+
+    batches: Batches
+    position: Index
+
+    def __call__(self) -> Iterator[markov.Batch]:
+        for program, seed in self.batches():
+            yield program, seed * at_position(self.position, program.values[program.output])
+
+
+def _effective(batches: Batches, position: Index, of: str) -> Tensor:
+    """The map of the position: the walk's law, or capacity."""
+    source = _Seeded(batches, position)
+    if of == "energy":
+        found, _, _ = markov.law(source(), layers=False)
+    else:
+        solved = markov.solve(source, single=batches.number == 1, layers=False, table=False)
+        found = solved.by_input.sum(0).clamp(min=0)
+    if not float(found.sum()) > 0:
+        raise ValueError(
+            f"no path energy reaches output position {_shown(position)} on these examples; "
+            "its gates are closed: use other examples or gates='unit'"
+        )
+    return found.double() / (found.sum() if of == "energy" else 1)
+
+
+def _deviation(found: Tensor, axis: int) -> float:
+    """Standard deviation of the place along one axis."""
+    law = found.movedim(axis, 0).reshape(found.shape[axis], -1).sum(1)
+    law = law / law.sum()
+    places = torch.arange(len(law), dtype=law.dtype)
+    return float((law @ (places - law @ places).square()).clamp(min=0).sqrt())

@@ -1,0 +1,171 @@
+"""Exported programs as models: their parameters under their own names, and any number of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+#: Operators that only behave as they do while a model is trained: the position and name of the flag.
+TRAINING_FLAGS: dict[Any, tuple[int, str]] = {
+    aten.dropout.default: (2, "train"),
+    aten.feature_dropout.default: (2, "train"),
+    aten.alpha_dropout.default: (2, "train"),
+    aten.feature_alpha_dropout.default: (2, "train"),
+    aten.native_dropout.default: (2, "train"),
+    aten.batch_norm.default: (5, "training"),
+    aten.native_batch_norm.default: (5, "training"),
+    aten._native_batch_norm_legit.default: (5, "training"),
+    aten._native_batch_norm_legit_functional.default: (5, "training"),
+    aten.rrelu.default: (3, "training"),
+}
+#: Checks of what a program was exported with; here the caller checks that, and may choose another precision.
+ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg}
+
+
+def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, train: Any, momentum: Any, eps: Any, _: Any) -> Tensor:
+    return F.batch_norm(x, mean, var, weight, bias, train, momentum, eps)
+
+
+def _layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, _: Any = True) -> Tensor:
+    return F.layer_norm(x, shape, weight, bias, eps)
+
+
+#: Operators as the functions they came from, by which `measure` knows an affine layer.
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    aten.linear.default: F.linear,
+    aten.conv1d.default: torch.conv1d,
+    aten.conv2d.default: torch.conv2d,
+    aten.conv3d.default: torch.conv3d,
+    aten.matmul.default: torch.matmul,
+    aten.batch_norm.default: _batch_norm,
+    aten.layer_norm.default: _layer_norm,
+}
+
+
+class SavedModel(nn.Module):
+    """The module that an exported program stands for, in evaluation mode, on any number of examples.
+
+    A program exported at a fixed batch size runs on chunks of exactly that size, the last one padded.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        _check_inputs(program)
+        _check_mode(program)
+        inner = program.module(check_guards=False)
+        assert isinstance(inner, GraphModule)
+        for name, child in inner.named_children():
+            self.add_module(name, child)
+        for name, p in inner.named_parameters(recurse=False):
+            self.register_parameter(name, p)
+        for name, b in inner.named_buffers(recurse=False):
+            self.register_buffer(name, b)
+        for name, value in vars(inner).items():
+            if isinstance(value, Tensor):  # constants, which change precision as buffers do
+                self.register_buffer(name, value)
+        self.graph = inner.graph
+        self.shape = input_shape(program)
+        self.dtype = next((p.dtype for p in self.parameters()), torch.float32)
+        self._tie()
+
+    def forward(self, x: Tensor) -> Any:
+        """What the program returns, for all examples."""
+        size = self.shape[0]
+        if tuple(x.shape[1:]) != tuple(given if n is None else n for n, given in zip(self.shape[1:], x.shape[1:])):
+            raise ValueError(f"the program was exported for inputs of shape {shown(self.shape)}, got {tuple(x.shape)}")
+        if size is None or len(x) == size:
+            return self._run(x)
+        returned = []
+        for chunk in x.split(size):
+            missing = size - len(chunk)
+            returned.append(self._run(torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])])))
+        leaves = [pytree.tree_leaves(r) for r in returned]
+        joined = [torch.cat(parts)[: len(x)] if parts[0].ndim else parts[0] for parts in zip(*leaves, strict=True)]
+        return pytree.tree_unflatten(joined, pytree.tree_structure(returned[0]))
+
+    def _run(self, x: Tensor) -> Any:
+        return _Run(self, self.dtype, x.dtype).run(x)
+
+    def _tie(self) -> None:
+        """One parameter where a file holds one tensor under two names."""
+        first: dict[tuple[Any, ...], nn.Parameter] = {}
+        for name, p in list(self.named_parameters(remove_duplicate=False)):
+            key = (p.data_ptr(), p.shape, p.stride())
+            if first.setdefault(key, p) is not p and p.numel():
+                owner, _, attribute = name.rpartition(".")
+                setattr(self.get_submodule(owner), attribute, first[key])
+
+
+class _Run(Interpreter):
+    """The program's graph, operator by operator, in another precision than it was exported in."""
+
+    def __init__(self, model: SavedModel, exported: torch.dtype, wanted: torch.dtype) -> None:
+        super().__init__(model, graph=model.graph)
+        self.cast = {exported: wanted}
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator."""
+        if target in ASSERTIONS:
+            return None
+        args, kwargs = pytree.tree_map_only(torch.dtype, lambda d: self.cast.get(d, d), (args, kwargs))
+        return super().call_function(FUNCTIONS.get(target, target), args, kwargs)
+
+
+def user_inputs(program: ExportedProgram) -> list[str]:
+    """Placeholders of the program's own inputs."""
+    return [getattr(s.arg, "name", "") for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+
+
+def input_shape(program: ExportedProgram) -> tuple[int | None, ...]:
+    """Shape of the program's input, None for an axis of any length."""
+    (name,) = user_inputs(program)
+    node = next(n for n in program.graph.nodes if n.name == name)
+    return tuple(n if isinstance(n, int) else None for n in node.meta["val"].shape)
+
+
+def shown(shape: tuple[int | None, ...]) -> str:
+    """A shape for people: `any` where it is free."""
+    return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+
+
+def _check_inputs(program: ExportedProgram) -> None:
+    nodes = {node.name: node for node in program.graph.nodes}
+    names = user_inputs(program)
+    tensors = [name for name in names if name in nodes and isinstance(nodes[name].meta.get("val"), Tensor)]
+    args, kwargs = program.call_spec.in_spec.children()
+    plain = args.num_leaves == len(args.children()) == 1 and kwargs.num_leaves == 0
+    if len(names) != 1 or len(tensors) != 1 or not plain:
+        raise ValueError(
+            f"the program takes {len(names)} inputs ({', '.join(names)}); capacity is allocated over one tensor of "
+            "examples: export a module whose forward takes just that, as its positional argument"
+        )
+    if not nodes[names[0]].meta["val"].ndim:
+        raise ValueError("the program's input has no examples axis")
+
+
+def _check_mode(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        if _is_training(node):
+            raise ValueError(
+                f"the program was exported in training mode ({node.target} in {node.name!r}); export it again after "
+                "model.eval()"
+            )
+
+
+def _is_training(node: Node) -> bool:
+    if node.target in TRAINING_FLAGS:
+        position, name = TRAINING_FLAGS[node.target]
+        flag = node.args[position] if len(node.args) > position else node.kwargs.get(name, False)
+        return flag is not False
+    if node.target is aten.scaled_dot_product_attention.default:
+        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0))
+    return False
