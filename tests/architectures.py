@@ -21,15 +21,13 @@ def conv_norm(ins: int, outs: int, size: int = 3, **options: int) -> nn.Sequenti
 class ResNet(nn.Module):
     """Blocks relu(h + bn(conv(relu(bn(conv(h)))))), one of them strided with a 1 x 1 shortcut."""
 
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, width: int = 2) -> None:
         super().__init__()
         self.stem = conv_norm(1, width)
         self.blocks = nn.ModuleList()
         self.shortcuts = nn.ModuleList()
         for ins, outs, stride in [(width, width, 1), (width, 2 * width, 2)]:
-            self.blocks.append(
-                nn.Sequential(conv_norm(ins, outs, stride=stride), nn.ReLU(), conv_norm(outs, outs))
-            )
+            self.blocks.append(nn.Sequential(conv_norm(ins, outs, stride=stride), nn.ReLU(), conv_norm(outs, outs)))
             self.shortcuts.append(nn.Identity() if stride == 1 else conv_norm(ins, outs, 1, stride=stride))
         self.head = nn.Linear(2 * width, 3)
 
@@ -43,7 +41,7 @@ class ResNet(nn.Module):
 class PreActivation(nn.Module):
     """Blocks h + conv(relu(bn(conv(relu(bn(h)))))): nothing but the blocks writes to the stream."""
 
-    def __init__(self, width: int = 4, blocks: int = 2) -> None:
+    def __init__(self, width: int = 3, blocks: int = 2) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1, bias=False)
         conv = lambda: nn.Conv2d(width, width, 3, padding=1, bias=False)  # noqa: E731
@@ -64,7 +62,7 @@ class PreActivation(nn.Module):
 class UNet(nn.Module):
     """Down by max pooling, up by transposed convolutions or interpolation, skip connections joined by cat."""
 
-    def __init__(self, width: int = 3, *, interpolate: bool = False) -> None:
+    def __init__(self, width: int = 2, *, interpolate: bool = False) -> None:
         super().__init__()
         conv = lambda ins, outs: nn.Sequential(nn.Conv2d(ins, outs, 3, padding=1), nn.ReLU())  # noqa: E731
         self.down1, self.down2, self.bottom = conv(1, width), conv(width, 2 * width), conv(2 * width, 2 * width)
@@ -111,7 +109,7 @@ class WaveNet(nn.Module):
 class MobileNet(nn.Module):
     """Depthwise-separable convolutions with batch norm and relu6."""
 
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, width: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = [conv_norm(1, width), nn.ReLU6()]
         for ins, outs, stride in [(width, 2 * width, 1), (2 * width, 2 * width, 2), (2 * width, 2 * width, 1)]:
@@ -373,18 +371,20 @@ class Architecture:
     shape: tuple[int, ...]
 
     def build(self, seed: int = 0) -> nn.Module:
-        """In evaluation mode and float64, with biases, gains and statistics that are not at their start values."""
-        model = seeded_module(self.module, seed=seed).eval()
+        """In evaluation mode and float64; no bias, gain or statistic is at the value it starts with."""
+        model = seeded_module(self.module, seed=seed)
         generator = torch.Generator().manual_seed(seed + 1)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if not tensor.is_floating_point():
-                continue
+        for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-            if "running_var" in name or ("weight" in name and tensor.ndim == 1):
-                tensor.data = (1 + 0.2 * noise).clamp(min=0.3)
-            elif "running_mean" in name or "bias" in name:
-                tensor.data = 0.2 * noise
-        return model
+            if "bias" in name:
+                tensor.data = 0.1 * noise
+            elif tensor.ndim == 1:
+                tensor.data = tensor.data * (1 + 0.2 * noise)
+        model.train()
+        with torch.no_grad():
+            for k in range(8):  # running statistics
+                model(self.examples(16, seed=100 + k))
+        return model.eval()
 
     def examples(self, number: int, seed: int = 7) -> Tensor:
         """Gaussian inputs."""

@@ -12,6 +12,8 @@ from zoo import NormedResidual, Residual1d, gaussian, seeded_module
 
 Build = Callable[[], tuple[nn.Module, Tensor]]
 NETWORKS: dict[str, Build] = {}
+#: Networks with gates or statistics that depend on the inputs; the others are tested with every gate open.
+NEED_DATA: set[str] = set()
 
 
 class Net(nn.Module):
@@ -27,7 +29,7 @@ class Net(nn.Module):
         return self.function(self, x)
 
 
-def network(*shape: int) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
+def network(*shape: int, data: bool = False) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     """Register a network that reads inputs of this shape; every parameter is drawn at random."""
 
     def register(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -35,8 +37,10 @@ def network(*shape: int) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.
             model = seeded_module(build)
             for k, p in enumerate(model.parameters()):
                 p.data = gaussian(*p.shape, seed=100 + k) if p.ndim else p.data + 0.5
-            return model, gaussian(2, *shape)
+            return model, gaussian(6 if data else 1, *shape)
 
+        if data:
+            NEED_DATA.add(build.__name__)
         NETWORKS[build.__name__] = make
         return build
 
@@ -80,6 +84,19 @@ def pre_activation() -> nn.Module:
     return Net(
         run, stem=conv(2, 4, bias=False), norm_a=nn.BatchNorm1d(4), a=conv(4, 3, bias=False),
         norm_b=nn.BatchNorm1d(3), b=conv(3, 4, bias=False), norm=nn.BatchNorm1d(4), head=nn.Linear(4, 2),
+    )  # fmt: skip
+
+
+@network(2, 8)
+def zero_padded_shortcut() -> nn.Module:
+    def run(n: Net, x: Tensor) -> Tensor:
+        h = F.relu(n.stem(x))
+        h = F.pad(h[:, :, ::2], (0, 0, 1, 1)) + n.b(F.relu(n.a(h)))
+        return n.head(F.relu(h).mean(2))
+
+    return Net(
+        run, stem=conv(2, 2, bias=False), a=conv(2, 3, bias=False), b=nn.Conv1d(3, 4, 3, 2, 1, bias=False),
+        head=nn.Linear(4, 2),
     )  # fmt: skip
 
 
@@ -152,19 +169,17 @@ def transposed_without_bias() -> nn.Module:
     )  # fmt: skip
 
 
-@network(4, 6)
+@network(4, 6, data=True)
 def squeeze_and_excite() -> nn.Module:
     def run(n: Net, x: Tensor) -> Tensor:
         h = n.stem(x)
         s = torch.sigmoid(n.up(F.relu(n.down(h.mean(2)))))
         return n.head(F.relu(n.out(h * s[:, :, None])).mean(2))
 
-    return Net(
-        run, stem=conv(4, 3), down=nn.Linear(3, 2), up=nn.Linear(2, 3), out=conv(3, 4), head=nn.Linear(4, 2)
-    )
+    return Net(run, stem=conv(4, 3), down=nn.Linear(3, 2), up=nn.Linear(2, 3), out=conv(3, 4), head=nn.Linear(4, 2))
 
 
-@network(1, 12)
+@network(1, 12, data=True)
 def gated_dilated() -> nn.Module:
     def run(n: Net, x: Tensor) -> Tensor:
         h, skips = n.stem(x), []
@@ -209,7 +224,7 @@ def mixer_with_biases() -> nn.Module:
     return mixer(bias=True, norm=False)
 
 
-@network(4, 2)
+@network(4, 2, data=True)
 def mixer_with_layer_norm() -> nn.Module:
     return mixer(bias=True, norm=True)
 
@@ -240,7 +255,7 @@ class Block(nn.Module):
         return h + feed(self.norm2(h))
 
 
-@network(2, 4, 4)
+@network(2, 4, 4, data=True)
 def vision_transformer() -> nn.Module:
     def run(n: Net, x: Tensor) -> Tensor:
         h = n.patch(x).flatten(2).mT
@@ -253,7 +268,7 @@ def vision_transformer() -> nn.Module:
     )  # fmt: skip
 
 
-@network(4, 3)
+@network(4, 3, data=True)
 def bert_like() -> nn.Module:
     def run(n: Net, x: Tensor) -> Tensor:
         h = n.norm(n.embed(x) + n.position)
@@ -265,7 +280,7 @@ def bert_like() -> nn.Module:
     )  # fmt: skip
 
 
-@network(4, 3)
+@network(4, 3, data=True)
 def gpt_like() -> nn.Module:
     def run(n: Net, x: Tensor) -> Tensor:
         return n.head(n.norm(n.blocks(n.embed(x) + n.position)))
@@ -276,7 +291,7 @@ def gpt_like() -> nn.Module:
     )  # fmt: skip
 
 
-@network(2, 4, 4)
+@network(2, 4, 4, data=True)
 def shifted_windows() -> nn.Module:
     def windows(h: Tensor) -> Tensor:
         return h.reshape(-1, 2, 2, 2, 2, 4).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 4)
@@ -302,7 +317,7 @@ def shifted_windows() -> nn.Module:
     )  # fmt: skip
 
 
-@network(2, 6)
+@network(2, 6, data=True)
 def conv_next() -> nn.Module:
     def run(n: Net, x: Tensor) -> Tensor:
         h = n.stem(x)
@@ -320,12 +335,12 @@ def conv_next() -> nn.Module:
     )  # fmt: skip
 
 
-@network(4, 3)
+@network(4, 3, data=True)
 def lstm() -> nn.Module:
     return Net(lambda n, x: n.head(n.rnn(x)[0][:, -1]), rnn=nn.LSTM(3, 4, batch_first=True), head=nn.Linear(4, 2))
 
 
-@network(4, 3)
+@network(4, 3, data=True)
 def gru() -> nn.Module:
     return Net(lambda n, x: n.head(n.rnn(x)[0][:, -1]), rnn=nn.GRU(3, 4, batch_first=True), head=nn.Linear(4, 2))
 
@@ -383,9 +398,7 @@ def rezero() -> nn.Module:
         return n.head(h)
 
     line = lambda i, o: nn.ModuleList(nn.Linear(i, o, bias=False) for _ in range(2))  # noqa: E731
-    return Net(
-        run, stem=nn.Linear(4, 3), inner=line(3, 5), out=line(5, 3), alpha=torch.zeros(2), head=nn.Linear(3, 2)
-    )
+    return Net(run, stem=nn.Linear(4, 3), inner=line(3, 5), out=line(5, 3), alpha=torch.zeros(2), head=nn.Linear(3, 2))
 
 
 @network(2, 6)
@@ -394,7 +407,12 @@ def scalar_on_all_channels() -> nn.Module:
         return n.head(F.relu(n.skip * n.stem(x) + n.branch * n.other(x)).mean(2))
 
     return Net(
-        run, stem=conv(2, 3, bias=False), other=conv(2, 3), skip=torch.ones(()), branch=torch.ones(1), head=nn.Linear(3, 2)
+        run,
+        stem=conv(2, 3, bias=False),
+        other=conv(2, 3),
+        skip=torch.ones(()),
+        branch=torch.ones(1),
+        head=nn.Linear(3, 2),
     )
 
 
@@ -417,32 +435,32 @@ def low_rank() -> nn.Module:
     return Net(run, first=nn.Linear(5, 4), left=torch.zeros(3, 2), right=torch.zeros(2, 4))
 
 
-@network(4, 6)
+@network(4, 6, data=True)
 def group_norm() -> nn.Module:
     return nn.Sequential(
-        conv(4, 6), nn.GroupNorm(2, 6), nn.ReLU(), conv(6, 4, bias=False), nn.GroupNorm(1, 4), nn.ReLU(), nn.Flatten(),
+        conv(4, 6), nn.GroupNorm(2, 6), nn.GELU(), conv(6, 4, bias=False), nn.GroupNorm(1, 4), nn.GELU(), nn.Flatten(),
         nn.Linear(24, 2),
     )  # fmt: skip
 
 
-@network(4, 6)
+@network(4, 6, data=True)
 def instance_norm() -> nn.Module:
     return nn.Sequential(
-        conv(4, 3), nn.InstanceNorm1d(3, affine=True), nn.ReLU(), conv(3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)
+        conv(4, 3), nn.InstanceNorm1d(3, affine=True), nn.GELU(), conv(3, 4), nn.GELU(), nn.Flatten(), nn.Linear(24, 2)
     )
 
 
-@network(5)
+@network(5, data=True)
 def layer_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
 
 
-@network(5)
+@network(5, data=True)
 def rms_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 4), nn.RMSNorm(4), nn.GELU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(5, 4), nn.RMSNorm(4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
 
 
-@network(3, 4)
+@network(3, 4, data=True)
 def multi_head_attention() -> nn.Module:
     return Net(
         lambda n, x: n.head(n.attention(x, x, x, need_weights=False)[0].mean(1)),
@@ -474,6 +492,49 @@ def position_shared_dense() -> nn.Module:
 
     line = lambda i, o: nn.Linear(i, o, bias=False)  # noqa: E731
     return Net(run, a=line(8, 3), b=line(8, 3), inner=line(3, 4), last=line(12, 2))
+
+
+@network(2, 4)
+def sub_pixel() -> nn.Module:
+    """Every other position after the transposed convolution has channels of its own, down to the dense layer."""
+    return nn.Sequential(
+        conv(2, 3), nn.ReLU(), nn.ConvTranspose1d(3, 2, 2, 2, bias=False), nn.ReLU(), conv(2, 3, 1, bias=False), nn.ReLU(),
+        nn.Flatten(), nn.Linear(24, 1),
+    )  # fmt: skip
+
+
+@network(2, 4, 4)
+def pixel_shuffle() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(2, 3, 3, bias=False), nn.ReLU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(27, 1),
+    )  # fmt: skip
+
+
+@network(2, 6)
+def convolution_over_joined_positions() -> nn.Module:
+    """One convolution reads the channels of two layers, one after the other in time."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        h = F.relu(torch.cat([n.a(x), n.b(x)], 2))
+        return n.last(F.relu(n.inner(h)).flatten(1))
+
+    return Net(
+        run, a=conv(2, 3, bias=False), b=conv(2, 3, bias=False), inner=nn.Conv1d(3, 4, 3, bias=False),
+        last=nn.Linear(40, 1),
+    )  # fmt: skip
+
+
+@network(6)
+def recycled_slices() -> nn.Module:
+    """One parameter tensor serves as weights of several layers, by slices, a flip and a repetition."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        h = F.relu(F.linear(x, n.w[:4]))
+        h = F.relu(F.linear(h, n.w[2:, :4].flip(0)))
+        return F.linear(h * n.w[0, :2].repeat(2), n.w[:2, 2:])
+
+    return Net(run, w=torch.zeros(6, 6))
 
 
 class _Buffer(nn.Module):

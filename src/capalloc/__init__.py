@@ -21,11 +21,16 @@ from capalloc.linear import linear_capacity
 from capalloc.measure import CapacityWarning, measure
 from capalloc.propagate import Walk, propagate, walk
 
+# where one output position looks
+from capalloc.receptive_field import Extent, ReceptiveField, receptive_field
+
 __all__ = [
     "Allocation",
     "Call",
     "CapacityWarning",
     "Decoupling",
+    "Extent",
+    "ReceptiveField",
     "UnsupportedOperatorError",
     "Walk",
     "correlation",
@@ -37,6 +42,7 @@ __all__ = [
     "measure",
     "propagate",
     "propagate_moments",
+    "receptive_field",
     "rule",
     "total_variation",
     "walk",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from capalloc.commands import run_measure, run_propagate, run_receptive_field
 from capalloc.decoupling.command import run_decoupling_study
 from capalloc.demo import Demo, run_demo
 from capalloc.linear.command import run_linear_study
@@ -68,6 +69,9 @@ def demo(
     console.print(f"The maps are in {out}: open it in a browser.", markup=False, soft_wrap=True)
 
 
+app.command("propagate")(run_propagate)
+app.command("measure")(run_measure)
+app.command("receptive-field")(run_receptive_field)
 app.command("decoupling-study")(run_decoupling_study)
 app.command("linear-study")(run_linear_study)
 

@@ -65,5 +65,9 @@ def plot_field(
             ax.contour(places[1], places[0], region, levels=[0.5], colors="white", linestyles=style, linewidths=1)
             ax.plot([], [], color="white", linestyle=style, label=f"{share:.0%}")
     # White lines need the map's dark ground under their names too.
-    ax.legend(fontsize="small", facecolor="white" if flat.ndim == 1 else "#440154", labelcolor="black" if flat.ndim == 1 else "white")
+    ax.legend(
+        fontsize="small",
+        facecolor="white" if flat.ndim == 1 else "#440154",
+        labelcolor="black" if flat.ndim == 1 else "white",
+    )
     return ax

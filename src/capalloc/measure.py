@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from capalloc.allocation import Allocation
@@ -29,7 +29,7 @@ from capalloc.jacobian import (
     input_metric,
 )
 from capalloc.memory import Plan, Size, make_plan
-from capalloc.problem import OutputSelection, ParamSelection, Problem, axis_names, prepare, seeded
+from capalloc.problem import ModelLike, OutputSelection, ParamSelection, Problem, axis_names, prepare, seeded
 
 #: Examples on which a way to the mixed derivative is tried and checked.
 TRIAL_EXAMPLES = 2
@@ -44,7 +44,7 @@ class CapacityWarning(UserWarning):
 
 
 def measure(
-    model: nn.Module,
+    model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     metric: Tensor | None = None,
@@ -67,7 +67,8 @@ def measure(
     model that draws random numbers draws the same ones in every pass over a batch.
 
     Args:
-        model: any differentiable `torch.nn.Module`; examples must not interact.
+        model: any differentiable `torch.nn.Module`, an exported program, or the path of one saved as .pt2; examples
+            must not interact.
         inputs: a tensor with a leading examples axis, or an iterable of such batches; labels in (x, y) batches are
             ignored.
         outputs: a function from what the model returns to the tensor of constraint outputs.

@@ -36,11 +36,14 @@ ARITHMETIC = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.Call),
     *(ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
 )
-FUNCTIONS = set(
-    "Symbol Integer Rational Float Add Mul Pow Mod Max Min Eq Equality Ne Unequality Lt StrictLessThan Le LessThan Gt "
-    "StrictGreaterThan Ge GreaterThan And Or Not FloorDiv CeilDiv CleanDiv ModularIndexing Where PythonMod CeilToInt "
-    "FloorToInt PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt ToFloat Identity".split()
-)
+FUNCTIONS = {
+    *("Symbol", "Integer", "Rational", "Float", "Identity", "Where", "And", "Or", "Not"),
+    *("Add", "Mul", "Pow", "Mod", "Max", "Min", "PythonMod", "PowByNatural", "FloatPow", "ModularIndexing"),
+    *("FloorDiv", "CeilDiv", "CleanDiv", "FloatTrueDiv", "IntTrueDiv"),
+    *("CeilToInt", "FloorToInt", "TruncToFloat", "TruncToInt", "RoundToInt", "ToFloat"),
+    *("Eq", "Equality", "Ne", "Unequality", "Lt", "StrictLessThan", "Le", "LessThan"),
+    *("Gt", "StrictGreaterThan", "Ge", "GreaterThan"),
+}
 
 
 def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
@@ -75,19 +78,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """Something in the file could run code."""
 
 
 def _check_files(path: Path, files: dict[str, bytes]) -> None:
     try:
         if len({name.lower() for name in files}) < len(files):  # a name finds its file in any case
-            raise _Refused("two files of one name")
+            raise _RefusedError("two files of one name")
         for name, content in files.items():
             _check_file(name.lower(), content)
         if f"models/{MODEL}.json" not in files:
             raise KeyError(f"no models/{MODEL}.json in it")
-    except _Refused as error:
+    except _RefusedError as error:
         raise ValueError(
             f"{path} holds {error}, which could run code, so it is not read; if you trust the file, load it with "
             "torch.export.load and pass the program"
@@ -98,18 +101,18 @@ def _check_files(path: Path, files: dict[str, bytes]) -> None:
 
 def _check_file(name: str, content: bytes) -> None:
     if name.startswith("data/aotinductor/"):
-        raise _Refused("a compiled library")
+        raise _RefusedError("a compiled library")
     if name.endswith(".pt"):
         if not name.startswith("data/sample_inputs/"):
-            raise _Refused(f"a pickle, {name}")
+            raise _RefusedError(f"a pickle, {name}")
         try:
             torch.load(io.BytesIO(content), weights_only=True)
         except Exception as error:
-            raise _Refused(f"a pickle of more than tensors, {name}") from error
+            raise _RefusedError(f"a pickle of more than tensors, {name}") from error
     if name.endswith("_config.json"):
         for payload in json.loads(content)["config"].values():
             if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_")):
-                raise _Refused(f"a pickle, {payload['path_name']}")
+                raise _RefusedError(f"a pickle, {payload['path_name']}")
     if name.startswith("models/"):
         document = json.loads(content)
         for where, check in CHECKS.items():
@@ -133,7 +136,7 @@ def _texts(tree: Any, key: str) -> Iterator[str]:
 def _check_names(tree: Any) -> None:
     """Names become part of Python code, so they may hold nothing else."""
     if isinstance(tree, str) and NAME.fullmatch(tree) is None:
-        raise _Refused(f"the name {tree[:60]!r}")
+        raise _RefusedError(f"the name {tree[:60]!r}")
     if isinstance(tree, list):
         for item in tree:
             _check_names(item)
@@ -149,14 +152,14 @@ def _check_target(target: str) -> None:
     if PLAIN_FUNCTIONS.fullmatch(target) or target in WRAPPERS:
         return
     if OPERATOR.fullmatch(target) is None:
-        raise _Refused(f"a call of {target[:60]!r}")
+        raise _RefusedError(f"a call of {target[:60]!r}")
     found: Any = torch.ops
     for part in target.split(".")[2:]:
         found = getattr(found, part, None)
     if not isinstance(found, OpOverload):
-        raise _Refused(f"a call of {target!r}, an operator that this torch lacks")
+        raise _RefusedError(f"a call of {target!r}, an operator that this torch lacks")
     if any("file" in argument.name for argument in found._schema.arguments):
-        raise _Refused(f"a call of {target!r}")
+        raise _RefusedError(f"a call of {target!r}")
 
 
 def _check_expression(text: str) -> None:
@@ -166,7 +169,7 @@ def _check_expression(text: str) -> None:
         quoted = isinstance(node, ast.Constant) and isinstance(node.value, str)
         allowed = SYMBOL.fullmatch(node.value) if quoted else named or not isinstance(node, ast.Name)  # type: ignore[attr-defined]
         if not isinstance(node, ARITHMETIC) or not allowed:
-            raise _Refused(f"the expression {text[:60]!r}")
+            raise _RefusedError(f"the expression {text[:60]!r}")
 
 
 def _check_guard(text: str) -> None:
@@ -178,20 +181,20 @@ def _check_guard(text: str) -> None:
         )
         calls = isinstance(node, ast.Call) and not isinstance(node.func, ast.Attribute)
         if not known or foreign or calls:
-            raise _Refused(f"the guard {text[:60]!r}")
+            raise _RefusedError(f"the guard {text[:60]!r}")
 
 
 def _parsed(text: str) -> Iterator[ast.AST]:
     try:
         return ast.walk(ast.parse(text.strip(), mode="eval"))
     except SyntaxError as error:
-        raise _Refused(f"the expression {text[:60]!r}") from error
+        raise _RefusedError(f"the expression {text[:60]!r}") from error
 
 
 def _check_structure(text: str) -> None:
     """How inputs and outputs are nested: an enumeration in it would import its module."""
     if "__enum__" in set(_keys(json.loads(text))):
-        raise _Refused("an enumeration among its inputs or outputs")
+        raise _RefusedError("an enumeration among its inputs or outputs")
 
 
 def _keys(tree: Any) -> Iterator[str]:
@@ -201,7 +204,7 @@ def _keys(tree: Any) -> Iterator[str]:
     if isinstance(tree, (dict, list)):
         for item in tree.values() if isinstance(tree, dict) else tree:
             yield from _keys(item)
-    if isinstance(tree, str) and tree[:1] in "[{\"":
+    if isinstance(tree, str) and tree[:1] in '[{"':
         with suppress(ValueError):
             yield from _keys(json.loads(tree))
 

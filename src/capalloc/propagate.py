@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from capalloc import blocks
 from capalloc.allocation import Allocation
 from capalloc.energy import hessian, markov
 from capalloc.energy.batches import Batches, Precision
+from capalloc.energy.carriers import NO_PRODUCTS, Products
 from capalloc.energy.gates import GATE_SOURCES, GateSource
-from capalloc.problem import OutputSelection, ParamSelection, Problem, axis_names, prepare
+from capalloc.problem import ModelLike, OutputSelection, ParamSelection, Problem, axis_names, prepare
 
 SOLVERS = ("markov", "block", "hessian")
 #: The Hessian identity holds p x p matrices for every pass; above this it would take minutes.
@@ -35,7 +36,7 @@ class Walk:
 
 
 def propagate(
-    model: nn.Module,
+    model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     gates: GateSource = "data",
@@ -48,6 +49,7 @@ def propagate(
     generator: torch.Generator | None = None,
     batch_size: int | Literal["auto"] = "auto",
     dtype: Precision = "auto",
+    products: Products | None = None,
     progress: bool = False,
 ) -> Allocation:
     """Capacity carried down the layers by the Markov rule of total decoupling.
@@ -56,7 +58,8 @@ def propagate(
     docs/theory.md, section 4 (Donier 2019, arXiv 1902.08572), in a few forward and backward passes.
 
     Args:
-        model: any module that `torch.export` captures; a private copy in evaluation mode is used.
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
+            copy in evaluation mode is used.
         inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored.
         outputs: from what the model returns to the tensor of constraint outputs.
         gates: squared slopes of the activations: "data", on the examples; "gaussian", E[a^2] for unit Gaussian
@@ -73,11 +76,17 @@ def propagate(
         batch_size: examples walked at once.
         dtype: of the path energies: float64, or by default that of the model where one example takes more than four
             million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
+        products: module path -> which factor is the gate in its products of two tensors that both depend on the
+            inputs: "left", "right", or "both" to let both carry in turn. By default the factor that ends more like
+            a gate is one: a norm or a denominator before softmax and sigmoid, those before tanh, that before other
+            activations; on a tie both carry. A gate is frozen at its value: attention weights, gating branches, and
+            the queries, keys and other parameters that steer them carry no path energy.
         progress: show a progress bar over batches.
 
     Returns:
         Allocation in units of parameters; `attrs["symmetries"]` counts the rescaling symmetries, and
-        `attrs["symmetries_exact"]` says whether that count is exact or a lower bound.
+        `attrs["symmetries_exact"]` says whether that count is exact or a lower bound. `attrs["unseen_params"]` and
+        `attrs["unseen_share"]` count the parameters that only steer gates, `attrs["unused_params"]` those in no use.
 
     Raises:
         UnsupportedOperatorError: an operator has no rule; names it, its module, and how to add one.
@@ -90,7 +99,12 @@ def propagate(
         raise ValueError(f"num_probes must be at least 2, for a standard error, got {num_probes}")
     problem = prepare(model, inputs, outputs, params)
     batches = Batches.of(
-        problem, gates, batch_size, dtype=torch.float64 if solver == "hessian" else dtype, progress=progress
+        problem,
+        gates,
+        batch_size,
+        dtype=torch.float64 if solver == "hessian" else dtype,
+        progress=progress,
+        products=products or NO_PRODUCTS,
     )
     attrs: dict[str, Any] = {
         "kind": "propagated",
@@ -110,13 +124,14 @@ def propagate(
 
 
 def walk(
-    model: nn.Module,
+    model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     gates: GateSource = "data",
     *,
     batch_size: int | Literal["auto"] = "auto",
     dtype: Precision = "auto",
+    products: Products | None = None,
     progress: bool = False,
 ) -> Walk:
     """The law of one unit of capacity placed at the chosen outputs, at every layer and at the inputs.
@@ -124,13 +139,14 @@ def walk(
     The Markov chain of docs/theory.md, section 4, without sources: P(k | j) = w_jk^2 e_k / sum_k' w_jk'^2 e_k'.
 
     Args:
-        model: any module that `torch.export` captures.
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
         inputs: examples (examples, *inputs), or an iterable of such batches.
         outputs: from what the model returns to the tensor where the walk starts, in proportion to path energy.
         gates: as in `propagate`.
         batch_size: examples walked at once.
         dtype: of the path energies: float64, or by default that of the model where one example takes more than four
             million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
+        products: as in `propagate`.
         progress: show a progress bar over batches.
 
     Returns:
@@ -142,9 +158,8 @@ def walk(
     """
     _check(gates, "markov", batch_size)
     problem = prepare(model, inputs, outputs)
-    at_inputs, constant, layers = markov.law(
-        Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress)(layers=True), layers=True
-    )
+    batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
+    at_inputs, constant, layers = markov.law(batches(layers=True), layers=True)
     return Walk(
         inputs=xr.DataArray(at_inputs.numpy(), dims=axis_names(at_inputs.ndim), name="probability"),
         bias=float(constant),
@@ -169,8 +184,8 @@ def _markov(
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table)
     attrs["symmetries"] = result.symmetries
     attrs["symmetries_exact"] = result.exact_symmetries
-    attrs["unused_params"] = problem.num_params - result.alive
     attrs["notes"] = [] if result.exact_symmetries else ["symmetries: lower bound"]
+    _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
 
 
@@ -207,18 +222,38 @@ def _hessian(problem: Problem, batches: Batches, attrs: dict[str, Any]) -> Alloc
     names = tuple(programs[0][0].params)
     by_input = exact.table[:, :-1].reshape(len(names), *problem.input_shape)
     attrs["rank"] = exact.rank
-    attrs["unused_params"] = problem.num_params - exact.alive
     result = markov.Markov(
         names=names,
         by_input=by_input,
         bias=exact.table[:, -1],
         by_parameter=exact.table.sum(1),
         layers={},
-        symmetries=exact.alive - exact.rank,
+        symmetries=int(exact.alive.sum()) - exact.rank,
         exact_symmetries=True,
         alive=exact.alive,
     )
+    attrs["notes"] = []
+    _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, True)
+
+
+def _count_params(problem: Problem, batches: Batches, result: markov.Markov, attrs: dict[str, Any]) -> None:
+    """How many parameters no path uses, those that steer gates apart from those in no use."""
+    unseen: dict[str, int] = {}
+    for name, alive in zip(result.names, result.alive.tolist(), strict=True):
+        idle = problem.params[name].numel() - round(alive)
+        if idle and name in batches.carriers.steering:
+            unseen[name] = idle
+    number = sum(unseen.values())
+    attrs["unseen_params"] = number
+    attrs["unseen_share"] = number / problem.num_params
+    attrs["unused_params"] = problem.num_params - round(float(result.alive.sum())) - number
+    if unseen:
+        shown = ", ".join(list(unseen)[:3]) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
+        attrs["notes"].append(
+            f"not seen by paths: {len(unseen)} parameter tensors, {100 * number / problem.num_params:.0f} % of "
+            f"parameters (queries, keys, gating branches): {shown}"
+        )
 
 
 def _allocation(problem: Problem, result: markov.Markov, attrs: dict[str, Any], table: bool) -> Allocation:

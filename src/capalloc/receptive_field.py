@@ -6,7 +6,7 @@ Index convention: an output is (examples, *output axes), an input (examples, *in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from capalloc.energy import markov
 from capalloc.energy.batches import Batches
+from capalloc.energy.field import Field, Position, resolve, shown, theoretical
 from capalloc.energy.gates import GATE_SOURCES, GateSource
-from capalloc.energy.program import Program
-from capalloc.energy.support import Index, at_position, support
+from capalloc.energy.support import Index, at_position
 from capalloc.energy.trace import trace
 from capalloc.field_plot import plot_field, smallest_region
 from capalloc.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Position = int | Sequence[int | None] | None
-Interval = tuple[int, int]  # start, stop
 CUT = "cut by the border: use a larger input"
 
 
@@ -62,6 +60,11 @@ class ReceptiveField:
     notes: tuple[str, ...] = ()
 
     @property
+    def shown_position(self) -> str:
+        """The output position for people: a colon for a whole axis."""
+        return shown(self.output_position)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Theoretical size along every input axis."""
         return {name: extent.size for name, extent in self.axes.items()}
@@ -81,14 +84,14 @@ class ReceptiveField:
             title: above the map.
 
         """
-        dims = [d for d in self.map.dims if d in self.moving][-2:] or list(self.map.dims[-2:])
+        dims = list(self.moving[-2:])
         flat = self.map.sum([d for d in self.map.dims if d not in dims])
-        box = {str(d): (self.axes[str(d)].start, self.axes[str(d)].stop) for d in dims}
+        box = {d: (self.axes[d].start, self.axes[d].stop) for d in dims}
         label = "path energy" if self.of == "energy" else "capacity"
         return plot_field(flat, box, label, ax, title)
 
     def __repr__(self) -> str:
-        lines = [f"ReceptiveField of output position {_shown(self.output_position)}"]
+        lines = [f"ReceptiveField of output position {self.shown_position}"]
         for name, e in self.axes.items():
             stride = "" if np.isnan(e.stride) else f", stride {e.stride:g}"
             lines.append(
@@ -146,14 +149,12 @@ def receptive_field(
     batches = Batches.of(problem, gates, batch_size, progress=progress)
     with seeded(0, problem.probe.device):
         like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
-        program = trace(batches.graph, like, "unit", set(problem.params))
-    position = _resolve(output_position, tuple(program.values[program.output].shape[1:]))
-    field = _theoretical(program, position)
+        program = trace(batches.graph, like, "unit", set(problem.params), layers=False)
+    position = resolve(output_position, tuple(program.values[program.output].shape[1:]))
+    field = theoretical(program, position)
     found = _effective(batches, position, of)
     names = axis_names(found.ndim)
-    extents = {
-        name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)
-    }
+    extents = {name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)}
     moving = tuple(names[k] for k in field.moving)
     still = [k for k in range(found.ndim) if k not in field.moving]
     places = (found.sum(still) if still else found).numpy()
@@ -180,86 +181,7 @@ def _check(gates: str, of: str, batch_size: int) -> None:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
 
 
-# -- positions ------------------------------------------------------------------------------------------------
-
-
-def _resolve(wanted: Position, shape: tuple[int, ...]) -> Index:
-    """One entry for each output axis, checked."""
-    if wanted is None:
-        return (None, *(n // 2 for n in shape[1:]))
-    given: tuple[int | None, ...] = (wanted,) if isinstance(wanted, int) else tuple(wanted)
-    if len(given) == len(shape) - 1:
-        given = (None, *given)
-    if len(given) != len(shape):
-        raise ValueError(
-            f"output_position has {len(given)} entries, but the outputs are (examples, {', '.join(map(str, shape))}): "
-            f"give {len(shape) - 1}, after the channel axis, or {len(shape)} with None for a whole axis"
-        )
-    for axis, (k, n) in enumerate(zip(given, shape, strict=True)):
-        if k is not None and not -n <= k < n:
-            raise ValueError(f"output_position {k} is outside axis {axis + 1} of the outputs, of length {n}")
-    return tuple(k if k is None else k % n for k, n in zip(given, shape, strict=True))
-
-
-def _shown(position: Index) -> str:
-    return "(" + ", ".join(":" if k is None else str(k) for k in position) + ")"
-
-
-# -- the theoretical field ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Field:
-    """The theoretical field, and those of the positions one up and one down on every output axis."""
-
-    seen: Tensor
-    interval: tuple[Interval, ...]  # by input axis
-    neighbours: tuple[tuple[int, tuple[Interval, ...]], ...]  # (direction, by input axis)
-    aligned: tuple[int, ...]  # input axes that the chosen output axes stand for, if none is seen to move
-
-    @property
-    def moving(self) -> tuple[int, ...]:
-        """The input axes that the field moves along with the position."""
-        found = tuple(k for k in range(self.seen.ndim) if any(any(edges) for _, *edges in self.moves(k)))
-        return found if len(found) >= len(self.aligned) else tuple(sorted({*found, *self.aligned}))
-
-    def moves(self, axis: int) -> list[tuple[int, int, int]]:
-        """(direction, how far the lower edge moves per position, the same of the upper edge)."""
-        a, b = self.interval[axis]
-        return [(up, up * (n[axis][0] - a), up * (n[axis][1] - b)) for up, n in self.neighbours]
-
-
-def _theoretical(program: Program, position: Index) -> _Field:
-    shape = program.values[program.output].shape[1:]
-    seen = support(program, position)
-    if not bool(seen.any()):
-        raise ValueError(f"no path leads from the inputs to output position {_shown(position)}: its field is empty")
-    neighbours = []
-    for axis, (k, n) in enumerate(zip(position, shape, strict=True)):
-        for up in (1, -1):
-            if k is not None and 0 <= k + up < n:
-                other = support(program, (*position[:axis], k + up, *position[axis + 1 :]))
-                if bool(other.any()):
-                    neighbours.append((up, _intervals(other)))
-    return _Field(seen, _intervals(seen), tuple(neighbours), _aligned(position, seen.ndim))
-
-
-def _intervals(seen: Tensor) -> tuple[Interval, ...]:
-    found = seen.nonzero()
-    return tuple((int(a), int(b) + 1) for a, b in zip(found.amin(0), found.amax(0), strict=True))
-
-
-def _aligned(position: Index, ndim: int) -> tuple[int, ...]:
-    """Input axes that the chosen output axes stand for: the same ones, or the last; else all but the channels."""
-    chosen = [k for k, index in enumerate(position) if index is not None]
-    if not chosen:
-        return tuple(range(1 if ndim > 1 else 0, ndim))
-    if len(position) == ndim:
-        return tuple(chosen)
-    return tuple(range(max(0, ndim - len(chosen)), ndim))
-
-
-def _extent(field: _Field, axis: int, deviation: float) -> Extent:
+def _extent(field: Field, axis: int, deviation: float) -> Extent:
     """An edge that a border holds moves less than the other: the stride is how far the freer one moves."""
     start, stop = field.interval[axis]
     moves = [move for move in field.moves(axis) if any(move[1:])]
@@ -271,10 +193,10 @@ def _extent(field: _Field, axis: int, deviation: float) -> Extent:
     return Extent(stop - start, start, stop, (start + stop - 1) / 2, stride, cut, deviation)
 
 
-def _cut(field: _Field, axis: int, moves: list[tuple[int, int, int]], stride: float) -> bool:
+def _cut(field: Field, axis: int, moves: list[tuple[int, int, int]], stride: float) -> bool:
     start, stop = field.interval[axis]
     if not moves:
-        return True  # it moves nowhere: both edges are held
+        return start == 0 or stop == field.seen.shape[axis]  # it moves nowhere, so its edges are held
     lower = [abs(low) < abs(stride) for up, low, _ in moves if up * stride > 0]
     upper = [abs(high) < abs(stride) for up, _, high in moves if up * stride < 0]
     # Without a neighbour further inside, an edge on the border counts as cut.
@@ -284,9 +206,6 @@ def _cut(field: _Field, axis: int, moves: list[tuple[int, int, int]], stride: fl
     return at_lower or at_upper
 
 
-# -- the effective field --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Seeded:
     """The batches with their outputs seeded at one position only."""
@@ -294,8 +213,8 @@ class _Seeded:
     batches: Batches
     position: Index
 
-    def __call__(self) -> Iterator[markov.Batch]:
-        for program, seed in self.batches():
+    def __call__(self, layers: bool = False) -> Iterator[markov.Batch]:
+        for program, seed in self.batches(layers):
             yield program, seed * at_position(self.position, program.values[program.output])
 
 
@@ -309,7 +228,7 @@ def _effective(batches: Batches, position: Index, of: str) -> Tensor:
         found = solved.by_input.sum(0).clamp(min=0)
     if not float(found.sum()) > 0:
         raise ValueError(
-            f"no path energy reaches output position {_shown(position)} on these examples; "
+            f"no path energy reaches output position {shown(position)} on these examples; "
             "its gates are closed: use other examples or gates='unit'"
         )
     return found.double() / (found.sum() if of == "energy" else 1)

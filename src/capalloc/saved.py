@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +32,22 @@ TRAINING_FLAGS: dict[Any, tuple[int, str]] = {
 ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg}
 
 
-def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, train: Any, momentum: Any, eps: Any, _: Any) -> Tensor:
-    return F.batch_norm(x, mean, var, weight, bias, train, momentum, eps)
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, _: bool
+) -> Tensor:
+    return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
 
 
-def _layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: Any = 1e-5, _: Any = True) -> Tensor:
+def _frozen_batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = x.new_zeros(0)  # of the batch, which a frozen layer does not compute
+    return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), statistics, statistics
+
+
+def _layer_norm(
+    x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, _: bool = True
+) -> Tensor:
     return F.layer_norm(x, shape, weight, bias, eps)
 
 
@@ -47,6 +59,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.conv3d.default: torch.conv3d,
     aten.matmul.default: torch.matmul,
     aten.batch_norm.default: _batch_norm,
+    aten._native_batch_norm_legit_no_training.default: _frozen_batch_norm,
     aten.layer_norm.default: _layer_norm,
 }
 
@@ -80,7 +93,7 @@ class SavedModel(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """What the program returns, for all examples."""
         size = self.shape[0]
-        if tuple(x.shape[1:]) != tuple(given if n is None else n for n, given in zip(self.shape[1:], x.shape[1:])):
+        if not _fits(x.shape[1:], self.shape[1:]):
             raise ValueError(f"the program was exported for inputs of shape {shown(self.shape)}, got {tuple(x.shape)}")
         if size is None or len(x) == size:
             return self._run(x)
@@ -91,6 +104,13 @@ class SavedModel(nn.Module):
         leaves = [pytree.tree_leaves(r) for r in returned]
         joined = [torch.cat(parts)[: len(x)] if parts[0].ndim else parts[0] for parts in zip(*leaves, strict=True)]
         return pytree.tree_unflatten(joined, pytree.tree_structure(returned[0]))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SavedModel:
+        memo[id(self.graph)] = self.graph  # it is only read
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _run(self, x: Tensor) -> Any:
         return _Run(self, self.dtype, x.dtype).run(x)
@@ -135,6 +155,10 @@ def input_shape(program: ExportedProgram) -> tuple[int | None, ...]:
 def shown(shape: tuple[int | None, ...]) -> str:
     """A shape for people: `any` where it is free."""
     return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+
+
+def _fits(given: Sequence[int], exported: Sequence[int | None]) -> bool:
+    return len(given) == len(exported) and all(n in (None, k) for k, n in zip(given, exported, strict=True))
 
 
 def _check_inputs(program: ExportedProgram) -> None:

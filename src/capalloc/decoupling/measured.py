@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from capalloc.decoupling.coupling import feeding_rows, some_pairs
 from capalloc.decoupling.estimates import Estimate, ExamplePairs, UnitPairs, Units
 from capalloc.decoupling.result import BINS, QUANTILES, Decoupling
 from capalloc.decoupling.sites import Gated, Seen, Site
-from capalloc.problem import OutputSelection, Problem, prepare
+from capalloc.problem import ModelLike, OutputSelection, Problem, prepare
 
 #: Gates up to this share of the largest possible count as saturated.
 SATURATED = 0.01
@@ -61,7 +61,7 @@ class Tally:
 
 
 def decoupling(
-    model: nn.Module,
+    model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     *,
@@ -78,7 +78,8 @@ def decoupling(
     weights, softmax weights, 1 / std of normalisation layers and selections (`where`, GLU).
 
     Args:
-        model: any module that `torch.export` captures; a private copy in evaluation mode is used.
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
+            copy in evaluation mode is used.
         inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
         outputs: from what the model returns to the tensor of constraint outputs; gates beside its path count too.
         batch_size: examples at a time; it changes no result.
@@ -118,7 +119,7 @@ def decoupling(
 
 
 def gate_moments(
-    model: nn.Module,
+    model: ModelLike,
     inputs: Tensor | Iterable[Any],
     *,
     layers: Sequence[str] | None = None,
@@ -130,7 +131,8 @@ def gate_moments(
     What `propagate_moments` takes for a dense network.
 
     Args:
-        model: any module that `torch.export` captures; a private copy in evaluation mode is used.
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
+            copy in evaluation mode is used.
         inputs: examples (examples, *inputs), or an iterable of such batches; labels are ignored.
         layers: names of the activations wanted, as `decoupling` gives them; all activations by default.
         batch_size: examples at a time.

@@ -66,7 +66,13 @@ class Gated:
         size = min(batch_size, examples)
         graph = capture(problem, size)
         depends = _dependent(graph)
-        axes = _example_axes(graph, capture(problem, 3 if size == 2 else 2))
+        other = capture(problem, 3 if graph.batch_size == 2 else 2)
+        if other.batch_size == graph.batch_size:
+            raise ValueError(
+                f"the program was exported for exactly {graph.batch_size} examples, which hides where the examples axis "
+                "is; export it with dynamic_shapes that leave the first axis free"
+            )
+        axes = _example_axes(graph, other)
         sites, products = _find(graph, depends, axes)
         return cls(problem, graph, sites, products, depends, examples)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from tqdm import tqdm
 
 from capalloc.energy.capture import Graph, capture
+from capalloc.energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
 from capalloc.energy.gates import GateSource
 from capalloc.energy.markov import Batch
 from capalloc.energy.trace import trace
@@ -36,10 +37,18 @@ class Batches:
     examples: int
     dtype: torch.dtype = torch.float64
     progress: bool = False
+    carriers: Carriers = field(default_factory=Carriers)
 
     @classmethod
     def of(
-        cls, problem: Problem, gates: GateSource, batch_size: int | str, *, dtype: Precision = "auto", progress: bool
+        cls,
+        problem: Problem,
+        gates: GateSource,
+        batch_size: int | str,
+        *,
+        dtype: Precision = "auto",
+        progress: bool,
+        products: Products = NO_PRODUCTS,
     ) -> Batches:
         """Capture the model at the batch size; without data gates one example stands for all."""
         examples = problem.count() if gates == "data" else 1
@@ -51,7 +60,9 @@ class Batches:
         fitting = (available_bytes(problem.probe.device) // 2 * size) // kept
         if batch_size == "auto" and fitting < size:
             graph = capture(problem, max(1, fitting))
-        return cls(problem, graph, gates, examples, dtype, progress)
+        carriers = find(graph, products)
+        check_gates(carriers, gates)
+        return cls(problem, graph, gates, examples, dtype, progress, carriers)
 
     @property
     def number(self) -> int:
@@ -67,7 +78,9 @@ class Batches:
             missing = self.graph.batch_size - len(batch)
             padded = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
             with seeded(k, batch.device):
-                program = trace(self.graph, padded, self.gates, selected, self.dtype, layers=layers)
+                program = trace(
+                    self.graph, padded, self.gates, selected, self.dtype, layers=layers, carriers=self.carriers
+                )
             seed = torch.ones_like(program.values[program.output])
             seed[len(batch) :] = 0
             yield program, seed

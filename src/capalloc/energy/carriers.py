@@ -9,8 +9,9 @@ as x * sigmoid(x): then the product is an activation. In attention the weights a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from capalloc.energy.gate_ranks import (
     BENDING,
     COPIES,
     MOVES,
+    NEEDS_DATA,
     PIECES,
     POINTWISE,
     PRODUCTS,
@@ -58,18 +60,18 @@ class Activation:
 class Carriers:
     """What carries path energy in a graph; `find` decides it."""
 
-    carrying: frozenset[Node]
-    frozen: Mapping[Node, frozenset[str]]  # product -> its arguments that are gates there
-    activations: Mapping[Node, Activation]
-    reparametrised: frozenset[Node]  # parameters that reach the model through a function of their entries
-    bent: Mapping[Node, Node]  # such a function -> the parameter
-    unseen: frozenset[str]  # parameters that only steer gates
-    split: frozenset[str]  # parameters that do both, by different entries: packed queries, keys, values
-    signals: frozenset[Node]  # depend on the inputs
+    carrying: frozenset[Node] = frozenset()
+    frozen: Mapping[Node, frozenset[str]] = field(default_factory=dict)  # product -> its arguments that are gates
+    activations: Mapping[Node, Activation] = field(default_factory=dict)
+    bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
+    steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
+    signals: frozenset[Node] = frozenset()  # depend on the inputs
+    data_gates: tuple[Node, ...] = ()  # calls that carry energy by gates of the examples' own, besides activations
 
-    def depends(self, node: Node, name: str) -> bool:
-        """Whether an argument depends on the inputs."""
-        return arguments(node)[name] in self.signals
+    @cached_property
+    def reparametrised(self) -> frozenset[Node]:
+        """Parameters that reach the model through a function of their entries."""
+        return frozenset(self.bent.values())
 
 
 def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
@@ -82,8 +84,6 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
         if node in structure.signals and node.target is ATTENTION:
             _check_attention(node, products)
             frozen[node] = frozenset({"query", "key", "attn_mask"})
-        elif (tangle := structure.tangled(node)) is not None:
-            frozen[node] = frozenset({tangle})
         elif (sides := structure.factors(node)) is not None:
             chosen = products.get(module_path(node))
             one = None if chosen else structure.common(node)
@@ -102,17 +102,30 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     carrying = _reached(graph.output, carried)
     reachable = _reached(graph.output, lambda node: [used for used in node.all_input_nodes if used in structure.live])
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
-    bent = structure.bent()
     return Carriers(
         carrying=frozenset(carrying),
         frozen=frozen,
         activations=activations,
-        reparametrised=frozenset(bent.values()),
-        bent=bent,
-        unseen=frozenset(name for node, name in names.items() if node in reachable and node not in carrying),
-        split=frozenset(name for node, name in names.items() if _is_split(node, carrying, reachable, structure)),
+        bent=structure.bent(),
+        steering=frozenset(
+            name
+            for node, name in names.items()
+            if node in reachable and (node not in carrying or _is_split(node, carrying, reachable, structure))
+        ),
         signals=frozenset(structure.signals),
+        data_gates=tuple(n for n in graph.calls() if n in carrying and structure.needs_data(n, frozen.get(n, ()))),
     )
+
+
+def check_gates(carriers: Carriers, gates: str) -> None:
+    """Refuse to do without data where a call's gates are the examples' own."""
+    if gates != "data" and carriers.data_gates:
+        node = carriers.data_gates[0]
+        raise ValueError(
+            f"gates={gates!r} gives the slopes of activations, but {node.target} in module "
+            f"{module_path(node) or '(the model itself)'!r} has gates or statistics that depend on the inputs; "
+            "use gates='data'"
+        )
 
 
 def arguments(node: Node) -> dict[str, Any]:
@@ -152,34 +165,42 @@ class _Structure:
                 if any(used in found.live for used in node.all_input_nodes):
                     found.live.add(node)
             found.chains[node] = found._chain(node)
-            found.ranks[node] = found._rank(node)
             if found._is_weight(node):
                 found.weights.add(node)
+            found.ranks[node] = found._rank(node)
         return found
 
     def factors(self, node: Node) -> tuple[str, str] | None:
-        """Names of the two factors of a product, if both depend on the inputs."""
+        """Names of the two factors of a product, if paths end in both and one depends on the inputs.
+
+        Paths end too in what is made of parameters alone and is no weight: sums of biases, a softmax of parameters.
+        """
         if node not in self.signals or node.target not in PRODUCTS:
             return None
         left, right = PRODUCTS[node.target]
         given = arguments(node)
-        return (left, right) if given[left] in self.signals and given[right] in self.signals else None
+        return (left, right) if self._ends_paths(given[left]) and self._ends_paths(given[right]) else None
 
-    def tangled(self, node: Node) -> str | None:
-        """The factor that is no weight although it is made of parameters alone, such as a softmax of them."""
-        if node in self.signals and node.target in PRODUCTS:
-            for name in PRODUCTS[node.target]:
-                factor = arguments(node)[name]
-                if factor in self.live and factor not in self.signals and factor not in self.weights:
-                    return name
-        return None
+    def _ends_paths(self, factor: Any) -> bool:
+        return factor in self.live and factor not in self.weights
+
+    def needs_data(self, node: Node, frozen: Iterable[str]) -> bool:
+        """Whether a call that carries energy has gates or statistics of the examples' own."""
+        if any(arguments(node)[name] in self.signals for name in frozen):
+            return True
+        if self.factors(node) and len(self.chains[node]) == 1:
+            return True
+        if node.target is aten.instance_norm.default and not arguments(node)["use_input_stats"]:
+            return False
+        return node in self.signals and node.target in NEEDS_DATA
 
     def steers(self, node: Node) -> Side:
         """Which factor ends more like a gate."""
         if node.target is aten.div.Tensor:
             return "right"
-        left, right = (self.ranks[arguments(node)[name]] for name in PRODUCTS[node.target])
-        return "both" if left == right else "left" if left > right else "right"
+        left, right = (arguments(node)[name] for name in PRODUCTS[node.target])
+        order = [(self.ranks[factor], factor not in self.signals) for factor in (left, right)]
+        return "both" if order[0] == order[1] else "left" if order[0] > order[1] else "right"
 
     def common(self, node: Node) -> Node | None:
         """The nearest tensor that a product's factors are both functions of, entry by entry."""
@@ -224,7 +245,7 @@ class _Structure:
         return (node.target in MOVES | COPIES or node.target in PRODUCTS) and self.weights.issuperset(lives)
 
     def _rank(self, node: Node) -> int:
-        if node not in self.signals or node.op != "call_function":
+        if node.op != "call_function" or not self._ends_paths(node):
             return 0
         own = rank_by_operator(node)
         if own is not None:
@@ -233,9 +254,9 @@ class _Structure:
             return ACTIVATION
         if node.target is aten.div.Tensor:
             numerator = arguments(node)["self"]
-            return self.ranks[numerator] if numerator in self.signals else STATISTIC
-        used = [self.ranks[u] for u in node.all_input_nodes if u in self.signals]
-        return min(used) if see_through(node.target, len(used)) else 0
+            return self.ranks[numerator] if self._ends_paths(numerator) else STATISTIC
+        used = [self.ranks[u] for u in node.all_input_nodes if self._ends_paths(u)]
+        return min(used) if used and see_through(node.target, len(used)) else 0
 
     def _chain(self, node: Node) -> tuple[Node, ...]:
         used = [u for u in node.all_input_nodes if u in self.live]
@@ -276,7 +297,7 @@ def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], struct
                 return True
             seen.add(user)
             weighs = node not in structure.signals and user in structure.signals
-            if user in carrying and (weighs or user.target in MOVES | COPIES):
+            if user in carrying and (weighs or user.target in MOVES | COPIES | SUMS):
                 pending.append(user)
     return False
 
@@ -306,7 +327,7 @@ def _check_attention(node: Node, products: Products) -> None:
 
 def _is_floating(node: Node) -> bool:
     leaves = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(leaf, Tensor) and leaf.dtype.is_floating_point for leaf in leaves)
+    return any(isinstance(leaf, Tensor) and (leaf.dtype.is_floating_point or leaf.dtype.is_complex) for leaf in leaves)
 
 
 def _shape(node: Node) -> tuple[int, ...] | None:

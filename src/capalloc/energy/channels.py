@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capalloc.energy.potentials import GROUND, NOTHING, Potentials, joined, settle
+from capalloc.energy.potentials import Potentials, joined, potentials
+from capalloc.energy.relations import GROUND, NOTHING, Served, Sharing, Uses
 
-__all__ = ["GROUND", "NOTHING", "Channels", "Potentials", "narrowed"]
+__all__ = ["GROUND", "NOTHING", "Channels", "Potentials", "filled", "narrowed"]
 
 Labels = NDArray[np.int64]
 
@@ -37,7 +38,7 @@ class Channels:
         self._roots: Labels = np.arange(2)  # label -> the smallest label it is known to be tied to
         self._ties: list[Labels] = []  # not in _roots yet
         self._forced: list[Labels] = []
-        self._balances: list[Labels] = []
+        self._sharing: list[Sharing] = []
 
     def fresh(self, shape: Sequence[int]) -> Tensor:
         """New labels, one for each entry."""
@@ -56,7 +57,23 @@ class Channels:
         """One parameter in two places: the same difference of potentials, entry by entry (broadcast)."""
         rows = _rows(written, read, written_too, read_too)
         if len(rows):
-            self._balances.append(rows)
+            parameter = np.arange(len(rows)).repeat(2)
+            self._sharing.append(Uses(parameter, rows[:, ::2].reshape(-1), rows[:, 1::2].reshape(-1)))
+
+    def uses(self, parameter: Tensor, written: Tensor, read: Tensor) -> None:
+        """Uses of free parameters, one a row: a parameter's uses ask for the same difference of potentials.
+
+        Args:
+            parameter: a number for each parameter, its own within this call.
+            written: label that the use writes.
+            read: label that the use reads.
+
+        """
+        self._sharing.append(Uses(parameter.numpy(), written.numpy(), read.numpy()))
+
+    def serve(self, written: Tensor, read: Tensor, used: Tensor) -> None:
+        """A map of free weights that serves several classes of positions; shapes as in `relations.Served`."""
+        self._sharing.append(Served(written.numpy(), read.numpy(), used.numpy()))
 
     def canonical(self, labels: Tensor) -> Tensor:
         """The same potentials by one name each, as far as ties up to now tell."""
@@ -92,8 +109,7 @@ class Channels:
         """Settle all ties: what can be rescaled, and how."""
         self.canonical(torch.tensor(GROUND))
         forced = np.concatenate(self._forced) if self._forced else np.zeros((0, 2), dtype=np.int64)
-        balances = np.concatenate(self._balances) if self._balances else np.zeros((0, 4), dtype=np.int64)
-        found = settle(self._roots, balances, forced)
+        found = potentials(self._roots, tuple(self._sharing), self._roots[forced])
         return replace(found, exact=self.exact and found.exact)
 
 
@@ -107,6 +123,13 @@ def narrowed(*labels: Tensor, dims: Iterable[int] | None = None) -> tuple[Tensor
             if all(same):
                 labels = tuple(first)
     return tuple(labels)
+
+
+def filled(labels: Tensor | None, others: Tensor | None) -> Tensor | None:
+    """Labels of a sum: those of the one term, of the other where nothing passes the first."""
+    if labels is None or others is None or bool((labels > NOTHING).all()):
+        return labels
+    return torch.where(labels > NOTHING, labels, others)
 
 
 def _rows(*labels: Tensor) -> Labels:

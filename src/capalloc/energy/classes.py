@@ -1,7 +1,6 @@
 """Channels around a weight that serves several positions: one class of labels for each distinct set that it reads.
 
-Index convention: k classes, g groups of a grouped map, o outputs and j entries read in a group. A weight w_goj
-that reads channel r_kgj and writes channel a_kgo rescales by exp(a_kgo - r_kgj) whatever the class k.
+Index convention: k classes, g groups of a grouped map, o outputs and j entries read in a group.
 """
 
 from __future__ import annotations
@@ -55,29 +54,12 @@ def share(channels: Channels, read: Tensor, used: Tensor) -> Tensor:
 
     """
     written = channels.fresh((len(read), *used.shape[:2]))
-    alive = read > NOTHING
-    first = alive.to(torch.int8).argmax(0)  # (g, j): the class that each entry is compared with
-    k, g, j = (alive & (torch.arange(len(read)).reshape(-1, 1, 1) != first)).nonzero(as_tuple=True)
-    if not len(k):
-        return written
-    reference = first[g, j]
-    read_there, read_first = read[k, g, j], read[reference, g, j]
-    if bool(used.all()):  # then one output for all entries and one entry for all outputs say everything
-        channels.balance(written[k, g, 0], read_there, written[reference, g, 0], read_first)
-        _, some = np.unique(((k * used.shape[0] + g) * len(read) + reference).numpy(), return_index=True)
-        k, g, reference = k[some], g[some], reference[some]
-        channels.balance(written[k, g], read_there[some, None], written[reference, g], read_first[some, None])
-        return written
-    for o in range(used.shape[1]):
-        on = used[g, o, j]
-        there, compared = written[k[on], g[on], o], written[reference[on], g[on], o]
-        channels.balance(there, read_there[on], compared, read_first[on])
+    if len(read) > 1:
+        channels.serve(written, read, used)
     return written
 
 
-def share_entries(
-    channels: Channels, labels: Tensor, used: Tensor
-) -> tuple[tuple[tuple[Tensor, Tensor], ...], Tensor]:
+def share_entries(channels: Channels, labels: Tensor, used: Tensor) -> tuple[tuple[tuple[Tensor, Tensor], ...], Tensor]:
     """Labels around an elementwise weight: (read, written) for each class, and the labels of the product.
 
     Args:
@@ -97,10 +79,8 @@ def share_entries(
     pairs, place = torch.unique(entry * channels.count + labels, return_inverse=True)
     entry, read = pairs // channels.count, pairs % channels.count
     written = torch.where(read > NOTHING, channels.fresh(pairs.shape), NOTHING)
-    start = torch.searchsorted(entry, entry)  # the first pair of the same weight
-    start = torch.where((read[start] == NOTHING) & (start + 1 < len(entry)), start + 1, start)
-    same = used.reshape(-1)[entry] & (entry[start] == entry)
-    channels.balance(written[same], read[same], written[start[same]], read[start[same]])
+    on = used.reshape(-1)[entry] & (read > NOTHING)
+    channels.uses(entry[on], written[on], read[on])
     turn = torch.arange(len(entry)) - torch.searchsorted(entry, entry)
     sides = []
     for k in range(int(turn.max()) + 1):

@@ -107,6 +107,20 @@ MOVES = PIECES | {
     aten.masked_fill.Scalar,
     aten.masked_fill.Tensor,
 }
+#: Operators with gates that are neither slopes of activations nor weights.
+NEEDS_DATA = frozenset(
+    {
+        aten.softmax.int,
+        aten._softmax.default,
+        aten._safe_softmax.default,
+        aten.log_softmax.int,
+        aten._log_softmax.default,
+        aten.layer_norm.default,
+        aten.group_norm.default,
+        aten.instance_norm.default,
+        aten.rms_norm.default,
+    }
+)
 BENDING = frozenset(op for op, rank in RANKS.items() if rank is not NONE and "softmax" not in str(op)) - {
     aten.linalg_vector_norm.default,
     aten.var.correction,

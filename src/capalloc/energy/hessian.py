@@ -28,7 +28,7 @@ class Exact:
 
     table: Tensor  # (parameters, inputs + 1), the constant last
     rank: int
-    alive: int  # parameters that a path uses
+    alive: Tensor  # parameters that a path uses, by tensor
 
 
 def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
@@ -75,7 +75,8 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
 
     # gram is linear in e, so its Jacobian at any e holds M_i for every input.
     table = torch.func.jacrev(shares)(inputs) * inputs
-    return Exact(table, int(kept.sum()), int((g.diagonal() > 0).sum()))
+    used = (g.diagonal() > 0).to(torch.float64)
+    return Exact(table, int(kept.sum()), torch.zeros(len(slots), dtype=torch.float64).index_add(0, rows, used))
 
 
 def _replay(program: Program, leaves: dict[int, Tensor]) -> Tensor:

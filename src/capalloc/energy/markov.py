@@ -24,7 +24,7 @@ class Markov:
     layers: Mapping[str, Tensor]
     symmetries: int
     exact_symmetries: bool
-    alive: int  # parameters that a path uses
+    alive: Tensor  # parameters that a path uses, by tensor
 
 
 def solve(batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: bool, table: bool) -> Markov:
@@ -59,7 +59,7 @@ def solve(batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: b
         layers={name: held[slot].sum(0) for name, slot in slots.items() if slot in held},
         symmetries=round(float(shares.lost.sum())),
         exact_symmetries=usage.potentials.exact,
-        alive=int(shares.alive.sum()),
+        alive=shares.alive,
     )
 
 

@@ -1,8 +1,8 @@
-"""How many ways there are to rescale: labels, ties and relations -> independent potentials.
+"""How many ways there are to rescale: components, relations and forced ties -> independent potentials.
 
-Index convention: a component is a set of labels with one potential, component 0 that of GROUND (and of NOTHING).
-A relation is a row of small integers over components: the sum of coefficient * potential is 0. Relations are
-solved by elimination in exact arithmetic, so the count of symmetries is an integer that no tolerance decides.
+Index convention: a component is a set of labels that ties join, component 0 that of GROUND (and of NOTHING). A
+relation w - r - w' + r' = 0 is a row of components (w, r, w', r'). Relations are solved by elimination in exact
+arithmetic, so the count of symmetries is an integer that no tolerance decides.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from capalloc.energy.elimination import Elimination, Form, eliminate
+from capalloc.energy.relations import Sharing, relations
 
-NOTHING, GROUND = 0, 1
 #: Entries of the largest dense block whose freedom is shared out by leverage; above it the count stays exact,
 #: but each symmetry is put whole on one of its components.
 DENSE_LIMIT = 4_000_000
@@ -30,41 +30,58 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Potentials:
-    """Component of every label, 0 for what cannot be rescaled, and the potentials they can take."""
+    """Component of every label, 0 for what cannot be rescaled, and what binds components."""
 
     component: Tensor  # (labels,)
-    basis: csr_array  # (components, free choices): every potential as a combination of free ones
-    exact: bool = True  # False where labels were tied for want of a finer description
-
-    @property
-    def number(self) -> int:
-        """Number of components, that of GROUND included."""
-        return int(self.basis.shape[0])
+    number: int  # of components, that of GROUND included
+    sharing: tuple[Sharing, ...]
+    forced: Integers  # (ties, 2) components tied for want of a finer description
+    basis: csr_array  # (components, free choices): every potential in terms of free ones, all components alive
+    exact: bool  # False where the forced ties cost symmetries
 
     def freedom(self, through: Tensor) -> Tensor:
         """How much of each component is free to be rescaled, from 0 to 1; the sum is the number of symmetries.
 
         The leverage of each component in the space of potentials, in the metric of the path energy that passes
-        the component; components that no path passes are nobody's loss.
+        the component. Components that no path passes are nobody's loss and bind nothing.
 
         Args:
             through: path energy through each component, (components,).
 
         """
         energy = through.numpy()
-        free = np.zeros(self.number)
         alive = energy > 0
-        basis = self.basis[alive].tocsc()
+        basis = self.basis
+        if not alive[1:].all() and (self.sharing or len(self.forced)):
+            alive[0] = True
+            basis, _ = solve(self.number, relations(self.sharing, self.component.numpy(), alive), self._bound(alive))
+            alive[0] = False
+        free = np.zeros(self.number)
         where = np.flatnonzero(alive)
+        basis = basis[where].tocsc()
         for rows, columns in _blocks(basis):
-            block = basis[:, columns][rows]
             if len(rows) == 1:
                 free[where[rows]] = 1.0
-            elif len(rows) * len(columns) > DENSE_LIMIT:
+                continue
+            block = basis[:, columns][rows]
+            if len(rows) * len(columns) > DENSE_LIMIT:
                 free[where[rows[_pivots(block)]]] = 1.0
             else:
                 free[where[rows]] = _leverage(block.toarray(), energy[where[rows]])
         return torch.from_numpy(free)
+
+    def _bound(self, alive: NDArray[np.bool_]) -> Integers:
+        return self.forced[alive[self.forced].all(1)]
+
+
+def potentials(roots: Integers, sharing: tuple[Sharing, ...], forced: Integers) -> Potentials:
+    """Potentials of labels whose ties are known, roots[label] being the smallest label of its component."""
+    names, component = np.unique(np.maximum(roots, 1), return_inverse=True)  # NOTHING counts with GROUND
+    component = component.reshape(-1)
+    forced = np.unique(np.sort(component[forced], 1), axis=0)
+    rows = relations(sharing, component, np.ones(len(names), dtype=bool))
+    basis, exact = solve(len(names), rows, forced)
+    return Potentials(torch.from_numpy(component).long(), len(names), sharing, forced, basis, exact)
 
 
 def joined(roots: Integers, pairs: Integers) -> Integers:
@@ -84,39 +101,39 @@ def joined(roots: Integers, pairs: Integers) -> Integers:
     return new[roots]
 
 
-def settle(roots: Integers, balances: Integers, forced: Integers) -> Potentials:
-    """Potentials that ties and relations leave, with the forced ties added, and whether those cost anything."""
-    roots, forms = _solve(roots, balances)
+def solve(number: int, rows: Integers, forced: Integers) -> tuple[csr_array, bool]:
+    """Every component's potential in terms of free ones, and whether the forced ties follow from the relations."""
+    roots, forms = _solved(np.arange(number), rows)
     exact = forms is not None
     if forms is None:  # a rescaling that treats both places alike satisfies every relation
-        roots, forms = joined(roots, balances.reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1, 2)), {}
+        roots, forms = joined(roots, rows.reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1, 2)), {}
     elif (roots[forced[:, 0]] != roots[forced[:, 1]]).any():
         exact = False
     if not exact:
-        roots, again = _solve(joined(roots, forced), balances)
+        roots, again = _solved(joined(roots, forced), rows)
         forms = again or {}
-    return _potentials(roots, forms, exact)
+    return _basis(roots, forms), exact
 
 
-def _solve(roots: Integers, balances: Integers) -> tuple[Integers, dict[int, Form] | None]:
+def _solved(roots: Integers, rows: Integers) -> tuple[Integers, dict[int, Form] | None]:
     """Ties that relations imply, and the potentials that depend on others; None where that is too much work."""
-    roots, (labels, signs) = _collapse(roots, balances)
+    roots, (names, signs) = _collapse(roots, rows)
     # In the order of the network, in which a channel's potential follows from few others.
-    order = np.argsort(labels[:, 3], kind="stable")
+    order = np.argsort(names[:, 3], kind="stable")
     equations = (
-        {name: sign for name, sign in zip(names, row, strict=True) if sign}
-        for names, row in zip(labels[order].tolist(), signs[order].tolist(), strict=True)
+        {name: sign for name, sign in zip(entries, row, strict=True) if sign}
+        for entries, row in zip(names[order].tolist(), signs[order].tolist(), strict=True)
     )
     forms = eliminate(equations, WORK_LIMIT)
     return (roots, None) if forms is None else _equal_forms(roots, forms)
 
 
-def _collapse(roots: Integers, balances: Integers) -> tuple[Integers, tuple[Integers, Integers]]:
+def _collapse(roots: Integers, rows: Integers) -> tuple[Integers, tuple[Integers, Integers]]:
     """Turn relations that are ties after all, a - b = 0 or a = 0, into ties until none is left.
 
-    Returns the relations that stay: labels and their coefficients, (relations, 4) each, coefficient 0 first.
+    Returns the relations that stay: components and their coefficients, (relations, 4) each, coefficient 0 first.
     """
-    labels, signs = balances, np.broadcast_to(np.array([1, -1, -1, 1]), balances.shape)
+    labels, signs = rows, np.broadcast_to(np.array([1, -1, -1, 1]), rows.shape)
     while True:
         labels, signs = _distinct(roots[labels], signs)
         number = (signs != 0).sum(1)
@@ -124,7 +141,7 @@ def _collapse(roots: Integers, balances: Integers) -> tuple[Integers, tuple[Inte
         if not tie.any():
             return roots, (labels[number > 0], signs[number > 0])
         pairs = labels[tie][:, 2:].copy()
-        pairs[number[tie] == 1, 0] = GROUND
+        pairs[number[tie] == 1, 0] = 0
         labels, signs = labels[~tie & (number > 0)], signs[~tie & (number > 0)]
         roots = joined(roots, pairs)
 
@@ -138,7 +155,7 @@ def _distinct(labels: Integers, signs: Integers) -> tuple[Integers, Integers]:
         same = labels[:, k] == labels[:, k - 1]
         signs[same, k - 1] += signs[same, k]
         signs[same, k] = 0
-    signs[labels <= GROUND] = 0
+    signs[labels == 0] = 0
     labels = np.where(signs == 0, 0, labels)
     order = np.argsort(labels, axis=1, kind="stable")
     labels, signs = np.take_along_axis(labels, order, 1), np.take_along_axis(signs, order, 1)
@@ -154,7 +171,7 @@ def _distinct(labels: Integers, signs: Integers) -> tuple[Integers, Integers]:
 
 def _equal_forms(roots: Integers, forms: dict[int, Form]) -> tuple[Integers, dict[int, Form]]:
     """Tie the labels whose potentials came out equal."""
-    named: dict[tuple[tuple[int, object], ...], int] = {(): GROUND}
+    named: dict[tuple[tuple[int, object], ...], int] = {(): 0}
     pairs = []
     left = {}
     for label, form in forms.items():
@@ -167,23 +184,22 @@ def _equal_forms(roots: Integers, forms: dict[int, Form]) -> tuple[Integers, dic
     return (joined(roots, np.array(pairs)) if pairs else roots), left
 
 
-def _potentials(roots: Integers, forms: dict[int, Form], exact: bool) -> Potentials:
-    names, component = np.unique(np.where(roots == NOTHING, GROUND, roots), return_inverse=True)
-    number = np.arange(len(names))
-    bound = np.isin(names, np.fromiter(forms, np.int64, len(forms)))
-    bound[0] = True  # GROUND
-    column = np.cumsum(~bound) - 1
-    rows, columns, entries = [number[~bound]], [column[~bound]], [np.ones(int((~bound).sum()))]
-    at = dict(zip(names.tolist(), number.tolist(), strict=True)) if forms else {}
-    listed = [(at[name], column[at[free]], float(c)) for name, form in forms.items() for free, c in form.items()]
+def _basis(roots: Integers, forms: dict[int, Form]) -> csr_array:
+    """Row k: the potential of component k as a combination of free ones."""
+    free = roots == np.arange(len(roots))
+    free[0] = False
+    free[list(forms)] = False
+    column = np.cumsum(free) - 1
+    rows, columns, entries = [np.flatnonzero(free)], [column[free]], [np.ones(int(free.sum()))]
+    listed = [(name, column[other], float(c)) for name, form in forms.items() for other, c in form.items()]
     if listed:
         more = np.array(listed)
         rows.append(more[:, 0].astype(np.int64))
         columns.append(more[:, 1].astype(np.int64))
         entries.append(more[:, 2])
-    shape = (len(names), int((~bound).sum()))
+    shape = (len(roots), int(free.sum()))
     basis = coo_array((np.concatenate(entries), (np.concatenate(rows), np.concatenate(columns))), shape=shape)
-    return Potentials(torch.from_numpy(component.reshape(-1)).long(), basis.tocsr(), exact)
+    return basis.tocsr()[roots]
 
 
 def _blocks(basis: csc_array) -> list[tuple[Integers, Integers]]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capalloc.energy.channels import GROUND, Channels
+from capalloc.energy.channels import GROUND, NOTHING, Channels, filled
 from capalloc.energy.maps import EnergyMap, Gate, Product, Sum, as_map
 
 #: Rescaling costs a pass over the entries, so it waits until the largest has left this range of exponents.
@@ -57,7 +57,7 @@ class Step:
     def pull(
         self, cotangent: Tensor, values: Sequence[Tensor], wanted: Sequence[int], instead: Mapping[int, Tensor]
     ) -> list[Tensor]:
-        """The adjoint: cotangents of the slots `wanted`, the arguments being `values`, or `instead` where it has them."""
+        """The adjoint: cotangents of the slots `wanted`, at `values`, or `instead` where it has them."""
         args = [_times(instead.get(slot, values[slot]), f) for slot, f in zip(self.args, self.factors, strict=True)]
         positions = [k for k, slot in enumerate(self.args) if slot in wanted]
         pulled: dict[int, Tensor] = {}
@@ -103,6 +103,11 @@ class Program:
     output: int = -1
     found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule of their own
     needed: set[int] = field(default_factory=set)  # signals whose energies the sweeps read
+    # What linear segments ask of channels (spaces.py): labels of signals that enter a gate, of those that a fixed
+    # factor treats unlike from place to place, and (labels, index) of channels that a fixed map keeps apart.
+    decoupled: list[Tensor] = field(default_factory=list)
+    uneven: list[Tensor] = field(default_factory=list)
+    apart: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     # -- leaves ---------------------------------------------------------------------------------------------
 
@@ -167,6 +172,8 @@ class Program:
     def gate(self, energy: Energy, squared: Tensor | float) -> Energy:
         """Multiply by squared gates, broadcastable to the energy or the energy to them."""
         gates = squared.to(self.dtype) if isinstance(squared, Tensor) else squared
+        if isinstance(gates, Tensor) and energy.labels is not None and gates.numel() > energy.labels.numel():
+            self.uneven.append(energy.labels)
         return self.step(Gate(gates), [energy], energy.labels)
 
     def add(self, *terms: Energy) -> Energy:
@@ -177,8 +184,8 @@ class Program:
             assert other.labels is not None
             shape = torch.broadcast_shapes(first.shape, other.shape)
             self.channels.tie(first.labels, other.labels)
-            covered = first if first.shape == shape else other
-            first = self.step(Sum(), [first, other], covered.labels)
+            covered, filler = (first, other) if first.shape == shape else (other, first)
+            first = self.step(Sum(), [first, other], filled(covered.labels, filler.labels))
         return first
 
     def weigh(
@@ -212,7 +219,8 @@ class Program:
 
     def fixed(self, value: Tensor) -> Energy:
         """Paths that start at the constant input with a fixed number."""
-        return self.step(Product(), [self._constant(), self.fixed_weight(value)], torch.tensor(GROUND))
+        labels = torch.where(value != 0, GROUND, NOTHING).cpu()  # where it is 0 no path starts
+        return self.step(Product(), [self._constant(), self.fixed_weight(value)], labels)
 
     def release(self, slots: Iterable[int]) -> None:
         """Let go of signals whose energies no sweep reads; a step's adjoint asks for their shape alone."""

@@ -118,7 +118,7 @@ class Shares:
         return torch.stack([(counts * rate[components]).sum() for components, counts in self.rescaled])
 
     def loss(self, apart: bool) -> Tensor:
-        """What symmetries take, by component: (tensors, components) where tensors are kept apart, else (1, components)."""
+        """What symmetries take, by component: (tensors, components) with tensors apart, else (1, components)."""
         if not apart:
             return torch.where(self.total > 0, self.freedom, 0.0)[None]
         rows = torch.zeros(len(self.names), len(self.freedom), dtype=torch.float64)

@@ -16,7 +16,7 @@ from capalloc.energy.carriers import Carriers, find
 from capalloc.energy.channels import GROUND
 from capalloc.energy.gates import GateSource, gaussian_squared_slope, squared_slope
 from capalloc.energy.program import Energy, Program
-from capalloc.energy.rules import RULES, Call, Traced, bind, invoke, linear_operator
+from capalloc.energy.rules import DECOUPLING, RULES, Call, Traced, bind, invoke, linear_operator
 from capalloc.energy.sharing import relate_uses
 
 
@@ -116,12 +116,16 @@ def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSo
     if node in carriers.bent:
         return Traced(result, _made_of(program, known[carriers.bent[node]], result))
     call = Call(node.target, arguments, program, gates, module_path(node), result)  # type: ignore[arg-type]
+    if node.target in DECOUPLING or node in carriers.activations:
+        gated = {carriers.activations[node].root} if node in carriers.activations else set(node.all_input_nodes)
+        energies = [known[used].energy for used in gated]
+        program.decoupled += [e.labels for e in energies if isinstance(e, Energy) and e.labels is not None]
     if node in carriers.activations:
         return Traced(result, _activation(node, known, call, carriers))
-    arguments |= {name: _frozen(call, name, node, carriers) for name in carriers.frozen.get(node, ())}
+    arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
     leaves = pytree.tree_leaves(arguments, is_leaf=lambda a: isinstance(a, Traced))
     carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
-    if not carried or not _is_real(result):
+    if not carried or not _has_gradient(result):
         return Traced(result)
     return Traced(result, RULES.get(node.target, linear_operator)(call))
 
@@ -130,14 +134,9 @@ def _made_of(program: Program, leaf: Traced, value: Tensor) -> Energy | None:
     return None if leaf.energy is None else program.gate(leaf.energy, value.to(program.dtype).square())
 
 
-def _frozen(call: Call, name: str, node: Node, carriers: Carriers) -> Any:
+def _frozen(argument: Any) -> Any:
     """An argument that is a gate: its value, without its paths."""
-    argument = call.args[name]
-    if not isinstance(argument, Traced):
-        return argument
-    if call.gates != "data" and carriers.depends(node, name):
-        raise call.unsupported(f"its argument {name!r} is a gate that depends on the inputs, which needs gates='data'")
-    return Traced(argument.value)
+    return Traced(argument.value) if isinstance(argument, Traced) else argument
 
 
 def _activation(node: Node, known: dict[Node, Traced], call: Call, carriers: Carriers) -> Energy | None:
@@ -160,9 +159,10 @@ def _activation(node: Node, known: dict[Node, Traced], call: Call, carriers: Car
     return call.program.gate(root.energy, slope)
 
 
-def _is_real(result: Any) -> bool:
+def _has_gradient(result: Any) -> bool:
     """Whether gradients can pass: masks and indices carry no path."""
-    return any(isinstance(r, Tensor) and r.dtype.is_floating_point for r in pytree.tree_leaves(result))
+    tensors = (r for r in pytree.tree_leaves(result) if isinstance(r, Tensor))
+    return any(r.dtype.is_floating_point or r.dtype.is_complex for r in tensors)
 
 
 def _slots(traced: Traced) -> list[int]:

@@ -2,9 +2,10 @@
 
 from capalloc.energy.rules import arithmetic, attention, norms, parametric, pointwise, pooling, products, shape
 from capalloc.energy.rules.generic import linear_operator
-from capalloc.energy.rules.registry import RULES, Call, Traced, UnsupportedOperatorError, bind, invoke, rule
+from capalloc.energy.rules.registry import DECOUPLING, RULES, Call, Traced, UnsupportedOperatorError, bind, invoke, rule
 
 __all__ = [
+    "DECOUPLING",
     "RULES",
     "Call",
     "Traced",

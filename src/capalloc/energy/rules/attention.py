@@ -40,22 +40,20 @@ def attention_weights(call: Call) -> Tensor:
     return weights
 
 
-@rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
+@rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, decouples=True)
 def softmax(call: Call) -> Energy:
     """dy_i/dx_j = y_i (1{i = j} - y_j), squared."""
     y = _probabilities(call)
     return call.program.gate(_centred(call, y), y.square())
 
 
-@rule(aten.log_softmax.int, aten._log_softmax.default)
+@rule(aten.log_softmax.int, aten._log_softmax.default, decouples=True)
 def log_softmax(call: Call) -> Energy:
     """dy_i/dx_j = 1{i = j} - p_j, squared."""
     return _centred(call, _probabilities(call).exp())
 
 
 def _probabilities(call: Call) -> Tensor:
-    if call.gates != "data":
-        raise call.unsupported("a softmax that carries paths needs gates='data'")
     result: Tensor = call.result.to(call.program.dtype)
     return result
 

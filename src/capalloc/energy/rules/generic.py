@@ -24,6 +24,7 @@ class Affine:
 
     maps: list[list[LinearMap] | None]
     offsets: list[Tensor]
+    homogeneous: list[bool]  # whether y_k = 0 for x = 0
     constants: list[Tensor]  # the constant arguments it was found for
 
 
@@ -57,17 +58,16 @@ def linear_operator(call: Call) -> Energy | tuple[Energy | None, ...] | None:
 def _result(call: Call, carried: list[Traced], affine: Affine, k: int) -> Energy | None:
     maps, offset = affine.maps[k], affine.offsets[k]
     assert maps is not None
-    constant = bool((offset != 0).any())
     if all(m.empty for m in maps):
         return None
-    if len(carried) == 1 and maps[0].moves and not constant:
+    if len(carried) == 1 and maps[0].moves and affine.homogeneous[k]:
         run = _operator(call, carried)
-        return call.program.move(lambda e: run(e)[k], _whole(call, carried[0], carried[0].energy))
+        return call.program.move(lambda e: run(e.contiguous())[k], _whole(call, carried[0], carried[0].energy))
     terms = [(m, _whole(call, a, call.as_signal(a))) for m, a in zip(maps, carried, strict=True) if not m.empty]
     labels = _joined(call.program.channels, [_labels(call.program.channels, m, e) for m, e in terms])
     through = Through([m for m, _ in terms])
     out = call.program.step(through, [e for _, e in terms], labels)
-    return _with_offset(call, out, offset) if constant else out
+    return _with_offset(call, out, offset) if bool((offset != 0).any()) else out
 
 
 def _with_offset(call: Call, out: Energy, offset: Tensor) -> Energy:
@@ -128,6 +128,7 @@ def _find(call: Call, carried: list[Traced], constants: list[Tensor]) -> Affine:
     run = _operator(call, carried)
     zeros = [torch.zeros(tuple(a.value.shape), dtype=torch.float64) for a in carried]
     offsets = run(*zeros)
+    homogeneous = [isinstance(offset, Tensor) and not bool((offset != 0).any()) for offset in offsets]
     maps: list[list[LinearMap] | None] = []
     for k, offset in enumerate(offsets):
         if not isinstance(offset, Tensor) or not offset.is_floating_point():
@@ -139,7 +140,7 @@ def _find(call: Call, carried: list[Traced], constants: list[Tensor]) -> Affine:
         _check_additive(call, run, zeros, k, finite, generator)
     if all(m is None for m in maps):
         raise call.unsupported("its results are not real numbers")
-    return Affine(maps, offsets, constants)
+    return Affine(maps, offsets, homogeneous, constants)
 
 
 def _part(run: Operator, zeros: list[Tensor], j: int, k: int, offset: Tensor) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,45 +15,66 @@ from capalloc.energy.rules.registry import Call, rule
 aten = torch.ops.aten
 
 
-@rule(aten.layer_norm.default)
-def layer_norm(call: Call) -> Energy:
-    """The mean and standard deviation of each position are constants."""
-    shape = call["normalized_shape"]
-    x = _value(call)
-    dims = tuple(range(x.ndim - len(shape), x.ndim))
-    return _affine(call, *_statistics(x, dims, call["eps"]), shape)
+Statistics = tuple[Tensor | None, Tensor, Sequence[int]]  # mean, standard deviation, shape of gamma and beta
 
 
-@rule(aten.group_norm.default)
-def group_norm(call: Call) -> Energy:
-    """The mean and standard deviation of each example's groups of channels are constants."""
-    x = _value(call)
-    groups = x.reshape(len(x), call["num_groups"], -1)
-    mean, std = (s.expand(groups.shape).reshape(x.shape) for s in _statistics(groups, (2,), call["eps"]))
-    return _affine(call, mean, std, _channel_shape(x))
+def _layer(given: Mapping[str, Any]) -> Statistics:
+    """Of each position."""
+    x, shape = given["input"], given["normalized_shape"]
+    return *_moments(x, tuple(range(x.ndim - len(shape), x.ndim)), given["eps"]), shape
 
 
-@rule(aten.instance_norm.default)
-def instance_norm(call: Call) -> Energy:
-    """The mean and standard deviation of each example's channels, or the running ones, are constants."""
-    x = _value(call, frozen=not call["use_input_stats"])
+def _group(given: Mapping[str, Any]) -> Statistics:
+    """Of each example's groups of channels."""
+    x = given["input"]
+    groups = x.reshape(len(x), given["num_groups"], -1)
+    mean, std = (s.expand(groups.shape).reshape(x.shape) for s in _moments(groups, (2,), given["eps"]))
+    return mean, std, _channel_shape(x)
+
+
+def _instance(given: Mapping[str, Any]) -> Statistics:
+    """Of each example's channels, or the running ones."""
+    x = given["input"]
     shape = _channel_shape(x)
-    if call["use_input_stats"]:
-        mean, std = _statistics(x, tuple(range(2, x.ndim)), call["eps"])
-    else:
-        mean, std = call["running_mean"], (call["running_var"] + call["eps"]).sqrt()
-        mean, std = (s.to(x.dtype).reshape(shape) for s in (mean, std))
-    return _affine(call, mean, std, shape)
+    if given["use_input_stats"]:
+        return *_moments(x, tuple(range(2, x.ndim)), given["eps"]), shape
+    mean, std = given["running_mean"], (given["running_var"] + given["eps"]).sqrt()
+    return mean.to(x.dtype).reshape(shape), std.to(x.dtype).reshape(shape), shape
 
 
-@rule(aten.rms_norm.default)
-def rms_norm(call: Call) -> Energy:
-    """The root mean square of each position is a constant."""
-    shape = call["normalized_shape"]
-    x = _value(call)
+def _root_mean_square(given: Mapping[str, Any]) -> Statistics:
+    """Of each position, about zero."""
+    x, shape = given["input"], given["normalized_shape"]
     dims = tuple(range(x.ndim - len(shape), x.ndim))
-    eps = torch.finfo(call["input"].dtype).eps if call["eps"] is None else call["eps"]
-    return _affine(call, None, (x.square().mean(dims, keepdim=True) + eps).sqrt(), shape)
+    eps = torch.finfo(x.dtype).eps if given["eps"] is None else given["eps"]
+    return None, (x.square().mean(dims, keepdim=True) + eps).sqrt(), shape
+
+
+#: Normalisation layers: operator -> its statistics, from its arguments.
+NORMS: dict[Any, Callable[[Mapping[str, Any]], Statistics]] = {
+    aten.layer_norm.default: _layer,
+    aten.group_norm.default: _group,
+    aten.instance_norm.default: _instance,
+    aten.rms_norm.default: _root_mean_square,
+}
+
+
+@rule(*NORMS)
+def norm(call: Call) -> Energy:
+    """The statistics that an example is normalised by are constants."""
+    given = {name: call[name] for name in call.args}
+    if given.get("eps", 0) is None:
+        given["eps"] = torch.finfo(given["input"].dtype).eps  # of the model's precision, not of the energies'
+    return _affine(call, *NORMS[call.op](given | {"input": given["input"].to(call.program.dtype)}))
+
+
+def normalise(op: Any, given: Mapping[str, Any], at: Mapping[str, Any]) -> Tensor:
+    """The normalisation of `given` by the statistics of the arguments `at`."""
+    mean, std, shape = NORMS[op](at)
+    y: Tensor = given["input"] / std if mean is None else (given["input"] - mean) / std
+    if given["weight"] is not None:
+        y = y * given["weight"].reshape(shape)
+    return y if given.get("bias") is None else y + given["bias"].reshape(shape)
 
 
 def _affine(call: Call, mean: Tensor | None, std: Tensor, shape: Sequence[int]) -> Energy:
@@ -78,14 +100,7 @@ def _affine(call: Call, mean: Tensor | None, std: Tensor, shape: Sequence[int]) 
     return program.add(out, program.gate(program.begin(one), value.square()))
 
 
-def _value(call: Call, frozen: bool = False) -> Tensor:
-    if call.gates != "data" and not frozen:
-        raise call.unsupported("the statistics that it normalises by depend on the inputs, which needs gates='data'")
-    x: Tensor = call["input"]
-    return x.to(call.program.dtype)
-
-
-def _statistics(x: Tensor, dims: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, dims: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
     return mean, (variance + eps).sqrt()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capalloc.energy.classes import positions, share, share_entries
+from capalloc.energy.convolved import Convolved
 from capalloc.energy.maps import Convolution, Dense, Product, as_map
 from capalloc.energy.program import Energy, Program
 from capalloc.energy.rules.registry import Call, rule
@@ -48,16 +49,15 @@ def convolution(call: Call) -> Energy:
     groups, ndim, fn = call["groups"], len(weight.shape), _convolution_map(call)
     if len(x.shape) != ndim:
         raise call.unsupported("a convolution without an axis of examples is not known: give it one by x[None]")
-    labels = program.channels.merge(x.labels, x.shape, (0, *range(2, ndim)), forced=True).reshape(groups, 1, -1)
-    channels = program.channels.fresh((call.result.shape[1],))
-    if isinstance(fn, Convolution) and fn.transposed:  # weights (inputs, outputs / groups, *kernel)
-        read, written = labels.mT, channels.reshape(groups, 1, -1).expand(-1, labels.shape[2], -1)
-    else:  # (outputs, inputs / groups, *kernel)
-        written = channels.reshape(groups, -1, 1)
-        read = labels.expand(-1, written.shape[1], -1)
-    shape = (weight.shape[0], -1, *[1] * (ndim - 2))
-    out_labels = channels.reshape(1, -1, *[1] * (ndim - 2))
-    out = program.weigh(fn, x, weight, read.reshape(shape), written.reshape(shape), out_labels)
+
+    def run(x: Tensor, w: Tensor, groups: int) -> Tensor:
+        found: Tensor = call.replaced("input", "weight", bias=None, groups=groups)(x, w)
+        return found
+
+    used = (program.values[weight.slot] > 0).cpu()
+    convolved = Convolved(run, used, groups, isinstance(fn, Convolution) and fn.transposed)
+    sides, out_labels = convolved.around(program.channels, x.labels, x.shape)
+    out = program.weigh(fn, x, weight, *sides[0], out_labels, sides[1:])
     return add_bias(call, out, channel_axis=1)
 
 

@@ -40,6 +40,7 @@ aten = torch.ops.aten
     aten.square.default,
     aten.clamp.default,
     aten.pow.Tensor_Scalar,
+    decouples=True,
 )
 def activation(call: Call) -> Energy:
     """Multiply by phi'(z)^2: on the examples, on a unit Gaussian, or 1."""

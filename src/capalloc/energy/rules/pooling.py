@@ -65,14 +65,17 @@ def adaptive_average(call: Call) -> Energy:
     return _pool(call, lambda e: run(e) * weight)
 
 
-@rule(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
+@rule(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, decouples=True)
 def maximum(call: Call) -> Energy:
     """The gate of `windows`."""
     return windows(call, call.result)
 
 
 @rule(
-    aten.max_pool1d_with_indices.default, aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default
+    aten.max_pool1d_with_indices.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
+    decouples=True,
 )
 def maximum_with_indices(call: Call) -> tuple[Energy, None]:
     """The same where the winners are a second result."""
@@ -96,7 +99,9 @@ def windows(call: Call, result: Tensor) -> Energy:
     return _pool(call, lambda e: AVERAGE[ndim](e, size, stride, padding, ceil, False), result)
 
 
-@rule(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
+@rule(
+    aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default, decouples=True
+)
 def adaptive_maximum(call: Call) -> tuple[Energy, None]:
     """The adaptive windows of `adaptive_average`, the gate of `maximum`."""
     sizes = call["output_size"]
@@ -107,7 +112,7 @@ def adaptive_maximum(call: Call) -> tuple[Energy, None]:
     return _pool(call, lambda e: pool(e, sizes), call.result[0]), None
 
 
-@rule(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default)
+@rule(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default, decouples=True)
 def fractional_maximum(call: Call) -> tuple[Energy, None]:
     """Windows of random sizes, drawn anew for every batch, and the gate of `maximum`."""
     if call.gates != "data":
@@ -115,7 +120,7 @@ def fractional_maximum(call: Call) -> tuple[Energy, None]:
     return _pool(call, _take(call.result[1], len(call["output_size"])), call.result[0]), None
 
 
-@rule(aten.amax.default, aten.amin.default)
+@rule(aten.amax.default, aten.amin.default, decouples=True)
 def extreme(call: Call) -> Energy:
     """The largest or smallest of k entries: `maximum` over whole axes; entries that tie share evenly."""
     x, value = call.signal("self"), call["self"]
@@ -124,7 +129,7 @@ def extreme(call: Call) -> Energy:
     return _select(call, x, winners if call.gates == "data" else torch.ones_like(winners), dims, call["keepdim"])
 
 
-@rule(aten.max.dim, aten.min.dim)
+@rule(aten.max.dim, aten.min.dim, decouples=True)
 def extreme_with_index(call: Call) -> tuple[Energy, None]:
     """The same over one axis, with the winner as a second result."""
     x, value, dim = call.signal("self"), call["self"], call["dim"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -43,8 +44,6 @@ def divide(call: Call) -> Energy:
     if below is not None:
         if not below.is_signal:
             raise call.unsupported("division by a parameter is not known: multiply by its inverse")
-        if call.gates != "data":
-            raise call.unsupported("a denominator that carries paths needs gates='data'")
         terms.append(call.program.gate(below, squared_slope(call.replaced("other"), _whole(call, "other"))))
     if above is not None:
         other = call["other"]
@@ -106,6 +105,7 @@ def contract(call: Call, energy: Energy, constant: Tensor, from_left: bool) -> E
         return call.program.step(run, [energy], None)
     assert energy.labels is not None
     labels = energy.labels.expand(energy.shape) if energy.labels.ndim < len(energy.shape) else energy.labels
+    _keep_apart(call, labels, constant, from_left)
     shape, pattern = energy.shape, squared != 0
     flat = pattern.ndim == 1
     if flat:
@@ -117,6 +117,17 @@ def contract(call: Call, energy: Energy, constant: Tensor, from_left: bool) -> E
     if flat:
         labels = labels.squeeze(-2 if from_left and len(shape) > 1 else -1)
     return call.program.step(run, [energy], labels)
+
+
+def _keep_apart(call: Call, labels: Tensor, constant: Tensor, from_left: bool) -> None:
+    """Channels along a batch axis of the constant, such as attention heads, go through maps of their own."""
+    sums = constant.sum(-1 if from_left else -2)
+    if not torch.allclose(sums, sums.new_ones(())):  # what is alike at all positions does not stay so
+        call.program.uneven.append(labels)
+    batch = [n if labels.ndim > 2 else 1 for n in constant.shape[:-2]][1:]
+    if math.prod(batch) > 1:
+        index = torch.arange(math.prod(batch)).reshape(1, *batch, 1, 1)
+        call.program.apart.append((labels, index))
 
 
 def _mixed_on(channels: Channels, labels: Tensor, shape: tuple[int, ...], pattern: Tensor, from_left: bool) -> Tensor:

@@ -15,6 +15,8 @@ from capalloc.energy.program import Energy, Program
 
 Rule = Callable[["Call"], Any]
 RULES: dict[Any, Rule] = {}
+#: Operators that decouple what goes through them: activations and maxima, where linear segments end.
+DECOUPLING: set[Any] = set()
 
 
 class UnsupportedOperatorError(NotImplementedError):
@@ -93,7 +95,7 @@ class Call:
         )
 
 
-def rule(*ops: Any) -> Callable[[Rule], Rule]:
+def rule(*ops: Any, decouples: bool = False) -> Callable[[Rule], Rule]:
     """Register the decorated function as the path-energy rule of ATen operators.
 
     The rule receives a `Call` and returns the `Energy` of the result, built with the methods of
@@ -101,6 +103,7 @@ def rule(*ops: Any) -> Callable[[Rule], Rule]:
 
     Args:
         ops: operators such as `torch.ops.aten.relu.default`.
+        decouples: whether they are gates that vary with the inputs, such as activations and maxima.
 
     Raises:
         ValueError: an operator has a rule already.
@@ -112,6 +115,8 @@ def rule(*ops: Any) -> Callable[[Rule], Rule]:
             if op in RULES:
                 raise ValueError(f"{op} has a rule already: {RULES[op].__name__}; remove it from RULES first")
             RULES[op] = function
+            if decouples:
+                DECOUPLING.add(op)
         return function
 
     return register

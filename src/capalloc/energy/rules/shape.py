@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from capalloc.energy.program import Energy
+from capalloc.energy.rules.generic import linear_operator
 from capalloc.energy.rules.registry import Call, rule
 
 aten = torch.ops.aten
 
 
+@rule(aten.view.default, aten._unsafe_view.default)
+def view(call: Call) -> Energy:
+    """Another shape; energies need not lie in memory as the values do, copies of which were skipped."""
+    energy = call.energy("self")
+    assert energy is not None
+    return call.program.move(lambda e: e.reshape(call["size"]), energy)
+
+
 @rule(
-    aten.view.default,
-    aten._unsafe_view.default,
     aten.permute.default,
     aten.transpose.int,
     aten.squeeze.default,
@@ -43,10 +51,10 @@ def cast(call: Call) -> Energy | None:
 
 
 @rule(aten.pad.default)
-def pad(call: Call) -> Energy:
-    """Reflected, replicated and circular padding move data; constant padding adds paths unless it is 0."""
+def pad(call: Call) -> Any:
+    """Reflected, replicated and circular padding move data; padding by a constant other than 0 starts paths there."""
     if call.args.get("mode", "constant") == "constant" and call["value"]:
-        raise call.unsupported("padding by a constant other than 0 is not known")
+        return linear_operator(call)
     return call.program.move(call.replaced("self"), call.signal("self"))
 
 
@@ -70,8 +78,7 @@ def split(call: Call) -> tuple[Energy, ...]:
 def embedding(call: Call) -> Energy:
     """Rows of a parameter, such as positions: each output entry is one of its entries."""
     energy = call.energy("weight")
-    if energy is None:
-        raise call.unsupported("only a parameter's rows can carry path energy, indices cannot")
+    assert energy is not None
     return call.program.move(lambda w: F.embedding(call["indices"], w), energy)
 
 

@@ -1,0 +1,88 @@
+"""Parameters in several places: every use asks a rescaling for the same factor, exp(a_written - a_read).
+
+Only uses that a path passes ask for anything, so relations are made once the path energies are known.
+Index convention: k classes of positions, g groups of a grouped map, o outputs and j entries read in a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOTHING, GROUND = 0, 1
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Single parameters, one use a row."""
+
+    parameter: Integers
+    written: Integers
+    read: Integers
+
+    def alive(self, passed: Flags) -> tuple[Integers, Integers, Integers]:
+        """Parameter, label written and label read of the uses that paths pass; passed: by label."""
+        on = passed[self.written] & passed[self.read]
+        return self.parameter[on], self.written[on], self.read[on]
+
+
+@dataclass(frozen=True)
+class Served:
+    """Weights (g, o, j) that serve k classes of positions."""
+
+    written: Integers  # (k, g, o)
+    read: Integers  # (k, g, j)
+    used: Flags  # (g, o, j): which weights are not 0
+
+    def alive(self, passed: Flags) -> tuple[Integers, Integers, Integers]:
+        """As `Uses.alive`; one output and one entry speak for the rest where all classes are passed alike."""
+        writes, reads = passed[self.written], passed[self.read]
+        on = writes.any(2) & reads.any(2)  # (k, g)
+        found: list[tuple[Integers, Integers, Integers]] = []
+        for g in range(self.used.shape[0]):
+            k = np.flatnonzero(on[:, g])
+            if len(k) > 1:
+                o, j = np.flatnonzero(writes[k, g].any(0)), np.flatnonzero(reads[k, g].any(0))
+                used = self.used[g][np.ix_(o, j)]
+                alike = writes[np.ix_(k, [g], o)].all() and reads[np.ix_(k, [g], j)].all()
+                entries = _cross(len(o), len(j)) if alike and used.all() else used.nonzero()
+                o, j = o[entries[0]], j[entries[1]]
+                w, r = self.written[k[:, None], g, o], self.read[k[:, None], g, j]
+                both = writes[k[:, None], g, o] & reads[k[:, None], g, j]
+                number = np.broadcast_to((g * self.used.shape[1] + o) * self.used.shape[2] + j, w.shape)
+                found.append((number[both], w[both], r[both]))
+        none = np.zeros(0, dtype=np.int64)
+        parameter, written, read = (
+            (np.concatenate([none, *column]) for column in zip(*found, strict=True)) if found else (none,) * 3
+        )
+        return parameter, written, read
+
+
+Sharing = Uses | Served
+
+
+def relations(sharing: Iterable[Sharing], component: Integers, alive: Flags) -> Integers:
+    """Rows of components (w, r, w', r') with w - r = w' - r', from the components that paths pass."""
+    passed = alive[component]
+    passed[NOTHING] = False
+    rows = [np.zeros((0, 4), dtype=np.int64)]
+    for shared in sharing:
+        parameter, written, read = shared.alive(passed)
+        order = np.argsort(parameter, kind="stable")
+        ends = component[np.stack([written, read], 1)[order]]
+        again = np.flatnonzero(np.diff(parameter[order]) == 0)
+        rows.append(np.concatenate([ends[again], ends[again + 1]], 1))
+    return np.concatenate(rows)
+
+
+def _cross(outputs: int, entries: int) -> tuple[Integers, Integers]:
+    """One row and one column of a matrix."""
+    none = np.zeros
+    o = np.concatenate([none(entries, dtype=np.int64), np.arange(1, outputs)])
+    j = np.concatenate([np.arange(entries), none(outputs - 1, dtype=np.int64)])
+    return o, j
