@@ -498,8 +498,8 @@ def position_shared_dense() -> nn.Module:
 def sub_pixel() -> nn.Module:
     """Every other position after the transposed convolution has channels of its own, down to the dense layer."""
     return nn.Sequential(
-        conv(2, 3), nn.ReLU(), nn.ConvTranspose1d(3, 2, 2, 2, bias=False), nn.ReLU(), conv(2, 3, 1, bias=False), nn.ReLU(),
-        nn.Flatten(), nn.Linear(24, 1),
+        conv(2, 3), nn.ReLU(), nn.ConvTranspose1d(3, 2, 2, 2, bias=False), nn.ReLU(), conv(2, 3, 1, bias=False),
+        nn.ReLU(), nn.Flatten(), nn.Linear(24, 1),
     )  # fmt: skip
 
 

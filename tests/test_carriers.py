@@ -85,14 +85,9 @@ def test_the_factor_that_ends_like_a_gate_is_frozen(name):
     left, right, frozen = GATED[name]
     x = gaussian(2, 4)
     for function in (left, right):
-        # Squared entries of the linear part first: the products read x through A and B.
+        # One linear map, then gates: no two paths join an input to an output, so paths are entries of the Jacobian.
         program = trace(captured(function, x), x, "data", set())
-        assert_path_energies(program, lambda z: frozen(x, z), x)
-
-
-def assert_path_energies(program: Program, linear: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """One linear map, then gates: no two paths join an input to an output, so paths are entries of the Jacobian."""
-    assert_is_squared_jacobian(program, linear, x)
+        assert_is_squared_jacobian(program, lambda z: frozen(x, z), x)
 
 
 ACTIVATIONS = {
@@ -110,9 +105,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_a_product_of_functions_of_one_tensor_is_an_activation(name):
     x = gaussian(2, 5)
-    assert_is_squared_jacobian(
-        trace(captured(ACTIVATIONS[name], x), x, "data", set()), ACTIVATIONS[name], x
-    )
+    assert_is_squared_jacobian(trace(captured(ACTIVATIONS[name], x), x, "data", set()), ACTIVATIONS[name], x)
 
 
 def test_an_activation_spelled_as_a_product_equals_the_operator_without_data_too():
@@ -185,7 +178,8 @@ class Weighed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("shape", "left"), [((4, 5), False), ((4,), False), ((2, 4, 5), False), ((5, 3), True), ((2, 5, 3), True), ((3,), True)]
+    ("shape", "left"),
+    [((4, 5), False), ((4,), False), ((2, 4, 5), False), ((5, 3), True), ((2, 5, 3), True), ((3,), True)],
 )
 def test_products_with_a_parameter_of_any_shape(shape, left):
     model, x = Weighed(shape, left), gaussian(2, 2, 3, 4)
@@ -280,8 +274,14 @@ def test_a_denominator_may_carry():
 
 def test_gates_without_data_are_refused_where_they_depend_on_the_inputs():
     x = gaussian(2, 4)
-    for model in (Bilinear(), nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), nn.Sequential(nn.Linear(4, 4), nn.GLU())):
-        with pytest.raises(ValueError, match=r"gates='unit' gives the slopes .* depend on the inputs; use gates='data'"):
+    for model in (
+        Bilinear(),
+        nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)),
+        nn.Sequential(nn.Linear(4, 4), nn.GLU()),
+    ):
+        with pytest.raises(
+            ValueError, match=r"gates='unit' gives the slopes .* depend on the inputs; use gates='data'"
+        ):
             capalloc.propagate(model.double(), x, gates="unit")
     frozen = nn.Sequential(nn.Conv1d(2, 2, 1), nn.InstanceNorm1d(2, track_running_stats=True)).double()
     assert capalloc.propagate(frozen, gaussian(2, 2, 3), gates="unit").total > 0
@@ -340,6 +340,35 @@ def test_a_softmax_of_parameters_is_a_gate():
     assert allocation.total == pytest.approx(16)
 
 
+class Normed(nn.Module):
+    """A layer whose weight is divided by a norm."""
+
+    def __init__(self, normed: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.first = normed(nn.Linear(3, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "normed",
+    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
+    ids=["weight", "spectral"],
+)
+def test_the_norm_that_a_weight_is_divided_by_is_a_constant(normed):
+    model, x = seeded_module(Normed, normed).eval(), gaussian(2, 3)
+    slope = (1 - torch.tanh(model.first(x)).square()).square()
+    first, head = model.first, model.head
+    inner = slope * (first.weight.square().sum(1) + first.bias.square())
+    expected = inner @ head.weight.square().T + head.bias.square()
+    np.testing.assert_allclose(energies(model_program(model, x))[0], expected.detach(), rtol=1e-10)
+    allocation = capalloc.propagate(model, x)
+    assert allocation.attrs["unseen_params"] == 0
+    assert allocation.total == pytest.approx(counted(allocation))
+
+
 def test_division_by_a_parameter_is_refused():
     with pytest.raises(UnsupportedOperatorError, match="division by a parameter is not known"):
         capalloc.propagate(seeded_module(Mixture, True), gaussian(2, 3))
@@ -378,7 +407,9 @@ def test_torch_attention_and_transformer_layers():
         seeded_module(Decoder),
     ):
         allocation = capalloc.propagate(model, x)
-        heads = sum(m.in_proj_weight.numel() + m.in_proj_bias.numel() for m in model.modules() if hasattr(m, "in_proj_bias"))
+        heads = sum(
+            m.in_proj_weight.numel() + m.in_proj_bias.numel() for m in model.modules() if hasattr(m, "in_proj_bias")
+        )
         assert allocation.attrs["unseen_params"] == heads * 2 // 3
         assert allocation.total == pytest.approx(counted(allocation))
 
@@ -508,7 +539,41 @@ def test_decompositions_compute_what_the_layers_do(kind, bias):
             torch.testing.assert_close(found, expected)
 
 
+def test_small_decompositions_compute_what_the_operators_do():
+    x, y, z = gaussian(2, 4, 3), gaussian(2, 4, 3, seed=2), gaussian(2, 4, 3, seed=3)
+    for operator, args in [
+        (aten.lerp.Tensor, (x, y, z)),
+        (aten.addcmul.default, (x, y, z)),
+        (aten.prelu.default, (x, gaussian(4))),
+        (aten.prelu.default, (x, gaussian(1))),
+        (aten.glu.default, (x, 1)),
+        (aten._weight_norm.default, (x, gaussian(1, 4, 1), 1)),
+    ]:
+        torch.testing.assert_close(table()[operator](*args), operator(*args))
+
+
+def test_a_mixture_by_a_gate_weighs_both_sides():
+    x = gaussian(2, 4)
+    program = trace(captured(lambda x: torch.lerp(x, x.flip(1), (x @ A).sigmoid()), x), x, "data", set())
+    gate = (x @ A).sigmoid()
+    np.testing.assert_allclose(energies(program)[0], (1 - gate).square() + gate.square(), rtol=1e-12)
+
+
 def test_gated_linear_units_are_a_product_with_a_sigmoid():
     x = gaussian(2, 4)
     program = trace(captured(F.glu, x), x, "data", set())
     assert_is_squared_jacobian(program, lambda z: z[:, :2] * x[:, 2:].sigmoid(), x)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "functions of parameters", "packed", "weight norm"])
+def test_parameters_in_use_less_symmetries_are_the_rank_of_the_hessian(name):
+    model, shape = {
+        "lstm": (lambda: Last(nn.LSTM(2, 2, batch_first=True)), (3, 3, 2)),
+        "gru": (lambda: Last(nn.GRU(2, 2, batch_first=True)), (3, 3, 2)),
+        "functions of parameters": (Reparametrised, (4, 3)),
+        "packed": (Packed, (4, 3, 4)),
+        "weight norm": (lambda: Normed(nn.utils.parametrizations.weight_norm).eval(), (4, 3)),
+    }[name]
+    found, exact = (capalloc.propagate(seeded_module(model), gaussian(*shape), solver=s) for s in ("markov", "hessian"))
+    assert exact.attrs["rank"] == counted(found)
+    assert float(abs(found.capacity - exact.capacity).sum()) / 2 < 0.01 * found.total

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import capalloc
 from capalloc.energy import operators, sweep
-from capalloc.energy.operators import LinearMap, OperatorError, find
+from capalloc.energy.linear_map import LinearMap
+from capalloc.energy.operators import OperatorError, find
 from capalloc.energy.rules import UnsupportedOperatorError, generic
 from capalloc.energy.trace import trace
 from test_rules import captured
@@ -192,7 +193,7 @@ def test_an_operator_linear_for_each_example_but_not_across_them_is_refused():
 def test_a_large_matrix_without_structure_is_refused(monkeypatch):
     monkeypatch.setattr(operators, "PROBE_LIMIT", 6)
     matrix = gaussian(8, 8)
-    with pytest.raises(OperatorError, match="no comb of impulses tells .* more than 6 rows and columns"):
+    with pytest.raises(OperatorError, match=r"no comb of impulses tells .* more than 6 rows and columns"):
         found(lambda x: x @ matrix, 2, 8)
 
 

@@ -140,7 +140,7 @@ def test_automatic_batches_fit_the_memory(monkeypatch):
 
     problem = prepare(dense(reference_weights()), gaussian(40, 3))
     assert batches.Batches.of(problem, "data", "auto", progress=False).graph.batch_size == 40
-    monkeypatch.setattr(batches, "available_bytes", lambda _: 2 * 10 * batches.BYTES_PER_ENTRY * (4 + 4 + 3 + 3 + 2))
+    monkeypatch.setattr(batches, "available_bytes", lambda _: 2 * 10 * batches.KEPT * 8 * (4 + 4 + 3 + 3 + 2))
     assert batches.Batches.of(problem, "data", "auto", progress=False).graph.batch_size == 10
     assert batches.Batches.of(problem, "data", 20, progress=False).graph.batch_size == 20
 

@@ -25,7 +25,6 @@ M = gaussian(5, 4, seed=3)
 Case = tuple[Callable[..., Tensor], tuple[int, ...]]
 
 
-
 def fractional(pool: Callable[..., Tensor], x: Tensor) -> Tensor:
     """Random windows, here the same at every call."""
     samples = torch.full((*x.shape[:2], x.ndim - 2), 0.4, dtype=x.dtype)

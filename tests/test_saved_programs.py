@@ -16,6 +16,7 @@ from torch.export import Dim, export, save
 
 import capalloc
 from capalloc.energy.capture import capture
+from capalloc.jacobian.taps import tap_model
 from capalloc.problem import prepare
 from capalloc.program_file import load_program
 from zoo import NormedResidual, gaussian, seeded_module
@@ -132,16 +133,19 @@ def test_decoupling_of_a_program_with_a_free_batch_axis(net, images, tmp_path):
     live, saved = (capalloc.decoupling(model, images, CHOICES["other leaf"]) for model in (net, path))
     np.testing.assert_allclose(saved.data.decoupling, live.data.decoupling, atol=1e-10)
     fixed = export(net, (images,))
-    with pytest.raises(ValueError, match="exported for exactly 5 examples.*dynamic_shapes"):
+    with pytest.raises(ValueError, match=r"exported for exactly 5 examples.*dynamic_shapes"):
         capalloc.decoupling(fixed, images, CHOICES["other leaf"])
 
 
-def test_measure_differentiates_affine_layers_in_the_structured_way(tmp_path):
-    model = seeded_module(nn.Sequential, nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 10)).eval()
-    x = gaussian(4, 1, 6, 6)
-    live = capalloc.measure(model, x, ridge=1e-3)
-    saved = capalloc.measure(file_of(export(model, (x,)), tmp_path), x, ridge=1e-3)
-    assert live.attrs["differentiation"] == saved.attrs["differentiation"] == "structured"
+def test_measure_knows_the_affine_layers_of_a_program(tmp_path):
+    """No parameter is differentiated by plain autograd."""
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 3)]
+    model, x = seeded_module(nn.Sequential, *layers).eval(), gaussian(4, 1, 6, 6)
+    program = export(model, (x,))
+    for form in (model, program, program.run_decompositions({})):
+        assert tap_model(prepare(form, x)).opaque == ()
+    live, saved = (capalloc.measure(form, x, ridge=1e-3) for form in (model, program))
+    assert live.attrs["differentiation"] == saved.attrs["differentiation"] != "loop"
     assert_same(saved, live)
 
 
@@ -200,7 +204,7 @@ def test_transformers_programs(tmp_path):
 
 
 def test_what_a_model_can_be():
-    with pytest.raises(TypeError, match="an exported program or the path of a .pt2 file, got int"):
+    with pytest.raises(TypeError, match=r"an exported program or the path of a \.pt2 file, got int"):
         capalloc.propagate(3, gaussian(2, 3))
 
 
@@ -321,7 +325,7 @@ def test_a_pickle_among_sample_inputs_is_not_run(plain, tmp_path):
     mark = tmp_path / "mark"
     buffer = io.BytesIO()
     torch.save(((Evil(mark),), {}), buffer)
-    with pytest.raises(ValueError, match="holds a pickle of more than tensors.*torch.export.load"):
+    with pytest.raises(ValueError, match=r"holds a pickle of more than tensors.*torch\.export\.load"):
         load_program(rewritten(plain | {"data/sample_inputs/model.pt": buffer.getvalue()}, tmp_path))
     assert not mark.exists()
 
@@ -401,5 +405,5 @@ def test_a_damaged_file_says_so(plain, tmp_path):
         load_program(rewritten(with_model(plain, lambda d: d.pop("schema_version")), tmp_path))
     truncated = tmp_path / "short.pt2"
     truncated.write_bytes(rewritten(plain, tmp_path).read_bytes()[:700])
-    with pytest.raises(ValueError, match="is damaged, or not written by torch.export.save"):
+    with pytest.raises(ValueError, match=r"is damaged, or not written by torch\.export\.save"):
         load_program(truncated)

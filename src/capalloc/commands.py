@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -121,7 +122,7 @@ def summary(allocation: Allocation) -> Table:
     whole = allocation.total or 1.0
     ranked = allocation.by_parameter.sortby(-allocation.by_parameter)
     for name, value in zip(ranked["parameter"].values[:TOP], ranked.values[:TOP], strict=True):
-        table.add_row(str(name), f"{value:.2f}", f"{value / whole:.1%}")
+        table.add_row(escape(str(name)), f"{value:.2f}", f"{value / whole:.1%}")
     if len(ranked) > TOP:
         rest = float(ranked[TOP:].sum())
         table.add_row(f"{len(ranked) - TOP} more", f"{rest:.2f}", f"{rest / whole:.1%}")

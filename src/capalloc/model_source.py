@@ -35,12 +35,14 @@ def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0) -> nn.
     module_name, _, name = source.partition(":")
     if not module_name or not name:
         raise ValueError(f"MODEL must be a .pt2 file or package.module:factory, got {source!r}")
-    factory = _find(module_name, name)
+    cpu = torch.device("cpu")
+    with seeded(seed, cpu):  # importing the module may draw weights already
+        factory = _find(module_name, name)
     if isinstance(factory, nn.Module) and not arguments:
         return factory
     if not callable(factory):
         raise TypeError(f"{source} is a {type(factory).__name__}; name a function or class that makes the model")
-    with seeded(seed, torch.device("cpu")):
+    with seeded(seed, cpu):
         model = factory(**dict(_argument(text) for text in arguments))
     if not isinstance(model, (nn.Module, ExportedProgram)):
         raise TypeError(f"{source} made a {type(model).__name__}; it must return a torch.nn.Module")
@@ -142,5 +144,4 @@ def _only(names: list[str]) -> str:
 
 def precision(model: nn.Module | ExportedProgram) -> torch.dtype:
     """The dtype of the parameters."""
-    tensors = model.parameters()
-    return next((p.dtype for p in tensors), torch.float32)
+    return next((p.dtype for p in model.parameters()), torch.float32)

@@ -7,8 +7,9 @@ of `Decoupled`, the network with its gates frozen and given random signs:
 
     kappa_i = trace(G^+ M_i),      kappa = rank G.
 
-Small networks: G from all rows of `num_probes` draws of the signs for every example. Its rank is exact as soon as
-rows outnumber parameters; kappa_i has the standard error of the draws.
+G takes all rows of `num_probes` draws of the signs for every example: its rank is exact as soon as they outnumber the
+parameters. kappa_i has the standard error over draws. Index convention: rows are (draws, outputs, inputs + 1, params),
+the constant input last.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capalloc.dense import Root, accumulate, inverse_root, streamed_triangular
+from capalloc.dense import accumulate, inverse_root, streamed_triangular
 from capalloc.energy.decoupled import Decoupled
 from capalloc.problem import Problem, seeded
 
@@ -30,7 +31,7 @@ ROWS_AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class Segmented:
-    """Capacity by (parameter tensor, input), the constant input last, with the standard error of the inputs."""
+    """Capacity by (parameter tensor, input), the constant input last, and the standard error of each input's."""
 
     table: Tensor
     error: Tensor
@@ -38,50 +39,46 @@ class Segmented:
 
 
 def solve(problem: Problem, network: Decoupled, num_probes: int, generator: torch.Generator) -> Segmented:
-    """All rows of every draw, twice over: once for G, once for what each draw brings."""
-    sizes = [p.numel() for p in problem.params.values()]
+    """The rows of every draw twice over: once for G, once for what each draw brings."""
     seed = int(torch.randint(2**62, (), generator=generator))
-
-    def draws() -> Iterator[Tensor]:
-        again = torch.Generator().manual_seed(seed)
-        for _ in range(num_probes):
-            yield torch.cat(list(_rows(problem, network, again)))
-
-    num_slots = problem.probe[0].numel() + 1
-    counted = 0
+    sizes = [p.numel() for p in problem.params.values()]
+    num_rows = 0
 
     def flat() -> Iterator[Tensor]:
-        nonlocal counted
-        for rows in draws():
-            counted += len(rows) * num_slots
-            yield rows.flatten(0, 1)
+        nonlocal num_rows
+        for _, rows in _rows(problem, network, num_probes, seed):
+            num_rows += rows[..., 0].numel()
+            yield rows.flatten(0, -2)
 
     factor = streamed_triangular(flat())
-    root = inverse_root(factor, 0.0, max(counted, sum(sizes)))
-    tables = torch.stack([_scores(rows, root, sizes) for rows in draws()])
-    error = tables.sum(1).std(0) * num_probes**0.5
-    return Segmented(tables.sum(0), error, len(root.singular))
+    root = inverse_root(factor, 0.0, max(num_rows, sum(sizes)))
+    tables = factor.new_zeros(num_probes, len(sizes), problem.probe[0].numel() + 1)
+    for first, rows in _rows(problem, network, num_probes, seed):
+        slots = torch.arange(rows.shape[2]).repeat(rows.shape[1])
+        for table, draw in zip(tables[first:], rows, strict=False):
+            accumulate(table, draw.flatten(0, 1) @ root.matrix, slots, sizes)
+    return Segmented(tables.sum(0), tables.sum(1).std(0) * num_probes**0.5, root.rank)
 
 
-def _scores(rows: Tensor, root: Root, sizes: list[int]) -> Tensor:
-    count, num_slots, _ = rows.shape
-    table = rows.new_zeros(len(sizes), num_slots)
-    accumulate(table, rows.flatten(0, 1) @ root.matrix, torch.arange(num_slots).repeat(count), sizes)
-    return table
-
-
-def _rows(problem: Problem, network: Decoupled, generator: torch.Generator) -> Iterator[Tensor]:
-    """Mixed derivatives for one draw of signs for every example: (outputs, inputs + 1, params) at a time."""
+def _rows(problem: Problem, network: Decoupled, num_probes: int, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """The first draw and the rows of some draws, for every example in turn; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
     params = {name: p.detach() for name, p in problem.params.items()}
+    slots = problem.probe[0].numel() + 1
+    per_draw = slots * network.graph.output.meta["val"].numel() * problem.num_params
+    at_once = max(1, ROWS_AT_ONCE // per_draw)
     for index, x in enumerate(problem.batches(1)):
-        signs = [s[0] for s in network.signs(1, generator)]
-        zero = torch.zeros_like(x)
-
-        def slopes(p: dict[str, Tensor], x: Tensor = x, signs: list[Tensor] = signs, zero: Tensor = zero) -> Tensor:
-            offset, back, *_ = torch.func.vjp(lambda h: network(p, h, x, signs).reshape(-1), zero)
-            along = torch.func.vmap(lambda c: back(c)[0])(torch.eye(len(offset), dtype=offset.dtype))
-            return torch.cat([along.flatten(1), offset[:, None]], 1)
-
         with seeded(index, x.device), sdpa_kernel(SDPBackend.MATH):
-            jacobian = torch.func.jacrev(slopes)(params)
-        yield torch.cat([jacobian[name].flatten(2) for name in params], 2)
+            for first in range(0, num_probes, at_once):
+                count = min(at_once, num_probes - first)
+                draws = (network.signs(count, generator), torch.arange(count))  # the latter where there is no gate
+                mixed = torch.func.jacrev(lambda p, s, x=x: _affine(network, p, x, s[0]))
+                jacobian = torch.func.vmap(mixed, (None, 0))(params, draws)
+                yield first, torch.cat([jacobian[name].flatten(3) for name in params], 3)
+
+
+def _affine(network: Decoupled, params: dict[str, Tensor], x: Tensor, signs: list[Tensor]) -> Tensor:
+    """Slopes along every input and the intercept of f_s, (outputs, inputs + 1)."""
+    offset, back, *_ = torch.func.vjp(lambda h: network(params, h, x, signs).reshape(-1), torch.zeros_like(x))
+    (slope,) = torch.func.vmap(back)(torch.eye(len(offset), dtype=offset.dtype, device=offset.device))
+    return torch.cat([slope.flatten(1), offset[:, None]], 1)

@@ -38,6 +38,7 @@ class Batches:
     dtype: torch.dtype = torch.float64
     progress: bool = False
     carriers: Carriers = field(default_factory=Carriers)
+    products: Products = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -62,7 +63,7 @@ class Batches:
             graph = capture(problem, max(1, fitting))
         carriers = find(graph, products)
         check_gates(carriers, gates)
-        return cls(problem, graph, gates, examples, dtype, progress, carriers)
+        return cls(problem, graph, gates, examples, dtype, progress, carriers, products)
 
     @property
     def number(self) -> int:

@@ -9,34 +9,17 @@ as x * sigmoid(x): then the product is an activation. In attention the weights a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from capalloc.energy.capture import Graph, module_path
-from capalloc.energy.gate_ranks import (
-    ACTIVATION,
-    BENDING,
-    COPIES,
-    MOVES,
-    NEEDS_DATA,
-    PIECES,
-    POINTWISE,
-    PRODUCTS,
-    STATISTIC,
-    SUMS,
-    rank_by_operator,
-    see_through,
-)
-from capalloc.energy.rules import bind
+from capalloc.energy.gate_ranks import COPIES, MOVES, PIECES, SUMS
+from capalloc.energy.structure import Side, Structure, arguments, nodes_in
 
-Side = Literal["left", "right", "both"]
 Products = Mapping[str, Side]
 SIDES = ("left", "right", "both")
 NO_PRODUCTS: Products = {}
@@ -76,7 +59,7 @@ class Carriers:
 
 def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     """Decide for every node of the graph; `products` sets the gate of a module's products by hand."""
-    structure = _Structure.of(graph)
+    structure = Structure.of(graph)
     _check_products(graph, structure, products)
     frozen: dict[Node, frozenset[str]] = {}
     activations: dict[Node, Activation] = {}
@@ -84,6 +67,8 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
         if node in structure.signals and node.target is ATTENTION:
             _check_attention(node, products)
             frozen[node] = frozenset({"query", "key", "attn_mask"})
+        elif tangled := structure.tangled(node):
+            frozen[node] = frozenset(tangled)
         elif (sides := structure.factors(node)) is not None:
             chosen = products.get(module_path(node))
             one = None if chosen else structure.common(node)
@@ -106,7 +91,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
         carrying=frozenset(carrying),
         frozen=frozen,
         activations=activations,
-        bent=structure.bent(),
+        bent=structure.bent,
         steering=frozenset(
             name
             for node, name in names.items()
@@ -128,152 +113,11 @@ def check_gates(carriers: Carriers, gates: str) -> None:
         )
 
 
-def arguments(node: Node) -> dict[str, Any]:
-    """A call's arguments by their schema names."""
-    return bind(node.target, node.args, dict(node.kwargs)) if node.op == "call_function" else {}
-
-
-def nodes_in(tree: Any) -> Iterator[Node]:
-    """The nodes among arguments."""
-    return (a for a in pytree.tree_leaves(tree, is_leaf=lambda a: isinstance(a, Node)) if isinstance(a, Node))
-
-
-@dataclass
-class _Structure:
-    """What a forward pass over the graph tells of every node."""
-
-    signals: set[Node] = field(default_factory=set)  # depend on the inputs through floating point
-    live: set[Node] = field(default_factory=set)  # those, and what is made of parameters
-    ranks: dict[Node, int] = field(default_factory=dict)
-    weights: set[Node] = field(default_factory=set)  # made of parameters, with energies that are a weight's
-    #: node -> the nodes it is a function of entry by entry, each of the next, itself last
-    chains: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, graph: Graph) -> _Structure:
-        """Walk the graph once."""
-        found = cls()
-        for node in graph.nodes:
-            if node.op == "placeholder":
-                if node.name == graph.input:
-                    found.signals.add(node)
-                if node.name == graph.input or node.name in graph.params:
-                    found.live.add(node)
-            elif node.op == "call_function" and node.target is not aten.detach.default and _is_floating(node):
-                if any(used in found.signals for used in node.all_input_nodes):
-                    found.signals.add(node)
-                if any(used in found.live for used in node.all_input_nodes):
-                    found.live.add(node)
-            found.chains[node] = found._chain(node)
-            if found._is_weight(node):
-                found.weights.add(node)
-            found.ranks[node] = found._rank(node)
-        return found
-
-    def factors(self, node: Node) -> tuple[str, str] | None:
-        """Names of the two factors of a product, if paths end in both and one depends on the inputs.
-
-        Paths end too in what is made of parameters alone and is no weight: sums of biases, a softmax of parameters.
-        """
-        if node not in self.signals or node.target not in PRODUCTS:
-            return None
-        left, right = PRODUCTS[node.target]
-        given = arguments(node)
-        return (left, right) if self._ends_paths(given[left]) and self._ends_paths(given[right]) else None
-
-    def _ends_paths(self, factor: Any) -> bool:
-        return factor in self.live and factor not in self.weights
-
-    def needs_data(self, node: Node, frozen: Iterable[str]) -> bool:
-        """Whether a call that carries energy has gates or statistics of the examples' own."""
-        if any(arguments(node)[name] in self.signals for name in frozen):
-            return True
-        if self.factors(node) and len(self.chains[node]) == 1:
-            return True
-        if node.target is aten.instance_norm.default and not arguments(node)["use_input_stats"]:
-            return False
-        return node in self.signals and node.target in NEEDS_DATA
-
-    def steers(self, node: Node) -> Side:
-        """Which factor ends more like a gate."""
-        if node.target is aten.div.Tensor:
-            return "right"
-        left, right = (arguments(node)[name] for name in PRODUCTS[node.target])
-        order = [(self.ranks[factor], factor not in self.signals) for factor in (left, right)]
-        return "both" if order[0] == order[1] else "left" if order[0] > order[1] else "right"
-
-    def common(self, node: Node) -> Node | None:
-        """The nearest tensor that a product's factors are both functions of, entry by entry."""
-        chain = self.chains[node]
-        return chain[-2] if len(chain) > 1 else None
-
-    def between(self, root: Node, node: Node) -> tuple[Node, ...]:
-        """The calls that lead from `root` to `node`, in order."""
-        inside = {root}
-        pending = [node]
-        while pending:
-            current = pending.pop()
-            if current not in inside:
-                inside.add(current)
-                pending += [used for used in current.all_input_nodes if used in self.live]
-        return tuple(n for n in self.chains if n in inside and n is not root)
-
-    def bent(self) -> dict[Node, Node]:
-        """Functions of one parameter's entries, such as 1 + w or sigmoid(w) -> the parameter."""
-        made = {n: c[0] for n, c in self.chains.items() if len(c) > 1 and n not in self.signals}
-        return {n: leaf for n, leaf in made.items() if self._bends(leaf, n)}
-
-    def _bends(self, leaf: Node, node: Node) -> bool:
-        if leaf.op != "placeholder" or leaf not in self.live:
-            return False
-        return any(self._is_bend(call) for call in self.between(leaf, node))
-
-    def _is_bend(self, call: Node) -> bool:
-        lives = sum(a in self.live for a in nodes_in(arguments(call)))
-        divides = call.target is aten.div.Tensor and arguments(call)["other"] in self.live
-        return call.target in BENDING or call.target in SUMS or lives > 1 or divides
-
-    def _is_weight(self, node: Node) -> bool:
-        if node not in self.live or node in self.signals:
-            return False
-        if node.op == "placeholder":
-            return True
-        chain = self.chains[node]
-        if len(chain) > 1 and self._bends(chain[0], node):
-            return True
-        lives = [used for used in node.all_input_nodes if used in self.live]
-        return (node.target in MOVES | COPIES or node.target in PRODUCTS) and self.weights.issuperset(lives)
-
-    def _rank(self, node: Node) -> int:
-        if node.op != "call_function" or not self._ends_paths(node):
-            return 0
-        own = rank_by_operator(node)
-        if own is not None:
-            return own
-        if node.target in PRODUCTS and len(self.chains[node]) > 1 and self.factors(node):
-            return ACTIVATION
-        if node.target is aten.div.Tensor:
-            numerator = arguments(node)["self"]
-            return self.ranks[numerator] if self._ends_paths(numerator) else STATISTIC
-        used = [self.ranks[u] for u in node.all_input_nodes if self._ends_paths(u)]
-        return min(used) if used and see_through(node.target, len(used)) else 0
-
-    def _chain(self, node: Node) -> tuple[Node, ...]:
-        used = [u for u in node.all_input_nodes if u in self.live]
-        if node not in self.live or not used or node.target not in POINTWISE:
-            return (node,)
-        same_kind = all((u in self.signals) == (node in self.signals) for u in used)
-        if not same_kind or any(_shape(u) != _shape(node) for u in used):
-            return (node,)
-        shared = _common_prefix([self.chains[u] for u in used])
-        return (*shared, node)
-
-
 def _gates(sides: tuple[str, str], side: Side) -> tuple[str, ...]:
     return {"left": sides[:1], "right": sides[1:], "both": ()}[side]
 
 
-def _reached(start: Node, towards: Any) -> set[Node]:
+def _reached(start: Node, towards: Callable[[Node], list[Node]]) -> set[Node]:
     found, pending = {start}, [start]
     while pending:
         for used in towards(pending.pop()):
@@ -283,7 +127,7 @@ def _reached(start: Node, towards: Any) -> set[Node]:
     return found
 
 
-def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], structure: _Structure) -> bool:
+def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], structure: Structure) -> bool:
     """Whether pieces of what the parameter makes go to gates alone, other pieces on."""
     if parameter not in carrying:
         return False
@@ -302,7 +146,7 @@ def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], struct
     return False
 
 
-def _check_products(graph: Graph, structure: _Structure, products: Products) -> None:
+def _check_products(graph: Graph, structure: Structure, products: Products) -> None:
     for path, side in products.items():
         if side not in SIDES:
             raise ValueError(f"products[{path!r}] must be one of {SIDES}, the factor that is the gate; got {side!r}")
@@ -323,22 +167,3 @@ def _check_attention(node: Node, products: Products) -> None:
             "attention weights (left) are the gate; to let queries and keys carry write it as softmax and matmul, "
             "which attn_implementation='eager' does"
         )
-
-
-def _is_floating(node: Node) -> bool:
-    leaves = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(leaf, Tensor) and (leaf.dtype.is_floating_point or leaf.dtype.is_complex) for leaf in leaves)
-
-
-def _shape(node: Node) -> tuple[int, ...] | None:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _common_prefix(chains: list[tuple[Node, ...]]) -> tuple[Node, ...]:
-    shared = []
-    for nodes in zip(*chains, strict=False):
-        if any(node is not nodes[0] for node in nodes):
-            break
-        shared.append(nodes[0])
-    return tuple(shared)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ class Channels:
         self.exact = True  # False once something was met that labels cannot tell apart
         self._roots: Labels = np.arange(2)  # label -> the smallest label it is known to be tied to
         self._ties: list[Labels] = []  # not in _roots yet
-        self._forced: list[Labels] = []
+        self._forced: list[tuple[Labels, Labels, int]] = []  # ties, and what was known before: roots and sharing
         self._sharing: list[Sharing] = []
 
     def fresh(self, shape: Sequence[int]) -> Tensor:
@@ -96,21 +95,24 @@ class Channels:
     def merge(self, labels: Tensor, shape: Sequence[int], dims: Iterable[int], forced: bool = False) -> Tensor:
         """Tie labels along `dims` and cut those axes to length 1.
 
-        With `forced`, the tie is made for want of a finer description: where nothing else asks for it, the count
-        of symmetries is a lower bound.
+        With `forced`, the tie is made for want of a finer description: unless all that was known before implies
+        it, the count of symmetries is a lower bound. What comes later does not count: it may follow from the tie.
         """
         labels, first, dims = _first(labels, shape, dims)
         if _differ(labels, first):
             pairs = _rows(labels, first)
-            (self._forced if forced else self._ties).append(pairs)
+            if forced and _differ(known := self.canonical(labels), known.amax(dim=dims, keepdim=True)):
+                self._forced.append((pairs, self._roots, len(self._sharing)))
+            self._ties.append(pairs)
         return first.expand([1 if k in dims else n for k, n in enumerate(shape)])
 
     def resolve(self) -> Potentials:
         """Settle all ties: what can be rescaled, and how."""
         self.canonical(torch.tensor(GROUND))
-        forced = np.concatenate(self._forced) if self._forced else np.zeros((0, 2), dtype=np.int64)
-        found = potentials(self._roots, tuple(self._sharing), self._roots[forced])
-        return replace(found, exact=self.exact and found.exact)
+        exact = self.exact and all(
+            potentials(roots, self._sharing[:shared]).equal(pairs) for pairs, roots, shared in self._forced
+        )
+        return potentials(self._roots, self._sharing, exact)
 
 
 def narrowed(*labels: Tensor, dims: Iterable[int] | None = None) -> tuple[Tensor, ...]:

@@ -24,6 +24,26 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return kept * gate.sigmoid()
 
 
+def _lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    return (1 - weight) * start + weight * end
+
+
+def _addcmul(x: Tensor, left: Tensor, right: Tensor, *, value: float = 1) -> Tensor:
+    return x + value * (left * right)
+
+
+def _prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """x where that is positive, slope x elsewhere: a gate that the sign steers."""
+    shape = [1, -1, *[1] * (x.ndim - 2)] if slope.numel() > 1 else [1] * x.ndim
+    return torch.where(x > 0, x, slope.reshape(shape) * x)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """The weight g v / |v|; the norm is a constant as far as paths go."""
+    norm: Tensor = torch.linalg.vector_norm(v, 2, [k for k in range(v.ndim) if k != dim % v.ndim], keepdim=True)
+    return v * (g / norm)
+
+
 def _lstm_step(projected: Tensor, state: State, params: Sequence[Tensor]) -> State:
     """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c')."""
     h, c = state
@@ -124,6 +144,10 @@ def _cell(step: Cell) -> Callable[..., Any]:
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
 _TABLE: dict[Any, Callable[..., Any]] = {
     aten.glu.default: _glu,
+    aten.lerp.Tensor: _lerp,
+    aten.addcmul.default: _addcmul,
+    aten.prelu.default: _prelu,
+    aten._weight_norm.default: _weight_norm,
     aten.lstm.input: _recurrent(_lstm_step),
     aten.gru.input: _recurrent(_gru_step),
     aten.rnn_tanh.input: _recurrent(_TANH),

@@ -93,9 +93,10 @@ class Decoupled:
             made = values | {root: z}
             for call in calls:
                 made[call] = _run(call, made)
-            return _first(made[node])
+            result: Tensor = _first(made[node])
+            return result
 
-        _, slope = torch.func.jvp(phi, (values[root],), (amplitudes[root],))
+        _, slope, *_ = torch.func.jvp(phi, (values[root],), (amplitudes[root],))
         through: Tensor = slope * sign
         return (through, None) if isinstance(values[node], tuple) else through
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-from capalloc.energy import sweep
+from capalloc.energy import spaces, sweep
 from capalloc.energy.program import Program
 
 Batch = tuple[Program, Tensor]  # a program and the seed of its outputs: 0 for the examples that only pad it
@@ -21,13 +22,15 @@ class Markov:
     by_input: Tensor  # (parameters, *inputs), or (1, *inputs) without the table
     bias: Tensor  # the same rows, at the constant input
     by_parameter: Tensor
-    layers: Mapping[str, Tensor]
-    symmetries: int
-    exact_symmetries: bool
-    alive: Tensor  # parameters that a path uses, by tensor
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+    symmetries: int = 0
+    exact_symmetries: bool = True
+    alive: Tensor = field(default_factory=lambda: torch.zeros(0))  # parameters that a path uses, by tensor
 
 
-def solve(batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: bool, table: bool) -> Markov:
+def solve(
+    batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: bool, table: bool, linear: bool = False
+) -> Markov:
     """Walk all batches twice: first for the path energy of every parameter, then for the capacity it carries.
 
     Args:
@@ -35,6 +38,7 @@ def solve(batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: b
         single: there is one batch, which is then walked once and kept.
         layers: keep the capacity held at every layer.
         table: keep the rows of the parameter tensors apart.
+        linear: take away what linear segments lose too, from the map in proportion (no table).
 
     """
     usage, last = _usage(batches(layers))
@@ -51,7 +55,7 @@ def solve(batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: b
         for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, tuple(slots.values())).items():
             summed = _over_examples(capacity, len(seed))
             held[slot] = held[slot] + summed if slot in held else summed
-    return Markov(
+    result = Markov(
         names=names,
         by_input=held.get(program.input, loss.new_zeros(len(loss), *program.values[program.input].shape[1:])),
         bias=held.get(program.constant, loss.new_zeros(len(loss))),
@@ -60,6 +64,20 @@ def solve(batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: b
         symmetries=round(float(shares.lost.sum())),
         exact_symmetries=usage.potentials.exact,
         alive=shares.alive,
+    )
+    return _without(spaces.find(program, usage), result) if linear else result
+
+
+def _without(lost: spaces.Spaces, result: Markov) -> Markov:
+    by_parameter = result.by_parameter - torch.tensor([lost.lost[name] for name in result.names])
+    share = float(by_parameter.sum() / result.by_parameter.sum())
+    return replace(
+        result,
+        by_input=result.by_input * share,
+        bias=result.bias * share,
+        by_parameter=by_parameter,
+        symmetries=result.symmetries + lost.total,
+        exact_symmetries=result.exact_symmetries and lost.exact,
     )
 
 

@@ -1,26 +1,20 @@
 """The matrix of a linear operator that is known by its action alone.
 
-Index convention: the operator takes x to y. A pair (i, j) of equally long axes of x and y is *free* if the operator
-acts slice by slice along them and on every slice alike (examples; the channels of an interpolation). On the axes
-left over, flattened, it is a sparse matrix M (outs, ins): y = M x, for every slice of the free axes.
-
-How M is found: two combs of impulses, one of heights 1 and one with each impulse as high as its index, give
-every output's weight and the index it came from, if only one impulse of the comb reaches it. Combs are made sparser
-until that is so; what is found must then reproduce the operator on random inputs, so a wrong guess cannot pass.
+How it is found: two combs of impulses, one of heights 1 and one with each impulse as high as its index, give every
+output's weight and the index it came from, if only one impulse of the comb reaches it. Combs are made sparser until
+that is so; what is found must then reproduce the operator on random inputs, so a wrong guess cannot pass.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from capalloc.energy.linear_map import LinearMap, Matrix
 
 Function = Callable[[Tensor], Tensor]
 #: Combs, or unit vectors, tried for one operator: a matrix without structure may have this many rows or columns.
@@ -28,123 +22,6 @@ PROBE_LIMIT = 4096
 #: Relative size below which a response to an impulse is rounding.
 ROUNDING = 1e-12
 PERIODS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
-
-
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """Sparse entries, rows in order; all entries of one place are one."""
-
-    rows: Tensor  # (entries,)
-    cols: Tensor
-    weights: Tensor
-    shape: tuple[int, int]
-
-    @cached_property
-    def squared(self) -> tuple[Tensor, Tensor]:
-        """M^2 entry by entry and its transpose."""
-        return self._compressed(self.weights.square()), self._compressed(self.weights.square(), transposed=True)
-
-    def times(self, x: Tensor) -> Tensor:
-        """M x for x (ins, slices)."""
-        return self._compressed(self.weights) @ x
-
-    def _compressed(self, weights: Tensor, *, transposed: bool = False) -> Tensor:
-        entries = torch.stack([self.cols, self.rows] if transposed else [self.rows, self.cols])
-        shape = self.shape[::-1] if transposed else self.shape
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # compressed rows are called "beta"
-            return torch.sparse_coo_tensor(entries, weights, shape).coalesce().to_sparse_csr()
-
-
-@dataclass(frozen=True, eq=False)
-class LinearMap:
-    """An operator: identity on pairs of free axes, a matrix on the others."""
-
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    free: tuple[tuple[int, int], ...]
-    matrix: Matrix
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing goes through."""
-        return not len(self.matrix.rows)
-
-    @cached_property
-    def moves(self) -> bool:
-        """Whether every output is one input or nothing."""
-        rows, weights = self.matrix.rows, self.matrix.weights
-        return len(rows.unique()) == len(rows) and bool((weights == 1).all())
-
-    @cached_property
-    def covers(self) -> bool:
-        """Whether every output has an input."""
-        return len(self.matrix.rows.unique()) == self.matrix.shape[0]
-
-    def energies(self, e: Tensor) -> Tensor:
-        """Path energies through the operator: M^2 entry by entry."""
-        product: Tensor = _Product.apply(columns(e, self._ins), self.matrix, False)  # type: ignore[no-untyped-call]
-        return spread(product, self.out_shape, self._outs)
-
-    def adjoint(self, g: Tensor) -> Tensor:
-        """Cotangents of the energies that go in."""
-        product: Tensor = _Product.apply(columns(g, self._outs), self.matrix, True)  # type: ignore[no-untyped-call]
-        return spread(product, self.in_shape, self._ins)
-
-    def values(self, x: Tensor) -> Tensor:
-        """The operator itself."""
-        return spread(self.matrix.times(columns(x, self._ins)), self.out_shape, self._outs)
-
-    @property
-    def _ins(self) -> list[int]:
-        return [i for i, _ in self.free]
-
-    @property
-    def _outs(self) -> list[int]:
-        return [j for _, j in self.free]
-
-
-def columns(x: Tensor, free: Sequence[int]) -> Tensor:
-    """A tensor as (entries of the other axes, slices of the free ones)."""
-    core = [k for k in range(x.ndim) if k not in free]
-    return x.permute([*core, *free]).reshape(math.prod(x.shape[k] for k in core), -1)
-
-
-def spread(columns: Tensor, shape: Sequence[int], free: Sequence[int]) -> Tensor:
-    """The way back, to a tensor of that shape."""
-    order = [k for k in range(len(shape)) if k not in free] + list(free)
-    return columns.reshape([shape[k] for k in order]).permute([order.index(k) for k in range(len(order))])
-
-
-class _Product(torch.autograd.Function):
-    """M^2 x or its transpose, for all derivatives and for `vmap`."""
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(x: Tensor, matrix: Matrix, transposed: bool) -> Tensor:
-        squared = matrix.squared[transposed].to(x.device, x.dtype)
-        return squared @ x.contiguous()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.matrix, ctx.transposed = inputs[1:]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _Product.apply(grads[0], ctx.matrix, not ctx.transposed), None, None  # type: ignore[no-untyped-call]
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        result: Tensor = _Product.apply(tangents[0], ctx.matrix, ctx.transposed)  # type: ignore[no-untyped-call]
-        return result
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, matrix: Matrix, transposed: bool) -> Any:
-        assert in_dims[0] is not None
-        x = x.movedim(in_dims[0], -1)
-        flat = _Product.apply(x.flatten(1), matrix, transposed)  # type: ignore[no-untyped-call]
-        return flat.reshape(-1, *x.shape[1:]), x.ndim - 1
 
 
 class OperatorError(ValueError):

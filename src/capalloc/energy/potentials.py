@@ -1,30 +1,29 @@
-"""How many ways there are to rescale: components, relations and forced ties -> independent potentials.
+"""How many ways there are to rescale: components and relations -> independent potentials.
 
 Index convention: a component is a set of labels that ties join, component 0 that of GROUND (and of NOTHING). A
-relation w - r - w' + r' = 0 is a row of components (w, r, w', r'). Relations are solved by elimination in exact
-arithmetic, so the count of symmetries is an integer that no tolerance decides.
+relation w - r - w' + r' = 0 is a row of components (w, r, w', r').
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import qr
-from scipy.sparse import coo_array, csc_array, csr_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from capalloc.energy.elimination import Elimination, Form, eliminate
-from capalloc.energy.relations import Sharing, relations
+from capalloc.energy.elimination import eliminate
+from capalloc.energy.relations import GROUND, Sharing, relations
 
 #: Entries of the largest dense block whose freedom is shared out by leverage; above it the count stays exact,
 #: but each symmetry is put whole on one of its components.
 DENSE_LIMIT = 4_000_000
-#: Terms that elimination may handle, about ten seconds; beyond it relations are replaced by ties.
-WORK_LIMIT = 20_000_000
+#: Numbers that the solution of the relations may take; beyond it relations are replaced by ties.
+SOLUTION_LIMIT = 20_000_000
 Integers = NDArray[np.int64]
 
 
@@ -35,9 +34,8 @@ class Potentials:
     component: Tensor  # (labels,)
     number: int  # of components, that of GROUND included
     sharing: tuple[Sharing, ...]
-    forced: Integers  # (ties, 2) components tied for want of a finer description
     basis: csr_array  # (components, free choices): every potential in terms of free ones, all components alive
-    exact: bool  # False where the forced ties cost symmetries
+    exact: bool  # False where labels were tied for want of a finer description
 
     def freedom(self, through: Tensor) -> Tensor:
         """How much of each component is free to be rescaled, from 0 to 1; the sum is the number of symmetries.
@@ -52,36 +50,36 @@ class Potentials:
         energy = through.numpy()
         alive = energy > 0
         basis = self.basis
-        if not alive[1:].all() and (self.sharing or len(self.forced)):
-            alive[0] = True
-            basis, _ = solve(self.number, relations(self.sharing, self.component.numpy(), alive), self._bound(alive))
-            alive[0] = False
+        if self.sharing and not alive[1:].all():
+            known = alive.copy()
+            known[0] = True  # GROUND
+            basis, _ = solve(self.number, relations(self.sharing, self.component.numpy(), known))
+        alive[0] = False
         free = np.zeros(self.number)
         where = np.flatnonzero(alive)
-        basis = basis[where].tocsc()
-        for rows, columns in _blocks(basis):
-            if len(rows) == 1:
-                free[where[rows]] = 1.0
-                continue
-            block = basis[:, columns][rows]
-            if len(rows) * len(columns) > DENSE_LIMIT:
-                free[where[rows[_pivots(block)]]] = 1.0
+        basis = basis[where]
+        single, shares = _single(basis, energy[where])
+        free[where[single]] = shares
+        for rows, block in _blocks(basis, np.setdiff1d(np.arange(len(where)), single)):
+            if block.shape[0] * block.shape[1] > DENSE_LIMIT:
+                free[where[rows[_pivots(block.T.tocsr())]]] = 1.0
             else:
-                free[where[rows]] = _leverage(block.toarray(), energy[where[rows]])
+                free[where[rows]] = _leverage(block, energy[where[rows]])
         return torch.from_numpy(free)
 
-    def _bound(self, alive: NDArray[np.bool_]) -> Integers:
-        return self.forced[alive[self.forced].all(1)]
+    def equal(self, pairs: Integers) -> bool:
+        """Whether the labels of each pair rescale alike."""
+        first, second = self.component.numpy()[pairs].T
+        return not (self.basis[first] - self.basis[second]).count_nonzero()
 
 
-def potentials(roots: Integers, sharing: tuple[Sharing, ...], forced: Integers) -> Potentials:
+def potentials(roots: Integers, sharing: Sequence[Sharing], exact: bool = True) -> Potentials:
     """Potentials of labels whose ties are known, roots[label] being the smallest label of its component."""
-    names, component = np.unique(np.maximum(roots, 1), return_inverse=True)  # NOTHING counts with GROUND
+    names, component = np.unique(np.maximum(roots, GROUND), return_inverse=True)  # NOTHING counts with GROUND
     component = component.reshape(-1)
-    forced = np.unique(np.sort(component[forced], 1), axis=0)
     rows = relations(sharing, component, np.ones(len(names), dtype=bool))
-    basis, exact = solve(len(names), rows, forced)
-    return Potentials(torch.from_numpy(component).long(), len(names), sharing, forced, basis, exact)
+    basis, solved = solve(len(names), rows)
+    return Potentials(torch.from_numpy(component).long(), len(names), tuple(sharing), basis, exact and solved)
 
 
 def joined(roots: Integers, pairs: Integers) -> Integers:
@@ -101,31 +99,31 @@ def joined(roots: Integers, pairs: Integers) -> Integers:
     return new[roots]
 
 
-def solve(number: int, rows: Integers, forced: Integers) -> tuple[csr_array, bool]:
-    """Every component's potential in terms of free ones, and whether the forced ties follow from the relations."""
-    roots, forms = _solved(np.arange(number), rows)
-    exact = forms is not None
-    if forms is None:  # a rescaling that treats both places alike satisfies every relation
-        roots, forms = joined(roots, rows.reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1, 2)), {}
-    elif (roots[forced[:, 0]] != roots[forced[:, 1]]).any():
-        exact = False
-    if not exact:
-        roots, again = _solved(joined(roots, forced), rows)
-        forms = again or {}
-    return _basis(roots, forms), exact
+def solve(number: int, rows: Integers) -> tuple[csr_array, bool]:
+    """Every component's potential in terms of free ones, and whether relations did not have to become ties."""
+    basis = _solved(np.arange(number), rows)
+    if basis is not None:
+        return basis, True
+    # A rescaling that treats both places alike satisfies every relation.
+    alike = joined(np.arange(number), rows.reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1, 2))
+    basis = _solved(alike, rows[:0], limit=len(alike))
+    assert basis is not None
+    return basis, False
 
 
-def _solved(roots: Integers, rows: Integers) -> tuple[Integers, dict[int, Form] | None]:
-    """Ties that relations imply, and the potentials that depend on others; None where that is too much work."""
+def _solved(roots: Integers, rows: Integers, limit: int | None = None) -> csr_array | None:
+    """Potentials that ties and relations allow, (components, free ones); None where that is too much to hold."""
     roots, (names, signs) = _collapse(roots, rows)
-    # In the order of the network, in which a channel's potential follows from few others.
-    order = np.argsort(names[:, 3], kind="stable")
-    equations = (
-        {name: sign for name, sign in zip(entries, row, strict=True) if sign}
-        for entries, row in zip(names[order].tolist(), signs[order].tolist(), strict=True)
-    )
-    forms = eliminate(equations, WORK_LIMIT)
-    return (roots, None) if forms is None else _equal_forms(roots, forms)
+    row, entry = names.nonzero()
+    shape = (len(names), len(roots))
+    equations = coo_array((signs[row, entry].astype(float), (row, names[row, entry])), shape=shape).tocsr()
+    found = eliminate(equations, SOLUTION_LIMIT if limit is None else limit)
+    if found is None:
+        return None
+    solution, removed = found
+    free = (roots == np.arange(len(roots))) & ~removed
+    free[0] = False
+    return solution[:, np.flatnonzero(free)][roots]
 
 
 def _collapse(roots: Integers, rows: Integers) -> tuple[Integers, tuple[Integers, Integers]]:
@@ -169,65 +167,39 @@ def _distinct(labels: Integers, signs: Integers) -> tuple[Integers, Integers]:
     return labels[order[keep]], signs[order[keep]]
 
 
-def _equal_forms(roots: Integers, forms: dict[int, Form]) -> tuple[Integers, dict[int, Form]]:
-    """Tie the labels whose potentials came out equal."""
-    named: dict[tuple[tuple[int, object], ...], int] = {(): 0}
-    pairs = []
-    left = {}
-    for label, form in forms.items():
-        key = tuple(sorted(form.items()))
-        same = key[0][0] if len(key) == 1 and key[0][1] == 1 else named.setdefault(key, label)
-        if same == label:
-            left[label] = form
-        else:
-            pairs.append((same, label))
-    return (joined(roots, np.array(pairs)) if pairs else roots), left
-
-
-def _basis(roots: Integers, forms: dict[int, Form]) -> csr_array:
-    """Row k: the potential of component k as a combination of free ones."""
-    free = roots == np.arange(len(roots))
-    free[0] = False
-    free[list(forms)] = False
-    column = np.cumsum(free) - 1
-    rows, columns, entries = [np.flatnonzero(free)], [column[free]], [np.ones(int(free.sum()))]
-    listed = [(name, column[other], float(c)) for name, form in forms.items() for other, c in form.items()]
-    if listed:
-        more = np.array(listed)
-        rows.append(more[:, 0].astype(np.int64))
-        columns.append(more[:, 1].astype(np.int64))
-        entries.append(more[:, 2])
-    shape = (len(roots), int(free.sum()))
-    basis = coo_array((np.concatenate(entries), (np.concatenate(rows), np.concatenate(columns))), shape=shape)
-    return basis.tocsr()[roots]
-
-
-def _blocks(basis: csc_array) -> list[tuple[Integers, Integers]]:
-    """Rows and columns that hang together."""
-    rows, columns = basis.shape
+def _single(basis: csr_array, energy: NDArray[np.float64]) -> tuple[Integers, NDArray[np.float64]]:
+    """Rows that hold one free choice, no row with several of which holds it too, and their leverage."""
     found = basis.tocoo()
-    graph = coo_array((np.ones(len(found.data)), (found.row, found.col + rows)), shape=(rows + columns,) * 2)
-    _, group = connected_components(graph, directed=False)
-    order = np.argsort(group, kind="stable")
-    pieces = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    split = ((piece[piece < rows], piece[piece >= rows] - rows) for piece in pieces)
-    return [(r, c) for r, c in split if len(r) and len(c)]
+    several = np.diff(basis.indptr)[found.row] > 1
+    apart = ~np.isin(found.col, found.col[several])
+    weight = energy[found.row] * found.data**2
+    whole = np.bincount(found.col, weight, minlength=basis.shape[1])[found.col]
+    return found.row[apart].astype(np.int64), weight[apart] / whole[apart]
 
 
-def _pivots(block: csc_array) -> list[int]:
-    """Rows of which all others are combinations."""
-    rows = block.tocsr()
-    found = Elimination()
-    spans = zip(rows.indptr[:-1], rows.indptr[1:], strict=True)
-    forms = (dict(zip(rows.indices[a:b].tolist(), map(round, rows.data[a:b]), strict=True)) for a, b in spans)
-    return [k for k, form in enumerate(forms) if found.add(form)]
+def _blocks(basis: csr_array, rows: Integers) -> Iterator[tuple[Integers, csr_array]]:
+    """Those of the rows that hang together, and their part of the basis."""
+    found = basis[rows].tocoo()
+    size = len(rows) + basis.shape[1]
+    joint = coo_array((np.ones(len(found.row)), (found.row, found.col + len(rows))), shape=(size, size))
+    _, group = connected_components(joint, directed=False)
+    of_row = group[: len(rows)]
+    order = np.argsort(of_row, kind="stable")
+    for piece in np.split(order, np.flatnonzero(np.diff(of_row[order])) + 1) if len(order) else []:
+        block = basis[rows[piece]]
+        yield rows[piece], block[:, np.unique(block.indices)]
 
 
-def _leverage(block: NDArray[np.float64], energy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Diagonal of the projector onto the block's range in the metric of the energy, whatever its condition."""
-    if np.linalg.matrix_rank(block) < block.shape[1]:
-        _, _, order = qr(block, mode="economic", pivoting=True)
-        block = block[:, order[: np.linalg.matrix_rank(block)]]
-    orthonormal, _ = np.linalg.qr(np.sqrt(energy / energy.max())[:, None] * block)
+def _pivots(equations: csr_array) -> Integers:
+    """As many independent columns as there are."""
+    found = eliminate(equations, np.iinfo(np.int64).max)
+    assert found is not None
+    return np.flatnonzero(found[1])
+
+
+def _leverage(block: csr_array, energy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Diagonal of the projector onto the block's range in the metric of the energy."""
+    independent = block.toarray()[:, _pivots(block)]
+    orthonormal, _ = np.linalg.qr(np.sqrt(energy / energy.max())[:, None] * independent)
     leverage: NDArray[np.float64] = (orthonormal**2).sum(1)
     return leverage

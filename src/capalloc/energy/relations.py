@@ -41,17 +41,15 @@ class Served:
 
     def alive(self, passed: Flags) -> tuple[Integers, Integers, Integers]:
         """As `Uses.alive`; one output and one entry speak for the rest where all classes are passed alike."""
-        writes, reads = passed[self.written], passed[self.read]
+        writes: Flags = passed[self.written]
+        reads: Flags = passed[self.read]
         on = writes.any(2) & reads.any(2)  # (k, g)
         found: list[tuple[Integers, Integers, Integers]] = []
         for g in range(self.used.shape[0]):
             k = np.flatnonzero(on[:, g])
             if len(k) > 1:
                 o, j = np.flatnonzero(writes[k, g].any(0)), np.flatnonzero(reads[k, g].any(0))
-                used = self.used[g][np.ix_(o, j)]
-                alike = writes[np.ix_(k, [g], o)].all() and reads[np.ix_(k, [g], j)].all()
-                entries = _cross(len(o), len(j)) if alike and used.all() else used.nonzero()
-                o, j = o[entries[0]], j[entries[1]]
+                o, j = _enough(o, j, np.all(writes[k, g], axis=0), np.all(reads[k, g], axis=0), self.used[g])
                 w, r = self.written[k[:, None], g, o], self.read[k[:, None], g, j]
                 both = writes[k[:, None], g, o] & reads[k[:, None], g, j]
                 number = np.broadcast_to((g * self.used.shape[1] + o) * self.used.shape[2] + j, w.shape)
@@ -80,9 +78,16 @@ def relations(sharing: Iterable[Sharing], component: Integers, alive: Flags) -> 
     return np.concatenate(rows)
 
 
-def _cross(outputs: int, entries: int) -> tuple[Integers, Integers]:
-    """One row and one column of a matrix."""
-    none = np.zeros
-    o = np.concatenate([none(entries, dtype=np.int64), np.arange(1, outputs)])
-    j = np.concatenate([np.arange(entries), none(outputs - 1, dtype=np.int64)])
-    return o, j
+def _enough(o: Integers, j: Integers, writes: Flags, reads: Flags, used: Flags) -> tuple[Integers, Integers]:
+    """Weights whose relations imply those of all weights between outputs o and entries j.
+
+    With an output and an entry that all classes pass, one row and one column do: the differences between two
+    classes at the row's entries equal those at its output, hence those at the column's outputs.
+    """
+    block = used[np.ix_(o, j)]
+    row, column = np.flatnonzero(writes[o] & block.all(1)), np.flatnonzero(reads[j] & block.all(0))
+    if len(row) and len(column):
+        rest = np.delete(o, row[0])
+        return np.concatenate([np.full(len(j), o[row[0]]), rest]), np.concatenate([j, np.full(len(rest), j[column[0]])])
+    entries = block.nonzero()
+    return o[entries[0]], j[entries[1]]

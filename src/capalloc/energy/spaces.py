@@ -25,56 +25,85 @@ from torch import Tensor
 
 from capalloc.energy.maps import Gate, Product, Sum
 from capalloc.energy.program import Edge, Program
-from capalloc.energy.sweep import Usage
+from capalloc.energy.sweep import Usage, owners, sum_to
 
-Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Spaces:
     """What linear segments lose beside rescalings."""
 
-    mixing: int  # symmetries of GL(d) that are no rescalings
-    shifts: int  # biases that other biases make up for
+    lost: dict[str, float]  # by parameter tensor
     exact: bool  # whether every space was simple enough to count
 
+    @property
+    def total(self) -> int:
+        """Symmetries of GL(d) that are no rescalings, and shifts."""
+        return round(sum(self.lost.values()))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class _Link:
-    """One edge between components: pairs (read, written) that a used weight joins."""
+    """A used edge between components; `read` and `written` are broadcastable to the pairs that weights join."""
 
     edge: Edge
     kind: str  # "bias", "scale" or "matrix"
-    read: Integers
-    written: Integers
+    read: Tensor
+    written: Tensor
     kernel: int  # weights for each pair
+
+    def reaching(self, value: Tensor) -> Tensor:
+        """Sum of a component's value over what every written component reads, in the shape of `written`."""
+        return sum_to(value[self.read].expand(self._shape), self.written)
+
+    def reached(self, value: Tensor) -> Tensor:
+        """Sum of a component's value over what reads every read component, in the shape of `read`."""
+        return sum_to(value[self.written].expand(self._shape), self.read)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(torch.broadcast_shapes(self.read.shape, self.written.shape))
 
 
 def find(program: Program, usage: Usage) -> Spaces:
     """Count them for a program whose path energies are known."""
     links = _links(program, usage)
     size = usage.potentials.number
-    free = _free(usage)
-    gated = np.zeros(size, dtype=bool)
+    gated = torch.zeros(size, dtype=torch.bool)
     for labels in program.decoupled:
-        gated[_components(usage, labels)] = True
-    signature = _signatures(program, usage, links, gated, size)
-    shifting = _shifting(program, usage, links, gated, size) & free
-    groups: dict[int, list[int]] = defaultdict(list)
-    for c in np.flatnonzero(free & ~gated):
-        groups[int(signature[c])].append(int(c))
-    mixing, exact = 0, not any(link.edge.others for link in links)
-    rank = np.ones(size)  # channels of a space of d with w columns written: w / d directions each
-    for channels in sorted(groups.values(), key=lambda g: _first_written(links, g[0])):
-        d, c = len(channels), channels[0]
-        columns = sum(_columns(link, c, rank) for link in links if link.kind != "bias")
-        columns += sum(link.kind == "bias" and c in link.written for link in links) * (not shifting[c])
-        rows = sum((link.read == c).sum() * link.kernel for link in links)
-        w, r = min(d, round(columns)), min(d, int(rows))
-        mixing += d * d - (d - w) * (d - r) - d
+        gated[usage.potentials.component[labels]] = True
+    free = _free(usage) & ~gated
+    shifting = _shifting(program, usage, links, size) & ~gated
+    lost = dict.fromkeys(program.params, 0.0)
+    names = owners(program)
+    for link in links:
+        if link.kind == "bias":
+            # Of several biases that write a channel one is as good as none.
+            _share(
+                lost,
+                names[link.edge.weight],
+                float((shifting[link.written] / _writers(links, size)[link.written]).sum()),
+            )
+    exact = not any(link.edge.others for link in links)
+    rank = torch.ones(size, dtype=torch.float64)  # of a space of d channels that w columns write: w / d for each
+    for channels in _spaces(_signatures(program, usage, links, gated), links, free):
+        d, c = len(channels), int(channels[0])
+        touching = [link for link in links if bool((link.read == c).any() | (link.written == c).any())]
+        w = min(d, round(sum(_columns(link, c, rank, shifting) for link in touching)))
+        r = min(d, round(sum(_rows(link, c) for link in touching)))
         rank[channels] = w / d
-        exact &= w == d or len({id(link.edge) for link in links if c in link.read}) == 1
-    return Spaces(mixing, int(shifting.sum()), exact)
+        exact = exact and (w == d or sum(_rows(link, c) > 0 for link in touching) == 1)
+        weights = {link: _rows(link, c) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"}
+        for link, number in weights.items():
+            extra = d * d - (d - w) * (d - r) - d
+            _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
+    return Spaces(lost, exact)
+
+
+def _share(lost: dict[str, float], names: set[str], amount: float) -> None:
+    for name in names:
+        lost[name] += amount / len(names)
 
 
 def _links(program: Program, usage: Usage) -> list[_Link]:
@@ -84,98 +113,117 @@ def _links(program: Program, usage: Usage) -> list[_Link]:
         if used is None or not bool((used > 0).any()):
             continue
         step = program.steps[edge.step]
-        is_bias = step.args[0] == program.constant
-        kind = "bias" if is_bias else "scale" if isinstance(step.map, Product) else "matrix"
+        kind = "scale" if isinstance(step.map, Product) else "matrix"
+        kind = "bias" if step.args[0] == program.constant else kind
         for side in edge.sides:
-            read, written = (_whole(usage, labels) for labels in torch.broadcast_tensors(*side))
-            pairs, counts = np.unique(np.stack([read, written]), axis=1, return_counts=True)
-            kernel = max(1, used.numel() // len(read))
-            links.append(_Link(edge, kind, pairs[0], pairs[1], kernel * int(counts.max())))
+            read, written = (usage.potentials.component[labels] for labels in side)
+            pairs = torch.broadcast_shapes(read.shape, written.shape).numel()
+            links.append(_Link(edge, kind, read, written, max(1, used.numel() // pairs)))
     return links
 
 
-def _whole(usage: Usage, labels: Tensor) -> Integers:
-    found: Integers = usage.potentials.component[labels.reshape(-1)].numpy()
-    return found
-
-
-def _components(usage: Usage, labels: Tensor) -> Integers:
-    return np.unique(_whole(usage, labels))
-
-
-def _free(usage: Usage) -> NDArray[np.bool_]:
+def _free(usage: Usage) -> Tensor:
     """Components that rescale on their own."""
     basis = usage.potentials.basis
-    terms = np.diff(basis.indptr)
     shared = np.bincount(basis.indices, minlength=basis.shape[1]) > 1
-    alone = (terms == 1) & (basis @ shared.astype(float) == 0)
-    free: NDArray[np.bool_] = alone & (usage.through_channels.numpy() > 0)
+    alone = torch.from_numpy((np.diff(basis.indptr) == 1) & (basis @ shared.astype(float) == 0))
+    free: Tensor = alone & (usage.through_channels > 0)
     free[0] = False
     return free
 
 
-def _signatures(program: Program, usage: Usage, links: list[_Link], gated: NDArray[np.bool_], size: int) -> Integers:
-    rng = np.random.default_rng(0)
-    draw = lambda n: rng.integers(-(2**62), 2**62, n)  # noqa: E731
+def _signatures(program: Program, usage: Usage, links: list[_Link], gated: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda n: torch.randint(-(2**62), 2**62, (n,), generator=generator)  # noqa: E731
+    size = len(gated)
     name = draw(size)
-    signature = np.where(gated, draw(size), 0)
+    signature = torch.where(gated, draw(size), 0)
     for labels, index in program.apart:
-        where, side = (
-            x.reshape(-1).numpy() for x in torch.broadcast_tensors(usage.potentials.component[labels], index)
-        )
-        pairs = np.unique(np.stack([where, side]), axis=1)
-        np.add.at(signature, pairs[0], draw(int(index.max()) + 1)[pairs[1]])
-    scales = [link for link in links if link.kind == "scale"]
+        where, side = torch.broadcast_tensors(usage.potentials.component[labels], index)
+        pairs = torch.unique(torch.stack([where.reshape(-1), side.reshape(-1)], 1), dim=0)
+        signature.index_add_(0, pairs[:, 0], draw(int(index.max()) + 1)[pairs[:, 1]])
     for link in links:
         if link.kind != "scale":
-            a, b = draw(2)
-            np.add.at(signature, link.read, a * name[link.written])
-            np.add.at(signature, link.written, b * name[link.read])
-    full = signature.copy()
+            _add(signature, link.read, link.reached(name) * draw(1))
+            _add(signature, link.written, link.reaching(name) * draw(1))
+    absorbing = signature.clone()
     reads, writes = _degrees(links, size)
-    for link in scales:
-        a, b = draw(2)
-        ahead = ~gated[link.written] & (writes[link.written] == 1) & (link.written != 0)
-        behind = ~ahead & ~gated[link.read] & (reads[link.read] == 1) & (link.read != 0)
-        np.add.at(signature, link.read, a * np.where(ahead, full[link.written], name[link.written]))
-        np.add.at(signature, link.written, b * np.where(behind, full[link.read], name[link.read]))
+    # The channels beyond a scale absorb it if nothing but full matrices is there.
+    beyond = torch.where(~gated & (writes == 1), absorbing, name)
+    before = torch.where(~gated & (reads == 1), absorbing, name)
+    beyond[0], before[0] = name[0], name[0]
+    for link in links:
+        if link.kind == "scale":
+            ahead = (beyond[link.written] != name[link.written]).expand(link.reached(name).shape)
+            _add(signature, link.read, link.reached(beyond) * draw(1))
+            _add(signature, link.written, torch.where(ahead, link.reaching(name), link.reaching(before)) * draw(1))
     return signature
 
 
-def _degrees(links: list[_Link], size: int) -> tuple[Integers, Integers]:
+def _add(into: Tensor, where: Tensor, values: Tensor) -> None:
+    into.index_add_(0, where.reshape(-1), values.reshape(-1))
+
+
+def _degrees(links: list[_Link], size: int) -> tuple[Tensor, Tensor]:
     """How many edges read, and how many but biases write, each component."""
-    reads, writes = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    reads, writes = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     for link in links:
-        reads[np.unique(link.read)] += 1
+        reads[torch.unique(link.read)] += 1
         if link.kind != "bias":
-            writes[np.unique(link.written)] += 1
+            writes[torch.unique(link.written)] += 1
     return reads, writes
 
 
-def _columns(link: _Link, c: int, rank: NDArray[np.float64]) -> float:
-    return float(rank[link.read[link.written == c]].sum()) * link.kernel
-
-
-def _first_written(links: list[_Link], c: int) -> int:
-    return min((k for k, link in enumerate(links) if c in link.written), default=-1)
-
-
-def _shifting(
-    program: Program, usage: Usage, links: list[_Link], gated: NDArray[np.bool_], size: int
-) -> NDArray[np.bool_]:
-    """Components with a bias that the biases of all that reads them can make up for."""
-    biased = np.zeros(size, dtype=bool)
+def _writers(links: list[_Link], size: int) -> Tensor:
+    """How many biases write each component."""
+    count = torch.zeros(size)
     for link in links:
         if link.kind == "bias":
-            biased[link.written] = True
-    shifting = biased & ~gated
+            _add(count, link.written, torch.ones(link.written.shape))
+    return count
+
+
+def _spaces(signature: Tensor, links: list[_Link], free: Tensor) -> list[Tensor]:
+    """Groups of free components of one signature, in the order in which they are first written."""
+    first: dict[int, int] = {}
+    for k, link in enumerate(links):
+        for c in torch.unique(link.written).tolist():
+            first.setdefault(c, k)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for c in free.nonzero().flatten().tolist():
+        groups[int(signature[c])].append(c)
+    return [torch.tensor(g) for g in sorted(groups.values(), key=lambda g: first.get(g[0], -1))]
+
+
+def _columns(link: _Link, c: int, rank: Tensor, shifting: Tensor) -> float:
+    """How many columns an edge writes into the space of a component; a bias that shifts undo is none."""
+    here = link.written == c
+    if not bool(here.any()):
+        return 0.0
+    if link.kind == "bias":
+        return float(not shifting[c])
+    return float(link.reaching(rank)[here].max()) * link.kernel
+
+
+def _rows(link: _Link, c: int) -> float:
+    """How many rows of an edge read the space of a component."""
+    here = link.read == c
+    if not bool(here.any()):
+        return 0.0
+    return float(link.reached(torch.ones(int(link.written.max()) + 1))[here].max()) * link.kernel
+
+
+def _shifting(program: Program, usage: Usage, links: list[_Link], size: int) -> Tensor:
+    """Components with a bias that the biases of all that reads them can make up for."""
+    shifting = _writers(links, size) > 0
     shifting[0] = False
     for labels in program.uneven:
-        shifting[_components(usage, labels)] = False
-    with_bias = _steps_with_bias(program, {link.edge.step for link in links if link.kind == "bias"})
+        shifting[usage.potentials.component[labels]] = False
+    biases = {link.edge.step for link in links if link.kind == "bias"}
+    answered = _steps_with_bias(program, biases)
     for link in links:
         padded = any(getattr(program.steps[link.edge.step].map, "padding", ()))
-        if link.kind != "bias" and (padded or link.edge.step not in with_bias):
+        if link.kind != "bias" and (padded or link.edge.step not in answered):
             shifting[link.read] = False
     return shifting
 
@@ -190,8 +238,5 @@ def _steps_with_bias(program: Program, biases: set[int]) -> set[int]:
             k = made.get(program.steps[k].args[0], -1)
         return k
 
-    found = set()
-    for step in program.steps:
-        if isinstance(step.map, Sum) and origin(step.args[1]) in biases:
-            found.add(made.get(step.args[0], -1))
-    return found
+    sums = [step for step in program.steps if isinstance(step.map, Sum)]
+    return {made.get(step.args[0], -1) for step in sums if origin(step.args[1]) in biases}

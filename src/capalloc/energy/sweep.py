@@ -78,11 +78,12 @@ def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tens
     """Path energy through every channel that an edge writes: theta^2 dE/d theta^2, or e g where labels ask for it."""
     if edge.out_labels.numel() != edge.written.numel():
         energy = program.values[program.steps[edge.step].out] * g
-        return _sum_to(energy, edge.out_labels)
-    return _sum_to(program.values[edge.weight] * at_weight, edge.written)
+        return sum_to(energy, edge.out_labels)
+    return sum_to(program.values[edge.weight] * at_weight, edge.written)
 
 
-def _sum_to(values: Tensor, like: Tensor) -> Tensor:
+def sum_to(values: Tensor, like: Tensor) -> Tensor:
+    """Sum over the axes along which `like` is broadcast."""
     return values.sum_to_size((1,) * (values.ndim - like.ndim) + tuple(like.shape)).reshape(like.shape)
 
 
@@ -134,7 +135,7 @@ class Shares:
 def shares(program: Program, usage: Usage) -> Shares:
     """Count parameters in use and split each symmetry over the parameter tensors it rescales, by their number."""
     names = tuple(program.params)
-    owners = _owners(program)
+    names_of = owners(program)
     total = torch.zeros(len(usage.through_channels), dtype=torch.float64)
     mine: dict[str, list[Rescaled]] = {name: [] for name in names}
     for edge in program.edges:
@@ -143,7 +144,7 @@ def shares(program: Program, usage: Usage) -> Shares:
             component = usage.potentials.component
             for read, written in edge.sides:
                 crossing = _crossing(used > 0, component[read], component[written])
-                for name in owners[edge.weight]:
+                for name in names_of[edge.weight]:
                     mine[name].append(crossing)
                     total.index_add_(0, *crossing)
     # A component without a parameter of its own to rescale has nothing to lose.
@@ -266,7 +267,8 @@ def inverse(used: Tensor) -> Tensor:
     return torch.where(used > 0, used, torch.inf).reciprocal()
 
 
-def _owners(program: Program) -> dict[int, set[str]]:
+def owners(program: Program) -> dict[int, set[str]]:
+    """Slots that are made of parameters alone -> their names."""
     owners = {slot: {name} for name, slot in program.params.items()}
     for step in program.steps:
         mine = set().union(*(owners.get(slot, set()) for slot in step.args))
@@ -278,9 +280,9 @@ def _owners(program: Program) -> dict[int, set[str]]:
 def _crossing(used: Tensor, read: Tensor, written: Tensor) -> Rescaled:
     """The components on both sides of used parameters that join one to another, and how many of them."""
     shape = torch.broadcast_shapes(read.shape, written.shape)
-    counts = _sum_to(used.to(torch.float32), torch.empty(shape, device="meta")).cpu()  # exact: below 2**24 each
+    counts = sum_to(used.to(torch.float32), torch.empty(shape, device="meta")).cpu()  # exact: below 2**24 each
     counts = counts * (read != written)
-    sides = [(side.reshape(-1), _sum_to(counts, side).reshape(-1).double()) for side in (read, written)]
+    sides = [(side.reshape(-1), sum_to(counts, side).reshape(-1).double()) for side in (read, written)]
     return _concatenate(sides)
 
 

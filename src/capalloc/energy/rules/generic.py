@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from capalloc.energy.channels import GROUND, NOTHING, Channels
-from capalloc.energy.operators import LinearMap, OperatorError, columns, find, spread
+from capalloc.energy.linear_map import LinearMap, columns, spread
+from capalloc.energy.operators import OperatorError, find
 from capalloc.energy.program import Energy
 from capalloc.energy.rules.registry import Call, Traced, invoke
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from capalloc.energy.classes import positions, share, share_entries
 from capalloc.energy.convolved import Convolved

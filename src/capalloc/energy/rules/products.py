@@ -105,11 +105,11 @@ def contract(call: Call, energy: Energy, constant: Tensor, from_left: bool) -> E
         return call.program.step(run, [energy], None)
     assert energy.labels is not None
     labels = energy.labels.expand(energy.shape) if energy.labels.ndim < len(energy.shape) else energy.labels
-    _keep_apart(call, labels, constant, from_left)
-    shape, pattern = energy.shape, squared != 0
-    flat = pattern.ndim == 1
+    shape, flat = energy.shape, constant.ndim == 1
     if flat:
-        pattern = pattern[None] if from_left else pattern[:, None]
+        constant = constant[None] if from_left else constant[:, None]
+    _keep_apart(call, labels, constant, from_left)
+    pattern = constant != 0
     if len(shape) == 1:
         labels = mixed(call.program.channels, labels, shape, pattern.mT if from_left else pattern)
     else:

@@ -1,0 +1,144 @@
+"""Propagation at real size: time and memory against one forward and backward pass, and growth with depth and pixels."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+import capalloc
+from benchmarks.table import Table, median_seconds
+
+REPEATS = 5
+BLOCKS = (10, 20, 40, 80)
+PIXELS = (112, 160, 224, 320, 448)
+
+
+class Stack(nn.Module):
+    """A stem, residual blocks h + conv(relu(norm(conv(relu(norm(h)))))) of one width, a pooled head."""
+
+    def __init__(self, blocks: int, width: int = 32) -> None:
+        super().__init__()
+
+        def half() -> list[nn.Module]:
+            return [nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.blocks = nn.ModuleList(nn.Sequential(*half(), *half()) for _ in range(blocks))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(h.mean((2, 3)))
+
+
+def resnet50() -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    return ResNetForImageClassification(ResNetConfig()).eval()
+
+
+def image(pixels: int) -> Tensor:
+    return torch.randn(1, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
+
+
+def forward_backward(model: nn.Module, x: Tensor) -> None:
+    """One pass of training: gradients of all parameters."""
+    returned = model(x)
+    model.zero_grad()
+    getattr(returned, "logits", returned).sum().backward()
+
+
+def exported(model: nn.Module, x: Tensor) -> ExportedProgram:
+    return torch.export.export(model.eval(), (x,), strict=False).run_decompositions({})
+
+
+def seconds(call: Callable[[], object]) -> float:
+    call()  # the first one sets buffers up
+    return median_seconds(call, REPEATS)[0]
+
+
+def propagation_seconds(model: nn.Module, x: Tensor) -> float:
+    program = exported(model, x)
+    return seconds(lambda: capalloc.propagate(program, x))
+
+
+def exponent(sizes: tuple[float, ...], times: list[float]) -> float:
+    """Slope of log time over log size, by least squares."""
+    x, y = ([math.log(v) for v in values] for values in (sizes, times))
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+
+
+def peak_memory(what: str) -> float:
+    """MiB above the loaded model at the peak of one call, in a process of its own."""
+    script = "import sys; from benchmarks.propagate import report_peak; report_peak(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, what], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def report_peak(what: str) -> None:
+    model, x = resnet50(), image(224)
+    run = forward_backward if what == "pass" else lambda model, x: capalloc.propagate(model, x)
+    before = _status("VmRSS")
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")  # start the peak anew
+    run(model, x)
+    print((_status("VmHWM") - before) / 1024)
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def run() -> Table:
+    model, x = resnet50(), image(224)
+    one_pass = seconds(lambda: forward_backward(model, x))
+    walked = propagation_seconds(model, x)
+    whole = seconds(lambda: capalloc.propagate(model, x))
+    memory = {what: peak_memory(what) for what in ("pass", "propagate")}
+    depth = [propagation_seconds(Stack(n), image(32)) for n in BLOCKS]
+    pixels = [propagation_seconds(model, image(n)) for n in PIXELS]
+    rows = [
+        ("ResNet-50, one pass forward and backward", f"{one_pass:.2f} s", ""),
+        (
+            "ResNet-50, `propagate` on its exported program",
+            f"{walked:.2f} s",
+            f"{walked / one_pass:.1f} times the pass",
+        ),
+        ("ResNet-50, `propagate` with the export", f"{whole:.2f} s", f"{whole / one_pass:.1f} times the pass"),
+        ("peak memory of the pass", f"{memory['pass']:.0f} MiB", ""),
+        (
+            "peak memory of `propagate`, export and all",
+            f"{memory['propagate']:.0f} MiB",
+            f"{memory['propagate'] / memory['pass']:.1f} times the pass",
+        ),
+        (
+            f"residual stacks of {BLOCKS} blocks",
+            ", ".join(f"{t:.2f}" for t in depth) + " s",
+            f"exponent {exponent(BLOCKS, depth):.2f}",
+        ),
+        (
+            f"ResNet-50 at {PIXELS} pixels a side",
+            ", ".join(f"{t:.2f}" for t in pixels) + " s",
+            f"exponent {exponent(tuple(n * n for n in PIXELS), pixels):.2f} per pixel",
+        ),
+    ]
+    return Table(
+        "Propagation at real size",
+        f"transformers' ResNet-50 from its config, 25.6 million parameters, one 224 x 224 image, medians of {REPEATS}. "
+        "Memory is what one call needs above the loaded model, each in a process of its own. Depth and pixels on "
+        "exported programs.",
+        ("what", "figure", "ratio"),
+        rows,
+    )

@@ -1,0 +1,161 @@
+"""Linear segments: totals that meet the measured ones, by the decoupled network and by counting spaces."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import capalloc
+from capalloc import propagated
+from capalloc.energy.capture import capture
+from capalloc.energy.carriers import find
+from capalloc.energy.decoupled import Decoupled
+from capalloc.problem import prepare
+from zoo import seeded_module as build, gaussian
+
+
+class PreNorm(nn.Module):
+    """A residual stream that is read through a frozen affine norm and not gated."""
+
+    def __init__(self, width: int = 3, hidden: int = 4, blocks: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, width, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(blocks))
+        self.up = nn.ModuleList(nn.Linear(width, hidden) for _ in range(blocks))
+        self.down = nn.ModuleList(nn.Linear(hidden, width, bias=False) for _ in range(blocks))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            h = h + down(torch.relu(up(norm(h))))
+        return self.head(h)
+
+
+class Attention(nn.Module):
+    def __init__(self, inputs: int, inner: int, outputs: int, heads: int = 1, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(inputs, inner, bias=False) for _ in range(3))
+        self.v = nn.Linear(inputs, inner, bias=bias)
+        self.o = nn.Linear(inner, outputs, bias=bias)
+
+    def split(self, z: Tensor) -> Tensor:
+        return z.view(*z.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x)))
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class ConvolutionBeforeNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv1d(1, 3, 3), nn.BatchNorm1d(3), nn.Linear(18, 2)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(x))).flatten(1))
+
+
+def bottleneck(*widths: int, bias: bool = False) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(i, o, bias=bias) for i, o in zip(widths, widths[1:], strict=False)))
+
+
+def gated_bottleneck() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2), nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+VO = ["v.weight", "o.weight"]
+#: name -> (model, shape of the examples, free parameters, closed form of the total or None)
+CASES = {
+    "rank-2 bottleneck": (lambda: bottleneck(6, 2, 5), (20, 6), None, 2 * (6 + 5) - 4),
+    "bottleneck with biases": (lambda: bottleneck(6, 2, 5, bias=True), (20, 6), None, 18 + 5),
+    "wider than both ends": (lambda: bottleneck(3, 5, 2, bias=True), (20, 3), None, 3 * 2 + 2),
+    "three maps, rank 1": (lambda: bottleneck(4, 3, 1, 4), (20, 4), None, 4 + 4 - 1),
+    "gated bottleneck": (gated_bottleneck, (200, 4), None, None),
+    "ungated residual stream": (PreNorm, (200, 4), None, None),
+    "values and output": (lambda: Attention(3, 4, 2), (20, 5, 3), VO, 6),
+    "two heads": (lambda: Attention(6, 4, 5, heads=2), (20, 5, 6), VO, 44 - 2 * 4),
+    "values with a bias": (lambda: Attention(6, 4, 5, 2, True), (20, 5, 6), [*VO, "v.bias", "o.bias"], 36 + 5),
+    "bias before a norm": (ConvolutionBeforeNorm, (300, 1, 8), None, None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_totals_meet_the_measured_ones(name):
+    make, shape, params, closed = CASES[name]
+    model, x = build(make).eval(), gaussian(*shape)
+    measured = capalloc.measure(model, x, params=params)
+    found = capalloc.propagate(model, x, solver="segments", params=params, num_probes=4)
+    assert found.attrs["rank"] == round(measured.total) == round(found.total)
+    if closed is not None:
+        assert found.attrs["rank"] == closed
+    # The same number by counting the symmetries of every space of channels.
+    assert found.attrs["num_params"] - found.attrs["unused_params"] - found.attrs["symmetries"] == found.attrs["rank"]
+
+
+def test_maps_of_one_segment_are_the_leverage_scores_of_its_tangent_space():
+    # W2 X + Y W1 with orthonormal rows b of W1: entry (j, i) has leverage 1 - (1 - a_j)(1 - b_i).
+    model = build(lambda: bottleneck(6, 2, 5))
+    W1, W2 = model[0].weight.detach(), model[1].weight.detach()
+    leverage = lambda W: torch.linalg.qr(W).Q.square().sum(1)  # noqa: E731
+    a, b = leverage(W2), leverage(W1.T)
+    expected = (1 - (1 - a[:, None]) * (1 - b)).sum(0)
+    found = capalloc.propagate(model, gaussian(3, 6), solver="segments", num_probes=2)
+    np.testing.assert_allclose(found.capacity, expected, rtol=1e-9)
+    np.testing.assert_allclose(found.capacity.standard_error, 0, atol=1e-9)  # no gate, nothing random
+
+
+def test_networks_gated_everywhere_have_the_markov_rules_map_and_its_error_falls():
+    model, x = build(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))), gaussian(20, 5)
+    exact = capalloc.propagate(model, x, solver="hessian")
+    errors = []
+    for num_probes in (8, 128):
+        found = capalloc.propagate(model, x, solver="segments", num_probes=num_probes)
+        assert found.attrs["rank"] == exact.attrs["rank"]
+        deviation = abs(found.capacity - exact.capacity)
+        assert float((deviation / found.capacity.standard_error).mean()) < 3
+        errors.append(float(found.capacity.standard_error.mean()))
+    assert 2.5 < errors[0] / errors[1] < 6.5  # sqrt(16) = 4
+
+
+def test_the_decoupled_network_is_the_network_where_nothing_is_gated():
+    model, x = build(lambda: bottleneck(4, 3, 2, bias=True)), gaussian(1, 4)
+    problem = prepare(model, x)
+    graph = capture(problem, 1)
+    network = Decoupled(graph, find(graph))
+    params = {name: p.detach() for name, p in problem.params.items()}
+    np.testing.assert_allclose(network(params, x, x, []), model(x).detach(), rtol=1e-12)
+
+
+def test_mean_square_over_signs_is_the_path_energy():
+    model, x = build(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))), gaussian(1, 4)
+    problem = prepare(model, x)
+    graph = capture(problem, 1)
+    network = Decoupled(graph, find(graph))
+    generator = torch.Generator().manual_seed(0)
+    (signs,) = network.signs(4096, generator)
+    params = {name: p.detach() for name, p in problem.params.items()}
+    inputs = (torch.randint(0, 2, (4096, 1, 4), generator=generator) * 2 - 1).double()
+    out = torch.func.vmap(lambda h, s: network(params, h, x, [s]))(inputs, signs)
+    first, _, second = model
+    gate = (first(x) > 0).double()
+    energy = ((first.weight**2).sum(1) + first.bias**2) * gate @ second.weight.T**2 + second.bias**2
+    # The constant's sign is fixed, and drawn signs make the bias of the last layer cross nothing.
+    assert float(out.square().mean()) == pytest.approx(energy.item(), rel=0.1)
+
+
+def test_large_networks_get_the_markov_rules_map_with_the_count_of_segments(monkeypatch):
+    model, x = build(PreNorm), gaussian(50, 4)
+    whole = capalloc.propagate(model, x, solver="segments", num_probes=2)
+    monkeypatch.setattr(propagated, "DENSE_LIMIT", 10)
+    counted = capalloc.propagate(model, x, solver="segments")
+    assert round(counted.total) == whole.attrs["rank"]
+    assert "scaled to the count of linear segments" in repr(counted)
+    markov = capalloc.propagate(model, x)
+    assert capalloc.correlation(counted, markov) == pytest.approx(1.0)
+    assert float(counted.by_parameter.sum()) == pytest.approx(counted.total)
