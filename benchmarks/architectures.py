@@ -53,9 +53,9 @@ NEXT_ROW = Task(lambda images: images[:, 0, :-1], lambda images, labels: F.avg_p
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Task]] = {
     "ResNet": (zoo.ResNet, CLASSIFY),
     "pre-activation ResNet": (zoo.PreActivation, CLASSIFY),
-    "U-Net, transposed": (zoo.UNet, DENOISE),
+    "U-Net, transposed": (lambda: zoo.UNet(3), DENOISE),
     "U-Net, interpolated": (lambda: zoo.UNet(interpolate=True), DENOISE),
-    "WaveNet": (zoo.WaveNet, NEXT_PIXEL),
+    "WaveNet": (lambda: zoo.WaveNet(5), NEXT_PIXEL),
     "MobileNet": (zoo.MobileNet, CLASSIFY),
     "squeeze-and-excite": (zoo.SqueezeExcite, CLASSIFY),
     "MLP-Mixer": (zoo.Mixer, CLASSIFY),

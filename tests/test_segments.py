@@ -76,8 +76,10 @@ CASES = {
     "bottleneck with biases": (lambda: bottleneck(6, 2, 5, bias=True), (20, 6), None, 18 + 5),
     "wider than both ends": (lambda: bottleneck(3, 5, 2, bias=True), (20, 3), None, 3 * 2 + 2),
     "three maps, rank 1": (lambda: bottleneck(4, 3, 1, 4), (20, 4), None, 4 + 4 - 1),
-    "gated bottleneck": (gated_bottleneck, (200, 4), None, None),
-    "ungated residual stream": (PreNorm, (200, 4), None, None),
+    "wide, wider, narrow": (lambda: bottleneck(2, 5, 3, 4), (20, 2), None, 4 * 2),
+    "narrower and narrower": (lambda: bottleneck(4, 3, 2, 1), (20, 4), None, 4),
+    "gated bottleneck": (gated_bottleneck, (400, 4), None, None),
+    "ungated residual stream": (PreNorm, (400, 4), None, None),
     "values and output": (lambda: Attention(3, 4, 2), (20, 5, 3), VO, 6),
     "two heads": (lambda: Attention(6, 4, 5, heads=2), (20, 5, 6), VO, 44 - 2 * 4),
     "values with a bias": (lambda: Attention(6, 4, 5, 2, True), (20, 5, 6), [*VO, "v.bias", "o.bias"], 36 + 5),
@@ -88,7 +90,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_totals_meet_the_measured_ones(name):
     make, shape, params, closed = CASES[name]
-    model, x = build(make).eval(), gaussian(*shape)
+    model, x = build(make).eval(), 4 * gaussian(*shape)  # large, so that every gate opens and shuts
     measured = capalloc.measure(model, x, params=params)
     found = capalloc.propagate(model, x, solver="segments", params=params, num_probes=4)
     assert found.attrs["rank"] == round(measured.total) == round(found.total)
@@ -114,13 +116,13 @@ def test_networks_gated_everywhere_have_the_markov_rules_map_and_its_error_falls
     model, x = build(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))), gaussian(20, 5)
     exact = capalloc.propagate(model, x, solver="hessian")
     errors = []
-    for num_probes in (8, 128):
+    for num_probes in (16, 256):
         found = capalloc.propagate(model, x, solver="segments", num_probes=num_probes)
         assert found.attrs["rank"] == exact.attrs["rank"]
         deviation = abs(found.capacity - exact.capacity)
         assert float((deviation / found.capacity.standard_error).mean()) < 3
         errors.append(float(found.capacity.standard_error.mean()))
-    assert 2.5 < errors[0] / errors[1] < 6.5  # sqrt(16) = 4
+    assert errors[0] / errors[1] > 3  # sqrt(16) = 4 if draws were independent of the G they are held against
 
 
 def test_the_decoupled_network_is_the_network_where_nothing_is_gated():

@@ -69,8 +69,8 @@ class Gated:
         other = capture(problem, 3 if graph.batch_size == 2 else 2)
         if other.batch_size == graph.batch_size:
             raise ValueError(
-                f"the program was exported for exactly {graph.batch_size} examples, which hides where the examples axis "
-                "is; export it with dynamic_shapes that leave the first axis free"
+                f"the program was exported for exactly {graph.batch_size} examples, which hides where the examples "
+                "axis is; export it with dynamic_shapes that leave the first axis free"
             )
         axes = _example_axes(graph, other)
         sites, products = _find(graph, depends, axes)

@@ -43,7 +43,7 @@ class Served:
         """As `Uses.alive`; one output and one entry speak for the rest where all classes are passed alike."""
         writes: Flags = passed[self.written]
         reads: Flags = passed[self.read]
-        on = writes.any(2) & reads.any(2)  # (k, g)
+        on: Flags = np.logical_and(np.any(writes, axis=2), np.any(reads, axis=2))  # (k, g)
         found: list[tuple[Integers, Integers, Integers]] = []
         for g in range(self.used.shape[0]):
             k = np.flatnonzero(on[:, g])

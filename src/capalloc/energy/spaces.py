@@ -1,12 +1,13 @@
 """Symmetries of linear segments: GL(d) on a space of channels that no gate keeps apart (docs/theory.md, section 4).
 
 Channels that every weight and every gate treats alike span a space: any invertible map g of it is undone by what
-reads it, W -> g W for the weights that write it and R -> R g^-1 for those that read it. Of the d^2 parameters of g
+reads it, W -> g W for the weights that write it and R -> R g^-1 for those that read it. Of the d (m + n) weights of m
+rows that read d channels and n columns that write them
 
-    d^2 - (d - w)(d - r),      w, r: the ranks of all that writes the space and all that reads it,
+    r (m + n - r),      r = min(d, m, n),
 
-move the weights; d of them are the rescalings that `Potentials` counts already. Where all that reads the space has
-biases of its own, shifting the space is undone too, and the d biases that write it count for nothing.
+are independent; d of the symmetries are the rescalings that `Potentials` counts already. Where all that reads the
+space has biases of its own, shifting the space is undone too, and the d biases that write it count for nothing.
 
 Channels are alike if they have one signature: for each edge, the sum of random numbers of the channels on its other
 side. An elementwise weight (a normalisation's gamma) sets every channel apart, unless the channels beyond it are read
@@ -90,13 +91,15 @@ def find(program: Program, usage: Usage) -> Spaces:
     for channels in _spaces(_signatures(program, usage, links, gated), links, free):
         d, c = len(channels), int(channels[0])
         touching = [link for link in links if bool((link.read == c).any() | (link.written == c).any())]
-        w = min(d, round(sum(_columns(link, c, rank, shifting) for link in touching)))
-        r = min(d, round(sum(_rows(link, c) for link in touching)))
-        rank[channels] = w / d
-        exact = exact and (w == d or sum(_rows(link, c) > 0 for link in touching) == 1)
+        columns = round(sum(_columns(link, c, rank, shifting) for link in touching))
+        rows = round(sum(_rows(link, c) for link in touching))
+        kept = min(d, columns, rows)
+        # A space wider than what reads it is no bottleneck: what writes it shows through, column by column.
+        rank[channels] = (columns if d > rows else min(d, columns)) / d
+        exact = exact and (kept == d or sum(_rows(link, c) > 0 for link in touching) == 1)
         weights = {link: _rows(link, c) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"}
         for link, number in weights.items():
-            extra = d * d - (d - w) * (d - r) - d
+            extra = d * (rows + columns) - kept * (rows + columns - kept) - d
             _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
     return Spaces(lost, exact)
 
