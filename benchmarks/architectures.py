@@ -21,7 +21,7 @@ import architectures as zoo
 
 SEED = 0
 EPOCHS, BATCH, LEARNING_RATE = 15, 64, 5e-3
-#: Constraints for each parameter, at least; then their number hardly limits what is measured.
+#: Constraints for each parameter, or more; their number then limits what is measured less.
 CONSTRAINTS = 2
 
 
@@ -83,8 +83,8 @@ def run() -> Table:
             rows.append((name, stage, *compared(model, test)))
     return Table(
         "Architectures: propagated beside measured",
-        f"Small versions of tests/architectures.py, {EPOCHS} epochs on the digits, weights of seed {SEED}. At least "
-        f"{CONSTRAINTS} constraints for each parameter.",
+        f"Small versions of tests/architectures.py, {EPOCHS} epochs on the digits, weights of seed {SEED}. "
+        f"{CONSTRAINTS} constraints for each parameter, or more.",
         (
             "network",
             "weights",

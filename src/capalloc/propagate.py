@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -113,8 +113,7 @@ def propagate(
     }
     settings = Settings(layers, table, num_probes, generator or torch.Generator().manual_seed(0))
     result = SOLVERS[solver](problem, batches, settings, attrs)
-    attrs["seconds"] = time.perf_counter() - started
-    return result
+    return replace(result, attrs={**result.attrs, "seconds": time.perf_counter() - started})
 
 
 def walk(

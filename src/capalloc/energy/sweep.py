@@ -79,7 +79,10 @@ def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tens
     if edge.out_labels.numel() != edge.written.numel():
         energy = program.values[program.steps[edge.step].out] * g
         return sum_to(energy, edge.out_labels)
-    return sum_to(program.values[edge.weight] * at_weight, edge.written)
+    weight = program.values[edge.weight]
+    if weight.ndim > 1 and edge.written.numel() == weight.shape[0] == edge.written.shape[0]:  # without a product as large as the weight
+        return torch.linalg.vecdot(weight.flatten(1), at_weight.flatten(1)).reshape(edge.written.shape)
+    return sum_to(weight * at_weight, edge.written)
 
 
 def sum_to(values: Tensor, like: Tensor) -> Tensor:
@@ -143,7 +146,7 @@ def shares(program: Program, usage: Usage) -> Shares:
         if used is not None:
             component = usage.potentials.component
             for read, written in edge.sides:
-                crossing = _crossing(used > 0, component[read], component[written])
+                crossing = _crossing(used, component[read], component[written])
                 for name in names_of[edge.weight]:
                     mine[name].append(crossing)
                     total.index_add_(0, *crossing)
@@ -278,10 +281,14 @@ def owners(program: Program) -> dict[int, set[str]]:
 
 
 def _crossing(used: Tensor, read: Tensor, written: Tensor) -> Rescaled:
-    """The components on both sides of used parameters that join one to another, and how many of them."""
+    """The components on both sides of parameters in use that join one to another, and how many of them."""
     shape = torch.broadcast_shapes(read.shape, written.shape)
-    counts = sum_to(used.to(torch.float32), torch.empty(shape, device="meta")).cpu()  # exact: below 2**24 each
-    counts = counts * (read != written)
+    if bool(used.amin() > 0):
+        counts = torch.full(shape, float(used.numel() // shape.numel()))
+    else:
+        counts = sum_to((used > 0).to(torch.float32), torch.empty(shape, device="meta")).cpu()  # exact below 2**24
+    if bool(torch.isin(read[read > 0], written.contiguous()).any()):
+        counts = counts * (read != written)
     sides = [(side.reshape(-1), sum_to(counts, side).reshape(-1).double()) for side in (read, written)]
     return _concatenate(sides)
 
