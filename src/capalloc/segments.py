@@ -8,8 +8,8 @@ of `Decoupled`, the network with its gates frozen and given random signs:
     kappa_i = trace(G^+ M_i),      kappa = rank G.
 
 G takes all rows of `num_probes` draws of the signs for every example: its rank is exact as soon as they outnumber the
-parameters. kappa_i has the standard error over draws. Index convention: rows are (draws, outputs, inputs + 1, params),
-the constant input last.
+parameters. kappa_i has the standard error over draws. Index convention: rows are (draws, mixes, inputs + 1, params),
+mixes of the outputs and the constant input last.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from capalloc.dense import accumulate, inverse_root, streamed_triangular
 from capalloc.energy.decoupled import Decoupled
 from capalloc.problem import Problem, seeded
 
+#: Outputs above which a draw has this many randomly signed sums of outputs in their place: G is the same on average.
+MIXES = 8
 #: Numbers in the rows that are made at once.
 ROWS_AT_ONCE = 2**25
 
@@ -65,20 +67,28 @@ def _rows(problem: Problem, network: Decoupled, num_probes: int, seed: int) -> I
     generator = torch.Generator().manual_seed(seed)
     params = {name: p.detach() for name, p in problem.params.items()}
     slots = problem.probe[0].numel() + 1
-    per_draw = slots * network.graph.output.meta["val"].numel() * problem.num_params
+    outputs = network.graph.output.meta["val"].numel()
+    per_draw = slots * min(outputs, MIXES) * problem.num_params
     at_once = max(1, ROWS_AT_ONCE // per_draw)
     for index, x in enumerate(problem.batches(1)):
         with seeded(index, x.device), sdpa_kernel(SDPBackend.MATH):
             for first in range(0, num_probes, at_once):
                 count = min(at_once, num_probes - first)
-                draws = (network.signs(count, generator), torch.arange(count))  # the latter where there is no gate
-                mixed = torch.func.jacrev(lambda p, s, x=x: _affine(network, p, x, s[0]))
-                jacobian = torch.func.vmap(mixed, (None, 0))(params, draws)
+                signs, mixes = network.signs(count, generator), _mixes(count, outputs, generator).to(x)
+                mixed = torch.func.jacrev(lambda p, s, m, x=x: _affine(network, p, x, s, m))
+                jacobian = torch.func.vmap(mixed, (None, 0, 0))(params, signs, mixes)
                 yield first, torch.cat([jacobian[name].flatten(3) for name in params], 3)
 
 
-def _affine(network: Decoupled, params: dict[str, Tensor], x: Tensor, signs: list[Tensor]) -> Tensor:
-    """Slopes along every input and the intercept of f_s, (outputs, inputs + 1)."""
-    offset, back, *_ = torch.func.vjp(lambda h: network(params, h, x, signs).reshape(-1), torch.zeros_like(x))
+def _mixes(count: int, outputs: int, generator: torch.Generator) -> Tensor:
+    """The outputs themselves, or sums of them with random signs: (count, mixes, outputs)."""
+    if outputs <= MIXES:
+        return torch.eye(outputs).expand(count, -1, -1)
+    return (torch.randint(0, 2, (count, MIXES, outputs), generator=generator) * 2 - 1) / MIXES**0.5
+
+
+def _affine(network: Decoupled, params: dict[str, Tensor], x: Tensor, signs: list[Tensor], mixes: Tensor) -> Tensor:
+    """Slopes along every input and the intercept of mixed outputs, (mixes, inputs + 1)."""
+    offset, back, *_ = torch.func.vjp(lambda h: mixes @ network(params, h, x, signs).reshape(-1), torch.zeros_like(x))
     (slope,) = torch.func.vmap(back)(torch.eye(len(offset), dtype=offset.dtype, device=offset.device))
     return torch.cat([slope.flatten(1), offset[:, None]], 1)

@@ -103,9 +103,9 @@ class Program:
     output: int = -1
     found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule of their own
     needed: set[int] = field(default_factory=set)  # signals whose energies the sweeps read
-    # What linear segments ask of channels (spaces.py): labels of signals that enter a gate, of those that a fixed
+    # What linear segments ask of channels (spaces.py): signals that enter a gate, labels of those that a fixed
     # factor treats unlike from place to place, and (labels, index) of channels that a fixed map keeps apart.
-    decoupled: list[Tensor] = field(default_factory=list)
+    decoupled: list[Energy] = field(default_factory=list)
     uneven: list[Tensor] = field(default_factory=list)
     apart: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 

@@ -16,7 +16,7 @@ or written by full matrices alone: these absorb g, and their signature stands in
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,8 +72,9 @@ def find(program: Program, usage: Usage) -> Spaces:
     links = _links(program, usage)
     size = usage.potentials.number
     gated = torch.zeros(size, dtype=torch.bool)
-    for labels in program.decoupled:
-        gated[usage.potentials.component[labels]] = True
+    for energy in program.decoupled:
+        assert energy.labels is not None
+        gated[usage.potentials.component[energy.labels]] = True
     free = _free(usage) & ~gated
     shifting = _shifting(program, usage, links, size) & ~gated
     lost = dict.fromkeys(program.params, 0.0)
@@ -86,6 +87,9 @@ def find(program: Program, usage: Usage) -> Spaces:
                 names[link.edge.weight],
                 float((shifting[link.written] / _writers(links, size)[link.written]).sum()),
             )
+    for *others, _ in _sums_of_biases(program, links):
+        for link in others:
+            _share(lost, names[link.edge.weight], float(link.written.numel()))
     exact = not any(link.edge.others for link in links)
     rank = torch.ones(size, dtype=torch.float64)  # of a space of d channels that w columns write: w / d for each
     for channels in _spaces(_signatures(program, usage, links, gated), links, free):
@@ -214,6 +218,21 @@ def _rows(link: _Link, c: int) -> float:
     if not bool(here.any()):
         return 0.0
     return float(link.reached(torch.ones(int(link.written.max()) + 1))[here].max()) * link.kernel
+
+
+def _sums_of_biases(program: Program, links: list[_Link]) -> list[list[_Link]]:
+    """Biases that are added up before anything reads them, the smallest first: all but one count for nothing."""
+    users = Counter(slot for step in program.steps for slot in step.args)
+    follow = {step.args[k]: step for step in program.steps for k in range(len(step.args))}
+    stops = {energy.slot for energy in program.decoupled}
+    groups: dict[int, list[_Link]] = defaultdict(list)
+    for link in links:
+        if link.kind == "bias":
+            slot = program.steps[link.edge.step].out
+            while users[slot] == 1 and slot not in stops and isinstance(follow[slot].map, (Gate, Sum)):
+                slot = follow[slot].out
+            groups[slot].append(link)
+    return [sorted(group, key=lambda link: link.written.numel()) for group in groups.values() if len(group) > 1]
 
 
 def _shifting(program: Program, usage: Usage, links: list[_Link], size: int) -> Tensor:

@@ -80,8 +80,10 @@ def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tens
         energy = program.values[program.steps[edge.step].out] * g
         return sum_to(energy, edge.out_labels)
     weight = program.values[edge.weight]
-    if weight.ndim > 1 and edge.written.numel() == weight.shape[0] == edge.written.shape[0]:  # without a product as large as the weight
-        return torch.linalg.vecdot(weight.flatten(1), at_weight.flatten(1)).reshape(edge.written.shape)
+    if weight.ndim > 1 and edge.written.numel() == weight.shape[0] == edge.written.shape[0]:
+        # Row by row, without a product as large as the weight.
+        rows: Tensor = torch.linalg.vecdot(weight.flatten(1), at_weight.flatten(1))
+        return rows.reshape(edge.written.shape)
     return sum_to(weight * at_weight, edge.written)
 
 

@@ -119,7 +119,7 @@ def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSo
     if node.target in DECOUPLING or node in carriers.activations:
         gated = {carriers.activations[node].root} if node in carriers.activations else set(node.all_input_nodes)
         energies = [known[used].energy for used in gated]
-        program.decoupled += [e.labels for e in energies if isinstance(e, Energy) and e.labels is not None]
+        program.decoupled += [e for e in energies if isinstance(e, Energy) and e.is_signal]
     if node in carriers.activations:
         return Traced(result, _activation(node, known, call, carriers))
     arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
