@@ -309,7 +309,7 @@ J = np.eye(3)
         ),
         (lambda: model_jacobian(nn.Linear(2, 1, bias=False), [3]), ValueError, "does not accept inputs"),
         (lambda: model_jacobian(nn.Conv2d(1, 1, 1), [1, 2, 2], lags=True), ValueError, "one axis"),
-        (lambda: model_jacobian("model", [2]), TypeError, "must be a torch.nn.Module"),
+        (lambda: model_jacobian(None, [2]), TypeError, "must be a torch.nn.Module"),
     ],
 )
 def test_a_bad_argument_is_a_clear_error(call, error, words):

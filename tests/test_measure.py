@@ -355,7 +355,8 @@ def test_total_is_the_rank_and_marginals_agree(widths, seed, activation, bias):
     table = slots(allocation)
     rank = allocation.attrs["rank"]
     assert (table >= 0).all()
-    assert allocation.total == pytest.approx(rank, rel=1e-6)
+    # Whitened rows lose eps times the condition number, which the rank's own tolerance lets reach 1e12 and more.
+    assert allocation.total == pytest.approx(rank, rel=1e-4)
     assert rank <= allocation.attrs["num_params"]
     np.testing.assert_allclose(table.sum(0)[:-1], allocation.capacity, atol=1e-12)
     np.testing.assert_allclose(table.sum(1), allocation.by_parameter, atol=1e-12)

@@ -84,7 +84,8 @@ def _mixes(count: int, outputs: int, generator: torch.Generator) -> Tensor:
     """The outputs themselves, or sums of them with random signs: (count, mixes, outputs)."""
     if outputs <= MIXES:
         return torch.eye(outputs).expand(count, -1, -1)
-    return (torch.randint(0, 2, (count, MIXES, outputs), generator=generator) * 2 - 1) / MIXES**0.5
+    signs = torch.randint(0, 2, (count, MIXES, outputs), generator=generator) * 2.0 - 1.0
+    return torch.div(signs, MIXES**0.5)
 
 
 def _affine(network: Decoupled, params: dict[str, Tensor], x: Tensor, signs: list[Tensor], mixes: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def _without(lost: spaces.Spaces, result: Markov) -> Markov:
         bias=result.bias * share,
         by_parameter=by_parameter,
         symmetries=result.symmetries + lost.total,
-        exact_symmetries=result.exact_symmetries and lost.exact,
+        exact_symmetries=False,
     )
 
 

@@ -35,8 +35,7 @@ Mask = NDArray[np.bool_]
 class Spaces:
     """What linear segments lose beside rescalings."""
 
-    lost: dict[str, float]  # by parameter tensor
-    exact: bool  # whether every space was simple enough to count
+    lost: dict[str, float]  # by parameter tensor; a lower bound, exact on the convolutional networks of the tests
 
     @property
     def total(self) -> int:
@@ -56,27 +55,32 @@ class _Link:
 
     def reaching(self, value: Tensor) -> Tensor:
         """Sum of a component's value over what every written component reads, in the shape of `written`."""
-        return sum_to(value[self.read].expand(self._shape), self.written)
+        return sum_to(value[self.read].expand(self.shape), self.written)
 
     def reached(self, value: Tensor) -> Tensor:
         """Sum of a component's value over what reads every read component, in the shape of `read`."""
-        return sum_to(value[self.written].expand(self._shape), self.read)
+        return sum_to(value[self.written].expand(self.shape), self.read)
 
     @property
-    def _shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
+        """Of the pairs."""
         return tuple(torch.broadcast_shapes(self.read.shape, self.written.shape))
 
 
 def find(program: Program, usage: Usage) -> Spaces:
     """Count them for a program whose path energies are known."""
     links = _links(program, usage)
+    uses = Counter(link.edge.weight for link in links)
     size = usage.potentials.number
     gated = torch.zeros(size, dtype=torch.bool)
     for energy in program.decoupled:
         assert energy.labels is not None
         gated[usage.potentials.component[energy.labels]] = True
+    shared = [link for link in links if uses[link.edge.weight] > 1 or link.edge.others]
+    for link in shared:  # what one use, or one class of positions, asks of them binds the others
+        gated[link.read] = gated[link.written] = True
     free = _free(usage) & ~gated
-    shifting = _shifting(program, usage, links, size) & ~gated
+    shifting = _shifting(program, usage, links, size) & ~gated & (usage.through_channels > 0)
     lost = dict.fromkeys(program.params, 0.0)
     names = owners(program)
     for link in links:
@@ -87,10 +91,9 @@ def find(program: Program, usage: Usage) -> Spaces:
                 names[link.edge.weight],
                 float((shifting[link.written] / _writers(links, size)[link.written]).sum()),
             )
-    for *others, _ in _sums_of_biases(program, links):
+    for *others, _ in _sums_of_biases(program, [link for link in links if link not in shared]):
         for link in others:
             _share(lost, names[link.edge.weight], float(link.written.numel()))
-    exact = not any(link.edge.others for link in links)
     rank = torch.ones(size, dtype=torch.float64)  # of a space of d channels that w columns write: w / d for each
     for channels in _spaces(_signatures(program, usage, links, gated), links, free):
         d, c = len(channels), int(channels[0])
@@ -100,12 +103,11 @@ def find(program: Program, usage: Usage) -> Spaces:
         kept = min(d, columns, rows)
         # A space wider than what reads it is no bottleneck: what writes it shows through, column by column.
         rank[channels] = (columns if d > rows else min(d, columns)) / d
-        exact = exact and (kept == d or sum(_rows(link, c) > 0 for link in touching) == 1)
         weights = {link: _rows(link, c) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"}
         for link, number in weights.items():
             extra = d * (rows + columns) - kept * (rows + columns - kept) - d
             _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
-    return Spaces(lost, exact)
+    return Spaces(lost)
 
 
 def _share(lost: dict[str, float], names: set[str], amount: float) -> None:
@@ -153,6 +155,13 @@ def _signatures(program: Program, usage: Usage, links: list[_Link], gated: Tenso
         if link.kind != "scale":
             _add(signature, link.read, link.reached(name) * draw(1))
             _add(signature, link.written, link.reaching(name) * draw(1))
+        if link.kind == "scale" or getattr(program.steps[link.edge.step].map, "groups", 1) > 1:
+            for side, other in ((link.read, link.written), (link.written, link.read)):
+                # Many channels may be one component, the inputs' and outputs' above all: here each is on its own.
+                _, place, count = torch.unique(other, return_inverse=True, return_counts=True)
+                many = (count[place] > 1) | (other == 0)
+                alone = torch.where(many, draw(other.numel()).reshape(other.shape), 0)
+                _add(signature, side, alone.expand(link.shape).sum_to_size(side.shape))
     absorbing = signature.clone()
     reads, writes = _degrees(links, size)
     # The channels beyond a scale absorb it if nothing but full matrices is there.
@@ -191,7 +200,7 @@ def _writers(links: list[_Link], size: int) -> Tensor:
 
 
 def _spaces(signature: Tensor, links: list[_Link], free: Tensor) -> list[Tensor]:
-    """Groups of free components of one signature, in the order in which they are first written."""
+    """Groups of free components of one signature, two or more, in the order in which they are first written."""
     first: dict[int, int] = {}
     for k, link in enumerate(links):
         for c in torch.unique(link.written).tolist():
@@ -199,7 +208,8 @@ def _spaces(signature: Tensor, links: list[_Link], free: Tensor) -> list[Tensor]
     groups: dict[int, list[int]] = defaultdict(list)
     for c in free.nonzero().flatten().tolist():
         groups[int(signature[c])].append(c)
-    return [torch.tensor(g) for g in sorted(groups.values(), key=lambda g: first.get(g[0], -1))]
+    wide = [group for group in groups.values() if len(group) > 1]
+    return [torch.tensor(group) for group in sorted(wide, key=lambda group: first.get(group[0], -1))]
 
 
 def _columns(link: _Link, c: int, rank: Tensor, shifting: Tensor) -> float:
