@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
+from architectures import ARCHITECTURES
 from capalloc import propagated
 from capalloc.energy.capture import capture
 from capalloc.energy.carriers import find
 from capalloc.energy.decoupled import Decoupled
 from capalloc.problem import prepare
-from zoo import seeded_module as build, gaussian
+from zoo import gaussian
+from zoo import seeded_module as build
 
 
 class PreNorm(nn.Module):
@@ -62,7 +66,7 @@ class ConvolutionBeforeNorm(nn.Module):
 
 
 def bottleneck(*widths: int, bias: bool = False) -> nn.Module:
-    return nn.Sequential(*(nn.Linear(i, o, bias=bias) for i, o in zip(widths, widths[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(i, o, bias=bias) for i, o in itertools.pairwise(widths)))
 
 
 def gated_bottleneck() -> nn.Module:
@@ -98,6 +102,37 @@ def test_totals_meet_the_measured_ones(name):
         assert found.attrs["rank"] == closed
     # The same number by counting the symmetries of every space of channels.
     assert found.attrs["num_params"] - found.attrs["unused_params"] - found.attrs["symmetries"] == found.attrs["rank"]
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("ResNet", True),
+        ("pre-activation ResNet", True),
+        ("MobileNet", True),
+        ("squeeze-and-excite", True),
+        ("DenseNet", True),
+        ("Inception", True),
+        ("ConvNeXt", False),
+        ("MLP-Mixer", False),
+        ("GRU", False),
+        ("Swin", False),
+        ("GPT", False),
+    ],
+)
+def test_counted_symmetries_of_architectures_are_a_lower_bound(name, exact):
+    architecture = ARCHITECTURES[name]
+    model, x = architecture.build(), 3 * gaussian(6, *architecture.shape)
+    found = capalloc.propagate(model, x, solver="segments", num_probes=6)
+    used = found.attrs["num_params"] - found.attrs["unused_params"] - found.attrs["unseen_params"]
+    counted = used - found.attrs["symmetries"]
+    assert counted == found.attrs["rank"] if exact else counted >= found.attrs["rank"]
+    assert counted <= round(capalloc.propagate(model, x, table=False).total)
+
+
+def test_segments_need_gates_from_data():
+    with pytest.raises(ValueError, match=r"solver='segments' .* gates='data'"):
+        capalloc.propagate(build(lambda: bottleneck(3, 2, 2)), gaussian(2, 3), solver="segments", gates="unit")
 
 
 def test_maps_of_one_segment_are_the_leverage_scores_of_its_tangent_space():

@@ -152,7 +152,7 @@ def walk(
     _check(gates, "markov", batch_size)
     problem = prepare(model, inputs, outputs)
     batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
-    at_inputs, constant, layers = markov.law(batches(layers=True), layers=True)
+    at_inputs, constant, layers = markov.law(batches(layers=True))
     return Walk(
         inputs=xr.DataArray(at_inputs.numpy(), dims=axis_names(at_inputs.ndim), name="probability"),
         bias=float(constant),
@@ -165,5 +165,9 @@ def _check(gates: str, solver: str, batch_size: int | str) -> None:
         raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
+    if solver == "segments" and gates != "data":
+        raise ValueError(
+            f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
+        )
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from capalloc.energy import spaces, sweep
 from capalloc.energy.program import Program
+from capalloc.energy.usage import Cotangents, Flow, Usage, add_usage, shares
 
 Batch = tuple[Program, Tensor]  # a program and the seed of its outputs: 0 for the examples that only pad it
 
@@ -43,12 +44,12 @@ def solve(
     """
     usage, last = _usage(batches(layers))
     program, _, flow = last
-    shares = sweep.shares(program, usage)
+    counted = shares(program, usage)
     names = tuple(program.params)
-    loss = shares.loss(table)
+    loss = counted.loss(table)
     rows = {name: k if table else 0 for k, name in enumerate(names)}
     slots = program.layers if layers else {}
-    held: sweep.Cotangents = {}
+    held: Cotangents = {}
     for program, seed in batches(layers) if not single else [last[:2]]:
         if not single:
             flow = sweep.law(program, seed * usage.output_weight(program))
@@ -59,11 +60,11 @@ def solve(
         names=names,
         by_input=held.get(program.input, loss.new_zeros(len(loss), *program.values[program.input].shape[1:])),
         bias=held.get(program.constant, loss.new_zeros(len(loss))),
-        by_parameter=shares.alive - shares.lost,
+        by_parameter=counted.alive - counted.lost,
         layers={name: held[slot].sum(0) for name, slot in slots.items() if slot in held},
-        symmetries=round(float(shares.lost.sum())),
+        symmetries=round(float(counted.lost.sum())),
         exact_symmetries=usage.potentials.exact,
-        alive=shares.alive,
+        alive=counted.alive,
     )
     return _without(spaces.find(program, usage), result) if linear else result
 
@@ -81,14 +82,14 @@ def _without(lost: spaces.Spaces, result: Markov) -> Markov:
     )
 
 
-def law(batches: Iterable[Batch], *, layers: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The law of one unit of capacity placed at the outputs: at the inputs, the constant, every layer."""
     held: dict[str, Tensor] = {}
-    usage: sweep.Usage | None = None
+    usage: Usage | None = None
     for program, seed in batches:
-        usage = usage or sweep.Usage(program.channels.resolve())
+        usage = usage or Usage(program.channels.resolve())
         slots = {"inputs": program.input, "constant": program.constant}
-        slots |= {"layer " + name: slot for name, slot in program.layers.items()} if layers else {}
+        slots |= {"layer " + name: slot for name, slot in program.layers.items()}
         flow = sweep.law(program, seed * usage.output_weight(program), tuple(slots.values()))
         for name, slot in slots.items():
             if slot in flow.at_slots:
@@ -101,14 +102,14 @@ def law(batches: Iterable[Batch], *, layers: bool) -> tuple[Tensor, Tensor, dict
     return inputs / whole, constant / whole, marked
 
 
-def _usage(batches: Iterable[Batch]) -> tuple[sweep.Usage, tuple[Program, Tensor, sweep.Flow]]:
-    usage: sweep.Usage | None = None
+def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, Flow]]:
+    usage: Usage | None = None
     last = None
     for program, seed in batches:
         if usage is None:
-            usage = sweep.Usage(program.channels.resolve())
+            usage = Usage(program.channels.resolve())
         flow = sweep.law(program, seed * usage.output_weight(program))
-        sweep.add_usage(usage, program, flow)
+        add_usage(usage, program, flow)
         last = (program, seed, flow)
     assert usage is not None
     assert last is not None

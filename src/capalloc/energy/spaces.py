@@ -26,7 +26,7 @@ from torch import Tensor
 
 from capalloc.energy.maps import Gate, Product, Sum
 from capalloc.energy.program import Edge, Program
-from capalloc.energy.sweep import Usage, owners, sum_to
+from capalloc.energy.usage import Usage, owners, sum_to
 
 Mask = NDArray[np.bool_]
 
