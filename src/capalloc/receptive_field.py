@@ -222,7 +222,7 @@ def _effective(batches: Batches, position: Index, of: str) -> Tensor:
     """The map of the position: the walk's law, or capacity."""
     source = _Seeded(batches, position)
     if of == "energy":
-        found, _, _ = markov.law(source(), layers=False)
+        found, _, _ = markov.law(source())
     else:
         solved = markov.solve(source, single=batches.number == 1, layers=False, table=False)
         found = solved.by_input.sum(0).clamp(min=0)
