@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
-from torch.fx import GraphModule, Interpreter, Node
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
@@ -74,21 +74,22 @@ class SavedModel(nn.Module):
         super().__init__()
         _check_inputs(program)
         _check_mode(program)
-        inner = program.module(check_guards=False)
-        assert isinstance(inner, GraphModule)
-        for name, child in inner.named_children():
-            self.add_module(name, child)
-        for name, p in inner.named_parameters(recurse=False):
-            self.register_parameter(name, p)
-        for name, b in inner.named_buffers(recurse=False):
-            self.register_buffer(name, b)
-        for name, value in vars(inner).items():
-            if isinstance(value, Tensor):  # constants, which change precision as buffers do
-                self.register_buffer(name, value)
-        self.graph = inner.graph
+        self.program = program
         self.shape = input_shape(program)
-        self.dtype = next((p.dtype for p in self.parameters()), torch.float32)
-        self._tie()
+        self.places: list[str | None] = []  # what each placeholder stands for, None for the examples
+        self.dtype = torch.float32
+        first: dict[tuple[Any, ...], Tensor] = {}  # one parameter where a file holds one tensor under two names
+        for spec in program.graph_signature.input_specs:
+            path = None if spec.kind is InputKind.USER_INPUT else str(spec.target)
+            self.places.append(path)
+            if path is None:
+                continue
+            value = (program.state_dict if path in program.state_dict else program.constants)[path]
+            if spec.kind is InputKind.PARAMETER:
+                key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (path,)
+                value = first.setdefault(key, value if isinstance(value, nn.Parameter) else nn.Parameter(value))
+                self.dtype = value.dtype if len(first) == 1 else self.dtype
+            _place(self, path, value)
 
     def forward(self, x: Tensor) -> Any:
         """What the program returns, for all examples."""
@@ -106,30 +107,45 @@ class SavedModel(nn.Module):
         return pytree.tree_unflatten(joined, pytree.tree_structure(returned[0]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SavedModel:
-        memo[id(self.graph)] = self.graph  # it is only read
+        memo[id(self.program)] = self.program  # it is only read
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
     def _run(self, x: Tensor) -> Any:
-        return _Run(self, self.dtype, x.dtype).run(x)
+        given = [x if path is None else _taken(self, path) for path in self.places]
+        returned = _Run(self.program, self.dtype, x.dtype).run(*given)
+        kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
+        own = [value for value, kind in zip(returned, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
+        return pytree.tree_unflatten(own, self.program.call_spec.out_spec)
 
-    def _tie(self) -> None:
-        """One parameter where a file holds one tensor under two names."""
-        first: dict[tuple[Any, ...], nn.Parameter] = {}
-        for name, p in list(self.named_parameters(remove_duplicate=False)):
-            key = (p.data_ptr(), p.shape, p.stride())
-            if first.setdefault(key, p) is not p and p.numel():
-                owner, _, attribute = name.rpartition(".")
-                setattr(self.get_submodule(owner), attribute, first[key])
+
+def _place(module: nn.Module, path: str, value: Any) -> None:
+    """Put a tensor where its dotted path says."""
+    *owners, name = path.split(".")
+    for owner in owners:
+        if owner not in module._modules:
+            module.add_module(owner, nn.Module())
+        module = module.get_submodule(owner)
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+    elif isinstance(value, Tensor):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)
+
+
+def _taken(module: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
 
 
 class _Run(Interpreter):
     """The program's graph, operator by operator, in another precision than it was exported in."""
 
-    def __init__(self, model: SavedModel, exported: torch.dtype, wanted: torch.dtype) -> None:
-        super().__init__(model, graph=model.graph)
+    def __init__(self, program: ExportedProgram, exported: torch.dtype, wanted: torch.dtype) -> None:
+        super().__init__(program.graph_module)
         self.cast = {exported: wanted}
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

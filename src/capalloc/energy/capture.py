@@ -176,6 +176,8 @@ def _choose(
     problem: Problem, graph: torch.fx.Graph, returned: list[Any], constants: dict[str, Any], batch_size: int
 ) -> Node:
     """The node of the constraint outputs; what `outputs` computes itself is exported and appended."""
+    if problem.outputs is None and len(returned) == 1 and isinstance(returned[0], Node):
+        return returned[0]  # there is nothing to choose from
     tree = problem.model(problem.probe)
     chosen = problem.select(tree)
     leaves, spec = pytree.tree_flatten(tree)
