@@ -157,7 +157,7 @@ def select_params(model: nn.Module, params: ParamSelection) -> dict[str, nn.Para
     for name, p in named.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ValueError(f"parameter {name!r} has no shape yet; run the lazy model on a batch once")
-        if not torch.isfinite(p).all():
+        if p.numel() and not torch.isfinite(torch.stack(p.detach().aminmax())).all():
             raise ValueError(f"parameter {name!r} holds NaN or inf; capacity needs a finite model")
     return selected
 

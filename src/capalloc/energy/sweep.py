@@ -157,4 +157,6 @@ class _Duals:
 
 def inverse(used: Tensor) -> Tensor:
     """1 / used where that is positive, 0 elsewhere."""
+    if bool(used.amin() > 0):
+        return used.reciprocal()
     return torch.where(used > 0, used, torch.inf).reciprocal()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
@@ -16,7 +17,7 @@ from capalloc.energy.carriers import Carriers, find
 from capalloc.energy.channels import GROUND
 from capalloc.energy.gates import GateSource, gaussian_squared_slope, squared_slope
 from capalloc.energy.program import Energy, Program
-from capalloc.energy.rules import DECOUPLING, RULES, Call, Traced, bind, invoke, linear_operator
+from capalloc.energy.rules import DECOUPLING, RULES, Call, Traced, bind, invoke, linear_operator, value_of
 from capalloc.energy.sharing import relate_uses
 
 
@@ -104,13 +105,9 @@ def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSo
             return Traced(traced.value, _made_of(program, traced, traced.value))
         return traced
 
-    is_node = lambda a: isinstance(a, Node)  # noqa: E731
-    args, kwargs = pytree.tree_map(fill, (node.args, dict(node.kwargs)), is_leaf=is_node)
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), fill)
     arguments = bind(node.target, args, kwargs)
-    plain = pytree.tree_map(
-        lambda a: a.value if isinstance(a, Traced) else a, arguments, is_leaf=lambda a: isinstance(a, Traced)
-    )
-    result = invoke(node.target, plain)
+    result = invoke(node.target, {name: value_of(argument) for name, argument in arguments.items()})
     if node not in carriers.carrying:
         return Traced(result)
     if node in carriers.bent:

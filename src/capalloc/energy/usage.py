@@ -114,7 +114,7 @@ def _concatenate(parts: Sequence[Rescaled]) -> Rescaled:
 
 def _count_used(usage: Usage, slot: int) -> float:
     used = usage.through_params.get(slot)
-    return 0.0 if used is None else float((used > 0).sum())
+    return 0.0 if used is None else float(torch.count_nonzero(used))
 
 
 def owners(program: Program) -> dict[int, set[str]]:

@@ -2,7 +2,17 @@
 
 from capalloc.energy.rules import arithmetic, attention, norms, parametric, pointwise, pooling, products, shape
 from capalloc.energy.rules.generic import linear_operator
-from capalloc.energy.rules.registry import DECOUPLING, RULES, Call, Traced, UnsupportedOperatorError, bind, invoke, rule
+from capalloc.energy.rules.registry import (
+    DECOUPLING,
+    RULES,
+    Call,
+    Traced,
+    UnsupportedOperatorError,
+    bind,
+    invoke,
+    rule,
+    value_of,
+)
 
 __all__ = [
     "DECOUPLING",
@@ -22,4 +32,5 @@ __all__ = [
     "products",
     "rule",
     "shape",
+    "value_of",
 ]

@@ -43,7 +43,7 @@ class Call:
     result: Any  # the value the operator returned
 
     def __getitem__(self, name: str) -> Any:
-        return _value(self.args[name])
+        return value_of(self.args[name])
 
     def energy(self, name: str) -> Energy | None:
         """The path energy of an argument, None for a constant."""
@@ -60,11 +60,11 @@ class Call:
     def weight(self, name: str) -> Energy | None:
         """The squares of a parametric or constant argument; None if the argument is None."""
         argument = self.args.get(name)
-        if argument is None or _value(argument) is None:
+        if argument is None or value_of(argument) is None:
             return None
         energy = _energy(argument)
         if energy is None:
-            return self.program.fixed_weight(_as_tensor(_value(argument), self.program.dtype))
+            return self.program.fixed_weight(_as_tensor(value_of(argument), self.program.dtype))
         if energy.is_signal:
             raise self.unsupported(f"its argument {name!r} depends on the inputs")
         return energy
@@ -73,7 +73,7 @@ class Call:
         """A traced argument as paths that start at the inputs or at the constant."""
         energy = _energy(argument)
         if energy is None:
-            return self.program.fixed(_as_tensor(_value(argument), self.program.dtype))
+            return self.program.fixed(_as_tensor(value_of(argument), self.program.dtype))
         return energy if energy.is_signal else self.program.begin(energy)
 
     def replaced(self, *names: str, **fixed: Any) -> Callable[..., Any]:
@@ -81,7 +81,7 @@ class Call:
 
         def run(*values: Any) -> Any:
             arguments = (
-                {name: _value(a) for name, a in self.args.items()} | fixed | dict(zip(names, values, strict=True))
+                {name: value_of(a) for name, a in self.args.items()} | fixed | dict(zip(names, values, strict=True))
             )
             return invoke(self.op, arguments)
 
@@ -146,11 +146,12 @@ def invoke(op: Any, arguments: dict[str, Any]) -> Any:
     return op(*positional, **keyword)
 
 
-def _value(argument: Any) -> Any:
+def value_of(argument: Any) -> Any:
+    """An argument without the energies in it."""
     if isinstance(argument, Traced):
         return argument.value
     if isinstance(argument, (list, tuple)):
-        return type(argument)(_value(item) for item in argument)
+        return type(argument)(value_of(item) for item in argument)
     return argument
 
 
