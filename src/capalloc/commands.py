@@ -39,7 +39,7 @@ def run_propagate(
     data: Data = None,
     examples: Examples = 8,
     seed: Seed = 0,
-    solver: Annotated[str, typer.Option(help="markov, block or hessian.")] = "markov",
+    solver: Annotated[str, typer.Option(help="markov, block, segments or hessian.")] = "markov",
     gates: Gates = "data",
     out: Out = None,
 ) -> None:
