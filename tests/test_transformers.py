@@ -206,6 +206,15 @@ def test_fused_attention_gives_the_same_capacity(allocations, name):
     assert fused.attrs["unseen_params"] == allocations[name].attrs["unseen_params"]
 
 
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_programs_exported_with_the_machines_own_attention_kernels_are_walked(allocations, name, monkeypatch):
+    x = gaussian(2, *CASES[name].shape)
+    program = torch.export.export(built(name, "sdpa").eval(), (x,), strict=False).run_decompositions({})
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)  # it is decomposed already
+    found = capalloc.propagate(program, x, table=False)
+    np.testing.assert_allclose(found.capacity, allocations[name].capacity, rtol=1e-6)
+
+
 class OneLayer(nn.Module):
     """Self-attention and a projection, without biases."""
 

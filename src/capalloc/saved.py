@@ -61,6 +61,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.batch_norm.default: _batch_norm,
     aten._native_batch_norm_legit_no_training.default: _frozen_batch_norm,
     aten.layer_norm.default: _layer_norm,
+    aten.view.default: torch.reshape,  # a view holds for the strides of the kernels it was exported with
 }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
@@ -97,10 +99,17 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     """Functional, and in operators that have rules where they can be had; as it is where that holds already."""
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
     decompositions = dict(table())  # the decomposing takes entries out
-    if all(target in RULES and target not in decompositions for target in calls):
+    if not any(target in decompositions or _is_composite(target) for target in calls):
         return program
     functional: ExportedProgram = program.run_decompositions(decompositions)
     return functional
+
+
+def _is_composite(target: Any) -> bool:
+    """Whether an operator without a rule writes in place or is made of others."""
+    if target in RULES or not isinstance(target, OpOverload):
+        return target not in RULES
+    return target._schema.is_mutable or target.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
 
 
 def _exported(program: ExportedProgram, batch_size: int) -> Graph:

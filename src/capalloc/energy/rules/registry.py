@@ -19,6 +19,10 @@ RULES: dict[Any, Rule] = {}
 DECOUPLING: set[Any] = set()
 
 
+#: A view holds for the strides it was recorded with, which another attention kernel may not give.
+STRIDE_FREE = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
+
+
 class UnsupportedOperatorError(NotImplementedError):
     """The captured graph holds an operator without a rule."""
 
@@ -143,7 +147,7 @@ def invoke(op: Any, arguments: dict[str, Any]) -> Any:
         return op(*arguments.values())
     positional = [arguments[a.name] for a in op._schema.arguments if not a.kwarg_only and a.name in arguments]
     keyword = {a.name: arguments[a.name] for a in op._schema.arguments if a.kwarg_only and a.name in arguments}
-    return op(*positional, **keyword)
+    return STRIDE_FREE.get(op, op)(*positional, **keyword)
 
 
 def value_of(argument: Any) -> Any:
