@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,14 @@ def prepare(
     outputs: OutputSelection = None,
     params: ParamSelection = None,
     dtype: torch.dtype | None = None,
+    *,
+    traced: bool = False,
 ) -> Problem:
-    """Check model and data together and return them as a `Problem`; `dtype` casts the private copy."""
+    """Check model and data together and return them as a `Problem`; `dtype` casts the private copy.
+
+    A program whose own outputs are constrained and that will be `traced` is not run for the check: the trace finds
+    out what there is to find.
+    """
     program = load_program(model) if isinstance(model, (str, os.PathLike)) else model
     if isinstance(program, ExportedProgram):
         model = SavedModel(program)
@@ -118,12 +124,21 @@ def prepare(
     chosen = {name: own[name] for name in selected}
     exported = program if isinstance(program, ExportedProgram) else None
     problem = Problem(frozen, inputs, outputs, chosen, probe, exported)
-    _check_outputs(problem)
+    if traced and exported is not None and outputs is None:
+        with _shape_errors(problem):
+            cast(SavedModel, frozen).check(probe)
+    else:
+        _check_outputs(problem)
     return problem
 
 
 def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy in evaluation mode that shares no tensor with `model`, cast to `dtype`."""
+    """A copy in evaluation mode that shares no tensor with `model`, cast to `dtype`.
+
+    What stands for a saved program is one already; its tensors are the program's, which nothing writes to.
+    """
+    if isinstance(model, SavedModel) and dtype is None:
+        return model.eval()
     try:
         copied = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -242,15 +257,21 @@ def _check_dtypes(params: dict[str, nn.Parameter], probe: Tensor) -> None:
             )
 
 
+@contextmanager
+def _shape_errors(problem: Problem) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"model does not accept inputs of shape (examples, {', '.join(map(str, problem.input_shape))}): {error}"
+        ) from error
+
+
 def _check_outputs(problem: Problem) -> None:
     x = problem.probe.clone().requires_grad_()
     with torch.enable_grad(), seeded(0, x.device):
-        try:
+        with _shape_errors(problem):
             returned = problem.model(x)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"model does not accept inputs of shape (examples, {', '.join(map(str, problem.input_shape))}): {error}"
-            ) from error
         y = problem.select(returned)
     if y.ndim == 0 or len(y) != len(x):
         raise ValueError(f"outputs must keep the leading examples axis: got shape {tuple(y.shape)} for 1 example")

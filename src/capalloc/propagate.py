@@ -93,7 +93,7 @@ def propagate(
     _check(gates, solver, batch_size)
     if num_probes < 2:
         raise ValueError(f"num_probes must be at least 2, for a standard error, got {num_probes}")
-    problem = prepare(model, inputs, outputs, params)
+    problem = prepare(model, inputs, outputs, params, traced=True)
     if solver == "segments" and problem.num_params <= DENSE_LIMIT:  # ranks are decided in float64
         problem = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
     batches = Batches.of(
@@ -150,7 +150,7 @@ def walk(
 
     """
     _check(gates, "markov", batch_size)
-    problem = prepare(model, inputs, outputs)
+    problem = prepare(model, inputs, outputs, traced=True)
     batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
     at_inputs, constant, layers = markov.law(batches(layers=True))
     return Walk(

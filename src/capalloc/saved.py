@@ -88,15 +88,14 @@ class SavedModel(nn.Module):
             value = (program.state_dict if path in program.state_dict else program.constants)[path]
             if spec.kind is InputKind.PARAMETER:
                 key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (path,)
-                value = first.setdefault(key, value if isinstance(value, nn.Parameter) else nn.Parameter(value))
+                value = first.setdefault(key, nn.Parameter(value.detach(), requires_grad=False))  # the same memory
                 self.dtype = value.dtype if len(first) == 1 else self.dtype
             _place(self, path, value)
 
     def forward(self, x: Tensor) -> Any:
         """What the program returns, for all examples."""
         size = self.shape[0]
-        if not _fits(x.shape[1:], self.shape[1:]):
-            raise ValueError(f"the program was exported for inputs of shape {shown(self.shape)}, got {tuple(x.shape)}")
+        self.check(x)
         if size is None or len(x) == size:
             return self._run(x)
         returned = []
@@ -106,6 +105,11 @@ class SavedModel(nn.Module):
         leaves = [pytree.tree_leaves(r) for r in returned]
         joined = [torch.cat(parts)[: len(x)] if parts[0].ndim else parts[0] for parts in zip(*leaves, strict=True)]
         return pytree.tree_unflatten(joined, pytree.tree_structure(returned[0]))
+
+    def check(self, x: Tensor) -> None:
+        """Refuse examples of another shape than the program was exported for."""
+        if not _fits(x.shape[1:], self.shape[1:]):
+            raise ValueError(f"the program was exported for inputs of shape {shown(self.shape)}, got {tuple(x.shape)}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SavedModel:
         memo[id(self.program)] = self.program  # it is only read

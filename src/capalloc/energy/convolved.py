@@ -68,13 +68,13 @@ class Convolved:
 
     def _alike(self, channels: Channels, labels: Tensor, shape: Sequence[int]) -> tuple[Sides, Tensor]:
         """All positions read alike: those that have a tap in common write alike."""
-        if self.used.shape[2:].numel() == 1 and not self.transposed:
+        pattern = self._taps(torch.ones(1, 1, *shape[2:], dtype=torch.float64))[0, 0]
+        if bool((pattern > 0).flatten(1).all(1).any()):  # a tap that all positions have
             written = channels.fresh((self._outputs,))
             side = labels.reshape(self.groups, -1, 1, 1), written.reshape(self.groups, 1, -1, 1)
             return ((self._as_weight(side[0]), self._as_weight(side[1])),), written.reshape(
                 1, -1, *[1] * (len(shape) - 2)
             )
-        pattern = self._taps(torch.ones(1, 1, *shape[2:], dtype=torch.float64))[0, 0]
         taps, places = len(pattern), pattern.shape[1:]
         row, col = pattern.flatten(1).numpy().nonzero()
         size = taps + places.numel()

@@ -19,8 +19,10 @@ from torch.utils import _pytree as pytree
 from capalloc.energy.capture import Graph
 from capalloc.energy.carriers import Carriers
 from capalloc.energy.gate_ranks import PRODUCTS
-from capalloc.energy.rules import DECOUPLING, bind, invoke
+from capalloc.energy.rules import DECOUPLING, bind
+from capalloc.energy.rules import invoke as invoke_operator
 from capalloc.energy.rules.norms import NORMS, normalise
+from capalloc.saved import FUNCTIONS
 
 Values = dict[Node, Any]
 
@@ -99,6 +101,11 @@ class Decoupled:
         _, slope, *_ = torch.func.jvp(phi, (values[root],), (amplitudes[root],))
         through: Tensor = slope * sign
         return (through, None) if isinstance(values[node], tuple) else through
+
+
+def invoke(op: Any, arguments: dict[str, Any]) -> Any:
+    """An operator, as the function that it came from where that is what function transforms know."""
+    return FUNCTIONS[op](*arguments.values()) if op in FUNCTIONS else invoke_operator(op, arguments)
 
 
 def _run(node: Node, values: Values) -> Any:

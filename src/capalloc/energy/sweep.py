@@ -141,8 +141,7 @@ class _Duals:
         """What the parameters in a slot bring, by the row they belong to."""
         for name, leaf in self.program.params.items():
             if leaf == slot:
-                used = self.usage.through_params.get(slot)
-                return {} if used is None else {self.rows[name]: inverse(used)}
+                return {self.rows[name]: self._inverse(slot)} if slot in self.usage.through_params else {}
         found: dict[int, Tensor] = {}
         for step in self.program.steps:
             if step.out != slot:
@@ -154,9 +153,9 @@ class _Duals:
                     accumulate(found, [row], [moved])
         return found
 
-
-def inverse(used: Tensor) -> Tensor:
-    """1 / used where that is positive, 0 elsewhere."""
-    if bool(used.amin() > 0):
+    def _inverse(self, slot: int) -> Tensor:
+        """1 / (dE/d theta^2) where that is positive, 0 elsewhere."""
+        used = self.usage.through_params[slot]
+        if not self.usage.all_used(slot):
+            used = torch.where(used > 0, used, torch.inf)
         return used.reciprocal()
-    return torch.where(used > 0, used, torch.inf).reciprocal()

@@ -32,6 +32,13 @@ class Usage:
     through_params: Cotangents = field(default_factory=dict)  # slot -> dE/d theta^2
     through_channels: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: int | None = None
+    whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
+
+    def all_used(self, slot: int) -> bool:
+        """Whether a path uses every parameter in a slot, once all batches are counted."""
+        if slot not in self.whole:
+            self.whole[slot] = bool(self.through_params[slot].amin() > 0)
+        return self.whole[slot]
 
     def output_weight(self, program: Program) -> float:
         """What the outputs of this batch count for."""
@@ -96,7 +103,7 @@ def shares(program: Program, usage: Usage) -> Shares:
         if used is not None:
             component = usage.potentials.component
             for read, written in edge.sides:
-                crossing = _crossing(used, component[read], component[written])
+                crossing = _crossing(used, usage.all_used(edge.weight), component[read], component[written])
                 for name in names_of[edge.weight]:
                     mine[name].append(crossing)
                     total.index_add_(0, *crossing)
@@ -114,7 +121,9 @@ def _concatenate(parts: Sequence[Rescaled]) -> Rescaled:
 
 def _count_used(usage: Usage, slot: int) -> float:
     used = usage.through_params.get(slot)
-    return 0.0 if used is None else float(torch.count_nonzero(used))
+    if used is None:
+        return 0.0
+    return float(used.numel() if usage.all_used(slot) else torch.count_nonzero(used))
 
 
 def owners(program: Program) -> dict[int, set[str]]:
@@ -127,17 +136,19 @@ def owners(program: Program) -> dict[int, set[str]]:
     return owners
 
 
-def _crossing(used: Tensor, read: Tensor, written: Tensor) -> Rescaled:
+def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Rescaled:
     """The components on both sides of parameters in use that join one to another, and how many of them."""
     shape = torch.broadcast_shapes(read.shape, written.shape)
-    if bool(used.amin() > 0):
-        counts = torch.full(shape, float(used.numel() // shape.numel()))
+    kernel = float(used.numel() // shape.numel())
+    apart = not bool(torch.isin(read[read > 0], written).any())
+    sides = (read, written)
+    if whole and apart:
+        numbers = [torch.full((side.numel(),), kernel * (shape.numel() // side.numel())) for side in sides]
     else:
         counts = sum_to((used > 0).to(torch.float32), torch.empty(shape, device="meta")).cpu()  # exact below 2**24
-    if bool(torch.isin(read[read > 0], written.contiguous()).any()):
-        counts = counts * (read != written)
-    sides = [(side.reshape(-1), sum_to(counts, side).reshape(-1).double()) for side in (read, written)]
-    return _concatenate(sides)
+        counts = counts if apart else counts * (read != written)
+        numbers = [sum_to(counts, side).reshape(-1) for side in sides]
+    return _concatenate([(side.reshape(-1), n.double()) for side, n in zip(sides, numbers, strict=True)])
 
 
 def sum_to(values: Tensor, like: Tensor) -> Tensor:
