@@ -15,7 +15,7 @@ import architectures
 import test_segments
 from zoo import gaussian, seeded_module
 
-EXAMPLES, PROBES = 60, 32
+EXAMPLES, PROBES = 60, 8
 SMALL = ("gated bottleneck", "ungated residual stream", "two heads")
 LARGER = ("GPT", "BERT", "Swin", "ViT", "MLP-Mixer", "ConvNeXt", "WaveNet")
 
@@ -24,7 +24,7 @@ def run() -> Table:
     rows = []
     for name in SMALL:
         make, shape, params, _ = test_segments.CASES[name]
-        rows.append((name, *compared(seeded_module(make).eval(), 4 * gaussian(*shape), params)))
+        rows.append((name, *compared(seeded_module(make).eval(), 4 * gaussian(*shape)[:EXAMPLES], params)))
     for name in LARGER:
         model = architectures.ARCHITECTURES[name].build()
         x = 3 * gaussian(EXAMPLES, *architectures.ARCHITECTURES[name].shape)
@@ -33,7 +33,7 @@ def run() -> Table:
     return Table(
         "Linear segments",
         f"Totals and maps with the parameters that only steer gates held fixed; Gaussian inputs, {PROBES} draws "
-        "of signs for each of ten examples. TV: total variation to the measured map.",
+        f"of signs for each of {EXAMPLES} examples. TV: total variation to the measured map.",
         (
             "network",
             "parameters",
@@ -52,7 +52,7 @@ def run() -> Table:
 
 def compared(model: torch.nn.Module, x: torch.Tensor, params: list[str] | None) -> tuple[str, ...]:
     measured = capalloc.measure(model, x, params=params, progress=False)
-    segments = capalloc.propagate(model, x[:10], solver="segments", params=params, num_probes=PROBES)
+    segments = capalloc.propagate(model, x, solver="segments", params=params, num_probes=PROBES)
     markov = capalloc.propagate(model, x, params=params, table=False)
     found = (measured, segments, markov)
     return (

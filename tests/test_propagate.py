@@ -311,3 +311,19 @@ def test_outputs_without_energy_are_an_error():
 
     allocation = capalloc.propagate(Rounded(), gaussian(2, 3))
     assert float(allocation.capacity.sum()) == pytest.approx(0)
+
+
+def test_outputs_that_are_not_numbers_are_an_error():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2, bias=False)
+
+        def forward(self, x):
+            return torch.sqrt(self.layer(x))
+
+    model = Root()
+    nn.init.eye_(model.layer.weight)
+    program = torch.export.export(model.eval(), (torch.ones(2, 2),), strict=False)
+    with pytest.raises(ValueError, match="outputs hold NaN"):
+        capalloc.propagate(program, -torch.ones(2, 2))

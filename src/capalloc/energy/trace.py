@@ -69,8 +69,8 @@ def trace(
     energy = known[graph.output].energy
     if not isinstance(energy, Energy) or not energy.is_signal:
         raise ValueError("outputs do not depend on inputs along any path that carries energy")
-    if not torch.isfinite(known[graph.output].value).all():
-        raise ValueError("the model's outputs hold NaN or inf; drop or repair the examples that give them")
+    if torch.isnan(known[graph.output].value).any():
+        raise ValueError("the model's outputs hold NaN; drop or repair the examples that give them")
     program.output = energy.slot
     assert energy.labels is not None
     program.channels.tie(energy.labels, torch.tensor(GROUND))

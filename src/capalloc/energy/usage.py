@@ -140,7 +140,7 @@ def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Resca
     """The components on both sides of parameters in use that join one to another, and how many of them."""
     shape = torch.broadcast_shapes(read.shape, written.shape)
     kernel = float(used.numel() // shape.numel())
-    apart = not bool(torch.isin(read[read > 0], written).any())
+    apart = not bool(torch.isin(read[read > 0], written.contiguous()).any())
     sides = (read, written)
     if whole and apart:
         numbers = [torch.full((side.numel(),), kernel * (shape.numel() // side.numel())) for side in sides]
