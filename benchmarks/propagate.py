@@ -136,7 +136,7 @@ def run() -> Table:
     ]
     return Table(
         "Propagation at real size",
-        f"transformers' ResNet-50 from its config, 25.6 million parameters, one 224 x 224 image, medians of {REPEATS}. "
+        f"transformers' ResNet-50 from its config, 23.5 million parameters, one 224 x 224 image, medians of {REPEATS}. "
         "Memory is what one call needs above the loaded model, each in a process of its own. Depth and pixels on "
         "exported programs.",
         ("what", "figure", "ratio"),
