@@ -42,23 +42,28 @@ def solve(
         linear: take away what linear segments lose too, from the map in proportion (no table).
 
     """
-    usage, last = _usage(batches(layers))
-    program, _, flow = last
+    usage, (program, seed, flow) = _usage(batches(layers))
     counted = shares(program, usage)
     names = tuple(program.params)
     loss = counted.loss(table)
     rows = {name: k if table else 0 for k, name in enumerate(names)}
     slots = program.layers if layers else {}
+    lost = spaces.find(program, usage) if linear else None
+    shape = program.values[program.input].shape[1:]
+    if not single:
+        program.forget()
     held: Cotangents = {}
-    for program, seed in batches(layers) if not single else [last[:2]]:
+    once = [(program, seed)]
+    for program, seed in batches(layers) if not single else once:
         if not single:
             flow = sweep.law(program, seed * usage.output_weight(program))
         for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, tuple(slots.values())).items():
             summed = _over_examples(capacity, len(seed))
             held[slot] = held[slot] + summed if slot in held else summed
+        program.forget()
     result = Markov(
         names=names,
-        by_input=held.get(program.input, loss.new_zeros(len(loss), *program.values[program.input].shape[1:])),
+        by_input=held.get(program.input, loss.new_zeros(len(loss), *shape)),
         bias=held.get(program.constant, loss.new_zeros(len(loss))),
         by_parameter=counted.alive - counted.lost,
         layers={name: held[slot].sum(0) for name, slot in slots.items() if slot in held},
@@ -66,7 +71,7 @@ def solve(
         exact_symmetries=usage.potentials.exact,
         alive=counted.alive,
     )
-    return _without(spaces.find(program, usage), result) if linear else result
+    return _without(lost, result) if lost else result
 
 
 def _without(lost: spaces.Spaces, result: Markov) -> Markov:
@@ -95,6 +100,7 @@ def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             if slot in flow.at_slots:
                 mass = _over_examples((program.values[slot] * flow.at_slots[slot])[None], len(seed))[0].cpu()
                 held[name] = held[name] + mass if name in held else mass
+        program.forget()
     inputs = held["inputs"]
     constant = held.get("constant", inputs.new_zeros(()))
     whole = inputs.sum() + constant
@@ -106,6 +112,8 @@ def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, Flow
     usage: Usage | None = None
     last = None
     for program, seed in batches:
+        if last:
+            last[0].forget()
         if usage is None:
             usage = Usage(program.channels.resolve())
         flow = sweep.law(program, seed * usage.output_weight(program))

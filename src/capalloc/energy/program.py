@@ -228,6 +228,11 @@ class Program:
             if self.is_signal[slot] and slot not in self.needed:
                 self.values[slot] = self.values[slot].new_zeros(()).expand(self.values[slot].shape)
 
+    def forget(self) -> None:
+        """Let go of everything large, once the sweeps are done: steps refer back to the program that holds them."""
+        self.values.clear()
+        self.steps.clear()
+
     # -- internals ------------------------------------------------------------------------------------------
 
     def _constant(self) -> Energy:

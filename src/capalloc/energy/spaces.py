@@ -35,7 +35,7 @@ Mask = NDArray[np.bool_]
 class Spaces:
     """What linear segments lose beside rescalings."""
 
-    lost: dict[str, float]  # by parameter tensor; a lower bound, exact on the convolutional networks of the tests
+    lost: dict[str, float]  # by parameter tensor; a lower bound, exact on most convolutional networks
 
     @property
     def total(self) -> int:

@@ -64,7 +64,7 @@ def capacity(
 
     Args:
         program: the batch's energy network.
-        flow: its first adjoint, the outputs seeded with `usage.output_weight`.
+        flow: its first adjoint, the outputs seeded with `usage.output_weight`; used up on the way.
         usage: path energies summed over all batches.
         loss: share of each row in each component's symmetry, (rows, components).
         rows: row of each parameter: one for all, or one for each.
@@ -83,7 +83,7 @@ def capacity(
     held: Cotangents = {}
     for k in reversed(range(len(program.steps))):
         step = program.steps[k]
-        edge, g, r = by_step.get(k), flow.at_edges.get(k), waiting.pop(step.out, None)
+        edge, g, r = by_step.get(k), flow.at_edges.pop(k, None), waiting.pop(step.out, None)
         if edge is not None and g is not None:
             r = _sink(r, g, per_energy, usage.potentials.component[edge.out_labels])
         if r is not None:
