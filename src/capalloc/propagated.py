@@ -22,6 +22,7 @@ from capalloc.problem import Problem, axis_names
 DENSE_LIMIT = 2000
 #: Parameter tensors times numbers in a batch up to which the table is made by default: some seconds of work.
 TABLE_LIMIT = 2**26
+LOWER_BOUND = "symmetries: lower bound"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def by_markov(
     result = markov.solve(batches, single=batches.number == 1, layers=settings.layers, table=table, linear=linear)
     attrs["symmetries"] = result.symmetries
     attrs["symmetries_exact"] = result.exact_symmetries
-    attrs["notes"] = [] if result.exact_symmetries else ["symmetries: lower bound"]
+    attrs["notes"] = [] if result.exact_symmetries else [LOWER_BOUND]
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
 
@@ -77,6 +78,9 @@ def by_segments(problem: Problem, batches: Batches, settings: Settings, attrs: d
     found = segments.solve(problem, network, settings.num_probes, settings.generator)
     attrs["num_probes"] = settings.num_probes
     attrs["rank"] = found.rank
+    used = problem.num_params - attrs["unused_params"] - attrs["unseen_params"]
+    attrs["symmetries"], attrs["symmetries_exact"] = used - found.rank, True
+    attrs["notes"].remove(LOWER_BOUND)
     attrs["bias_standard_error"] = float(found.error[-1])
     names = list(problem.params)
     joint = found.table[:, :-1].reshape(len(names), *problem.input_shape)
