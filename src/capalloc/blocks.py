@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capalloc.problem import Problem, seeded
+from capalloc.problem import Problem, random_signs, seeded
 
 Tensors = dict[str, Tensor]
 #: Entries of all blocks of one tensor above which its units share one block, up to their scale.
@@ -70,7 +70,7 @@ def _along(
 ) -> tuple[Tensor, Tensor]:
     """d/dx D_theta[direction] of each example's randomly signed outputs, and of their intercepts."""
     out_shape = problem(x).shape
-    signs = _signs(out_shape, x, generator)
+    signs = random_signs(out_shape, x, generator)
 
     def derivative(x: Tensor) -> tuple[Tensor, Tensor]:
         _, change, *_ = jvp(lambda p: _outputs(problem, p, x), (params,), (direction,))
@@ -93,7 +93,7 @@ class Root:
     def sample(self, generator: torch.Generator) -> Tensor:
         """z_j = G_j^(-1/2) xi_j with xi of random signs, in the tensor's own shape."""
         units, fan_in = len(self.scale), self.factor.shape[-1]
-        xi = _signs((units, fan_in), self.factor, generator)
+        xi = random_signs((units, fan_in), self.factor, generator)
         drawn = torch.einsum("uij,uj->ui", self.factor.expand(units, -1, -1), xi) * self.scale[:, None]
         return drawn.reshape(self.like.shape).to(self.like)
 
@@ -114,8 +114,8 @@ def _roots(
 def _mixed(problem: Problem, params: Tensors, x: Tensor, generator: torch.Generator) -> Tensors:
     """For each example d/dtheta of its derivative along a random input direction, outputs randomly signed."""
     out = problem(x[:1]).shape[1]
-    along, signs = _signs(x.shape, x, generator), _signs((len(x), out), x, generator)
-    constant = _signs((len(x),), x, generator)
+    along, signs = random_signs(x.shape, x, generator), random_signs((len(x), out), x, generator)
+    constant = random_signs((len(x),), x, generator)
 
     def derivative(params: Tensors, x: Tensor, along: Tensor, signs: Tensor, constant: Tensor) -> Tensor:
         # The direction of the constant input: the intercept f - grad_x f . x.
@@ -174,8 +174,3 @@ class _Moment:
 
 def _outputs(problem: Problem, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return problem.select(functional_call(problem.model, dict(params), (x,))).reshape(len(x), -1)
-
-
-def _signs(shape: torch.Size | tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random signs on the device of `like`."""
-    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like)

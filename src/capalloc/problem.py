@@ -237,6 +237,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def random_signs(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random signs with the dtype and on the device of `like`."""
+    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like)
+
+
 def axis_names(ndim: int) -> tuple[str, ...]:
     """Names of an input's own axes, by their number."""
     known = {

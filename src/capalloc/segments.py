@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capalloc.dense import accumulate, inverse_root, streamed_triangular
 from capalloc.energy.decoupled import Decoupled
-from capalloc.problem import Problem, seeded
+from capalloc.problem import Problem, random_signs, seeded
 
 #: Outputs above which a draw has this many randomly signed sums of outputs in their place: G is the same on average.
 MIXES = 8
@@ -84,8 +84,7 @@ def _mixes(count: int, outputs: int, generator: torch.Generator) -> Tensor:
     """The outputs themselves, or sums of them with random signs: (count, mixes, outputs)."""
     if outputs <= MIXES:
         return torch.eye(outputs).expand(count, -1, -1)
-    signs = torch.randint(0, 2, (count, MIXES, outputs), generator=generator) * 2.0 - 1.0
-    return torch.div(signs, MIXES**0.5)
+    return torch.div(random_signs((count, MIXES, outputs), torch.empty(0), generator), MIXES**0.5)
 
 
 def _affine(network: Decoupled, params: dict[str, Tensor], x: Tensor, signs: list[Tensor], mixes: Tensor) -> Tensor:

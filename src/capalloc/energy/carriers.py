@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from capalloc.energy.capture import Graph, module_path
 from capalloc.energy.gate_ranks import COPIES, MOVES, PIECES, SUMS
@@ -37,6 +40,18 @@ class Activation:
     def reads(self) -> set[Node]:
         """Every node whose value the calls need from outside."""
         return {used for node in self.calls for used in node.all_input_nodes} - set(self.calls)
+
+    def function(self, values: Mapping[Node, Any]) -> Callable[[Tensor], Any]:
+        """What the calls make of another value of `root`, everything else as in `values`."""
+
+        def phi(z: Tensor) -> Any:
+            made = {used: values[used] for used in self.reads() - {self.root}} | {self.root: z}
+            for call in self.calls:
+                args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda a: made[a])
+                made[call] = call.target(*args, **kwargs)  # type: ignore[operator]
+            return made[self.calls[-1]]
+
+        return phi
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from capalloc.energy.capture import Graph
-from capalloc.energy.carriers import Carriers
+from capalloc.energy.carriers import Activation, Carriers
 from capalloc.energy.gate_ranks import PRODUCTS
 from capalloc.energy.rules import DECOUPLING, bind
 from capalloc.energy.rules import invoke as invoke_operator
 from capalloc.energy.rules.norms import NORMS, normalise
+from capalloc.problem import random_signs
 from capalloc.saved import FUNCTIONS
 
 Values = dict[Node, Any]
@@ -43,7 +44,7 @@ class Decoupled:
         drawn = []
         for node in self.boundaries():
             value = _first(node.meta["val"])
-            drawn.append(_signs((count, *value.shape), generator).to(value.dtype))
+            drawn.append(random_signs((count, *value.shape), torch.empty(0, dtype=value.dtype), generator))
         return drawn
 
     def __call__(self, params: Mapping[str, Tensor], h: Tensor, x: Tensor, signs: list[Tensor]) -> Tensor:
@@ -88,17 +89,10 @@ class Decoupled:
     def _gate(self, node: Node, values: Values, amplitudes: Values, sign: Tensor) -> Any:
         """The gate's derivative along the amplitude, with a random sign."""
         found = self.carriers.activations.get(node)
-        root = found.root if found else next(a for a in node.all_input_nodes if a in amplitudes)
-        calls = found.calls if found else (node,)
-
-        def phi(z: Tensor) -> Tensor:
-            made = values | {root: z}
-            for call in calls:
-                made[call] = _run(call, made)
-            result: Tensor = _first(made[node])
-            return result
-
-        _, slope, *_ = torch.func.jvp(phi, (values[root],), (amplitudes[root],))
+        if found is None:
+            found = Activation(next(a for a in node.all_input_nodes if a in amplitudes), (node,))
+        phi = found.function(values)
+        _, slope, *_ = torch.func.jvp(lambda z: _first(phi(z)), (values[found.root],), (amplitudes[found.root],))
         through: Tensor = slope * sign
         return (through, None) if isinstance(values[node], tuple) else through
 
@@ -119,7 +113,3 @@ def _fill(tree: Any, values: Mapping[Node, Any]) -> Any:
 
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, (tuple, list)) else value
-
-
-def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, generator=generator) * 2 - 1

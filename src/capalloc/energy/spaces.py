@@ -83,14 +83,12 @@ def find(program: Program, usage: Usage) -> Spaces:
     shifting = _shifting(program, usage, links, size) & ~gated & (usage.through_channels > 0)
     lost = dict.fromkeys(program.params, 0.0)
     names = owners(program)
+    share = shifting / _writers(links, size).clamp(
+        min=1
+    )  # of several biases that write a channel one is as good as none
     for link in links:
         if link.kind == "bias":
-            # Of several biases that write a channel one is as good as none.
-            _share(
-                lost,
-                names[link.edge.weight],
-                float((shifting[link.written] / _writers(links, size)[link.written]).sum()),
-            )
+            _share(lost, names[link.edge.weight], float(share[link.written].sum()))
     for *others, _ in _sums_of_biases(program, [link for link in links if link not in shared]):
         for link in others:
             _share(lost, names[link.edge.weight], float(link.written.numel()))
@@ -104,8 +102,8 @@ def find(program: Program, usage: Usage) -> Spaces:
         # A space wider than what reads it is no bottleneck: what writes it shows through, column by column.
         rank[channels] = (columns if d > rows else min(d, columns)) / d
         weights = {link: _rows(link, c) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"}
+        extra = d * (rows + columns) - kept * (rows + columns - kept) - d
         for link, number in weights.items():
-            extra = d * (rows + columns) - kept * (rows + columns - kept) - d
             _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
     return Spaces(lost)
 

@@ -146,14 +146,7 @@ def _activation(node: Node, known: dict[Node, Traced], call: Call, carriers: Car
     if not isinstance(root.energy, Energy) or call.gates == "unit":
         return root.energy if isinstance(root.energy, Energy) else None
 
-    def phi(z: Tensor) -> Tensor:
-        made = values | {found.root: z}
-        for inner in found.calls:
-            args = pytree.tree_map(lambda a: made[a] if isinstance(a, Node) else a, inner.args)
-            made[inner] = inner.target(*args, **inner.kwargs)  # type: ignore[operator]
-        result: Tensor = made[node]
-        return result
-
+    phi = found.function(values)
     slope = gaussian_squared_slope(phi) if call.gates == "gaussian" else squared_slope(phi, root.value)
     return call.program.gate(root.energy, slope)
 
