@@ -4,6 +4,8 @@ How many effective, independent parameters a model devotes to every input, regio
 """
 
 # the result of every method, and how two of them compare
+# what depth does: scaling, shattering, and the two with advice
+from capalloc import depth_limit
 from capalloc.allocation import Allocation
 from capalloc.comparison import correlation, total_variation
 
@@ -12,6 +14,7 @@ from capalloc.decoupling.gaussian import gaussian_decoupling, gaussian_gate_mome
 from capalloc.decoupling.measured import decoupling, gate_moments
 from capalloc.decoupling.moments import propagate_moments
 from capalloc.decoupling.result import Decoupling
+from capalloc.diagnosis import Diagnosis, diagnose
 
 # rules of new operators for `propagate`
 from capalloc.energy.rules import Call, UnsupportedOperatorError, rule
@@ -23,18 +26,27 @@ from capalloc.propagate import Walk, propagate, walk
 
 # where one output position looks
 from capalloc.receptive_field import Extent, ReceptiveField, receptive_field
+from capalloc.scaling import scaling
+from capalloc.scaling_result import Scaling
+from capalloc.shattering.compare import shattering
+from capalloc.shattering.result import Shattering
 
 __all__ = [
     "Allocation",
     "Call",
     "CapacityWarning",
     "Decoupling",
+    "Diagnosis",
     "Extent",
     "ReceptiveField",
+    "Scaling",
+    "Shattering",
     "UnsupportedOperatorError",
     "Walk",
     "correlation",
     "decoupling",
+    "depth_limit",
+    "diagnose",
     "gate_moments",
     "gaussian_decoupling",
     "gaussian_gate_moment",
@@ -44,6 +56,8 @@ __all__ = [
     "propagate_moments",
     "receptive_field",
     "rule",
+    "scaling",
+    "shattering",
     "total_variation",
     "walk",
 ]

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from capalloc.commands import run_measure, run_propagate, run_receptive_field
 from capalloc.decoupling.command import run_decoupling_study
 from capalloc.demo import Demo, run_demo
+from capalloc.diagnosis_command import run_diagnose
 from capalloc.linear.command import run_linear_study
 from capalloc.storage import check_target
 
@@ -72,6 +73,7 @@ def demo(
 app.command("propagate")(run_propagate)
 app.command("measure")(run_measure)
 app.command("receptive-field")(run_receptive_field)
+app.command("diagnose")(run_diagnose)
 app.command("decoupling-study")(run_decoupling_study)
 app.command("linear-study")(run_linear_study)
 

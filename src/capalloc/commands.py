@@ -44,8 +44,8 @@ def run_propagate(
     out: Out = None,
 ) -> None:
     """Capacity that a model devotes to each input, by the Markov rule: a few forward and backward passes."""
-    _check_out(out)
-    found, inputs = _given(model, arg, shape, data, examples, seed)
+    check_out(out)
+    found, inputs = given(model, arg, shape, data, examples, seed)
     generator = torch.Generator().manual_seed(seed)
     _report(propagate(found, inputs, gates=gates, solver=solver, generator=generator), out)  # type: ignore[arg-type]
 
@@ -61,8 +61,8 @@ def run_measure(
     out: Out = None,
 ) -> None:
     """Capacity that a model devotes to each input, exactly, from derivatives: up to some thousands of parameters."""
-    _check_out(out)
-    found, inputs = _given(model, arg, shape, data, examples, seed)
+    check_out(out)
+    found, inputs = given(model, arg, shape, data, examples, seed)
     _report(measure(found, inputs, ridge=ridge), out)
 
 
@@ -79,21 +79,23 @@ def run_receptive_field(
 ) -> None:
     """Theoretical and effective receptive field of an output position."""
     chosen = None if position is None else parse_integers(position, "--position", lowest=0)
-    found, inputs = _given(model, arg, shape, data, examples, seed)
+    found, inputs = given(model, arg, shape, data, examples, seed)
     field = receptive_field(found, inputs, output_position=chosen, gates=gates, of=of)  # type: ignore[arg-type]
     console = Console()
     console.print(field_table(field))
     _print_notes(console, field.notes)
 
 
-def _given(
+def given(
     source: str, arg: list[str] | None, shape: str | None, data: Path | None, examples: int, seed: int
 ) -> tuple[Any, Tensor]:
+    """The model and the inputs that a command was told of."""
     model = read_model(source, arg or (), seed)
     return model, read_inputs(shape, data, examples, seed, precision(model))
 
 
-def _check_out(out: Path | None) -> None:
+def check_out(out: Path | None) -> None:
+    """An error where a file cannot be written."""
     if out is not None:
         check_target(out)  # before the work, not after it
 

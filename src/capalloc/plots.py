@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -18,10 +19,12 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from capalloc.regions import image
+from capalloc.storage import atomically
 from capalloc.templating import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Colours that keep their order in grey and for colour-blind readers: for maps, and for differences.
 SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
@@ -29,6 +32,15 @@ SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
 MAX_CELLS = 4096
 #: Up to this many columns the number is written in the cell.
 MAX_LABELS = 12
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, without a note of when it was made; and close it."""
+    try:
+        with atomically(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+    finally:
+        plt.close(figure)
 
 
 def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "", signed: bool = False) -> Axes:

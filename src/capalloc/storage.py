@@ -6,16 +6,71 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final, Self
 
 import xarray as xr
 
 ENGINE: Final = "h5netcdf"
 #: Attributes of the file: what it is, and the Dataset's own attributes as JSON.
 FORMAT, CONTENT = "format", "attrs"
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(ABC):
+    """A result that is one Dataset: it saves, loads and exports with no model at hand."""
+
+    data: xr.Dataset
+
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError where an invariant does not hold."""
+
+    def to_xarray(self) -> xr.Dataset:
+        """The Dataset, settings among its attributes."""
+        return self.data.copy()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a NetCDF file, whole or not at all; `load` reads it with no model at hand.
+
+        Raises:
+            FileNotFoundError: the folder of `path` does not exist.
+            IsADirectoryError: `path` is a folder.
+
+        """
+        write_dataset(self.data, path, self.FORMAT, self.VERSION)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote; nothing in the file is executed or unpickled.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, foreign, or from a newer capalloc.
+
+        """
+        dataset = read_dataset(path, cls.FORMAT, cls.VERSION)
+        try:
+            return cls(dataset)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def check_variables(dataset: xr.Dataset, needed: Iterable[str], maker: str) -> None:
+    """An error that names the variables a Dataset lacks, and what makes one that has them."""
+    missing = sorted(set(needed) - set(map(str, dataset.variables)))
+    if missing:
+        raise ValueError(f"the dataset lacks {missing}; {maker} makes one that has them")
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
 import typer
 import xarray as xr
 from rich.console import Console
@@ -13,7 +12,8 @@ from rich.table import Table
 
 from capalloc.decoupling.study import FORMAT, VERSION, decoupling_study
 from capalloc.decoupling.study_plot import plot_study
-from capalloc.storage import atomically, write_dataset
+from capalloc.plots import save_figure
+from capalloc.storage import write_dataset
 
 NAME = "decoupling-study"
 
@@ -31,20 +31,10 @@ def run_decoupling_study(
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / f"{NAME}.nc", out / f"{NAME}.png"
     write_dataset(study, table, FORMAT, VERSION)
-    save_picture(study, picture)
+    save_figure(plot_study(study), picture)
     console = Console()
     console.print(summary(study))
     console.print(f"wrote {table} and {picture}", soft_wrap=True)
-
-
-def save_picture(study: xr.Dataset, path: Path) -> None:
-    """Write the figure as PNG, whole or not at all."""
-    figure = plot_study(study)
-    try:
-        with atomically(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
-    finally:
-        plt.close(figure)
 
 
 def summary(study: xr.Dataset) -> Table:

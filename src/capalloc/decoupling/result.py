@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-from capalloc.storage import read_dataset, write_dataset
+from capalloc.storage import Stored, check_variables
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-FORMAT, VERSION = "capalloc-decoupling", 1
 #: Levels of the quantiles, and the number of bins of the histograms, of decoupling over pairs.
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 20
@@ -36,8 +34,8 @@ ESTIMATES = ("decoupling", "coupled_decoupling", "example_decoupling")
 FROM_0_TO_1 = (*ESTIMATES, "dead", "saturated")
 
 
-@dataclass(frozen=True, eq=False)
-class Decoupling:
+@dataclass(frozen=True, eq=False, repr=False)
+class Decoupling(Stored):
     """How far each gate of a network decouples what passes it: 0 as a linear map, 1 totally.
 
     One entry along "layer" for each gate, in order of depth (docs/theory.md, section 3):
@@ -61,13 +59,12 @@ class Decoupling:
 
     """
 
-    data: xr.Dataset
+    FORMAT, VERSION = "capalloc-decoupling", 1
 
-    def __post_init__(self) -> None:
-        needed = {*COLUMNS, "operator", *(f"{name}_error" for name in ESTIMATES)}
-        missing = sorted(needed - set(map(str, self.data.data_vars)))
-        if missing or "layer" not in self.data.coords:
-            raise ValueError(f"the dataset lacks {missing or ['layer']}; capalloc.decoupling() makes one that has them")
+    def check(self) -> None:
+        """Variables are there, and decouplings in [0, 1]."""
+        errors = (f"{name}_error" for name in ESTIMATES)
+        check_variables(self.data, ("layer", *COLUMNS, "operator", *errors), "capalloc.decoupling()")
         for name in FROM_0_TO_1:
             values = self.data[name].to_numpy()
             outside = (values < 0) | (values > 1)
@@ -88,40 +85,11 @@ class Decoupling:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def to_xarray(self) -> xr.Dataset:
-        """The Dataset, settings among its attributes."""
-        return self.data.copy()
-
     def to_pandas(self) -> pd.DataFrame:
         """One row per gate, without the distributions."""
         flat = [name for name, variable in self.data.data_vars.items() if variable.dims == ("layer",)]
         frame: pd.DataFrame = self.data[flat].to_dataframe()
         return frame
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a NetCDF file, whole or not at all; `load` reads it with no model at hand.
-
-        Raises:
-            FileNotFoundError: the folder of `path` does not exist.
-            IsADirectoryError: `path` is a folder.
-
-        """
-        write_dataset(self.data, path, FORMAT, VERSION)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Decoupling:
-        """Read what `save` wrote; nothing in the file is executed or unpickled.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, foreign, or from a newer capalloc.
-
-        """
-        dataset = read_dataset(path, FORMAT, VERSION)
-        try:
-            return cls(dataset)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw decoupling by depth on `ax`, or on a new figure.

@@ -72,7 +72,7 @@ class Gated:
                 f"the program was exported for exactly {graph.batch_size} examples, which hides where the examples "
                 "axis is; export it with dynamic_shapes that leave the first axis free"
             )
-        axes = _example_axes(graph, other)
+        axes = example_axes(graph, other)
         sites, products = _find(graph, depends, axes)
         return cls(problem, graph, sites, products, depends, examples)
 
@@ -99,7 +99,7 @@ class Gated:
                 known[node] = operation.result
                 if node in at:
                     gates = at[node].reader.gates(operation)
-                    yield Seen(at[node], start, _by_example(gates, at[node].axis, len(batch))[:count], operation)
+                    yield Seen(at[node], start, by_example(gates, at[node].axis, len(batch))[:count], operation)
                 for used in node.all_input_nodes:  # nobody asks for it again
                     if last_use[used] is node:
                         known.pop(used, None)
@@ -115,7 +115,7 @@ def _evaluate(node: Node, known: dict[Node, Any]) -> Operation:
     return Operation(node.target, arguments, invoke(node.target, arguments))
 
 
-def _by_example(gates: Tensor, axis: int, examples: int) -> Tensor:
+def by_example(gates: Tensor, axis: int, examples: int) -> Tensor:
     """(examples, units): an axis that merges examples with something else has the examples first."""
     return gates.movedim(axis, 0).reshape(examples, -1)
 
@@ -128,7 +128,7 @@ def _dependent(graph: Graph) -> frozenset[Node]:
     return frozenset(reached)
 
 
-def _example_axes(graph: Graph, other: Graph) -> dict[Node, int]:
+def example_axes(graph: Graph, other: Graph) -> dict[Node, int]:
     """The axis of each result that changes with the batch size."""
     if [n.target for n in graph.calls()] != [n.target for n in other.calls()]:
         raise ValueError(

@@ -13,7 +13,7 @@ from capalloc.energy.capture import Graph, capture
 from capalloc.energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
 from capalloc.energy.gates import GateSource
 from capalloc.energy.markov import Batch
-from capalloc.energy.trace import trace
+from capalloc.energy.trace import NOTHING_WATCHED, Watch, trace
 from capalloc.memory import available_bytes
 from capalloc.problem import Problem, seeded
 
@@ -39,6 +39,7 @@ class Batches:
     progress: bool = False
     carriers: Carriers = field(default_factory=Carriers)
     products: Products = field(default_factory=dict)
+    watch: Watch = NOTHING_WATCHED
 
     @classmethod
     def of(
@@ -80,7 +81,14 @@ class Batches:
             padded = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
             with seeded(k, batch.device):
                 program = trace(
-                    self.graph, padded, self.gates, selected, self.dtype, layers=layers, carriers=self.carriers
+                    self.graph,
+                    padded,
+                    self.gates,
+                    selected,
+                    self.dtype,
+                    layers=layers,
+                    carriers=self.carriers,
+                    watch=self.watch,
                 )
             seed = torch.ones_like(program.values[program.output])
             seed[len(batch) :] = 0

@@ -71,6 +71,16 @@ class Carriers:
         """Parameters that reach the model through a function of their entries."""
         return frozenset(self.bent.values())
 
+    def feeds(self, node: Node) -> list[Node]:
+        """The nodes whose paths go on through `node`, parameters among them."""
+        if node not in self.carrying or node.op != "call_function":
+            return []
+        if node in self.activations:
+            return [self.activations[node].root]
+        gates = self.frozen.get(node, frozenset())
+        kept = {name: a for name, a in arguments(node).items() if name not in gates}
+        return [used for used in dict.fromkeys(nodes_in(kept)) if used in self.carrying]
+
 
 def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     """Decide for every node of the graph; `products` sets the gate of a module's products by hand."""

@@ -14,18 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from capalloc.energy.capture import Graph
 from capalloc.energy.carriers import Activation, Carriers
+from capalloc.energy.evaluate import Values, evaluate, fill, invoke
 from capalloc.energy.gate_ranks import PRODUCTS
 from capalloc.energy.rules import DECOUPLING, bind
-from capalloc.energy.rules import invoke as invoke_operator
 from capalloc.energy.rules.norms import NORMS, normalise
 from capalloc.problem import random_signs
-from capalloc.saved import FUNCTIONS
-
-Values = dict[Node, Any]
 
 
 @dataclass(frozen=True)
@@ -49,20 +45,17 @@ class Decoupled:
 
     def __call__(self, params: Mapping[str, Tensor], h: Tensor, x: Tensor, signs: list[Tensor]) -> Tensor:
         """f_s(h): the amplitude of the outputs, with the parameters `params`."""
-        values: Values = {}
+        values = evaluate(self.graph, x)
         amplitudes: Values = {}
         pending = iter(signs)
         for node in self.graph.nodes:
+            if node not in self.carriers.carrying:
+                continue
             if node.op == "placeholder":
-                is_input = node.name == self.graph.input
-                values[node] = x if is_input else self.graph.constants.get(node.name)
-                if node in self.carriers.carrying:
-                    name = self.graph.params.get(node.name, "")
-                    amplitudes[node] = h if is_input else params.get(name, values[node])
+                name = self.graph.params.get(node.name, "")
+                amplitudes[node] = h if node.name == self.graph.input else params.get(name, values[node])
             elif node.op == "call_function":
-                values[node] = _run(node, values)
-                if node in self.carriers.carrying:
-                    amplitudes[node] = self._amplitude(node, values, amplitudes, pending)
+                amplitudes[node] = self._amplitude(node, values, amplitudes, pending)
         out: Tensor = amplitudes[self.graph.output]
         return out
 
@@ -73,16 +66,16 @@ class Decoupled:
         frozen = self.carriers.frozen.get(node, frozenset())
         arguments = bind(node.target, node.args, dict(node.kwargs))
         mixed = {
-            name: _fill(argument, values if name in frozen else values | amplitudes)
+            name: fill(argument, values if name in frozen else values | amplitudes)
             for name, argument in arguments.items()
         }
         if self._is_gate(node):
             return self._gate(node, values, amplitudes, next(signs))
         if node.target in NORMS:
-            return normalise(node.target, mixed, _fill(arguments, values))
+            return normalise(node.target, mixed, fill(arguments, values))
         sides = PRODUCTS.get(node.target, ())
         if sides and not frozen and all(arguments[side] in self.carriers.signals for side in sides):
-            first, second = (mixed | {side: _fill(arguments[side], values)} for side in sides)  # both carry in turn
+            first, second = (mixed | {side: fill(arguments[side], values)} for side in sides)  # both carry in turn
             return invoke(node.target, first) + invoke(node.target, second)
         return invoke(node.target, mixed)
 
@@ -95,20 +88,6 @@ class Decoupled:
         _, slope, *_ = torch.func.jvp(lambda z: _first(phi(z)), (values[found.root],), (amplitudes[found.root],))
         through: Tensor = slope * sign
         return (through, None) if isinstance(values[node], tuple) else through
-
-
-def invoke(op: Any, arguments: dict[str, Any]) -> Any:
-    """An operator, as the function that it came from where that is what function transforms know."""
-    return FUNCTIONS[op](*arguments.values()) if op in FUNCTIONS else invoke_operator(op, arguments)
-
-
-def _run(node: Node, values: Values) -> Any:
-    return invoke(node.target, _fill(bind(node.target, node.args, dict(node.kwargs)), values))
-
-
-def _fill(tree: Any, values: Mapping[Node, Any]) -> Any:
-    is_node = lambda a: isinstance(a, Node)  # noqa: E731
-    return pytree.tree_map(lambda a: values[a] if isinstance(a, Node) else a, tree, is_leaf=is_node)
 
 
 def _first(value: Any) -> Any:

@@ -98,6 +98,7 @@ class Program:
     params: dict[str, int] = field(default_factory=dict)  # selected parameter -> slot
     channels: Channels = field(default_factory=Channels)
     layers: dict[str, int] = field(default_factory=dict)  # layer name -> slot
+    nodes: dict[str, int] = field(default_factory=dict)  # node of the graph that is watched -> slot
     input: int = -1
     constant: int = -1
     output: int = -1

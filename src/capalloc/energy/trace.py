@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +23,17 @@ from capalloc.energy.rules import DECOUPLING, RULES, Call, Traced, bind, invoke,
 from capalloc.energy.sharing import relate_uses
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What a trace notes and changes beside the plain walk."""
+
+    nodes: frozenset[Node] = frozenset()  # nodes whose slots are noted in `Program.nodes`
+    multipliers: Mapping[Node, float] = field(default_factory=dict)  # of the values of some nodes
+
+
+NOTHING_WATCHED = Watch()
+
+
 def trace(
     graph: Graph,
     batch: Tensor,
@@ -30,6 +43,7 @@ def trace(
     *,
     layers: bool = True,
     carriers: Carriers | None = None,
+    watch: Watch = NOTHING_WATCHED,
 ) -> Program:
     """The energy network of a batch.
 
@@ -41,6 +55,7 @@ def trace(
         dtype: of the energies.
         layers: keep every layer's energies.
         carriers: what carries path energy, if it has been found before.
+        watch: nodes to note or to change.
 
     """
     carriers = carriers or find(graph)
@@ -54,11 +69,13 @@ def trace(
                 known[node] = _leaf(graph, node, batch, program, selected, carriers)
             elif node.op == "call_function":
                 made = len(program.values)
-                known[node] = _call(node, known, program, gates, carriers)
+                known[node] = _multiplied(program, _call(node, known, program, gates, carriers), watch, node)
                 _name_layer(program, node, known[node].energy)
                 if layers:
                     program.needed.update(program.layers.values())
                 slots = _slots(known[node])
+                if node in watch.nodes and slots:
+                    program.nodes[node.name] = slots[0]
                 users.update(slots)
                 program.release({*range(made, len(program.values))} - set(slots))
                 for used in _reads(node, carriers):  # values are needed for gates only: let them go
@@ -76,6 +93,13 @@ def trace(
     program.channels.tie(energy.labels, torch.tensor(GROUND))
     relate_uses(program)
     return program
+
+
+def _multiplied(program: Program, traced: Traced, watch: Watch, node: Node) -> Traced:
+    factor = watch.multipliers.get(node, 1.0)
+    if factor == 1.0:
+        return traced
+    return Traced(traced.value * factor, program.gate(traced.energy, factor**2))
 
 
 def _reads(node: Node, carriers: Carriers) -> set[Node]:

@@ -1,0 +1,10 @@
+"""Depth limit (docs/theory.md, section 5): how one unit of capacity spreads through residual blocks."""
+
+from capalloc.depth_limit.block import Block
+from capalloc.depth_limit.descriptions import chain, diffusion, jump
+from capalloc.depth_limit.evolution import Evolution
+from capalloc.depth_limit.law import StepLaw
+from capalloc.depth_limit.start import point
+from capalloc.depth_limit.whole_space import gaussian
+
+__all__ = ["Block", "Evolution", "StepLaw", "chain", "diffusion", "gaussian", "jump", "point"]

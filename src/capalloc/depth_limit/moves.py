@@ -1,0 +1,97 @@
+"""What moves where: displacements with probabilities or rates at their source, and what borders do to them.
+
+Index convention: offsets are (moves, *places, axes) in cells, weights (moves, *places); `places` is the grid, or empty
+where they are the same everywhere. A state is (cells + 1,): the grid in C order, then what has been absorbed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from capalloc.depth_limit.law import Array
+
+Border = Literal["periodic", "reflecting", "absorbing"]
+BORDERS = get_args(Border)
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Weights >= 0 of moves from every position, by displacement."""
+
+    offsets: Indices
+    weights: Array
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells, what happens at their border on each axis, and their size in pixels."""
+
+    shape: tuple[int, ...]
+    borders: tuple[Border, ...]
+    spacing: float = 1.0
+
+    @property
+    def cells(self) -> int:
+        """Their number."""
+        return math.prod(self.shape)
+
+    @property
+    def periodic(self) -> bool:
+        """Whether it has no border at all."""
+        return all(border == "periodic" for border in self.borders)
+
+
+def make_grid(shape: tuple[int, ...], border: Border | Sequence[Border], spacing: float = 1.0) -> Grid:
+    """The grid with one border for each axis.
+
+    Raises:
+        ValueError: an unknown border, one for another number of axes, or a spacing that is not positive.
+
+    """
+    borders = (border,) * len(shape) if isinstance(border, str) else tuple(border)
+    if len(borders) != len(shape) or any(name not in BORDERS for name in borders):
+        raise ValueError(f"border must be one of {BORDERS}, or one for each of {len(shape)} axes, got {border!r}")
+    if not (math.isfinite(spacing) and spacing > 0):
+        raise ValueError(f"spacing must be a finite number of pixels above 0, got {spacing}")
+    return Grid(shape, borders, spacing)
+
+
+def arrivals(moves: Moves, grid: Grid) -> sparse.csr_array:
+    """Weights as a matrix, entry (target, source) over states: what leaves the grid for good goes to the last state."""
+    sources = np.moveaxis(np.indices(grid.shape), 0, -1)
+    used = [k for k, weight in enumerate(moves.weights) if np.any(weight)]
+    rows = [targets(sources + moves.offsets[k], grid).ravel() for k in used]
+    data = [np.broadcast_to(moves.weights[k], grid.shape).ravel() for k in used]
+    columns = np.tile(np.arange(grid.cells), len(used))
+    entries = (np.concatenate([np.empty(0), *data]), (np.concatenate([np.empty(0, int), *rows]), columns))
+    return sparse.csr_array(entries, shape=(grid.cells + 1, grid.cells + 1))
+
+
+def targets(positions: Indices, grid: Grid) -> Indices:
+    """Cells where positions (..., axes), perhaps outside, end; the number of cells for those that are absorbed."""
+    cell = np.zeros(positions.shape[:-1], dtype=np.int64)
+    gone = np.zeros(positions.shape[:-1], dtype=bool)
+    for axis, (n, border) in enumerate(zip(grid.shape, grid.borders, strict=True)):
+        place = positions[..., axis]
+        if border == "absorbing":
+            gone |= (place < 0) | (place >= n)
+        elif border == "reflecting":  # mirrored about the outer edges of the border cells, as often as it takes
+            place = np.minimum(place % (2 * n), 2 * n - 1 - place % (2 * n))
+        cell = cell * n + place % n
+    return np.where(gone, grid.cells, cell)
+
+
+def spectrum(moves: Moves, shape: tuple[int, ...]) -> NDArray[np.complex128]:
+    """Fourier transform over a periodic grid of weights that are the same everywhere."""
+    wrapped = np.zeros(shape)
+    np.add.at(wrapped, tuple((moves.offsets % np.array(shape)).T), moves.weights)
+    transform: NDArray[np.complex128] = np.fft.rfftn(wrapped)
+    return transform

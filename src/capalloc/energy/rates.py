@@ -1,0 +1,160 @@
+"""Energy by block and by layer: how it parts into skip and branch, and how it grows (docs/theory.md, section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from capalloc.energy.paths import Energies, adjoint, from_inputs
+from capalloc.energy.program import Program
+from capalloc.energy.residual import ResidualBlock, Trails
+from capalloc.energy.rules.norms import NORMS
+from capalloc.energy.sweep import pull
+
+aten = torch.ops.aten
+#: Averages over positions: their energy is that of paths that add up, so it says nothing of the weights around them.
+AVERAGES = frozenset(
+    {
+        aten.mean.default,
+        aten.mean.dim,
+        aten.sum.default,
+        aten.sum.dim_IntList,
+        aten.avg_pool1d.default,
+        aten.avg_pool2d.default,
+        aten.avg_pool3d.default,
+        aten.adaptive_avg_pool1d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.adaptive_avg_pool3d.default,
+        aten._adaptive_avg_pool2d.default,
+        aten._adaptive_avg_pool3d.default,
+    }
+)
+BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A stretch of the network without residual sums: from the gates before it to its own gate, or to the outputs."""
+
+    name: str
+    before: tuple[Node, ...]
+    entry: Node | None  # what the gate acts on; None at the outputs
+    end: Node
+    rescaled: bool  # by a normalisation or an average
+
+    @property
+    def nodes(self) -> set[Node]:
+        """Where energies are needed."""
+        return {*self.before, self.end} | ({self.entry} if self.entry else set())
+
+
+def layers(trails: Trails) -> tuple[Layer, ...]:
+    """Every stretch that has weights, in order of depth; sums of blocks break it."""
+    sums = {block.sum for block in trails.blocks()}
+    ends = [node for node in trails.order if trails.is_gate(node) or node is trails.graph.output]
+    found = (_stretch(trails, end, sums) for end in ends)
+    return tuple(layer for layer in found if layer is not None)
+
+
+def _stretch(trails: Trails, end: Node, sums: set[Node]) -> Layer | None:
+    starts: dict[Node, None] = {}
+    names: list[str] = []
+    rescaled = False
+    pending, seen = [end], {end}
+    while pending:
+        node = pending.pop(0)
+        names += trails.weights(node)
+        rescaled |= node.target in NORMS or node.target in AVERAGES or node.target is BATCH_NORM
+        for used in trails.before(node):
+            if used in sums:
+                return None
+            if trails.is_gate(used) or used.name == trails.graph.input:
+                starts[used] = None
+            elif used not in seen:
+                seen.add(used)
+                pending.append(used)
+    if not names or end in sums:
+        return None
+    entry = trails.before(end)[0] if trails.is_gate(end) else None
+    return Layer(names[0].removesuffix(".weight").removesuffix(".bias"), tuple(starts), entry, end, rescaled)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """log2 of the factor by which a layer changes the mean energy per unit, upwards and downwards; and of E[a^2]."""
+
+    up: float
+    down: float
+    gate: float
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Path energy of one batch at the noted nodes, for paths that start at the inputs."""
+
+    program: Program
+    up: Energies  # from the inputs
+    down: Energies  # adjoint of the outputs
+
+    @classmethod
+    def of(cls, program: Program, seed: Tensor) -> Flow:
+        """Two sweeps; arguments of residual sums are noted with the sums."""
+        noted = {program.input, *program.nodes.values()}
+        noted |= {slot for step in program.steps if step.out in noted for slot in step.args if program.is_signal[slot]}
+        return cls(program, from_inputs(program, noted), adjoint(program, {program.output: seed}, noted))
+
+    @cached_property
+    def whole(self) -> float:
+        """Energy of all the paths."""
+        if self.program.input not in self.down:
+            return math.nan
+        return float((self.up[self.program.input] * self.down[self.program.input]).sum()) or math.nan
+
+    def slot(self, node: Node) -> int:
+        """Where a noted node's energies are; only the inputs need no note."""
+        return self.program.nodes.get(node.name, self.program.input)
+
+    def crossing(self, node: Node) -> float:
+        """Energy of the paths that cross a node, as a share of the whole."""
+        slot = self.slot(node)
+        if slot not in self.up or slot not in self.down:
+            return 0.0
+        return float((self.up[slot] * self.down[slot]).sum()) / self.whole
+
+    def parts(self, block: ResidualBlock) -> tuple[float, float]:
+        """Energy in a block's skip and in its branch, summed over units, relative to one another."""
+        out = self.program.nodes[block.sum.name]
+        step = next(step for step in self.program.steps if step.out == out)
+        if len(step.args) != 2:  # an operator with a rule of its own
+            return math.nan, math.nan
+        pulled = pull(self.program, step, torch.ones_like(self.up[out]), step.args)
+        first, second = (float((self.up[slot] * back).sum()) for slot, back in zip(step.args, pulled, strict=True))
+        return (first, second) if block.sum.args[0] is block.skip else (second, first)
+
+    def gain(self, layer: Layer) -> Gain:
+        """How a layer changes the mean energy per unit."""
+        end, before = self._level(layer.end, self.up, 1), [self._level(n, self.up, 1) for n in layer.before]
+        below = [self._level(n, self.down, -1) for n in layer.before]
+        return Gain(
+            up=_above(end, before),
+            down=-_above(self._level(layer.end, self.down, -1), below),
+            gate=_above(end, [self._level(layer.entry, self.up, 1)]) if layer.entry else 0.0,
+        )
+
+    def _level(self, node: Node, energies: Energies, sign: int) -> float:
+        """log2 of the mean energy per unit."""
+        slot = self.slot(node)
+        mean = float(energies[slot].double().mean()) if slot in energies else 0.0
+        return sign * self.program.exponents[slot] + (math.log2(mean) if mean > 0 else -math.inf)
+
+
+def _above(level: float, others: Sequence[float]) -> float:
+    """A level less the mean of others; NaN where no energy is left."""
+    mean = sum(others) / len(others) if others else math.nan
+    return level - mean if math.isfinite(mean) else math.nan
