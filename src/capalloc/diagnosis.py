@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from capalloc.energy.carriers import Products
 from capalloc.problem import ModelLike, OutputSelection
-from capalloc.receptive_field import ReceptiveField, receptive_field
+from capalloc.receptive_field import Extent, receptive_field
 from capalloc.scaling import scaling
 from capalloc.scaling_result import Scaling
 from capalloc.shattering.compare import shattering
@@ -68,8 +69,11 @@ class Diagnosis(Stored):
         rows = [["axis", "size", "from", "stride", "deviation"]]
         for k in range(self.data.sizes["axis"]):
             axis, size, start, stride, cut, deviation = (self.data[name].to_numpy()[k] for name in FIELD)
-            rows.append([str(axis), f"{size}{' (cut)' if cut else ''}", str(start), f"{stride:g}", f"{deviation:.3g}"])
-        return {**self.scaling.tables(), **self.shattering.tables(), "receptive field": rows}
+            rows.append(
+                [str(axis), f"{size:g}{' (cut)' if cut else ''}", f"{start:g}", f"{stride:g}", f"{deviation:.3g}"]
+            )
+        field = {"receptive field": rows} if len(rows) > 1 else {}
+        return {**self.scaling.tables(), **self.shattering.tables(), **field}
 
     def plot(self) -> Figure:
         """A figure of three panels: rates or gains by depth, gradients by depth, gradients along a line."""
@@ -122,17 +126,22 @@ def diagnose(
     """
     shattered = shattering(model, inputs, outputs, num_examples=num_examples, generator=generator, products=products)
     scaled = scaling(model, inputs, outputs, products=products)
-    field = _field(receptive_field(model, inputs, outputs))
+    field = _field(model, inputs, outputs)
     attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}
     parts = [scaled.data, shattered.data, field]
     return Diagnosis(xr.merge([part.drop_attrs() for part in parts]).assign_attrs(attrs))
 
 
-def _field(field: ReceptiveField) -> xr.Dataset:
-    frame = field.to_pandas()
-    columns = {name: ("axis", frame[name.removeprefix("field_")].to_numpy()) for name in FIELD[1:]}
-    columns["field_cut"] = ("axis", frame["cut"].to_numpy().astype(np.int8))
-    return xr.Dataset(columns, coords={"axis": np.array(list(frame.index), dtype=object)})
+def _field(model: ModelLike, inputs: Tensor | Iterable[Any], outputs: OutputSelection) -> xr.Dataset:
+    """By input axis; by none where no path reaches the central position on these examples."""
+    axes: dict[str, Extent] = {}
+    with suppress(ValueError):
+        axes.update(receptive_field(model, inputs, outputs).axes)
+    columns = {
+        name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))
+        for name in FIELD[1:]
+    }
+    return xr.Dataset(columns, coords={"axis": np.array(list(axes), dtype=object)})
 
 
 def _part(data: xr.Dataset, *dims: str) -> xr.Dataset:

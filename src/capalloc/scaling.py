@@ -40,8 +40,8 @@ def scaling(
 
     lambda_l = branch energy / skip energy and T = sum_l log(1 + lambda_l), docs/theory.md, section 5 (Donier 2019,
     arXiv 1903.04455): T grows without bound if branches of unit gain are multiplied by more than 1/sqrt(depth), and
-    then gradients shatter; it goes to 0 below, and then branches propagate nothing. Multipliers are those with which every
-    block has the rate 1 / depth, T near 1; where norms make a branch independent of its stream they are found by
+    then gradients shatter; it goes to 0 below, and then branches propagate nothing. Multipliers are those with which
+    every block has the rate 1 / depth, T near 1; where norms make a branch independent of its stream they are found by
     walking again. Energies are those of paths from the inputs, with gates as on the examples.
 
     Args:

@@ -99,13 +99,13 @@ class Scaling(Stored):
         number, share = self.data.sizes["block"], self.skip_share
         if self.phase == "degenerate":
             yield (
-                f"gradients shatter: T = {self.T:.3g} over {number} residual blocks, only {share:.1g} of path energy "
-                f"takes no branch; scale the branches down, to a rate of about 1/{number} each"
+                f"T = {self.T:.3g} over {number} residual blocks: only {share:.1g} of path energy takes no branch, so "
+                f"gradients shatter where branches decouple; scale them down, to a rate of about 1/{number} each"
             )
         elif self.phase == "trivial":
             yield (
-                f"branches hardly take part: T = {self.T:.3g} over {number} residual blocks, {share:.1%} of path "
-                "energy takes no branch; the network starts as its skips alone"
+                f"T = {self.T:.3g} over {number} residual blocks: {share:.1%} of path energy takes no branch, so "
+                f"branches propagate nothing; scale them up, to a rate of about 1/{number} each"
             )
 
     def _block_advice(self) -> Iterator[str]:

@@ -4,7 +4,8 @@ from capalloc.depth_limit.block import Block
 from capalloc.depth_limit.descriptions import chain, diffusion, jump
 from capalloc.depth_limit.evolution import Evolution
 from capalloc.depth_limit.law import StepLaw
+from capalloc.depth_limit.read import read
 from capalloc.depth_limit.start import point
 from capalloc.depth_limit.whole_space import gaussian
 
-__all__ = ["Block", "Evolution", "StepLaw", "chain", "diffusion", "gaussian", "jump", "point"]
+__all__ = ["Block", "Evolution", "StepLaw", "chain", "diffusion", "gaussian", "jump", "point", "read"]

@@ -133,23 +133,24 @@ class StepLaw:
         """E[y y'] - E[y] E[y]', (*grid, axes, axes), in pixels squared."""
         return self.second_moment - self.mean[..., :, None] * self.mean[..., None, :]
 
-    def dilated(self, dilation: int) -> StepLaw:
-        """The law of `dilation` times the step.
+    def dilated(self, dilation: int | Sequence[int]) -> StepLaw:
+        """The law of `dilation` times the step, one factor for all axes or one for each.
 
         Displacements are multiplied about the origin. An even kernel has its middle elsewhere once it is dilated:
         give `dilation` to `uniform` and `of_kernel`, which choose their origin after that.
 
         Raises:
-            ValueError: a dilation below 1.
+            ValueError: a dilation below 1, or not one for each axis.
 
         """
-        if dilation < 1:
-            raise ValueError(f"dilation must be at least 1, got {dilation}")
+        factors = (dilation,) * self.ndim if isinstance(dilation, int) else tuple(dilation)
+        if len(factors) != self.ndim or min(factors) < 1:
+            raise ValueError(f"dilation must be at least 1 on each of {self.ndim} axes, got {dilation}")
         support = self.probabilities.shape[-self.ndim :]
-        spread = np.zeros((*self.grid, *(dilation * (n - 1) + 1 for n in support)))
-        every = (slice(None),) * len(self.grid) + (slice(None, None, dilation),) * self.ndim
+        spread = np.zeros((*self.grid, *(f * (n - 1) + 1 for f, n in zip(factors, support, strict=True))))
+        every = (slice(None),) * len(self.grid) + tuple(slice(None, None, f) for f in factors)
         spread[every] = self.probabilities
-        return StepLaw(spread, tuple(dilation * k for k in self.origin))
+        return StepLaw(spread, tuple(f * k for f, k in zip(factors, self.origin, strict=True)))
 
     def convolve(self, other: StepLaw) -> StepLaw:
         """The law of the sum of two independent steps.

@@ -1,6 +1,7 @@
 """What one block does to the law of the walk: one step or none, or the exponential of a generator.
 
-Both keep mass to rounding, and laws non-negative: exactly as matrices, to rounding by FFT. A propagator maps a state (cells + 1,) to the next one.
+Both keep mass to rounding, and laws non-negative: exactly as matrices, to rounding by FFT. A propagator maps a state
+(cells + 1,) to the next one.
 """
 
 from __future__ import annotations

@@ -82,18 +82,8 @@ def _in_pixels(found: list[Segment]) -> Iterator[tuple[str, Block]]:
     """Steps times the strides below them."""
     below = (1,) * len(found[0][2])
     for name, block, stride in found:
-        yield name, Block(_dilated(block.law, below), float(block.rate))
+        yield name, Block(block.law.dilated(below), float(block.rate))
         below = tuple(a * b for a, b in zip(below, stride, strict=True))
-
-
-def _dilated(law: StepLaw, factors: Place) -> StepLaw:
-    if all(f == 1 for f in factors):
-        return law
-    wide = torch.zeros(
-        [(n - 1) * f + 1 for n, f in zip(law.probabilities.shape, factors, strict=True)], dtype=torch.double
-    )
-    wide[tuple(slice(None, None, f) for f in factors)] = torch.from_numpy(law.probabilities.copy())
-    return StepLaw(wide.numpy(), tuple(o * f for o, f in zip(law.origin, factors, strict=True)))
 
 
 def _stations(trails: Trails, axes: int) -> tuple[list[Node], dict[Node, ResidualBlock]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,8 @@ def shattering(
     _check(num_examples, step, num_lines, num_probes)
     problem = prepare(model, inputs, outputs, traced=True)
     examples = _first(problem, num_examples)
-    study = _Study.of(problem, 2 * len(examples), products or NO_PRODUCTS)
-    examples = examples[: study.batches.graph.batch_size // 2]
+    study = _Study.of(problem, examples, products or NO_PRODUCTS)
+    examples = examples[: study.batches.graph.batch_size // 2]  # what memory allows
     generator = generator or torch.Generator().manual_seed(0)
     found = study.at_examples(examples, step, num_probes, generator)
     lines = study.on_lines(examples, num_lines, num_probes, generator)
@@ -90,14 +90,15 @@ def shattering(
 class _Study:
     """A captured model, and the energy network of the examples once they have been seen."""
 
-    problem: Problem
     batches: Batches
     observer: Observer
     predictions: list[Prediction] = field(default_factory=list)
 
     @classmethod
-    def of(cls, problem: Problem, points: int, products: Products) -> _Study:
-        batches = Batches.of(problem, "data", points, progress=False, products=products)
+    def of(cls, problem: Problem, examples: Tensor, products: Products) -> _Study:
+        """Captured for two points by example, fewer where memory is short."""
+        twice = replace(problem, inputs=torch.cat([examples, examples]))
+        batches = Batches.of(twice, "data", "auto", progress=False, products=products)
         graph = batches.graph
         other = capture(problem, 3 if graph.batch_size == 2 else 2)
         if graph.batch_size < 4 or other.batch_size == graph.batch_size:
@@ -106,7 +107,7 @@ class _Study:
                 "axis is; export it with dynamic_shapes that leave the first axis free"
             )
         trails = Trails.of(graph, batches.carriers)
-        return cls(problem, batches, Observer.of(trails, example_axes(graph, other)))
+        return cls(batches, Observer.of(trails, example_axes(graph, other)))
 
     def at_examples(self, examples: Tensor, step: float, num_probes: int, generator: torch.Generator) -> xr.Dataset:
         """By place and by gate."""

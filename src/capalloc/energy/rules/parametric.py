@@ -171,5 +171,6 @@ def batch_norm(call: Call) -> tuple[Energy, None, None]:
 
 def times_constant(call: Call, energy: Energy, constant: Tensor | float) -> Energy:
     """Energy times the square of a constant."""
-    value = constant.to(call.program.dtype) if isinstance(constant, Tensor) else torch.tensor(float(constant))
+    dtype = call.program.dtype
+    value = constant.to(dtype) if isinstance(constant, Tensor) else torch.tensor(float(constant), dtype=dtype)
     return call.program.gate(energy, value.square())
