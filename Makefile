@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench studies clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ lint: setup  ## ruff and mypy
 
 bench: setup  ## the performance figures, one run; benchmarks/RESULTS.md holds the committed ones
 	$(BIN)/python -m benchmarks
+
+studies: setup  ## the experiments whose figures and tables stand in docs (half an hour)
+	$(BIN)/python -m studies
 
 clean:  ## remove what set-up and the demo made
 	rm -rf $(VENV) demo.html .pytest_cache .mypy_cache .ruff_cache .hypothesis

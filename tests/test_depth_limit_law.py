@@ -160,7 +160,7 @@ def test_a_point_is_central_by_default():
         (lambda: StepLaw(np.ones((0, 3)), origin=0), "do not fit an origin of 1 axes"),
         (lambda: StepLaw.uniform(0), "kernel_size must be at least 1 on each of 1 axes, got 0"),
         (lambda: StepLaw.uniform((3, 3), ndim=1), "kernel_size must be at least 1 on each of 1 axes"),
-        (lambda: StepLaw.uniform(3, dilation=0), "dilation must be at least 1, got 0"),
+        (lambda: StepLaw.uniform(3, dilation=0), "dilation must be at least 1 on each of 1 axes, got 0"),
         (lambda: StepLaw.of_kernel(np.ones((3, 3))), r"weight must be \(outputs, inputs, \*kernel\)"),
         (lambda: StepLaw.uniform(3).convolve(StepLaw.uniform(3, 2)), "must be the same everywhere and on as many axes"),
         (lambda: Block(StepLaw.uniform(3), -1.0), "rate must be at least 0, got -1"),

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from architectures import ARCHITECTURES
 from torch import Tensor, nn
-from zoo import gaussian, seeded_module
 
 import capalloc
+from architectures import ARCHITECTURES
 from capalloc.shattering.points import Pairs, correlation, error, examples_and_neighbours, lags, line
+from zoo import gaussian, seeded_module
 
 
 class Residual(nn.Module):
@@ -302,3 +302,14 @@ def test_saved_programs():
     fixed = torch.export.export(model, (x,))
     with pytest.raises(ValueError, match="exported for exactly 4 examples"):
         capalloc.shattering(fixed, x)
+
+
+def test_fewer_examples_where_memory_is_short(monkeypatch):
+    """What fits is rounded down to whole pairs of an example and its neighbour."""
+    model, x = seeded_module(Residual, 8, 2, 1.0), gaussian(8, 8)
+    entries = 9 * 8 + 1  # numbers that the graph computes for one point, head included
+    monkeypatch.setattr("capalloc.energy.batches.available_bytes", lambda device: 2 * 4 * 8 * entries * 7)
+    few = capalloc.shattering(model, x)
+    assert few.data.attrs["num_examples"] in (2, 3)
+    monkeypatch.undo()
+    xr.testing.assert_allclose(few.data, capalloc.shattering(model, x[: few.data.attrs["num_examples"]]).data)

@@ -9,7 +9,7 @@ as x * sigmoid(x): then the product is an activation. In attention the weights a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -75,11 +75,7 @@ class Carriers:
         """The nodes whose paths go on through `node`, parameters among them."""
         if node not in self.carrying or node.op != "call_function":
             return []
-        if node in self.activations:
-            return [self.activations[node].root]
-        gates = self.frozen.get(node, frozenset())
-        kept = {name: a for name, a in arguments(node).items() if name not in gates}
-        return [used for used in dict.fromkeys(nodes_in(kept)) if used in self.carrying]
+        return [used for used in _ungated(node, self.activations, self.frozen) if used in self.carrying]
 
 
 def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
@@ -103,11 +99,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
                 frozen[node] = frozenset(_gates(sides, chosen or structure.steers(node)))
 
     def carried(node: Node) -> list[Node]:
-        if node in activations:
-            return [activations[node].root]
-        gates = frozen.get(node, frozenset())
-        kept = {name: a for name, a in arguments(node).items() if name not in gates}
-        return [used for used in nodes_in(kept) if used in structure.live]
+        return [used for used in _ungated(node, activations, frozen) if used in structure.live]
 
     carrying = _reached(graph.output, carried)
     reachable = _reached(graph.output, lambda node: [used for used in node.all_input_nodes if used in structure.live])
@@ -136,6 +128,16 @@ def check_gates(carriers: Carriers, gates: str) -> None:
             f"{module_path(node) or '(the model itself)'!r} has gates or statistics that depend on the inputs; "
             "use gates='data'"
         )
+
+
+def _ungated(
+    node: Node, activations: Mapping[Node, Activation], frozen: Mapping[Node, frozenset[str]]
+) -> Iterable[Node]:
+    """What a node reads except as a gate, each once."""
+    if node in activations:
+        return [activations[node].root]
+    gates = frozen.get(node, frozenset())
+    return dict.fromkeys(nodes_in({name: a for name, a in arguments(node).items() if name not in gates}))
 
 
 def _gates(sides: tuple[str, str], side: Side) -> tuple[str, ...]:

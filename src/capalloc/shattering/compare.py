@@ -99,6 +99,9 @@ class _Study:
         """Captured for two points by example, fewer where memory is short."""
         twice = replace(problem, inputs=torch.cat([examples, examples]))
         batches = Batches.of(twice, "data", "auto", progress=False, products=products)
+        fitting = batches.graph.batch_size
+        if fitting < 2 * len(examples):
+            batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), progress=False, products=products)
         graph = batches.graph
         other = capture(problem, 3 if graph.batch_size == 2 else 2)
         if graph.batch_size < 4 or other.batch_size == graph.batch_size:

@@ -124,7 +124,8 @@ class Shattering(Stored):
             row = [str(name)]
             for kind in KINDS:
                 value, error = float(at[f"measured_{kind}"]), float(at[f"measured_{kind}_error"])
-                row += [f"{value:.3f} ± {error:.3f}", f"{float(at[f'predicted_{kind}']):.3f}"]
+                shown = f"{value:.3f} ± {error:.3f}" if np.isfinite(error) else f"{value:.3f}"
+                row += [shown, f"{float(at[f'predicted_{kind}']):.3f}"]
             rows.append(row)
         gates = [["gate", "decoupling", "path energy"]]
         for name, d, p in zip(*(self.data[v].to_numpy() for v in ("gate", "decoupling", "crossing")), strict=True):

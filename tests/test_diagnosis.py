@@ -1,0 +1,139 @@
+"""`diagnose` and its command: the parts as their own functions give them, in one file, with advice to act on."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import capalloc
+from architectures import ARCHITECTURES
+from capalloc.cli import app
+from zoo import gaussian, seeded_module
+
+
+class Convolutional(nn.Module):
+    """Blocks h + factor conv(relu(h)), averaged over positions."""
+
+    def __init__(self, depth: int = 4, factor: float = 1.0, channels: int = 4) -> None:
+        super().__init__()
+        conv = lambda ins: nn.Conv2d(ins, channels, 3, padding=1, bias=False)  # noqa: E731
+        self.stem = conv(1)
+        self.blocks = nn.ModuleList(conv(channels) for _ in range(depth))
+        self.head = nn.Linear(channels, 3)
+        self.factor = factor
+        for block in self.blocks:
+            nn.init.normal_(block.weight, std=math.sqrt(2 / (9 * channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + self.factor * block(torch.relu(h))
+        return self.head(h.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def diagnosis() -> capalloc.Diagnosis:
+    return capalloc.diagnose(seeded_module(Convolutional), gaussian(6, 1, 8, 8))
+
+
+def test_parts_are_those_of_the_functions(diagnosis):
+    model, x = seeded_module(Convolutional), gaussian(6, 1, 8, 8)
+    xr.testing.assert_equal(diagnosis.scaling.data, capalloc.scaling(model, x).data)
+    xr.testing.assert_equal(diagnosis.shattering.data, capalloc.shattering(model, x).data)
+    axes = capalloc.receptive_field(model, x).axes
+    assert diagnosis.data["axis"].to_numpy().tolist() == list(axes)
+    np.testing.assert_allclose(diagnosis.data["field_deviation"], [e.deviation for e in axes.values()])
+
+
+def test_advice_is_an_act_that_mends():
+    """Too strong branches are advised on by block; multiplied as told, nothing is left to say."""
+    model, x = seeded_module(Convolutional, 8, 2.0), gaussian(6, 1, 8, 8)
+    advice = capalloc.diagnose(model, x).advice
+    assert "gradients shatter" in advice[0]
+    told = re.fullmatch(
+        r'block "blocks.0": branch [\d.]+ times the skip; multiply its last layer \(blocks.0\) by (.+)', advice[1]
+    )
+    assert told
+    multipliers = capalloc.scaling(model, x).data["multiplier"].to_numpy()
+    assert float(told[1]) == pytest.approx(multipliers[0], rel=0.05)
+    with torch.no_grad():
+        for block, factor in zip(model.blocks, multipliers, strict=True):
+            block.weight *= factor
+    mended = capalloc.diagnose(model, x)
+    assert mended.advice == []
+    assert mended.scaling.phase == "balanced"
+    np.testing.assert_allclose(mended.scaling.data["rate"], 1 / 8, rtol=0.02)
+
+
+def test_saved_loaded_and_shown(diagnosis, tmp_path):
+    diagnosis.save(tmp_path / "d.nc")
+    loaded = capalloc.Diagnosis.load(tmp_path / "d.nc")
+    xr.testing.assert_identical(loaded.data, diagnosis.data)
+    assert repr(loaded) == repr(diagnosis)
+    assert "residual blocks" in loaded._repr_html_()
+    assert len(loaded.plot().axes) == 3
+    assert loaded.scaling.T == diagnosis.scaling.T
+    assert loaded.shattering.index == diagnosis.shattering.index
+
+
+def test_a_part_that_is_missing(diagnosis):
+    with pytest.raises(ValueError, match=r"lacks \['rate'\]; capalloc.scaling\(\)"):
+        capalloc.Diagnosis(diagnosis.data.drop_vars("rate"))
+    with pytest.raises(ValueError, match=r"lacks \['field_cut'\]; capalloc.diagnose\(\)"):
+        capalloc.Diagnosis(diagnosis.data.drop_vars("field_cut"))
+
+
+def test_a_closed_position_costs_the_field_alone():
+    """No path reaches the central output of this U-Net on these examples."""
+    architecture = ARCHITECTURES["U-Net, transposed"]
+    found = capalloc.diagnose(architecture.build(), gaussian(8, *architecture.shape))
+    assert found.data.sizes["axis"] == 0
+    assert "receptive field" not in found.tables()
+
+
+FACTORY = """
+from torch import nn
+from test_diagnosis import Convolutional
+
+def strong():
+    return Convolutional(8, 2.0)
+"""
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch):
+    (tmp_path / "strong_factory.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    return "strong_factory:strong"
+
+
+def test_command_prints_and_saves(factory, tmp_path):
+    out, picture = tmp_path / "d.nc", tmp_path / "d.png"
+    arguments = ["diagnose", factory, "--shape", "1,8,8", "--out", str(out), "--picture", str(picture)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    for words in (
+        "residual blocks",
+        "E[a²]",
+        "correlation of gradients",
+        "receptive field",
+        "degenerate",
+        "multiply its last",
+    ):
+        assert words in result.output
+    assert capalloc.Diagnosis.load(out).advice[0] in result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_checks_its_files_first(factory, tmp_path):
+    for option in ("--out", "--picture"):
+        result = CliRunner().invoke(app, ["diagnose", factory, "--shape", "1,8,8", option, str(tmp_path / "no" / "x")])
+        assert result.exit_code == 1
+        assert "does not exist" in result.output
