@@ -165,8 +165,8 @@ def _has_examples(trails: Trails, node: Node, axes: Mapping[Node, int]) -> bool:
 
 
 def _name(gate: Node) -> str:
-    operator = str(gate.target).removeprefix("aten.").split(".")[0].strip("_")
-    return f"{module_path(gate)} ({operator})".strip()
+    operator, path = str(gate.target).removeprefix("aten.").split(".")[0].strip("_"), module_path(gate)
+    return f"{path} ({operator})" if path else gate.name
 
 
 def numbered(names: Sequence[str]) -> list[str]:

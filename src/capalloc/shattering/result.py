@@ -20,8 +20,8 @@ MEASURED = tuple(f"measured_{kind}{end}" for kind in KINDS for end in ("", "_err
 PREDICTED = tuple(f"predicted_{kind}" for kind in KINDS)
 GATE = ("decoupling", "decoupling_nearby", "crossing")
 LINE = ("measured_line", "measured_line_error", "predicted_line")
-#: Predicted correlation of the gradients at independent examples below which a network counts as shattered.
-SHATTERED = 0.05
+#: Predicted correlation of gradients below which a network counts as shattered: few such train (docs/validation.md).
+SHATTERED = 0.01
 
 
 @dataclass(frozen=True, eq=False, repr=False)
