@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -16,14 +16,16 @@ from torch.fx import Node
 
 from capalloc.energy.batches import Batches, Precision
 from capalloc.energy.carriers import NO_PRODUCTS, Products
-from capalloc.energy.rates import Flow, Layer, layers
+from capalloc.energy.rates import Flow, Tally, layers
 from capalloc.energy.residual import ResidualBlock, Trails
 from capalloc.energy.trace import Watch
 from capalloc.problem import ModelLike, OutputSelection, prepare
 from capalloc.scaling_result import Scaling
 
-#: Multipliers are found one after another until every rate is this close to the balanced one, relative to it.
+#: Multipliers are found by walking again until every rate is this close to the balanced one, relative to it.
 SETTLED, ROUNDS = 0.01, 20
+#: Examples that are walked again, the first ones.
+BALANCED = 64
 
 
 def scaling(
@@ -66,13 +68,14 @@ def scaling(
     batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
     trails = Trails.of(batches.graph, batches.carriers)
     blocks, stretches = trails.blocks(), layers(trails)
-    nodes = {block.sum for block in blocks}.union(*(layer.nodes for layer in stretches))
-    parts, gains = _totals(replace(batches, watch=Watch(frozenset(nodes))), blocks, stretches)
-    rates = _rates(parts)
-    multipliers = _balance(replace(batches, progress=False), blocks, rates)
+    tally = Tally(blocks, stretches)
+    _walk(batches, tally)
+    found = [tally.gain(layer) for layer in stretches]
+    gains = torch.tensor([(g.up, g.down, g.gate) for g in found], dtype=torch.float64).reshape(-1, 3).exp2()
+    multipliers = _balance(replace(batches, progress=False), blocks, tally.rates())
     data = xr.Dataset(
         {
-            "rate": ("block", rates.numpy()),
+            "rate": ("block", tally.rates().numpy()),
             "multiplier": ("block", multipliers.numpy()),
             "last_layer": ("block", np.array([block.last_layer for block in blocks], dtype=object)),
             **{
@@ -90,58 +93,35 @@ def scaling(
     return Scaling(data)
 
 
-def _totals(batches: Batches, blocks: Sequence[ResidualBlock], stretches: Sequence[Layer]) -> tuple[Tensor, Tensor]:
-    """Shares of skip and branch by block, (blocks, 2), and gains by layer, (layers, 3): means over examples."""
-    parts = torch.zeros(len(blocks), 2, dtype=torch.float64)
-    gains = torch.zeros(len(stretches), 3, dtype=torch.float64)
-    for program, seed in batches():
-        flow = Flow.of(program, seed)
-        weight = float(seed.flatten(1)[:, 0].sum()) / batches.examples
-        parts += weight * _shares(flow, blocks)
-        found = [flow.gain(layer) for layer in stretches]
-        gains += weight * torch.tensor([(g.up, g.down, g.gate) for g in found], dtype=torch.float64).reshape(-1, 3)
+def _walk(
+    batches: Batches, tally: Tally, multipliers: Mapping[Node, float] | None = None, most: int | None = None
+) -> None:
+    """Walk the batches, `most` of them, with some branches multiplied, and add up their energies."""
+    nodes = {block.sum for block in tally.blocks}.union(*(layer.nodes for layer in tally.stretches))
+    watch = Watch(frozenset(nodes), multipliers or {})
+    for program, seed in islice(replace(batches, watch=watch)(), most):
+        tally.add(Flow.of(program, seed))
         program.forget()
-    return parts, gains.exp2()
-
-
-def _shares(flow: Flow, blocks: Sequence[ResidualBlock]) -> Tensor:
-    parts = torch.tensor([flow.parts(block) for block in blocks], dtype=torch.float64).reshape(-1, 2)
-    return parts / parts.sum(1, keepdim=True)
-
-
-def _rates(parts: Tensor) -> Tensor:
-    skip, branch = parts.unbind(1)
-    return torch.where(branch > 0, branch / skip, 0.0)
-
-
-@dataclass
-class _Balance:
-    """Multipliers of branches, and the rates that they give on the first batch."""
-
-    batches: Batches
-    blocks: Sequence[ResidualBlock]
-
-    def rates(self, multipliers: Mapping[Node, float]) -> Tensor:
-        """Walk with the branches multiplied."""
-        watch = Watch(frozenset(block.sum for block in self.blocks), multipliers)
-        (program, seed), *_ = islice(replace(self.batches, watch=watch)(), 1)
-        flow = Flow.of(program, seed)
-        found = _rates(_shares(flow, self.blocks))
-        program.forget()
-        return found
 
 
 def _balance(batches: Batches, blocks: Sequence[ResidualBlock], rates: Tensor) -> Tensor:
-    """What to multiply every branch by, so that all rates are 1 / depth; NaN where a branch passes nothing."""
-    wanted = 1 / max(len(blocks), 1)
-    multipliers = torch.ones_like(rates)
+    """What to multiply every branch by, so that all rates are 1 / depth; NaN where a branch passes nothing.
+
+    Blocks that add one branch to several streams share its multiplier, which balances their mean.
+    """
     open_ = (rates > 0) & rates.isfinite()
-    balance = _Balance(batches, blocks)
+    branches = list(dict.fromkeys(block.branch for block, found in zip(blocks, open_, strict=True) if found))
+    share = torch.tensor([[block.branch is branch for block in blocks] for branch in branches], dtype=torch.float64)
+    share = share.reshape(len(branches), len(blocks)) * open_
+    logs = torch.zeros(len(branches), dtype=torch.float64)
+    enough = -(-BALANCED // batches.graph.batch_size)
     for _ in range(ROUNDS):
-        far = (rates / wanted - 1).abs()[open_]
-        if not len(far) or float(far.max()) < SETTLED:
+        excess = torch.where(open_, (rates * len(blocks)).log(), 0.0)
+        far = share @ excess / share.sum(1)
+        if not bool((far.abs() > SETTLED).any()):
             break
-        multipliers = torch.where(open_, multipliers * (wanted / rates).sqrt(), multipliers)
-        pairs = zip(blocks, multipliers.tolist(), strict=True)
-        rates = balance.rates({block.branch: factor for block, factor in pairs})
-    return torch.where(open_, multipliers, torch.nan)
+        logs -= far / 2
+        tally = Tally(blocks, ())
+        _walk(batches, tally, dict(zip(branches, logs.exp().tolist(), strict=True)), enough)
+        rates = tally.rates()
+    return torch.where(open_, (share.T @ logs).exp(), torch.nan)

@@ -38,7 +38,7 @@ class Scaling(Stored):
 
     - `rate`: lambda, path energy in the branch over that in the skip;
     - `multiplier`: what to multiply the branch by, so that every rate is 1 / (number of blocks) when all are;
-    - `last_layer`: the branch's last layer with parameters, which may be multiplied in its place.
+    - `last_layer`: the layer whose parameters, weight and bias, may be multiplied in the branch's place; or empty.
 
     Along "layer", the stretches of the network without residual sums (section 6):
 
@@ -87,8 +87,9 @@ class Scaling(Stored):
     @property
     def total_gain(self) -> float:
         """Product of the gains of the layers whose weights set the scale."""
-        kept = self.data.where(~self.data["rescaled"].astype(bool), drop=True)
-        return float(np.exp(np.log(kept["gain"].dropna("layer")).sum()))
+        kept = self.data["gain"].to_numpy()[self.data["rescaled"].to_numpy() == 0]
+        with np.errstate(divide="ignore", over="ignore"):
+            return float(np.exp(np.log(kept[np.isfinite(kept)]).sum()))
 
     @property
     def advice(self) -> list[str]:
@@ -117,8 +118,8 @@ class Scaling(Stored):
             if rate == 0:
                 lines.append(f"{name}: its branch passes nothing yet (weights of zero); nothing to multiply")
             elif self.phase != "balanced" or far:
-                last = f" ({row['last_layer']})" if row["last_layer"] else ""
-                what = f"multiply its last layer{last} by {row['multiplier']:.2g}"
+                last = f"its last layer ({row['last_layer']})" if row["last_layer"] else "the branch"
+                what = f"multiply {last} by {row['multiplier']:.2g}"
                 lines.append(f"{name}: branch {rate:.3g} times the skip; {what}")
         yield from _first(lines, "more blocks, in the table")
 
@@ -128,6 +129,8 @@ class Scaling(Stored):
         lines = []
         for row in _rows(self.data, "layer", LAYER):
             gain = float(row["gain"])
+            if gain == 0:
+                lines.append(f'layer "{row["layer"]}": passes nothing (weights of zero, or gates that are all closed)')
             if row["rescaled"] or not gain > 0 or abs(math.log(gain)) <= math.log(FAR_GAIN):
                 continue
             rule = _rule(float(row["mean_squared_gate"]))

@@ -42,7 +42,9 @@ def read(
     path crosses gets rate inf and its law (docs/theory.md, section 5). Laws are those of the walk from the middle of a
     grid, its channels weighted as the walk comes to them, in pixels of the inputs: a stride multiplies the steps
     above it. Where a layer changes the size of the grid, the mean of its step cannot be told from the shift of the
-    grid and is rounded away. The walk starts at the last signal with a grid, before pooling or flattening.
+    grid and is rounded away. The walk starts at the last signal with a grid, before pooling or flattening. Where no
+    path crosses the middle on these examples, the nearest position that one does cross stands for it; layers and
+    blocks that nothing passes are left out.
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2, whose
@@ -111,56 +113,78 @@ def _positions(node: Node, axes: int) -> Place:
 
 @dataclass(frozen=True)
 class _Walks:
-    """Walks from the middle of one station's grid to the station below."""
+    """Walks from one position of one station's grid, near its middle, to the station below."""
 
     flow: Flow
     axes: int
 
     def laws(self, trails: Trails, stations: list[Node], blocks: dict[Node, ResidualBlock]) -> Iterator[Segment]:
-        """Of every stretch between two stations, inputs first."""
+        """Of every stretch between two stations, inputs first; those that pass nothing are left out."""
         for below, above in pairwise(stations):
             block = blocks.get(above)
+            start, bottom = self._start(above, block), self.flow.slot(below)
             size, onto = _positions(above, self.axes), _positions(below, self.axes)
-            middle = tuple(n // 2 for n in size)
-            law = self._law(middle, below, above, block)
-            if law is None:
+            at = start.nearest([n // 2 for n in size]) if start is not None else None
+            if start is None or at is None or bottom not in self.flow.up:
                 continue
-            stride, origin = (1,) * self.axes, middle
+            law = self._law(start, at, bottom)
+            stride, origin = (1,) * self.axes, at
             if size != onto:
                 origin = tuple(round(m) for m in _mean(law))
-                stride = tuple(self._stride(axis, middle, law, below, above) for axis in range(self.axes))
-            if block is None and size == onto and bool(law[middle] == 1):  # it moves nowhere
+                stride = tuple(self._stride(start, at, axis, bottom) for axis in range(self.axes))
+            if block is None and size == onto and bool(law[at] == 1):  # it moves nowhere
                 continue
-            skip, branch = self.flow.parts(block) if block else (0.0, 1.0)
-            rate = branch / skip if skip else math.inf
+            skip, branch = self.flow.parts(block) if block else (-math.inf, 0.0)
             name = block.name if block else trails.last_layer(below, above) or above.name
-            yield name, Block(_cropped(law, origin), rate), stride
+            yield name, Block(_cropped(law, origin), 2 ** (branch - skip)), stride
 
-    def _stride(self, axis: int, middle: Place, law: Tensor, below: Node, above: Node) -> int:
-        """How far the mean moves with the position."""
-        up = 1 if middle[axis] + 1 < _positions(above, self.axes)[axis] else -1
-        moved = tuple(m + up * (k == axis) for k, m in enumerate(middle))
-        other = self._law(moved, below, above, None)
-        return 1 if other is None else max(1, round(up * (_mean(other)[axis] - _mean(law)[axis])))
-
-    def _law(self, position: Place, below: Node, above: Node, block: ResidualBlock | None) -> Tensor | None:
-        """Where the walk from a position, by a block's branch if there is one, comes to the station below."""
-        flow, top, bottom = self.flow, self.flow.slot(above), self.flow.slot(below)
-        if top not in flow.down or bottom not in flow.up:
+    def _start(self, above: Node, block: ResidualBlock | None) -> _Start | None:
+        """Adjoints at a station, in a block's branch if there is one."""
+        slot = self.flow.slot(above)
+        if slot not in self.flow.down:
             return None
-        seed = torch.zeros_like(flow.down[top])
-        at: tuple[Any, ...] = (slice(None), slice(None), *position)
-        seed[at] = flow.down[top][at]
-        seeds = {top: seed}
+        adjoint_there = self.flow.down[slot]
         if block is not None:
-            step = next(s for s in flow.program.steps if s.out == top)
+            step = self.flow.sum(block)
             branch = step.args[0 if block.sum.args[0] is block.branch else 1]
-            seeds = {branch: pull(flow.program, step, seed, [branch])[0]}
-        arrived = adjoint(flow.program, seeds, {bottom}).get(bottom)
-        if arrived is None:
+            slot, adjoint_there = branch, pull(self.flow.program, step, adjoint_there, [branch])[0]
+        return _Start(slot, adjoint_there, (self.flow.up[slot] * adjoint_there).sum((0, 1)) > 0)
+
+    def _stride(self, start: _Start, at: Place, axis: int, bottom: int) -> int:
+        """How far the mean moves with the position, between the quarters of the grid."""
+        n = start.crossed.shape[axis]
+        quarters = [start.nearest([*at[:axis], place, *at[axis + 1 :]]) for place in (n // 4, 3 * n // 4)]
+        first, last = (q for q in quarters if q is not None)
+        if first[axis] == last[axis]:
+            return 1
+        moved = _mean(self._law(start, last, bottom))[axis] - _mean(self._law(start, first, bottom))[axis]
+        return max(1, round(moved / (last[axis] - first[axis])))
+
+    def _law(self, start: _Start, position: Place, bottom: int) -> Tensor:
+        """Where the walk from a position comes to the station below."""
+        seed = torch.zeros_like(start.adjoint)
+        at: tuple[Any, ...] = (slice(None), slice(None), *position)
+        seed[at] = start.adjoint[at]
+        arrived = adjoint(self.flow.program, {start.slot: seed}, {bottom})[bottom]
+        law = (self.flow.up[bottom] * arrived).sum((0, 1)).double().cpu()
+        return law / law.sum()
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where walks start."""
+
+    slot: int
+    adjoint: Tensor
+    crossed: Tensor  # positions that paths cross, on these examples
+
+    def nearest(self, place: list[int]) -> Place | None:
+        """The crossed position nearest to a place."""
+        found = self.crossed.nonzero()
+        if not len(found):
             return None
-        law = (flow.up[bottom] * arrived).sum((0, 1)).double().cpu()
-        return law / law.sum() if float(law.sum()) > 0 else None
+        away = (found - torch.tensor(place, device=found.device)).square().sum(1)
+        return tuple(found[int(away.argmin())].tolist())
 
 
 def _mean(law: Tensor) -> list[float]:

@@ -18,10 +18,13 @@ from capalloc.energy.sweep import pull
 Energies = dict[int, Tensor]  # by slot
 
 
-def from_inputs(program: Program, keep: Collection[int]) -> Energies:
-    """Energies of the paths that start at the inputs, without those from the constant, on the program's own scale."""
+def from_inputs(program: Program, start: Tensor, keep: Collection[int]) -> Energies:
+    """Energies of the paths that start at the inputs with energies `start`, and none at the constant.
+
+    On the program's own scale.
+    """
     zero = torch.zeros_like(program.values[program.constant])
-    known = {program.input: program.values[program.input], program.constant: zero}
+    known = {program.input: start, program.constant: zero}
     uses = Counter(slot for step in program.steps if program.is_signal[step.out] for slot in step.args)
     for step in program.steps:
         if not program.is_signal[step.out]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from capalloc.energy.paths import Energies, adjoint, from_inputs
-from capalloc.energy.program import Program
+from capalloc.energy.program import Program, Step
 from capalloc.energy.residual import ResidualBlock, Trails
 from capalloc.energy.rules.norms import NORMS
 from capalloc.energy.sweep import pull
@@ -101,13 +102,19 @@ class Flow:
     program: Program
     up: Energies  # from the inputs
     down: Energies  # adjoint of the outputs
+    steps: Mapping[int, Step]  # by the slot that they make
 
     @classmethod
     def of(cls, program: Program, seed: Tensor) -> Flow:
-        """Two sweeps; arguments of residual sums are noted with the sums."""
+        """Two sweeps; arguments of residual sums are noted with the sums. Examples without a seed have no paths."""
+        steps = {step.out: step for step in program.steps}
         noted = {program.input, *program.nodes.values()}
-        noted |= {slot for step in program.steps if step.out in noted for slot in step.args if program.is_signal[slot]}
-        return cls(program, from_inputs(program, noted), adjoint(program, {program.output: seed}, noted))
+        for slot in program.nodes.values():
+            noted.update(used for used in _branching(steps, slot) if program.is_signal[used])
+        energies = program.values[program.input]
+        seeded = (seed.flatten(1)[:, 0] > 0).reshape(-1, *[1] * (energies.ndim - 1))
+        up = from_inputs(program, energies * seeded, noted)
+        return cls(program, up, adjoint(program, {program.output: seed}, noted), steps)
 
     @cached_property
     def whole(self) -> float:
@@ -127,31 +134,71 @@ class Flow:
             return 0.0
         return float((self.up[slot] * self.down[slot]).sum()) / self.whole
 
+    def sum(self, block: ResidualBlock) -> Step:
+        """The step that adds a block's skip and its branch; multipliers and copies may follow it."""
+        step = self.steps[self.program.nodes[block.sum.name]]
+        while len(step.args) == 1:
+            step = self.steps[step.args[0]]
+        return step
+
     def parts(self, block: ResidualBlock) -> tuple[float, float]:
-        """Energy in a block's skip and in its branch, summed over units, relative to one another."""
-        out = self.program.nodes[block.sum.name]
-        step = next(step for step in self.program.steps if step.out == out)
+        """log2 of the energy in a block's skip and in its branch, summed over units."""
+        step = self.sum(block)
         if len(step.args) != 2:  # an operator with a rule of its own
             return math.nan, math.nan
-        pulled = pull(self.program, step, torch.ones_like(self.up[out]), step.args)
-        first, second = (float((self.up[slot] * back).sum()) for slot, back in zip(step.args, pulled, strict=True))
+        pulled = pull(self.program, step, torch.ones_like(self.program.values[step.out]), step.args)
+        sums = [float((self.up[slot] * back).sum()) for slot, back in zip(step.args, pulled, strict=True)]
+        first, second = (self.program.exponents[step.out] + _log2(value) for value in sums)
         return (first, second) if block.sum.args[0] is block.skip else (second, first)
+
+    def level(self, node: Node, energies: Energies, sign: int) -> float:
+        """log2 of a node's mean energy per unit, of `up` (sign 1) or `down` (sign -1)."""
+        slot, exponents = self.slot(node), self.program.exponents
+        mean = float(energies[slot].double().mean()) if slot in energies else 0.0
+        return (exponents[slot] if sign > 0 else exponents[self.program.output] - exponents[slot]) + _log2(mean)
+
+
+class Tally:
+    """Path energies of all batches, as log2: parts of blocks, and means at the ends of layers."""
+
+    def __init__(self, blocks: Sequence[ResidualBlock], stretches: Sequence[Layer]) -> None:
+        self.blocks = blocks
+        self.stretches = stretches
+        self.parts = torch.full((len(blocks), 2), -math.inf, dtype=torch.float64)
+        self.up: dict[Node, float] = {}
+        self.down: dict[Node, float] = {}
+
+    def add(self, flow: Flow) -> None:
+        """Energies add over examples."""
+        parts = torch.tensor([flow.parts(block) for block in self.blocks], dtype=torch.float64).reshape(-1, 2)
+        self.parts = torch.logaddexp2(self.parts, parts)
+        for node in {node for layer in self.stretches for node in layer.nodes}:
+            for known, energies, sign in ((self.up, flow.up, 1), (self.down, flow.down, -1)):
+                known[node] = float(np.logaddexp2(known.get(node, -math.inf), flow.level(node, energies, sign)))
+
+    def rates(self) -> Tensor:
+        """lambda = branch energy / skip energy by block; 0 where no energy comes at all."""
+        skip, branch = self.parts.unbind(1)
+        return torch.where(branch == -math.inf, 0.0, (branch - skip).exp2())
 
     def gain(self, layer: Layer) -> Gain:
         """How a layer changes the mean energy per unit."""
-        end, before = self._level(layer.end, self.up, 1), [self._level(n, self.up, 1) for n in layer.before]
-        below = [self._level(n, self.down, -1) for n in layer.before]
         return Gain(
-            up=_above(end, before),
-            down=-_above(self._level(layer.end, self.down, -1), below),
-            gate=_above(end, [self._level(layer.entry, self.up, 1)]) if layer.entry else 0.0,
+            up=_above(self.up[layer.end], [self.up[node] for node in layer.before]),
+            down=-_above(self.down[layer.end], [self.down[node] for node in layer.before]),
+            gate=_above(self.up[layer.end], [self.up[layer.entry]]) if layer.entry else 0.0,
         )
 
-    def _level(self, node: Node, energies: Energies, sign: int) -> float:
-        """log2 of the mean energy per unit."""
-        slot = self.slot(node)
-        mean = float(energies[slot].double().mean()) if slot in energies else 0.0
-        return sign * self.program.exponents[slot] + (math.log2(mean) if mean > 0 else -math.inf)
+
+def _branching(steps: Mapping[int, Step], slot: int) -> tuple[int, ...]:
+    """What the last step with several arguments reads, on the way to a slot."""
+    while slot in steps and len(steps[slot].args) == 1:
+        slot = steps[slot].args[0]
+    return steps[slot].args if slot in steps else ()
+
+
+def _log2(value: float) -> float:
+    return math.log2(value) if value > 0 else -math.inf
 
 
 def _above(level: float, others: Sequence[float]) -> float:

@@ -13,13 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch.fx import Node
 
 from capalloc.energy.capture import Graph, module_path
 from capalloc.energy.carriers import Carriers
-from capalloc.energy.gate_ranks import PIECES, SUMS
+from capalloc.energy.gate_ranks import COPIES, MOVES, PIECES, SUMS
 from capalloc.energy.rules import DECOUPLING
 
+aten = torch.ops.aten
+#: Operators that a factor goes through, if it is positive.
+HOMOGENEOUS = (
+    MOVES
+    | COPIES
+    | {aten.relu.default, aten.leaky_relu.default, aten.abs.default, aten.mul.Tensor, aten.div.Tensor}
+    | {aten.mean.dim, aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}
+)
 Cost = tuple[int, int, int]  # pieces taken, gates, weights on the cheapest way
 
 
@@ -32,7 +41,7 @@ class ResidualBlock:
     source: Node
     skip: Node
     branch: Node
-    last_layer: str  # the branch's last layer with parameters
+    last_layer: str  # the branch's last layer with parameters, where it may be multiplied in the branch's place
 
 
 @dataclass(frozen=True)
@@ -108,20 +117,46 @@ class Trails:
                 costs[node] = tuple(a + b for a, b in zip(min(reached), own, strict=True))  # type: ignore[assignment]
         return costs[target]
 
+    def last_weighing(self, source: Node, branch: Node) -> Node | None:
+        """The last node with parameters on the way from `source` to `branch`."""
+        way = reversed(self._between(source, branch))
+        return next((node for node in way if node is not source and self.weights(node)), None)
+
     def last_layer(self, source: Node, branch: Node) -> str:
         """The last layer with parameters on the way from `source` to `branch`, named after its weight."""
-        for node in reversed([source, *self._between(source, branch)]):
-            if node is not source and (names := self.weights(node)):
-                return names[0].removesuffix(".weight").removesuffix(".bias")
-        return ""
+        node = self.last_weighing(source, branch)
+        return self.weights(node)[0].removesuffix(".weight").removesuffix(".bias") if node else ""
+
+    def stands_for(self, source: Node, branch: Node) -> bool:
+        """Whether multiplying the last layer's parameters multiplies the branch, and nothing else."""
+        last = self.last_weighing(source, branch)
+        if last is None or any(self._uses[name] > 1 for name in self.weights(last)):
+            return False
+        pending, seen = [branch], {branch}
+        while pending:
+            node = pending.pop()
+            if node is last:
+                continue
+            held = node in self.carriers.frozen or node in self.carriers.activations
+            if node.target not in HOMOGENEOUS or held or self.order[node] <= self.order[source]:
+                return False
+            pending += [used for used in self.before(node) if used not in seen]
+            seen.update(self.before(node))
+        return True
 
     def blocks(self) -> tuple[ResidualBlock, ...]:
         """The residual blocks that the outputs come from, inputs first."""
-        return tuple(_named([block for node in self.order if (block := self._block(node))]))
+        found = list(_named([block for node in self.order if (block := self._block(node))]))
+        return tuple(b if self.stands_for(b.source, b.branch) else replace(b, last_layer="") for b in found)
 
     @cached_property
     def _nodes(self) -> tuple[Node, ...]:
         return tuple(self.order)
+
+    @cached_property
+    def _uses(self) -> Counter[str]:
+        """How often each parameter is read."""
+        return Counter(name for node in self.order for name in self.weights(node))
 
     def _between(self, source: Node, target: Node) -> list[Node]:
         first, last, reach = self.order[source], self.order[target], self.ancestors[target]
