@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import transformers
 import xarray as xr
 from torch import Tensor, nn
 
@@ -309,3 +310,18 @@ def test_fewer_examples_where_memory_is_short(monkeypatch):
     assert few.data.attrs["num_examples"] in (2, 3)
     monkeypatch.undo()
     xr.testing.assert_allclose(few.data, capalloc.shattering(model, x[: few.data.attrs["num_examples"]]).data)
+
+
+def test_a_residual_network_of_transformers():
+    """Batch norms, projections and max pooling: at every block within a few hundredths."""
+    config = transformers.ResNetConfig(
+        depths=[2, 2, 2, 2], layer_type="basic", hidden_sizes=[16, 32, 64, 128], embedding_size=16
+    )
+    model = seeded_module(transformers.ResNetForImageClassification, config)
+    data = capalloc.shattering(model, gaussian(8, 3, 64, 64), lambda o: o.logits, num_lines=1, num_probes=2).data
+    streams = data.isel(place=data["kind"].to_numpy() == "stream")
+    assert streams.sizes["place"] == 8
+    for kind in ("independent", "nearby"):
+        difference = streams[f"measured_{kind}"] - streams[f"predicted_{kind}"]
+        assert float(abs(difference).max()) < 0.08
+    assert float(streams["predicted_independent"].max() - streams["predicted_independent"].min()) > 0.5

@@ -29,6 +29,7 @@ from capalloc.receptive_field import Extent, ReceptiveField, receptive_field
 from capalloc.scaling import scaling
 from capalloc.scaling_result import Scaling
 from capalloc.shattering.compare import shattering
+from capalloc.shattering.law import family_rates, gradient_correlation
 from capalloc.shattering.result import Shattering
 
 __all__ = [
@@ -47,9 +48,11 @@ __all__ = [
     "decoupling",
     "depth_limit",
     "diagnose",
+    "family_rates",
     "gate_moments",
     "gaussian_decoupling",
     "gaussian_gate_moment",
+    "gradient_correlation",
     "linear_capacity",
     "measure",
     "propagate",
