@@ -117,6 +117,8 @@ class Scaling(Stored):
             far = rate == 0 or abs(math.log(rate * number)) > math.log(FAR_RATE)
             if rate == 0:
                 lines.append(f"{name}: its branch passes nothing yet (weights of zero); nothing to multiply")
+            elif not math.isfinite(row["multiplier"]):
+                lines.append(f"{name}: its skip passes nothing; nothing to balance the branch with")
             elif self.phase != "balanced" or far:
                 last = f"its last layer ({row['last_layer']})" if row["last_layer"] else "the branch"
                 what = f"multiply {last} by {row['multiplier']:.2g}"
