@@ -2,12 +2,19 @@
 
 from collections.abc import Iterator
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from capalloc.energy.rules import RULES
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_closed() -> Iterator[None]:
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(autouse=True)

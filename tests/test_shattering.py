@@ -37,7 +37,7 @@ class Residual(nn.Module):
 
 def cosines(gradients: Tensor) -> float:
     """sum <g, g'> / sum |g| |g'| over pairs of different examples, (examples, units)."""
-    pairs = list(itertools.combinations(gradients, 2))
+    pairs = list(itertools.combinations(gradients.detach(), 2))
     return float(sum(a @ b for a, b in pairs) / sum(a.norm() * b.norm() for a, b in pairs))
 
 

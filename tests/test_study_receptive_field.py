@@ -271,6 +271,7 @@ def test_study_writes_its_page(tmp_path):
     (tmp_path / "pictures").mkdir()
     page = tmp_path / "receptive-field.md"
     shutil.copy(DOCS / page.name, page)
+    before = plt.get_fignums()
     study = receptive_field.run(quick=True)
     assert [len(figure.axes) for figure in study.pictures.values()] == [4]
     study.write(tmp_path)
@@ -278,7 +279,7 @@ def test_study_writes_its_page(tmp_path):
     for name, rows in study.tables.items():
         assert f"<!-- {name} -->\n\n{rows}\n\n<!-- end {name} -->" in text
     assert (tmp_path / "pictures" / "effective-field.png").read_bytes()[:4] == b"\x89PNG"
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
 
 
 @pytest.mark.parametrize(
