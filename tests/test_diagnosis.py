@@ -137,3 +137,14 @@ def test_command_checks_its_files_first(factory, tmp_path):
         result = CliRunner().invoke(app, ["diagnose", factory, "--shape", "1,8,8", option, str(tmp_path / "no" / "x")])
         assert result.exit_code == 1
         assert "does not exist" in result.output
+
+
+def test_a_program_saved_for_one_example(tmp_path):
+    """What `propagate` takes can be diagnosed: points are run one by one."""
+    model, x = seeded_module(Convolutional), gaussian(4, 1, 8, 8)
+    torch.export.save(torch.export.export(model, (x[:1],)), tmp_path / "one.pt2")
+    saved, own = capalloc.diagnose(str(tmp_path / "one.pt2"), x), capalloc.diagnose(model, x)
+    xr.testing.assert_allclose(
+        saved.shattering.data.drop_vars(["place", "gate"]), own.shattering.data.drop_vars(["place", "gate"])
+    )
+    np.testing.assert_allclose(saved.scaling.data["rate"], own.scaling.data["rate"])

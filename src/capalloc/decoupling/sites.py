@@ -144,6 +144,12 @@ def example_axes(graph: Graph, other: Graph) -> dict[Node, int]:
     return axes
 
 
+def first_axes(graph: Graph) -> dict[Node, int]:
+    """The first axis of each result that has room for the examples there: where no other batch size tells."""
+    lengths = {node: _shape(node)[:1] for node in graph.calls()}
+    return {node: 0 for node, length in lengths.items() if length and length[0] % graph.batch_size == 0}
+
+
 def _shape(node: Node) -> tuple[int, ...]:
     leaves = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
     return tuple(leaves[0].shape) if leaves else ()

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capalloc.decoupling.sites import example_axes
+from capalloc.decoupling.sites import example_axes, first_axes
 from capalloc.energy.batches import Batches
 from capalloc.energy.capture import capture
 from capalloc.energy.carriers import NO_PRODUCTS, Products
@@ -70,14 +70,12 @@ def shattering(
     started = time.perf_counter()
     _check(num_examples, step, num_lines, num_probes)
     problem = prepare(model, inputs, outputs, traced=True)
-    examples = _first(problem, num_examples)
-    study = _Study.of(problem, examples, products or NO_PRODUCTS)
-    examples = examples[: study.batches.graph.batch_size // 2]  # what memory allows
+    study = _Study.of(problem, _first(problem, num_examples), products or NO_PRODUCTS)
     generator = generator or torch.Generator().manual_seed(0)
-    found = study.at_examples(examples, step, num_probes, generator)
-    lines = study.on_lines(examples, num_lines, num_probes, generator)
+    found = study.at_examples(step, num_probes, generator)
+    lines = study.on_lines(num_lines, num_probes, generator)
     attrs = {
-        "num_examples": len(examples),
+        "num_examples": len(study.examples),
         "step": step,
         "num_lines": num_lines,
         "num_probes": num_probes,
@@ -92,11 +90,12 @@ class _Study:
 
     batches: Batches
     observer: Observer
+    examples: Tensor
     predictions: list[Prediction] = field(default_factory=list)
 
     @classmethod
     def of(cls, problem: Problem, examples: Tensor, products: Products) -> _Study:
-        """Captured for two points by example, fewer where memory is short."""
+        """Captured for two points by example, fewer where memory is short; a fixed program runs batch by batch."""
         twice = replace(problem, inputs=torch.cat([examples, examples]))
         batches = Batches.of(twice, "data", "auto", progress=False, products=products)
         fitting = batches.graph.batch_size
@@ -104,17 +103,14 @@ class _Study:
             batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), progress=False, products=products)
         graph = batches.graph
         other = capture(problem, 3 if graph.batch_size == 2 else 2)
-        if graph.batch_size < 4 or other.batch_size == graph.batch_size:
-            raise ValueError(
-                f"the program was exported for exactly {graph.batch_size} examples, which hides where the examples "
-                "axis is; export it with dynamic_shapes that leave the first axis free"
-            )
-        trails = Trails.of(graph, batches.carriers)
-        return cls(batches, Observer.of(trails, example_axes(graph, other)))
+        fixed = other.batch_size == graph.batch_size
+        axes = first_axes(graph) if fixed else example_axes(graph, other)
+        number = len(examples) if fixed else graph.batch_size // 2
+        return cls(batches, Observer.of(Trails.of(graph, batches.carriers), axes), examples[:number])
 
-    def at_examples(self, examples: Tensor, step: float, num_probes: int, generator: torch.Generator) -> xr.Dataset:
+    def at_examples(self, step: float, num_probes: int, generator: torch.Generator) -> xr.Dataset:
         """By place and by gate."""
-        points, apart, near = examples_and_neighbours(examples, step)
+        points, apart, near = examples_and_neighbours(self.examples, step)
         prediction = self._predict(points)
         gradients, gates = self.observer(points, prediction.weights, num_probes, generator)
         columns: dict[str, Any] = {"kind": ("place", np.array([p.kind for p in self.observer.places], dtype=object))}
@@ -135,8 +131,9 @@ class _Study:
         self.predictions.append(prediction)
         return xr.Dataset(columns, coords=coords)
 
-    def on_lines(self, examples: Tensor, num_lines: int, num_probes: int, generator: torch.Generator) -> xr.Dataset:
+    def on_lines(self, num_lines: int, num_probes: int, generator: torch.Generator) -> xr.Dataset:
         """Autocorrelation of the gradient at the inputs, by distance."""
+        examples = self.examples
         count = 2 * len(examples)
         measured, kept = [], []
         for k in range(min(num_lines, len(examples))):
@@ -159,17 +156,23 @@ class _Study:
         entries = {observer.entry(gate) for gate in observer.gates}
         watch = Watch(frozenset({*(place.node for place in observer.places), *observer.gates, *entries}))
         with seeded(0, points.device), sdpa_kernel(SDPBackend.MATH):
-            program = trace(
-                batches.graph,
-                points,
-                "data",
-                set(),
-                batches.dtype,
-                layers=False,
-                carriers=batches.carriers,
-                watch=watch,
-            )
-        return Prediction.of(program, observer)
+            programs = [
+                (
+                    trace(
+                        batches.graph,
+                        part,
+                        "data",
+                        set(),
+                        batches.dtype,
+                        layers=False,
+                        carriers=batches.carriers,
+                        watch=watch,
+                    ),
+                    count,
+                )
+                for part, count in observer.batches(points)
+            ]
+        return Prediction.of(programs, observer)
 
 
 def _first(problem: Problem, number: int) -> Tensor:

@@ -6,7 +6,7 @@ Index convention: points (points, *inputs); inner products (points, points) in f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,8 @@ from capalloc.energy.residual import Trails
 from capalloc.energy.rules import DECOUPLING
 from capalloc.energy.structure import arguments
 from capalloc.problem import random_signs, seeded
+
+Runs = Sequence[tuple[Values, int]]  # the values of each batch, and how many of its points count
 
 
 @dataclass(frozen=True)
@@ -83,48 +85,55 @@ class Observer:
         """Inner products of gradients, (places, points, points), and of gates, (gates, points, points).
 
         Args:
-            points: as many as the model was captured for.
+            points: any number.
             weights: path energy by unit of the gates that have one gate a unit: (units,).
             num_probes: random signs of the outputs that gradients are summed over, the same at all points.
             generator: draws them.
 
         """
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            seeded(0, points.device),
-            sdpa_kernel(SDPBackend.MATH),
-        ):
-            values = evaluate(self.trails.graph, points.detach().clone().requires_grad_())
-            gradients = self._gradients(values, num_probes, generator)
+        kernels = sdpa_kernel(SDPBackend.MATH)
+        with torch.inference_mode(False), torch.enable_grad(), seeded(0, points.device), kernels:
+            runs = [(evaluate(self.trails.graph, x.clone().requires_grad_()), n) for x, n in self.batches(points)]
+            gradients = self._gradients(runs, num_probes, generator)
         with torch.no_grad(), seeded(0, points.device), sdpa_kernel(SDPBackend.MATH):
-            gates = [self._gram(self._gate(node, values), self._axis(node), weights.get(node)) for node in self.gates]
+            gates = [
+                _gram(
+                    [self._rows(self._gate(node, values), self._axis(node), n) for values, n in runs], weights.get(node)
+                )
+                for node in self.gates
+            ]
         count = len(points)
         return gradients, torch.stack(gates) if gates else torch.zeros(0, count, count, dtype=torch.float64)
 
-    def _gradients(self, values: Values, num_probes: int, generator: torch.Generator) -> Tensor:
-        output = values[self.trails.graph.output]
-        reached = [place.node for place in self.places]
-        points = len(values[reached[0]])
-        grams = torch.zeros(len(reached), points, points, dtype=torch.float64)
+    def batches(self, points: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """The points in batches of the size that the model was captured for, the last padded; and how many count."""
+        size = self.trails.graph.batch_size
+        for part in points.detach().split(size):
+            padding = part[-1:].expand(size - len(part), *part.shape[1:])
+            yield torch.cat([part, padding]), len(part)
+
+    def _gradients(self, runs: Runs, num_probes: int, generator: torch.Generator) -> Tensor:
+        output = runs[0][0][self.trails.graph.output]
+        nodes = [place.node for place in self.places]
+        count = sum(n for _, n in runs)
+        grams = torch.zeros(len(nodes), count, count, dtype=torch.float64)
         probes = 1 if output[0].numel() == 1 else num_probes
         for k in range(probes):
             signs = random_signs((1, *output.shape[1:]), output, generator)
-            found = torch.autograd.grad(
-                (output * signs).sum(),
-                [values[node] for node in reached],
-                retain_graph=k < probes - 1,
-                allow_unused=True,
-            )
-            for row, (node, g) in enumerate(zip(reached, found, strict=True)):
-                if g is not None:
-                    grams[row] += self._gram(g, self.axes.get(node, 0))
+            found = [self._pulled(values, signs, nodes, keep=k < probes - 1) for values, _ in runs]
+            for row, node in enumerate(nodes):
+                axis = self.axes.get(node, 0)
+                grams[row] += _gram([self._rows(g[row], axis, n) for g, (_, n) in zip(found, runs, strict=True)])
         return grams
 
-    def _gram(self, value: Tensor, axis: int, weights: Tensor | None = None) -> Tensor:
-        rows = by_example(value.detach(), axis, self.trails.graph.batch_size).to(torch.float64)
-        weighted = rows * weights if weights is not None and len(weights) == rows.shape[1] else rows
-        return (weighted @ rows.T).cpu()
+    def _pulled(self, values: Values, signs: Tensor, nodes: Sequence[Node], *, keep: bool) -> Sequence[Tensor]:
+        """Gradients of the outputs, times signs, at some nodes."""
+        scalar = (values[self.trails.graph.output] * signs).sum()
+        at = [values[node] for node in nodes]
+        return torch.autograd.grad(scalar, at, retain_graph=keep, allow_unused=True, materialize_grads=True)
+
+    def _rows(self, value: Tensor, axis: int, count: int) -> Tensor:
+        return by_example(value.detach(), axis, self.trails.graph.batch_size)[:count].to(torch.float64)
 
     def _axis(self, node: Node) -> int:
         frozen = _frozen(self.trails, node)
@@ -142,6 +151,13 @@ class Observer:
         assert frozen is not None
         gate: Tensor = values[frozen]
         return gate
+
+
+def _gram(rows: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+    """Inner products of all rows, with a weight for each unit where there is one."""
+    whole = torch.cat(list(rows))
+    weighted = whole * weights if weights is not None and len(weights) == whole.shape[1] else whole
+    return (weighted @ whole.T).cpu()
 
 
 def _is_gate(trails: Trails, node: Node) -> bool:
