@@ -2,35 +2,41 @@
 
 How many effective, independent parameters a model devotes to every input, region and layer.
 """
+# ruff: isort: skip_file
+# Names stand in groups, by what they are for.
 
 # the result of every method, and how two of them compare
-# what depth does: scaling, shattering, and the two with advice
-from capalloc import depth_limit
 from capalloc.allocation import Allocation
 from capalloc.comparison import correlation, total_variation
+
+# capacity: of linear models, measured, propagated
+from capalloc.linear import linear_capacity
+from capalloc.measure import CapacityWarning, mean_eigenvalue, measure, measure_ridges
+from capalloc.propagate import Walk, propagate, walk
+
+# rules of new operators for `propagate`
+from capalloc.energy.rules import Call, UnsupportedOperatorError, rule
 
 # how far activations decouple their outputs, and capacity at any decoupling
 from capalloc.decoupling.gaussian import gaussian_decoupling, gaussian_gate_moment
 from capalloc.decoupling.measured import decoupling, gate_moments
 from capalloc.decoupling.moments import propagate_moments
 from capalloc.decoupling.result import Decoupling
-from capalloc.diagnosis import Diagnosis, diagnose
-
-# rules of new operators for `propagate`
-from capalloc.energy.rules import Call, UnsupportedOperatorError, rule
-
-# capacity: of linear models, measured, propagated
-from capalloc.linear import linear_capacity
-from capalloc.measure import CapacityWarning, measure
-from capalloc.propagate import Walk, propagate, walk
 
 # where one output position looks
 from capalloc.receptive_field import Extent, ReceptiveField, receptive_field
+
+# what depth does: scaling, shattering, the limit, and advice
+from capalloc import depth_limit
+from capalloc.diagnosis import Diagnosis, diagnose
 from capalloc.scaling import scaling
 from capalloc.scaling_result import Scaling
 from capalloc.shattering.compare import shattering
 from capalloc.shattering.law import family_rates, gradient_correlation
 from capalloc.shattering.result import Shattering
+
+# Gram matrices of the output Jacobian: neural tangent kernel, Gauss-Newton
+from capalloc.jacobian.gram import output_gram
 
 __all__ = [
     "Allocation",
@@ -54,7 +60,10 @@ __all__ = [
     "gaussian_gate_moment",
     "gradient_correlation",
     "linear_capacity",
+    "mean_eigenvalue",
     "measure",
+    "measure_ridges",
+    "output_gram",
     "propagate",
     "propagate_moments",
     "receptive_field",

@@ -46,6 +46,8 @@ class Allocation:
         layers: capacity that each unit of a layer holds on its way down, by layer name.
         attrs: how it was made: `kind`, `num_params`, `num_examples`, settings, `notes`. Plain values, kept
             as JSON keeps them (a tuple becomes a list).
+        spectrum: how many eigenvalues of G lie at each node, over "node" with the coordinate `eigenvalue`; the
+            eigenvalues themselves, one each, where they are known. None for methods that have no G.
 
     Raises:
         ValueError: an invariant does not hold; the message names it and the two values.
@@ -59,6 +61,7 @@ class Allocation:
     table: xr.DataArray | None = None
     layers: Mapping[str, xr.DataArray] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    spectrum: xr.DataArray | None = None
 
     #: Relative to the total: sums of up to 1e7 float64 terms, or of float32 energies, stay well inside it.
     TOLERANCE = 1e-4
@@ -71,6 +74,7 @@ class Allocation:
             "table": None if self.table is None else self.table.rename("table"),
             "layers": {name: units.rename(name) for name, units in self.layers.items()},
             "attrs": _plain(self.attrs),
+            "spectrum": None if self.spectrum is None else self.spectrum.rename("spectrum"),
         }
         for name, value in own.items():
             object.__setattr__(self, name, value)
@@ -98,7 +102,8 @@ class Allocation:
         """Everything as one Dataset, `attrs` among its attributes.
 
         Variables: `capacity`, `bias`, `by_parameter`, with a table `table` and `table_bias`, and for the
-        k-th layer `layer_k`, whose axes are named `layer_k_...` and whose attribute "layer" is its name.
+        k-th layer `layer_k`, whose axes are named `layer_k_...` and whose attribute "layer" is its name; `spectrum`
+        where there is one.
         """
         variables = {
             "capacity": self.capacity,
@@ -108,6 +113,8 @@ class Allocation:
         if self.table is not None:
             variables["table"] = _without_extras(self.table)
             variables["table_bias"] = self.table.coords["bias"].drop_vars("bias")
+        if self.spectrum is not None:
+            variables["spectrum"] = self.spectrum
         for k, (name, units) in enumerate(self.layers.items()):
             own = units.rename({dim: f"layer_{k}_{dim}" for dim in units.dims})
             variables[f"layer_{k}"] = own.assign_attrs(layer=name)
@@ -135,6 +142,7 @@ class Allocation:
             table=table,
             layers={dataset[name].attrs["layer"]: _own_axes(dataset[name]) for name in names},
             attrs=dataset.attrs,
+            spectrum=dataset.get("spectrum"),
         )
 
     def to_pandas(self) -> pd.DataFrame:

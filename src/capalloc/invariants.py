@@ -24,6 +24,10 @@ def _check_axes(a: Allocation) -> None:
         raise ValueError(f"capacity has axes {axes}; it needs at least one, none of them called 'parameter'")
     if a.by_parameter.dims != ("parameter",) or "parameter" not in a.by_parameter.coords:
         raise ValueError(f"by_parameter has axes {a.by_parameter.dims}; it needs 'parameter' alone, with names")
+    if a.spectrum is not None and (a.spectrum.dims != ("node",) or "eigenvalue" not in a.spectrum.coords):
+        raise ValueError(
+            f"spectrum has axes {a.spectrum.dims}; it needs 'node' alone, with the coordinate 'eigenvalue'"
+        )
     if a.table is None:
         return
     if a.table.dims != ("parameter", *axes) or "bias" not in a.table.coords:
@@ -43,10 +47,14 @@ def _check_values(a: Allocation) -> None:
     }
     if a.table is not None:
         values |= {"table": a.table, "table.bias": a.table.coords["bias"]}
+    if a.spectrum is not None:
+        values |= {"spectrum": a.spectrum, "spectrum.eigenvalue": a.spectrum.coords["eigenvalue"]}
     values |= {f"layers[{name!r}]": units for name, units in a.layers.items()}
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{name} holds NaN or inf")
+    if a.spectrum is not None and ((a.spectrum < 0).any() or (a.spectrum.coords["eigenvalue"] < 0).any()):
+        raise ValueError("spectrum holds negative numbers; eigenvalues of G and their numbers are not")
     for name in ("capacity", "bias"):
         lowest = float(values[name].min())
         if lowest < -a.TOLERANCE * abs(a.total):

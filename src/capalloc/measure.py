@@ -6,20 +6,25 @@ Index convention: a batch of constraints is (examples, outputs, directions, para
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from capalloc.allocation import Allocation
-from capalloc.dense import Block, Blocks, Scores, cached, score_in_memory, score_in_passes
+from capalloc.dense import Block, Blocks, GramSum, Root, Scores, cached, score_in_memory, score_in_passes
+from capalloc.distributed import Distributed, Local, Reducer, joined
+from capalloc.fingerprint import digest, fingerprint
 from capalloc.jacobian import (
     Choice,
     Constraints,
@@ -29,7 +34,27 @@ from capalloc.jacobian import (
     input_metric,
 )
 from capalloc.memory import Plan, Size, make_plan
-from capalloc.problem import ModelLike, OutputSelection, ParamSelection, Problem, axis_names, prepare, seeded
+from capalloc.partitions import Partition
+from capalloc.passes import Passes, passes_of
+from capalloc.problem import (
+    ModelLike,
+    OutputSelection,
+    ParamSelection,
+    Problem,
+    axis_names,
+    iterate_batches,
+    prepare,
+    seeded,
+)
+from capalloc.stochastic.measured import (
+    STORED,
+    Measured,
+    allocation,
+    measure_stochastic,
+    parts_of_slots,
+    products_of,
+)
+from capalloc.stochastic.settings import Settings
 
 #: Examples on which a way to the mixed derivative is tried and checked.
 TRIAL_EXAMPLES = 2
@@ -37,6 +62,9 @@ TRIAL_EXAMPLES = 2
 SAME = 1e-7
 #: A numerical rank is called unclear when the singular values on its two sides differ by less than this factor.
 CLEAR_GAP = 10.0
+SOLVERS = ("auto", "dense", "stochastic")
+#: What checkpoints hold and ranks exchange.
+TYPES = (Plan, Root, Scores, GramSum, *STORED)
 
 
 class CapacityWarning(UserWarning):
@@ -55,16 +83,27 @@ def measure(
     batch_size: int | str = "auto",
     generator: torch.Generator | None = None,
     progress: bool | None = False,
+    solver: str = "auto",
+    rtol: float = 0.02,
+    num_probes: int | str = "auto",
+    max_seconds: float | None = None,
+    partition: Partition | None = None,
+    output_probes: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
+    distributed: Distributed = False,
 ) -> Allocation:
-    """Capacity that a network devotes to each input, exactly, from its mixed derivative on examples.
+    """Capacity that a network devotes to each input, from its mixed derivative on examples.
 
     kappa_i = trace(G^+ M_i), with J_k(x) = d/dtheta_k grad_x f(x), M_i the mean over examples of the products of
     row i of S^(1/2) J, summed over outputs, and G = sum_i M_i; the table entry of parameter theta and input i is
     [G^(+1/2) M_i G^(+1/2)]_(theta, theta) (docs/theory.md, section 2). The total is the rank of G; with a ridge, G^+
     becomes (G + ridge)^-1 and the total is sum s / (s + ridge) over the eigenvalues s of G.
 
-    Everything is computed in float64 on the model's device, on a private copy of the model in evaluation mode. A
-    model that draws random numbers draws the same ones in every pass over a batch.
+    The dense solver is exact, in float64 on the model's device. The stochastic one needs a ridge, holds no matrix, and
+    gives every number a standard error (docs/measure-at-scale.md); its products run in float32 for a float32 model.
+    Both work on a private copy of the model in evaluation mode. A model that draws random numbers draws the same ones
+    in every pass over a batch.
 
     Args:
         model: any differentiable `torch.nn.Module`, an exported program, or the path of one saved as .pt2; examples
@@ -78,18 +117,34 @@ def measure(
         intercept: give the constant input a slot, "bias".
         params: names of the parameters that count, or a predicate on names; the rest are held fixed.
         batch_size: examples at a time; "auto" chooses by a memory forecast.
-        generator: seeds the model's own random draws; a fixed seed by default.
+        generator: seeds the model's own random draws and the probes; a fixed seed by default.
         progress: show a progress bar; None shows it on a terminal only.
+        solver: "dense", "stochastic", or "auto": dense where it fits in memory, else stochastic.
+        rtol: stochastic solver: relative standard error asked of every part of `partition`.
+        num_probes: stochastic solver: probes, two or more; "auto" adds probes until `rtol` is reached.
+        max_seconds: stochastic solver: stop after about this long, with what is known then.
+        partition: stochastic solver: parts as for `Allocation.by`; patches of 4 x 4 inputs by default, of 16 on a
+            single axis.
+        output_probes: stochastic solver: random combinations of outputs that stand for all of an example's; by
+            default every output up to 100 of them, else 32 combinations, which bias the total down (see `notes`).
+        checkpoint: path of a file that the run is kept in, about every `checkpoint_seconds` and at its end; called
+            again with the same arguments it goes on from there (docs/long-runs.md).
+        checkpoint_seconds: 0 writes at every opportunity.
+        distributed: share the examples among the ranks of the default process group (True) or of the one given, all
+            of which make the same call and get the same answer (docs/long-runs.md).
 
     Returns:
-        The allocation, with `kind="measured"` and in `attrs` the rank, its tolerance (relative, on singular values
-        of the constraint matrix, see `capalloc.dense`), settings, notes and seconds.
+        The allocation, with `kind="measured"` and in `attrs` settings, notes and seconds; from the dense solver the
+        rank and its tolerance (relative, on singular values of the constraint matrix, see `capalloc.dense`); from the
+        stochastic one standard errors (of inputs as the coordinate `standard_error`), iterations, forecasts of bytes
+        and seconds, and no table. `spectrum` holds the eigenvalues of G, or a quadrature of their density.
 
     Raises:
         ValueError: bad settings, a metric that is no covariance, examples that interact, random draws that do not
-            repeat, or constraints that are not finite.
+            repeat, constraints that are not finite, or the stochastic solver without a ridge.
         TypeError: inputs or outputs that no method can use.
         MemoryError: the solver or one example would not fit.
+        RankError: another rank failed, died or hangs.
 
     Warns:
         CapacityWarning: fewer rows of constraints than parameters and no ridge: the answer is flat and meaningless.
@@ -98,65 +153,249 @@ def measure(
 
     """
     start = time.perf_counter()
-    _check_settings(ridge, batch_size)
+    _check_settings(ridge, batch_size, solver)
+    chosen = (float(ridge),) if ridge or solver == "stochastic" else (1.0,)  # checked even where they go unused
+    settings = Settings(chosen, rtol, num_probes, max_seconds, output_probes, progress=progress)
+    with _private(), joined(distributed, TYPES) as reducer:
+        task = _task(model, inputs, outputs, metric, params, intercept, generator, reducer)
+        told = {"solver": solver, "ridge": float(ridge), "batch_size": batch_size, **_told(task, settings, partition)}
+        passes = _passes(task, reducer, checkpoint, checkpoint_seconds, told)
+        if _chosen(task, ridge, solver, passes) == "stochastic":
+            found = _stochastic(task, settings, partition, batch_size, passes)
+            answer = allocation(found, 0, task.attrs(start))
+        else:
+            _warn_if_flat(task.size, ridge)
+            answer = _dense(task, ridge, batch_size, progress, start, passes)
+        passes.close()
+    return answer
+
+
+def measure_ridges(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    ridges: Sequence[float],
+    outputs: OutputSelection = None,
+    metric: Tensor | None = None,
+    intercept: bool = True,
+    *,
+    params: ParamSelection = None,
+    batch_size: int | str = "auto",
+    generator: torch.Generator | None = None,
+    progress: bool | None = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
+    distributed: Distributed = False,
+    **settings: Any,
+) -> dict[float, Allocation]:
+    """Measured capacity at several ridges from the same probes, by the stochastic solver.
+
+    Solutions at one ridge start those at the next smaller one, and the preconditioner and the spectrum serve all;
+    errors at different ridges are correlated, so that differences between them are better known than the maps.
+
+    Args:
+        model, inputs, outputs, metric, intercept, params, batch_size, generator, progress: as in `measure`.
+        checkpoint, checkpoint_seconds, distributed: as in `measure`.
+        ridges: positive.
+        settings: `rtol`, `num_probes`, `max_seconds`, `partition` and `output_probes`, as in `measure`.
+
+    Returns:
+        An allocation for each ridge, from the largest down; `seconds` counts the whole run.
+
+    Raises:
+        ValueError, TypeError, MemoryError: as `measure`; no ridge, or one that is not positive.
+
+    """
+    start = time.perf_counter()
+    partition = settings.pop("partition", None)
+    checked = Settings(tuple(sorted(set(map(float, ridges)), reverse=True)), progress=progress, **settings)
+    with _private(), joined(distributed, TYPES) as reducer:
+        task = _task(model, inputs, outputs, metric, params, intercept, generator, reducer)
+        told = {"ridges": list(checked.ridges), "batch_size": batch_size, **_told(task, checked, partition)}
+        passes = _passes(task, reducer, checkpoint, checkpoint_seconds, told)
+        found = _stochastic(task, checked, partition, batch_size, passes)
+        passes.close()
+    return {ridge: allocation(found, k, task.attrs(start)) for k, ridge in enumerate(checked.ridges)}
+
+
+def mean_eigenvalue(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    metric: Tensor | None = None,
+    intercept: bool = True,
+    *,
+    params: ParamSelection = None,
+    num_probes: int = 8,
+) -> float:
+    """Mean eigenvalue of G, trace G / p = E |C'xi|^2 / p with xi standard normal: a scale for the ridge.
+
+    Args:
+        model, inputs, outputs, metric, intercept, params: as in `measure`.
+        num_probes: more make it more precise; its relative standard error is root 2 / num_probes at most.
+
+    Raises:
+        ValueError, TypeError, MemoryError: as `measure`.
+
+    """
+    settings = Settings((1.0,), num_probes=num_probes)
+    with _private():
+        task = _task(model, inputs, outputs, metric, params, intercept, None, Local())
+        products, _ = products_of(task.problem, task.space, task.x.to(task.precision), task.replay, settings)
+        return float(products.noise(0, num_probes).square().sum()) / num_probes / task.size.params
+
+
+@dataclass(frozen=True)
+class Task:
+    """What both solvers start from."""
+
+    problem: Problem
+    space: InputMetric
+    x: Tensor
+    size: Size
+    seed: int
+    precision: torch.dtype  # the model's own, or float32 for a smaller one
+
+    def replay(self, index: int) -> AbstractContextManager[None]:
+        """The random draws of batch `index`."""
+        return seeded(self.seed + index, self.x.device)
+
+    def attrs(self, start: float) -> dict[str, Any]:
+        """What is written down whatever the solver."""
+        root = self.space.root
+        return {
+            "kind": "measured",
+            "num_params": self.size.params,
+            "num_examples": self.size.examples,
+            "num_outputs": self.size.outputs,
+            "intercept": self.space.intercept,
+            "metric": "identity" if root is None else ("variances", "covariance")[root.ndim - 1],
+            "seconds": time.perf_counter() - start,
+        }
+
+
+@contextmanager
+def _private() -> Iterator[None]:
+    """No gradients, no fused kernels, and the global random state left as it was."""
     with torch.inference_mode(False), torch.no_grad(), differentiable_kernels(), torch.random.fork_rng([]):
-        problem = prepare(model, inputs, outputs, params, dtype=torch.float64)
-        space = input_metric(metric, problem.probe, intercept)
-        replay = partial(_replay, _seed(generator), problem.probe.device)
-        x = torch.cat(list(problem.batches(1024)))
-        num_outputs = _check_examples(problem, x, replay)
-        size = Size(len(x), num_outputs, space.num_slots, problem.num_params)
-        _warn_if_flat(size, ridge)
-        choice = choose_jacobian(problem, x[:TRIAL_EXAMPLES], partial(replay, 0))
-        forecast = choice.forecast(size.outputs, size.params)
-        plan = make_plan(size, forecast, batch_size, x.device)
-        constraints = Constraints(problem, choice, space, x, plan, replay)
-        scores = solve(constraints, size, plan, ridge, progress)
-    notes = _notes(choice, scores, size, ridge)
+        yield
+
+
+def _task(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection,
+    metric: Tensor | None,
+    params: ParamSelection,
+    intercept: bool,
+    generator: torch.Generator | None,
+    reducer: Reducer,
+) -> Task:
+    problem = prepare(model, inputs, outputs, params, dtype=torch.float64)
+    space = input_metric(metric, problem.probe, bool(intercept))
+    seed = reducer.share(_seed(generator))
+    x = torch.cat(list(problem.batches(1024)))
+    num_outputs = _check_examples(problem, x, partial(_replay, seed, x.device))
+    size = Size(len(x), num_outputs, space.num_slots, problem.num_params)
+    given = next(iter(iterate_batches(problem.inputs))).dtype
+    return Task(problem, space, x, size, seed, torch.promote_types(given, torch.float32))
+
+
+def _told(task: Task, settings: Settings, partition: Partition | None) -> dict[str, Any]:
+    """Settings that make another run of it."""
+    told = asdict(settings)
+    del told["progress"], told["seed"], told["ridges"]
+    return told | {"partition": None if partition is None else digest(parts_of_slots(task.space, partition))}
+
+
+def _passes(
+    task: Task, reducer: Reducer, path: str | os.PathLike[str] | None, seconds: float, told: Mapping[str, Any]
+) -> Passes:
+    mark = partial(fingerprint, task.problem, task.space, task.x, task.seed, told)
+    return passes_of(reducer, path, mark, seconds, TYPES, task.x.device)
+
+
+def _chosen(task: Task, ridge: float, solver: str, passes: Passes) -> str:
+    """The solver: one for all ranks, and for all of a run that was interrupted."""
+    if solver != "auto":
+        return solver
+    return passes.once("solver", lambda: "stochastic" if _must_be_stochastic(task, ridge) else "dense")
+
+
+def _must_be_stochastic(task: Task, ridge: float) -> bool:
+    """Whether the dense solver's matrices alone would not fit; an error if the other solver lacks a ridge."""
+    try:
+        make_plan(task.size, 1, "auto", task.x.device)
+    except MemoryError as error:
+        if ridge == 0:
+            raise MemoryError(
+                f"{error}; or give a ridge > 0, with which the stochastic solver takes over (docs/measure-at-scale.md)"
+            ) from error
+        return True
+    return False
+
+
+def _stochastic(
+    task: Task, settings: Settings, partition: Partition | None, batch_size: int | str, passes: Passes
+) -> Measured:
+    seeded_settings = replace(settings, seed=task.seed)
+    x = task.x.to(task.precision)
+    products, cut = products_of(task.problem, task.space, x, task.replay, seeded_settings, batch_size)
+    return measure_stochastic(products, cut, seeded_settings, partition, passes)
+
+
+def _dense(
+    task: Task, ridge: float, batch_size: int | str, progress: bool | None, start: float, passes: Passes
+) -> Allocation:
+    size, x = task.size, task.x
+    choice = choose_jacobian(task.problem, x[:TRIAL_EXAMPLES], partial(task.replay, 0))
+    forecast = choice.forecast(size.outputs, size.params)
+    plan = passes.once("plan", lambda: make_plan(size, forecast, batch_size, x.device))
+    own = passes.reducer.shard(size.examples)
+    constraints = Constraints(
+        task.problem, choice, task.space, x[own], plan, task.replay, size.examples, offset=own.start
+    )
+    scores = passes.once("answer", lambda: solve(constraints, size, plan, ridge, progress, passes).small())
     attrs = {
-        "kind": "measured",
         "solver": "dense",
-        "num_params": size.params,
-        "num_examples": size.examples,
-        "num_outputs": size.outputs,
         "rank": scores.root.rank,
         "tolerance": scores.root.tolerance,
         "ridge": float(ridge),
-        "intercept": bool(intercept),
-        "metric": "identity" if space.root is None else ("variances", "covariance")[space.root.ndim - 1],
         "differentiation": choice.name,
         "batch_size": plan.batch_size,
-        "notes": notes,
-        "seconds": time.perf_counter() - start,
+        "notes": _notes(choice, scores, size, ridge),
     }
-    return _allocation(scores.table, problem, space, attrs)
+    return _allocation(scores, task.problem, task.space, task.attrs(start) | attrs)
 
 
-def solve(constraints: Constraints, size: Size, plan: Plan, ridge: float, progress: bool | None) -> Scores:
+def solve(
+    constraints: Constraints, size: Size, plan: Plan, ridge: float, progress: bool | None, passes: Passes
+) -> Scores:
     """Scores of all constraints, on the smaller side of their matrix."""
     sizes = [p.numel() for p in constraints.problem.params.values()]
-    passes = 1 if plan.keep else 2
-    with tqdm(
-        total=passes * len(constraints), desc="measure", disable=None if progress is None else not progress
-    ) as bar:
+    total = (1 if plan.keep else 2) * len(constraints)
+    hidden = passes.reducer.rank > 0 or (None if progress is None else not progress)
+    with tqdm(total=total, desc="measure", disable=hidden) as bar:
         blocks = watched(constraints, bar.update)
         if size.wide:
-            return score_in_memory(blocks, sizes, size.slots, ridge)
-        return score_in_passes(cached(blocks) if plan.keep else blocks, sizes, size.slots, size.rows, ridge)
+            return score_in_memory(blocks, sizes, size.slots, ridge, passes=passes)
+        blocks = cached(blocks) if plan.keep else blocks
+        return score_in_passes(blocks, sizes, size.slots, size.rows, ridge, passes=passes)
 
 
 def watched(blocks: Blocks, tick: Callable[[], Any]) -> Blocks:
     """The same blocks, with a tick after each."""
 
-    def again() -> Iterator[Block]:
-        for block in blocks():
+    def again(*start: int) -> Iterator[Block]:
+        for block in blocks(*start):
             yield block
             tick()
 
     return again
 
 
-def _check_settings(ridge: float, batch_size: int | str) -> None:
+def _check_settings(ridge: float, batch_size: int | str, solver: str) -> None:
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
         raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
@@ -225,11 +464,12 @@ def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str
     return notes
 
 
-def _allocation(table: Tensor, problem: Problem, space: InputMetric, attrs: dict[str, Any]) -> Allocation:
+def _allocation(scores: Scores, problem: Problem, space: InputMetric, attrs: dict[str, Any]) -> Allocation:
     axes = axis_names(len(space.shape))
     n = space.num_inputs
     names = list(problem.params)
-    values = table.cpu()
+    values = scores.table.cpu()
+    eigenvalues = scores.root.singular.square().cpu().numpy()
     bias = values[:, n:].sum(1)
     inner = values[:, :n].reshape(-1, *space.shape)
     return Allocation(
@@ -242,4 +482,5 @@ def _allocation(table: Tensor, problem: Problem, space: InputMetric, attrs: dict
             coords={"parameter": names, "bias": ("parameter", bias.numpy())},
         ),
         attrs=attrs,
+        spectrum=xr.DataArray(np.ones(len(eigenvalues)), dims="node", coords={"eigenvalue": ("node", eigenvalues)}),
     )

@@ -5,6 +5,7 @@ Index convention: a block is (rows, params) with rows running over (examples, ou
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -23,7 +24,7 @@ from capalloc.problem import Problem
 
 @dataclass(frozen=True)
 class Constraints:
-    """Rows of constraints of all examples, block by block; each pass gives the same rows."""
+    """Rows of constraints of this process's examples, block by block; each pass gives the same rows."""
 
     problem: Problem
     choice: Choice
@@ -31,23 +32,33 @@ class Constraints:
     x: Tensor
     plan: Plan
     replay: Callable[[int], AbstractContextManager[None]]
+    num_examples: int  # of all processes
+    offset: int = 0  # examples of the processes before this one
 
-    def __call__(self) -> Iterator[Block]:
-        """One pass."""
-        for index, x in enumerate(self.x.split(self.plan.batch_size)):
-            for directions in self.space.chunks(self.plan.chunk):
-                parts = self.choice.jacobian(x, directions, partial(self.replay, index))
+    def __call__(self, start: int = 0) -> Iterator[Block]:
+        """One pass, from block `start` on."""
+        size = self.plan.batch_size
+        first, skipped = divmod(start, self._chunks)
+        for index in range(first, math.ceil(len(self.x) / size)):
+            x, replay = self.x[index * size : (index + 1) * size], partial(self.replay, self.offset + index)
+            for directions in itertools.islice(self.space.chunks(self.plan.chunk), skipped, None):
+                parts = self.choice.jacobian(x, directions, replay)
                 yield self.rows(parts), directions.slots.repeat(_num_rows(parts))
+            skipped = 0
 
     def __len__(self) -> int:
         """Number of blocks in one pass."""
-        batches = math.ceil(len(self.x) / self.plan.batch_size)
-        return batches * math.ceil(self.space.num_inputs / self.plan.chunk)
+        return math.ceil(len(self.x) / self.plan.batch_size) * self._chunks
+
+    @property
+    def _chunks(self) -> int:
+        """Blocks of one batch."""
+        return math.ceil(self.space.num_inputs / self.plan.chunk)
 
     def rows(self, parts: dict[str, Tensor]) -> Tensor:
         """Parameter tensors side by side, scaled so that C'C is a mean over examples: (rows, params)."""
         columns = [parts[name].flatten(3).flatten(0, 2) for name in self.problem.params]
-        rows = torch.cat(columns, dim=1).div_(math.sqrt(len(self.x)))
+        rows = torch.cat(columns, dim=1).div_(math.sqrt(self.num_examples))
         if not torch.isfinite(rows.sum()):  # one pass, and no mask as large as the rows
             raise ValueError(
                 "the mixed derivative of outputs with respect to parameters and inputs holds NaN or inf; "

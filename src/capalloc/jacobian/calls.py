@@ -20,6 +20,22 @@ from torch import Tensor, nn
 
 #: (cotangents (a, *out), inputs (b, *in)) -> weight gradients (a, b, *weight)
 Bilinear = Callable[[Tensor, Tensor], Tensor]
+#: cotangents (a, *out) or inputs (b, *in) -> one factor of the weight gradient, (a or b, t, columns), t for positions
+Factor = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class OuterProducts:
+    """A weight gradient that is a sum over positions of outer products, (left, right) in the weight's own order."""
+
+    left: Factor  # of cotangents
+    right: Factor  # of inputs
+    shape: tuple[int, ...]
+
+    def __call__(self, d: Tensor, h: Tensor) -> Tensor:
+        """Weight gradients (a, b, *weight)."""
+        grad: Tensor = torch.einsum("atl,btr->ablr", self.left(d), self.right(h)).unflatten(3, self.shape[1:])
+        return grad
 
 
 @dataclass(frozen=True)
@@ -64,13 +80,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | 
     """out = input weight' + bias, over any leading axes."""
     if weight.ndim != 2:
         return None
-    return Call(
-        input,
-        weight,
-        bias,
-        lambda d, h: torch.einsum("apo,bpi->aboi", _rows(d, d.shape[-1]), _rows(h, h.shape[-1])),
-        lambda d: _rows(d, d.shape[-1]).sum(1),
-    )
+    products = OuterProducts(lambda d: _rows(d, d.shape[-1]), lambda h: _rows(h, h.shape[-1]), tuple(weight.shape))
+    return Call(input, weight, bias, products, lambda d: _rows(d, d.shape[-1]).sum(1))
 
 
 @register(torch.matmul, Tensor.matmul, Tensor.__matmul__)
@@ -113,7 +124,17 @@ def conv(
         grad = torch.einsum("aegop,begipk->abgoik", d, h.flatten(5)).flatten(2, 3)
         return grad.reshape(*grad.shape[:4], *kernel)
 
-    return Call(input, weight, bias, weight_gradient, lambda d: d.flatten(3).sum((1, 3)))
+    def right(h: Tensor) -> Tensor:
+        h = patches(F.pad(h.flatten(0, 1), pads), kernel, stride, dilation).unflatten(0, h.shape[:2])
+        # channels and offsets in the kernel before positions: rows of an image are copied whole
+        h = h.movedim(tuple(range(3, 3 + dims)), tuple(range(-dims, 0)))
+        h = h.reshape(*h.shape[:2], -1, math.prod(h.shape[-dims:]))
+        return h.movedim(2, 3).flatten(1, 2)
+
+    products: Bilinear = weight_gradient
+    if groups == 1:
+        products = OuterProducts(lambda d: d.flatten(3).movedim(2, 3).flatten(1, 2), right, tuple(weight.shape))
+    return Call(input, weight, bias, products, lambda d: d.flatten(3).sum((1, 3)))
 
 
 def patches(h: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:

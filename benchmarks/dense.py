@@ -1,0 +1,126 @@
+"""The dense solver of `measure` beside the plain matrix product that its Gram matrix takes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.table import Table
+from capalloc.dense import (
+    ACCURACY,
+    Block,
+    gram_error,
+    root_of_gram,
+    score_in_passes,
+    streamed_gram,
+    streamed_triangular,
+)
+from capalloc.jacobian import choose_jacobian, input_metric
+from capalloc.problem import Problem, prepare, seeded
+
+EXAMPLES = 32
+BATCH = 4
+REPEATS = 3
+RIDGE = 1e-3
+#: A ridge and a relative error of capacities at which float32 products may be taken.
+COARSE_RIDGE, COARSE = 0.1, 1e-2
+
+
+def problem() -> tuple[nn.Module, Tensor]:
+    """A convolutional classifier of 8 x 8 images, and random images."""
+    with seeded(0, torch.device("cpu")):
+        net = nn.Sequential(
+            *(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(48, 10)),
+        )
+        return net.eval(), torch.randn(EXAMPLES, 1, 8, 8)
+
+
+def rows_of(own: Problem, x: Tensor) -> list[Block]:
+    """Blocks of constraints as `measure` makes them, scaled to a mean over examples, with their slots."""
+    space = input_metric(None, own.probe, intercept=True)
+    replay = partial(seeded, 0, x.device)
+    jacobian = choose_jacobian(own, x[:2], replay).jacobian
+    directions = next(space.chunks(space.num_inputs))
+    blocks = []
+    for batch in x.split(BATCH):
+        parts = jacobian(batch, directions, replay)
+        rows = torch.cat([parts[name].flatten(3).flatten(0, 2) for name in own.params], 1) / len(x) ** 0.5
+        blocks.append((rows, directions.slots.repeat(len(rows) // len(directions.slots))))
+    return blocks
+
+
+def run() -> Table:
+    """On one thread, contenders in turn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            return compare()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare() -> Table:
+    """Stages of the solver over the plain product of the same shapes and dtype."""
+    net, x = problem()
+    own = prepare(net, x, dtype=torch.float64)
+    x = x.double()
+    blocks = rows_of(own, x)
+    sizes = [p.numel() for p in own.params.values()]
+    C = torch.cat([rows for rows, _ in blocks])
+    single = C.float()
+    parts = [rows for rows, _ in blocks]
+    gram = streamed_gram(parts, torch.float64)
+    num_slots = own.probe.numel() + 1
+    assert gram_error(float(gram.trace()), RIDGE, len(C), torch.float64) < ACCURACY  # else the solver would take QR
+
+    def solved(made: list[Block], ridge: float, accuracy: float = ACCURACY) -> object:
+        return score_in_passes(lambda: made, sizes, num_slots, len(C), ridge, accuracy)
+
+    product = {torch.float64: "torch.mm, float64", torch.float32: "torch.mm, float32"}
+    calls: dict[str, Callable[[], object]] = {
+        product[torch.float64]: lambda: torch.mm(C.T, C),
+        product[torch.float32]: lambda: torch.mm(single.T, single),
+        "Gram stage, float64": lambda: streamed_gram(parts, torch.float64),
+        "Gram stage, float32 products, float64 sums": lambda: streamed_gram(parts, torch.float32),
+        "QR stage (no ridge)": lambda: streamed_triangular(parts),
+        "root of the Gram matrix": lambda: root_of_gram(gram, RIDGE, len(C), torch.float64),
+        "Gram, root and scores, float64": lambda: solved(blocks, RIDGE),
+        "Gram, root and scores, float32": lambda: solved(blocks, COARSE_RIDGE, COARSE),
+        "QR, root and scores (no ridge)": lambda: solved(blocks, 0.0),
+        "rows of constraints": lambda: rows_of(own, x),
+        "rows, Gram, root and scores, float64": lambda: solved(rows_of(own, x), RIDGE),
+    }
+    medians = timed(calls)
+    rows = []
+    for name, t in medians.items():
+        like = torch.float32 if "float32" in name else torch.float64
+        rows.append((name, f"{t:.3f} s", f"{t / medians[product[like]]:.2f}"))
+    return Table(
+        "The dense solver of `measure`",
+        f"A network of two convolutions and a linear layer: {len(C)} rows of constraints ({EXAMPLES} examples), "
+        f"{C.shape[1]} parameters, ridge {RIDGE}, one thread, medians of {REPEATS} rounds in which all take turns. "
+        f"Ratio: to torch.mm of the same rows in the same dtype. Float32 products: ridge {COARSE_RIDGE}, "
+        f"accuracy {COARSE}.",
+        ("stage", "time", "over torch.mm"),
+        rows,
+    )
+
+
+def timed(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Medians in seconds; the first round sets buffers up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(REPEATS + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}

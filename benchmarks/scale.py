@@ -1,0 +1,159 @@
+"""Measured capacity beyond the dense solver: time, memory, and how both grow."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.table import Table
+from capalloc.jacobian import input_metric
+from capalloc.measure import mean_eigenvalue, measure
+from capalloc.problem import prepare
+from capalloc.stochastic.measured import products_of
+from capalloc.stochastic.settings import Settings
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+#: Ridge, in units of the mean eigenvalue of G.
+RELATIVE_RIDGE = 1e-2
+
+
+def cnn(width: int = 64) -> nn.Module:
+    """Four convolutions on 32 x 32 x 3 inputs and a linear head: 93,898 parameters at width 64."""
+    return nn.Sequential(
+        nn.Conv2d(3, width // 2, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 10),
+    )
+
+
+def resnet18() -> nn.Module:
+    """transformers' ResNet-18 with ten classes."""
+    import transformers
+
+    from benchmarks.models import Logits
+    from benchmarks.models import resnet18 as configuration
+
+    config = configuration()
+    config.num_labels = 10
+    return Logits(transformers.ResNetForImageClassification(config)).eval()
+
+
+def images(count: int, size: int) -> Tensor:
+    """Smoothed noise of unit variance."""
+    x = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+    x = nn.functional.avg_pool2d(nn.functional.pad(x, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
+    return x / x.std()
+
+
+def built(make: Callable[[], nn.Module]) -> nn.Module:
+    """The same weights on every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+#: Name, width (0: not ours), pixels a side, examples, settings of `measure`.
+CASES: list[tuple[str, int, int, int, dict[str, object]]] = [
+    ("CNN", 64, 32, 128, {}),
+    ("CNN, rtol 0.005", 64, 32, 128, {"rtol": 0.005, "num_probes": 4}),
+    ("ResNet-18", 0, 64, 2, {"num_probes": 2, "rtol": 0.05, "max_seconds": 480}),
+]
+EXAMPLES, WIDTHS = (16, 32, 64, 128), (48, 64, 96, 128)
+
+
+def run() -> Table:
+    about = (
+        f"Stochastic solver, float32 products, ridge {RELATIVE_RIDGE:g} of the mean eigenvalue of G, 10 outputs, "
+        f"{THREADS} threads, untrained weights, smoothed noise for images. Error: the largest relative standard error "
+        "of a patch of 4 x 4 inputs. Memory: peak resident size of a fresh process that does this alone. Growth: CPU "
+        f"time of one product with G and four vectors at {EXAMPLES} examples, and of the CNN at widths {WIDTHS} on 16."
+    )
+    header = ("network", "parameters", "inputs", "examples", "total", "probes", "iterations", "error", "time", "memory")
+    rows = [in_fresh_process(*one) for one in CASES]
+    rows += [growth("examples", [(64, n) for n in EXAMPLES]), growth("parameters", [(w, 16) for w in WIDTHS])]
+    return Table("Measured capacity at scale", about, header, rows)
+
+
+def case(name: str, width: int, size: int, examples: int, settings: dict[str, object]) -> tuple[str, ...]:
+    """One row: the map of one network."""
+    torch.set_num_threads(THREADS)
+    model = built(resnet18 if width == 0 else lambda: cnn(width))
+    x = images(examples, size)
+    ridge = RELATIVE_RIDGE * mean_eigenvalue(model, x, num_probes=4)
+    start, cpu = time.perf_counter(), time.process_time()
+    found = measure(model, x, ridge=ridge, solver="stochastic", **settings)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return (
+        name,
+        f"{found.attrs['num_params']:,}",
+        f"{size} x {size} x 3",
+        f"{examples}",
+        f"{found.total:.0f} ± {found.attrs['total_standard_error']:.0f}",
+        f"{found.attrs['num_probes']}",
+        f"{found.attrs['iterations']}",
+        f"{found.attrs['relative_standard_error']:.2%}",
+        f"{seconds:.0f} s ({cpu:.0f} s of CPU)",
+        f"{peak_mib():.0f} MiB",
+    )
+
+
+def growth(what: str, cases: list[tuple[int, int]]) -> tuple[str, ...]:
+    """One row: the fitted exponent of a product's time."""
+    figures = [product_seconds(width, examples) for width, examples in cases]
+    sizes, seconds = zip(
+        *[(p if what == "parameters" else n, s) for (_, n), (p, s) in zip(cases, figures, strict=True)], strict=True
+    )
+    exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
+    times = ", ".join(f"{s:.2f}" for s in seconds)
+    return (f"growth with {what}", *[""] * 7, f"{times} s: exponent {exponent:.2f}", "")
+
+
+def product_seconds(width: int, examples: int) -> tuple[int, float]:
+    """Parameters, and CPU seconds of one product with G and four vectors: the fastest of three."""
+    problem = prepare(built(lambda: cnn(width)), images(examples, 32), dtype=torch.float64)
+    space = input_metric(None, problem.probe, True)
+    x = images(examples, 32)
+    with torch.no_grad():
+        products, _ = products_of(problem, space, x, lambda index: nullcontext(), Settings((1.0,), num_probes=4))
+        w = products.normal_params(0, 4)
+        seconds = []
+        for _ in range(3):
+            start = time.process_time()
+            products.gram(w)
+            seconds.append(time.process_time() - start)
+    return products.num_params, min(seconds)
+
+
+def in_fresh_process(*arguments: object) -> tuple[str, ...]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        row: tuple[str, ...] = pool.apply(case, arguments)
+        pool.close()
+        pool.join()
+    return row
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process."""
+    with contextlib.suppress(OSError):  # Linux: ru_maxrss would include the parent's peak
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / (1024 if sys.platform == "darwin" else 1)

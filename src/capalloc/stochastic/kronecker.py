@@ -1,0 +1,147 @@
+"""A preconditioner: each parameter tensor's block of G, diagonal in a Kronecker basis.
+
+The basis of a tensor is, axis by axis, the eigenvectors of the second moment of random constraints over all other
+axes; the diagonal is their second moment in that basis. Couplings between tensors are left to the solver.
+Reference: T. George et al., Fast approximate natural gradient descent in a Kronecker-factored eigenbasis,
+arXiv 1806.03884.
+
+Index convention: samples are (n, params), with mean outer product G; a tensor of samples is (n, *axes). All is in the
+samples' precision, for a preconditioner only has to be near.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+#: A factor no larger than this merges the inputs of a kernel with its offsets; larger kernels keep the axes apart.
+MERGED = 640
+#: An axis longer than this keeps its own basis: its eigenvectors would cost more than they save.
+LONGEST = 2048
+#: How many samples the product of the factors counts for beside the sampled diagonal.
+PRIOR = 4.0
+
+#: A stream of samples, by number.
+Samples = Callable[[int], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One tensor: a basis for every axis (None: its own) and the diagonal of G in it."""
+
+    shape: tuple[int, ...]
+    bases: tuple[Tensor | None, ...]
+    diagonal: Tensor
+
+    def solve(self, r: Tensor, ridge: float) -> Tensor:
+        """(G + ridge)^-1 r for r of shape (k, size)."""
+        turned = turn(r.reshape(-1, *self.shape), self.bases)
+        back = tuple(None if basis is None else basis.T for basis in self.bases)
+        return turn(turned / (self.diagonal + ridge), back).flatten(1)
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """The blocks of all tensors, in order."""
+
+    blocks: tuple[Block, ...]
+
+    def solve(self, r: Tensor, ridge: float) -> Tensor:
+        """(G + ridge)^-1 r, (k, params), for the block-diagonal approximation of G."""
+        own = r.to(self.blocks[0].diagonal)
+        parts = own.split([math.prod(b.shape) for b in self.blocks], dim=1)
+        return torch.cat([b.solve(part, ridge) for b, part in zip(self.blocks, parts, strict=True)], 1).to(r)
+
+
+def kronecker(shapes: Sequence[Sequence[int]], samples: Samples) -> Kronecker:
+    """From two streams of samples, `samples(0)` for the bases and `samples(1)` for the diagonal."""
+    moments = [Moments(merged_axes(shape)) for shape in shapes]
+    sizes = [math.prod(m.shape) for m in moments]
+    for batch in samples(0):
+        for m, part in zip(moments, batch.split(sizes, dim=1), strict=True):
+            m.add(part)
+    diagonals = [Diagonal(m.shape, *m.factored()) for m in moments]
+    for batch in samples(1):
+        for d, part in zip(diagonals, batch.split(sizes, dim=1), strict=True):
+            d.add(part)
+    return Kronecker(tuple(d.block() for d in diagonals))
+
+
+@dataclass
+class Moments:
+    """Sums over samples of one tensor's second moments, axis by axis."""
+
+    shape: tuple[int, ...]
+    sums: list[Tensor] = field(default_factory=list)
+    trace: float = 0.0
+    count: int = 0
+
+    def add(self, part: Tensor) -> None:
+        """Take in samples, (n, size)."""
+        tensor = part.reshape(-1, *self.shape)
+        found = [moment(tensor, axis) for axis in range(len(self.shape))]
+        self.sums = [old + new for old, new in zip(self.sums, found, strict=True)] if self.sums else found
+        self.trace += float(part.square().sum())
+        self.count += len(part)
+
+    def factored(self) -> tuple[tuple[Tensor | None, ...], Tensor]:
+        """The basis of every axis, and the product of the factors' eigenvalues with the trace that each of them has."""
+        values, bases = zip(*map(eigenbasis, self.sums), strict=True)
+        product = values[0] / self.count
+        for v in values[1:]:
+            product = product[..., None] * (v / self.trace if self.trace > 0 else v)
+        return bases, product
+
+
+@dataclass
+class Diagonal:
+    """Sums over samples of one tensor's squares in its basis."""
+
+    shape: tuple[int, ...]
+    bases: tuple[Tensor | None, ...]
+    product: Tensor
+    squares: Tensor | float = 0.0
+    count: int = 0
+
+    def add(self, part: Tensor) -> None:
+        """Take in samples, (n, size)."""
+        self.squares = self.squares + turn(part.reshape(-1, *self.shape), self.bases).square().sum(0)
+        self.count += len(part)
+
+    def block(self) -> Block:
+        """With the product of the factors as a prior."""
+        diagonal = (self.squares + PRIOR * self.product) / (self.count + PRIOR)
+        return Block(self.shape, self.bases, diagonal)
+
+
+def merged_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """(units, inputs x offsets) where that is small, else (units, inputs, offsets); vectors and scalars as vectors."""
+    if len(shape) < 2:
+        return (math.prod(shape),)
+    rest = math.prod(shape[1:])
+    return (shape[0], rest) if rest <= MERGED or len(shape) == 2 else (shape[0], shape[1], math.prod(shape[2:]))
+
+
+def moment(tensor: Tensor, axis: int) -> Tensor:
+    """Sum over samples and all other axes of products along `axis`; of squares alone where it is long."""
+    flat = tensor.movedim(axis + 1, 0).flatten(1)
+    return flat.square().sum(1) if len(flat) > LONGEST else flat @ flat.T
+
+
+def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Eigenvalues and vectors; squares alone have no basis but their own."""
+    if moment.ndim == 1:
+        return moment, None
+    values, vectors = torch.linalg.eigh(moment.double())
+    return values.clamp(min=0).to(moment), vectors.to(moment)
+
+
+def turn(tensor: Tensor, bases: Sequence[Tensor | None]) -> Tensor:
+    """Coordinates in the bases: (k, *axes)."""
+    for basis in bases:  # each product moves its axis to the end, so after all of them the order is back
+        tensor = tensor.movedim(1, -1) if basis is None else torch.tensordot(tensor, basis, dims=([1], [0]))
+    return tensor

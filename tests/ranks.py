@@ -1,0 +1,281 @@
+"""Processes that the tests of long runs start and kill, forked from one interpreter to save its start.
+
+Run as `python ranks.py FOLDER SCENARIO SIZE ...`: SIZE ranks of a gloo group on the loopback device run the scenario;
+what each rank has to say goes to FOLDER as JSON, its allocations as NetCDF, its standard error as text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import capalloc
+from capalloc import heartbeat, memory
+from capalloc.distributed import joined
+from capalloc.measure import measure_ridges
+
+
+def net(seed: int = 0) -> nn.Module:
+    """50 parameters, 6 slots, 2 outputs."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+
+def line() -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return nn.Linear(3, 1).double()
+
+
+def data(examples: int, inputs: int) -> Tensor:
+    return torch.randn(examples, inputs, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def pairs() -> list[tuple[Tensor, Tensor]]:
+    return [(x, torch.zeros(len(x))) for x in data(31, 5).split(7)]
+
+
+class Slow(nn.Module):
+    """A model whose every call takes some milliseconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.003)
+        return self.inner(x)
+
+
+STOCHASTIC = {"solver": "stochastic", "ridge": 0.1, "num_probes": 16}
+#: Measurements whose answer must not depend on the number of ranks.
+CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
+    "orthogonal": (net, data(31, 5), {}),
+    "gram": (net, data(31, 5), {"ridge": 0.1}),
+    "small ridge": (net, data(31, 5), {"ridge": 1e-9}),
+    "small batches": (net, pairs(), {"ridge": 0.1, "batch_size": 3}),
+    "wide": (net, data(3, 5), {"ridge": 0.01}),
+    "few": (line, data(2, 3), {}),
+    "metric": (net, data(31, 5), {"metric": torch.arange(1.0, 6.0).double(), "intercept": False}),
+    "stochastic": (net, data(31, 5), STOCHASTIC | {"metric": torch.arange(1.0, 6.0).double()}),
+    "stochastic few": (line, data(2, 3), STOCHASTIC | {"output_probes": 1}),
+    "stochastic auto": (net, data(31, 5), {"solver": "stochastic", "ridge": 1.0, "rtol": 0.2}),
+}
+
+
+FEW = ("orthogonal", "gram", "stochastic")
+
+
+def cases(rank: int, folder: Path) -> dict[str, Any]:
+    """Every case (by two ranks: a few), two again with rows that are not kept, several ridges, and the reducer."""
+    for name in CASES if dist.get_world_size() > 2 else FEW:
+        make, inputs, settings = CASES[name]
+        found = capalloc.measure(make(), inputs, distributed=True, progress=name in FEW, **settings)
+        found.save(folder / f"{name}.{rank}.nc")
+    memory.KEPT_SHARE = 0.0
+    for name in ("orthogonal", "gram"):
+        make, inputs, settings = CASES[name]
+        found = capalloc.measure(make(), inputs, distributed=True, batch_size=4, **settings)
+        found.save(folder / f"{name} again.{rank}.nc")
+    found = measure_ridges(net(), data(31, 5), [0.1, 1.0], num_probes=8, distributed=dist.group.WORLD)
+    return reducer(rank) | {"totals": [float(found[ridge].total) for ridge in (1.0, 0.1)]}
+
+
+def reducer(rank: int) -> dict[str, Any]:
+    """What the reducer gives back, on this rank."""
+    with joined(True) as group:
+        part = torch.arange(7, dtype=torch.float64) * 10**rank
+        shard = group.shard(7)
+        return {
+            "sum": group.sum(part).tolist(),
+            "scalar": float(group.sum(torch.tensor(float(rank)))),
+            "empty": list(group.sum(torch.zeros(0, 3)).shape),
+            "fold": group.fold([torch.full((rank, 2), rank)], lambda a, b: a + b) and "folded",
+            "order": group.fold(str(rank), lambda a, b: a + b),
+            "share": group.share({"a": (1.5, None), "t": torch.tensor([True, False])} if rank == 0 else None)["a"],
+            "shard": [shard.start, shard.stop],
+        }
+
+
+def errors(rank: int, folder: Path) -> dict[str, Any]:
+    """Calls that fail, one after the other, and one that does not; what is raised on this rank, and when."""
+    broken = data(31, 5)
+    broken[3, 3] = torch.nan
+    alone = dist.new_group([0])
+    calls: dict[str, Callable[[], Any]] = {
+        "invalid": lambda: capalloc.measure(net(), broken if rank == 1 else data(31, 5), distributed=True),
+        "unequal": lambda: capalloc.measure(net(), data(31, 5), ridge=0.5 if rank == 1 else 0.25, distributed=True),
+        "outsider": lambda: capalloc.measure(
+            net(), data(31, 5), distributed=alone if rank == 0 else dist.GroupMember.NON_GROUP_MEMBER
+        ),
+        "valid": lambda: capalloc.measure(net(), data(31, 5), distributed=True),
+    }
+    found = {name: raised(call) for name, call in calls.items()}
+    heartbeat.ARRIVAL = 1.0
+    if rank == 1:
+        time.sleep(4)
+        return found
+    return found | {"absent": raised(calls["valid"])}
+
+
+def raised(call: Callable[[], Any]) -> dict[str, Any]:
+    """The error of a call, or the total it found, and how long that took."""
+    began = time.monotonic()
+    try:
+        said: dict[str, Any] = {"total": float(call().total)}
+    except Exception as error:
+        said = {"error": type(error).__name__, "message": str(error), "rank": getattr(error, "rank", None)}
+    return said | {"seconds": time.monotonic() - began}
+
+
+def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 3.0, **settings: Any) -> Callable[..., Any]:
+    """One rank gets a signal in the middle."""
+
+    def scenario(rank: int, folder: Path) -> dict[str, Any]:
+        heartbeat.SILENCE = silence
+        if rank == victim:
+            threading.Timer(1.0, os.kill, (os.getpid(), sign)).start()
+        capalloc.measure(Slow(), data(2000, 5), distributed=True, batch_size=2, **settings)
+        return {}
+
+    return scenario
+
+
+def long_run(folder: Path, name: str, **settings: Any) -> None:
+    """A few seconds, with a checkpoint at every opportunity."""
+    solver: dict[str, Any] = {"ridge": 0.0 if name == "orthogonal" else 0.1, "batch_size": 1}
+    if name == "stochastic":
+        solver = STOCHASTIC | {"batch_size": 3, "num_probes": 64}
+    x = data({"wide": 4, "stochastic": 12}.get(name, 60), 5)
+    found = capalloc.measure(Slow(), x, checkpoint=folder / "run.npz", checkpoint_seconds=0, **solver, **settings)
+    found.save(folder / f"{dist.get_rank() if settings else 0}.nc")
+
+
+def resumed(rank: int, folder: Path) -> dict[str, Any]:
+    for name in ("gram", "stochastic"):
+        (folder / name).mkdir(exist_ok=True)
+        long_run(folder / name, name, distributed=True)
+    return {"resumed": True}
+
+
+SCENARIOS: dict[str, Callable[..., Any]] = {
+    "cases": cases,
+    "errors": errors,
+    "last dies": dying(2, ridge=0.1),
+    "first dies": dying(0, **STOCHASTIC),
+    "hangs": dying(1, signal.SIGSTOP),
+    "dies, as users have it": dying(1, silence=heartbeat.SILENCE),
+    "resumed": resumed,
+}
+
+
+def child(rank: int, size: int, port: int, scenario: str, folder: Path) -> None:
+    """One rank, from birth to exit."""
+    os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    began = time.monotonic()
+    try:
+        said = {"value": SCENARIOS[scenario](rank, folder)}
+    except Exception as error:
+        said = {"error": type(error).__name__, "message": str(error)}
+    (folder / f"{rank}.json").write_text(json.dumps(said | {"seconds": time.monotonic() - began}))
+
+
+def fork(run: Callable[[], None]) -> int:
+    """The process that runs it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run()
+            sys.stderr.flush()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def start(size: int, scenario: str, folder: Path) -> list[int]:
+    """The ranks of a new group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [fork(lambda rank=rank: child(rank, size, port, scenario, folder)) for rank in range(size)]
+
+
+def ended(pids: list[int], seconds: float) -> list[int | None]:
+    """Exit statuses; None for those that a signal stopped, or that go on for longer than that, which are killed."""
+    deadline = time.monotonic() + seconds
+    status: dict[int, int | None] = {}
+    while len(status) < len(pids) and time.monotonic() < deadline:
+        for pid in set(pids) - set(status):
+            changed, code = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+            if changed:
+                status[pid] = None if os.WIFSTOPPED(code) else os.waitstatus_to_exitcode(code)
+        time.sleep(0.01)
+    for pid in pids:
+        if status.get(pid) is None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return [status.get(pid) for pid in pids]
+
+
+def kill_and_resume(folder: Path, name: str, kills: int, longest: float) -> None:
+    """A long run in `folder`/name, killed so often at random moments, and in `folder`/name whole, let alone."""
+    chance = random.Random(0)
+    killed, whole = folder / name, folder / f"{name} whole"
+    killed.mkdir()
+    whole.mkdir()
+    for _ in range(kills):
+        pid = fork(lambda: long_run(killed, name))
+        time.sleep(chance.uniform(0.02, longest))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert ended([fork(partial(long_run, own, name)) for own in (killed, whole)], 120) == [0, 0]
+
+
+def kill_group_and_resume(folder: Path, size: int, kills: int, longest: float) -> None:
+    """The same for all ranks of a group."""
+    chance = random.Random(0)
+    for _ in range(kills):
+        ranks = start(size, "resumed", folder)
+        time.sleep(chance.uniform(0.3, longest))
+        for pid in ranks:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert ended(start(size, "resumed", folder), 120) == [0] * size
+
+
+def main(folder: Path, scenario: str, *sizes: str) -> None:
+    """Run the scenario with each number of ranks, in a folder of its own."""
+    for size in sizes:
+        own = folder / size
+        own.mkdir()
+        (own / "exits.json").write_text(json.dumps(ended(start(int(size), scenario, own), 40)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[2] == "kill":
+        for one in sys.argv[5:]:
+            kill_and_resume(Path(sys.argv[1]), one, int(sys.argv[3]), float(sys.argv[4]))
+    elif sys.argv[2] == "kill group":
+        kill_group_and_resume(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
+    else:
+        main(Path(sys.argv[1]), *sys.argv[2:])

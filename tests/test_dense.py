@@ -1,0 +1,163 @@
+"""The dense solver's two roads: an orthogonal factorisation, and a Gram matrix with a ridge above its rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from capalloc import dense
+from capalloc.dense import gram_error, gram_root, largest_trace, score_in_memory, score_in_passes, streamed_gram
+
+SLOTS = 3
+
+
+def matrix(rows: int, params: int, decay: float, seed: int = 0) -> Tensor:
+    """Random singular vectors, singular values from 1 down to 10^-decay."""
+    random = torch.Generator().manual_seed(seed)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, min(rows, params), generator=random, dtype=torch.float64)).Q
+        for n in (rows, params)
+    )
+    return (left * torch.logspace(0, -decay, min(rows, params), dtype=torch.float64)) @ right.T
+
+
+def blocks(C: Tensor, size: int):
+    slots = torch.arange(len(C)) % SLOTS
+    return lambda: zip(C.split(size), slots.split(size), strict=True)
+
+
+def sizes_of(C: Tensor) -> list[int]:
+    return [C.shape[1] // 2, C.shape[1] - C.shape[1] // 2]
+
+
+def reference(C: Tensor, ridge: float) -> np.ndarray:
+    """Squared entries of C (C'C + ridge)^(-1/2) by a singular value decomposition in float64."""
+    left, singular, right = torch.linalg.svd(C, full_matrices=False)
+    polar = (left * (singular / (singular.square() + ridge).sqrt())) @ right
+    table = torch.zeros(2, SLOTS, dtype=torch.float64)
+    dense.accumulate(table, polar, torch.arange(len(C)) % SLOTS, sizes_of(C))
+    return table.numpy()
+
+
+def scores(C: Tensor, ridge: float, size: int = 50, **kwargs):
+    if len(C) < C.shape[1]:
+        return score_in_memory(blocks(C, size), sizes_of(C), SLOTS, ridge, **kwargs)
+    return score_in_passes(blocks(C, size), sizes_of(C), SLOTS, len(C), ridge, **kwargs)
+
+
+def took_gram(found) -> bool:
+    """The Gram road has no polar factor of F."""
+    return found.root.polar.numel() == 0
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (60, 60)])
+@pytest.mark.parametrize("ridge", [1e-2, 1.0])
+def test_gram_road_equals_singular_values(shape, ridge):
+    C = matrix(*shape, decay=4)
+    found = scores(C, ridge)
+    assert took_gram(found)
+    np.testing.assert_allclose(found.table, reference(C, ridge), rtol=1e-9)
+    values = torch.linalg.svdvals(C).square()
+    assert found.root.capacity == pytest.approx(float((values / (values + ridge)).sum()), rel=1e-9)
+    assert found.table.sum() == pytest.approx(found.root.capacity, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300)])
+@pytest.mark.parametrize("ridge", [0.0, 1e-10])
+def test_ranks_and_small_ridges_keep_the_orthogonal_road(shape, ridge):
+    """Singular values down to 1e-6: their squares, 1e-12, would drown in G's rounding beside the ridge."""
+    C = matrix(*shape, decay=6)
+    found = scores(C, ridge)
+    assert not took_gram(found)
+    assert found.root.rank == 40
+    np.testing.assert_allclose(found.table, reference(C, ridge), rtol=1e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 60), st.integers(2, 60)),
+    decay=st.floats(0, 7),
+    exponent=st.floats(-6, 2),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 100),
+)
+def test_the_stated_bound_holds(shape, decay, exponent, dtype, seed):
+    """Capacities from G differ from those of singular values by less than `gram_error` says, or it says too much."""
+    C, ridge = matrix(*shape, decay=decay, seed=seed), 10.0**exponent
+    gram = streamed_gram(C.split(7), dtype)
+    bound = min(1e9, gram_error(float(gram.trace()), ridge, 512 if dtype == torch.float32 else len(C), dtype))
+    root = dense.root_of_gram(gram, ridge, max(shape), torch.float64)
+    exact = reference(C, ridge).sum(0)
+    found = torch.zeros(2, SLOTS, dtype=torch.float64)
+    dense.accumulate(found, C @ root.matrix, torch.arange(len(C)) % SLOTS, sizes_of(C))
+    decomposition = 1e-12 * (1 + float(gram.trace()) / ridge)  # of eigh itself, and of the reference
+    assert (np.abs(found.sum(0).numpy() - exact) <= (bound + decomposition) * exact + 1e-300).all()
+
+
+@pytest.mark.parametrize(("accuracy", "dtype"), [(1e-9, torch.float64), (1e-3, torch.float32)])
+@pytest.mark.parametrize("shape", [(2000, 30), (30, 700)])
+def test_accuracy_chooses_the_precision(shape, accuracy, dtype):
+    C = matrix(*shape, decay=3)
+    found = scores(C, 0.5, size=300, accuracy=accuracy)
+    assert took_gram(found)
+    assert found.root.matrix.dtype == dtype
+    assert found.table.dtype == torch.float64
+    np.testing.assert_allclose(found.table.sum(0), reference(C, 0.5).sum(0), rtol=accuracy)
+
+
+def test_a_precision_that_turns_out_too_low_is_given_up():
+    """The trace is known only after the pass: float32, then float64, then none."""
+    C = 100 * matrix(200, 20, decay=1)
+    parts = lambda: C.split(64)  # noqa: E731
+    trace = float(C.square().sum())
+    for accuracy, ridge, dtype in ((1e-3, trace, torch.float32), (1e-9, 1.0, torch.float64), (1e-12, 1e-6, None)):
+        root = gram_root(parts, ridge, len(C), accuracy)
+        assert (root.matrix.dtype if root else None) == dtype
+    assert gram_root(parts, 0.0, len(C), 1.0) is None
+
+
+@given(
+    st.floats(1e-12, 1.0), st.floats(1e-8, 1e8), st.integers(1, 10**7), st.sampled_from([torch.float32, torch.float64])
+)
+def test_the_largest_trace_meets_the_accuracy(accuracy, ridge, terms, dtype):
+    trace = largest_trace(accuracy, ridge, terms, dtype)
+    assert gram_error(trace, ridge, terms, dtype) == pytest.approx(accuracy, rel=1e-3)  # d close to the ridge cancels
+
+
+def test_a_trace_above_the_bound_ends_the_pass():
+    seen = []
+
+    def parts():
+        for row in torch.ones(10, 3, dtype=torch.float64).split(1):
+            seen.append(row)
+            yield row
+
+    assert streamed_gram(parts(), torch.float64, most=11.9) is None
+    assert len(seen) == 4
+    assert streamed_gram(parts(), torch.float64, most=30.1).trace() == 30
+
+
+def test_the_bound_grows_with_terms_and_has_no_answer_below_rounding():
+    assert gram_error(1.0, 1.0, 400, torch.float64) == pytest.approx(4 * 20 * 2**-53, rel=1e-9)
+    assert gram_error(1.0, 1e-20, 400, torch.float64) == float("inf")
+    assert gram_error(1.0, 1.0, 100, torch.float32) < gram_error(1.0, 1.0, 400, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 37, 600])
+def test_streamed_gram_does_not_depend_on_blocks(size, dtype):
+    C = matrix(600, 23, decay=2)
+    gram = streamed_gram(C.split(size), dtype)
+    assert torch.equal(gram, gram.T)
+    np.testing.assert_allclose(gram, C.T @ C, atol=1e-7 if dtype == torch.float32 else 1e-15)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_zero_rows_have_no_capacity(ridge):
+    found = scores(torch.zeros(30, 4, dtype=torch.float64), ridge)
+    assert not found.table.any()
+    assert found.root.rank == 0

@@ -1,0 +1,231 @@
+"""One measurement by many processes: the answer of one, and an error on all when one of them fails or dies."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from capalloc import Allocation, measure
+from capalloc.distributed import Local, joined
+from capalloc.heartbeat import RankError
+from capalloc.measure import measure_ridges
+from ranks import CASES, FEW, STOCHASTIC, data, line, net
+
+RANKS = Path(__file__).with_name("ranks.py")
+
+
+def run_ranks(folder: Path, *args: object, timeout: float = 200) -> str:
+    """What the script says; it and all ranks have one thread each."""
+    command = [sys.executable, str(RANKS), str(folder), *map(str, args)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def said(folder: Path, size: int) -> list[dict]:
+    """What each rank had to say; empty for one that died."""
+    files = [folder / str(size) / f"{rank}.json" for rank in range(size)]
+    return [json.loads(file.read_text()) if file.exists() else {} for file in files]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> Path:
+    """Every case by two and by three ranks."""
+    folder = tmp_path_factory.mktemp("cases")
+    run_ranks(folder, "cases", 2, 3)
+    return folder
+
+
+@cache
+def alone(name: str) -> Allocation:
+    make, inputs, settings = CASES[name]
+    return measure(make(), inputs, **settings)
+
+
+def assert_same(found: Allocation, expected: Allocation, rtol: float) -> None:
+    assert found.total == pytest.approx(expected.total, rel=rtol)
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=rtol, atol=rtol * expected.total)
+    np.testing.assert_allclose(found.by_parameter, expected.by_parameter, rtol=rtol, atol=rtol * expected.total)
+    if expected.table is not None:
+        np.testing.assert_allclose(found.table, expected.table, rtol=rtol, atol=rtol * expected.total)
+
+
+@pytest.mark.parametrize(("name", "size"), [*((name, 3) for name in CASES), *((name, 2) for name in FEW)])
+def test_ranks_find_what_one_process_finds(answers, name, size):
+    """Dense: to rounding. Stochastic: the draws are each example's own, so only rounding and the solves differ."""
+    found = [Allocation.load(answers / str(size) / f"{name}.{rank}.nc") for rank in range(size)]
+    assert_same(found[0], alone(name), 1e-7 if "stochastic" in name else 1e-10)
+    for other in found[1:]:  # to the last bit
+        np.testing.assert_array_equal(other.capacity, found[0].capacity)
+        np.testing.assert_array_equal(other.by_parameter, found[0].by_parameter)
+        assert other.bias == found[0].bias
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_may_compute_rows_again(answers, size):
+    for name in ("orthogonal", "gram"):
+        assert_same(Allocation.load(answers / str(size) / f"{name} again.0.nc"), alone(name), 1e-10)
+
+
+def test_several_ridges_by_several_ranks(answers):
+    found = measure_ridges(net(), data(31, 5), [0.1, 1.0], num_probes=8)
+    expected = [float(found[ridge].total) for ridge in (1.0, 0.1)]
+    for size in (2, 3):
+        for one in said(answers, size):
+            assert one["value"]["totals"] == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_the_reducer_gives_back(answers, size):
+    values = [one["value"] for one in said(answers, size)]
+    total = sum(10**rank for rank in range(size))
+    for rank, value in enumerate(values):
+        assert value["sum"] == [k * total for k in range(7)]
+        assert value["scalar"] == sum(range(size))
+        assert value["empty"] == [0, 3]
+        assert value["order"] == ("012"[:size] if rank == 0 else None)
+        assert value["fold"] == ("folded" if rank == 0 else None)
+        assert value["share"] == [1.5, None]
+    stops = [value["shard"] for value in values]
+    assert stops[0][0] == 0
+    assert stops[-1][1] == 7
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(stops))
+    assert {stop - start for start, stop in stops} <= {7 // size, -(-7 // size)}
+
+
+def test_rank_0_alone_shows_progress(answers):
+    shown = [(answers / "3" / f"{rank}.err").read_text() for rank in range(3)]
+    assert shown[0].count("measure:") >= len(FEW)
+    assert not any("measure:" in other for other in shown[1:])
+
+
+def test_one_process_is_a_reducer_of_its_own():
+    with joined(False) as reducer:
+        assert isinstance(reducer, Local)
+        assert reducer.shard(5) == slice(0, 5)
+        assert reducer.sum(part := torch.ones(2)) is part
+        assert reducer.fold(part, torch.add) is part
+        assert reducer.share(part) is part
+        reducer.check()
+
+
+# Failures
+
+
+def test_an_error_of_one_is_an_error_of_all(tmp_path):
+    """And the group goes on to serve the next call."""
+    run_ranks(tmp_path, "errors", 3)
+    ranks = [one["value"] for one in said(tmp_path, 3)]
+    nan = "inputs hold NaN or inf; drop or repair those examples"
+    other = "all ranks must be given the same arguments (ridge: 0.25 on rank 0, 0.5 on rank 1)"
+    for call, message in (("invalid", nan), ("unequal", other)):
+        assert ranks[1][call]["error"] == "ValueError"
+        assert ranks[1][call]["message"] == message
+        for rank in (0, 2):
+            assert ranks[rank][call]["error"] == "RankError"
+            assert ranks[rank][call]["message"] == f"rank 1 failed with ValueError: {message}"
+            assert ranks[rank][call]["rank"] == 1
+            assert ranks[rank][call]["seconds"] < 10
+    expected = pytest.approx(alone("orthogonal").total, rel=1e-10)
+    assert [one["valid"]["total"] for one in ranks] == [expected] * 3
+    assert ranks[0]["outsider"]["total"] == expected  # a group of rank 0 alone
+    for rank in (0, 2):
+        assert "rank 1 has not called with the others: no sign of life for" in ranks[rank]["absent"]["message"]
+    for rank in (1, 2):
+        assert "this process is no member of; call on its members only" in ranks[rank]["outsider"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "victim", "message"),
+    [
+        ("last dies", 2, "rank 2 has died or hangs: no sign of life for 3 seconds; look at its output"),
+        ("first dies", 0, "the process that holds it, rank 0 or torchrun's agent, has died"),
+        pytest.param("hangs", 1, "rank 1 has died or hangs: no sign of life for 3 seconds", marks=pytest.mark.slow),
+    ],
+    ids=["last dies", "first dies", "hangs"],
+)
+def test_a_rank_that_dies_ends_the_run_of_all(tmp_path, scenario, victim, message):
+    """SIGKILL, or SIGSTOP, a second after the start; signs of life are missed after three seconds instead of ten."""
+    run_ranks(tmp_path, scenario, 3)
+    found = said(tmp_path, 3)
+    assert not found[victim]
+    for rank in {0, 1, 2} - {victim}:
+        assert found[rank]["error"] == "RankError"
+        assert message in found[rank]["message"]
+        assert found[rank]["seconds"] < 12
+    exits = json.loads((tmp_path / "3" / "exits.json").read_text())
+    assert [code for rank, code in enumerate(exits) if rank != victim] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_death_is_noticed_within_twenty_seconds(tmp_path):
+    run_ranks(tmp_path, "dies, as users have it", 2)
+    (survivor, _) = said(tmp_path, 2)
+    assert "rank 1 has died" in survivor["message"]
+    assert survivor["seconds"] < 20
+
+
+def test_a_process_group_is_needed():
+    assert not dist.is_initialized()
+    with pytest.raises(ValueError, match=r"needs a process group: call torch.distributed.init_process_group\(\) first"):
+        measure(line(), data(4, 3), distributed=True)
+    with pytest.raises(TypeError, match="distributed must be True, False or a process group, got str"):
+        measure(line(), data(4, 3), distributed="gloo")
+
+
+# With checkpoints
+
+
+def resumed_group(folder: Path, kills: int) -> None:
+    run_ranks(folder, "kill group", 2, kills, 2.5)
+    for name in ("gram", "stochastic"):
+        first, second = (Allocation.load(folder / name / f"{rank}.nc") for rank in range(2))
+        np.testing.assert_array_equal(first.capacity, second.capacity)
+        examples = first.attrs["num_examples"]
+        settings = STOCHASTIC | {"num_probes": 64} if name == "stochastic" else {"ridge": 0.1}
+        expected = measure(net(), data(examples, 5), **settings)
+        assert_same(first, expected, 1e-7 if name == "stochastic" else 1e-10)
+        assert [file for file in os.listdir(folder / name) if "run.npz" in file] == ["run.npz"]
+
+
+def test_killed_ranks_resume(tmp_path):
+    resumed_group(tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_killed_ranks_resume_often(tmp_path):
+    resumed_group(tmp_path, 10)
+
+
+# On a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["nccl", "cpu:gloo,cuda:nccl"])
+@pytest.mark.parametrize("name", ["gram", "orthogonal", "stochastic"])
+def test_one_gpu_is_a_group_of_one(tmp_path, backend, name):
+    """NCCL allows one rank for each GPU: its collectives run, with nobody at the other end."""
+    make, inputs, settings = CASES[name]
+    settings = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in settings.items()}
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        found = measure(make().cuda(), inputs.cuda(), distributed=True, checkpoint=tmp_path / "run.npz", **settings)
+    finally:
+        dist.destroy_process_group()
+    assert_same(found, alone(name), 1e-6 if name == "stochastic" else 1e-9)
+
+
+def test_an_error_names_its_rank():
+    assert RankError("rank 3 has died", 3).rank == 3

@@ -1,0 +1,280 @@
+"""The constraint operator against the dense rows of the same constraints."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from capalloc.jacobian import choose_jacobian, differentiable_kernels, input_metric
+from capalloc.jacobian.elementary import WRITTEN_OUT, Elementary
+from capalloc.jacobian.operator import (
+    ForwardOperator,
+    ReverseOperator,
+    choose_operator,
+    disagreement,
+    recast,
+)
+from capalloc.problem import prepare, seeded
+
+
+def data(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def build(make) -> nn.Module:
+    """A double model with fixed random weights and non-trivial statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = make().double().eval()
+        for name, b in model.named_buffers():
+            if b.is_floating_point():
+                b.normal_().abs_().add_(0.5) if "var" in name else b.normal_()
+    return model
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return self.head(F.gelu(x + self.attend(h, h, h, need_weights=False)[0])[:, -1])
+
+
+class Cube(torch.autograd.Function):
+    """An activation with no forward mode and no batching rule."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * g
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(Cube.apply(self.first(x)))
+
+
+class Noisy(nn.Module):
+    """Draws random numbers whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.second(torch.tanh(h) * (1 + torch.randn_like(h)))
+
+
+def conv_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 2), nn.Flatten(), nn.Linear(2, 3)
+    )
+
+
+def norm_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 2, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 2, groups=2),
+        nn.GroupNorm(2, 4),
+        nn.SiLU(),
+        nn.InstanceNorm2d(4, affine=True),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+
+
+MODELS = {
+    "conv": (conv_net, (1, 4, 4)),
+    "norms": (norm_net, (1, 4, 4)),
+    "tanh": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)),
+    "no bias": (
+        lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 1, bias=False)),
+        (3,),
+    ),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ELU(), nn.Linear(4, 2)), (3,)),
+    "attention": (Attention, (3, 4)),
+}
+OPERATORS = [ForwardOperator, ReverseOperator]
+
+
+def replay():
+    return contextlib.nullcontext()
+
+
+def operands(model: nn.Module, shape: tuple[int, ...], metric=None, intercept=True, params=None, examples: int = 3):
+    """The problem, its slots, its examples, the units of all outputs, and the dense rows (o, e, s, params)."""
+    x = data(examples, *shape)
+    problem = prepare(model, x, None, params, dtype=torch.float64)
+    space = input_metric(metric, problem.probe, intercept)
+    outputs = problem(x).shape[1]
+    units = torch.eye(outputs, dtype=torch.float64)[:, None].expand(outputs, examples, outputs)
+    with differentiable_kernels():
+        jacobian = choose_jacobian(problem, x[:2], replay).jacobian
+        (directions,) = space.chunks(10**6)
+        parts = jacobian(x, directions, replay)
+    rows = torch.cat([part.flatten(3) for part in parts.values()], 3).transpose(0, 1)
+    return problem, space, x, units, rows
+
+
+def assert_equals_rows(build_operator, problem, space, x, units, rows) -> None:
+    operator = build_operator(problem, space)
+    w, r = data(2, problem.num_params, seed=5), data(2, *rows.shape[:3], seed=6)
+    with torch.no_grad(), differentiable_kernels():
+        forward, back = operator.apply(w, x, units, replay), operator.adjoint(r, x, units, replay)
+    torch.testing.assert_close(forward, torch.einsum("oesp,kp->koes", rows, w), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(back, torch.einsum("oesp,koes->kp", rows, r), rtol=1e-10, atol=1e-10)
+    inner, outer = (forward * r).flatten(1).sum(1), (w * back).sum(1)
+    torch.testing.assert_close(inner, outer, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("build_operator", OPERATORS)
+@pytest.mark.parametrize("name", MODELS)
+def test_products_equal_the_dense_rows(name, build_operator) -> None:
+    make, shape = MODELS[name]
+    assert_equals_rows(build_operator, *operands(build(make), shape))
+
+
+@pytest.mark.parametrize("build_operator", OPERATORS)
+@pytest.mark.parametrize("kind", ["variances", "covariance"])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_products_in_a_metric(kind, intercept, build_operator) -> None:
+    root = data(3, 3, seed=9)
+    metric = root @ root.T if kind == "covariance" else data(3, seed=9).square()
+    assert_equals_rows(build_operator, *operands(build(MODELS["tanh"][0]), (3,), metric, intercept))
+
+
+@pytest.mark.parametrize("build_operator", OPERATORS)
+def test_products_of_selected_parameters(build_operator) -> None:
+    assert_equals_rows(build_operator, *operands(build(conv_net), (1, 4, 4), params=["3.weight", "0.bias"]))
+
+
+@pytest.mark.parametrize("build_operator", OPERATORS)
+def test_combinations_of_outputs(build_operator) -> None:
+    problem, space, x, _, rows = operands(build(conv_net), (1, 4, 4))
+    mix = data(2, len(x), 3, seed=3)
+    mixed = torch.einsum("qeo,oesp->qesp", mix, rows)
+    assert_equals_rows(build_operator, problem, space, x, mix, mixed)
+
+
+def test_gram_products_are_symmetric_and_positive() -> None:
+    problem, space, x, units, _ = operands(build(conv_net), (1, 4, 4))
+    operator = ForwardOperator(problem, space)
+    w = torch.eye(problem.num_params, dtype=torch.float64)
+    with torch.no_grad():
+        G = operator.adjoint(operator.apply(w, x, units, replay), x, units, replay)
+    torch.testing.assert_close(G, G.T, rtol=1e-10, atol=1e-10)
+    assert torch.linalg.eigvalsh(G)[0] > -1e-10 * G.trace()
+
+
+def test_a_model_without_forward_mode_gets_reverse_mode() -> None:
+    x = data(2, 3)
+    problem = prepare(build(Custom), x, dtype=torch.float64)
+    space = input_metric(None, problem.probe, True)
+    assert "forward mode" not in disagreement(ReverseOperator(problem, space), x[:1], replay)
+    assert disagreement(ForwardOperator(problem, space), x[:1], replay).startswith("fails")
+    with torch.no_grad():
+        assert choose_operator(problem, space, x, replay).name == "reverse"
+    assert_equals_rows(ReverseOperator, *operands(build(Custom), (3,)))
+
+
+def test_random_draws_repeat_in_both_products() -> None:
+    x = data(3, 3)
+    problem = prepare(build(Noisy), x, dtype=torch.float64)
+    space = input_metric(None, problem.probe, True)
+    units = torch.eye(2, dtype=torch.float64)[:, None].expand(2, 3, 2)
+    w, r = data(2, problem.num_params, seed=5), data(2, 2, 3, 4, seed=6)
+    for build_operator in OPERATORS:
+        operator = build_operator(problem, space)
+        with torch.no_grad():
+            forward = operator.apply(w, x, units, lambda: seeded(3, x.device))
+            back = operator.adjoint(r, x, units, lambda: seeded(3, x.device))
+        torch.testing.assert_close((forward * r).flatten(1).sum(1), (w * back).sum(1), rtol=1e-10, atol=1e-10)
+
+
+def test_single_precision_is_near_double() -> None:
+    problem, space, x, units, rows = operands(build(conv_net), (1, 4, 4))
+    operator = recast(ForwardOperator(problem, space), torch.float32)
+    w = data(1, problem.num_params, seed=5)
+    with torch.no_grad():
+        got = operator.apply(w.float(), x.float(), units.float(), replay)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), torch.einsum("oesp,kp->koes", rows, w), rtol=1e-4, atol=1e-4)
+    assert next(iter(problem.params.values())).dtype == torch.float64  # the original stays as it was
+
+
+class Wrong(ForwardOperator):
+    """Its C w is not what its C' r is the adjoint of."""
+
+    def apply(self, w, x, units, replay):
+        return 2 * super().apply(w, x, units, replay)
+
+
+class WrongBack(ForwardOperator):
+    def adjoint(self, r, x, units, replay):
+        return super().adjoint(r, x, units, replay).abs()
+
+
+def test_wrong_products_are_found_out() -> None:
+    x = data(2, 3)
+    problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
+    space = input_metric(None, problem.probe, True)
+    with torch.no_grad():
+        assert "not adjoint" in disagreement(Wrong(problem, space), x[:1], replay)
+        assert "wrong derivatives for" in disagreement(WrongBack(problem, space), x[:1], replay)
+
+
+def test_no_operator_is_an_error(monkeypatch) -> None:
+    x = data(2, 3)
+    problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
+    space = input_metric(None, problem.probe, True)
+    monkeypatch.setattr("capalloc.jacobian.operator.disagreement", lambda *_: "fails")
+    with pytest.raises(TypeError, match=r"no products with its constraints \(forward mode fails; reverse mode fails\)"):
+        choose_operator(problem, space, x, replay)
+
+
+@pytest.mark.parametrize("function", WRITTEN_OUT, ids=lambda f: f.__name__)
+def test_functions_written_out_are_the_functions(function) -> None:
+    x, weight, bias = data(2, 4, 3), data(4, seed=1), data(4, seed=2)
+    arguments = {
+        F.batch_norm: (x, data(4, seed=3), data(4, seed=4).square() + 0.1, weight, bias),
+        F.layer_norm: (x, (4, 3), data(4, 3, seed=3), data(4, 3, seed=4)),
+        F.group_norm: (x, 2, weight, bias),
+        F.instance_norm: (x, None, None, weight, bias),
+        F.silu: (x,),
+        F.hardsigmoid: (4 * x,),
+    }[function]
+    with Elementary():
+        got = function(*arguments)
+    torch.testing.assert_close(got, function(*arguments), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [F.batch_norm, F.instance_norm])
+def test_norms_with_statistics_elsewhere_run_as_they_are(function) -> None:
+    x = data(3, 4, 3)
+    if function is F.batch_norm:
+        arguments, kwargs = (x, None, None), {"training": True}
+    else:
+        arguments, kwargs = (x, data(4, seed=3), data(4, seed=4).square() + 0.1), {"use_input_stats": False}
+    with Elementary():
+        got = function(*arguments, **kwargs)
+    torch.testing.assert_close(got, function(*arguments, **kwargs))

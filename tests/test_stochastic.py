@@ -1,0 +1,515 @@
+"""The stochastic solver against the dense one, and its parts against closed forms."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from capalloc import Allocation
+from capalloc.jacobian import input_metric
+from capalloc.measure import mean_eigenvalue, measure, measure_ridges
+from capalloc.partitions import patches
+from capalloc.problem import prepare, seeded
+from capalloc.stochastic import cut as cut_module
+from capalloc.stochastic.cg import begin, step, whitened
+from capalloc.stochastic.cut import Cut, Load, make_cut
+from capalloc.stochastic.kronecker import Block, kronecker, merged_axes, turn
+from capalloc.stochastic.lanczos import quadrature, recurrence
+from capalloc.stochastic.measured import Measured, allocation, parts_of_slots, products_of
+from capalloc.stochastic.products import Products
+from capalloc.stochastic.ridge import ridge_from_noise
+from capalloc.stochastic.settings import Settings
+from capalloc.stochastic.solve import Run, precondition, solve
+from capalloc.stochastic.tally import Tally, tallies
+
+RIDGE = 3e-3
+
+
+def data(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def seeded_model(make) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return make().double().eval()
+
+
+def conv_net() -> nn.Module:
+    return seeded_model(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(3, 4, 3, stride=2, padding=1),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(64, 2),
+        )
+    )
+
+
+IMAGES = data(24, 1, 8, 8)
+
+
+@cache
+def dense(ridge: float = RIDGE) -> Allocation:
+    return measure(conv_net(), IMAGES, ridge=ridge)
+
+
+def stochastic(seed: int = 0, **kwargs: object) -> Allocation:
+    generator = torch.Generator().manual_seed(seed)
+    given_settings = {"ridge": RIDGE, "solver": "stochastic", "rtol": 0.2, "num_probes": 16} | kwargs
+    return measure(conv_net(), IMAGES, generator=generator, **given_settings)
+
+
+def prepared(model: nn.Module, x: Tensor, asked: Settings) -> tuple[Products, Cut]:
+    problem = prepare(model, x, dtype=torch.float64)
+    space = input_metric(None, problem.probe, True)
+    return products_of(problem, space, x, lambda index: seeded(index, x.device), asked)
+
+
+@cache
+def one() -> Allocation:
+    return stochastic()
+
+
+@cache
+def repeats() -> list[Allocation]:
+    """Answers from 40 seeds, the preconditioner shared."""
+    asked = Settings((RIDGE,), rtol=0.01, num_probes=6, spectrum=False)
+    found = []
+    with torch.no_grad():
+        made, cut = prepared(conv_net(), IMAGES, asked)
+        run = Run(made, precondition(made), asked, parts_of_slots(made.operator.space, None), cut.block)
+        for seed in range(40):
+            own = replace(run, products=replace(made, seed=seed))
+            found.append(allocation(Measured(own, solve(own), cut, None, 0.0), 0, {}))
+    return found
+
+
+# ---- the whole against the dense solver
+
+
+def test_maps_are_unbiased_and_their_errors_calibrated() -> None:
+    """Over seeds: means within their own error, and mean squared z-scores at one, for slots, tensors, bias, total.
+
+    A mean square over 40 independent seeds has a relative standard error of root 2/40 = 0.22: bounds at four of them
+    for single numbers, and tighter ones for the slots, which are many.
+    """
+    exact = dense()
+    found = repeats()
+    maps = np.stack([a.capacity.values.ravel() for a in found])
+    errors = np.stack([a.capacity.standard_error.values.ravel() for a in found])
+    truth = exact.capacity.values.ravel()
+    spread = maps.std(0, ddof=1) / math.sqrt(len(found))
+    z = (maps.mean(0) - truth) / spread
+    assert np.mean(z**2) < 1.6
+    np.testing.assert_allclose(np.mean(errors**2), np.mean((maps - truth) ** 2), rtol=0.25)
+    totals = np.array([a.total for a in found])
+    claimed = np.mean([a.attrs["total_standard_error"] ** 2 for a in found])
+    assert 0.3 < np.mean((totals - exact.total) ** 2) / claimed < 2.2
+    biases = np.array([a.bias for a in found])
+    claimed = np.mean([a.attrs["bias_standard_error"] ** 2 for a in found])
+    assert 0.3 < np.mean((biases - exact.bias) ** 2) / claimed < 2.2
+    tensors = np.stack([a.by_parameter.values for a in found])
+    claimed = np.mean([list(a.attrs["by_parameter_standard_error"].values()) for a in found])
+    assert 0.5 < np.abs(tensors - exact.by_parameter.values).mean() * math.sqrt(math.pi / 2) / claimed < 1.6
+
+
+def test_standard_errors_of_patches_are_calibrated() -> None:
+    exact = dense().by(patches(4, 4)).values
+    found = np.stack([a.by(patches(4, 4)).values for a in repeats()])
+    relative = np.abs(found / exact - 1).max(1)
+    claimed = np.mean([a.attrs["relative_standard_error"] for a in repeats()])
+    assert 0.4 < np.median(relative) / claimed < 2.5
+
+
+def test_every_number_has_an_error_and_sums_agree() -> None:
+    found = repeats()[0]
+    assert (found.capacity.standard_error > 0).all()
+    assert set(found.attrs["by_parameter_standard_error"]) == set(found.by_parameter.parameter.values)
+    assert found.attrs["total_standard_error"] > 0
+    np.testing.assert_allclose(found.by_parameter.sum(), found.total, rtol=1e-9)
+    assert found.table is None
+
+
+def test_more_probes_come_until_the_error_is_reached() -> None:
+    coarse, fine = stochastic(rtol=0.1, num_probes="auto"), stochastic(rtol=0.01, num_probes="auto")
+    for found, rtol in ((coarse, 0.1), (fine, 0.01)):
+        assert found.attrs["stopped_by"] == "rtol"
+        assert found.attrs["relative_standard_error"] <= rtol
+    assert fine.attrs["num_probes"] > coarse.attrs["num_probes"]
+    assert fine.attrs["rounds"] > 1
+    exact = dense().by(patches(4, 4))
+    np.testing.assert_allclose(fine.by(patches(4, 4)), exact, rtol=4 * 0.01)
+
+
+def test_several_ridges_from_one_run() -> None:
+    ridges = [1e-3, 1e-1, 1e-2]
+    found = measure_ridges(conv_net(), IMAGES, ridges, num_probes=32, rtol=0.02)
+    assert list(found) == sorted(ridges, reverse=True)
+    for ridge, at_ridge in found.items():
+        exact = dense(ridge)
+        assert at_ridge.attrs["ridge"] == ridge
+        assert abs(at_ridge.total - exact.total) < 5 * at_ridge.attrs["total_standard_error"]
+        np.testing.assert_allclose(at_ridge.by(patches(4, 4)), exact.by(patches(4, 4)), rtol=0.1)
+    assert found[1e-3].total > found[1e-2].total > found[1e-1].total
+
+
+def test_a_generator_makes_it_repeatable_and_leaves_the_global_state() -> None:
+    before = torch.random.get_rng_state()
+    again, other = stochastic(), stochastic(4)
+    np.testing.assert_array_equal(one().capacity, again.capacity)
+    assert not np.array_equal(one().capacity, other.capacity)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_batches_do_not_change_the_answer() -> None:
+    np.testing.assert_allclose(stochastic(batch_size=5).capacity, one().capacity, rtol=1e-6)
+
+
+def test_single_precision_products_agree_with_double() -> None:
+    choice = {"ridge": RIDGE, "solver": "stochastic", "num_probes": 16, "rtol": 0.001}
+    single = measure(conv_net().float(), IMAGES.float(), generator=torch.Generator().manual_seed(0), **choice)
+    assert single.attrs["precision"] == "float32"
+    assert one().attrs["precision"] == "float64"
+    assert abs(single.total - dense().total) < 5 * single.attrs["total_standard_error"]
+    double = stochastic(rtol=0.001)
+    np.testing.assert_allclose(single.by(patches(4, 4)), double.by(patches(4, 4)), rtol=2e-3)  # the solves' own error
+
+
+def test_metric_params_and_intercept_are_those_of_the_dense_solver() -> None:
+    root = data(4, 4, seed=3)
+    model = seeded_model(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
+    choice = {"metric": root @ root.T, "params": ["0.weight", "2.bias"], "intercept": False, "ridge": 0.01}
+    exact = measure(model, data(20, 4), **choice)
+    found = measure(model, data(20, 4), solver="stochastic", num_probes=600, rtol=0.01, **choice)
+    assert found.attrs["metric"] == "covariance"
+    assert found.bias == 0
+    z = (found.capacity - exact.capacity) / found.capacity.standard_error
+    assert float(abs(z).max()) < 4
+
+
+def test_random_combinations_of_outputs_stand_for_many() -> None:
+    model = seeded_model(lambda: nn.Linear(3, 12))
+    x = data(400, 3)
+    found = measure(model, x, ridge=1e-3, solver="stochastic", output_probes=6, num_probes=64)
+    assert any("6 random combinations stand for the 12 outputs" in note for note in found.attrs["notes"])
+    exact = measure(model, x, ridge=1e-3)
+    np.testing.assert_allclose(found.total, exact.total, rtol=0.03)  # 400 x 6 x 4 rows for 48 parameters
+
+
+def test_the_user_s_partition_decides_what_is_asked() -> None:
+    by_row = stochastic(rtol=0.02, num_probes="auto", partition="row")
+    by_half = stochastic(rtol=0.02, num_probes="auto", partition=np.arange(64).reshape(1, 8, 8) // 32)
+    assert by_half.attrs["num_probes"] <= by_row.attrs["num_probes"]
+    with pytest.raises(ValueError, match="the map has no axis 'depth'"):
+        stochastic(partition="depth")
+
+
+def test_the_spectrum_of_both_solvers_agrees() -> None:
+    exact, found = dense().spectrum, one().spectrum
+    trace = float((exact * exact.eigenvalue).sum())
+    error = math.sqrt(2 * float((exact * exact.eigenvalue**2).sum()) / 4)  # of four probes
+    assert abs(float((found * found.eigenvalue).sum()) - trace) < 3 * error
+    assert float(found.sum()) == pytest.approx(dense().attrs["num_params"])
+    total = float((exact * exact.eigenvalue / (exact.eigenvalue + RIDGE)).sum())
+    assert total == pytest.approx(dense().total)
+    lower, upper = one().attrs["spectrum_total"]
+    slack = 4 * one().attrs["spectrum_total_standard_error"]
+    assert lower - slack <= dense().total <= upper + slack
+
+
+def test_the_spectrum_is_saved(tmp_path) -> None:
+    found = one()
+    found.save(tmp_path / "found.nc")
+    loaded = Allocation.load(tmp_path / "found.nc")
+    np.testing.assert_array_equal(loaded.spectrum, found.spectrum)
+    np.testing.assert_array_equal(loaded.spectrum.eigenvalue, found.spectrum.eigenvalue)
+    np.testing.assert_array_equal(loaded.capacity.standard_error, found.capacity.standard_error)
+
+
+def test_a_spectrum_of_another_form_is_refused() -> None:
+    exact = dense()
+    parts = {"capacity": exact.capacity, "bias": exact.bias, "by_parameter": exact.by_parameter}
+    with pytest.raises(ValueError, match="spectrum has axes"):
+        Allocation(**parts, spectrum=exact.spectrum.drop_vars("eigenvalue"))
+    with pytest.raises(ValueError, match="spectrum holds negative numbers"):
+        Allocation(**parts, spectrum=-exact.spectrum)
+
+
+def test_mean_eigenvalue_is_that_of_the_exact_spectrum() -> None:
+    exact = float((dense().spectrum * dense().spectrum.eigenvalue).sum()) / dense().attrs["num_params"]
+    assert mean_eigenvalue(conv_net(), IMAGES, num_probes=64) == pytest.approx(exact, rel=0.2)
+    assert one().attrs["mean_eigenvalue"] == pytest.approx(exact, rel=0.4)
+
+
+# ---- choice of the solver, time and memory
+
+
+def test_auto_takes_the_dense_solver_where_it_fits(monkeypatch) -> None:
+    assert measure(conv_net(), IMAGES, ridge=RIDGE).attrs["solver"] == "dense"
+    size = 8 * 12 * dense().attrs["num_params"] ** 2
+    monkeypatch.setattr("capalloc.memory.available_bytes", lambda device: size)
+    assert measure(conv_net(), IMAGES, ridge=RIDGE, num_probes=2).attrs["solver"] == "stochastic"
+    with pytest.raises(MemoryError, match="or give a ridge > 0, with which the stochastic solver takes over"):
+        measure(conv_net(), IMAGES)
+
+
+def test_out_of_time_is_said() -> None:
+    found = stochastic(max_seconds=1e-6, num_probes="auto", rtol=0.001)
+    assert found.attrs["stopped_by"] == "limit"
+    assert any("the solves stopped early" in note for note in found.attrs["notes"])
+    assert any("more than the 0.001 asked" in note for note in found.attrs["notes"])
+
+
+def test_what_would_not_fit_is_refused_before_it_starts(monkeypatch) -> None:
+    load = Load(elements=10**6, outputs=10, slots=1000, params=10**6, bytes_per_number=4)
+    x, wanted = torch.zeros(8, 1), Settings((1.0,))
+    monkeypatch.setattr(cut_module, "available_bytes", lambda device: 10**8)
+    with pytest.raises(MemoryError, match="the stochastic solver for 1000000 parameters needs"):
+        make_cut(load, x, wanted, "auto")
+    monkeypatch.setattr(cut_module, "available_bytes", lambda device: 4 * 10**8)
+    with pytest.raises(MemoryError, match="one example with 10 constrained outputs"):
+        make_cut(load, x, wanted, "auto")
+    monkeypatch.setattr(cut_module, "available_bytes", lambda device: 2 * 10**9)
+    assert make_cut(load, x, wanted, "auto").forecast < 2 * 10**9
+    with pytest.raises(MemoryError, match="a batch of 8 examples"):
+        make_cut(load, x, wanted, 8)
+
+
+def test_forecasts_are_written_down() -> None:
+    attrs = one().attrs
+    assert attrs["forecast_bytes"] > 0
+    assert attrs["forecast_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("choice", "match"),
+    [
+        ({"ridge": 0.0}, r"needs a ridge > 0, got 0.0; with noise of variance s2"),
+        ({"rtol": 0.0}, "rtol must lie between 0 and 1, got 0.0"),
+        ({"num_probes": 1}, 'num_probes must be "auto" or an integer >= 2'),
+        ({"max_seconds": 0}, "max_seconds must be > 0 or None, got 0"),
+        ({"output_probes": 0}, "output_probes must be an integer >= 1 or None, got 0"),
+        ({"solver": "sparse"}, "solver must be one of auto, dense, stochastic, got 'sparse'"),
+    ],
+)
+def test_bad_settings_are_named(choice, match) -> None:
+    with pytest.raises(ValueError, match=match):
+        stochastic(**choice)
+
+
+def test_no_ridges_is_an_error() -> None:
+    with pytest.raises(ValueError, match="ridges is empty"):
+        measure_ridges(conv_net(), IMAGES, [])
+
+
+def test_ridge_from_noise_is_the_posterior_s() -> None:
+    """Bayesian linear regression: effective parameters = p - trace(posterior covariance) / prior variance."""
+    X, noise, prior = data(30, 5), 0.3, 2.0
+    G = X.T @ X / 30
+    posterior = torch.linalg.inv(X.T @ X / noise + torch.eye(5, dtype=torch.float64) / prior)
+    effective = 5 - float(posterior.trace()) / prior
+    ridge = ridge_from_noise(noise, 30, prior)
+    s = torch.linalg.eigvalsh(G)
+    assert float((s / (s + ridge)).sum()) == pytest.approx(effective, rel=1e-12)
+    with pytest.raises(ValueError, match="prior_variance must be a finite number > 0, got 0"):
+        ridge_from_noise(1.0, 10, 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu() -> None:
+    found = measure(conv_net().cuda(), IMAGES.cuda(), ridge=RIDGE, solver="stochastic", num_probes=32, rtol=0.02)
+    assert abs(found.total - dense().total) < 5 * found.attrs["total_standard_error"]
+    np.testing.assert_allclose(found.total, stochastic(rtol=0.02, num_probes=32).total, rtol=0.02)
+
+
+# ---- its parts
+
+
+def spd(n: int, seed: int = 0, condition: float = 100.0) -> Tensor:
+    basis = torch.linalg.qr(data(n, n, seed=seed))[0]
+    return (basis * torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)) @ basis.T
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(3, 30), k=st.integers(1, 4), seed=st.integers(0, 99))
+def test_block_conjugate_gradients_solve(n, k, seed) -> None:
+    A, u = spd(n, seed), data(k, n, seed=seed + 1)
+    now = begin(u, lambda r: r)
+    energies = [now.energy]
+    while len(now.directions) and now.iterations < 3 * n and float(now.residual.norm()) > 1e-12:
+        now = step(now, lambda w: w @ A, lambda r: r)
+        energies.append(now.energy)
+    torch.testing.assert_close(now.w @ A, u, rtol=0, atol=1e-7)
+    assert all(b >= a for a, b in itertools.pairwise(energies))
+    assert now.energy == pytest.approx(float((u * now.w).sum()), rel=1e-8)
+
+
+def test_the_error_of_a_solve_is_estimated() -> None:
+    A, u = spd(200, condition=1e3), data(4, 200, seed=1)
+    exact = torch.linalg.solve(A, u.T).T
+    now = begin(u, lambda r: r)
+    for _ in range(12):
+        now = step(now, lambda w: w @ A, lambda r: r)
+    missing = exact - now.w
+    true = float((missing @ A * missing).sum() / (exact @ A * exact).sum())
+    assert 0.2 < now.error() / true < 5
+
+
+def test_a_known_solution_needs_no_iteration() -> None:
+    A, u = spd(20), data(3, 20, seed=1)
+    v = torch.linalg.solve(A, u.T).T
+    now = begin(u, lambda r: r, (v, v @ A))
+    torch.testing.assert_close(now.w, v)
+    assert float(now.residual.norm()) < 1e-10
+
+
+def test_dependent_directions_are_dropped() -> None:
+    P = data(2, 10)
+    basis = whitened(torch.cat([P, P.sum(0, keepdim=True), torch.zeros(1, 10, dtype=torch.float64)]))
+    assert basis.shape == (2, 10)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(2, dtype=torch.float64))
+
+
+def test_a_kronecker_block_is_inverted_exactly() -> None:
+    """Where G is one Kronecker product, the basis diagonalises it."""
+    left, right = spd(3, 1, 10), spd(4, 2, 10)
+    G = torch.kron(left, right)
+    root = torch.linalg.cholesky(G)
+    draws = data(40_000, 12) @ root.T
+    found = kronecker([(3, 4)], lambda stream: iter(draws.chunk(2)[stream].split(5000)))
+    r = data(2, 12, seed=5)
+    expected = torch.linalg.solve(G + 0.1 * torch.eye(12, dtype=torch.float64), r.T).T
+    torch.testing.assert_close(found.solve(r, 0.1), expected, rtol=0.1, atol=0.1)
+
+
+def test_axes_keep_their_places_in_a_basis() -> None:
+    bases = [torch.linalg.qr(data(n, n, seed=n))[0] for n in (2, 3)]
+    block = Block((2, 3, 5), (*bases, None), torch.zeros(2, 3, 5, dtype=torch.float64))
+    r = data(4, 30)
+    torch.testing.assert_close(block.solve(r, 1.0), r)
+    turned = turn(r.reshape(4, 2, 3, 5), block.bases)
+    torch.testing.assert_close(turned, torch.einsum("kabc,ax,by->kxyc", r.reshape(4, 2, 3, 5), *bases))
+
+
+def test_long_axes_keep_their_own_basis(monkeypatch) -> None:
+    monkeypatch.setattr("capalloc.stochastic.kronecker.LONGEST", 3)
+    draws = data(5000, 8) * torch.linspace(1, 3, 8, dtype=torch.float64)
+    found = kronecker([(2, 4)], lambda stream: iter([draws]))
+    assert found.blocks[0].bases[1] is None
+    expected = 1 / torch.linspace(1, 3, 8, dtype=torch.float64) ** 2
+    got = found.solve(torch.eye(8, dtype=torch.float64), 0.0).diagonal()
+    torch.testing.assert_close(got, expected, rtol=0.3, atol=0.0)
+
+
+def test_merged_axes() -> None:
+    assert merged_axes(()) == (1,)
+    assert merged_axes((5,)) == (5,)
+    assert merged_axes((8, 4, 3, 3)) == (8, 36)
+    assert merged_axes((512, 512, 3, 3)) == (512, 512, 9)
+    assert merged_axes((10, 5000)) == (10, 5000)
+
+
+def lanczos(A: Tensor, start: Tensor, steps: int):
+    state = recurrence(start)
+    for _ in range(steps):
+        state = state.step(state.v @ A)
+    return quadrature(state)
+
+
+def test_gauss_and_radau_bracket_the_quadratic_form() -> None:
+    A, start, ridge = spd(60, condition=1e4), data(3, 60, seed=2), 1e-3
+    v = start / start.norm(dim=1, keepdim=True)
+    share = A @ torch.linalg.inv(A + ridge * torch.eye(60, dtype=torch.float64))
+    exact = 60 * float((v @ share * v).sum(1).mean())
+    widths = []
+    for steps in (4, 8, 16):
+        total = lanczos(A, start, steps).total(ridge, 60)
+        assert total.lower <= exact <= total.upper
+        widths.append(total.upper - total.lower)
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_an_exhausted_space_ends_the_recurrence() -> None:
+    A = torch.diag(torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))
+    found = lanczos(A, torch.ones(1, 3, dtype=torch.float64), 3)
+    total = found.total(1.0, 3)
+    assert total.upper == pytest.approx(0.5 + 0.5 + 2 / 3)
+    assert total.lower == pytest.approx(total.upper)
+
+
+def sphere(k: int, n: int, generator: torch.Generator) -> Tensor:
+    z = torch.randn(k, n, generator=generator, dtype=torch.float64)
+    return z * (n**0.5 / z.norm(dim=1, keepdim=True))
+
+
+def test_tally_knows_the_mean_and_the_variance_of_its_probes() -> None:
+    """Against the closed form on the sphere, with probes enough to see it."""
+    generator, n = torch.Generator().manual_seed(0), 8
+    B = spd(n, condition=20)
+    z = sphere(3000, n, generator).reshape(300, 10, n)
+    tally = Tally.of((z @ B @ z.mT)[:1])
+    for block in z[1:]:
+        tally = tally + Tally.of((block @ B @ block.T)[None])
+    mean = float(B.trace())
+    variance = 2 * n / (n + 2) * (float(B.square().sum()) - mean**2 / n)
+    assert tally.probes == 3000
+    assert tally.pairs == 300 * 45
+    assert float(tally.mean) == pytest.approx(mean, abs=5 * math.sqrt(variance / 3000))
+    assert float(tally.variance(n)) == pytest.approx(variance, rel=0.1)
+    seen = torch.stack([(one @ B * one).sum() for one in z.flatten(0, 1)]).var()
+    assert float(seen) == pytest.approx(variance, rel=0.15)
+
+
+def test_exact_solutions_in_every_direction_give_the_exact_answer() -> None:
+    """As many orthogonal probes as parameters sum to the trace: slots, parts, tensors and the total."""
+    rows, ridge = data(6, 5), 0.1
+    G = rows.T @ rows
+    A = G + ridge * torch.eye(5, dtype=torch.float64)
+    u = torch.linalg.cholesky(A).T * 5**0.5  # sum uu' = 5 A, and w'u = 5 for every one
+    w = torch.linalg.solve(A, u.T).T
+    by_row = torch.einsum("rp,kp,rq,lq->rkl", rows, w, rows, w)
+    found = tallies(w, u, w @ G, by_row, torch.tensor([0, 0, 0, 1, 1, -1]), [2, 3])
+    leverage = (rows @ torch.linalg.inv(A) * rows).sum(1)
+    torch.testing.assert_close(found.slots.mean, leverage)
+    torch.testing.assert_close(found.parts.mean, torch.stack([leverage[:3].sum(), leverage[3:5].sum()]))
+    torch.testing.assert_close(found.total.mean[0], leverage.sum())
+    torch.testing.assert_close(found.tensors.mean.sum(), leverage.sum())
+    share = (torch.linalg.inv(A) @ G).diagonal()
+    torch.testing.assert_close(found.tensors.mean, torch.stack([share[:2].sum(), share[2:].sum()]))
+
+
+def test_products_sum_over_examples_in_one_place() -> None:
+    """Two halves, joined by the reducer, are the whole: what several processes would do."""
+    model, x = conv_net(), IMAGES
+    with torch.no_grad():
+        whole = products(model, x)
+        halves = [products(model, x[:12], 24, 0), products(model, x[12:], 24, 12)]
+        w = data(2, whole.num_params, seed=1)
+        torch.testing.assert_close(sum(half.gram(w) for half in halves), whole.gram(w))
+        torch.testing.assert_close(sum(half.noise(0, 2) for half in halves), whole.noise(0, 2))
+        torch.testing.assert_close(sum(half.read(w)[1] for half in halves), whole.read(w)[1])
+
+
+def products(model: nn.Module, x: Tensor, num_examples: int | None = None, offset: int = 0) -> Products:
+    made, _ = prepared(model, x, Settings((1.0,)))
+    return replace(made, num_examples=num_examples or len(x), offset=offset)
+
+
+def test_noise_has_the_covariance_of_the_constraints() -> None:
+    with torch.no_grad():
+        made = replace(products(seeded_model(lambda: nn.Linear(2, 1)), data(5, 2)), vectors=20_000)
+        w = torch.eye(3, dtype=torch.float64)
+        drawn = made.noise(0, 20_000)
+    torch.testing.assert_close(drawn.T @ drawn / 20_000, made.gram(w), rtol=0.05, atol=0.05)
