@@ -109,7 +109,7 @@ def case(name: str, width: int, size: int, examples: int, settings: dict[str, ob
         f"{examples}",
         f"{found.total:.0f} ± {found.attrs['total_standard_error']:.0f}",
         f"{found.attrs['num_probes']}",
-        f"{found.attrs['iterations']}",
+        f"{found.attrs['iterations']}, solve error {found.attrs['solve_error']:.2g}",
         f"{found.attrs['relative_standard_error']:.2%}",
         f"{seconds:.0f} s ({cpu:.0f} s of CPU)",
         f"{peak_mib():.0f} MiB",

@@ -448,7 +448,7 @@ def test_a_finished_run_is_returned_at_once(tmp_path, monkeypatch, name):
     path = tmp_path / "run.npz"
     first = measure(net(), data(12, 5), checkpoint=path, **RUNS[name])
     assert os.listdir(tmp_path) == ["run.npz"]
-    for module in ("capalloc.measure", "capalloc.stochastic.measured"):
+    for module in ("capalloc.measured", "capalloc.stochastic.measured"):
         monkeypatch.setattr(sys.modules[module], "solve", None)
     assert outcome(measure(net(), data(12, 5), checkpoint=path, **RUNS[name])) == outcome(first)
 

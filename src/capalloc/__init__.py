@@ -12,6 +12,8 @@ from capalloc.comparison import correlation, total_variation
 # capacity: of linear models, measured, propagated
 from capalloc.linear import linear_capacity
 from capalloc.measure import CapacityWarning, mean_eigenvalue, measure, measure_ridges
+from capalloc.stochastic.ridge import ridge_from_noise
+from capalloc.heartbeat import RankError
 from capalloc.propagate import Walk, propagate, walk
 
 # rules of new operators for `propagate`
@@ -45,6 +47,7 @@ __all__ = [
     "Decoupling",
     "Diagnosis",
     "Extent",
+    "RankError",
     "ReceptiveField",
     "Scaling",
     "Shattering",
@@ -67,6 +70,7 @@ __all__ = [
     "propagate",
     "propagate_moments",
     "receptive_field",
+    "ridge_from_noise",
     "rule",
     "scaling",
     "shattering",

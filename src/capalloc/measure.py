@@ -9,30 +9,19 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from capalloc.allocation import Allocation
-from capalloc.dense import Block, Blocks, GramSum, Root, Scores, cached, score_in_memory, score_in_passes
+from capalloc.dense import GramSum, Root, Scores
 from capalloc.distributed import Distributed, Local, Reducer, joined
 from capalloc.fingerprint import digest, fingerprint
-from capalloc.jacobian import (
-    Choice,
-    Constraints,
-    InputMetric,
-    choose_jacobian,
-    differentiable_kernels,
-    input_metric,
-)
+from capalloc.measured import measure_dense
 from capalloc.memory import Plan, Size, make_plan
 from capalloc.partitions import Partition
 from capalloc.passes import Passes, passes_of
@@ -40,11 +29,6 @@ from capalloc.problem import (
     ModelLike,
     OutputSelection,
     ParamSelection,
-    Problem,
-    axis_names,
-    iterate_batches,
-    prepare,
-    seeded,
 )
 from capalloc.stochastic.measured import (
     STORED,
@@ -55,13 +39,8 @@ from capalloc.stochastic.measured import (
     products_of,
 )
 from capalloc.stochastic.settings import Settings
+from capalloc.task import Task, make_task, private
 
-#: Examples on which a way to the mixed derivative is tried and checked.
-TRIAL_EXAMPLES = 2
-#: Relative error up to which two float64 outputs count as equal.
-SAME = 1e-7
-#: A numerical rank is called unclear when the singular values on its two sides differ by less than this factor.
-CLEAR_GAP = 10.0
 SOLVERS = ("auto", "dense", "stochastic")
 #: What checkpoints hold and ranks exchange.
 TYPES = (Plan, Root, Scores, GramSum, *STORED)
@@ -156,8 +135,8 @@ def measure(
     _check_settings(ridge, batch_size, solver)
     chosen = (float(ridge),) if ridge or solver == "stochastic" else (1.0,)  # checked even where they go unused
     settings = Settings(chosen, rtol, num_probes, max_seconds, output_probes, progress=progress)
-    with _private(), joined(distributed, TYPES) as reducer:
-        task = _task(model, inputs, outputs, metric, params, intercept, generator, reducer)
+    with private(), joined(distributed, TYPES) as reducer:
+        task = make_task(model, inputs, outputs, metric, params, intercept, generator, reducer)
         told = {"solver": solver, "ridge": float(ridge), "batch_size": batch_size, **_told(task, settings, partition)}
         passes = _passes(task, reducer, checkpoint, checkpoint_seconds, told)
         if _chosen(task, ridge, solver, passes) == "stochastic":
@@ -165,7 +144,7 @@ def measure(
             answer = allocation(found, 0, task.attrs(start))
         else:
             _warn_if_flat(task.size, ridge)
-            answer = _dense(task, ridge, batch_size, progress, start, passes)
+            answer = measure_dense(task, ridge, batch_size, progress, start, passes)
         passes.close()
     return answer
 
@@ -208,8 +187,8 @@ def measure_ridges(
     start = time.perf_counter()
     partition = settings.pop("partition", None)
     checked = Settings(tuple(sorted(set(map(float, ridges)), reverse=True)), progress=progress, **settings)
-    with _private(), joined(distributed, TYPES) as reducer:
-        task = _task(model, inputs, outputs, metric, params, intercept, generator, reducer)
+    with private(), joined(distributed, TYPES) as reducer:
+        task = make_task(model, inputs, outputs, metric, params, intercept, generator, reducer)
         told = {"ridges": list(checked.ridges), "batch_size": batch_size, **_told(task, checked, partition)}
         passes = _passes(task, reducer, checkpoint, checkpoint_seconds, told)
         found = _stochastic(task, checked, partition, batch_size, passes)
@@ -238,66 +217,10 @@ def mean_eigenvalue(
 
     """
     settings = Settings((1.0,), num_probes=num_probes)
-    with _private():
-        task = _task(model, inputs, outputs, metric, params, intercept, None, Local())
+    with private():
+        task = make_task(model, inputs, outputs, metric, params, intercept, None, Local())
         products, _ = products_of(task.problem, task.space, task.x.to(task.precision), task.replay, settings)
         return float(products.noise(0, num_probes).square().sum()) / num_probes / task.size.params
-
-
-@dataclass(frozen=True)
-class Task:
-    """What both solvers start from."""
-
-    problem: Problem
-    space: InputMetric
-    x: Tensor
-    size: Size
-    seed: int
-    precision: torch.dtype  # the model's own, or float32 for a smaller one
-
-    def replay(self, index: int) -> AbstractContextManager[None]:
-        """The random draws of batch `index`."""
-        return seeded(self.seed + index, self.x.device)
-
-    def attrs(self, start: float) -> dict[str, Any]:
-        """What is written down whatever the solver."""
-        root = self.space.root
-        return {
-            "kind": "measured",
-            "num_params": self.size.params,
-            "num_examples": self.size.examples,
-            "num_outputs": self.size.outputs,
-            "intercept": self.space.intercept,
-            "metric": "identity" if root is None else ("variances", "covariance")[root.ndim - 1],
-            "seconds": time.perf_counter() - start,
-        }
-
-
-@contextmanager
-def _private() -> Iterator[None]:
-    """No gradients, no fused kernels, and the global random state left as it was."""
-    with torch.inference_mode(False), torch.no_grad(), differentiable_kernels(), torch.random.fork_rng([]):
-        yield
-
-
-def _task(
-    model: ModelLike,
-    inputs: Tensor | Iterable[Any],
-    outputs: OutputSelection,
-    metric: Tensor | None,
-    params: ParamSelection,
-    intercept: bool,
-    generator: torch.Generator | None,
-    reducer: Reducer,
-) -> Task:
-    problem = prepare(model, inputs, outputs, params, dtype=torch.float64)
-    space = input_metric(metric, problem.probe, bool(intercept))
-    seed = reducer.share(_seed(generator))
-    x = torch.cat(list(problem.batches(1024)))
-    num_outputs = _check_examples(problem, x, partial(_replay, seed, x.device))
-    size = Size(len(x), num_outputs, space.num_slots, problem.num_params)
-    given = next(iter(iterate_batches(problem.inputs))).dtype
-    return Task(problem, space, x, size, seed, torch.promote_types(given, torch.float32))
 
 
 def _told(task: Task, settings: Settings, partition: Partition | None) -> dict[str, Any]:
@@ -343,56 +266,6 @@ def _stochastic(
     return measure_stochastic(products, cut, seeded_settings, partition, passes)
 
 
-def _dense(
-    task: Task, ridge: float, batch_size: int | str, progress: bool | None, start: float, passes: Passes
-) -> Allocation:
-    size, x = task.size, task.x
-    choice = choose_jacobian(task.problem, x[:TRIAL_EXAMPLES], partial(task.replay, 0))
-    forecast = choice.forecast(size.outputs, size.params)
-    plan = passes.once("plan", lambda: make_plan(size, forecast, batch_size, x.device))
-    own = passes.reducer.shard(size.examples)
-    constraints = Constraints(
-        task.problem, choice, task.space, x[own], plan, task.replay, size.examples, offset=own.start
-    )
-    scores = passes.once("answer", lambda: solve(constraints, size, plan, ridge, progress, passes).small())
-    attrs = {
-        "solver": "dense",
-        "rank": scores.root.rank,
-        "tolerance": scores.root.tolerance,
-        "ridge": float(ridge),
-        "differentiation": choice.name,
-        "batch_size": plan.batch_size,
-        "notes": _notes(choice, scores, size, ridge),
-    }
-    return _allocation(scores, task.problem, task.space, task.attrs(start) | attrs)
-
-
-def solve(
-    constraints: Constraints, size: Size, plan: Plan, ridge: float, progress: bool | None, passes: Passes
-) -> Scores:
-    """Scores of all constraints, on the smaller side of their matrix."""
-    sizes = [p.numel() for p in constraints.problem.params.values()]
-    total = (1 if plan.keep else 2) * len(constraints)
-    hidden = passes.reducer.rank > 0 or (None if progress is None else not progress)
-    with tqdm(total=total, desc="measure", disable=hidden) as bar:
-        blocks = watched(constraints, bar.update)
-        if size.wide:
-            return score_in_memory(blocks, sizes, size.slots, ridge, passes=passes)
-        blocks = cached(blocks) if plan.keep else blocks
-        return score_in_passes(blocks, sizes, size.slots, size.rows, ridge, passes=passes)
-
-
-def watched(blocks: Blocks, tick: Callable[[], Any]) -> Blocks:
-    """The same blocks, with a tick after each."""
-
-    def again(*start: int) -> Iterator[Block]:
-        for block in blocks(*start):
-            yield block
-            tick()
-
-    return again
-
-
 def _check_settings(ridge: float, batch_size: int | str, solver: str) -> None:
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
@@ -400,43 +273,6 @@ def _check_settings(ridge: float, batch_size: int | str, solver: str) -> None:
         raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
     if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
-
-
-def _seed(generator: torch.Generator | None) -> int:
-    if generator is None:
-        return 0
-    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
-
-
-def _replay(seed: int, device: torch.device, index: int) -> AbstractContextManager[None]:
-    return seeded(seed + index, device)
-
-
-def _check_examples(problem: Problem, x: Tensor, replay: Callable[[int], AbstractContextManager[None]]) -> int:
-    """Examples must not see each other, and draws must repeat; returns the number of outputs."""
-    runs = []
-    for index in (0, 0, 1):
-        with replay(index):
-            runs.append(problem(x[:2]))
-    first, again, other = runs
-    if not _same(first, again):
-        raise ValueError(
-            "two passes over the same examples with the same seed give different outputs; "
-            "let the model draw its random numbers from torch's default generator, and keep no state between calls"
-        )
-    if len(x) > 1 and _same(first, other):  # random draws depend on the shape of the batch
-        with replay(0):
-            alone = problem(x[:1])
-        if not _same(first[:1], alone):
-            raise ValueError(
-                "examples interact: the outputs for one example change when another is in the batch; "
-                "use a model that treats each example alone (batch statistics: track running ones)"
-            )
-    return first.shape[1]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= SAME * b.abs().max())
 
 
 def _warn_if_flat(size: Size, ridge: float) -> None:
@@ -449,38 +285,3 @@ def _warn_if_flat(size: Size, ridge: float) -> None:
             CapacityWarning,
             stacklevel=3,
         )
-
-
-def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str]:
-    notes = list(choice.reasons)
-    root = scores.root
-    if root.rank and ridge == 0 and root.dropped * CLEAR_GAP > float(root.singular[-1]):
-        notes.append(
-            f"the numerical rank is unclear: singular values {float(root.singular[-1]):.2g} (counted) and "
-            f"{root.dropped:.2g} (not), largest {float(root.singular[0]):.2g}; a small ridge makes it smooth"
-        )
-    if size.wide and ridge == 0:
-        notes.append(f"{size.rows} rows of constraints for {size.params} parameters: limited by the data")
-    return notes
-
-
-def _allocation(scores: Scores, problem: Problem, space: InputMetric, attrs: dict[str, Any]) -> Allocation:
-    axes = axis_names(len(space.shape))
-    n = space.num_inputs
-    names = list(problem.params)
-    values = scores.table.cpu()
-    eigenvalues = scores.root.singular.square().cpu().numpy()
-    bias = values[:, n:].sum(1)
-    inner = values[:, :n].reshape(-1, *space.shape)
-    return Allocation(
-        capacity=xr.DataArray(inner.sum(0).numpy(), dims=axes),
-        bias=float(bias.sum()),
-        by_parameter=xr.DataArray(values.sum(1).numpy(), dims="parameter", coords={"parameter": names}),
-        table=xr.DataArray(
-            inner.numpy(),
-            dims=("parameter", *axes),
-            coords={"parameter": names, "bias": ("parameter", bias.numpy())},
-        ),
-        attrs=attrs,
-        spectrum=xr.DataArray(np.ones(len(eigenvalues)), dims="node", coords={"eigenvalue": ("node", eigenvalues)}),
-    )

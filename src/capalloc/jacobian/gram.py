@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from capalloc.jacobian.choose import differentiable_kernels
-from capalloc.jacobian.gram_choice import check_examples, choose_parts
+from capalloc.jacobian.examples import check_examples
+from capalloc.jacobian.gram_choice import choose_parts
 from capalloc.jacobian.gram_work import Work
 from capalloc.problem import ModelLike, OutputSelection, ParamSelection, prepare
 from capalloc.symmetric import mirror

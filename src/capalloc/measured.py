@@ -1,0 +1,110 @@
+"""The dense solver's answer to a measurement as an `Allocation`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from tqdm.auto import tqdm
+
+from capalloc.allocation import Allocation
+from capalloc.dense import Block, Blocks, Scores, cached, score_in_memory, score_in_passes
+from capalloc.jacobian import Choice, Constraints, InputMetric, choose_jacobian
+from capalloc.memory import Plan, Size, make_plan
+from capalloc.passes import Passes
+from capalloc.problem import Problem, axis_names
+from capalloc.task import Task
+
+#: Examples on which a way to the mixed derivative is tried and checked.
+TRIAL_EXAMPLES = 2
+#: A numerical rank is called unclear when the singular values on its two sides differ by less than this factor.
+CLEAR_GAP = 10.0
+
+
+def measure_dense(
+    task: Task, ridge: float, batch_size: int | str, progress: bool | None, start: float, passes: Passes
+) -> Allocation:
+    """Exact scores of all constraints."""
+    size, x = task.size, task.x
+    choice = choose_jacobian(task.problem, x[:TRIAL_EXAMPLES], partial(task.replay, 0))
+    forecast = choice.forecast(size.outputs, size.params)
+    plan = passes.once("plan", lambda: make_plan(size, forecast, batch_size, x.device))
+    own = passes.reducer.shard(size.examples)
+    constraints = Constraints(
+        task.problem, choice, task.space, x[own], plan, task.replay, size.examples, offset=own.start
+    )
+    scores = passes.once("answer", lambda: solve(constraints, size, plan, ridge, progress, passes).small())
+    attrs = {
+        "solver": "dense",
+        "rank": scores.root.rank,
+        "tolerance": scores.root.tolerance,
+        "ridge": float(ridge),
+        "differentiation": choice.name,
+        "batch_size": plan.batch_size,
+        "notes": _notes(choice, scores, size, ridge),
+    }
+    return _allocation(scores, task.problem, task.space, task.attrs(start) | attrs)
+
+
+def solve(
+    constraints: Constraints, size: Size, plan: Plan, ridge: float, progress: bool | None, passes: Passes
+) -> Scores:
+    """Scores of all constraints, on the smaller side of their matrix."""
+    sizes = [p.numel() for p in constraints.problem.params.values()]
+    total = (1 if plan.keep else 2) * len(constraints)
+    hidden = passes.reducer.rank > 0 or (None if progress is None else not progress)
+    with tqdm(total=total, desc="measure", disable=hidden) as bar:
+        blocks = watched(constraints, bar.update)
+        if size.wide:
+            return score_in_memory(blocks, sizes, size.slots, ridge, passes=passes)
+        blocks = cached(blocks) if plan.keep else blocks
+        return score_in_passes(blocks, sizes, size.slots, size.rows, ridge, passes=passes)
+
+
+def watched(blocks: Blocks, tick: Callable[[], Any]) -> Blocks:
+    """The same blocks, with a tick after each."""
+
+    def again(*start: int) -> Iterator[Block]:
+        for block in blocks(*start):
+            yield block
+            tick()
+
+    return again
+
+
+def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str]:
+    notes = list(choice.reasons)
+    root = scores.root
+    if root.rank and ridge == 0 and root.dropped * CLEAR_GAP > float(root.singular[-1]):
+        notes.append(
+            f"the numerical rank is unclear: singular values {float(root.singular[-1]):.2g} (counted) and "
+            f"{root.dropped:.2g} (not), largest {float(root.singular[0]):.2g}; a small ridge makes it smooth"
+        )
+    if size.wide and ridge == 0:
+        notes.append(f"{size.rows} rows of constraints for {size.params} parameters: limited by the data")
+    return notes
+
+
+def _allocation(scores: Scores, problem: Problem, space: InputMetric, attrs: dict[str, Any]) -> Allocation:
+    axes = axis_names(len(space.shape))
+    n = space.num_inputs
+    names = list(problem.params)
+    values = scores.table.cpu()
+    eigenvalues = scores.root.singular.square().cpu().numpy()
+    bias = values[:, n:].sum(1)
+    inner = values[:, :n].reshape(-1, *space.shape)
+    return Allocation(
+        capacity=xr.DataArray(inner.sum(0).numpy(), dims=axes),
+        bias=float(bias.sum()),
+        by_parameter=xr.DataArray(values.sum(1).numpy(), dims="parameter", coords={"parameter": names}),
+        table=xr.DataArray(
+            inner.numpy(),
+            dims=("parameter", *axes),
+            coords={"parameter": names, "bias": ("parameter", bias.numpy())},
+        ),
+        attrs=attrs,
+        spectrum=xr.DataArray(np.ones(len(eigenvalues)), dims="node", coords={"eigenvalue": ("node", eigenvalues)}),
+    )
