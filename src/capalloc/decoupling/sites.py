@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from capalloc.decoupling.readers import Operation, Reader, reader_of
 from capalloc.energy.capture import Graph, capture, module_path
+from capalloc.energy.evaluate import fill
 from capalloc.energy.rules import bind, invoke
 from capalloc.problem import Problem, seeded
 
@@ -106,12 +107,7 @@ class Gated:
 
 
 def _evaluate(node: Node, known: dict[Node, Any]) -> Operation:
-    args, kwargs = pytree.tree_map(
-        lambda a: known[a] if isinstance(a, Node) else a,
-        (node.args, dict(node.kwargs)),
-        is_leaf=lambda a: isinstance(a, Node),
-    )
-    arguments = bind(node.target, args, kwargs)
+    arguments = fill(bind(node.target, node.args, dict(node.kwargs)), known)
     return Operation(node.target, arguments, invoke(node.target, arguments))
 
 
