@@ -2,24 +2,30 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+USE    := $(VENV)/.installed
+TOOLS  := $(VENV)/.tools
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench studies clean
+.PHONY: help setup demo test test-slow lint docs bench studies clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup: $(STAMP)  ## make .venv and install capalloc with its demo, test and lint tools
+setup: $(TOOLS)  ## make .venv and install capalloc with its demo, test, lint and docs tools
 
 # torch first and alone, pinned: no later package can then replace it by a CUDA build.
-$(STAMP): pyproject.toml constraints.txt
+$(USE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test,lint]'
-	touch $(STAMP)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e '.[demo]'
+	touch $(USE)
 
-demo: setup  ## train a small network on digits, measure and propagate its capacity, write demo.html
+$(TOOLS): $(USE)
+	$(PIP) -c constraints.txt -e '.[test,lint,docs]'
+	touch $(TOOLS)
+
+demo: $(USE)  ## train a small network on digits, measure and propagate its capacity, write demo.html
 	$(BIN)/capalloc demo
 
 test: setup  ## the test suite, in parallel (under 10 minutes on 2 cores)
@@ -33,11 +39,14 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup  ## the documentation site in site/, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: setup  ## the performance figures, one run; benchmarks/RESULTS.md holds the committed ones
 	$(BIN)/python -m benchmarks
 
 studies: setup  ## the experiments whose figures and tables stand in docs (half an hour)
 	$(BIN)/python -m studies
 
-clean:  ## remove what set-up and the demo made
-	rm -rf $(VENV) demo.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove what set-up, the demo and the site made
+	rm -rf $(VENV) demo.html site .pytest_cache .mypy_cache .ruff_cache .hypothesis

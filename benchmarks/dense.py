@@ -5,23 +5,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+import capalloc
 from benchmarks.table import Table
-from capalloc.dense import (
-    ACCURACY,
-    Block,
-    gram_error,
-    root_of_gram,
-    score_in_passes,
-    streamed_gram,
-    streamed_triangular,
-)
-from capalloc.jacobian import choose_jacobian, input_metric
-from capalloc.problem import Problem, prepare, seeded
+from capalloc.dense import ACCURACY, Scores, score_in_passes, streamed_triangular
+from capalloc.distributed import Local
+from capalloc.jacobian import Constraints, choose_jacobian
+from capalloc.memory import Plan
+from capalloc.problem import seeded
+from capalloc.row_gram import gram_error, root_of_gram, streamed_gram
+from capalloc.rows import Block
+from capalloc.task import make_task
 
 EXAMPLES = 32
 BATCH = 4
@@ -42,18 +41,13 @@ def problem() -> tuple[nn.Module, Tensor]:
         return net.eval(), torch.randn(EXAMPLES, 1, 8, 8)
 
 
-def rows_of(own: Problem, x: Tensor) -> list[Block]:
-    """Blocks of constraints as `measure` makes them, scaled to a mean over examples, with their slots."""
-    space = input_metric(None, own.probe, intercept=True)
-    replay = partial(seeded, 0, x.device)
-    jacobian = choose_jacobian(own, x[:2], replay).jacobian
-    directions = next(space.chunks(space.num_inputs))
-    blocks = []
-    for batch in x.split(BATCH):
-        parts = jacobian(batch, directions, replay)
-        rows = torch.cat([parts[name].flatten(3).flatten(0, 2) for name in own.params], 1) / len(x) ** 0.5
-        blocks.append((rows, directions.slots.repeat(len(rows) // len(directions.slots))))
-    return blocks
+def constraints_of(net: nn.Module, x: Tensor) -> tuple[Constraints, list[int]]:
+    """The rows of constraints as `measure` makes them, and the sizes of the parameter tensors."""
+    task = make_task(net, x, None, None, None, True, None, Local())
+    choice = choose_jacobian(task.problem, task.x[:2], partial(task.replay, 0))
+    plan = Plan(BATCH, task.space.num_inputs, keep=True)
+    sizes = [p.numel() for p in task.problem.params.values()]
+    return Constraints(task.problem, choice, task.space, task.x, plan, task.replay, len(x)), sizes
 
 
 def run() -> Table:
@@ -70,33 +64,34 @@ def run() -> Table:
 def compare() -> Table:
     """Stages of the solver over the plain product of the same shapes and dtype."""
     net, x = problem()
-    own = prepare(net, x, dtype=torch.float64)
-    x = x.double()
-    blocks = rows_of(own, x)
-    sizes = [p.numel() for p in own.params.values()]
-    C = torch.cat([rows for rows, _ in blocks])
+    constraints, sizes = constraints_of(net, x)
+    blocks = list(constraints())
+    C = torch.cat([block.rows for block in blocks])
     single = C.float()
-    parts = [rows for rows, _ in blocks]
-    gram = streamed_gram(parts, torch.float64)
-    num_slots = own.probe.numel() + 1
+    gram = streamed_gram(blocks, torch.float64)
+    num_slots = constraints.space.num_slots
     assert gram_error(float(gram.trace()), RIDGE, len(C), torch.float64) < ACCURACY  # else the solver would take QR
 
-    def solved(made: list[Block], ridge: float, accuracy: float = ACCURACY) -> object:
+    def solved(made: list[Block], ridge: float, accuracy: float = ACCURACY) -> Scores:
         return score_in_passes(lambda: made, sizes, num_slots, len(C), ridge, accuracy)
 
+    filled = [replace(block, filled=torch.ones_like(block.filled)) for block in blocks]
     product = {torch.float64: "torch.mm, float64", torch.float32: "torch.mm, float32"}
     calls: dict[str, Callable[[], object]] = {
         product[torch.float64]: lambda: torch.mm(C.T, C),
         product[torch.float32]: lambda: torch.mm(single.T, single),
-        "Gram stage, float64": lambda: streamed_gram(parts, torch.float64),
-        "Gram stage, float32 products, float64 sums": lambda: streamed_gram(parts, torch.float32),
-        "QR stage (no ridge)": lambda: streamed_triangular(parts),
+        "Gram stage, float64": lambda: streamed_gram(blocks, torch.float64),
+        "Gram stage, float32 products, float64 sums": lambda: streamed_gram(blocks, torch.float32),
+        "QR stage (no ridge)": lambda: streamed_triangular(block.rows for block in blocks),
         "root of the Gram matrix": lambda: root_of_gram(gram, RIDGE, len(C), torch.float64),
         "Gram, root and scores, float64": lambda: solved(blocks, RIDGE),
+        "Gram, root and scores, float64, no column skipped": lambda: solved(filled, RIDGE),
         "Gram, root and scores, float32": lambda: solved(blocks, COARSE_RIDGE, COARSE),
         "QR, root and scores (no ridge)": lambda: solved(blocks, 0.0),
-        "rows of constraints": lambda: rows_of(own, x),
-        "rows, Gram, root and scores, float64": lambda: solved(rows_of(own, x), RIDGE),
+        "rows of constraints": lambda: list(constraints()),
+        "rows, Gram, root and scores, float64": lambda: solved(list(constraints()), RIDGE),
+        "rows, Gram, root and scores, float32": lambda: solved(list(constraints()), COARSE_RIDGE, COARSE),
+        "capalloc.measure, model and checks included": lambda: capalloc.measure(net, x, ridge=RIDGE, batch_size=BATCH),
     }
     medians = timed(calls)
     rows = []

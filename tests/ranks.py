@@ -1,7 +1,8 @@
 """Processes that the tests of long runs start and kill, forked from one interpreter to save its start.
 
-Run as `python ranks.py FOLDER SCENARIO SIZE ...`: SIZE ranks of a gloo group on the loopback device run the scenario;
-what each rank has to say goes to FOLDER as JSON, its allocations as NetCDF, its standard error as text.
+`asked` has an interpreter, started once for all tests of this process, call one of `TASKS`. In `run`, SIZE ranks of a
+gloo group on the loopback device run a scenario; what each rank has to say goes to a folder as JSON, its allocations as
+NetCDF, its standard error as text.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
 
 
 FEW = ("orthogonal", "gram", "stochastic")
+#: Of the runs that are killed.
+LONG_PROBES = 32
 
 
 def cases(rank: int, folder: Path) -> dict[str, Any]:
@@ -158,11 +163,11 @@ def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 3.0, **setti
 
 
 def long_run(folder: Path, name: str, **settings: Any) -> None:
-    """A few seconds, with a checkpoint at every opportunity."""
+    """A second or two, with a checkpoint at every opportunity."""
     solver: dict[str, Any] = {"ridge": 0.0 if name == "orthogonal" else 0.1, "batch_size": 1}
     if name == "stochastic":
-        solver = STOCHASTIC | {"batch_size": 3, "num_probes": 64}
-    x = data({"wide": 4, "stochastic": 12}.get(name, 60), 5)
+        solver = STOCHASTIC | {"batch_size": 3, "num_probes": LONG_PROBES}
+    x = data({"wide": 4, "stochastic": 12}.get(name, 40), 5)
     found = capalloc.measure(Slow(), x, checkpoint=folder / "run.npz", checkpoint_seconds=0, **solver, **settings)
     found.save(folder / f"{dist.get_rank() if settings else 0}.nc")
 
@@ -236,18 +241,21 @@ def ended(pids: list[int], seconds: float) -> list[int | None]:
     return [status.get(pid) for pid in pids]
 
 
-def kill_and_resume(folder: Path, name: str, kills: int, longest: float) -> None:
-    """A long run in `folder`/name, killed so often at random moments, and in `folder`/name whole, let alone."""
+def kill_and_resume(folder: Path, kills: int, longest: float, *names: str) -> None:
+    """Long runs in `folder`/name, killed so often at random moments, and in `folder`/name whole, let alone."""
     chance = random.Random(0)
-    killed, whole = folder / name, folder / f"{name} whole"
-    killed.mkdir()
-    whole.mkdir()
+    for name in names:
+        (folder / name).mkdir()
+        (folder / f"{name} whole").mkdir()
+    whole = [fork(partial(long_run, folder / f"{name} whole", name)) for name in names]
     for _ in range(kills):
-        pid = fork(lambda: long_run(killed, name))
-        time.sleep(chance.uniform(0.02, longest))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    assert ended([fork(partial(long_run, own, name)) for own in (killed, whole)], 120) == [0, 0]
+        pids = [fork(partial(long_run, folder / name, name)) for name in names]
+        for pid in pids:
+            time.sleep(chance.uniform(0.02, longest / len(pids)))
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    resumed = [fork(partial(long_run, folder / name, name)) for name in names]
+    assert ended(whole + resumed, 120) == [0] * len(whole + resumed)
 
 
 def kill_group_and_resume(folder: Path, size: int, kills: int, longest: float) -> None:
@@ -262,20 +270,56 @@ def kill_group_and_resume(folder: Path, size: int, kills: int, longest: float) -
     assert ended(start(size, "resumed", folder), 120) == [0] * size
 
 
-def main(folder: Path, scenario: str, *sizes: str) -> None:
-    """Run the scenario with each number of ranks, in a folder of its own."""
+def run(folder: Path, scenario: str, *sizes: int) -> None:
+    """The scenario with each number of ranks, in a folder of its own, all at once."""
+    groups = []
     for size in sizes:
-        own = folder / size
+        own = folder / str(size)
         own.mkdir()
-        (own / "exits.json").write_text(json.dumps(ended(start(int(size), scenario, own), 40)))
+        groups.append((own, start(size, scenario, own)))
+    for own, ranks in groups:
+        (own / "exits.json").write_text(json.dumps(ended(ranks, 60)))
+
+
+TASKS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "kill": kill_and_resume,
+    "kill group": kill_group_and_resume,
+}
+
+
+def serve() -> None:
+    """Call one of `TASKS` for every line of the standard input, and answer with a line: empty, or what went wrong."""
+    for line in sys.stdin:
+        name, folder, *arguments = json.loads(line)
+        try:
+            TASKS[name](Path(folder), *arguments)
+            print(json.dumps(""), flush=True)
+        except Exception:
+            print(json.dumps(traceback.format_exc()), flush=True)
+
+
+@cache
+def server() -> subprocess.Popen[str]:
+    """The interpreter, with one thread for every process; it ends with this one's end of the pipe."""
+    return subprocess.Popen(
+        [sys.executable, __file__],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def asked(task: str, folder: Path, *arguments: Any) -> None:
+    """Have the server call that task."""
+    process = server()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(json.dumps([task, str(folder), *arguments]), file=process.stdin, flush=True)
+    assert json.loads(process.stdout.readline()) == ""
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[2] == "kill":
-        for one in sys.argv[5:]:
-            kill_and_resume(Path(sys.argv[1]), one, int(sys.argv[3]), float(sys.argv[4]))
-    elif sys.argv[2] == "kill group":
-        kill_group_and_resume(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
-    else:
-        main(Path(sys.argv[1]), *sys.argv[2:])
+    serve()

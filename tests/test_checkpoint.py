@@ -10,7 +10,6 @@ import sys
 import textwrap
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +25,8 @@ from capalloc.distributed import Local
 from capalloc.measure import measure_ridges
 from capalloc.passes import Journal, Pass, Passes, passes_of
 from capalloc.plain import pack, unpack
-from ranks import data, net
+from ranks import asked, data, net
 
-RANKS = Path(__file__).with_name("ranks.py")
 MARK = {"model": "abc", "ridge": 0.5, "outputs": [1.0, 2.0]}
 
 
@@ -362,8 +360,8 @@ RUNS = {
 
 
 def outcome(allocation: Allocation) -> tuple:
-    """Everything but times."""
-    timeless = {key: value for key, value in allocation.attrs.items() if "seconds" not in key}
+    """Everything but times and forecasts."""
+    timeless = {key: v for key, v in allocation.attrs.items() if "seconds" not in key and "forecast" not in key}
     dataset = allocation.to_xarray().drop_attrs()
     return {name: v.values.tolist() for name, v in dataset.variables.items()}, timeless
 
@@ -488,10 +486,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 def killed_and_resumed(folder, kills: int, *names: str) -> None:
     """SIGKILL at random moments of runs of seconds; bit for bit the answer of runs that were let alone."""
-    command = [sys.executable, RANKS, folder, "kill", str(kills), "2.0", *names]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    asked("kill", folder, kills, 2.0, *names)
     for name in names:
         killed, whole = (Allocation.load(folder / own / "0.nc") for own in (name, f"{name} whole"))
         assert outcome(killed) == outcome(whole)

@@ -1,21 +1,38 @@
-"""The command: its words, exit codes and errors."""
+"""The command line as a whole: its words, exit codes and errors, Ctrl-C, completion; and that help needs no torch."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-import capalloc.cli
+import capalloc.commands.demo
 from allocations import allocation
-from capalloc.cli import app, summary
+from capalloc import architectures
+from capalloc.cli import app
+from capalloc.commands.demo import summary
 from capalloc.demo import Demo
+from capalloc.linear.study import Settings
+from capalloc.measure import CapacityWarning
+from capalloc_cli.declarations import linear_study
+from capalloc_cli.options import ARCHITECTURES, complete_model
 
 RUNNER = CliRunner()
+COMMANDS = {command.name for command in app.registered_commands}
+PROGRAM = [sys.executable, "-m", "capalloc_cli"]
 
 
 def found(**changes: object) -> Demo:
@@ -34,15 +51,15 @@ def found(**changes: object) -> Demo:
 def quick(monkeypatch):
     """A demo that finds the same at once."""
     seeds = []
-    monkeypatch.setattr(capalloc.cli, "run_demo", lambda seed: seeds.append(seed) or found())
+    monkeypatch.setattr(capalloc.commands.demo, "run_demo", lambda seed, progress: seeds.append(seed) or found())
     return seeds
 
 
 def failing(monkeypatch, error: BaseException) -> None:
-    def fail(seed):
+    def fail(seed, progress):
         raise error
 
-    monkeypatch.setattr(capalloc.cli, "run_demo", fail)
+    monkeypatch.setattr(capalloc.commands.demo, "run_demo", fail)
 
 
 def test_version():
@@ -51,15 +68,94 @@ def test_version():
     assert result.stdout == f"capalloc {version('capalloc')}\n"
 
 
-def test_help_lists_the_commands():
+def test_help_lists_the_commands_and_the_exit_codes():
     result = RUNNER.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("demo", "decoupling-study", "linear-study"):
-        assert command in result.stdout
+    assert len(COMMANDS) == 14
+    assert all(f" {command} " in result.stdout for command in COMMANDS)
+    assert "130 interrupted" in " ".join(result.stdout.split())
+    assert RUNNER.invoke(app, []).output.strip() == result.output.strip()
 
 
-def test_no_command_shows_the_help():
-    assert "demo" in RUNNER.invoke(app, []).output
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_is_described(command):
+    described = typer.main.get_command(app).commands[command]
+    assert described.help
+    assert all(parameter.help for parameter in described.params), [p.name for p in described.params if not p.help]
+    assert RUNNER.invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_commands_that_report_numbers_speak_json():
+    commands = typer.main.get_command(app).commands
+    without = {name for name, c in commands.items() if "--json" not in {o for p in c.params for o in p.opts}}
+    assert without == {"report", "design"}
+
+
+def test_help_needs_no_torch():
+    """Nor does completion, which asks the same declarations."""
+    code = "import sys, capalloc_cli; sys.exit('torch' in sys.modules or 'capalloc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_said_twice_is_said_alike():
+    """Declarations stand apart from what they speak of."""
+    assert list(ARCHITECTURES) == architectures.names()
+    declared = inspect.signature(linear_study).parameters
+    settings = Settings()
+    for name in ("lags", "steps", "seed", "restarts", "root"):
+        assert declared[name].default == getattr(settings, name)
+
+
+def test_completion_script_is_printed():
+    done = subprocess.run(
+        PROGRAM, env=os.environ | {"_CAPALLOC_COMPLETE": "source_bash"}, capture_output=True, text=True, check=False
+    )
+    assert "complete -o default -F _capalloc_completion capalloc" in done.stdout
+    assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("capalloc prop", {"propagate"}),
+        ("capalloc measure --sol", {"--solver"}),
+        ("capalloc propagate --solver ", {"markov", "block", "segments", "hessian"}),
+        ("capalloc propagate resnet", {"resnet18", "resnet50"}),
+    ],
+)
+def test_bash_completes(words, expected):
+    told = {"_CAPALLOC_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(PROGRAM, env=os.environ | told, capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) == expected
+
+
+def test_saved_programs_are_completed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.pt2").touch()
+    assert complete_model("m") == ["mixer", "mlp", "mobilenet-v2", "mine.pt2"]
+
+
+def test_interrupted_leaves_nothing_and_says_so(tmp_path):
+    """SIGINT to a measurement of some minutes, once it runs."""
+    arguments = ["measure", "mlp", "--shape", "1,10,10", "--arg", "width=20", "--examples", "3000", "--out", "x.nc"]
+    process = subprocess.Popen(
+        [*PROGRAM, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "parameters; 3000 Gaussian inputs" in process.stderr.readline()
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == "capalloc: interrupted; files are whole or as they were\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_interrupted_in_process(monkeypatch):
+    failing(monkeypatch, KeyboardInterrupt())
+    result = RUNNER.invoke(app, ["demo", "--quiet"])
+    assert result.exit_code == 130
+    assert result.stderr.count("\n") == 1
 
 
 def test_demo_writes_the_page_and_says_so(tmp_path, quick):
@@ -68,8 +164,16 @@ def test_demo_writes_the_page_and_says_so(tmp_path, quick):
     assert result.exit_code == 0, result.output
     assert quick == [3]
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert "page.html" in result.stdout
+    assert "page.html" in result.stderr
     assert os.listdir(tmp_path) == ["page.html"]
+
+
+def test_demo_as_json(tmp_path, quick):
+    result = RUNNER.invoke(app, ["demo", "--out", str(tmp_path / "page.html"), "--json", "--quiet"])
+    said = json.loads(result.stdout)
+    assert said["measured"]["total"] == pytest.approx(found().measured.total)
+    assert said["correlation"] == pytest.approx(found().correlation)
+    assert result.stderr == ""
 
 
 def test_summary_holds_every_number():
@@ -107,11 +211,23 @@ def test_demo_refuses_a_folder_in_place_of_a_file(tmp_path, quick):
     assert quick == []
 
 
-def test_errors_are_one_line(monkeypatch):
-    failing(monkeypatch, ValueError("inputs hold\n  NaN [red]or[/red] inf"))
-    result = RUNNER.invoke(app, ["demo"])
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("inputs hold\n  NaN [red]or[/red] inf"), "inputs hold NaN [red]or[/red] inf"),
+        (MemoryError(), "MemoryError"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "memory is short; take a smaller --shape, fewer --examples or a smaller model (DefaultCPUAllocator: can't "
+            "allocate memory)",
+        ),
+    ],
+)
+def test_errors_are_one_line(monkeypatch, error, line):
+    failing(monkeypatch, error)
+    result = RUNNER.invoke(app, ["demo", "--quiet"])
     assert result.exit_code == 1
-    assert result.stderr == "capalloc: inputs hold NaN [red]or[/red] inf\n"
+    assert result.stderr == f"capalloc: {line}\n"
 
 
 def test_debug_shows_where_an_error_comes_from(monkeypatch):
@@ -121,11 +237,40 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch):
     assert isinstance(result.exception, ValueError)
 
 
-def test_a_defect_is_not_dressed_up(monkeypatch):
-    failing(monkeypatch, ZeroDivisionError("a defect"))
-    assert isinstance(RUNNER.invoke(app, ["demo"]).exception, ZeroDivisionError)
+@pytest.mark.parametrize("defect", [ZeroDivisionError("a defect"), RuntimeError("a defect")])
+def test_a_defect_is_not_dressed_up(monkeypatch, defect):
+    failing(monkeypatch, defect)
+    assert RUNNER.invoke(app, ["demo"]).exception is defect
 
 
-@pytest.mark.parametrize("arguments", [["demo", "--seed", "-1"], ["demo", "--unknown"], ["unknown"]])
+def test_a_reader_that_leaves_is_no_error(monkeypatch):
+    failing(monkeypatch, BrokenPipeError(32, "Broken pipe"))
+    result = RUNNER.invoke(app, ["demo", "--quiet"])
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+def test_warnings_are_one_line(tmp_path, monkeypatch):
+    def warn(seed, progress):
+        warnings.warn("the map is\n flat", CapacityWarning, stacklevel=1)
+        warnings.warn("of another package", UserWarning, stacklevel=1)
+        return found()
+
+    monkeypatch.setattr(capalloc.commands.demo, "run_demo", warn)
+    result = RUNNER.invoke(app, ["demo", "--quiet", "--out", str(tmp_path / "page.html")])
+    assert result.stderr == "capalloc: warning: the map is flat\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--seed", "-1"],
+        ["demo", "--unknown"],
+        ["unknown"],
+        ["propagate"],
+        ["propagate", "mlp", "--solver", "best"],
+        ["measure", "mlp", "--ridge", "-1"],
+        ["compare", "one.nc"],
+    ],
+)
 def test_wrong_usage_exits_with_2(arguments):
     assert RUNNER.invoke(app, arguments).exit_code == 2

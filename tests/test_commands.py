@@ -1,7 +1,8 @@
-"""`capalloc propagate`, `measure` and `receptive-field`: what they take, write and refuse."""
+"""Commands that compute: what they take, print, write and refuse."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -12,11 +13,16 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import capalloc
-import capalloc.commands
+import capalloc.commands.methods
+import capalloc.commands.tables
 from allocations import allocation
+from capalloc import architectures
 from capalloc.cli import app
-from capalloc.commands import summary
-from capalloc.model_source import read_array, read_model
+from capalloc.commands.as_json import as_dict, plain
+from capalloc.commands.load import select
+from capalloc.commands.model_source import read_model
+from capalloc.commands.tables import shown, summary
+from capalloc.results import load
 
 RUNNER = CliRunner()
 FACTORIES = """
@@ -30,6 +36,14 @@ def net(channels=2, act="ReLU"):
 
 def convs():
     return nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Conv1d(2, 1, 3, stride=2))
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 2), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return {"one": self.one(x).relu(), "two": self.two(x)}
 
 class Holder:
     double = staticmethod(lambda: net().double())
@@ -57,11 +71,17 @@ def run(*arguments: str):
 
 def refused(*arguments: str) -> str:
     """The one line that a command refuses its arguments with."""
-    result = run(*arguments)
+    result = run(*arguments, "--quiet")
     assert result.exit_code == 1, result.output
+    assert result.stdout == ""
     assert result.stderr.startswith("capalloc: ")
     assert result.stderr.count("\n") == 1
     return result.stderr
+
+
+def strict(text: str):
+    """JSON without the literals that JSON does not have."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_propagate_prints_and_writes_what_the_function_returns(folder):
@@ -69,24 +89,36 @@ def test_propagate_prints_and_writes_what_the_function_returns(folder):
     assert result.exit_code == 0, result.output
     written = capalloc.Allocation.load("result.nc")
     x = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    expected = capalloc.propagate(read_model("factories:net", ["channels=3"]), x)
+    expected = capalloc.propagate(read_model("factories:net", ["channels=3"]).model, x)
     np.testing.assert_allclose(written.capacity, expected.capacity)
     for piece in ("propagated capacity, 123 parameters", "3.weight", f"{expected.total:.2f}", "symmetries"):
         assert piece in result.stdout
-    assert "wrote result.nc" in result.stdout
+    assert result.stderr == (
+        "capalloc: factories:net: 123 parameters; 8 Gaussian inputs of 1 x 6 x 6\ncapalloc: wrote result.nc\n"
+    )
     assert sorted(set(os.listdir()) - {"__pycache__"}) == ["factories.py", "result.nc"]
 
 
-def test_propagate_reads_a_program(folder):
-    model = read_model("factories:net").eval()
+def test_propagate_reads_a_program_and_its_shape(folder):
+    model = read_model("factories:net").model.eval()
     torch.export.save(torch.export.export(model, (torch.randn(4, 1, 6, 6),)), "net.pt2")
-    live, saved = (
-        run("propagate", source, "--shape", "1,6,6", "--gates", "unit", "--solver", "hessian", "--out", out)
-        for source, out in (("factories:net", "live.nc"), ("net.pt2", "saved.nc"))
-    )
+    live = run("propagate", "factories:net", "--shape", "1,6,6", "--gates", "unit", "--out", "live.nc")
+    saved = run("propagate", "net.pt2", "--gates", "unit", "--out", "saved.nc")
     assert (live.exit_code, saved.exit_code) == (0, 0), saved.output
     maps = [capalloc.Allocation.load(out).capacity for out in ("live.nc", "saved.nc")]
-    np.testing.assert_allclose(*maps, atol=1e-8)
+    np.testing.assert_allclose(*maps, rtol=1e-6)
+
+
+def test_solvers_and_probes_are_passed_on(folder):
+    said = {}
+    for solver in ("block", "hessian"):
+        result = run(
+            "propagate", "factories:net", "--shape", "1,6,6", "--solver", solver, "--num-probes", "3", "--json"
+        )
+        assert result.exit_code == 0, result.output
+        said[solver] = strict(result.stdout)
+    assert said["block"]["settings"]["num_probes"] == 3
+    assert said["hessian"]["settings"]["solver"] == "hessian"
 
 
 def test_measure(folder):
@@ -95,31 +127,88 @@ def test_measure(folder):
     assert "measured capacity, 82 parameters" in result.stdout
 
 
+def test_measure_stochastically_with_a_checkpoint(folder):
+    told = ["--shape", "1,6,6", "--examples", "4", "--ridge", "1", "--solver", "stochastic", "--rtol", "0.5"]
+    result = run("measure", "factories:net", *told, "--checkpoint", "run.h5", "--max-seconds", "20", "--json")
+    assert result.exit_code == 0, result.output
+    assert strict(result.stdout)["settings"]["solver"] == "stochastic"
+    assert (folder / "run.h5").exists()
+
+
+def test_too_few_examples_are_warned_of_in_one_line(folder):
+    with pytest.MonkeyPatch.context() as patch:  # the suite makes errors of capalloc's warnings
+        patch.setattr("warnings.filters", [])
+        result = run("measure", "factories:net", "--arg", "channels=9", "--shape", "1,6,6", "--examples", "1", "-q")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("capalloc: warning: 1 examples x 2 outputs")
+    assert result.stderr.count("\n") == 1
+
+
 def test_receptive_field(folder):
-    result = run("receptive-field", "factories:convs", "--shape", "1,20", "--position", "3", "--of", "capacity")
+    told = ["receptive-field", "factories:convs", "--shape", "1,20", "--position", "3", "--of", "capacity"]
+    result = run(*told, "--out", "field.nc", "--picture", "field.png")
     assert result.exit_code == 0, result.output
     row = next(line for line in result.stdout.splitlines() if "column" in line and "│" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")][:6] == ["column", "5", "6", "10", "2", "no"]
     assert "68 % of capacity in" in result.stdout
-    cut = run("receptive-field", "factories:convs", "--shape", "1,5")
-    assert cut.exit_code == 0
-    cut = run("receptive-field", "factories:convs", "--shape", "1,20", "--position", "0")
-    assert "note:" not in cut.stdout
+    assert load("field.nc").sizes["column"] == 5
+    assert (folder / "field.png").read_bytes().startswith(b"\x89PNG")
+    said = strict(run(*told, "--json").stdout)
+    assert said["axes"][1]["size"] == 5
+    assert said["of"] == "capacity"
 
 
-@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
-def test_data_from_a_file(folder, suffix):
-    x = np.random.default_rng(0).normal(size=(5, 1, 6, 6))
-    if suffix == "npy":
-        np.save("x.npy", x)
-    elif suffix == "npz":
-        np.savez("x.npz", inputs=x, labels=np.arange(5))
-    else:
-        pytest.importorskip("safetensors.torch").save_file({"images": torch.tensor(x)}, "x.safetensors")
-    result = run("propagate", "factories:Holder.double", "--data", f"x.{suffix}", "--out", "result.nc")
+@pytest.mark.parametrize(
+    ("command", "kind", "words"),
+    [
+        ("decoupling", "Decoupling", "decoupling of 1 gates on 6 examples"),
+        ("scaling", "Scaling", "layers"),
+        ("shattering", "Shattering", "correlation of gradients"),
+        ("diagnose", "Diagnosis", "receptive field"),
+    ],
+)
+def test_other_results_are_printed_written_drawn_and_said(folder, command, kind, words):
+    told = [command, "factories:net", "--shape", "1,6,6", "--examples", "6", "--out", "x.nc", "--picture", "x.png"]
+    result = run(*told)
     assert result.exit_code == 0, result.output
-    expected = capalloc.propagate(read_model("factories:Holder.double"), torch.tensor(x))
-    np.testing.assert_allclose(capalloc.Allocation.load("result.nc").capacity, expected.capacity)
+    assert words in result.stdout
+    written = load("x.nc")
+    assert type(written).__name__ == kind
+    assert (folder / "x.png").read_bytes().startswith(b"\x89PNG")
+    said = plain(as_dict(written))
+    assert said["result"] == kind
+    assert all(said[rows] for rows in type(written).ROWS if len(written.to_pandas(rows)))
+    assert strict(json.dumps(said, allow_nan=False)) == said
+
+
+def test_json_is_all_that_stdout_holds(folder):
+    result = run("propagate", "factories:net", "--shape", "1,6,6", "--json")
+    said = strict(result.stdout)
+    assert said["model"] == "factories:net"
+    assert said["total"] == pytest.approx(sum(row["capacity"] for row in said["params"]))
+    assert [row["parameter"] for row in said["params"]] == ["0.weight", "3.weight"]
+    assert result.stderr.startswith("capalloc: factories:net: 82 parameters")
+    assert run("propagate", "factories:net", "--shape", "1,6,6", "--json", "--quiet").stderr == ""
+
+
+def test_numbers_that_json_lacks_are_null():
+    values = {"a": float("nan"), "b": [np.float32(1), -float("inf")], 3: (np.int64(2), np.bool_(True), None)}
+    assert plain(values) == {"a": None, "b": [1.0, None], "3": [2, True, None]}
+
+
+def test_a_built_in_architecture_has_its_own_shape():
+    said = strict(run("propagate", "lenet", "--arg", "width=2", "--arg", "hidden=[5]", "--json", "-q").stdout)
+    expected = capalloc.propagate(
+        architectures.make("lenet", width=2, hidden=[5]),
+        torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+    )
+    assert said["total"] == pytest.approx(expected.total)
+
+
+def test_the_shape_makes_the_architecture_fit():
+    result = run("propagate", "lenet", "--shape", "3,12,16", "--arg", "hidden=[5]", "--json")
+    assert result.exit_code == 0, result.output
+    assert "8 Gaussian inputs of 3 x 12 x 16" in result.stderr
 
 
 def test_the_seed_makes_weights_and_inputs(folder):
@@ -132,81 +221,56 @@ def test_the_seed_makes_weights_and_inputs(folder):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_made_model_and_words_as_arguments(folder):
-    assert isinstance(read_model("factories:made"), torch.nn.Module)
-    assert isinstance(read_model("factories:net", ["act=Tanh"])[1], torch.nn.Tanh)
-
-
-def test_sources_that_make_no_model(folder):
-    shape = ("--shape", "1,6,6")
-    assert "MODEL must be a .pt2 file or package.module:factory, got 'factories'" in refused(
-        "propagate", "factories", *shape
+def test_one_output_of_several(folder):
+    told = ["propagate", "factories:Two", "--shape", "3", "--json", "-q"]
+    assert strict(run(*told, "--output", "two").stdout)["settings"]["unused_params"] == 8
+    assert "without --output three; it has one, two" in refused(*told[:4], "--output", "three")
+    assert "the model returns one tensor, and no output 1" in refused(
+        "propagate", "factories:net", "--shape", "1,6,6", "--output", "1"
     )
-    assert "No module named 'missing'" in refused("propagate", "missing:net", *shape)
-    assert "module factories has no nets" in refused("propagate", "factories:nets", *shape)
-    assert "factories:number is a int; name a function or class" in refused("propagate", "factories:number", *shape)
-    assert "factories:nothing made a int; it must return" in refused("propagate", "factories:nothing", *shape)
-    assert "unexpected keyword argument 'depth'" in refused("propagate", "factories:net", "--arg", "depth=2", *shape)
-    assert "--arg must be name=value, got 'depth'" in refused("propagate", "factories:net", "--arg", "depth", *shape)
-    assert "a .pt2 file takes no arguments" in refused("propagate", "net.pt2", "--arg", "depth=2", *shape)
-    assert "there is no file net.pt2" in refused("propagate", "net.pt2", *shape)
 
 
-def test_inputs_that_are_none(folder):
-    assert "give either --shape, for Gaussian inputs, or --data" in refused("measure", "factories:net")
-    assert "--shape must be integers >= 1" in refused("measure", "factories:net", "--shape", "1,a")
-    assert "--position must be integers >= 0" in refused(
-        "receptive-field", "factories:convs", "--shape", "1,9", "--position", "x"
-    )
-    assert "there is no file x.npy" in refused("measure", "factories:net", "--data", "x.npy")
-    (folder / "x.txt").write_text("1")
-    assert "--data must be a file .npy, .npz, .safetensors, got x.txt" in refused(
-        "measure", "factories:net", "--data", "x.txt"
-    )
-    (folder / "x.npy").write_bytes(b"noise")
-    assert "x.npy cannot be read" in refused("measure", "factories:net", "--data", "x.npy")
-    np.savez("x.npz", a=np.zeros(1), b=np.zeros(1))
-    assert "name the examples 'inputs', or keep one array" in refused("measure", "factories:net", "--data", "x.npz")
-    assert "model does not accept inputs" in refused("propagate", "factories:net", "--shape", "2,6,6")
-    assert "solver must be one of" in refused("propagate", "factories:net", "--shape", "1,6,6", "--solver", "best")
+def test_outputs_by_position_and_by_name():
+    pair = (torch.zeros(1), torch.ones(1))
+    assert select(None) is None
+    assert select("1")(pair) is pair[1]
+    with pytest.raises(ValueError, match="returns a tuple without --output 2"):
+        select("2")(pair)
+    with pytest.raises(ValueError, match="returns a tuple without --output logits"):
+        select("logits")(pair)
 
 
-def test_objects_in_an_array_are_not_unpickled(folder):
-    np.save("x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="cannot be read: Object arrays cannot be loaded"):
-        read_array(folder / "x.npy")
-
-
-def test_safetensors_is_asked_for_where_it_is_missing(folder, monkeypatch):
-    (folder / "x.safetensors").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ModuleNotFoundError, match="needs the package safetensors: pip install safetensors"):
-        read_array(folder / "x.safetensors")
-
-
-def test_the_target_is_checked_before_the_work(folder, monkeypatch):
-    monkeypatch.setattr(capalloc.commands, "propagate", lambda *_, **__: pytest.fail("it worked"))
-    line = refused("propagate", "factories:net", "--shape", "1,6,6", "--out", str(folder / "nowhere" / "result.nc"))
-    assert "does not exist; make it first" in line
+@pytest.mark.parametrize("option", ["--out", "--picture"])
+def test_the_target_is_checked_before_the_work(folder, monkeypatch, option):
+    monkeypatch.setattr(capalloc.commands.methods, "load", lambda *_, **__: pytest.fail("it worked"))
+    for command in ("propagate", "measure", "decoupling", "receptive-field", "diagnose", "scaling", "shattering"):
+        line = refused(command, "factories:net", "--shape", "1,6,6", option, str(folder / "nowhere" / "result.nc"))
+        assert "does not exist; make it first" in line
 
 
 def test_nothing_is_written_where_the_work_fails(folder):
-    refused("propagate", "factories:net", "--shape", "2,6,6", "--out", "result.nc")
+    assert "model does not accept inputs" in refused(
+        "propagate", "factories:net", "--shape", "2,6,6", "--out", "result.nc"
+    )
     assert not (folder / "result.nc").exists()
+    assert "--position must be integers >= 0" in refused(
+        "receptive-field", "factories:convs", "--shape", "1,9", "--position", "x"
+    )
 
 
 def test_summary_names_the_largest_and_sums_the_rest(monkeypatch):
-    monkeypatch.setattr(capalloc.commands, "TOP", 1)
-    result = allocation(seed=0, notes=["symmetries: lower bound"])
+    monkeypatch.setattr(capalloc.commands.tables, "TOP", 1)
+    result = allocation(seed=0, notes=["symmetries: lower bound"], total_standard_error=0.25)
     console = Console(width=80)
     with console.capture() as capture:
         console.print(summary(result))
     text = capture.get()
     largest = float(result.by_parameter.max())
-    for piece in (f"{largest:.2f}", f"{result.total:.2f}", f"{result.bias:.2f}", "more"):
+    for piece in (f"{largest:.2f}", f"{result.total:.2f}", f"{result.bias:.2f}", "more", "0.25"):
         assert piece in text
+    assert shown(result)[1] == ["note: symmetries: lower bound"]
 
 
-def test_help_lists_the_commands():
-    text = run("--help").stdout
-    assert all(command in text for command in ("propagate", "measure", "receptive-field"))
+def test_only_results_have_tables():
+    with pytest.raises(TypeError, match="a str has no table; give an Allocation"):
+        shown("capacity")

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from capalloc import dense
-from capalloc.dense import gram_error, gram_root, largest_trace, score_in_memory, score_in_passes, streamed_gram
+from capalloc.dense import score_in_memory, score_in_passes
+from capalloc.row_gram import gram_error, gram_root, largest_trace, root_of_gram, streamed_gram
+from capalloc.rows import SPANS, Block, block_of, joined
 
 SLOTS = 3
 
@@ -27,7 +29,11 @@ def matrix(rows: int, params: int, decay: float, seed: int = 0) -> Tensor:
 
 def blocks(C: Tensor, size: int):
     slots = torch.arange(len(C)) % SLOTS
-    return lambda: zip(C.split(size), slots.split(size), strict=True)
+    return lambda: map(block_of, C.split(size), slots.split(size))
+
+
+def parts(C: Tensor, size: int) -> list[Block]:
+    return list(blocks(C, size)())
 
 
 def sizes_of(C: Tensor) -> list[int]:
@@ -88,9 +94,9 @@ def test_ranks_and_small_ridges_keep_the_orthogonal_road(shape, ridge):
 def test_the_stated_bound_holds(shape, decay, exponent, dtype, seed):
     """Capacities from G differ from those of singular values by less than `gram_error` says, or it says too much."""
     C, ridge = matrix(*shape, decay=decay, seed=seed), 10.0**exponent
-    gram = streamed_gram(C.split(7), dtype)
+    gram = streamed_gram(parts(C, 7), dtype)
     bound = min(1e9, gram_error(float(gram.trace()), ridge, 512 if dtype == torch.float32 else len(C), dtype))
-    root = dense.root_of_gram(gram, ridge, max(shape), torch.float64)
+    root = root_of_gram(gram, ridge, max(shape), torch.float64)
     exact = reference(C, ridge).sum(0)
     found = torch.zeros(2, SLOTS, dtype=torch.float64)
     dense.accumulate(found, C @ root.matrix, torch.arange(len(C)) % SLOTS, sizes_of(C))
@@ -112,12 +118,11 @@ def test_accuracy_chooses_the_precision(shape, accuracy, dtype):
 def test_a_precision_that_turns_out_too_low_is_given_up():
     """The trace is known only after the pass: float32, then float64, then none."""
     C = 100 * matrix(200, 20, decay=1)
-    parts = lambda: C.split(64)  # noqa: E731
     trace = float(C.square().sum())
     for accuracy, ridge, dtype in ((1e-3, trace, torch.float32), (1e-9, 1.0, torch.float64), (1e-12, 1e-6, None)):
-        root = gram_root(parts, ridge, len(C), accuracy)
+        root = gram_root(blocks(C, 64), ridge, len(C), accuracy)
         assert (root.matrix.dtype if root else None) == dtype
-    assert gram_root(parts, 0.0, len(C), 1.0) is None
+    assert gram_root(blocks(C, 64), 0.0, len(C), 1.0) is None
 
 
 @given(
@@ -131,14 +136,14 @@ def test_the_largest_trace_meets_the_accuracy(accuracy, ridge, terms, dtype):
 def test_a_trace_above_the_bound_ends_the_pass():
     seen = []
 
-    def parts():
-        for row in torch.ones(10, 3, dtype=torch.float64).split(1):
+    def given():
+        for row in parts(torch.ones(10, 3, dtype=torch.float64), 1):
             seen.append(row)
             yield row
 
-    assert streamed_gram(parts(), torch.float64, most=11.9) is None
+    assert streamed_gram(given(), torch.float64, most=11.9) is None
     assert len(seen) == 4
-    assert streamed_gram(parts(), torch.float64, most=30.1).trace() == 30
+    assert streamed_gram(given(), torch.float64, most=30.1).trace() == 30
 
 
 def test_the_bound_grows_with_terms_and_has_no_answer_below_rounding():
@@ -151,7 +156,7 @@ def test_the_bound_grows_with_terms_and_has_no_answer_below_rounding():
 @pytest.mark.parametrize("size", [1, 37, 600])
 def test_streamed_gram_does_not_depend_on_blocks(size, dtype):
     C = matrix(600, 23, decay=2)
-    gram = streamed_gram(C.split(size), dtype)
+    gram = streamed_gram(parts(C, size), dtype)
     assert torch.equal(gram, gram.T)
     np.testing.assert_allclose(gram, C.T @ C, atol=1e-7 if dtype == torch.float32 else 1e-15)
 
@@ -161,3 +166,84 @@ def test_zero_rows_have_no_capacity(ridge):
     found = scores(torch.zeros(30, 4, dtype=torch.float64), ridge)
     assert not found.table.any()
     assert found.root.rank == 0
+
+
+# Columns that are skipped
+
+
+def sparse(groups: int, height: int, sizes: tuple[int, int], seed: int = 0) -> Tensor:
+    """Groups of rows that share the first columns; each has a part of the last ones for itself."""
+    shared, own = sizes
+    C = torch.zeros(groups, height, shared + groups * own, dtype=torch.float64)
+    random = torch.Generator().manual_seed(seed)
+    C[..., :shared] = torch.randn(groups, height, shared, generator=random, dtype=torch.float64)
+    for k in range(groups):
+        start = shared + k * own
+        C[k, :, start : start + own] = torch.randn(height, own, generator=random, dtype=torch.float64)
+    return C
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(64, 16), (70, 23), (5, 40), (0, 30), (200, 1)])
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_skipped_columns_change_no_product(groups, sizes, dtype):
+    C = sparse(groups, 12, sizes).flatten(0, 1)
+    block = block_of(C, torch.arange(len(C)), groups)
+    gram = torch.zeros(C.shape[1], C.shape[1], dtype=torch.float64)
+    block.add_gram(gram, dtype)
+    atol = 1e-4 if dtype == torch.float32 else 1e-12
+    np.testing.assert_allclose(gram.tril(), (C.T @ C).tril(), atol=atol)
+    matrix = torch.randn(C.shape[1], 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    product = block.times(matrix.to(dtype))
+    assert product.dtype == dtype
+    np.testing.assert_allclose(product, C @ matrix, atol=atol)
+
+
+def test_empty_columns_are_found_by_tile():
+    block = block_of(sparse(2, 3, (40, 32)).flatten(0, 1), torch.arange(6), 2)
+    assert block.filled.int().tolist() == [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 1, 1]]
+    shared, own = block.spans()
+    assert shared == [(0, 48), (64, 80)]
+    assert own == [[(48, 64)], [(80, 104)]]
+
+
+def test_scattered_columns_are_not_skipped():
+    """Many narrow products are slow: beyond `SPANS` of them all columns are taken."""
+    C = torch.zeros(2, 4, 2 * 16 * (SPANS + 2), dtype=torch.float64)
+    C[0, :, ::32], C[1] = 1, 1
+    block = block_of(C.flatten(0, 1), torch.arange(8), 2)
+    assert block.spans() == ([(0, C.shape[2])], [[], []])
+
+
+def test_joined_blocks_keep_groups_together():
+    whole = sparse(3, 8, (32, 32))
+    whole[1, 4:, 64:96] = 0  # a tile that is empty in one of the blocks
+    slots = torch.arange(24).view(3, 8)
+    halves = [
+        block_of(part.flatten(0, 1), s.flatten(), 3)
+        for part, s in zip(whole.split(4, 1), slots.split(4, 1), strict=True)
+    ]
+    both = joined(halves)
+    assert torch.equal(both.rows, whole.flatten(0, 1))
+    assert torch.equal(both.slots, slots.flatten())
+    assert torch.equal(both.filled, block_of(whole.flatten(0, 1), slots.flatten(), 3).filled)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1.0])
+@pytest.mark.parametrize("height", [7, 400])
+def test_scores_of_rows_with_skipped_columns(height, ridge):
+    whole = torch.cat([sparse(4, 35, (30, 20), seed) for seed in range(4)], 1)
+    given = [block_of(p.flatten(0, 1), torch.arange(4 * p.shape[1]) % SLOTS, 4) for p in whole.split(height, 1)]
+    assert given[0].spans()[1][0]
+    C, slots = (torch.cat([getattr(block, name) for block in given]) for name in ("rows", "slots"))
+    found = score_in_passes(lambda *start: given[sum(start) :], sizes_of(C), SLOTS, len(C), ridge)
+    plain = score_in_passes(lambda *start: [block_of(C, slots)], sizes_of(C), SLOTS, len(C), ridge)
+    np.testing.assert_allclose(found.table, plain.table, rtol=1e-9)
+    assert took_gram(found) == (ridge > 0)
+
+
+def test_an_accuracy_below_rounding_rules_a_precision_out():
+    """A trace of zero has no rounding in G, but scores are read off the root in its precision."""
+    C = matrix(60, 5, decay=1)
+    for accuracy, dtype in ((1e-7, torch.float64), (1e-5, torch.float32)):
+        assert gram_root(blocks(C, 20), 1e9, len(C), accuracy).matrix.dtype == dtype

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,18 +17,7 @@ from capalloc import Allocation, measure
 from capalloc.distributed import Local, joined
 from capalloc.heartbeat import RankError
 from capalloc.measure import measure_ridges
-from ranks import CASES, FEW, STOCHASTIC, data, line, net
-
-RANKS = Path(__file__).with_name("ranks.py")
-
-
-def run_ranks(folder: Path, *args: object, timeout: float = 200) -> str:
-    """What the script says; it and all ranks have one thread each."""
-    command = [sys.executable, str(RANKS), str(folder), *map(str, args)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from ranks import CASES, FEW, LONG_PROBES, STOCHASTIC, asked, data, line, net
 
 
 def said(folder: Path, size: int) -> list[dict]:
@@ -43,7 +30,7 @@ def said(folder: Path, size: int) -> list[dict]:
 def answers(tmp_path_factory) -> Path:
     """Every case by two and by three ranks."""
     folder = tmp_path_factory.mktemp("cases")
-    run_ranks(folder, "cases", 2, 3)
+    asked("run", folder, "cases", 2, 3)
     return folder
 
 
@@ -125,7 +112,7 @@ def test_one_process_is_a_reducer_of_its_own():
 
 def test_an_error_of_one_is_an_error_of_all(tmp_path):
     """And the group goes on to serve the next call."""
-    run_ranks(tmp_path, "errors", 3)
+    asked("run", tmp_path, "errors", 3)
     ranks = [one["value"] for one in said(tmp_path, 3)]
     nan = "inputs hold NaN or inf; drop or repair those examples"
     other = "all ranks must be given the same arguments (ridge: 0.25 on rank 0, 0.5 on rank 1)"
@@ -157,7 +144,7 @@ def test_an_error_of_one_is_an_error_of_all(tmp_path):
 )
 def test_a_rank_that_dies_ends_the_run_of_all(tmp_path, scenario, victim, message):
     """SIGKILL, or SIGSTOP, a second after the start; signs of life are missed after three seconds instead of ten."""
-    run_ranks(tmp_path, scenario, 3)
+    asked("run", tmp_path, scenario, 3)
     found = said(tmp_path, 3)
     assert not found[victim]
     for rank in {0, 1, 2} - {victim}:
@@ -170,10 +157,45 @@ def test_a_rank_that_dies_ends_the_run_of_all(tmp_path, scenario, victim, messag
 
 @pytest.mark.slow
 def test_a_death_is_noticed_within_twenty_seconds(tmp_path):
-    run_ranks(tmp_path, "dies, as users have it", 2)
+    asked("run", tmp_path, "dies, as users have it", 2)
     (survivor, _) = said(tmp_path, 2)
     assert "rank 1 has died" in survivor["message"]
     assert survivor["seconds"] < 20
+
+
+class Broken:
+    """A collective that has come to its end, and not well."""
+
+    def is_completed(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        raise RuntimeError("connection reset by peer")
+
+
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_an_exchange_that_fails_is_an_error_that_says_so(tmp_path, monkeypatch, where):
+    """In a group of one nobody else can be to blame: signs of life are waited for in vain."""
+
+    def broadcast(*args, **kwargs) -> Broken:
+        if where == "start":
+            Broken().wait()
+        return Broken()
+
+    monkeypatch.setattr("capalloc.heartbeat.SILENCE", 0.1)
+    monkeypatch.setattr("capalloc.heartbeat.BEAT", 0.02)
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        assert measure(line(), data(4, 3), distributed=True).total == pytest.approx(4, rel=1e-9)
+        monkeypatch.setattr(dist, "broadcast", broadcast)
+        with pytest.raises(
+            RankError,
+            match="an exchange between the ranks failed: connection reset by peer; look at the others' output",
+        ) as caught:
+            measure(line(), data(4, 3), distributed=True)
+        assert caught.value.rank is None
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_process_group_is_needed():
@@ -188,12 +210,12 @@ def test_a_process_group_is_needed():
 
 
 def resumed_group(folder: Path, kills: int) -> None:
-    run_ranks(folder, "kill group", 2, kills, 2.5)
+    asked("kill group", folder, 2, kills, 1.5)
     for name in ("gram", "stochastic"):
         first, second = (Allocation.load(folder / name / f"{rank}.nc") for rank in range(2))
         np.testing.assert_array_equal(first.capacity, second.capacity)
         examples = first.attrs["num_examples"]
-        settings = STOCHASTIC | {"num_probes": 64} if name == "stochastic" else {"ridge": 0.1}
+        settings = STOCHASTIC | {"num_probes": LONG_PROBES} if name == "stochastic" else {"ridge": 0.1}
         expected = measure(net(), data(examples, 5), **settings)
         assert_same(first, expected, 1e-7 if name == "stochastic" else 1e-10)
         assert [file for file in os.listdir(folder / name) if "run.npz" in file] == ["run.npz"]

@@ -1,56 +1,158 @@
-"""Every Python block of README and docs runs; links and pictures point to what exists."""
+"""Blocks of README and docs run and print what the page shows; links lead somewhere; every public name is listed."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import pkgutil
 import re
 import runpy
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import pytest
 import torch
+from typer.testing import CliRunner
+
+import capalloc
+from capalloc import architectures
+from capalloc.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?P<why><!-- not run: .+? -->\s*)?^```(?P<kind>python|sh)\n(?P<code>.*?)^```$", re.M | re.S)
+OUTPUT = re.compile(r"\n\n```text\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\(([\w./-]+\.\w+)(?:#[^)]*)?\)")
+NUMBER = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)")
+WITHOUT = re.compile(NUMBER.pattern.replace("(", "(?:", 1))
+#: Pages of the site that are made from files elsewhere (docs/site_hooks.py).
+MADE = {ROOT / "docs" / page for page in ("changelog.md", "contributing.md", "benchmarks.md")}
+#: Shell commands that are shown and not run, and why.
+SETUP = {
+    "make": "makes the environment that this test runs in",
+    "pip": "changes the environment that this test runs in",
+    "torchrun": "starts processes; tests/test_distributed.py runs ranks",
+}
+#: Blocks with `<!-- not run: why -->` in front of them, on all pages together.
+NOT_RUN = 0
+TOLERANCE = 0.02  # of numbers in shown output: sums differ from machine to machine
 
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))], ids=name)
-def test_blocks_run_in_order(page, tmp_path, monkeypatch):
-    """Blocks of a page share their names, as for a reader who types them in one session."""
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch) -> Iterator[Path]:
+    """An empty folder, seeded draws and pictures without a screen; all as before afterwards."""
     monkeypatch.chdir(tmp_path)
-    text = page.read_text(encoding="utf-8")
-    names: dict[str, object] = {"__name__": "__main__"}
     with torch.random.fork_rng(devices=[]), matplotlib.rc_context({"backend": "agg"}):
         torch.manual_seed(0)
-        for block in BLOCK.finditer(text):
-            line = text[: block.start(1)].count("\n")
-            exec(compile("\n" * line + block[1], str(page), "exec"), names)
-        plt.close("all")
+        yield tmp_path
+
+
+def run_python(code: str, names: dict[str, object]) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, names)
+    return printed.getvalue()
+
+
+def run_shell(code: str) -> str:
+    """What `capalloc` prints, run in this process; what SETUP names is left out."""
+    printed = ""
+    for line in code.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line, comments=True) or ["make"]
+        if program not in SETUP:
+            assert program == "capalloc", f"{line!r}: put '<!-- not run: why -->' in front of the block"
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, f"{line}\n{result.output}"
+            printed += result.output
+    return printed
+
+
+def check_output(shown: str, printed: str) -> None:
+    """The same words, with numbers to TOLERANCE or their last digit; "..." stands for anything."""
+    match = re.fullmatch(r"\s*" + r"\s+".join(map(any_number, shown.split())) + r"\s*", printed, re.S)
+    assert match, f"shown:\n{shown}\nprinted:\n{printed}"
+    for told, found in zip(NUMBER.findall(shown), match.groups(), strict=True):
+        last_digit = 10.0 ** -len(told.partition(".")[2])
+        assert number(found) == pytest.approx(number(told), rel=TOLERANCE, abs=last_digit), f"{told}\n{printed}"
+
+
+def any_number(word: str) -> str:
+    """A pattern of the word with other numbers in it."""
+    return ".*?" if word == "..." else NUMBER.pattern.join(map(re.escape, WITHOUT.split(word)))
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(read(page))], ids=name)
+def test_blocks_run_in_order(page, scratch):
+    """Blocks of a page share their names and their folder, as for a reader who types them in one session."""
+    text = read(page)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in BLOCK.finditer(text):
+        if block["why"]:
+            continue
+        line = text[: block.start("code")].count("\n")
+        if block["kind"] == "sh":
+            printed = run_shell(block["code"])
+        else:
+            printed = run_python(compile("\n" * line + block["code"], str(page), "exec"), names)
+        if shown := OUTPUT.match(text, block.end()):
+            check_output(shown[1], printed)
+
+
+def test_output_that_differs_is_told():
+    check_output("total 30.1, ...\n  a   2", "total 30.14, more of it\na 2\n")
+    for printed in ("total 31, x\na 2", "total 30.1, x\nb 2", "total 30.1, x\na 2 3"):
+        with pytest.raises(AssertionError):
+            check_output("total 30.1, ...\n  a   2", printed)
+
+
+def test_blocks_that_do_not_run_are_counted():
+    """A block is left out with a reason in front of it, or because all of its commands set something up."""
+    left_out = [name(page) for page in PAGES for block in BLOCK.finditer(read(page)) if block["why"]]
+    assert len(left_out) == NOT_RUN, left_out
 
 
 @pytest.mark.parametrize("example", sorted(ROOT.glob("examples/*.py")), ids=name)
-def test_examples_run(example, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng(devices=[]), matplotlib.rc_context({"backend": "agg"}):
-        runpy.run_path(str(example), run_name="__main__")
-        plt.close("all")
+def test_examples_run(example, scratch, capsys):
+    runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_local_links_lead_somewhere(page):
-    for target in LINK.findall(page.read_text(encoding="utf-8")):
+    for target in LINK.findall(read(page)):
         if not target.startswith(("http:", "https:", "mailto:")):
-            assert (page.parent / target).exists(), f"{name(page)} links to {target}, which does not exist"
+            there = (page.parent / target).resolve()
+            assert there.exists() or there in MADE, f"{name(page)} links to {target}, which does not exist"
 
 
 def test_readme_starts_with_the_two_commands():
-    first = re.search(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    first = re.search(r"^```sh\n(.*?)^```$", read(ROOT / "README.md"), re.MULTILINE | re.DOTALL)
     assert [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
+
+
+def test_the_reference_has_every_public_name():
+    paths = [path for page in ROOT.glob("docs/reference/*.md") for path in re.findall(r"^::: (\S+)$", read(page), re.M)]
+    listed = [pkgutil.resolve_name(path) for path in paths]  # capalloc.measure is the module here, as on the page
+    missing = [name for name in capalloc.__all__ if not any(getattr(capalloc, name) is found for found in listed)]
+    assert not missing, f"add '::: capalloc.{missing[0]}' to a page of docs/reference, and so for {missing}"
+
+
+def test_the_gallery_shows_eight_architectures_or_more():
+    shown = re.findall(r"\]\(pictures/gallery/([\w-]+)\.png\)", read(ROOT / "docs/gallery.md"))
+    assert len(shown) >= 8
+    assert set(shown) <= set(architectures.names())
+    assert set(shown) == {path.stem for path in ROOT.glob("docs/pictures/gallery/*.png")}

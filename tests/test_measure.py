@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 import warnings
 
 import numpy as np
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from capalloc.forecast import duration
 from capalloc.jacobian.calls import RULES
 from capalloc.measure import CapacityWarning, measure
 from capalloc.memory import Plan, available_bytes
+from capalloc.rows import Block
 from reference import by_tensor, capacity_table, constraints, dense_markov, whiten
 
 
@@ -222,7 +225,7 @@ def test_metric_mixes_inputs_by_its_symmetric_root(form):
 def test_directions_come_in_chunks_where_one_example_is_too_large(monkeypatch):
     model, x = build(MODELS["tanh"][0]), data(20, 3)
     whole = measure(model, x)
-    monkeypatch.setattr("capalloc.memory.Plan", lambda batch_size, chunk, keep: Plan(1, 2, keep))
+    monkeypatch.setattr("capalloc.memory.Plan", lambda batch_size, chunk, keep, forecast: Plan(1, 2, keep))
     np.testing.assert_allclose(slots(measure(model, x)), slots(whole), rtol=1e-9, atol=1e-9)
 
 
@@ -382,6 +385,21 @@ def test_rows_recomputed_equal_rows_kept(monkeypatch):
     kept = measure(model, x, batch_size=7)
     monkeypatch.setattr("capalloc.memory.KEPT_SHARE", 0.0)
     np.testing.assert_allclose(slots(measure(model, x, batch_size=7)), slots(kept), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"ridge": 0.1}, {"ridge": 0.1, "batch_size": 3}, {}])
+def test_weights_of_other_outputs_are_skipped(monkeypatch, settings):
+    """The last layer's weights into one output are no columns of the others' rows; the answer does not know it."""
+    model, x = build(lambda: nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3))), data(40, 4)
+    seen: list[list] = []
+    spans = Block.spans
+    monkeypatch.setattr(Block, "spans", lambda self: (seen.append(spans(self)[1]), spans(self))[1])
+    found = measure(model, x, **settings)
+    assert all(len(own) == 3 and all(own) for own in seen)  # each output has columns of its own
+    monkeypatch.setattr("capalloc.rows.FILLED", 0.0)
+    whole = measure(model, x, **settings)
+    assert not any(seen[-1])
+    np.testing.assert_allclose(slots(found), slots(whole), rtol=1e-8, atol=1e-10)
 
 
 def test_params_restricts_the_columns():
@@ -601,6 +619,8 @@ def test_attributes_tell_how_it_was_made():
         "num_examples": 30,
         "num_outputs": 2,
         "ridge": 0.5,
+        "accuracy": 1e-8,
+        "precision": "float64",
         "intercept": True,
         "notes": [],
     }
@@ -620,6 +640,25 @@ def test_progress_bar_counts_passes(capsys):
     assert "2/2" in capsys.readouterr().err
     measure(build(MODELS["relu"][0]), data(10, 4), ridge=0.1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("examples", [30, 3])
+def test_accuracy_lets_products_run_in_single_precision(examples):
+    """30 examples: more rows than parameters; 3: fewer. Without a ridge it changes nothing."""
+    model, x = build(MODELS["relu"][0]), data(examples, 4)
+    exact, coarse = (measure(model, x, ridge=1.0, accuracy=accuracy) for accuracy in (1e-8, 1e-2))
+    assert (exact.attrs["precision"], coarse.attrs["precision"]) == ("float64", "float32")
+    assert (exact.attrs["accuracy"], coarse.attrs["accuracy"]) == (1e-8, 1e-2)
+    np.testing.assert_allclose(coarse.capacity, exact.capacity, rtol=1e-2)
+    assert not np.array_equal(coarse.capacity, exact.capacity)
+    if examples > 3:
+        assert measure(model, x, accuracy=1e-2).attrs["precision"] == "float64"
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0, -1e-3, float("nan"), "high"])
+def test_bad_accuracy_is_refused(accuracy):
+    with pytest.raises(ValueError, match=r"accuracy must be a number between 0 and 1, got .*; 1e-3 lets rounding"):
+        measure(nn.Linear(2, 1), torch.ones(2, 2), accuracy=accuracy)
 
 
 @pytest.mark.parametrize("ridge", [-1.0, float("nan"), float("inf"), "1", True])
@@ -706,6 +745,45 @@ def test_what_would_not_fit_is_refused(monkeypatch, available, batch_size, match
     monkeypatch.setattr("capalloc.memory.available_bytes", lambda device: available)
     with pytest.raises(MemoryError, match=match):
         measure(build(MODELS["relu"][0]), data(30, 4), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("solver", ["dense", "stochastic"])
+def test_what_would_not_fit_is_refused_before_any_work(monkeypatch, solver):
+    """Neither solver begins, nor does the dense one look for a way to the derivative, which is work of its own."""
+    for name in ("capalloc.measured.solve", "capalloc.measured.choose_jacobian", "capalloc.stochastic.measured.solve"):
+        monkeypatch.setattr(name, None)
+    for module in ("capalloc.memory", "capalloc.stochastic.cut"):
+        monkeypatch.setattr(f"{module}.available_bytes", lambda device: 2**10)
+    with pytest.raises(MemoryError, match=r"solver for 37 parameters .*take fewer parameters with params="):
+        measure(build(MODELS["relu"][0]), data(30, 4), ridge=0.1, solver=solver)
+
+
+@pytest.mark.parametrize(
+    ("settings", "of"), [({}, "in all"), ({"ridge": 0.1}, "in all"), ({"solver": "stochastic"}, "for a solve")]
+)
+def test_the_forecast_is_said_before_the_solver_starts(monkeypatch, capsys, settings, of):
+    settings = {"ridge": 0.1, "num_probes": 4} | settings
+    model, x = build(MODELS["relu"][0]), data(30, 4)
+    found = measure(model, x, **settings)
+    assert found.attrs["forecast_bytes"] > 0
+    assert 0 < found.attrs["forecast_seconds"] < 600
+    assert capsys.readouterr().err == ""
+    for module in ("capalloc.measured", "capalloc.stochastic.measured"):
+        monkeypatch.setattr(f"{module}.solve", None)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        measure(model, x, progress=True, **settings)
+    said = capsys.readouterr().err
+    assert re.search(rf"measure: forecast [\d.e-]+ GiB of memory, about [\d.e-]+ seconds {of}", said)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        measure(model, x, progress=None, **settings)
+    assert "forecast" not in capsys.readouterr().err  # no terminal
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0123, "0.012 seconds"), (59, "59 seconds"), (119, "2 minutes"), (9000, "2.5 hours")]
+)
+def test_durations_are_said_in_their_unit(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_available_memory_is_a_plausible_number():

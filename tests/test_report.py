@@ -1,7 +1,11 @@
-"""The page: a golden file, and what must hold of any page."""
+"""The page: a golden file, and what must hold of any page. What a browser makes of it: test_report_browser.py."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import math
 import os
 import re
 from html.parser import HTMLParser
@@ -9,13 +13,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
+import capalloc
 from allocations import allocation
 from capalloc import Allocation
+from capalloc.field_plot import smallest_region
+from capalloc.plots import gradient
 from capalloc.report import report_html, write_report
+from capalloc.report.charts import POINTS, Axis, Series, chart
+from capalloc.report.encode import Encoded, encode
+from capalloc.report.field import outline
+from capalloc.report.layout import parts
+from capalloc.report.maps import describe
+from capalloc.report.section import exact, number, plain
+from capalloc.results import load
+from capalloc.templating import as_json, asset, power
 
 GOLDEN = Path(__file__).parent / "golden" / "report.html"
-VOID = {"meta", "br", "img", "link"}
+VOID = {"meta", "br", "img", "link", "input"}
+EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
 class Outline(HTMLParser):
@@ -26,6 +47,7 @@ class Outline(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
+        self.scripts: list[str] = []
         self.feed(page)
         self.close()
 
@@ -41,62 +63,173 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        kept = self.scripts if self.open and self.open[-1] in ("script", "style") else self.text
+        kept.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def decoded(coded: dict) -> np.ndarray:
+    """The stack, by the formula that Encoded states, blocks spread over their pixels."""
+    values = np.frombuffer(base64.b64decode(coded["data"]), f"<{coded['type']}").reshape(coded["shape"]).astype(float)
+    if coded["step"]:
+        ends = [np.reshape(coded[name], (-1, *[1] * (values.ndim - 1))) for name in ("low", "step")]
+        values = ends[0] + ends[1] * values
+    for axis, block in enumerate(coded["block"], 1):
+        values = values.repeat(block, axis=axis)
+    return values
 
 
 def pair() -> dict[str, Allocation]:
     return {"measured": allocation(seed=0), "predicted": allocation(seed=1, kind="propagated", notes=["a lower bound"])}
 
 
+@pytest.fixture(scope="module")
+def depth() -> dict:
+    """Results of every other kind, from one small residual network."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x):
+            return x + 0.3 * self.conv(torch.relu(x))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Residual(), Residual())
+        images = torch.randn(4, 1, 9, 9)
+    diagnosis = capalloc.diagnose(model, images, generator=torch.Generator().manual_seed(0))
+    blocks = [capalloc.depth_limit.Block(capalloc.depth_limit.StepLaw.uniform(3), 0.5)] * 4
+    return {
+        "field": capalloc.receptive_field(model, images),
+        "gates": capalloc.decoupling(model, images),
+        "all": diagnosis,
+        "blocks": diagnosis.scaling,
+        "gradients": diagnosis.shattering,
+        "walk": capalloc.depth_limit.chain(blocks, capalloc.depth_limit.point(9)),
+    }
+
+
+def without_assets(page: str) -> str:
+    """The page without what has files of its own: style, script and colours."""
+    page = re.sub(r"(<style>|<script>).*?(?=</)", r"\1", page, flags=re.DOTALL)
+    page = re.sub(r"sha256-[\w+/=]+", "sha256-", page)
+    return re.sub(r'"(sequential|diverging)":"\w+"', r'"\1":""', page)
+
+
 def test_golden_page():
     """After a wanted change of the page: WRITE_GOLDEN=1 pytest tests/test_report.py, and look at the difference."""
-    page = report_html(pair(), title="Golden", facts={"test accuracy": "97 %"})
+    page = without_assets(report_html(pair(), title="Golden", facts={"test accuracy": "97 %"}))
     if os.environ.get("WRITE_GOLDEN"):
         GOLDEN.write_text(page, encoding="utf-8")
     assert page == GOLDEN.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    "allocations",
+    ("allocations", "figures"),
     [
-        pair(),
-        {"one": allocation()},
-        {"one": allocation((5,), ("lag",))},
-        {str(k): allocation((3, 9, 9), seed=k) for k in range(3)},
-        {"large": allocation((1, 80, 80))},
+        (pair(), 4),  # two maps, the difference, the scatter
+        ({"one": allocation()}, 1),
+        ({"one": allocation((5,), ("lag",))}, 1),
+        ({"one": allocation((1, 7), ("row", "column"))}, 1),
+        ({"one": allocation((2, 3, 4, 5), ("channel", "depth", "row", "column"))}, 1),
+        ({str(k): allocation((3, 9, 9), seed=k) for k in range(3)}, 5),  # three maps, two scatters
+        ({"large": allocation((1, 80, 80))}, 1),
+        ({"a": allocation(), "b": allocation((1, 6, 4))}, 2),
     ],
 )
-def test_page_is_well_formed_and_needs_no_network(allocations):
+def test_page_is_well_formed_and_needs_no_network(allocations, figures):
     page = report_html(allocations)
-    outline = Outline(page)
-    assert outline.open == []
-    for tag, attributes in outline.tags:
-        assert tag not in ("script", "link", "iframe")
+    assert type(page) is str  # Markup would escape what is done to it later
+    found = Outline(page)
+    assert found.open == []
+    assert not {"link", "iframe", "object", "form", "base"} & {tag for tag, _ in found.tags}
+    for _, attributes in found.tags:
         for name in ("src", "href"):
-            assert (attributes.get(name) or "data:").startswith("data:")
-        assert not any(name.startswith("on") for name in attributes)
+            assert (attributes.get(name) or "#").startswith(("data:", "#"))
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
     assert "http" not in re.sub(r"http-equiv", "", page)
-    assert len([tag for tag, _ in outline.tags if tag == "figure"]) == len(allocations) + (len(allocations) == 2)
+    assert len(found.all("figure")) == figures
+    keys = [attributes["id"] for _, attributes in found.tags if attributes.get("id")]
+    assert len(keys) == len(set(keys))
+    for link in found.all("a"):
+        assert link["href"][1:] in keys
+    assert all(svg.get("aria-label") or svg.get("aria-hidden") for svg in found.all("svg"))
 
 
-def test_page_escapes_every_name():
-    evil = "<script>alert('x')</script>"
-    a = allocation(notes=[evil], setting=evil)
-    names = a.by_parameter.assign_coords(parameter=[evil, "b", "c"])
-    a = Allocation(a.capacity, a.bias, names, None, {}, {**a.attrs, evil: evil})
-    page = report_html({evil: a}, title=evil, facts={evil: evil})
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 8
+def test_only_the_page_s_own_style_and_script_may_run():
+    page = report_html(pair())
+    (policy,) = (m["content"] for m in Outline(page).all("meta") if m.get("http-equiv"))
+    for tag in ("style", "script"):
+        (own,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+
+
+def test_page_escapes_every_name(depth):
+    a = allocation(notes=[EVIL], setting=EVIL)
+    names = [EVIL, "b", "c"]
+    a = Allocation(
+        a.capacity.rename(column=EVIL),
+        a.bias,
+        a.by_parameter.assign_coords(parameter=names),
+        a.table.rename(column=EVIL).assign_coords(parameter=names),
+        {},
+        {**a.attrs, EVIL: EVIL},
+    )
+    gates = depth["gates"].data.assign_coords(layer=[f"{EVIL} {k}" for k in range(len(depth["gates"]))])
+    page = report_html({EVIL: a, f"{EVIL} gates": capalloc.Decoupling(gates)}, title=EVIL, facts={EVIL: EVIL})
+    found = Outline(page)
+    assert len(found.all("script")) == 2
+    assert found.all("img") == []
+    assert page.count("&lt;/script&gt;") >= 12
+    assert data_of(page)["explorers"]["maps-1"]["layers"]["names"][0] == EVIL
+
+
+@given(st.recursive(st.text() | st.integers(-9, 9), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_json_in_a_script_element_says_the_same_and_cannot_end_it(value):
+    text = as_json(value)
+    assert json.loads(text) == value
+    assert not set("<>&\u2028\u2029") & set(text)
+
+
+def table_rows(page: str) -> list[list[str]]:
+    """Cells of the first table by region, each without its tags; two numbers with a blank between them."""
+    body = re.search(r"<table class=\"sortable regions\".*?</table>", page, re.DOTALL)[0]
+    rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[re.sub(r"<[^>]+>", " ", cell).strip() for cell in row] for row in cells]
 
 
 def test_table_agrees_with_the_allocation():
     a = allocation()
-    text = [piece.strip() for piece in Outline(report_html({"one": a})).text]
-    start = text.index("all", text.index("conv.weight"))
-    numbers = [piece for piece in text[start + 1 :] if piece][:11]
-    assert sum(map(float, numbers[:9])) == pytest.approx(float(a.capacity.sum()), abs=0.5)
-    assert float(numbers[9]) == a.bias
-    assert float(numbers[10]) == pytest.approx(a.total, abs=0.05)
+    head, *rows = table_rows(report_html({"one": a}))
+    assert head[:2] == ["parameters", "all"]
+    assert [row[0] for row in rows] == ["conv.weight", "conv.bias", "linear.weight", "all"]
+    everything = [float(cell) for cell in rows[-1][1:]]
+    assert sum(everything[1:-1]) == pytest.approx(float(a.capacity.sum()), abs=0.5)
+    assert everything[-1] == a.bias
+    assert everything[0] == pytest.approx(a.total, abs=0.05)
+    assert float(rows[0][2]) == pytest.approx(float(a.table[0, 0, :1, :2].sum()), abs=0.051)
+
+
+def test_table_of_two_holds_both_and_errors_where_known():
+    a, b = pair().values()
+    a = Allocation(
+        a.capacity, a.bias, a.by_parameter, a.table, {}, {"by_parameter_standard_error": {"conv.bias": 0.25}}
+    )
+    _, *rows = table_rows(report_html({"a": a, "b": b}))
+    assert rows[0][1].split() == [number(float(a.by_parameter[0])), number(float(b.by_parameter[0]))]
+    assert f"{number(float(a.by_parameter[1]))} ± 0.2" in rows[1][1]
 
 
 def test_without_a_table_the_page_shows_what_there_is():
@@ -104,6 +237,8 @@ def test_without_a_table_the_page_shows_what_there_is():
     page = report_html({"one": Allocation(a.capacity, a.bias, a.by_parameter)})
     assert "–" in page
     assert f"{float(a.by_parameter[2]):.1f}" in page
+    assert 'data-role="layer"' not in page
+    assert data_of(page)["explorers"]["maps-1"]["layers"] is None
 
 
 def test_a_map_of_zeros_makes_a_page():
@@ -111,23 +246,233 @@ def test_a_map_of_zeros_makes_a_page():
     zero = Allocation(a.capacity * 0, 0.0, a.by_parameter * 0, a.table.copy(data=np.zeros(a.table.shape)).assign_coords(
         bias=("parameter", np.zeros(3))))  # fmt: skip
     assert "<svg" in report_html({"one": zero})
+    assert "<dd>–</dd>" in re.sub("<small>.*?</small>", "", report_html({"one": zero, "two": zero}))
 
 
-def test_refuses_no_allocation():
-    with pytest.raises(ValueError, match="a report needs at least one allocation"):
+def test_the_script_gets_the_numbers_of_the_allocations():
+    shown = pair()
+    spec = data_of(report_html(shown))["explorers"]["maps-1"]
+    np.testing.assert_allclose(decoded(spec["maps"]), [a.capacity for a in shown.values()], rtol=1e-6)
+    for a, coded, totals in zip(shown.values(), spec["layers"]["maps"], spec["layers"]["totals"], strict=True):
+        np.testing.assert_allclose(decoded(coded)[coded["rows"]], a.table, rtol=1e-6)
+        np.testing.assert_allclose(totals, a.by_parameter)
+
+
+def test_other_parameters_over_the_same_inputs_stand_on_one_scale():
+    a, b = pair().values()
+    other = ["conv.weight", "x", "y"]
+    b = Allocation(
+        b.capacity,
+        b.bias,
+        b.by_parameter.assign_coords(parameter=other),
+        b.table.assign_coords(parameter=other),
+    )
+    page = report_html({"a": a, "b": b})
+    layers = data_of(page)["explorers"]["maps-1"]["layers"]
+    assert layers["names"] == ["conv.weight", "conv.bias", "linear.weight", "x", "y"]
+    assert [m["rows"] for m in layers["maps"]] == [[0, 1, 2, -1, -1], [0, -1, -1, 1, 2]]
+    assert page.count('class="sortable regions"') == 2
+
+
+def test_standard_errors_have_a_map_and_stand_with_the_total():
+    a = allocation(total_standard_error=0.5)
+    errors = ("channel", "row", "column"), np.full((1, 4, 6), 0.125)
+    a = Allocation(a.capacity.assign_coords(standard_error=errors), a.bias, a.by_parameter, a.table, {}, a.attrs)
+    page = report_html({"one": a})
+    assert "standard error of one" in page
+    assert f"{exact(a.total)} ± 0.5" in page
+    np.testing.assert_allclose(decoded(data_of(page)["explorers"]["maps-1"]["errors"]["0"]), 0.125)
+
+
+def test_spectrum_is_drawn_where_there_is_one():
+    a = allocation(ridge=0.1)
+    spectrum = xr.DataArray([1.0, 2.0], dims="node", coords={"eigenvalue": ("node", [0.0, 4.0])})
+    page = report_html({"one": Allocation(a.capacity, a.bias, a.by_parameter, None, {}, a.attrs, spectrum)})
+    assert "Spectrum of G" in page
+    assert "ridge of one" in page
+    assert "Spectrum of G" not in report_html({"one": a})
+
+
+def test_every_kind_of_result_has_its_section(depth):
+    page = report_html(depth | {"maps": allocation()})
+    found = Outline(page)
+    assert found.open == []
+    for heading in ("Receptive field: field", "Decoupling by depth: gates", "Diagnosis of depth: all",
+                    "Scaling: blocks", "Shattering: gradients", "Walk through depth: walk"):  # fmt: skip
+        assert f">{heading}</h2>" in page
+    text = " ".join(found.text)
+    assert f"{depth['blocks'].T:.3g}" in text
+    for line in depth["all"].advice:
+        assert line in text
+    assert {"maps-1", "field-1", "evolution-1"} == set(data_of(page)["explorers"])
+    assert all("nan" not in (path.get("d") or "") for path in found.all("path"))
+
+
+def test_rings_hold_what_they_say(depth):
+    figure = data_of(report_html(depth))["explorers"]["field-1"]["figures"][0]
+    assert set(figure["lines"]) == {"theoretical", "ring-68", "ring-95"}
+    row, column = depth["field"].axes["row"], depth["field"].axes["column"]
+    assert figure["lines"]["theoretical"] == f"M{column.start} {row.start}H{column.stop}V{row.stop}H{column.start}Z"
+    values = depth["field"].map.sum("channel").to_numpy()
+    for share, area in ((0.68, depth["field"].area_68), (0.95, depth["field"].area_95)):
+        region = smallest_region(values, share)
+        assert region.sum() == area
+        assert figure["lines"][f"ring-{share * 100:.0f}"] == outline(region)
+
+
+def test_outline_runs_around_the_region():
+    assert outline(np.array([[False, True], [False, True]])) == "M1 0h1M1 2h1M1 0v2M2 0v2"
+    corners = outline(np.eye(2, dtype=bool))
+    lengths = [int(run) for run in re.findall(r"[hv](\d+)", corners)]
+    assert sum(lengths) == 8
+
+
+def test_a_saved_result_makes_the_same_page(depth, tmp_path):
+    for name, result in (depth | {"maps": allocation()}).items():
+        result.save(tmp_path / f"{name}.nc")
+    loaded = {name: load(tmp_path / f"{name}.nc") for name in (*depth, "maps")}
+    assert report_html(loaded) == report_html(depth | {"maps": allocation()})
+
+
+@pytest.mark.parametrize(("budget", "kind", "block"), [(4000, "f4", (1, 1, 1)), (1500, "u2", (1, 1, 1)),
+                                                       (700, "u1", (1, 1, 1)), (120, "u1", (1, 3, 3))])  # fmt: skip
+def test_encoding_keeps_to_its_budget_and_to_its_word(budget, kind, block):
+    stack = np.random.default_rng(0).normal(size=(2, 2, 13, 11)) * [[[[1]]], [[[100]]]]
+    coded = encode(stack, budget)
+    assert (coded.type, coded.block) == (kind, block)
+    assert len(base64.b64decode(coded.data)) <= budget
+    back = decoded(coded.as_json())[:, :, :13, :11]
+    if block == (1, 1, 1):
+        reach = np.ptp(stack, axis=(1, 2, 3), keepdims=True)
+        levels = {"f4": 2**23, "u2": 65535, "u1": 255}[kind]
+        assert (abs(back - stack) <= 0.51 * reach / levels + 1e-6 * abs(stack)).all()
+    else:
+        assert back[0, 1, 3, 3] == pytest.approx(stack[0, 1, 3:6, 3:6].mean(), abs=0.02)
+        assert back[0, 1, 12, 9] == pytest.approx(stack[0, 1, 12:, 9:].mean(), abs=0.02)
+        assert "means over blocks of 3 × 3" in coded.note
+    assert (coded.note == "") == (kind == "f4")
+
+
+def test_encoding_of_a_line_and_of_a_constant():
+    line = encode(np.arange(100.0)[None], 30)
+    assert line.block == (4,)
+    np.testing.assert_allclose(decoded(line.as_json())[0, :8], [1.5] * 4 + [5.5] * 4, atol=0.3)
+    flat = encode(np.full((1, 30), 2.5), 40)
+    np.testing.assert_allclose(decoded(flat.as_json()), 2.5)
+    assert isinstance(flat, Encoded)
+
+
+def test_a_large_page_is_small_and_says_what_it_left_out():
+    shape, names = (3, 224, 224), [f"layer{k}.weight" for k in range(12)]
+    values = np.random.default_rng(0).random((12, *shape))
+    coords = {"parameter": names, "bias": ("parameter", np.zeros(12))}
+    table = xr.DataArray(values, dims=("parameter", "channel", "row", "column"), coords=coords)
+    inner = table.drop_vars("bias")
+    a = Allocation(inner.sum("parameter"), 0.0, inner.sum(["channel", "row", "column"]), table)
+    page = report_html({"one": a})
+    assert len(page) < 5e6
+    assert "Shares of layers are rounded to 1/65535 of the largest value and means over blocks of 2 × 2" in page
+
+
+def test_charts_keep_to_their_frame_and_thin_out_long_lines():
+    x = np.linspace(0, 1, 5000)
+    drawn = chart("a line", [Series("s", x, x**2)], Axis("x"), Axis("y", 0, 1))
+    path = re.search(r'class="line s0" d="M(.*?)"', drawn)[1].split("L")
+    assert len(path) == POINTS
+    xs, ys = zip(*(map(float, point.split()) for point in path), strict=True)
+    assert min(xs) > 50
+    assert max(xs) < 356
+    assert 0 < min(ys) < max(ys) < 200
+
+
+def test_charts_leave_out_what_has_no_place():
+    series = Series("s", [1, 2, 3, 4], [1.0, math.nan, 0.0, 10.0], "dots", 0, [0, 0, 0, 0.5], list("abcd"))
+    drawn = chart("dots", [series], Axis("x"), Axis("y", log=True))
+    assert re.findall(r"<title>(.)</title>", drawn) == ["a", "d"]
+    assert "nan" not in drawn
+    assert "<svg" in chart("nothing", [Series("s", [], [])], Axis("x"), Axis("y", log=True))
+
+
+def test_a_small_label_is_a_power_of_ten():
+    assert power("10^-7") == '10<tspan dy="-3.5" font-size="7">−7</tspan>'
+    assert power("2·10^5").startswith("2·10<tspan")
+    assert power("<10^x>") == "&lt;10^x&gt;"
+
+
+def test_parts_of_a_line_are_thirds_and_sum_to_it():
+    a = allocation((8,), ("lag",))
+    found = parts(a.table.drop_vars("bias"), keep="parameter")
+    assert list(found.region.values) == ["first third", "middle third", "last third"]
+    np.testing.assert_allclose(found.transpose("parameter", "region")[:, 0], a.table[:, :3].sum("lag"))
+    np.testing.assert_allclose(parts(a.capacity).sum(), a.capacity.sum())
+    assert list(parts(allocation((2,), ("lag",)).capacity).region.values) == ["inputs"]
+
+
+def test_a_map_in_words_names_its_total_and_its_ends():
+    values = xr.DataArray(np.zeros((3, 4)), dims=("row", "column"))
+    values[2, 3], values[0, 0] = 5.0, 1.0
+    words = describe("measured", values, "parameters")
+    assert words.startswith("measured: 6 parameters over 3 rows × 4 columns; most in the region bottom right, 5;")
+    assert words.endswith("largest: 5 at row 2, column 3")
+
+
+@pytest.mark.parametrize(
+    ("value", "in_table", "in_full"),
+    [(0.0, "0", "0"), (0.04, "0", "0.04"), (-3.14159, "−3.1", "−3.142"), (1912.4, "1,912", "1,912"),
+     (math.nan, "–", "nan")],
+)  # fmt: skip
+def test_numbers(value, in_table, in_full):
+    assert number(value) == in_table
+    assert exact(value) == in_full
+
+
+def test_settings_count_what_would_fill_the_page():
+    assert plain(0.123456) == "0.1235"
+    assert plain([1, 2]) == "[1, 2]"
+    assert plain(dict.fromkeys(range(9))) == "9 values, in the file"
+
+
+def test_the_bars_have_the_colours_of_the_maps():
+    style = asset("report/report.css")
+    assert gradient() in style
+    assert gradient(signed=True) in style
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_and_lines_stand_out_from_their_ground(theme):
+    """WCAG 2.2, AA: 4.5 for text, 3 for what is drawn; on shaded cells too."""
+    found = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", asset("page.css", "report/report.css"))
+    colours = {name: values[theme] for name, *values in found}
+    for ground in ("page", "card"):
+        for text in ("ink", "soft", "accent", "warn"):
+            assert contrast(colours[text], colours[ground]) >= 4.5
+        for drawn in ("s0", "s1", "s2", "s3"):
+            assert contrast(colours[drawn], colours[ground]) >= 3
+    mixed = [
+        0.45 * int(colours["accent"][k : k + 2], 16) + 0.55 * int(colours["card"][k : k + 2], 16) for k in (1, 3, 5)
+    ]
+    assert contrast(colours["ink"], "#" + "".join(f"{round(c):02x}" for c in mixed)) >= 4.5
+
+
+def test_refuses_no_result():
+    with pytest.raises(ValueError, match="a report needs at least one result; give a mapping of names to results"):
         report_html({})
 
 
-def test_refuses_other_inputs():
-    with pytest.raises(ValueError, match=r"'b' has inputs \(1, 6, 4\), others \(1, 4, 6\); report them apart"):
-        report_html({"a": allocation(), "b": allocation((1, 6, 4))})
-
-
-def test_refuses_other_parameters():
-    a = allocation()
-    b = Allocation(a.capacity, a.bias, a.by_parameter.assign_coords(parameter=["x", "y", "z"]))
-    with pytest.raises(ValueError, match="'b' has other parameters than the rest"):
-        report_html({"a": a, "b": b})
+def test_refuses_what_is_no_result():
+    with pytest.raises(TypeError, match="'map' is a ndarray; a report shows results: Allocation, Decoupling"):
+        report_html({"map": np.zeros(3)})
 
 
 def test_write_report_is_whole_or_not_at_all(tmp_path):

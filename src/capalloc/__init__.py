@@ -7,6 +7,7 @@ How many effective, independent parameters a model devotes to every input, regio
 
 # the result of every method, and how two of them compare
 from capalloc.allocation import Allocation
+from capalloc.results import Result, load
 from capalloc.comparison import correlation, total_variation
 
 # capacity: of linear models, measured, propagated
@@ -26,11 +27,13 @@ from capalloc.decoupling.moments import propagate_moments
 from capalloc.decoupling.result import Decoupling
 
 # where one output position looks
-from capalloc.receptive_field import Extent, ReceptiveField, receptive_field
+from capalloc.receptive_field import receptive_field
+from capalloc.receptive_field_result import Extent, ReceptiveField
 
 # what depth does: scaling, shattering, the limit, and advice
 from capalloc import depth_limit
-from capalloc.diagnosis import Diagnosis, diagnose
+from capalloc.diagnosis import diagnose
+from capalloc.diagnosis_result import Diagnosis
 from capalloc.scaling import scaling
 from capalloc.scaling_result import Scaling
 from capalloc.shattering.compare import shattering
@@ -39,6 +42,10 @@ from capalloc.shattering.result import Shattering
 
 # Gram matrices of the output Jacobian: neural tangent kernel, Gauss-Newton
 from capalloc.jacobian.gram import output_gram
+
+# reference architectures by name, and results on one page
+from capalloc import architectures
+from capalloc.report import write_report
 
 __all__ = [
     "Allocation",
@@ -49,10 +56,12 @@ __all__ = [
     "Extent",
     "RankError",
     "ReceptiveField",
+    "Result",
     "Scaling",
     "Shattering",
     "UnsupportedOperatorError",
     "Walk",
+    "architectures",
     "correlation",
     "decoupling",
     "depth_limit",
@@ -63,6 +72,7 @@ __all__ = [
     "gaussian_gate_moment",
     "gradient_correlation",
     "linear_capacity",
+    "load",
     "mean_eigenvalue",
     "measure",
     "measure_ridges",
@@ -76,4 +86,5 @@ __all__ = [
     "shattering",
     "total_variation",
     "walk",
+    "write_report",
 ]

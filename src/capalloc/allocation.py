@@ -6,30 +6,28 @@ Nothing here knows a model: whatever comes after an `Allocation` works from a sa
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from capalloc.allocation_frames import input_frame, param_frame, spectrum_frame, table_frame, unit_frame
+from capalloc.display import Card, Shown
 from capalloc.invariants import check
 from capalloc.partitions import Partition, sum_parts
-from capalloc.plots import map_svg, plot_map
+from capalloc.plots import plot_map
 from capalloc.regions import grid
-from capalloc.storage import read_dataset, write_dataset
+from capalloc.savable import Savable
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-FORMAT, VERSION = "capalloc-allocation", 1
 
-
-@dataclass(frozen=True, eq=False)
-class Allocation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Allocation(Savable, Shown):
     """Where capacity goes: kappa_i for every input and the constant input, in units of one parameter.
 
     The invariants (docs/theory.md, sections 1, 2 and 4) hold to a relative `TOLERANCE` where it is built:
@@ -63,6 +61,8 @@ class Allocation:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     spectrum: xr.DataArray | None = None
 
+    FORMAT = "capalloc-allocation"
+    ROWS = ("inputs", "params", "table", "units", "spectrum")
     #: Relative to the total: sums of up to 1e7 float64 terms, or of float32 energies, stay well inside it.
     TOLERANCE = 1e-4
 
@@ -145,42 +145,25 @@ class Allocation:
             spectrum=dataset.get("spectrum"),
         )
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per input: a column for each of its axes (coordinates, or else positions), and `capacity`.
+    def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
+        """A tidy table of capacity, in parameters.
 
-        What else is known of every input, such as `standard_error`, is a column too. The constant input is no row;
-        its capacity is `frame.attrs["bias"]`.
-        """
-        axes = [str(dim) for dim in self.capacity.dims]
-        frame = self.capacity.to_dataframe(dim_order=axes).reset_index()
-        frame = frame[[*axes, "capacity", *frame.columns.difference([*axes, "capacity"])]]
-        frame.attrs["bias"] = self.bias
-        return frame
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a NetCDF file, whole or not at all; `load` reads it with no model at hand.
+        Args:
+            rows: "inputs", a row for each with a column for each of its axes (coordinates, or else positions) and for
+                what else is known of it, such as `standard_error`; the constant input is no row, its capacity is
+                `frame.attrs["bias"]`. "params", a row for each parameter tensor, with `share` of the total. "table",
+                a row for each parameter tensor and input. "units", a row for each unit of a layer, numbered row by
+                row. "spectrum", a row for each node.
 
         Raises:
-            FileNotFoundError: the folder of `path` does not exist.
-            IsADirectoryError: `path` is a folder.
+            ValueError: other rows, or ones that this allocation does not hold.
 
         """
-        write_dataset(self.to_xarray(), path, FORMAT, VERSION)
+        return super().to_pandas(rows)
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Allocation:
-        """Read what `save` wrote; nothing in the file is executed or unpickled.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, foreign, or from a newer capalloc.
-
-        """
-        dataset = read_dataset(path, FORMAT, VERSION)
-        try:
-            return cls.from_xarray(dataset)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+    def _frame(self, rows: str) -> pd.DataFrame:
+        makers = {"inputs": input_frame, "params": param_frame, "table": table_frame, "units": unit_frame}
+        return makers.get(rows, spectrum_frame)(self)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the capacity map on `ax`, or on a new figure: axes before the last two are summed."""
@@ -193,26 +176,34 @@ class Allocation:
     def _facts(self) -> dict[str, str]:
         """What a person wants to know first, in a few words each."""
         parameters = self.attrs.get("num_params")
-        facts = {"capacity": f"{self.total:.6g}" + (f" of {parameters} parameters" if parameters else "")}
+        total = _with_error(self.total, self.attrs.get("total_standard_error"))
+        facts = {"capacity": total + (f" of {parameters} parameters" if parameters else "")}
         facts["inputs"] = ", ".join(f"{dim} {size}" for dim, size in self.capacity.sizes.items())
         if self.total > 0:
-            facts["on bias"] = f"{self.bias / self.total:.1%}"
+            bias = _with_error(self.bias, self.attrs.get("bias_standard_error"))
+            facts["on bias"] = f"{bias} ({self.bias / self.total:.1%})"
             facts["most on"] = _most(self.capacity, self.total)
-        if self.attrs.get("notes"):
-            facts["notes"] = "; ".join(map(str, self.attrs["notes"]))
         return facts
 
-    def __repr__(self) -> str:
-        lines = [f"  {name:<9} {value}" for name, value in self._facts().items()]
-        return "\n".join([f"<capalloc.Allocation, {self._kind}>", *lines])
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in self._facts().items()
+    def _card(self) -> Card:
+        errors = self.attrs.get("by_parameter_standard_error", {})
+        tensors = [
+            [str(name), _with_error(value, errors.get(name)), f"{value / self.total:.1%}" if self.total else ""]
+            for name, value in self.by_parameter.to_series().items()
+        ]
+        return Card(
+            "Allocation",
+            self._kind,
+            facts=self._facts(),
+            details={"parameter tensors": [["tensor", "capacity", "share"], *tensors]},
+            notes=[str(note) for note in self.attrs.get("notes", ())],
+            map=self.capacity,
         )
-        heading = f"<strong>capalloc.Allocation</strong>, {escape(self._kind)}"
-        return f"<div>{heading}<table>{rows}</table><div style='max-width:16em'>{map_svg(self.capacity)}</div></div>"
+
+
+def _with_error(value: float, error: float | None) -> str:
+    """A number, with its standard error where it has one."""
+    return f"{value:.6g}" if error is None else f"{value:.6g} ± {error:.2g}"
 
 
 def _most(capacity: xr.DataArray, total: float) -> str:

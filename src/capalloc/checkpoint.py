@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,9 +69,6 @@ class Checkpoint:
         members = {f"array_{k}": array for k, array in enumerate(arrays)}
         with atomically(self.path) as temporary, open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **members)
-            file.flush()
-            os.fsync(file.fileno())
-        _flush_folder(self.path.parent)
 
     def remove(self) -> None:
         """Leave no file."""
@@ -168,14 +164,3 @@ def _same(a: Any, b: Any) -> bool:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the renaming last, where folders can be flushed."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,8 +4,8 @@ Index convention: C is (rows, params), scaled so that G = C'C. Scores are square
 factor of C: row r and parameter k share [C G^(+1/2)]_rk^2 of capacity (docs/theory.md, section 2), and with a
 ridge [C (G + ridge)^(-1/2)]_rk^2. Both sides agree, as C (C'C + l)^(-1/2) = (CC' + l)^(-1/2) C, so the solver works
 on the smaller one. Without a ridge G itself is never formed: its triangular factor keeps singular values of C down to
-rounding, where G would keep their squares. With a ridge far above G's rounding (`gram_error`) G is formed, which takes
-a fraction of the time, and its square root taken.
+rounding, where G would keep their squares. With a ridge far above G's rounding (`capalloc.row_gram.gram_error`) G is
+formed, which takes a fraction of the time, and its square root taken.
 
 Numerical rank: singular values of C up to max(rows, params) * eps * (the largest) count as zero. That is how far
 rounding in an orthogonal factorisation moves them, so no smaller one can be told from zero. From G it is the square
@@ -14,7 +14,6 @@ root of that, and a smaller one brings less than `accuracy`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -23,35 +22,14 @@ import torch
 from torch import Tensor
 
 from capalloc.passes import ALONE, Pass, Passes
-from capalloc.symmetric import TERMS, add_gram, mirror
+from capalloc.row_gram import Root, gram_root
+from capalloc.rows import Block, block_of
 
 #: Relative error that the rounding of products may leave in a capacity.
 ACCURACY = 1e-8
-#: Rounding errors are taken as independent, and their sum to stay within this many standard deviations.
-DEVIATIONS = 4.0
-#: Rows that are gathered before their products are added to G: every addition passes over all of it.
-GATHERED = 512
 
-#: A re-iterable pass over blocks, rows (r, params) and the slot of each row (r,); with a number, from that block on.
-Block = tuple[Tensor, Tensor]
+#: A re-iterable pass over blocks of rows; with a number, from that block on.
 Blocks = Callable[..., Iterable[Block]]
-
-
-@dataclass(frozen=True)
-class Root:
-    """(F'F + ridge)^(-1/2) on the range of F'F, and the singular values of F that it was made from."""
-
-    matrix: Tensor
-    singular: Tensor  # those that count, in decreasing order
-    dropped: float  # the largest that counts as zero
-    tolerance: float  # relative to the largest
-    capacity: float  # sum of s^2 / (s^2 + ridge)
-    polar: Tensor  # F times the matrix, (rows of F, params); empty where only F'F was known
-
-    @property
-    def rank(self) -> int:
-        """Number of singular values that count."""
-        return len(self.singular)
 
 
 @dataclass(frozen=True)
@@ -63,7 +41,7 @@ class Scores:
 
     def small(self) -> Scores:
         """Without the root's matrices, which nobody needs after the table."""
-        none = self.table.new_empty(0)
+        none = self.root.matrix.new_empty(0)
         return replace(self, root=replace(self.root, matrix=none, polar=none))
 
 
@@ -96,14 +74,14 @@ def score_in_memory(
 
 def score_rows(parts: Sequence[Block], sizes: list[int], num_slots: int, ridge: float, accuracy: float) -> Scores:
     """Scores of the rows in all of `parts`."""
-    C = torch.cat([rows for rows, _ in parts])
-    root = gram_root(lambda: [C.T], ridge, C.shape[1], accuracy)
+    C, slots = torch.cat([block.rows for block in parts]), torch.cat([block.slots for block in parts])
+    root = gram_root(lambda: [block_of(C.T, slots)], ridge, C.shape[1], accuracy)
     if root is None:
         polar, root = polar_factor(C, ridge)
     else:
         polar = root.matrix @ C.to(root.matrix.dtype)
     table = C.new_zeros(len(sizes), num_slots)
-    accumulate(table, polar, torch.cat([slots for _, slots in parts]), sizes)
+    accumulate(table, polar, slots, sizes)
     return Scores(table, root)
 
 
@@ -123,19 +101,19 @@ def score_in_passes(
     """
 
     def factored() -> Root:
-        root = gram_root(parts, ridge, num_rows, accuracy, passes)
+        root = gram_root(blocks, ridge, num_rows, accuracy, passes)
         if root is None:
             (factor,) = passes.fold("triangular factor", parts, TRIANGLE)
             root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]))
         return root
 
     def parts(*start: int) -> Iterator[Tensor]:
-        return (rows for rows, _ in blocks(*start))
+        return (block.rows for block in blocks(*start))
 
     root = passes.once("root", factored)
 
     def add(table: Tensor, block: Block) -> Tensor:
-        accumulate(table, block[0].to(root.matrix.dtype) @ root.matrix, block[1], sizes)
+        accumulate(table, block.times(root.matrix), block.slots, sizes)
         return table
 
     table = passes.fold("table", blocks, Pass(root.singular.new_zeros(len(sizes), num_slots), add, torch.add))
@@ -192,106 +170,6 @@ def inverse_root(factor: Tensor, ridge: float, size: int, eps: float | None = No
     matrix, polar = (vectors.T / scale) @ vectors, (left * (kept / scale)) @ vectors
     capacity = float((kept.square() / (kept.square() + ridge)).sum())
     return Root(matrix, kept, float(dropped.max()) if len(dropped) else 0.0, tolerance, capacity, polar)
-
-
-def gram_error(trace: float, ridge: float, terms: int, dtype: torch.dtype) -> float:
-    """Bound on the relative error of capacities read off a Gram matrix whose entries sum `terms` products in `dtype`.
-
-    Rounding moves the entries of G = C'C by up to c sqrt(terms) u |C|'|C|, u half of the dtype's eps, c = `DEVIATIONS`
-    (independent rounding errors: N. Higham, T. Mary, SIAM J. Sci. Comput. 41, 2019), which has a norm of at most
-    d = c sqrt(terms) u trace(G). So G + ridge moves by at most d / ridge of itself, as a quadratic form, and every
-    leverage score c' (G + ridge)^-1 c by at most d / (ridge - d) of itself.
-    """
-    d = DEVIATIONS * math.sqrt(terms) * torch.finfo(dtype).eps / 2 * trace
-    return d / (ridge - d) if ridge > d else math.inf
-
-
-def gram_root(
-    parts: Callable[..., Iterable[Tensor]], ridge: float, num_rows: int, accuracy: float, passes: Passes = ALONE
-) -> Root | None:
-    """(G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough by `gram_error`; None if none is."""
-    if ridge == 0:
-        return None
-    for dtype, terms in ((torch.float32, TERMS), (torch.float64, num_rows)):
-        most = largest_trace(accuracy, ridge, terms, dtype)
-        gram = whole_gram(passes.fold(f"Gram matrix in {dtype}", parts, gram_pass(dtype, most)), most)
-        if gram is not None:
-            return root_of_gram(gram, ridge, max(num_rows, len(gram)), dtype)
-    return None
-
-
-def largest_trace(accuracy: float, ridge: float, terms: int, dtype: torch.dtype) -> float:
-    """Of a Gram matrix whose `gram_error` is at most `accuracy`."""
-    return accuracy / (1 + accuracy) * ridge / (DEVIATIONS * math.sqrt(terms) * torch.finfo(dtype).eps / 2)
-
-
-def streamed_gram(parts: Iterable[Tensor], dtype: torch.dtype, most: float = math.inf) -> Tensor | None:
-    """G = C'C from blocks of rows, products in `dtype`, sums in float64; None as soon as its trace exceeds `most`."""
-    return whole_gram(gram_pass(dtype, most).over(parts), most)
-
-
-@dataclass(frozen=True)
-class GramSum:
-    """The lower triangle of G so far, rows that are not in it yet, and the trace of both."""
-
-    gram: Tensor | None = None
-    pending: tuple[Tensor, ...] = ()
-    trace: float = 0.0
-
-    def added(self) -> GramSum:
-        """The same with no rows pending."""
-        if not self.pending:
-            return self
-        rows = self.pending[0] if len(self.pending) == 1 else torch.cat(self.pending)
-        p = rows.shape[1]
-        gram = rows.new_empty(p, p, dtype=torch.float64) if self.gram is None else self.gram
-        add_gram(gram, rows.T, fresh=self.gram is None)
-        return GramSum(gram, (), self.trace)
-
-
-def gram_pass(dtype: torch.dtype, most: float) -> Pass[GramSum]:
-    """Sums for G over blocks of rows; a trace above `most` ends the pass and leaves nothing else."""
-
-    def advance(state: GramSum, rows: Tensor) -> GramSum:
-        trace = state.trace + float(torch.linalg.vector_norm(rows)) ** 2
-        if trace > most:
-            return GramSum(trace=trace)
-        grown = GramSum(state.gram, (*state.pending, rows.to(dtype)), trace)
-        return grown.added() if sum(len(part) for part in grown.pending) >= GATHERED else grown
-
-    def merge(a: GramSum, b: GramSum) -> GramSum:
-        trace = a.trace + b.trace
-        if trace > most:
-            return GramSum(trace=trace)
-        if a.gram is None or b.gram is None:  # a process without examples
-            return GramSum(b.gram if a.gram is None else a.gram, (), trace)
-        return GramSum(a.gram + b.gram, (), trace)
-
-    return Pass(GramSum(), advance, merge, GramSum.added, lambda state: state.trace > most)
-
-
-def whole_gram(found: GramSum, most: float) -> Tensor | None:
-    """Both triangles of G; None where its trace exceeds `most`."""
-    if found.trace > most:
-        return None
-    assert found.gram is not None
-    return mirror(found.gram)
-
-
-def root_of_gram(gram: Tensor, ridge: float, size: int, dtype: torch.dtype) -> Root:
-    """(G + ridge)^(-1/2), in `dtype`, from G of products in it."""
-    values, vectors = torch.linalg.eigh(gram)
-    values = values.clamp(min=0).flip(0)
-    vectors = vectors.flip(1)
-    scale = (values + ridge) ** -0.25  # half of the root on either side: the product is symmetric to the last digit
-    half = (vectors * scale).to(dtype)
-    tolerance = math.sqrt(size * torch.finfo(dtype).eps)
-    singular = values.sqrt()
-    keep = singular > tolerance * singular[0]
-    dropped = singular[~keep]
-    capacity = float((values / (values + ridge)).sum())
-    largest = float(dropped.max()) if len(dropped) else 0.0
-    return Root(half @ half.T, singular[keep], largest, tolerance, capacity, gram.new_empty(0))
 
 
 def cached(blocks: Blocks) -> Blocks:

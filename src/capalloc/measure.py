@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from capalloc.allocation import Allocation
-from capalloc.dense import GramSum, Root, Scores
+from capalloc.dense import ACCURACY, Scores
 from capalloc.distributed import Distributed, Local, Reducer, joined
 from capalloc.fingerprint import digest, fingerprint
+from capalloc.forecast import Forecast
+from capalloc.measured import Settings as DenseSettings
 from capalloc.measured import measure_dense
-from capalloc.memory import Plan, Size, make_plan
+from capalloc.memory import Plan, Size, check_solver
 from capalloc.partitions import Partition
 from capalloc.passes import Passes, passes_of
 from capalloc.problem import (
@@ -30,6 +32,8 @@ from capalloc.problem import (
     OutputSelection,
     ParamSelection,
 )
+from capalloc.row_gram import GramSum, Root
+from capalloc.rows import Block
 from capalloc.stochastic.measured import (
     STORED,
     Measured,
@@ -37,13 +41,14 @@ from capalloc.stochastic.measured import (
     measure_stochastic,
     parts_of_slots,
     products_of,
+    seconds_of_product,
 )
 from capalloc.stochastic.settings import Settings
 from capalloc.task import Task, make_task, private
 
 SOLVERS = ("auto", "dense", "stochastic")
 #: What checkpoints hold and ranks exchange.
-TYPES = (Plan, Root, Scores, GramSum, *STORED)
+TYPES = (Plan, Root, Scores, GramSum, Block, Forecast, *STORED)
 
 
 class CapacityWarning(UserWarning):
@@ -63,6 +68,7 @@ def measure(
     generator: torch.Generator | None = None,
     progress: bool | None = False,
     solver: str = "auto",
+    accuracy: float = ACCURACY,
     rtol: float = 0.02,
     num_probes: int | str = "auto",
     max_seconds: float | None = None,
@@ -97,8 +103,10 @@ def measure(
         params: names of the parameters that count, or a predicate on names; the rest are held fixed.
         batch_size: examples at a time; "auto" chooses by a memory forecast.
         generator: seeds the model's own random draws and the probes; a fixed seed by default.
-        progress: show a progress bar; None shows it on a terminal only.
+        progress: say the forecast of memory and time, then show a progress bar; None does so on a terminal only.
         solver: "dense", "stochastic", or "auto": dense where it fits in memory, else stochastic.
+        accuracy: dense solver, with a ridge: relative error that the rounding of products may leave in a capacity;
+            from about 1e-5 on, products in float32 may do, which take less time (`precision` in `attrs` tells).
         rtol: stochastic solver: relative standard error asked of every part of `partition`.
         num_probes: stochastic solver: probes, two or more; "auto" adds probes until `rtol` is reached.
         max_seconds: stochastic solver: stop after about this long, with what is known then.
@@ -113,10 +121,11 @@ def measure(
             of which make the same call and get the same answer (docs/long-runs.md).
 
     Returns:
-        The allocation, with `kind="measured"` and in `attrs` settings, notes and seconds; from the dense solver the
-        rank and its tolerance (relative, on singular values of the constraint matrix, see `capalloc.dense`); from the
-        stochastic one standard errors (of inputs as the coordinate `standard_error`), iterations, forecasts of bytes
-        and seconds, and no table. `spectrum` holds the eigenvalues of G, or a quadrature of their density.
+        The allocation, with `kind="measured"` and in `attrs` settings, notes, seconds, forecasts of bytes and seconds,
+        and the precision of products; from the dense solver the rank and its tolerance (relative, on singular values of
+        the constraint matrix, see `capalloc.dense`); from the stochastic one standard errors (of inputs as the
+        coordinate `standard_error`), iterations, and no table. `spectrum` holds the eigenvalues of G, or a quadrature
+        of their density.
 
     Raises:
         ValueError: bad settings, a metric that is no covariance, examples that interact, random draws that do not
@@ -132,19 +141,22 @@ def measure(
 
     """
     start = time.perf_counter()
-    _check_settings(ridge, batch_size, solver)
+    dense = DenseSettings(ridge, batch_size, accuracy, progress)
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     chosen = (float(ridge),) if ridge or solver == "stochastic" else (1.0,)  # checked even where they go unused
     settings = Settings(chosen, rtol, num_probes, max_seconds, output_probes, progress=progress)
     with private(), joined(distributed, TYPES) as reducer:
         task = make_task(model, inputs, outputs, metric, params, intercept, generator, reducer)
-        told = {"solver": solver, "ridge": float(ridge), "batch_size": batch_size, **_told(task, settings, partition)}
+        told = {"solver": solver, "ridge": float(ridge), "batch_size": batch_size, "accuracy": accuracy}
+        told |= _told(task, settings, partition)
         passes = _passes(task, reducer, checkpoint, checkpoint_seconds, told)
         if _chosen(task, ridge, solver, passes) == "stochastic":
             found = _stochastic(task, settings, partition, batch_size, passes)
             answer = allocation(found, 0, task.attrs(start))
         else:
             _warn_if_flat(task.size, ridge)
-            answer = measure_dense(task, ridge, batch_size, progress, start, passes)
+            answer = measure_dense(task, dense, start, passes)
         passes.close()
     return answer
 
@@ -247,7 +259,7 @@ def _chosen(task: Task, ridge: float, solver: str, passes: Passes) -> str:
 def _must_be_stochastic(task: Task, ridge: float) -> bool:
     """Whether the dense solver's matrices alone would not fit; an error if the other solver lacks a ridge."""
     try:
-        make_plan(task.size, 1, "auto", task.x.device)
+        check_solver(task.size, task.x.device)
     except MemoryError as error:
         if ridge == 0:
             raise MemoryError(
@@ -263,16 +275,9 @@ def _stochastic(
     seeded_settings = replace(settings, seed=task.seed)
     x = task.x.to(task.precision)
     products, cut = products_of(task.problem, task.space, x, task.replay, seeded_settings, batch_size)
+    if passes.reducer.rank == 0 and settings.progress is not False:
+        Forecast(cut.forecast, seconds_of_product(products, cut)).announce(settings.progress, "for a solve")
     return measure_stochastic(products, cut, seeded_settings, partition, passes)
-
-
-def _check_settings(ridge: float, batch_size: int | str, solver: str) -> None:
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
-        raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
 
 
 def _warn_if_flat(size: Size, ridge: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,11 +13,13 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from capalloc.allocation import Allocation
-from capalloc.dense import Block, Blocks, Scores, cached, score_in_memory, score_in_passes
+from capalloc.dense import ACCURACY, Blocks, Scores, cached, score_in_memory, score_in_passes
+from capalloc.forecast import forecast_dense
 from capalloc.jacobian import Choice, Constraints, InputMetric, choose_jacobian
-from capalloc.memory import Plan, Size, make_plan
+from capalloc.memory import Plan, Size, check_solver, make_plan
 from capalloc.passes import Passes
 from capalloc.problem import Problem, axis_names
+from capalloc.rows import Block
 from capalloc.task import Task
 
 #: Examples on which a way to the mixed derivative is tried and checked.
@@ -24,44 +28,70 @@ TRIAL_EXAMPLES = 2
 CLEAR_GAP = 10.0
 
 
-def measure_dense(
-    task: Task, ridge: float, batch_size: int | str, progress: bool | None, start: float, passes: Passes
-) -> Allocation:
+@dataclass(frozen=True)
+class Settings:
+    """What the dense solver is told; `accuracy` is the relative error that rounding may leave, checked once."""
+
+    ridge: float = 0.0
+    batch_size: int | str = "auto"
+    accuracy: float = ACCURACY
+    progress: bool | None = False
+
+    def __post_init__(self) -> None:
+        ridge, batch_size = self.ridge, self.batch_size
+        if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
+            raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
+        if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
+        if not isinstance(self.accuracy, (int, float)) or not 0 < self.accuracy < 1:
+            raise ValueError(
+                f"accuracy must be a number between 0 and 1, got {self.accuracy!r}; 1e-3 lets rounding change every "
+                "capacity by a thousandth"
+            )
+
+
+def measure_dense(task: Task, settings: Settings, start: float, passes: Passes) -> Allocation:
     """Exact scores of all constraints."""
-    size, x = task.size, task.x
+    size, x, ridge = task.size, task.x, settings.ridge
+    check_solver(size, x.device)
     choice = choose_jacobian(task.problem, x[:TRIAL_EXAMPLES], partial(task.replay, 0))
     forecast = choice.forecast(size.outputs, size.params)
-    plan = passes.once("plan", lambda: make_plan(size, forecast, batch_size, x.device))
+    plan = passes.once("plan", lambda: make_plan(size, forecast, settings.batch_size, x.device))
+    expected = passes.once("forecast", lambda: forecast_dense(task, choice, plan, ridge, passes.reducer.size))
+    if passes.reducer.rank == 0:
+        expected.announce(settings.progress)
     own = passes.reducer.shard(size.examples)
     constraints = Constraints(
         task.problem, choice, task.space, x[own], plan, task.replay, size.examples, offset=own.start
     )
-    scores = passes.once("answer", lambda: solve(constraints, size, plan, ridge, progress, passes).small())
+    scores = passes.once("answer", lambda: solve(constraints, size, plan, settings, passes).small())
     attrs = {
         "solver": "dense",
         "rank": scores.root.rank,
         "tolerance": scores.root.tolerance,
         "ridge": float(ridge),
+        "accuracy": settings.accuracy,
+        "precision": str(scores.root.matrix.dtype).removeprefix("torch."),
         "differentiation": choice.name,
         "batch_size": plan.batch_size,
+        "forecast_bytes": expected.num_bytes,
+        "forecast_seconds": expected.seconds,
         "notes": _notes(choice, scores, size, ridge),
     }
     return _allocation(scores, task.problem, task.space, task.attrs(start) | attrs)
 
 
-def solve(
-    constraints: Constraints, size: Size, plan: Plan, ridge: float, progress: bool | None, passes: Passes
-) -> Scores:
+def solve(constraints: Constraints, size: Size, plan: Plan, settings: Settings, passes: Passes) -> Scores:
     """Scores of all constraints, on the smaller side of their matrix."""
     sizes = [p.numel() for p in constraints.problem.params.values()]
     total = (1 if plan.keep else 2) * len(constraints)
-    hidden = passes.reducer.rank > 0 or (None if progress is None else not progress)
+    hidden = passes.reducer.rank > 0 or (None if settings.progress is None else not settings.progress)
     with tqdm(total=total, desc="measure", disable=hidden) as bar:
         blocks = watched(constraints, bar.update)
         if size.wide:
-            return score_in_memory(blocks, sizes, size.slots, ridge, passes=passes)
+            return score_in_memory(blocks, sizes, size.slots, settings.ridge, settings.accuracy, passes)
         blocks = cached(blocks) if plan.keep else blocks
-        return score_in_passes(blocks, sizes, size.slots, size.rows, ridge, passes=passes)
+        return score_in_passes(blocks, sizes, size.slots, size.rows, settings.ridge, settings.accuracy, passes)
 
 
 def watched(blocks: Blocks, tick: Callable[[], Any]) -> Blocks:

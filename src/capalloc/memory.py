@@ -28,7 +28,7 @@ def available_bytes(device: torch.device) -> int:
 def require(num_bytes: float, budget: float, what: str, way_out: str) -> None:
     """Raise `MemoryError` with the numbers and the way out, if `num_bytes` exceeds `budget`."""
     if num_bytes > budget:
-        raise MemoryError(f"{what} needs {_gib(num_bytes)}, and {_gib(budget)} may be used; {way_out}")
+        raise MemoryError(f"{what} needs {gib(num_bytes)}, and {gib(budget)} may be used; {way_out}")
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,37 @@ class Size:
         """Fewer rows than parameters."""
         return self.rows < self.params
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of all rows."""
+        return FLOAT64 * self.rows * self.params
+
+    @property
+    def solver_bytes(self) -> int:
+        """Of the dense solver's own matrices."""
+        return FLOAT64 * 12 * min(self.rows, self.params) ** 2 + (3 * self.stored_bytes if self.wide else 0)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How the work is cut: examples and directions at a time, and whether rows are kept between passes."""
+    """How the work is cut: examples and directions at a time, whether rows are kept between passes, bytes of it all."""
 
     batch_size: int
     chunk: int
     keep: bool
+    forecast: int = 0
+
+
+def check_solver(size: Size, device: torch.device) -> float:
+    """Bytes that are left beside the dense solver's own matrices, or `MemoryError` if these would not fit."""
+    budget = SHARE * available_bytes(device)
+    require(
+        size.solver_bytes,
+        budget,
+        f"the exact solver for {size.params} parameters and {size.rows} rows of constraints",
+        "take fewer parameters with params= or fewer examples",
+    )
+    return budget - size.solver_bytes
 
 
 def make_plan(size: Size, forecast: int, batch_size: int | str, device: torch.device) -> Plan:
@@ -65,18 +88,8 @@ def make_plan(size: Size, forecast: int, batch_size: int | str, device: torch.de
 
     `forecast` is how many float64 numbers one example and direction hold at once.
     """
-    budget = SHARE * available_bytes(device)
-    stored = FLOAT64 * size.rows * size.params
-    small = min(size.rows, size.params)
-    solver = FLOAT64 * 12 * small**2 + (3 * stored if size.wide else 0)
-    require(
-        solver,
-        budget,
-        f"the exact solver for {size.params} parameters and {size.rows} rows of constraints",
-        "take fewer parameters with params= or fewer examples",
-    )
+    room = check_solver(size, device)
     per_direction = FLOAT64 * forecast
-    room = budget - solver
     require(
         per_direction,
         room,
@@ -94,8 +107,9 @@ def make_plan(size: Size, forecast: int, batch_size: int | str, device: torch.de
             f"a batch of {batch_size} examples",
             'lower batch_size or leave it "auto"',
         )
-    keep = size.wide or stored < KEPT_SHARE * room
-    return Plan(batch_size, chunk, keep)
+    keep = size.wide or size.stored_bytes < KEPT_SHARE * room
+    kept = size.stored_bytes if keep and not size.wide else 0
+    return Plan(batch_size, chunk, keep, size.solver_bytes + batch_size * chunk * per_direction + kept)
 
 
 def _available_linux() -> int:
@@ -108,5 +122,6 @@ def _available_linux() -> int:
         return 0
 
 
-def _gib(num_bytes: float) -> str:
+def gib(num_bytes: float) -> str:
+    """In words."""
     return f"{num_bytes / 2**30:.3g} GiB"

@@ -35,10 +35,10 @@ def sum_parts(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
         ValueError: labels that do not fit the map.
 
     """
-    labels = _labels(capacity, partition).broadcast_like(capacity).transpose(*capacity.dims).to_numpy().ravel()
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
+    given = labels(capacity, partition).broadcast_like(capacity).transpose(*capacity.dims).to_numpy().ravel()
+    if given.dtype.kind == "f" and np.isnan(given).any():
         raise ValueError("the partition leaves inputs without a label (NaN); give every input one")
-    values, first, part = np.unique(labels, return_index=True, return_inverse=True)
+    values, first, part = np.unique(given, return_index=True, return_inverse=True)
     order = np.argsort(first)
     sums = np.bincount(part.ravel(), weights=capacity.to_numpy().ravel(), minlength=len(values))
     result = xr.DataArray(sums[order], dims="part", coords={"part": values[order]})
@@ -47,26 +47,27 @@ def sum_parts(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
     return result
 
 
-def _labels(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
+def labels(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
+    """Labels of the inputs, over some of the map's axes or all; arguments as in `sum_parts`."""
     axes = tuple(map(str, capacity.dims))
     if isinstance(partition, str):
         if partition not in axes:
             raise ValueError(f"the map has no axis {partition!r}; it has {axes}")
         return capacity[partition] if partition in capacity.coords else _positions(capacity, partition)
-    labels = partition(capacity) if callable(partition) else partition
-    if not isinstance(labels, xr.DataArray):
-        array = np.asarray(labels)
+    given = partition(capacity) if callable(partition) else partition
+    if not isinstance(given, xr.DataArray):
+        array = np.asarray(given)
         if array.shape != capacity.shape:
             raise ValueError(
                 f"labels have shape {array.shape}, the map {dict(capacity.sizes)}; for labels of one axis pass an "
                 "xarray.DataArray that names it"
             )
-        labels = xr.DataArray(array, dims=axes)
-    if not set(labels.dims) <= set(axes) or any(labels.sizes[dim] != capacity.sizes[dim] for dim in labels.dims):
-        raise ValueError(f"labels are over {dict(labels.sizes)}, the map is over {dict(capacity.sizes)}")
-    if labels.dtype.kind not in "biufUS" and not all(isinstance(label, str) for label in labels.values.flat):
-        raise TypeError(f"labels must be numbers, booleans or strings, got {labels.dtype}")
-    bare = labels.reset_coords(drop=True).drop_vars(list(labels.coords))
+        given = xr.DataArray(array, dims=axes)
+    if not set(given.dims) <= set(axes) or any(given.sizes[dim] != capacity.sizes[dim] for dim in given.dims):
+        raise ValueError(f"labels are over {dict(given.sizes)}, the map is over {dict(capacity.sizes)}")
+    if given.dtype.kind not in "biufUS" and not all(isinstance(label, str) for label in given.values.flat):
+        raise TypeError(f"labels must be numbers, booleans or strings, got {given.dtype}")
+    bare = given.reset_coords(drop=True).drop_vars(list(given.coords))
     return bare.astype(str) if bare.dtype.kind == "O" else bare
 
 

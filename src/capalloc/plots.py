@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,8 @@ def map_svg(
     scale: tuple[float, float] | None = None,
     signed: bool = False,
     label: str = "capacity per input",
+    max_cells: int = MAX_CELLS,
+    lines: Mapping[str, str] | None = None,
 ) -> Markup:
     """The map as inline SVG, without a script: each cell names its place and value where there are few.
 
@@ -94,13 +97,15 @@ def map_svg(
         scale: lowest and highest value of the colours; the map's own `limits` by default.
         signed: a difference: diverging colours.
         label: what a screen reader says the picture is.
+        max_cells: above this many the map is one embedded picture.
+        lines: outlines drawn over it, SVG paths in cells by the class of each.
 
     """
     flat = image(values)
     cells = np.atleast_2d(np.asarray(flat, dtype=float))
     low, high = scale or limits(values, signed)
     rgb = colours((cells - low) / (high - low), signed)
-    few = cells.size <= MAX_CELLS
+    few = cells.size <= max_cells
     names = [str(dim) for dim in flat.dims]
     return render(
         "map.svg",
@@ -109,6 +114,7 @@ def map_svg(
         columns=cells.shape[1],
         cells=_cells(cells, rgb, names, signed) if few else [],
         png="" if few else png(rgb),
+        lines=lines or {},
     )
 
 

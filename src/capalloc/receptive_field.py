@@ -6,11 +6,10 @@ Index convention: an output is (examples, *output axes), an input (examples, *in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -21,86 +20,11 @@ from capalloc.energy.field import Field, Position, resolve, shown, theoretical
 from capalloc.energy.gates import GATE_SOURCES, GateSource
 from capalloc.energy.support import Index, at_position
 from capalloc.energy.trace import trace
-from capalloc.field_plot import plot_field, smallest_region
+from capalloc.field_plot import smallest_region
 from capalloc.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
+from capalloc.receptive_field_result import NAMES, Extent, ReceptiveField
 
 CUT = "cut by the border: use a larger input"
-
-
-@dataclass(frozen=True)
-class Extent:
-    """The field along one input axis: theoretical, from `start` up to and without `stop`, and effective."""
-
-    size: int
-    start: int
-    stop: int
-    centre: float
-    stride: float  # how far it moves when the output position moves by one; NaN where there is no neighbour
-    cut: bool  # whether the border of the input, or of a layer, cuts it
-    deviation: float  # standard deviation of the map along this axis
-
-
-@dataclass(frozen=True, eq=False)
-class ReceptiveField:
-    """Where one output position looks: the support of its paths, and the map of what they carry."""
-
-    axes: Mapping[str, Extent]  # by the input's own axes
-    map: xr.DataArray  # probability ("energy") or capacity in parameters, over the input's own axes
-    support: xr.DataArray  # whether any path starts there
-    area_68: int  # places of the smallest region that holds 68 % of the map
-    area_95: int
-    moving: tuple[str, ...]  # axes that regions are counted over; the map is summed over the others
-    output_position: Index
-    of: str
-    gates: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def shown_position(self) -> str:
-        """The output position for people: a colon for a whole axis."""
-        return shown(self.output_position)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Theoretical size along every input axis."""
-        return {name: extent.size for name, extent in self.axes.items()}
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row for each input axis: `size`, `start`, `stop`, `centre`, `stride`, `cut`, `deviation`."""
-        import pandas as pd
-
-        rows = [asdict(extent) for extent in self.axes.values()]
-        return pd.DataFrame(rows, index=pd.Index(list(self.axes), name="axis"))
-
-    def plot(self, ax: Axes | None = None, title: str = "") -> Axes:
-        """Draw the map, the box of the theoretical field, and the smallest regions that hold 68 % and 95 %.
-
-        Args:
-            ax: where to draw; a new figure by default.
-            title: above the map.
-
-        """
-        dims = list(self.moving[-2:])
-        flat = self.map.sum([d for d in self.map.dims if d not in dims])
-        box = {d: (self.axes[d].start, self.axes[d].stop) for d in dims}
-        label = "path energy" if self.of == "energy" else "capacity"
-        return plot_field(flat, box, label, ax, title)
-
-    def __repr__(self) -> str:
-        lines = [f"ReceptiveField of output position {self.shown_position}"]
-        for name, e in self.axes.items():
-            stride = "" if np.isnan(e.stride) else f", stride {e.stride:g}"
-            lines.append(
-                f"  {name}: {e.size} [{e.start}, {e.stop}){stride}{', cut' if e.cut else ''}, "
-                f"standard deviation {e.deviation:.3g}"
-            )
-        over = " x ".join(self.moving)
-        lines.append(f"  68 % of {self.of} in {self.area_68} places of {over}, 95 % in {self.area_95}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 def receptive_field(
@@ -160,7 +84,7 @@ def receptive_field(
     places = (found.sum(still) if still else found).numpy()
     return ReceptiveField(
         axes=extents,
-        map=xr.DataArray(found.numpy(), dims=names, name="probability" if of == "energy" else "capacity"),
+        map=xr.DataArray(found.numpy(), dims=names, name=NAMES[of]),
         support=xr.DataArray(field.seen.numpy(), dims=names, name="support"),
         area_68=int(smallest_region(places, 0.68).sum()),
         area_95=int(smallest_region(places, 0.95).sum()),

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-from capalloc.storage import Stored, check_variables
-from capalloc.words import factor, heading, in_lines, in_table
+from capalloc.display import Card, Shown
+from capalloc.savable import Stored, check_variables
+from capalloc.words import factor
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 BLOCK = ("block", "rate", "multiplier", "last_layer")
@@ -31,7 +31,7 @@ MOST = 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scaling(Stored):
+class Scaling(Stored, Shown):
     """Whether depth is scaled well: residual blocks by their rates, plain layers by their gains.
 
     Along "block", inputs first (docs/theory.md, section 5):
@@ -56,6 +56,7 @@ class Scaling(Stored):
     """
 
     FORMAT = "capalloc-scaling"
+    ROWS: ClassVar = {"blocks": "block", "layers": "layer"}
 
     def check(self) -> None:
         """Variables are there, and rates are not negative."""
@@ -143,11 +144,6 @@ class Scaling(Stored):
             yield f"energy {factor(total)} from inputs to outputs: activations and gradients leave the range of numbers"
         yield from _first(lines, "more layers, in the table")
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row for each residual block."""
-        frame: pd.DataFrame = self.data[list(BLOCK[1:])].to_dataframe()
-        return frame
-
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the rates by depth beside the balanced one, or the gains of a plain network, on `ax` or a new figure."""
         if ax is None:
@@ -188,11 +184,8 @@ class Scaling(Stored):
         facts = f"{self.data.sizes['block']} residual blocks, {self.data.sizes['layer']} layers: {self.phase}"
         return facts if self.phase == "plain" else f"{facts}, T = {self.T:.3g}"
 
-    def __repr__(self) -> str:
-        return heading("Scaling", self._heading()) + in_lines(self.tables(), self.advice)
-
-    def _repr_html_(self) -> str:
-        return in_table("Scaling", self._heading(), self.tables(), self.advice)
+    def _card(self) -> Card:
+        return Card("Scaling", self._heading(), tables=self.tables(), notes=self.advice)
 
 
 def _rule(mean_squared_gate: float) -> str:

@@ -6,71 +6,16 @@ import json
 import os
 import re
 import secrets
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import Final
 
 import xarray as xr
 
 ENGINE: Final = "h5netcdf"
 #: Attributes of the file: what it is, and the Dataset's own attributes as JSON.
 FORMAT, CONTENT = "format", "attrs"
-
-
-@dataclass(frozen=True, eq=False)
-class Stored(ABC):
-    """A result that is one Dataset: it saves, loads and exports with no model at hand."""
-
-    data: xr.Dataset
-
-    FORMAT: ClassVar[str]
-    VERSION: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        self.check()
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise ValueError where an invariant does not hold."""
-
-    def to_xarray(self) -> xr.Dataset:
-        """The Dataset, settings among its attributes."""
-        return self.data.copy()
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a NetCDF file, whole or not at all; `load` reads it with no model at hand.
-
-        Raises:
-            FileNotFoundError: the folder of `path` does not exist.
-            IsADirectoryError: `path` is a folder.
-
-        """
-        write_dataset(self.data, path, self.FORMAT, self.VERSION)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote; nothing in the file is executed or unpickled.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, foreign, or from a newer capalloc.
-
-        """
-        dataset = read_dataset(path, cls.FORMAT, cls.VERSION)
-        try:
-            return cls(dataset)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def check_variables(dataset: xr.Dataset, needed: Iterable[str], maker: str) -> None:
-    """An error that names the variables a Dataset lacks, and what makes one that has them."""
-    missing = sorted(set(needed) - set(map(str, dataset.variables)))
-    if missing:
-        raise ValueError(f"the dataset lacks {missing}; {maker} makes one that has them")
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -85,14 +30,29 @@ def check_target(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends, and is removed if it fails."""
+    """A temporary path beside `path` that replaces it when the block ends, and is removed if it fails.
+
+    What was written is on the disk before the old file goes: a machine that stops leaves one of the two, whole.
+    """
     target = check_target(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        _flush(temporary, os.O_RDWR)
         temporary.replace(target)
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            _flush(target.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path, mode: int) -> None:
+    """Have the operating system put a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, mode)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -111,20 +71,33 @@ def write_dataset(dataset: xr.Dataset, path: str | os.PathLike[str], name: str, 
 
 def read_dataset(path: str | os.PathLike[str], name: str, version: int) -> xr.Dataset:
     """Read into memory what `write_dataset` wrote; nothing in the file is executed or unpickled."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
+    with _readable(path):
         dataset = xr.load_dataset(path, engine=ENGINE)
-    except PermissionError:
-        raise
-    except Exception as error:  # the HDF5 stack raises any type on damaged bytes
-        raise ValueError(f"{path} is damaged or no NetCDF file: {error}") from error
     _check_format(path, str(dataset.attrs.get(FORMAT, "")), name, version)
     try:
         dataset.attrs = json.loads(dataset.attrs[CONTENT])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: its attributes cannot be read ({error})") from error
     return dataset
+
+
+def read_name(path: str | os.PathLike[str]) -> str:
+    """The name of the format that a file says it has, without its version; empty if it says none."""
+    with _readable(path), xr.open_dataset(path, engine=ENGINE) as dataset:
+        return re.sub(r"-\d+$", "", str(dataset.attrs.get(FORMAT, "")))
+
+
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of a block that reads `path`, in words."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        yield
+    except PermissionError:
+        raise
+    except Exception as error:  # the HDF5 stack raises any type on damaged bytes
+        raise ValueError(f"{path} is damaged or no NetCDF file: {error}") from error
 
 
 def _check_format(path: str | os.PathLike[str], found: str, name: str, version: int) -> None:

@@ -1,9 +1,8 @@
-"""Results in words: tables as text and HTML, factors as people say them."""
+"""Results in words: tables as text, factors as people say them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 Tables = Mapping[str, Sequence[Sequence[str]]]  # title -> rows, the header first
 
@@ -27,14 +26,3 @@ def in_lines(tables: Tables, notes: Sequence[str] = ()) -> str:
         lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", *(f"  {note}" for note in notes)] if notes else []
     return "\n".join(lines)
-
-
-def in_table(kind: str, facts: str, tables: Tables, notes: Sequence[str] = ()) -> str:
-    """The same as HTML, with everything escaped."""
-    parts = [f"<strong>capalloc.{escape(kind)}</strong>, {escape(facts)}"]
-    for title, (head, *body) in tables.items():
-        cells = lambda row, tag: "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)  # noqa: E731
-        rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in body)
-        parts.append(f"<table><caption>{escape(title)}</caption><tr>{cells(head, 'th')}</tr>{rows}</table>")
-    parts += [f"<p>{escape(note)}</p>" for note in notes]
-    return f"<div>{''.join(parts)}</div>"

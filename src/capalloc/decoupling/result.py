@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-from capalloc.storage import Stored, check_variables
+from capalloc.display import Card, Shown
+from capalloc.savable import Stored, check_variables
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 #: Levels of the quantiles, and the number of bins of the histograms, of decoupling over pairs.
@@ -35,7 +34,7 @@ FROM_0_TO_1 = (*ESTIMATES, "dead", "saturated")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Decoupling(Stored):
+class Decoupling(Stored, Shown):
     """How far each gate of a network decouples what passes it: 0 as a linear map, 1 totally.
 
     One entry along "layer" for each gate, in order of depth (docs/theory.md, section 3):
@@ -59,7 +58,8 @@ class Decoupling(Stored):
 
     """
 
-    FORMAT, VERSION = "capalloc-decoupling", 1
+    FORMAT = "capalloc-decoupling"
+    ROWS: ClassVar = {"layers": "layer"}
 
     def check(self) -> None:
         """Variables are there, and decouplings in [0, 1]."""
@@ -84,12 +84,6 @@ class Decoupling(Stored):
 
     def __len__(self) -> int:
         return len(self.layers)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per gate, without the distributions."""
-        flat = [name for name, variable in self.data.data_vars.items() if variable.dims == ("layer",)]
-        frame: pd.DataFrame = self.data[flat].to_dataframe()
-        return frame
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw decoupling by depth on `ax`, or on a new figure.
@@ -118,30 +112,18 @@ class Decoupling(Stored):
         ax.legend(loc="best", fontsize="small")
         return ax
 
-    def _cells(self) -> list[list[str]]:
+    def tables(self) -> dict[str, list[list[str]]]:
+        """The rows that a person reads, header first."""
         rows = [["gate", *COLUMNS.values()]]
         for layer in self.layers:
             row = self.data.sel(layer=layer)
             rows.append([layer, *(_cell(row, name) for name in COLUMNS)])
-        return rows
+        return {"gates": rows}
 
-    def _heading(self) -> str:
-        return f"{len(self)} gates on {self.data.attrs.get('num_examples', '?')} examples"
-
-    def __repr__(self) -> str:
-        rows = self._cells()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        notes = [f"note: {note}" for note in self.data.attrs.get("notes", [])]
-        return "\n".join([f"<capalloc.Decoupling, {self._heading()}>", *(f"  {line}" for line in [*lines, *notes])])
-
-    def _repr_html_(self) -> str:
-        head, *body = self._cells()
-        cells = lambda row, tag: "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)  # noqa: E731
-        rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in body)
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.data.attrs.get("notes", []))
-        heading = f"<strong>capalloc.Decoupling</strong>, {escape(self._heading())}"
-        return f"<div>{heading}<table><tr>{cells(head, 'th')}</tr>{rows}</table>{notes}</div>"
+    def _card(self) -> Card:
+        heading = f"{len(self)} gates on {self.data.attrs.get('num_examples', '?')} examples"
+        notes = [str(note) for note in self.data.attrs.get("notes", ())]
+        return Card("Decoupling", heading, tables=self.tables(), notes=notes)
 
 
 def _cell(row: xr.Dataset, name: str) -> str:

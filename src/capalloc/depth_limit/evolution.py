@@ -10,9 +10,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from capalloc.display import Card, Shown
 from capalloc.plots import plot_map
+from capalloc.savable import Savable, axis_frame, check_variables
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 #: Names of the grid's axes, by their number.
@@ -29,7 +32,7 @@ def on_grid(values: NDArray[np.float64], spacing: float, *leading: tuple[str, ND
 
 
 @dataclass(frozen=True, eq=False)
-class Evolution:
+class Evolution(Savable, Shown):
     """Where one unit of capacity is after each block, counted from the output: a law, and what the border absorbed.
 
     Args:
@@ -45,6 +48,9 @@ class Evolution:
     law: xr.DataArray
     absorbed: xr.DataArray
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    FORMAT = "capalloc-evolution"
+    ROWS = ("depths", "positions")
 
     def __post_init__(self) -> None:
         if self.law.dims[:1] != ("depth",) or self.absorbed.dims != ("depth",) or self.law.ndim < 2:
@@ -98,6 +104,41 @@ class Evolution:
         """All of it as a Dataset: `law`, `absorbed`, and the settings as attributes."""
         return xr.Dataset({"law": self.law, "absorbed": self.absorbed}, attrs=dict(self.settings))
 
+    @classmethod
+    def from_xarray(cls, dataset: xr.Dataset) -> Evolution:
+        """The evolution that `to_xarray` was called on.
+
+        Raises:
+            ValueError: a variable is missing, or an invariant does not hold.
+
+        """
+        check_variables(dataset, ("law", "absorbed"), "Evolution.to_xarray()")
+        return cls(dataset["law"], dataset["absorbed"], dict(dataset.attrs))
+
+    def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
+        """A tidy table of the walk.
+
+        Args:
+            rows: "depths", a row for each number of blocks passed: `absorbed`, and by axis `mean_...` and
+                `deviation_...`, in pixels; "positions", a row for each depth and position, with its `probability`.
+
+        Raises:
+            ValueError: other rows.
+
+        """
+        return super().to_pandas(rows)
+
+    def _frame(self, rows: str) -> pd.DataFrame:
+        if rows == "positions":
+            return self.law.rename("probability").to_dataframe(dim_order=["depth", *self.space]).reset_index()
+        moments = {"mean": self.mean, "deviation": self.deviation}
+        columns = {
+            f"{name}_{axis}": values.sel(axis=axis, drop=True)
+            for name, values in moments.items()
+            for axis in self.space
+        }
+        return axis_frame(xr.Dataset({"absorbed": self.absorbed, **columns}), "depth")
+
     def plot(self, ax: Axes | None = None, title: str = "", depth: int = -1) -> Axes:
         """Draw the law at one depth: a line, or a map summed over the leading axes.
 
@@ -122,6 +163,19 @@ class Evolution:
 
     def _axis(self, name: str) -> xr.DataArray:
         return xr.DataArray(list(self.space), dims=name, name=name)
+
+    def _card(self) -> Card:
+        rows = [["axis", "mean", "standard deviation"]]
+        ends = zip(self.space, self.mean.to_numpy()[-1], self.deviation.to_numpy()[-1], strict=True)
+        rows += [[name, f"{mean:.4g}", f"{deviation:.4g}"] for name, mean, deviation in ends]
+        return Card(
+            "depth_limit.Evolution",
+            f"{self.law.sizes['depth'] - 1} blocks",
+            facts={**self.settings, "absorbed": f"{float(self.absorbed[-1]):.4g}"},
+            tables={"at the inputs, in pixels": rows},
+            map=self.final * 100,
+            label="percent at the inputs",
+        )
 
     def __repr__(self) -> str:
         size = " x ".join(f"{name} {self.law.sizes[name]}" for name in self.space)

@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 
 from capalloc.energy.capture import Graph, module_path
 from capalloc.energy.gate_ranks import COPIES, MOVES, PIECES, SUMS
+from capalloc.energy.rules.registry import DECOUPLING
 from capalloc.energy.structure import Side, Structure, arguments, nodes_in
 
 Products = Mapping[str, Side]
@@ -70,6 +71,10 @@ class Carriers:
     def reparametrised(self) -> frozenset[Node]:
         """Parameters that reach the model through a function of their entries."""
         return frozenset(self.bent.values())
+
+    def gates(self, node: Node) -> bool:
+        """Whether a node decouples what goes through it."""
+        return node.target in DECOUPLING or node in self.activations
 
     def feeds(self, node: Node) -> list[Node]:
         """The nodes whose paths go on through `node`, parameters among them."""

@@ -19,7 +19,7 @@ from capalloc.energy.capture import Graph
 from capalloc.energy.carriers import Activation, Carriers
 from capalloc.energy.evaluate import Values, evaluate, fill, invoke
 from capalloc.energy.gate_ranks import PRODUCTS
-from capalloc.energy.rules import DECOUPLING, bind
+from capalloc.energy.rules import bind
 from capalloc.energy.rules.norms import NORMS, normalise
 from capalloc.problem import random_signs
 
@@ -60,7 +60,7 @@ class Decoupled:
         return out
 
     def _is_gate(self, node: Node) -> bool:
-        return node in self.carriers.signals and (node.target in DECOUPLING or node in self.carriers.activations)
+        return node in self.carriers.signals and self.carriers.gates(node)
 
     def _amplitude(self, node: Node, values: Values, amplitudes: Values, signs: Iterator[Tensor]) -> Any:
         frozen = self.carriers.frozen.get(node, frozenset())

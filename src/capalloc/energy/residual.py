@@ -19,7 +19,6 @@ from torch.fx import Node
 from capalloc.energy.capture import Graph, module_path
 from capalloc.energy.carriers import Carriers
 from capalloc.energy.gate_ranks import COPIES, MOVES, PIECES, SUMS
-from capalloc.energy.rules import DECOUPLING
 
 aten = torch.ops.aten
 #: Operators that a factor goes through, if it is positive.
@@ -74,7 +73,7 @@ class Trails:
 
     def is_gate(self, node: Node) -> bool:
         """Whether a node decouples what goes through it."""
-        return node in self.order and (node.target in DECOUPLING or node in self.carriers.activations)
+        return node in self.order and self.carriers.gates(node)
 
     def weights(self, node: Node) -> list[str]:
         """Names of the parameters that a node's paths go through there."""

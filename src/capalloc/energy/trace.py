@@ -19,7 +19,7 @@ from capalloc.energy.carriers import Carriers, find
 from capalloc.energy.channels import GROUND
 from capalloc.energy.gates import GateSource, gaussian_squared_slope, squared_slope
 from capalloc.energy.program import Energy, Program
-from capalloc.energy.rules import DECOUPLING, RULES, Call, Traced, bind, invoke, linear_operator, value_of
+from capalloc.energy.rules import RULES, Call, Traced, bind, invoke, linear_operator, value_of
 from capalloc.energy.sharing import relate_uses
 
 
@@ -139,7 +139,7 @@ def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSo
     if node in carriers.bent:
         return Traced(result, _made_of(program, known[carriers.bent[node]], result))
     call = Call(node.target, arguments, program, gates, module_path(node), result)  # type: ignore[arg-type]
-    if node.target in DECOUPLING or node in carriers.activations:
+    if carriers.gates(node):
         gated = {carriers.activations[node].root} if node in carriers.activations else set(node.all_input_nodes)
         energies = [known[used].energy for used in gated]
         program.decoupled += [e for e in energies if isinstance(e, Energy) and e.is_signal]

@@ -1,6 +1,6 @@
 """Rows of constraints of all examples, block by block.
 
-Index convention: a block is (rows, params) with rows running over (examples, outputs, directions).
+Index convention: a block is (rows, params) with rows running over (outputs, examples, directions).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from capalloc.dense import Block
 from capalloc.jacobian.choose import Choice
 from capalloc.jacobian.directions import InputMetric
 from capalloc.memory import Plan
 from capalloc.problem import Problem
+from capalloc.rows import Block, block_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Constraints:
         for index in range(first, math.ceil(len(self.x) / size)):
             x, replay = self.x[index * size : (index + 1) * size], partial(self.replay, self.offset + index)
             for directions in itertools.islice(self.space.chunks(self.plan.chunk), skipped, None):
-                parts = self.choice.jacobian(x, directions, replay)
-                yield self.rows(parts), directions.slots.repeat(_num_rows(parts))
+                rows = self.rows(self.choice.jacobian(x, directions, replay))
+                outputs, examples = rows.shape[:2]
+                yield block_of(rows.flatten(0, 2), directions.slots.repeat(outputs * examples), outputs)
             skipped = 0
 
     def __len__(self) -> int:
@@ -56,18 +57,15 @@ class Constraints:
         return math.ceil(self.space.num_inputs / self.plan.chunk)
 
     def rows(self, parts: dict[str, Tensor]) -> Tensor:
-        """Parameter tensors side by side, scaled so that C'C is a mean over examples: (rows, params)."""
-        columns = [parts[name].flatten(3).flatten(0, 2) for name in self.problem.params]
-        rows = torch.cat(columns, dim=1).div_(math.sqrt(self.num_examples))
+        """Parameter tensors side by side, scaled so that C'C is a mean over examples: (o, e, d, params)."""
+        ordered = [parts[name].transpose(0, 1) for name in self.problem.params]
+        sizes = [p.numel() for p in self.problem.params.values()]
+        rows = ordered[0].new_empty(*ordered[0].shape[:3], sum(sizes))
+        for part, into in zip(ordered, rows.split(sizes, 3), strict=True):
+            torch.mul(part, 1 / math.sqrt(self.num_examples), out=into.view(part.shape))
         if not torch.isfinite(rows.sum()):  # one pass, and no mask as large as the rows
             raise ValueError(
                 "the mixed derivative of outputs with respect to parameters and inputs holds NaN or inf; "
                 "look for square roots, logarithms or divisions at zero in the model"
             )
         return rows
-
-
-def _num_rows(parts: dict[str, Tensor]) -> int:
-    """Examples times outputs."""
-    examples, outputs = next(iter(parts.values())).shape[:2]
-    return examples * outputs

@@ -25,6 +25,8 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from capalloc.jacobian.directions import Directions, InputMetric
 from capalloc.jacobian.elementary import Elementary
 from capalloc.jacobian.loop import LoopJacobian, differentiable
+from capalloc.jacobian.piecewise import PiecewiseOperator
+from capalloc.jacobian.rows import directions_of, own_values, slots_of, split, times_root
 from capalloc.jacobian.structured import Replay
 from capalloc.problem import Problem
 
@@ -33,6 +35,16 @@ _jvp: Callable[..., Any] = jvp
 _vjp: Callable[..., Any] = vjp
 #: Relative error up to which two float64 products that should be equal count as equal.
 AGREEMENT = 1e-8
+
+
+class Bound(Protocol):
+    """Products with the constraints of one batch."""
+
+    def apply(self, w: Tensor, /) -> Tensor:
+        """C w: (k, params) to (k, o, e, s)."""
+
+    def adjoint(self, r: Tensor, /) -> Tensor:
+        """C' r: (k, o, e, s) to (k, params)."""
 
 
 class ConstraintOperator(Protocol):
@@ -50,11 +62,32 @@ class ConstraintOperator(Protocol):
     def name(self) -> str:
         """How it differentiates."""
 
+    def at(self, x: Tensor, units: Tensor, replay: Replay) -> Bound:
+        """The constraints of a batch, ready for products."""
+
     def apply(self, w: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
         """C w: (k, params) to (k, o, e, s)."""
 
     def adjoint(self, r: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
         """C' r: (k, o, e, s) to (k, params)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A batch and its operator: nothing is kept between products."""
+
+    operator: ConstraintOperator
+    x: Tensor
+    units: Tensor
+    replay: Replay
+
+    def apply(self, w: Tensor) -> Tensor:
+        """C w."""
+        return self.operator.apply(w, self.x, self.units, self.replay)
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        """C' r."""
+        return self.operator.adjoint(r, self.x, self.units, self.replay)
 
 
 @dataclass(frozen=True)
@@ -64,6 +97,10 @@ class ForwardOperator:
     problem: Problem
     space: InputMetric
     name: str = "forward"
+
+    def at(self, x: Tensor, units: Tensor, replay: Replay) -> Bound:
+        """The constraints of a batch."""
+        return Given(self, x, units, replay)
 
     def apply(self, w: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
         """C w."""
@@ -120,6 +157,10 @@ class ReverseOperator:
     space: InputMetric
     name: str = "reverse"
 
+    def at(self, x: Tensor, units: Tensor, replay: Replay) -> Bound:
+        """The constraints of a batch."""
+        return Given(self, x, units, replay)
+
     def apply(self, w: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
         """C w."""
         r = x.new_zeros(len(units), len(x), self.space.num_slots, requires_grad=True)
@@ -156,45 +197,10 @@ class ReverseOperator:
 
 #: By name, the fastest first.
 OPERATORS: dict[str, Callable[[Problem, InputMetric], ConstraintOperator]] = {
+    "piecewise": PiecewiseOperator,
     "forward": ForwardOperator,
     "reverse": ReverseOperator,
 }
-
-
-def own_values(problem: Problem) -> dict[str, Tensor]:
-    """The selected parameters' own values."""
-    return {name: p.detach() for name, p in problem.params.items()}
-
-
-def split(problem: Problem, vector: Tensor) -> dict[str, Tensor]:
-    """A vector over all parameters, (params), as tensors by name."""
-    parts = vector.split([p.numel() for p in problem.params.values()])
-    return {name: part.view_as(p) for (name, p), part in zip(problem.params.items(), parts, strict=True)}
-
-
-def slots_of(space: InputMetric, slope: Tensor, value: Tensor, x: Tensor) -> Tensor:
-    """Rows from changes of the slopes (o, e, *inputs) and of the outputs (o, e): (o, e, s)."""
-    flat = slope.flatten(2)
-    rows = times_root(space, flat)
-    if not space.intercept:
-        return rows
-    constant = value - (flat * x.flatten(1)).sum(2)
-    return torch.cat([rows, constant[..., None]], 2)
-
-
-def directions_of(space: InputMetric, r: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The transpose: rows (..., o, e, s) to input directions (..., o, e, *inputs) and weights of the output."""
-    n = space.num_inputs
-    v = times_root(space, r[..., :n])
-    constant = r[..., n] if space.intercept else r.new_zeros(r.shape[:-1])
-    return (v - x.flatten(1) * constant[..., None]).unflatten(-1, space.shape), constant
-
-
-def times_root(space: InputMetric, flat: Tensor) -> Tensor:
-    """S^(1/2) along the last axis."""
-    if space.root is None:
-        return flat
-    return flat * space.root if space.root.ndim == 1 else flat @ space.root
 
 
 def recast(operator: ConstraintOperator, dtype: torch.dtype) -> ConstraintOperator:

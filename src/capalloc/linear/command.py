@@ -1,48 +1,56 @@
-"""The command `capalloc linear-study`."""
+"""The work of the command `capalloc linear-study`."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Annotated
 
 import matplotlib.pyplot as plt
-import typer
+import pandas as pd
 import xarray as xr
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from capalloc.linear.study import ARCHITECTURES, FORMAT, PROCESSES, VERSION, Settings, linear_study
+from capalloc.commands.as_json import print_json, records
+from capalloc.linear.study import FORMAT, VERSION, Settings, linear_study
 from capalloc.linear.study_page import columns, groups, page
 from capalloc.linear.study_plot import plot_study
 from capalloc.storage import atomically, write_dataset, write_text
+from capalloc_cli.group import say
 
 NAME = "linear-study"
 DEFAULT = Settings()
 
 
 def run_linear_study(
-    out: Annotated[Path, typer.Option(help="Folder for NetCDF, PNG and HTML, and for finished cells.")] = Path(NAME),
-    architecture: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ARCHITECTURES)}; all.")] = None,
-    process: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PROCESSES)}; all.")] = None,
-    lags: Annotated[int, typer.Option(min=1, help="Values of the window.")] = DEFAULT.lags,
-    steps: Annotated[int, typer.Option(min=1, help="Steps ahead to predict.")] = DEFAULT.steps,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights.")] = DEFAULT.seed,
-    restarts: Annotated[int, typer.Option(min=1, help="Initial weights to train from.")] = DEFAULT.restarts,
-    root: Annotated[str, typer.Option(help="symmetric or cholesky (innovations).")] = DEFAULT.root,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    out: Path = Path(NAME),
+    architecture: list[str] | None = None,
+    process: list[str] | None = None,
+    lags: int = DEFAULT.lags,
+    steps: int = DEFAULT.steps,
+    seed: int = DEFAULT.seed,
+    restarts: int = DEFAULT.restarts,
+    root: str = DEFAULT.root,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Capacity against lag of linear architectures trained on processes of different memory.
-
-    Started again with the same settings, it goes on where it was cut short.
-    """
+    """Run the study, write it to the folder `out`, and print a summary; finished cells there are not run again."""
     settings = Settings(lags=lags, steps=steps, seed=seed, restarts=restarts, root=root)  # type: ignore[arg-type]
     study = linear_study(settings, architecture, process, cells=out / "cells", progress=not quiet)
     write_study(study, out)
-    console = Console()
-    console.print(summary(study))
-    console.print(f"wrote {out / NAME}.nc, .png and .html", markup=False, soft_wrap=True)
+    if as_json:
+        print_json({"settings": study.attrs, "cells": records(cells(study))})
+    else:
+        Console().print(summary(study))
+    if not quiet:
+        say(f"wrote {out / NAME}.nc, .png and .html")
+
+
+def cells(study: xr.Dataset) -> pd.DataFrame:
+    """A row for each architecture and process."""
+    numbers = [name for name, v in study.data_vars.items() if set(v.dims) == {"architecture", "process"}]
+    return study[numbers].to_dataframe()
 
 
 def write_study(study: xr.Dataset, folder: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from capalloc.storage import Stored, check_variables
-from capalloc.words import heading, in_lines, in_table
+from capalloc.display import Card, Shown
+from capalloc.savable import Stored, check_variables
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 KINDS = ("independent", "nearby")
@@ -25,7 +24,7 @@ SHATTERED = 0.01
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Shattering(Stored):
+class Shattering(Stored, Shown):
     """How far the gradients at different inputs are alike, measured and predicted (docs/theory.md, section 6).
 
     Along "place" (the inputs, sums of residual blocks, entries of gates; inputs first), correlations of the gradients
@@ -48,6 +47,7 @@ class Shattering(Stored):
     """
 
     FORMAT = "capalloc-shattering"
+    ROWS: ClassVar = {"places": "place", "gates": "gate", "distances": "distance"}
 
     def check(self) -> None:
         """Variables are there, and no share of path energy is negative."""
@@ -79,11 +79,6 @@ class Shattering(Stored):
             f"measured, {self.index:.3g} decouplings on a path, most at {', '.join(worst)}; give paths a way around "
             "gates (residual branches times 1/sqrt(depth))"
         ]
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row for each place."""
-        frame: pd.DataFrame = self.data[["kind", *MEASURED, *PREDICTED]].to_dataframe()
-        return frame
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the correlations of gradients by depth, on `ax` or on a new figure; bars are two standard errors.
@@ -135,11 +130,8 @@ class Shattering(Stored):
     def _heading(self) -> str:
         return f"index {self.index:.3g}, correlation of gradients {self.correlation:.3g}"
 
-    def __repr__(self) -> str:
-        return heading("Shattering", self._heading()) + in_lines(self.tables(), self.advice)
-
-    def _repr_html_(self) -> str:
-        return in_table("Shattering", self._heading(), self.tables(), self.advice)
+    def _card(self) -> Card:
+        return Card("Shattering", self._heading(), tables=self.tables(), notes=self.advice)
 
 
 def _losses(result: Shattering) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -25,6 +25,16 @@ WINDOW = 3
 
 
 @dataclass(frozen=True)
+class Mark:
+    """An earlier iterate, to tell from it how far the last one has still to go."""
+
+    solution: Tensor
+    residual: Tensor
+    energy: float
+    iterations: int
+
+
+@dataclass(frozen=True)
 class Iterate:
     """Everything that the next iteration needs: plain tensors and numbers."""
 
@@ -33,6 +43,7 @@ class Iterate:
     directions: Tensor  # (at most k, n)
     gains: tuple[float, ...] = ()  # growth of the sum of w'u in each iteration
     energy: float = 0.0  # sum of w'u
+    marks: tuple[Mark, ...] = ()
 
     @property
     def iterations(self) -> int:
@@ -41,19 +52,8 @@ class Iterate:
 
     @property
     def missing(self) -> float:
-        """Estimate of the squared error in the norm of A, summed over solutions.
-
-        A geometric series of gains, at a rate half as far from 1 as the last ones': convergence slows down as what is
-        easy has been found.
-        """
-        if len(self.gains) <= WINDOW:
-            return float("inf")
-        first, last = self.gains[-1 - WINDOW], self.gains[-1]
-        if last <= 0:
-            return 0.0
-        rate = min((last / first) ** (1 / WINDOW), 0.98) if first > 0 else 0.98
-        slower = (1 + rate) / 2
-        return last * slower / (1 - slower)
+        """Estimate of the squared error in the norm of A, summed over solutions."""
+        return missing_of(self.gains, WINDOW)
 
     def error(self, ridge: float = 0.0) -> float:
         """What is missing relative to w'(A - ridge) w, the part of the energy that is not the ridge's.
@@ -86,14 +86,44 @@ def step(now: Iterate, product: Apply, precondition: Apply) -> Iterate:
     Z = precondition(residual)
     b = torch.linalg.solve(curvature, Q @ Z.T)
     directions = whitened(Z - b.T @ P)
-    return Iterate(now.w + a.T @ P, residual, directions, (*now.gains, gain), now.energy + gain)
+    marks = marked(now.marks, Mark(now.w, now.residual, now.energy, now.iterations), WINDOW)
+    return Iterate(now.w + a.T @ P, residual, directions, (*now.gains, gain), now.energy + gain, marks)
+
+
+def marked(marks: tuple[Mark, ...], now: Mark, window: int) -> tuple[Mark, ...]:
+    """The last two marks, `window` iterations apart: the first is at least as old, once there are two."""
+    if marks and now.iterations < marks[-1].iterations + window:
+        return marks
+    return (*marks, now)[-2:]
+
+
+def missing_of(gains: tuple[float, ...], window: int) -> float:
+    """What is still to come of a sum of gains.
+
+    A geometric series, at a rate half as far from 1 as that of the last `window` gains: convergence slows down as what
+    is easy has been found.
+    """
+    if len(gains) <= window:
+        return float("inf")
+    first, last = gains[-1 - window], gains[-1]
+    if last <= 0:
+        return 0.0
+    rate = min((last / first) ** (1 / window), 0.98) if first > 0 else 0.98
+    slower = (1 + rate) / 2
+    return last * slower / (1 - slower)
 
 
 def whitened(P: Tensor) -> Tensor:
     """An orthonormal basis of the span of the rows, dependent ones dropped."""
+    return whitening(P) @ P
+
+
+def whitening(P: Tensor) -> Tensor:
+    """What turns rows into an orthonormal basis of their span, dependent ones dropped: (at most k, k)."""
     lengths = P.norm(dim=1, keepdim=True)
-    P = P / torch.where(lengths > 0, lengths, 1)
-    values, vectors = torch.linalg.eigh(P @ P.T)
+    lengths = torch.where(lengths > 0, lengths, 1)
+    unit = P / lengths
+    values, vectors = torch.linalg.eigh(unit @ unit.T)
     keep = values > max(DEPENDENT * float(values[-1]), torch.finfo(P.dtype).tiny)
-    basis: Tensor = (vectors[:, keep] / values[keep].sqrt()).T @ P
+    basis: Tensor = (vectors[:, keep] / values[keep].sqrt()).T / lengths.T
     return basis

@@ -16,6 +16,10 @@ from capalloc.stochastic.settings import Settings
 PRODUCT_BYTES = 2**28
 #: Blocks of parameter vectors alive at once: the iterate's, the product's, the preconditioner's and their sums.
 BLOCKS = 12
+#: The same where vectors are rows: they are pulled back to parameters for products and at the end.
+PULLED = 6
+#: Share of the free memory that sensitivities of all batches may take.
+HELD = 0.25
 #: Probes solved for together, at most.
 WIDEST = 64
 #: Tensors of activations alive at once for each output and vector, and for each example beside.
@@ -30,6 +34,7 @@ class Cut:
     vectors: int
     block: int
     forecast: int
+    hold: bool = False  # every batch's sensitivities, from the first product to the last
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Load:
     slots: int
     params: int
     bytes_per_number: int
+    rows: int = 0  # of all examples; none known
 
     def product(self, batch_size: int, vectors: int) -> int:
         """Bytes of one product."""
@@ -50,10 +56,18 @@ class Load:
 
     def vectors(self, block: int) -> int:
         """Bytes of the solver's vectors, and of the inner products by slot."""
-        return FLOAT64 * ((BLOCKS * block + 4) * self.params + 3 * self.slots * block**2)
+        if 0 < self.rows < self.params:
+            own = 2 * BLOCKS * block * self.rows + PULLED * block * self.params
+        else:
+            own = (BLOCKS * block + 4) * self.params
+        return FLOAT64 * (own + 5 * self.slots * block**2)
+
+    def held(self, num_examples: int) -> int:
+        """Bytes of all examples' activations and sensitivities."""
+        return num_examples * self.bytes_per_number * self.elements * (PER_EXAMPLE + self.outputs)
 
 
-def load_of(operator: ConstraintOperator, outputs: int) -> Load:
+def load_of(operator: ConstraintOperator, outputs: int, num_examples: int) -> Load:
     """By one run over one example."""
     problem = operator.problem
     scan = Scan({id(p): name for name, p in problem.params.items()})
@@ -61,7 +75,8 @@ def load_of(operator: ConstraintOperator, outputs: int) -> Load:
         problem(problem.probe)
     size = torch.finfo(problem.dtype).bits // 8
     elements = scan.elements + problem.probe.numel()
-    return Load(elements, outputs, operator.space.num_slots, problem.num_params, size)
+    slots = operator.space.num_slots
+    return Load(elements, outputs, slots, problem.num_params, size, num_examples * outputs * slots)
 
 
 def make_cut(load: Load, x: Tensor, settings: Settings, batch_size: int | str) -> Cut:
@@ -94,7 +109,9 @@ def make_cut(load: Load, x: Tensor, settings: Settings, batch_size: int | str) -
     else:
         size = min(batch_size, len(x))
         require(load.product(size, vectors), room, f"a batch of {size} examples", 'lower batch_size or leave it "auto"')
-    return Cut(size, vectors, block, fixed + load.product(size, vectors))
+    held = load.held(len(x))
+    hold = held < HELD * budget
+    return Cut(size, vectors, block, fixed + load.product(size, vectors) + hold * held, hold)
 
 
 def first_block(num_params: int) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from tqdm.auto import tqdm
 from capalloc.allocation import Allocation
 from capalloc.distributed import Reducer
 from capalloc.jacobian import InputMetric
-from capalloc.jacobian.operator import choose_operator, recast
-from capalloc.partitions import Partition, _labels, patches
+from capalloc.jacobian.operator import OPERATORS, ConstraintOperator, choose_operator, recast
+from capalloc.partitions import Partition, labels, patches
 from capalloc.passes import ALONE, Passes
 from capalloc.problem import Problem, axis_names
-from capalloc.stochastic.cg import Iterate
+from capalloc.stochastic.cg import Iterate, Mark
 from capalloc.stochastic.cut import Cut, load_of, make_cut
+from capalloc.stochastic.fit import Fit
 from capalloc.stochastic.kronecker import Kronecker
 from capalloc.stochastic.lanczos import Quadrature, Recurrence, quadrature
 from capalloc.stochastic.products import Products, silent
@@ -33,8 +35,11 @@ from capalloc.stochastic.tally import Tallies, Tally
 
 #: A patch of 4 x 4 inputs, or as many of a single axis.
 PATCH, PATCH_OF_ONE_AXIS = (4, 4), (16,)
+#: Examples whose gates are looked at together, and the relative difference that says that they move: float32 rounding
+#: is below it.
+CHECKED, APART = 8, 1e-3
 #: What a state is made of.
-STORED = (Cut, State, Round, Solved, Tallies, Tally, Iterate, Recurrence)
+STORED = (Cut, State, Round, Solved, Tallies, Tally, Iterate, Fit, Mark, Recurrence)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ def measure_stochastic(
     products = replace(products, batch_size=cut.batch_size, vectors=cut.vectors)
     seconds = seconds_of_product(products, cut)
     parts = parts_of_slots(products.operator.space, partition).to(products.x.device)
-    run = Run(shared(products, passes.reducer), Kronecker(()), settings, parts, cut.block)
+    whole, products = products, shared(products, passes.reducer)
+    products = products.prepared() if cut.hold else products
+    run = Run(products, Kronecker(()), settings, parts, cut.block)
 
     def solve_for_all() -> State:
         before, state = passes.stood("solve") or (0.0, None)
@@ -82,7 +89,7 @@ def measure_stochastic(
         with tqdm(desc="measure", unit="solve step", disable=_hidden(settings.progress)) as bar:
             own = replace(
                 run,
-                preconditioner=precondition(products),
+                preconditioner=Kronecker(()) if run.products.fewer_rows else precondition(whole),
                 deadline=math.inf if settings.max_seconds is None else began + settings.max_seconds,
                 tick=bar.update,
                 keep=lambda state: passes.stand("solve", (time.perf_counter() - began, state)),
@@ -130,13 +137,31 @@ def products_of(
     """Products with the constraints of the examples, cut to the memory."""
     operator = choose_operator(problem, space, x[:1].to(problem.dtype), lambda: replay(0))
     operator = recast(operator, x.dtype)
+    if gates_move(operator, x, replay):
+        operator = OPERATORS["forward"](operator.problem, operator.space)
     num_outputs = operator.problem(x[:1]).shape[1]
     probes = settings.probes_of(num_outputs)
-    cut = make_cut(load_of(operator, probes or num_outputs), x, settings, batch_size)
+    cut = make_cut(load_of(operator, probes or num_outputs, len(x)), x, settings, batch_size)
     products = Products(
         operator, x, cut.batch_size, cut.vectors, num_outputs, probes, replay, settings.seed, num_examples=len(x)
     )
     return products, cut
+
+
+def gates_move(operator: ConstraintOperator, x: Tensor, replay: Callable[[int], AbstractContextManager[None]]) -> bool:
+    """Whether piecewise products are wrong at any example, by one product with each in forward mode beside."""
+    if operator.name != "piecewise":
+        return False
+    other = OPERATORS["forward"](operator.problem, operator.space)
+    random = torch.Generator().manual_seed(0)
+    for index, one in enumerate(x.split(CHECKED)):
+        shape = (1, 1, len(one), operator.space.num_slots)
+        rows = torch.randn(shape, generator=random).to(one)
+        units = torch.randn(1, len(one), operator.problem(one[:1]).shape[1], generator=random).to(one)
+        here, there = (o.adjoint(rows, one, units, partial(replay, index)) for o in (operator, other))
+        if (here - there).norm() > APART * there.norm():
+            return True
+    return False
 
 
 def seconds_of_product(products: Products, cut: Cut) -> float:
@@ -159,8 +184,8 @@ def parts_of_slots(space: InputMetric, partition: Partition | None) -> Tensor:
     blank = xr.DataArray(np.zeros(shape), dims=axis_names(len(shape)))
     if partition is None:
         partition = patches(*(PATCH if len(shape) > 1 else PATCH_OF_ONE_AXIS))
-    labels = _labels(blank, partition).broadcast_like(blank).transpose(*blank.dims).to_numpy().ravel()
-    parts = np.unique(labels, return_inverse=True)[1].ravel()
+    given = labels(blank, partition).broadcast_like(blank).transpose(*blank.dims).to_numpy().ravel()
+    parts = np.unique(given, return_inverse=True)[1].ravel()
     return torch.cat([torch.as_tensor(parts), torch.full((int(space.intercept),), -1)])
 
 
@@ -169,31 +194,43 @@ def allocation(found: Measured, index: int, attrs: dict[str, Any]) -> Allocation
     run, solved, p = found.run, found.state.solved[index], found.num_params
     problem, space = run.products.operator.problem, run.products.operator.space
     n, axes = space.num_inputs, axis_names(len(space.shape))
-    values, errors = _numpy(solved.tallies.slots.mean), _numpy(solved.tallies.slots.standard_error(p))
-    tensors = solved.tallies.tensors
+    errors = _numpy(solved.tallies.slots.standard_error(run.dimension))
+    tensor_errors = _numpy(solved.tallies.tensors.standard_error(math.inf))
+    values, tensors = means_of(solved.tallies, tensor_errors)
     shaped = (axes, errors[:n].reshape(space.shape))
     names = list(problem.params)
     return Allocation(
         capacity=xr.DataArray(values[:n].reshape(space.shape), dims=axes).assign_coords(standard_error=shaped),
         bias=float(values[n:].sum()),
-        by_parameter=xr.DataArray(_numpy(tensors.mean), dims="parameter", coords={"parameter": names}),
-        spectrum=None if found.spectrum is None else spectrum_of(found.spectrum, p),
+        by_parameter=xr.DataArray(tensors, dims="parameter", coords={"parameter": names}),
+        spectrum=None if found.spectrum is None else spectrum_of(found.spectrum, min(p, run.products.num_rows)),
         attrs=attrs
         | facts(found, solved, run.settings.ridges[index])
         | {
             "bias_standard_error": float(errors[n:].sum()),
-            "by_parameter_standard_error": dict(zip(names, _numpy(tensors.standard_error(p)).tolist(), strict=True)),
+            "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),
         },
     )
+
+
+def means_of(found: Tallies, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Capacities of slots and of tensors, none below zero.
+
+    Tensors sum to what slots sum to: the difference falls on them in proportion to their variances, `errors` squared.
+    """
+    slots, tensors = _numpy(found.slots.mean).clip(0), _numpy(found.tensors.mean)
+    weights = errors**2 / max((errors**2).sum(), np.finfo(float).tiny)
+    tensors = (tensors + weights * (slots.sum() - tensors.sum())).clip(0)
+    return slots, tensors * (slots.sum() / tensors.sum() if tensors.sum() > 0 else 0.0)
 
 
 def facts(found: Measured, solved: Solved, ridge: float) -> dict[str, Any]:
     """What is written down about the answer at one ridge."""
     p, run, total = found.num_params, found.run, solved.tallies.total
-    reached = solved.tallies.relative_error(p)
+    reached = solved.tallies.relative_error(run.dimension)
     extra: dict[str, Any] = {}
     if found.spectrum is not None:
-        bounds = found.spectrum.total(ridge, p)
+        bounds = found.spectrum.total(ridge, min(p, run.products.num_rows))
         extra["spectrum_total"] = [bounds.lower, bounds.upper]
         extra["spectrum_total_standard_error"] = bounds.standard_error
     return extra | {
@@ -204,7 +241,7 @@ def facts(found: Measured, solved: Solved, ridge: float) -> dict[str, Any]:
         "batch_size": found.cut.batch_size,
         "num_probes": total.probes,
         "output_probes": run.products.output_probes,
-        "total_standard_error": float(total.standard_error(p)[0]),
+        "total_standard_error": float(total.standard_error(run.dimension)[0]),
         "relative_standard_error": reached,
         "stopped_by": found.state.reason,
         "iterations": solved.iterations,

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from capalloc.jacobian.operator import ConstraintOperator
+from capalloc.jacobian.operator import Bound, ConstraintOperator
 from capalloc.problem import random_signs
 
 #: Sums a tensor over the processes that share the examples; alone, the identity.
@@ -56,6 +56,7 @@ class Products:
     seed: int
     num_examples: int  # of all processes
     offset: int = 0  # examples of the processes before this one
+    ready: tuple[Bound, ...] = ()  # the constraints of every batch, where memory holds them
     reduce: Reduce = alone
     announce: Callable[..., object] = silent
 
@@ -63,6 +64,11 @@ class Products:
     def num_params(self) -> int:
         """p."""
         return self.operator.problem.num_params
+
+    @property
+    def num_rows(self) -> int:
+        """Of C."""
+        return self.num_examples * self.rows_per_example
 
     @property
     def rows_per_example(self) -> int:
@@ -86,7 +92,12 @@ class Products:
     def gram(self, w: Tensor) -> Tensor:
         """G w, (k, params)."""
         self.announce("gram", w)
-        return self._sum(lambda batch, part: self.adjoint(batch, self.apply(batch, part)), w) / self.num_examples
+        total = torch.zeros_like(w)
+        for batch in self.batches():
+            at = self._at(batch)
+            for part, into in zip(w.split(self.vectors), total.split(self.vectors), strict=True):
+                into += at.adjoint(at.apply(part.to(batch.x.dtype))).double()
+        return self.reduce(total) / self.num_examples
 
     def noise(self, number: int, count: int) -> Tensor:
         """C' xi for `count` draws of standard normal rows: N(0, G) each."""
@@ -112,13 +123,63 @@ class Products:
             inner += (by_slot @ by_slot.mT).double()
         return self.reduce(total) / self.num_examples, self.reduce(inner) / self.num_examples
 
+    def pull(self, rows: Tensor) -> Tensor:
+        """C' rows: (k, rows) of all processes to (k, params)."""
+        self.announce("pull", rows)
+        each = self._by_example(rows)
+        total = torch.zeros(len(rows), self.num_params, dtype=torch.float64, device=rows.device)
+        for batch in self.batches():
+            own = each[:, :, batch.first : batch.first + len(batch.x)].to(batch.x.dtype)
+            for part, into in zip(own.split(self.vectors), total.split(self.vectors), strict=True):
+                into += self.adjoint(batch, part)
+        return self.reduce(total) / math.sqrt(self.num_examples)
+
+    def push(self, w: Tensor) -> Tensor:
+        """C w: (k, params) to (k, rows) of all processes."""
+        self.announce("push", w)
+        rows = torch.zeros(len(w), self.num_rows, dtype=torch.float64, device=w.device)
+        each = self._by_example(rows)
+        for batch in self.batches():
+            for part, into in zip(w.split(self.vectors), each.split(self.vectors), strict=True):
+                into[:, :, batch.first : batch.first + len(batch.x)] = self.apply(batch, part).double()
+        return self.reduce(rows) / math.sqrt(self.num_examples)
+
+    def kernel(self, y: Tensor) -> Tensor:
+        """K y = C C' y, (k, rows)."""
+        return self.push(self.pull(y))
+
+    def signs(self, number: int, count: int) -> Tensor:
+        """Rows of random signs, (k, rows): each example's own whatever process it is on."""
+        shape = (count, self.rows_per_example // self.operator.space.num_slots, self.operator.space.num_slots)
+        each = [
+            torch.randint(2, shape, generator=self.generator(5, number, k), dtype=torch.int8)
+            for k in range(self.num_examples)
+        ]
+        return (2 * torch.stack(each, 2).to(self.x.device).double() - 1).flatten(1)
+
+    def by_slot(self, rows: Tensor) -> Tensor:
+        """Rows (k, rows) as (s, k, rows of the slot)."""
+        return self._by_example(rows).permute(3, 0, 1, 2).flatten(2)
+
+    def prepared(self) -> Products:
+        """With the constraints of every batch at hand, for as long as this is."""
+        return replace(self, ready=tuple(self._at(batch) for batch in self.batches()))
+
+    def _by_example(self, rows: Tensor) -> Tensor:
+        return rows.view(len(rows), -1, self.num_examples, self.operator.space.num_slots)
+
     def apply(self, batch: Batch, w: Tensor) -> Tensor:
         """Rows of one batch, undivided."""
-        return self.operator.apply(w.to(batch.x.dtype), batch.x, batch.units, partial(self.replay, batch.index))
+        return self._at(batch).apply(w.to(batch.x.dtype))
 
     def adjoint(self, batch: Batch, rows: Tensor) -> Tensor:
         """C' of one batch, undivided."""
-        return self.operator.adjoint(rows, batch.x, batch.units, partial(self.replay, batch.index)).double()
+        return self._at(batch).adjoint(rows).double()
+
+    def _at(self, batch: Batch) -> Bound:
+        if self.ready:
+            return self.ready[batch.index]
+        return self.operator.at(batch.x, batch.units, partial(self.replay, batch.index))
 
     def normal_rows(self, batch: Batch, count: int, *stream: int) -> Tensor:
         """Standard normal rows: each example's own whatever batch it is in, the same in every precision."""
@@ -128,6 +189,16 @@ class Products:
             for k in range(len(batch.x))
         ]
         return torch.stack(each, 2).to(batch.x)
+
+    @property
+    def fewer_rows(self) -> bool:
+        """Whether C has fewer rows than columns, so that the space of rows is the smaller one."""
+        return self.num_rows < self.num_params
+
+    def start(self, number: int, count: int) -> Tensor:
+        """Standard normal vectors of the smaller space."""
+        size = min(self.num_rows, self.num_params)
+        return torch.randn(count, size, generator=self.generator(1, number), dtype=torch.float64).to(self.x.device)
 
     def normal_params(self, number: int, count: int) -> Tensor:
         """Standard normal parameter vectors."""
@@ -140,10 +211,3 @@ class Products:
         for number in place:  # a linear congruence, so that near places have far seeds
             mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
         return torch.Generator().manual_seed(mixed)
-
-    def _sum(self, product: Callable[[Batch, Tensor], Tensor], w: Tensor) -> Tensor:
-        total = torch.zeros_like(w)
-        for batch in self.batches():
-            for part, into in zip(w.split(self.vectors), total.split(self.vectors), strict=True):
-                into += product(batch, part)
-        return self.reduce(total)

@@ -13,21 +13,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from capalloc.stochastic.cg import Iterate, begin, step
+from capalloc.stochastic.cg import Apply, Iterate, begin, step
 from capalloc.stochastic.cut import WIDEST
+from capalloc.stochastic.fit import Fit, begin_fit, step_fit
 from capalloc.stochastic.kronecker import Kronecker, kronecker
 from capalloc.stochastic.lanczos import Recurrence, recurrence
 from capalloc.stochastic.products import Products
 from capalloc.stochastic.settings import Settings
-from capalloc.stochastic.tally import Tallies, tallies
+from capalloc.stochastic.tally import Inner, Tallies, fitted, perturbed, tallied
 
 MAX_ITERATIONS = 500
 #: Probes after which "auto" gives up: what would need more is better asked for a coarser partition.
 MAX_PROBES = 4096
+#: What estimates may be told to change by at most, relative to their last change.
+MOST_MISSING = 5.0
+#: The share of the accuracy asked that sampling may use up; the rest is for the solves.
+SAMPLING = 0.9
 #: Random constraints that the preconditioner is made from, on at most so many examples.
 SAMPLES, SAMPLED_EXAMPLES = 128, 64
 #: From so many parameters on, fewer: each sample costs more than it brings.
@@ -49,6 +55,11 @@ class Run:
     deadline: float = math.inf
     tick: Callable[[], object] = lambda: None
     keep: Callable[[State], object] = lambda state: None  # offered every state that the solver can go on from
+
+    @property
+    def dimension(self) -> float:
+        """Of the sphere that probes lie on; signs are on none."""
+        return math.inf if self.products.fewer_rows else self.products.num_params
 
     @property
     def sizes(self) -> list[int]:
@@ -82,7 +93,7 @@ class Round:
     spectrum: Recurrence | None
     solved: tuple[Solved, ...] = ()  # at the first ridges
     known: tuple[Tensor, Tensor] | None = None  # the last ridge's solutions w, and G w
-    now: Iterate | None = None  # at the next ridge
+    now: Any = None  # at the next ridge: an Iterate or a Fit
 
 
 @dataclass(frozen=True)
@@ -110,16 +121,21 @@ def solve(run: Run, state: State | None = None) -> State:
         run.keep(state)
     spectrum = state.spectrum
     while spectrum is not None and run.products.num_params < MANY_PARAMS and wants_step(run, spectrum):
-        spectrum = spectrum.step(run.products.gram(spectrum.v))
+        spectrum = spectrum.step(multiplied(run.products, spectrum.v))
         run.keep(replace(state, spectrum=spectrum))
     return replace(state, spectrum=spectrum, reason=why_stopped(run, state))
+
+
+def multiplied(products: Products, v: Tensor) -> Tensor:
+    """The product with G, or with K = CC' where there are fewer rows than parameters."""
+    return products.kernel(v) if products.fewer_rows else products.gram(v)
 
 
 def begin_spectrum(run: Run) -> State:
     """Nothing known yet."""
     if not run.settings.spectrum:
         return State()
-    start = run.products.normal_params(-1, spectrum_probes(run.products.num_params))
+    start = run.products.start(-1, spectrum_probes(run.products.num_params))
     return State(spectrum=recurrence(start))
 
 
@@ -130,7 +146,10 @@ def spectrum_probes(num_params: int) -> int:
 
 def wants_step(run: Run, spectrum: Recurrence) -> bool:
     """Whether the recurrence should go on; it cannot beyond the number of parameters."""
-    return spectrum.steps < min(SPECTRUM_STEPS, run.products.num_params) and time.perf_counter() < run.deadline
+    return (
+        spectrum.steps < min(SPECTRUM_STEPS, run.products.num_params, run.products.num_rows)
+        and time.perf_counter() < run.deadline
+    )
 
 
 def next_block(run: Run, state: State) -> int:
@@ -143,16 +162,16 @@ def next_block(run: Run, state: State) -> int:
     elif time.perf_counter() > run.deadline or done >= MAX_PROBES:
         return 0
     else:
-        worst = worst_error(run, state) / run.settings.rtol
+        worst = worst_error(run, state, sampling=True) / (SAMPLING * run.settings.rtol)
         missing = math.ceil(done * worst**2) - done
     if time.perf_counter() > run.deadline or missing <= 0:
         return 0
     return min(max(missing, 2), max(run.block, min(WIDEST, 2 * run.block)))
 
 
-def worst_error(run: Run, state: State) -> float:
+def worst_error(run: Run, state: State, sampling: bool = False) -> float:
     """The largest relative standard error of a part, at any ridge."""
-    return max(s.tallies.relative_error(run.products.num_params) for s in state.solved)
+    return max(s.tallies.relative_error(run.dimension, sampling) for s in state.solved)
 
 
 def why_stopped(run: Run, state: State) -> str:
@@ -165,44 +184,119 @@ def why_stopped(run: Run, state: State) -> str:
 def advance(run: Run, state: State, at: Round) -> State:
     """The rest of a round, at every ridge."""
     products, number = run.products, state.rounds
-    drawn, eta = products.noise(number, at.count), products.normal_params(number, at.count)
+    rows = products.fewer_rows
+    xi = products.signs(number, at.count) if rows else products.normal_params(number, at.count)
+    drawn = products.pull(xi) if rows else products.noise(number, at.count)
 
     def keep(at: Round) -> None:
         run.keep(replace(state, round=at))
 
     for ridge in run.settings.ridges[len(at.solved) :]:
-        u = drawn + math.sqrt(ridge) * eta
-        now, spectrum = iterate(run, ridge, u, at, keep)
-        Gw, by_slot = products.read(now.w)
-        residual = (u - Gw - ridge * now.w).norm(dim=1) / u.norm(dim=1)
-        found = tallies(now.w, u, Gw, by_slot, run.parts, run.sizes)
-        solved = Solved(found, now.iterations, now.error(ridge), float(residual.max()))
-        at = Round(at.count, spectrum, (*at.solved, solved), (now.w, Gw))
+        if rows:
+            solved, at = fit(run, ridge, (xi, drawn), at, keep)
+        else:
+            solved, at = perturb(run, ridge, (drawn, xi), at, keep)
+        at = replace(at, solved=(*at.solved, solved), now=None)
         keep(at)
     old = state.solved
     both = tuple(a + b for a, b in zip(old, at.solved, strict=True)) if old else at.solved
     return State(number + 1, state.trace + float(drawn.square().sum()), both, at.spectrum)
 
 
-def iterate(
-    run: Run, ridge: float, u: Tensor, at: Round, keep: Callable[[Round], None]
-) -> tuple[Iterate, Recurrence | None]:
-    """Solve for one block to the tolerance, or to the deadline; the spectrum's products come along."""
+def perturb(
+    run: Run, ridge: float, drawn: tuple[Tensor, Tensor], at: Round, keep: Callable[[Round], None]
+) -> tuple[Solved, Round]:
+    """Solutions of (G + ridge) w = u, and what they tell."""
+    products, eta = run.products, drawn[1]
+    u = drawn[0] + math.sqrt(ridge) * eta
     precondition = partial(run.preconditioner.solve, ridge=ridge)
-    spectrum = at.spectrum
-
-    def product(w: Tensor) -> Tensor:
-        nonlocal spectrum
-        if spectrum is None or not wants_step(run, spectrum):
-            return run.products.gram(w) + ridge * w
-        both = run.products.gram(torch.cat([w, spectrum.v]))
-        spectrum = spectrum.step(both[len(w) :])
-        return both[: len(w)] + ridge * w
-
     start = None if at.known is None else (at.known[0], at.known[1] + ridge * at.known[0])
     now = begin(u, precondition, start) if at.now is None else at.now
+
+    def advanced(now: Iterate, product: Apply) -> Iterate:
+        return step(now, lambda w: product(w) + ridge * w, precondition)
+
+    now, spectrum = iterate(run, ridge, now, products.gram, advanced, at, keep)
+    Gw, by_slot = products.read(now.w)
+    found = perturbed(now.w, u, eta, ridge, by_slot, run.sizes)
+    before = found
+    if now.marks:
+        w = now.marks[0].solution
+        before = perturbed(w, u, eta, ridge, products.read(w)[1], run.sizes)
+    residual = u - Gw - ridge * now.w
+    tallies = tallied(found, before, still_missing(now, 1), False, run.parts)
+    tallies = replace(tallies, tensors=tallies.tensors.unsettled(now.missing, run.sizes))
+    relative = residual.norm(dim=1) / u.norm(dim=1)
+    solved = Solved(tallies, now.iterations, now.error(ridge), float(relative.max()))
+    return solved, replace(at, spectrum=spectrum, known=(now.w, Gw))
+
+
+def fit(
+    run: Run, ridge: float, drawn: tuple[Tensor, Tensor], at: Round, keep: Callable[[Round], None]
+) -> tuple[Solved, Round]:
+    """Ridge regressions of xi, where there are fewer rows than parameters, and what they tell."""
+    products, (xi, pulled) = run.products, drawn
+    now = begin_fit(xi, lambda y: products.push(pulled)) if at.now is None else at.now
+
+    def advanced(now: Fit, product: Apply) -> Fit:
+        return step_fit(now, product, ridge)
+
+    now, spectrum = iterate(run, ridge, now, products.kernel, advanced, at, keep)
+
+    def told(y: Tensor, residual: Tensor, back: Tensor) -> Inner:
+        q = xi - residual - ridge * y
+        both = (pulled + products.pull(residual), back)
+        return fitted(products.by_slot(xi + residual), products.by_slot(q), both, run.sizes)
+
+    back = products.pull(now.y)
+    residual = xi - products.push(back) - ridge * now.y  # the true one
+    found = told(now.y, residual, back)
+    mark = now.marks[0] if now.marks else None
+    before = found if mark is None else told(mark.solution, mark.residual, products.pull(mark.solution))
+    tallies = tallied(found, before, still_missing(now, 2), True, run.parts)
+    relative = residual.norm(dim=1) / xi.norm(dim=1)
+    return Solved(tallies, now.iterations, now.error(ridge), float(relative.max())), replace(at, spectrum=spectrum)
+
+
+def still_missing(now: Iterate | Fit, order: int) -> float:
+    """What estimates will still change by, relative to their change since the first mark.
+
+    Energies miss the square of an error; estimates of order 1 miss the error itself.
+    """
+    gained = now.energy - now.marks[0].energy if now.marks else 0.0
+    if not math.isfinite(now.missing):
+        return 1.0
+    if gained <= 0:
+        return 0.0
+    left = math.pow(now.missing / (now.missing + gained), order / 2)
+    return min(left / (1 - left), MOST_MISSING)
+
+
+S = TypeVar("S", Iterate, Fit)
+
+
+def iterate(
+    run: Run,
+    ridge: float,
+    now: S,
+    product: Apply,
+    advanced: Callable[[S, Apply], S],
+    at: Round,
+    keep: Callable[[Round], None],
+) -> tuple[S, Recurrence | None]:
+    """Solve for one block to the tolerance, or to the deadline; the spectrum's products come along."""
+    spectrum = at.spectrum
+
+    def with_spectrum(w: Tensor) -> Tensor:
+        nonlocal spectrum
+        if spectrum is None or not wants_step(run, spectrum):
+            return product(w)
+        both = product(torch.cat([w, spectrum.v]))
+        spectrum = spectrum.step(both[len(w) :])
+        return both[: len(w)]
+
     while len(now.directions) and now.error(ridge) > run.settings.solve_tolerance and now.iterations < MAX_ITERATIONS:
-        now = step(now, product, precondition)
+        now = advanced(now, with_spectrum)
         run.tick()
         keep(replace(at, now=now, spectrum=spectrum))
         if time.perf_counter() > run.deadline:

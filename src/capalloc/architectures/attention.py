@@ -1,0 +1,108 @@
+"""Transformers over embedded tokens: causal with norms first (GPT), two-sided with norms last (BERT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from capalloc.architectures.layers import chain, named, small_normal
+from capalloc.architectures.registry import register
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads, over (examples, tokens, width)."""
+
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"the width must be a multiple of heads = {heads}, got {width}")
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.heads, self.causal = heads, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every token as a mean of what the others say."""
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        mixed: Tensor = self.out(h.transpose(1, 2).flatten(2))
+        return mixed
+
+
+def mlp(width: int, hidden: int) -> nn.Sequential:
+    """Two linear layers with GELU between them."""
+    return chain(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class PreNorm(nn.Module):
+    """h + attention(norm(h)), then h + mlp(norm(h))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, causal: bool = False) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.mlp = Attention(width, heads, causal), mlp(width, hidden)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The stream after both branches."""
+        h = h + self.attention(self.norm1(h))
+        summed: Tensor = h + self.mlp(self.norm2(h))
+        return summed
+
+
+class PostNorm(PreNorm):
+    """norm(h + attention(h)), then norm(h + mlp(h))."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The stream, normalised after each branch."""
+        h = self.norm1(h + self.attention(h))
+        normed: Tensor = self.norm2(h + self.mlp(h))
+        return normed
+
+
+class Positions(nn.Module):
+    """Learnt positions, added."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.empty(tokens, width))
+        nn.init.normal_(self.position, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The tokens, each marked by its place."""
+        return x + self.position
+
+
+class First(nn.Module):
+    """The first token."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The first entry of the tokens axis."""
+        return h[:, 0]
+
+
+@register(
+    "gpt-tiny",
+    "Causal transformer over embedded tokens; scores of the next token at every position.",
+    "Radford et al., Language models are unsupervised multitask learners, 2019",
+)
+def gpt_tiny(depth: int = 4, heads: int = 4, vocabulary: int = 1000, shape: Sequence[int] = (64, 128)) -> nn.Module:
+    """`shape` is (tokens, width): the network starts after the embedding, whose rows are its inputs."""
+    tokens, width = shape
+    blocks = nn.Sequential(*(PreNorm(width, heads, 4 * width, causal=True) for _ in range(depth)))
+    head = chain(nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False))
+    return small_normal(named(positions=Positions(tokens, width), blocks=blocks, head=head))
+
+
+@register(
+    "bert-tiny",
+    "Two-sided transformer over embedded tokens; one label a sequence.",
+    "Devlin et al., arXiv 1810.04805; Turc et al., arXiv 1908.08962",
+)
+def bert_tiny(depth: int = 2, heads: int = 2, num_classes: int = 2, shape: Sequence[int] = (64, 128)) -> nn.Module:
+    """`shape` is (tokens, width): the network starts after the embedding, whose rows are its inputs."""
+    tokens, width = shape
+    blocks = nn.Sequential(*(PostNorm(width, heads, 4 * width) for _ in range(depth)))
+    head = chain(First(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, num_classes))
+    start = chain(Positions(tokens, width), nn.LayerNorm(width))
+    return small_normal(named(start=start, blocks=blocks, head=head))

@@ -1,0 +1,73 @@
+"""A folder of images as examples."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+#: Pillow's names for one channel and for three.
+MODES = {1: "L", 3: "RGB"}
+
+
+def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int | None = None) -> Tensor:
+    """The images in a folder and in the folders in it, by name: (examples, channel, row, column) in [0, 1].
+
+    Args:
+        folder: where they are.
+        shape: (channels, rows, columns) that each is fitted to: resized to fill them, and cropped around its centre.
+            By default images keep their size, which must be one, and their colours.
+        number: the first ones; all by default.
+
+    Raises:
+        ValueError: there is no image, one cannot be read, they differ in size, or there are not 1 or 3 channels.
+        ModuleNotFoundError: Pillow is not installed.
+
+    """
+    if shape is not None and (len(shape) != 3 or shape[0] not in MODES):
+        raise ValueError(f"--shape of images must be 1 or 3 channels, rows and columns, such as 3,224,224, got {shape}")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise ValueError(f"the folder {folder} holds no image ({', '.join(SUFFIXES)})")
+    first, *rest = (_read(path, shape) for path in islice(paths, number))
+    for path, image in zip(paths[1:], rest, strict=False):
+        if image.shape != first.shape:
+            raise ValueError(
+                f"{path} is {_size(image)} and {paths[0]} {_size(first)}; give --shape, such as 3,224,224, to fit "
+                "them to one size"
+            )
+    return torch.stack([first, *rest])
+
+
+def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
+    """One image, its colours in front."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{path} needs the package Pillow: pip install 'capalloc[images]'") from error
+    try:
+        with Image.open(path) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
+            if shape is not None:
+                image = ImageOps.fit(image.convert(MODES[shape[0]]), (shape[2], shape[1]), Image.Resampling.BICUBIC)
+    except Exception as error:  # decoders raise any type on damaged bytes
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return _tensor(image)
+
+
+def _tensor(image: Image) -> Tensor:
+    grey = len(image.getbands()) == 1 and image.mode != "P"
+    values = np.array(image.convert(MODES[1 if grey else 3]), dtype=np.float32) / 255
+    return torch.from_numpy(values[None] if grey else values.transpose(2, 0, 1).copy())
+
+
+def _size(image: Tensor) -> str:
+    return " x ".join(map(str, image.shape))

@@ -1,0 +1,111 @@
+"""Inputs from what a command line can say: a shape, a file of examples, a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ARRAY = "inputs"  # the array that is taken from a file with several
+Reader = Callable[[Path, int | None], Tensor]
+
+
+def gaussian(number: int, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    """Unit Gaussian inputs (examples, *shape)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(number, *shape, generator=generator, dtype=dtype)
+
+
+def normalised(x: Tensor, mean: str | None, std: str | None) -> Tensor:
+    """(x - mean) / std, by one number or one a channel, the axis after the examples.
+
+    Raises:
+        ValueError: they are no such numbers, or std is not positive.
+
+    """
+    if mean is not None:
+        x = x - _by_channel(mean, "--mean", x)
+    if std is not None:
+        scale = _by_channel(std, "--std", x)
+        if not bool((scale > 0).all()):
+            raise ValueError(f"--std must be positive, got {std!r}")
+        x = x / scale
+    return x
+
+
+def _by_channel(text: str, option: str, x: Tensor) -> Tensor:
+    try:
+        numbers = torch.tensor([float(part) for part in text.split(",")], dtype=x.dtype)
+    except ValueError:
+        numbers = torch.empty(0)
+    if len(numbers) not in (1, x.shape[1] if x.ndim > 1 else 1) or not bool(torch.isfinite(numbers).all()):
+        raise ValueError(f"{option} must be one number or one a channel, such as 0.485,0.456,0.406, got {text!r}")
+    return numbers.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def parse_integers(text: str, option: str, lowest: int = 1) -> tuple[int, ...]:
+    """Integers with commas between them.
+
+    Raises:
+        ValueError: they are none, or one is too low.
+
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < lowest:
+        raise ValueError(
+            f"{option} must be integers >= {lowest} with commas between them, such as 3,224,224, got {text!r}"
+        )
+    return numbers
+
+
+def read_array(path: Path, number: int | None = None) -> Tensor:
+    """The first examples in a .npy, .npz or .safetensors file, all by default; nothing is unpickled.
+
+    Raises:
+        ValueError: another kind of file, one that is damaged, or one of several arrays.
+        FileNotFoundError, ModuleNotFoundError: there is no such file, or nothing that reads it.
+
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    readers: dict[str, Reader] = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    if path.suffix not in readers:
+        raise ValueError(f"--data must be a file {', '.join(readers)} or a folder of images, got {path.name}")
+    try:
+        return readers[path.suffix](path, number)
+    except (PermissionError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # readers raise any type on damaged bytes
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read_npy(path: Path, number: int | None) -> Tensor:
+    mapped = np.load(path, allow_pickle=False, mmap_mode="r")
+    return torch.from_numpy(np.array(mapped[:number] if mapped.ndim else mapped))
+
+
+def _read_npz(path: Path, number: int | None) -> Tensor:
+    with np.load(path, allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays[_only(list(arrays))][:number])
+
+
+def _read_safetensors(path: Path, number: int | None) -> Tensor:
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{path} needs the package safetensors: pip install safetensors") from error
+    with safe_open(path, framework="pt") as tensors:
+        found: Tensor = tensors.get_tensor(_only(list(tensors.keys())))[:number]
+    return found
+
+
+def _only(names: list[str]) -> str:
+    if len(names) != 1 and ARRAY not in names:
+        raise ValueError(f"it holds {sorted(names)}; name the examples {ARRAY!r}, or keep one array in the file")
+    return ARRAY if ARRAY in names else names[0]

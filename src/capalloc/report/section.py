@@ -1,0 +1,78 @@
+"""What a page is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it; `data` is what the page's script reads to make its maps answer."""
+
+    key: str  # of the section on the page, and of its data
+    title: str
+    body: Markup
+    data: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure at the head of a section: its name, its value, and in small print what to know of it."""
+
+    name: str
+    value: str
+    more: str = ""
+
+
+def number(value: float) -> str:
+    """Capacity in a table: one decimal below a thousand, none above; a dash where it is unknown."""
+    if np.isnan(value):
+        return "–"
+    rounded = f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "0" if float(rounded.replace(",", "")) == 0 else rounded.replace("-", "−")
+
+
+def exact(value: float) -> str:
+    """Four digits, as the page's script writes them."""
+    if value == 0:
+        return "0"
+    shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return shown.replace("-", "−")
+
+
+def plain(value: Any) -> str:
+    """A setting as a person writes it; collections of many values are counted."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping | list | tuple) and len(value) > 8:
+        return f"{len(value)} values, in the file"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one result was made."""
+
+    name: str
+    kind: str
+    values: Mapping[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+def settings(name: str, kind: str, attrs: Mapping[str, Any]) -> Settings:
+    """From a result's attributes, nested ones flattened."""
+    values: dict[str, str] = {}
+    notes = list(map(str, attrs.get("notes") or ()))
+    for key, value in attrs.items():
+        if isinstance(value, Mapping) and len(value) <= 32 and key in ("scaling", "shattering"):
+            inner = settings(name, kind, value)
+            values |= {f"{key}: {k}": v for k, v in inner.values.items()}
+            notes += inner.notes
+        elif key != "notes":
+            values[str(key)] = plain(value)
+    return Settings(name, kind, values, notes)

@@ -1,0 +1,73 @@
+"""What all commands share: errors in one line, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+PROGRAM = "capalloc"
+#: What the user can mend: reported in one line, without a traceback.
+EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, NotImplementedError)
+#: What torch says in a RuntimeError where memory is short.
+MEMORY = ("can't allocate memory", "out of memory")
+FAILED, INTERRUPTED = 1, 130
+
+
+class Commands(TyperGroup):
+    """Commands whose expected errors are one line on stderr and exit code 1; with --debug, a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        debug = bool(ctx.params.get("debug"))
+        try:
+            with warnings_in_one_line(debug):
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("interrupted; files are whole or as they were")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # whoever read the output has left: nothing to tell
+            raise
+        except (*EXPECTED, RuntimeError) as error:
+            if debug or not is_expected(error):
+                raise
+            say(in_words(error))
+            raise typer.Exit(FAILED) from None
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether the user can mend it: everything else is a defect, and shows its traceback."""
+    return isinstance(error, EXPECTED) or any(words in str(error) for words in MEMORY)
+
+
+def in_words(error: Exception) -> str:
+    """What an error says, and what to do where memory is short."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, RuntimeError) and not isinstance(error, EXPECTED):
+        return f"memory is short; take a smaller --shape, fewer --examples or a smaller model ({text})"
+    return text
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"{PROGRAM}: {' '.join(text.split())}", err=True)
+
+
+@contextmanager
+def warnings_in_one_line(debug: bool) -> Iterator[None]:
+    """Warnings of capalloc as one line on stderr; those of other packages are shown with --debug alone."""
+    if debug:
+        yield
+        return
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if category.__module__.startswith(PROGRAM):
+            say(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

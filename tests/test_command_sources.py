@@ -1,0 +1,216 @@
+"""Models and inputs from words: factories, programs, configurations; arrays, images, token ids."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import capalloc
+from capalloc.commands.images import read_images
+from capalloc.commands.input_source import normalised, parse_integers, read_array
+from capalloc.commands.load import load
+from capalloc.commands.model_source import read_model
+from capalloc_cli.options import Given, Talk
+from test_commands import FACTORIES, folder, refused, run  # noqa: F401
+
+RUNNER = CliRunner()
+QUIET = Talk(quiet=True)
+SMALL_GPT = ("n_layer=1", "n_embd=8", "n_head=2", "vocab_size=11", "n_positions=6", "bos_token_id=0", "eos_token_id=0")
+SMALL_VIT = ("hidden_size=8", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=12", "patch_size=4")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
+def test_data_from_a_file(folder, suffix):  # noqa: F811
+    x = np.random.default_rng(0).normal(size=(5, 1, 6, 6))
+    if suffix == "npy":
+        np.save("x.npy", x)
+    elif suffix == "npz":
+        np.savez("x.npz", inputs=x, labels=np.arange(5))
+    else:
+        pytest.importorskip("safetensors.torch").save_file({"images": torch.tensor(x)}, "x.safetensors")
+    loaded = load(Given("factories:Holder.double", data=folder / f"x.{suffix}"), QUIET, 8)
+    assert loaded.inputs.dtype == torch.float64
+    np.testing.assert_array_equal(loaded.inputs, x)
+    first = load(Given("factories:net", data=folder / f"x.{suffix}", examples=2, mean="0.5", std="2"), QUIET, 8)
+    np.testing.assert_allclose(first.inputs, (x[:2] - 0.5) / 2, rtol=1e-6)
+
+
+def test_data_make_an_architecture_fit(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 2, 12, 12), dtype=np.float32))
+    loaded = load(Given("lenet", data=tmp_path / "x.npy"), QUIET, 8)
+    assert loaded.model.conv1.weight.shape[1] == 2
+
+
+def test_a_made_model_and_words_as_arguments(folder):  # noqa: F811
+    assert isinstance(read_model("factories:made").model, torch.nn.Module)
+    assert isinstance(read_model("factories:net", ["act=Tanh"]).model[1], torch.nn.Tanh)
+
+
+def test_sources_that_make_no_model(folder):  # noqa: F811
+    shape = ("--shape", "1,6,6")
+    for name, hint in (("factories", "`capalloc models` lists the architectures"), ("resnet19", "did you mean resnet")):
+        line = refused("propagate", name, *shape)
+        assert f"a configuration of transformers, got '{name}'" in line
+        assert hint in line
+    assert "No module named 'missing'" in refused("propagate", "missing:net", *shape)
+    assert "module factories has no nets" in refused("propagate", "factories:nets", *shape)
+    assert "factories:number is a int; name a function or class" in refused("propagate", "factories:number", *shape)
+    assert "factories:nothing made a int; it must return" in refused("propagate", "factories:nothing", *shape)
+    assert "unexpected keyword argument 'depth'" in refused("propagate", "factories:net", "--arg", "depth=2", *shape)
+    assert "--arg must be name=value, got 'depth'" in refused("propagate", "factories:net", "--arg", "depth", *shape)
+    assert "a .pt2 file takes no arguments" in refused("propagate", "net.pt2", "--arg", "depth=2", *shape)
+    assert "there is no file net.pt2" in refused("propagate", "net.pt2", *shape)
+    assert "mlp takes no argument 'heads'" in refused("propagate", "mlp", "--arg", "heads=2")
+    assert "width must be a positive integer" in refused("propagate", "mlp", "--arg", "width=-2")
+
+
+def test_inputs_that_are_none(folder):  # noqa: F811
+    assert "give --shape, for Gaussian inputs, or --data" in refused("measure", "factories:net")
+    assert "--shape must be integers >= 1" in refused("measure", "factories:net", "--shape", "1,a")
+    data = ("measure", "factories:net", "--data")
+    assert "there is no file x.npy" in refused(*data, "x.npy")
+    (folder / "x.txt").write_text("1")
+    assert "--data must be a file .npy, .npz, .safetensors or a folder of images, got x.txt" in refused(*data, "x.txt")
+    (folder / "x.npy").write_bytes(b"noise")
+    assert "x.npy cannot be read" in refused(*data, "x.npy")
+    np.savez("x.npz", a=np.zeros(1), b=np.zeros(1))
+    assert "name the examples 'inputs', or keep one array" in refused(*data, "x.npz")
+    np.save("x.npy", np.zeros(3))
+    assert "array of shape (3,); its first axis must be examples" in refused(*data, "x.npy")
+    np.save("x.npy", np.zeros((3, 1, 6, 6)))
+    assert "holds inputs of shape (1, 6, 6), not (1, 8, 8); leave --shape out" in refused(
+        *data, "x.npy", "--shape", "1,8,8"
+    )
+    assert "--mean and --std are for --data" in refused("measure", "mlp", "--mean", "1")
+
+
+def test_normalised_by_channel():
+    x = torch.ones(2, 3, 4)
+    assert torch.equal(normalised(x, "1,2,3", "1,2,2")[0, :, 0], torch.tensor([0.0, -0.5, -1.0]))
+    for mean in ("1,2", "a", "nan", ""):
+        with pytest.raises(ValueError, match="--mean must be one number or one a channel"):
+            normalised(x, mean, None)
+    with pytest.raises(ValueError, match="--std must be positive, got '1,0,1'"):
+        normalised(x, None, "1,0,1")
+    assert parse_integers("3, 4", "--shape") == (3, 4)
+
+
+def test_objects_in_an_array_are_not_unpickled(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_array(tmp_path / "x.npy")
+    np.savez(tmp_path / "x.npz", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_array(tmp_path / "x.npz")
+
+
+def test_safetensors_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ModuleNotFoundError, match="needs the package safetensors: pip install safetensors"):
+        read_array(tmp_path / "x.safetensors")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three images of three sizes, one of them grey, in two folders, beside something else."""
+    image = pytest.importorskip("PIL.Image")
+    colours = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    (tmp_path / "deeper").mkdir()
+    image.fromarray(colours).save(tmp_path / "b.png")
+    image.fromarray(colours[:, :30, 0]).save(tmp_path / "deeper" / "c.PNG")
+    image.fromarray(np.full((64, 20, 3), 255, np.uint8)).save(tmp_path / "a.jpg")
+    (tmp_path / "readme.txt").write_text("no image")
+    return tmp_path, colours
+
+
+def test_images_are_scaled_and_cropped(images):
+    folder, colours = images  # noqa: F811
+    x = read_images(folder, (3, 15, 15))
+    assert x.shape == (3, 3, 15, 15)
+    assert float(x[0].min()) == 1  # the white one comes first
+    assert 0 <= float(x.min()) < 0.5 < float(x.max()) <= 1
+    assert torch.equal(x[2, 0], x[2, 1])  # grey stays grey
+    same = read_images(folder, (3, 30, 40), number=2)[1]
+    np.testing.assert_allclose(same.permute(1, 2, 0) * 255, colours, atol=0.01)
+    centre = read_images(folder, (3, 30, 30), number=2)[1]  # fits as it is: only cropped
+    np.testing.assert_allclose(centre.permute(1, 2, 0) * 255, colours[:, 5:35], atol=0.01)
+    assert read_images(folder, (1, 8, 8)).shape == (3, 1, 8, 8)
+    assert read_images(folder / "deeper").shape == (1, 1, 30, 30)
+
+
+def test_a_folder_of_images_for_a_command(images):
+    folder, _ = images  # noqa: F811
+    result = run("propagate", "lenet", "--data", str(folder), "--arg", "hidden=[4]", "--out", str(folder / "x.nc"))
+    assert result.exit_code == 0, result.output
+    assert "3 examples of 1 x 28 x 28" in result.stderr
+    assert capalloc.Allocation.load(folder / "x.nc").capacity.shape == (1, 28, 28)
+
+
+def test_images_that_are_none(images, monkeypatch):
+    folder, _ = images  # noqa: F811
+    with pytest.raises(ValueError, match=r"b.png is 3 x 30 x 40 and .*a.jpg 3 x 64 x 20; give --shape"):
+        read_images(folder)
+    with pytest.raises(ValueError, match=r"1 or 3 channels, rows and columns, such as 3,224,224, got \(2, 8, 8\)"):
+        read_images(folder, (2, 8, 8))
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no image"):
+        read_images(folder / "empty")
+    (folder / "a.jpg").write_bytes(b"noise")
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read: cannot identify image file"):
+        read_images(folder, (3, 8, 8))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package Pillow: pip install 'capalloc\[images\]'"):
+        read_images(folder, (3, 8, 8))
+
+
+def given(source: str, arguments: tuple[str, ...], **more: object) -> Given:
+    return Given(source, arg=list(arguments), **more)
+
+
+def test_a_configuration_of_images_has_its_shape_and_is_made_to_fit():
+    pytest.importorskip("transformers")
+    own = load(given("ViTConfig", (*SMALL_VIT, "image_size=8")), QUIET, 2)
+    assert own.inputs.shape == (2, 3, 8, 8)
+    asked = load(given("transformers:ViTConfig", SMALL_VIT, shape="1,16,16"), QUIET, 2)
+    assert asked.model(asked.inputs).logits.shape == (2, 2)
+    assert type(asked.model).__name__ == "ViTForImageClassification"
+    state = torch.random.get_rng_state()
+    again = load(given("ViTConfig", SMALL_VIT, shape="1,16,16"), QUIET, 2)
+    assert torch.equal(asked.model(asked.inputs).logits, again.model(again.inputs).logits)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_configuration_of_text_reads_embedded_tokens(tmp_path):
+    pytest.importorskip("transformers")
+    drawn = load(given("GPT2Config", SMALL_GPT), QUIET, 2)
+    assert drawn.inputs.shape == (2, 6, 8)
+    table = drawn.model.model.get_input_embeddings().weight
+    assert all(bool((token == table).all(1).any()) for token in drawn.inputs.flatten(0, 1))
+    assert load(given("GPT2Config", SMALL_GPT, shape="4"), QUIET, 2).inputs.shape == (2, 4, 8)
+    gaussian = load(given("GPT2Config", SMALL_GPT, shape="4,8"), QUIET, 2)
+    assert float(gaussian.inputs.std()) > 0.5
+    np.save(tmp_path / "ids.npy", np.array([[1, 2, 3], [10, 0, 0]]))
+    ids = load(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy"), QUIET, 2)
+    assert torch.equal(ids.inputs[1, 0], table[10])
+    np.save(tmp_path / "ids.npy", np.array([[1, 2, 11]]))
+    with pytest.raises(ValueError, match=r"token ids must be \(examples, tokens\) in 0 .. 10, got .* values 1 .. 11"):
+        load(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy"), QUIET, 2)
+    head = load(given("GPT2Config", (*SMALL_GPT, "architectures=['GPT2LMHeadModel']")), QUIET, 2)
+    assert head.model(head.inputs).logits.shape == (2, 6, 11)
+    assert capalloc.propagate(head.model, head.inputs).total > 0
+
+
+def test_configurations_that_are_none(monkeypatch):
+    pytest.importorskip("transformers")
+    assert "module transformers has no FooConfig" in refused("propagate", "FooConfig")
+    assert "transformers refuses this ViTConfig" in refused("propagate", "ViTConfig", "--arg", "hidden_size=wide")
+    assert "has no attribute Missing" in refused("propagate", "ViTConfig", "--arg", "architectures=['Missing']")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "ViTConfig needs the package transformers: pip install 'capalloc[transformers]'" in refused(
+        "propagate", "ViTConfig"
+    )

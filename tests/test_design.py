@@ -1,0 +1,566 @@
+"""Designs: settings, readings against the library's own methods on the built module, code, addresses, the server."""
+
+from __future__ import annotations
+
+import builtins
+import http.client
+import math
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import capalloc
+from capalloc.decoupling.activations import NAMES
+from capalloc.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read, serve
+from capalloc.design.gates import Series
+from capalloc.design.model import HOMOGENEOUS, LIMITS, SIZES
+from capalloc.design.query import from_query, to_query
+from capalloc.design.serve import bound
+
+SMALL = {
+    "residual": Design(depth=4, width=3, size=15),
+    "plain, tanh": Design(depth=5, width=2, size=16, residual="none", activation="tanh"),
+    "strided, gelu": Design(depth=5, width=3, size=17, stride=2, strided=2, activation="gelu", residual="constant"),
+    "dilated, leaky relu": Design(
+        depth=6, width=3, ndim=1, size=40, cycle=5, activation="leaky_relu", residual="1/L", multiplier=2.0
+    ),
+    "wider than its input": Design(depth=3, width=2, ndim=1, size=12, dilation=5, cycle=3, kernel=5),
+    "strided, linear": Design(depth=6, width=2, ndim=1, size=30, stride=3, strided=3, activation="linear"),
+    "one unit, elu": Design(depth=1, width=1, ndim=1, size=30, kernel=1, activation="elu"),
+    "silu": Design(depth=3, width=2, size=12, kernel=5, activation="silu", stride=2, multiplier=0.5),
+}
+
+
+def even(design: Design) -> nn.Module:
+    """The built network in float64, every weight of the magnitude that its variance says."""
+    model = build(design).double()
+    gain = 1 / Series.of(design.activation).mean_square
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            variance = (1.0 if name == "stem.weight" else gain) / weight[0].numel()
+            weight.copy_(weight.sign() * math.sqrt(variance))
+    return model
+
+
+def examples(design: Design, number: int = 1) -> Tensor:
+    shape = (number, 1, *[design.size] * design.ndim)
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def central(output: Tensor) -> Tensor:
+    """One output position, with its axes kept."""
+    middle = slice(output.shape[-1] // 2, output.shape[-1] // 2 + 1)
+    return output[(slice(None), slice(None), *[middle] * (output.ndim - 2))]
+
+
+# settings
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_numbers_beyond_their_limits_are_refused(name: str) -> None:
+    low, high = LIMITS[name]
+    for value in (type(getattr(Design(), name))(low) - 1, type(getattr(Design(), name))(high) + 1):
+        with pytest.raises(ValueError, match=f"{name} must lie from {low} to {high}, got"):
+            Design(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given_", "match"),
+    [
+        ({"size": 65}, "size must lie from 8 to 64, got 65"),
+        ({"size": 513, "ndim": 1}, "size must lie from 8 to 512, got 513"),
+        ({"kernel": 4}, "kernel must be odd"),
+        ({"depth": 2, "strided": 3}, "strided must be at most the depth, 2, got 3"),
+        ({"residual": "1/L^2"}, "residual must be one of"),
+        ({"activation": "step"}, "activation must be one of"),
+        ({"multiplier": math.nan}, "multiplier must lie from"),
+    ],
+)
+def test_settings_that_make_no_design_are_refused(given_: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Design(**given_)
+
+
+@pytest.mark.parametrize("given_", [{"depth": 2.0}, {"width": True}, {"activation": None}, {"multiplier": "1"}])
+def test_settings_of_another_type_are_refused(given_: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(given_))} must be of type"):
+        Design(**given_)
+
+
+def test_strides_spread_from_the_stem_and_leave_no_skip_there() -> None:
+    design = Design(depth=12, stride=2, strided=3)
+    assert [k for k, stride in enumerate(design.strides) if stride == 2] == [0, 4, 8]
+    assert [k + 1 for k, skip in enumerate(design.skips) if not skip] == [4, 8]
+
+
+def test_dilations_double_through_a_cycle() -> None:
+    assert Design(depth=7, dilation=3, cycle=3).dilations == (3, 6, 12, 3, 6, 12, 3)
+
+
+@pytest.mark.parametrize(("law", "branch"), [("none", None), ("constant", 0.5), ("1/sqrt(L)", 0.125), ("1/L", 0.03125)])
+def test_the_branch_multiplier_follows_its_law(law: str, branch: float | None) -> None:
+    assert Design(depth=16, residual=law, multiplier=0.5).branch == branch
+
+
+# the built network
+
+
+@pytest.mark.parametrize("design", SMALL.values(), ids=SMALL)
+def test_the_network_has_the_parameters_counted(design: Design) -> None:
+    assert sum(p.numel() for p in build(design).parameters()) == design.num_params
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_read_variance_one(activation: str) -> None:
+    """On average over 24 draws of the weights, away from borders: each layer of 48 units scatters by some 20 %."""
+    residual = "none" if activation in HOMOGENEOUS else "constant"
+    design = Design(depth=4, width=48, ndim=1, size=128, residual=residual, activation=activation)
+    found: list[float] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(float(inputs[0].detach()[..., 16:-16].square().mean()))
+
+    for seed in range(24):
+        model = build(design, seed)
+        for module in model.modules():
+            if type(module) is type(NAMES[activation]()):
+                module.register_forward_pre_hook(note)
+        model(examples(design).float())
+    np.testing.assert_allclose(np.reshape(found, (24, design.depth + 1)).mean(0), 1, atol=0.2)
+
+
+def test_building_leaves_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, second = build(Design(depth=2), seed=3), build(Design(depth=2), seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for mine, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+# readings
+
+
+@pytest.mark.parametrize("design", SMALL.values(), ids=SMALL)
+def test_the_map_is_that_of_propagate(design: Design) -> None:
+    """To 1e-9 of the total: all weights of a layer are of one magnitude, gates are those of unit Gaussians."""
+    reading = read(design)
+    found = capalloc.propagate(even(design), examples(design), central, gates="gaussian")
+    np.testing.assert_allclose(reading.capacity, found.capacity.to_numpy()[0], atol=1e-9 * reading.total)
+    assert found.total == pytest.approx(reading.total, rel=1e-9)
+    assert found.attrs["symmetries"] == reading.symmetries
+    assert found.attrs["unused_params"] == reading.num_params - reading.alive
+
+
+@pytest.mark.parametrize("design", SMALL.values(), ids=SMALL)
+def test_the_field_is_that_of_receptive_field(design: Design) -> None:
+    reading = read(design)
+    found = capalloc.receptive_field(even(design), examples(design), gates="gaussian")
+    np.testing.assert_allclose(reading.law, found.map.to_numpy()[0], atol=1e-9)
+    axis = list(found.axes.values())[-1]
+    assert reading.field == (axis.start, axis.stop)
+    assert reading.deviation == pytest.approx(axis.deviation, abs=1e-8)
+    assert [int(region.sum()) for region in reading.regions] == [found.area_68, found.area_95]
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    st.builds(
+        Design,
+        depth=st.integers(4, 6),
+        kernel=st.sampled_from([1, 3, 5]),
+        dilation=st.integers(1, 3),
+        cycle=st.integers(1, 3),
+        stride=st.integers(1, 3),
+        strided=st.integers(1, 3),
+        width=st.integers(1, 3),
+        residual=st.sampled_from(list(RESIDUALS)),
+        multiplier=st.sampled_from([0.1, 1.0, 2.0]),
+        activation=st.sampled_from(ACTIVATIONS),
+        ndim=st.just(1),
+        size=st.integers(8, 30),
+    )
+)
+def test_any_design_reads_as_propagate_does(design: Design) -> None:
+    reading = read(design)
+    found = capalloc.propagate(even(design), examples(design), central, gates="gaussian")
+    np.testing.assert_allclose(reading.capacity, found.capacity.to_numpy()[0], atol=1e-8 * max(reading.total, 1))
+    assert reading.capacity.sum() == pytest.approx(reading.total, rel=1e-9)
+
+
+def test_capacity_adds_up_for_the_largest_designs() -> None:
+    for design in (
+        Design(depth=100, kernel=11, size=64, residual="constant", multiplier=2.0, activation="tanh"),
+        Design(depth=100, kernel=11, ndim=1, size=512, cycle=10, residual="1/L", multiplier=0.05),
+    ):
+        reading = read(design)
+        assert np.isfinite(reading.capacity).all()
+        assert reading.capacity.sum() == pytest.approx(reading.total, rel=1e-9)
+
+
+@pytest.mark.parametrize("design", [d for d in SMALL.values() if d.activation == "linear"])
+def test_rates_without_gates_are_exactly_those_of_scaling(design: Design) -> None:
+    found = capalloc.scaling(even(design), examples(design))
+    rates = read(design).rates
+    np.testing.assert_allclose(found.data["rate"], rates[np.isfinite(rates)], rtol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+def test_rates_and_phase_are_those_of_scaling(activation: str) -> None:
+    """To 6 % with random weights and the gates of real examples, at width 64."""
+    design = Design(depth=8, width=64, ndim=1, size=64, activation=activation, residual="1/sqrt(L)")
+    found, reading = capalloc.scaling(build(design), examples(design, 8).float()), read(design)
+    assert abs(reading.T / found.T - 1) < 0.06
+    assert reading.phase == found.phase == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("settings_", "phase"),
+    [
+        ({"residual": "none"}, "plain"),
+        ({"residual": "constant"}, "degenerate"),
+        ({"residual": "1/L"}, "trivial"),
+        ({}, "balanced"),
+    ],
+)
+def test_phases_follow_the_residual_law(settings_: dict[str, Any], phase: str) -> None:
+    assert read(Design(**settings_)).phase == phase
+
+
+def test_total_change_of_unit_gain_branches() -> None:
+    """L log(1 + 1/L), less the little that zero padding takes."""
+    reading = read(Design(depth=20, ndim=1, size=512))
+    assert abs(reading.T / (20 * math.log1p(1 / 20)) - 1) < 2e-3
+    assert math.isnan(read(Design(residual="none")).T)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("residual", ["none", "constant"])
+def test_gradients_follow_the_law_of_shattering(activation: str, residual: str) -> None:
+    """To 1e-4: the series of the gates against quadrature and closed forms."""
+    reading = read(Design(depth=12, ndim=1, size=64, activation=activation, residual=residual))
+    law = capalloc.gradient_correlation([*reading.rates, math.inf], 0.0, activation)
+    np.testing.assert_allclose(reading.gradient, law["gradient"], atol=1e-4)
+    assert reading.index == pytest.approx(float(law["index"][-1]), abs=1e-3)
+
+
+@pytest.mark.parametrize("residual", ["none", "1/sqrt(L)"])
+def test_shattering_of_the_network_is_as_read(residual: str) -> None:
+    """The correlation that real gates predict to 0.06 and the index to 10 %, mean of 3 draws of 64 channels."""
+    design = Design(depth=6, width=64, ndim=1, size=32, residual=residual)
+    reading, x = read(design), examples(design, 6).float()
+    found = [capalloc.shattering(build(design, seed), x, num_lines=1, num_probes=2) for seed in range(1, 4)]
+    assert np.mean([one.correlation for one in found]) == pytest.approx(reading.correlation, abs=0.06)
+    assert np.mean([one.index for one in found]) == pytest.approx(reading.index, rel=0.1)
+
+
+@pytest.mark.parametrize("residual", ["none", "1/sqrt(L)"])
+def test_gradients_of_the_network_correlate_as_read(residual: str) -> None:
+    """E<g, g'> / E|g|^2 of the central output over 60 draws of 64 channels, to 0.06: about two standard errors."""
+    design = Design(depth=6, width=64, ndim=1, size=33, residual=residual)
+    across = own = 0.0
+    for seed in range(60):
+        x = torch.randn(8, 1, 33, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        (gradient,) = torch.autograd.grad(central(build(design, seed)(x)).sum(), x)
+        products = gradient.flatten(1) @ gradient.flatten(1).T
+        own += float(products.trace()) / 8
+        across += float(products.sum() - products.trace()) / 56
+    assert across / own == pytest.approx(read(design).correlation, abs=0.06)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_moments_are_those_of_quadrature(activation: str) -> None:
+    series = Series.of(activation)
+    assert series.mean_squared_gate == pytest.approx(float(capalloc.gaussian_gate_moment(activation, 1.0)), abs=1e-9)
+    z = torch.randn(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert series.mean_square == pytest.approx(float(NAMES[activation]()(z).square().mean()), rel=0.02)
+
+
+def test_the_theoretical_field_of_a_wavenet_is_the_published_one() -> None:
+    """Two cycles of dilations 1 .. 512 and kernel 2 see 2047 samples; kernel 3 twice as many, and 2 for the stem."""
+    assert read(Design(depth=20, cycle=10, kernel=3, ndim=1, size=512)).extent == 2 * 2046 + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("design", "words"),
+    [
+        (Design(depth=30), "larger than the input"),
+        (Design(depth=4, ndim=1, size=8, dilation=8), "only ever read padding"),
+        (Design(activation="linear"), "decouples nothing"),
+        (Design(residual="constant"), "gradients shatter"),
+        (Design(residual="1/L"), "propagate nothing"),
+    ],
+)
+def test_notes_warn(design: Design, words: str) -> None:
+    assert any(words in note for note in read(design).notes)
+
+
+def test_a_sound_design_has_no_notes() -> None:
+    assert read(Design()).notes == ()
+
+
+# code
+
+
+def run(text: str) -> Callable[[], nn.Module]:
+    found: dict[str, Any] = {"__name__": "designed"}
+    exec(compile(text, "designed.py", "exec"), found)
+    return found["Network"]
+
+
+WRITTEN = {
+    **SMALL,
+    "plain, strided, dilated": Design(depth=5, width=2, residual="none", stride=2, strided=2, cycle=2, dilation=2),
+    "mixed, curved, dilated": Design(depth=6, width=2, stride=2, strided=3, cycle=3, kernel=5, activation="tanh"),
+    "mixed, relu": Design(depth=6, width=2, stride=2, strided=3, residual="1/L", ndim=1, size=31),
+    "all strided": Design(depth=4, width=2, stride=2, strided=4, activation="silu"),
+    "kernel 1, dilated": Design(depth=3, width=2, kernel=1, cycle=3),
+}
+
+
+@pytest.mark.parametrize("design", WRITTEN.values(), ids=WRITTEN)
+def test_the_code_is_the_network_that_is_built(design: Design) -> None:
+    built = build(design)
+    with torch.random.fork_rng(devices=[]):
+        written = run(code(design))()
+    assert [*written.state_dict()] == [*built.state_dict()]
+    written.load_state_dict(built.state_dict())
+    x = examples(design, 2).float()
+    torch.testing.assert_close(written(x), built(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("design", WRITTEN.values(), ids=WRITTEN)
+def test_the_code_draws_weights_of_the_same_variance(design: Design) -> None:
+    wide = Design(**{**vars(design), "width": 48})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        written = run(code(wide))()
+    for mine, other in zip(written.parameters(), build(wide).parameters(), strict=True):
+        assert float(mine.detach().std() / other.detach().std()) == pytest.approx(
+            1, abs=0.5 if mine.numel() < 1000 else 0.06
+        )
+
+
+def test_the_code_imports_torch_alone() -> None:
+    imports = [line for line in code(Design()).splitlines() if "import" in line]
+    assert imports == ["import torch", "from torch import nn"]
+
+
+# addresses
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 100), st.sampled_from(list(RESIDUALS)), st.integers(1, 40), st.sampled_from([1, 2]), st.booleans()
+)
+def test_an_address_leads_back_to_its_designs(depth: int, residual: str, steps: int, ndim: int, two: bool) -> None:
+    design = Design(depth=depth, residual=residual, multiplier=round(0.05 * steps, 2), ndim=ndim)
+    second = Design(size=10) if two else None
+    assert from_query("?" + to_query(design, second)) == (design, second)
+
+
+def test_an_address_leaves_defaults_out() -> None:
+    assert to_query(Design()) == ""
+    assert to_query(Design(depth=3), Design()) == "depth=3&b.depth=16"
+
+
+@pytest.mark.parametrize(
+    ("query", "match"),
+    [
+        ("?deep=3", "which is no setting; there are depth, kernel"),
+        ("?depth=three", "depth must be a whole number, the address has 'three'"),
+        ("?multiplier=x", "multiplier must be a number, the address has 'x'"),
+        ("?depth=1000000000", "depth must lie from 1 to 100"),
+        ("?depth=3&depth=4", "sets 'depth' twice"),
+        ("?" + "a" * 2000, "at most 1000 are read"),
+    ],
+)
+def test_bad_addresses_say_what_is_wrong(query: str, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        from_query(query)
+
+
+# figures and callbacks
+
+
+def test_the_map_of_a_figure_is_the_reading() -> None:
+    figures = pytest.importorskip("capalloc.design.figures")
+    reading = read(Design(size=20))
+    heat, *rings, box = figures.map_figure(reading, "A")["data"]
+    np.testing.assert_allclose(heat["z"], reading.capacity, rtol=1e-5, atol=1e-9)
+    assert [np.sum(ring["z"]) for ring in rings] == [region.sum() for region in reading.regions]
+    assert (min(box["x"]), max(box["y"])) == (reading.field[0] - 0.5, reading.field[1] - 0.5)
+
+
+def test_a_map_of_one_axis_has_bands() -> None:
+    figures = pytest.importorskip("capalloc.design.figures")
+    reading = read(Design(ndim=1, size=50))
+    line, *bands = figures.map_figure(reading, "B")["data"]
+    np.testing.assert_allclose(line["y"], reading.capacity, rtol=1e-5)
+    assert [len(band["x"]) for band in bands[:2]] == [region.sum() for region in reading.regions]
+
+
+def test_figures_are_what_plotly_takes() -> None:
+    graph_objects = pytest.importorskip("plotly.graph_objects")
+    from capalloc.design.figures import curves, gradient_figure, map_figure, profile_figure
+
+    for design in (Design(), Design(ndim=1, size=50)):
+        kept = {"A": curves(read(design)), "B": curves(read(design))}
+        for figure in (map_figure(read(design), "A"), profile_figure(kept), gradient_figure(kept)):
+            graph_objects.Figure(figure)  # raises on a name or value that plotly does not know
+
+
+def facts_of(reading: Reading) -> dict[str, str]:
+    return pytest.importorskip("capalloc.design.page").facts(reading)
+
+
+def test_the_table_says_what_was_read() -> None:
+    reading = read(Design(residual="none", depth=30))
+    facts = facts_of(reading)
+    assert facts["Predicted capacity"] == f"{reading.total:,}"
+    assert facts["Theoretical field"] == "63 on an axis, 45 of them inside the input"
+    assert facts["Total change T"] == "no skip connections"
+
+
+def test_settings_that_do_not_go_together_leave_the_card_as_it_is() -> None:
+    app = pytest.importorskip("capalloc.design.app")
+    from capalloc.design.page import settings as values_of
+
+    values = values_of(Design(strided=4))
+    values[0] = 2
+    shown, *_ = app.show("A", values, [])
+    assert shown[0].startswith("strided must be at most the depth")
+    assert all(part is app.no_update for part in shown[1:])
+
+
+def test_an_address_that_cannot_be_read_is_reported_and_changes_nothing() -> None:
+    app = pytest.importorskip("capalloc.design.app")
+    values, compare, message = app.load("?depth=0")
+    assert message.startswith("depth must lie from 1 to 100, got 0.")
+    assert compare is app.no_update
+    assert all(value is app.no_update for value in values)
+
+
+# the server
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    pytest.importorskip("dash")
+    from capalloc.design.server import make_server
+
+    with bound(0) as listening:
+        server = make_server(listening)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.port
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def status(port: int, host: str, path: str = "/") -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", path, headers={"Host": host})
+    found = connection.getresponse()
+    found.read()
+    connection.close()
+    return found.status
+
+
+def test_the_server_answers_to_its_own_name_alone(port: int) -> None:
+    assert status(port, f"127.0.0.1:{port}") == status(port, f"localhost:{port}") == 200
+    for host in (f"rebound.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}", "localhost.evil.example"):
+        assert status(port, host) == 403
+        assert status(port, host, "/_dash-layout") == 403
+        assert status(port, host, "/assets/design.css") == 403
+
+
+def test_a_page_may_load_nothing_from_elsewhere(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/")
+    found = connection.getresponse()
+    text = found.read().decode()
+    policy = found.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'self'")
+    assert "http" not in policy
+    assert 'src="http' not in text
+    assert 'href="http' not in text
+    connection.close()
+
+
+def test_the_socket_listens_on_the_loopback_interface_alone() -> None:
+    with bound(0) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_port_in_use_is_one_clear_line() -> None:
+    pytest.importorskip("dash")
+    with bound(0) as listening:
+        taken = listening.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {taken} of 127.0.0.1 cannot be opened .*; give another, or 0"):
+            serve(taken, open_browser=False)
+
+
+@pytest.mark.parametrize("bad", [-1, 65536, True, "8050"])
+def test_ports_out_of_range_are_refused(bad: Any) -> None:
+    with pytest.raises(ValueError, match="port must be a whole number from 0, for a free one, to 65535, got"):
+        serve(bad)
+
+
+def test_without_dash_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    importing = builtins.__import__
+
+    def without_dash(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == "dash":
+            raise ModuleNotFoundError("No module named 'dash'", name="dash")
+        return importing(name, *args, **kwargs)
+
+    for name in [n for n in sys.modules if n in {f"capalloc.design.{part}" for part in ("server", "app", "page")}]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without_dash)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'capalloc\[design\]'"):
+        serve(0, open_browser=False)
+
+
+def test_a_module_missing_elsewhere_is_not_blamed_on_dash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "capalloc.design.server", None)
+    with pytest.raises(ModuleNotFoundError, match=r"capalloc\.design\.server"):
+        serve(0, open_browser=False)
+
+
+def test_serving_prints_its_address_opens_a_browser_and_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    werkzeug = pytest.importorskip("werkzeug.serving")
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(werkzeug.BaseWSGIServer, "serve_forever", interrupted)
+    serve(0)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("capalloc design: http://127.0.0.1:")
+    assert printed.err == ""
+    address = printed.out.split()[2]
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon and not opened:
+            thread.join(1)
+    assert opened == [address]
+    with socket.socket() as free:  # the port was given back
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2])))
+
+
+def test_sizes_have_limits_for_every_number_of_axes() -> None:
+    assert set(SIZES) == {1, 2}

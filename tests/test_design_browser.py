@@ -1,0 +1,168 @@
+"""The design page in a real browser: controls, comparison, copying, and that nothing leaves this machine."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from capalloc.design import Design, code, read
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("dash")
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    from capalloc.design.serve import bound
+    from capalloc.design.server import make_server
+
+    with bound(0) as listening:
+        server = make_server(listening)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.port}/"
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def context(browser: sync_api.Browser, address: str) -> sync_api.BrowserContext:
+    """One for all pages, which then find plotly in its cache; they may use the clipboard."""
+    found = browser.new_context(base_url=address, viewport={"width": 1300, "height": 900})
+    found.grant_permissions(["clipboard-read", "clipboard-write"])
+    return found
+
+
+@pytest.fixture
+def page(context: sync_api.BrowserContext, address: str) -> Iterator[sync_api.Page]:
+    """A page; at the end no error was logged and every request went to the server."""
+    found = context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    found.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    found.on("pageerror", lambda error: said.append(str(error)))
+    found.on("request", lambda request: asked.append(request.url))
+    found.on("websocket", lambda socket: asked.append(socket.url))
+    yield found
+    found.close()
+    assert said == []
+    assert asked
+    assert {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))} == {
+        urlsplit(address).netloc
+    }
+
+
+def opened(page: sync_api.Page, query: str = "") -> sync_api.Page:
+    page.goto(query or "/")
+    page.wait_for_selector("#a-map .main-svg")
+    page.wait_for_selector("#a-numbers td")
+    return page
+
+
+def fact(page: sync_api.Page, name: str, design: str = "a") -> str:
+    return page.locator(f"#{design}-numbers tr", has_text=name).locator("td").inner_text()
+
+
+def expect_fact(page: sync_api.Page, name: str, value: str, design: str = "a") -> None:
+    row = page.locator(f"#{design}-numbers tr", has_text=name).locator("td")
+    sync_api.expect(row).to_have_text(value, timeout=20_000)
+
+
+def test_a_slider_moved_by_keys_changes_the_reading_and_the_address(page: sync_api.Page) -> None:
+    opened(page)
+    expect_fact(page, "Predicted capacity", f"{read(Design()).total:,}")
+    slider = page.get_by_role("slider", name="Depth of design A")
+    slider.focus()
+    for _ in range(3):
+        slider.press("ArrowRight")
+    now = read(Design(depth=19))
+    expect_fact(page, "Predicted capacity", f"{now.total:,}")
+    expect_fact(page, "Total change T", f"{now.T:.3g}, {now.phase}")
+    expect_fact(page, "Effective field", f"standard deviation {now.deviation:.3g}")
+    page.wait_for_url("**/?depth=19")
+    assert "ms on the server" in page.inner_text("#a-time")
+
+
+def test_an_address_opens_two_designs_and_compares_them(page: sync_api.Page) -> None:
+    opened(page, "/?residual=none&depth=30&b.depth=30&b.activation=gelu")
+    second = read(Design(depth=30, activation="gelu"))
+    expect_fact(page, "Gradient correlation", f"{second.correlation:.3g} at independent inputs", "b")
+    expect_fact(page, "Total change T", "no skip connections")
+    for figure in ("profile", "gradient"):
+        sync_api.expect(page.locator(f"#{figure} .scatterlayer .trace")).to_have_count(2)
+    assert page.locator("#a-residual").inner_text().startswith("no skips")
+
+
+def test_a_second_design_is_shown_when_asked_for(page: sync_api.Page) -> None:
+    opened(page)
+    assert not page.locator("#b-card").is_visible()
+    page.get_by_text("Compare with a second design").click()
+    expect_fact(page, "Parameters", f"{Design().num_params:,}", "b")
+    page.wait_for_url("**/?b.depth=16")
+    page.locator("#b-ndim").get_by_text("1-D").click()
+    one = read(Design(ndim=1, size=129))
+    expect_fact(page, "Predicted capacity", f"{one.total:,}", "b")
+
+
+def test_the_code_that_is_copied_is_that_of_the_design(page: sync_api.Page) -> None:
+    opened(page, "/?depth=7&stride=2&activation=tanh")
+    page.get_by_text("PyTorch code").first.click()
+    page.locator("#a-copy").click()
+    sync_api.expect(page.locator("#a-copied")).to_have_text("Copied.")
+    wanted = code(Design(depth=7, stride=2, activation="tanh"))
+    assert page.evaluate("navigator.clipboard.readText()") == wanted
+    assert page.locator("#a-code").text_content() == wanted
+
+
+def test_a_bad_address_is_reported_and_the_page_works(page: sync_api.Page) -> None:
+    opened(page, "/?depth=1000")
+    assert page.inner_text("#address-error").startswith("depth must lie from 1 to 100, got 1000")
+    expect_fact(page, "Parameters", f"{Design().num_params:,}")
+
+
+def test_settings_that_do_not_go_together_are_reported(page: sync_api.Page) -> None:
+    opened(page, "/?depth=4&stride=2&strided=4")
+    slider = page.get_by_role("slider", name="Depth of design A")
+    slider.focus()
+    slider.press("ArrowLeft")
+    sync_api.expect(page.locator("#a-error")).to_contain_text("strided must be at most the depth, 3, got 4")
+    slider.press("ArrowRight")
+    sync_api.expect(page.locator("#a-error")).to_have_text("")
+
+
+def test_every_control_has_a_name(page: sync_api.Page) -> None:
+    opened(page, "/?b.depth=3")
+    page.wait_for_selector("#b-numbers td")
+    for role in ("slider", "spinbutton"):
+        names = [page.get_by_role(role).nth(k).get_attribute("aria-label") for k in range(18)]
+        assert all(names)
+        assert len(set(names)) == 18  # nine for each design, the size of the other number of axes being hidden
+    assert page.get_by_role("button", name="Activation relu").count() == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_the_dark_and_in_the_light(page: sync_api.Page, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 844})
+    opened(page, "/?b.depth=20&ndim=1&size=100")
+    page.wait_for_selector("#b-map .main-svg")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ink = page.evaluate("getComputedStyle(document.querySelector('#a-map text')).fill")
+    light = [sum(map(int, colour[4:-1].split(","))) for colour in (ground, ink)]
+    assert (light[0] > 600 and light[1] < 200) if scheme == "light" else (light[0] < 200 and light[1] > 600)
