@@ -24,7 +24,7 @@ from capalloc.stochastic.measured import products_of
 from capalloc.stochastic.settings import Settings
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
-#: Ridge in units of the mean eigenvalue of G, or of trace G / rows where rows are fewer than parameters.
+#: Ridge in units of the mean eigenvalue of G, and where rows are fewer than parameters.
 RELATIVE_RIDGE, RIDGE_OF_ROWS = 1e-2, 1e-1
 
 
@@ -83,7 +83,7 @@ EXAMPLES, WIDTHS = (16, 32, 64, 128), (48, 64, 96, 128)
 def run() -> Table:
     about = (
         f"Stochastic solver, float32 products, ridge {RELATIVE_RIDGE:g} of the mean eigenvalue of G, "
-        f"{RIDGE_OF_ROWS:g} of trace / rows where rows are fewer than parameters, 10 outputs, "
+        f"{RIDGE_OF_ROWS:g} of it where rows are fewer than parameters, 10 outputs, "
         f"{THREADS} threads, untrained weights, smoothed noise for images. Error: the largest relative standard error "
         "of a patch of 4 x 4 inputs. Memory: peak resident size of a fresh process that does this alone. Growth: CPU "
         f"time of one product with G and four vectors at {EXAMPLES} examples, and of the CNN at widths {WIDTHS} on 16."
@@ -100,7 +100,7 @@ def case(name: str, width: int, size: int, examples: int, settings: dict[str, ob
     model = built(resnet18 if width == 0 else lambda: cnn(width))
     x = images(examples, size)
     params, rows = sum(p.numel() for p in model.parameters()), examples * 10 * (3 * size**2 + 1)
-    relative = RELATIVE_RIDGE if rows >= params else RIDGE_OF_ROWS * params / rows
+    relative = RELATIVE_RIDGE if rows >= params else RIDGE_OF_ROWS
     ridge = relative * mean_eigenvalue(model, x, num_probes=4)
     start, cpu = time.perf_counter(), time.process_time()
     found = measure(model, x, ridge=ridge, solver="stochastic", **settings)

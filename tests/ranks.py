@@ -78,6 +78,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "metric": (net, data(31, 5), {"metric": torch.arange(1.0, 6.0).double(), "intercept": False}),
     "stochastic": (net, data(31, 5), STOCHASTIC | {"metric": torch.arange(1.0, 6.0).double()}),
     "stochastic few": (line, data(2, 3), STOCHASTIC | {"output_probes": 1}),
+    "stochastic wide": (net, data(3, 5), STOCHASTIC),
     "stochastic auto": (net, data(31, 5), {"solver": "stochastic", "ridge": 1.0, "rtol": 0.2}),
 }
 

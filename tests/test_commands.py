@@ -121,6 +121,13 @@ def test_solvers_and_probes_are_passed_on(folder):
     assert said["hessian"]["settings"]["solver"] == "hessian"
 
 
+@pytest.mark.parametrize(("told", "there"), [([], False), (["--table"], True)])
+def test_a_table_is_made_where_asked_for(folder, monkeypatch, told, there):
+    monkeypatch.setattr("capalloc.propagated.TABLE_LIMIT", 0)
+    assert run("propagate", "factories:net", "--shape", "1,6,6", "--out", "result.nc", *told).exit_code == 0
+    assert (capalloc.load("result.nc").table is not None) == there
+
+
 def test_measure(folder):
     result = run("measure", "factories:net", "--shape", "1,6,6", "--examples", "20", "--ridge", "0.01")
     assert result.exit_code == 0, result.output

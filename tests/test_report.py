@@ -22,7 +22,7 @@ from torch import nn
 import capalloc
 from allocations import allocation
 from capalloc import Allocation
-from capalloc.field_plot import smallest_region
+from capalloc.field_plot import ring, smallest_region
 from capalloc.plots import gradient
 from capalloc.report import report_html, write_report
 from capalloc.report.charts import POINTS, Axis, Series, chart
@@ -235,7 +235,9 @@ def test_table_of_two_holds_both_and_errors_where_known():
 def test_without_a_table_the_page_shows_what_there_is():
     a = allocation()
     page = report_html({"one": Allocation(a.capacity, a.bias, a.by_parameter)})
-    assert "–" in page
+    assert "Capacity of the parameter tensors" in page
+    assert "--table" in page
+    assert "top left" not in page
     assert f"{float(a.by_parameter[2]):.1f}" in page
     assert 'data-role="layer"' not in page
     assert data_of(page)["explorers"]["maps-1"]["layers"] is None
@@ -315,9 +317,21 @@ def test_rings_hold_what_they_say(depth):
     assert figure["lines"]["theoretical"] == f"M{column.start} {row.start}H{column.stop}V{row.stop}H{column.start}Z"
     values = depth["field"].map.sum("channel").to_numpy()
     for share, area in ((0.68, depth["field"].area_68), (0.95, depth["field"].area_95)):
-        region = smallest_region(values, share)
-        assert region.sum() == area
-        assert figure["lines"][f"ring-{share * 100:.0f}"] == outline(region)
+        assert smallest_region(values, share).sum() == area
+        assert figure["lines"][f"ring-{share * 100:.0f}"] == outline(ring(values, share))
+
+
+def test_a_ring_is_the_smallest_region_of_a_smooth_map_and_passes_over_a_grid():
+    places = np.arange(64) - 31.5
+    bell = np.exp(-(places[:, None] ** 2 + places**2) / (2 * 9.0**2))
+    teeth = 1 + 3 * (np.arange(64) % 2)
+    comb = bell * teeth * teeth[:, None]
+    for share in (0.68, 0.95):
+        smallest = smallest_region(bell, share)
+        # Smoothing adds (1/3)^2 / 12 to each variance, relative: 1 % to the area.
+        assert ring(bell, share).sum() == pytest.approx(smallest.sum(), rel=0.03)
+        assert len(outline(ring(comb, share))) < 1.5 * len(outline(smallest))
+        assert len(outline(smallest_region(comb, share))) > 10 * len(outline(smallest))
 
 
 def test_outline_runs_around_the_region():

@@ -61,9 +61,8 @@ class Diagnosis(Stored, Shown):
         rows = [["axis", "size", "from", "stride", "deviation"]]
         for k in range(self.data.sizes["axis"]):
             axis, size, start, stride, cut, deviation = (self.data[name].to_numpy()[k] for name in FIELD)
-            rows.append(
-                [str(axis), f"{size:g}{' (cut)' if cut else ''}", f"{start:g}", f"{stride:g}", f"{deviation:.3g}"]
-            )
+            every = "" if stride != stride else f"{stride:g}"  # NaN: none
+            rows.append([str(axis), f"{size:g}{' (cut)' if cut else ''}", f"{start:g}", every, f"{deviation:.3g}"])
         field = {"receptive field": rows} if len(rows) > 1 else {}
         return {**self.scaling.tables(), **self.shattering.tables(), **field}
 

@@ -218,7 +218,9 @@ def mean_eigenvalue(
     params: ParamSelection = None,
     num_probes: int = 8,
 ) -> float:
-    """Mean eigenvalue of G, trace G / p = E |C'xi|^2 / p with xi standard normal: a scale for the ridge.
+    """Mean of G's eigenvalues, a scale for the ridge: trace G / min(params, rows), trace G = E |C'xi|^2, xi normal.
+
+    With fewer rows of constraints (examples x outputs x (inputs + 1)) than parameters the others are zero: left out.
 
     Args:
         model, inputs, outputs, metric, intercept, params: as in `measure`.
@@ -232,7 +234,8 @@ def mean_eigenvalue(
     with private():
         task = make_task(model, inputs, outputs, metric, params, intercept, None, Local())
         products, _ = products_of(task.problem, task.space, task.x.to(task.precision), task.replay, settings)
-        return float(products.noise(0, num_probes).square().sum()) / num_probes / task.size.params
+        trace = float(products.noise(0, num_probes).square().sum()) / num_probes
+        return trace / min(products.num_params, products.num_rows)
 
 
 def _told(task: Task, settings: Settings, partition: Partition | None) -> dict[str, Any]:

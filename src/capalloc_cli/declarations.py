@@ -59,11 +59,19 @@ def propagate(
     num_probes: Annotated[
         int, typer.Option(min=2, help="Random probes of block and segments.", rich_help_panel=METHOD)
     ] = 32,
+    table: Annotated[
+        bool,
+        typer.Option(
+            "--table",
+            help="Also tell which parameter tensor serves which input, as small models always do: one pass each.",
+            rich_help_panel=METHOD,
+        ),
+    ] = False,
 ) -> None:
     """Capacity that a model devotes to each input, by the Markov rule: a few forward and backward passes."""
     from capalloc.commands.methods import run_propagate
 
-    run_propagate(given, result, solver, gates, num_probes)
+    run_propagate(given, result, solver, gates, num_probes, table)
 
 
 @app.command("measure", rich_help_panel=COMPUTE)

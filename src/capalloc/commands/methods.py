@@ -31,6 +31,7 @@ def run_propagate(
     solver: Literal["markov", "block", "segments", "hessian"],
     gates: GateSource,
     num_probes: int,
+    table: bool,
 ) -> None:
     """`capalloc propagate`."""
     check_targets(told.out, told.picture)
@@ -41,6 +42,7 @@ def run_propagate(
         x.outputs,
         gates,
         solver,
+        table=table or "auto",
         num_probes=num_probes,
         generator=probes(given),
         progress=bars(told),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from capalloc.field_plot import LEVELS, smallest_region
+from capalloc.field_plot import LEVELS, ring, smallest_region
 from capalloc.receptive_field_result import ReceptiveField
 from capalloc.report.encode import encode
 from capalloc.report.layout import flat, high, is_line
@@ -59,7 +59,7 @@ def _figure(name: str, found: ReceptiveField) -> Figure:
     (top, bottom), (left, right) = box.values()
     lines = {"theoretical": f"M{left} {top}H{right}V{bottom}H{left}Z"}
     for share in LEVELS:
-        lines[f"ring-{share * 100:.0f}"] = outline(smallest_region(shown.to_numpy(), share))
+        lines[f"ring-{share * 100:.0f}"] = outline(ring(shown.to_numpy(), share))
     return Figure(name, "map", (0,), values, figure.limits, lines=lines)
 
 

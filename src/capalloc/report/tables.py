@@ -42,12 +42,15 @@ def by_region(key: str, members: Mapping[str, Allocation], layers: list[str], of
         sets.setdefault(tuple(map(str, a.by_parameter["parameter"].values)), {})[name] = a
     sections = []
     for k, same in enumerate(sets.values(), 1):
-        title = "Which parameters serve which region" + (of if len(sets) == 1 else f": {', '.join(same)}")
+        told = any(a.table is not None for a in same.values())
+        title = "Which parameters serve which region" if told else "Capacity of the parameter tensors"
+        title += of if len(sets) == 1 else f": {', '.join(same)}"
         body = render(
             "report/regions.html",
             key=key,
             names=list(same),
-            columns=columns(next(iter(same.values()))),
+            columns=columns(next(iter(same.values()))) if told else ["all"],
+            told=told,
             rows=rows(same, layers),
             errors=any("by_parameter_standard_error" in a.attrs for a in same.values()),
         )
@@ -63,6 +66,8 @@ def columns(a: Allocation) -> list[str]:
 def rows(members: Mapping[str, Allocation], layers: list[str]) -> list[Row]:
     """Capacity of every parameter tensor, and of all, by region."""
     numbers = np.stack([_numbers(a) for a in members.values()], axis=-1)
+    if all(a.table is None for a in members.values()):
+        numbers = numbers[:, :1]
     names = [*map(str, next(iter(members.values())).by_parameter["parameter"].values), "all"]
     largest = np.nanmax(np.append(numbers[:-1, 1:, 0], 0.0)) or 1.0
     shades = np.rint(np.nan_to_num(numbers[..., 0] / largest).clip(0, 1) * SHADES).astype(int)

@@ -32,8 +32,8 @@ class Settings:
                 raise ValueError(
                     f"the stochastic solver needs a ridge > 0, got {ridge!r}; with noise of variance s2 on the "
                     "constraints of N examples and parameters of prior variance t2 it is s2 / (N t2), see "
-                    "capalloc.stochastic.ridge.ridge_from_noise; or take 1e-2 of mean_eigenvalue(model, inputs), from "
-                    "capalloc.measure"
+                    "capalloc.ridge_from_noise; or take 1e-2 of capalloc.mean_eigenvalue(model, "
+                    "inputs), 0.1 of it where rows are fewer than parameters"
                 )
         if not 0 < self.rtol < 1:
             raise ValueError(f"rtol must lie between 0 and 1, got {self.rtol!r}; 0.02 asks for 2 % on every part")

@@ -41,6 +41,10 @@ MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
 #: From so many parameters on one probe shows the spectrum, and its products come along with the first solve's alone.
 MANY_PARAMS = 10_000
 SPECTRUM_PROBES, SPECTRUM_STEPS = 4, 24
+#: Without a preconditioner solves take longer, and as many more steps come along.
+SPECTRUM_STEPS_OF_ROWS = 64
+#: Products that follow the last iteration, to read the answer off.
+LAST_PRODUCTS = 6
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,9 @@ def spectrum_probes(num_params: int) -> int:
 
 def wants_step(run: Run, spectrum: Recurrence) -> bool:
     """Whether the recurrence should go on; it cannot beyond the number of parameters."""
-    return (
-        spectrum.steps < min(SPECTRUM_STEPS, run.products.num_params, run.products.num_rows)
-        and time.perf_counter() < run.deadline
-    )
+    products = run.products
+    most = SPECTRUM_STEPS_OF_ROWS if products.fewer_rows else SPECTRUM_STEPS
+    return spectrum.steps < min(most, products.num_params, products.num_rows) and time.perf_counter() < run.deadline
 
 
 def next_block(run: Run, state: State) -> int:
@@ -296,10 +299,12 @@ def iterate(
         return both[: len(w)]
 
     while len(now.directions) and now.error(ridge) > run.settings.solve_tolerance and now.iterations < MAX_ITERATIONS:
+        began = time.perf_counter()
         now = advanced(now, with_spectrum)
         run.tick()
         keep(replace(at, now=now, spectrum=spectrum))
-        if time.perf_counter() > run.deadline:
+        ended = time.perf_counter()
+        if ended + LAST_PRODUCTS * (ended - began) > run.deadline:
             break
     return now, spectrum
 
