@@ -131,6 +131,11 @@ def test_examples_run(example, scratch, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("script", sorted(ROOT.glob("docs/pictures/*.py")), ids=name)
+def test_scripts_of_pictures_find_what_they_import(script):
+    assert runpy.run_path(str(script), run_name="imported")["__doc__"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_local_links_lead_somewhere(page):
     for target in LINK.findall(read(page)):

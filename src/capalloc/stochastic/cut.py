@@ -14,6 +14,8 @@ from capalloc.stochastic.settings import Settings
 
 #: Bytes of working memory that a product aims at: larger ones leave the caches and gain nothing.
 PRODUCT_BYTES = 2**28
+#: Examples that go together before vectors do: many with two vectors take two thirds of the time of few with five.
+EXAMPLES_FIRST = 12
 #: Blocks of parameter vectors alive at once: the iterate's, the product's, the preconditioner's and their sums.
 BLOCKS = 12
 #: The same where vectors are rows: they are pulled back to parameters for products and at the end.
@@ -102,7 +104,7 @@ def make_cut(load: Load, x: Tensor, settings: Settings, batch_size: int | str) -
     )
     aim = min(room, PRODUCT_BYTES)
     vectors = block + 1  # the spectrum's comes along
-    while vectors > 1 and load.product(1, vectors) > aim:
+    while vectors > 1 and load.product(min(len(x), EXAMPLES_FIRST), vectors) > aim:
         vectors = (vectors + 1) // 2
     if isinstance(batch_size, str):
         size = max(1, min(len(x), int(aim / load.product(1, vectors))))

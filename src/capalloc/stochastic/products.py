@@ -109,19 +109,16 @@ class Products:
                 part += self.adjoint(batch, one)
         return self.reduce(total) / math.sqrt(self.num_examples)
 
-    def read(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """G w, and for every slot the inner products of the rows of C w: (k, params) and (s, k, k)."""
-        self.announce("read", w)
+    def inner(self, w: Tensor) -> Tensor:
+        """For every slot the inner products of the rows of C w, (s, k, k)."""
+        self.announce("inner", w)
         slots, k = self.operator.space.num_slots, len(w)
-        total = torch.zeros_like(w)
-        inner = torch.zeros(slots, k, k, dtype=torch.float64, device=w.device)
+        total = torch.zeros(slots, k, k, dtype=torch.float64, device=w.device)
         for batch in self.batches():
             rows = torch.cat([self.apply(batch, part) for part in w.split(self.vectors)])
-            for start in range(0, k, self.vectors):
-                total[start : start + self.vectors] += self.adjoint(batch, rows[start : start + self.vectors])
             by_slot = rows.permute(3, 0, 1, 2).flatten(2)
-            inner += (by_slot @ by_slot.mT).double()
-        return self.reduce(total) / self.num_examples, self.reduce(inner) / self.num_examples
+            total += (by_slot @ by_slot.mT).double()
+        return self.reduce(total) / self.num_examples
 
     def pull(self, rows: Tensor) -> Tensor:
         """C' rows: (k, rows) of all processes to (k, params)."""

@@ -58,7 +58,7 @@ class Settings:
 
         It bounds the total's bias, and stays below the standard error asked of the parts.
         """
-        return 0.4 * self.rtol
+        return 0.2 * self.rtol
 
 
 def _is_count(value: object) -> bool:

@@ -220,12 +220,12 @@ def perturb(
         return step(now, lambda w: product(w) + ridge * w, precondition)
 
     now, spectrum = iterate(run, ridge, now, products.gram, advanced, at, keep)
-    Gw, by_slot = products.read(now.w)
-    found = perturbed(now.w, u, eta, ridge, by_slot, run.sizes)
+    Gw = products.gram(now.w)
+    found = perturbed(now.w, u, eta, ridge, products.inner(now.w), run.sizes)
     before = found
     if now.marks:
         w = now.marks[0].solution
-        before = perturbed(w, u, eta, ridge, products.read(w)[1], run.sizes)
+        before = perturbed(w, u, eta, ridge, products.inner(w), run.sizes)
     residual = u - Gw - ridge * now.w
     tallies = tallied(found, before, still_missing(now, 1), False, run.parts)
     tallies = replace(tallies, tensors=tallies.tensors.unsettled(now.missing, run.sizes))

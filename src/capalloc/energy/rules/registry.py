@@ -95,7 +95,8 @@ class Call:
         """The error to raise where a rule cannot serve this call."""
         return UnsupportedOperatorError(
             f"no path-energy rule serves {self.op} in module {self.where or '(the model itself)'!r}: {why}. "
-            "Register one with @capalloc.rule(operator), see CONTRIBUTING.md, or use capalloc.measure: it needs none."
+            "Register one with @capalloc.rule(operator), see docs/how-to/new-operator.md, or use capalloc.measure: it "
+            "needs none."
         )
 
 
