@@ -38,11 +38,11 @@ SAMPLING = 0.9
 SAMPLES, SAMPLED_EXAMPLES = 128, 64
 #: From so many parameters on, fewer: each sample costs more than it brings.
 MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
-#: From so many parameters on one probe shows the spectrum, and its products come along with the first solve's alone.
+#: From so many parameters on one probe shows the spectrum, in fewer steps that come along with the first solve's alone.
 MANY_PARAMS = 10_000
-SPECTRUM_PROBES, SPECTRUM_STEPS = 4, 24
-#: Without a preconditioner solves take longer, and as many more steps come along.
-SPECTRUM_STEPS_OF_ROWS = 64
+SPECTRUM_PROBES, SPECTRUM_STEPS, FEW_STEPS = 4, 24, 12
+#: Without a preconditioner solves take longer, and more steps come along.
+STEPS_OF_ROWS = 64
 #: Products that follow the last iteration, to read the answer off.
 LAST_PRODUCTS = 6
 
@@ -151,7 +151,8 @@ def spectrum_probes(num_params: int) -> int:
 def wants_step(run: Run, spectrum: Recurrence) -> bool:
     """Whether the recurrence should go on; it cannot beyond the number of parameters."""
     products = run.products
-    most = SPECTRUM_STEPS_OF_ROWS if products.fewer_rows else SPECTRUM_STEPS
+    most = SPECTRUM_STEPS if products.num_params < MANY_PARAMS else FEW_STEPS
+    most = STEPS_OF_ROWS if products.fewer_rows else most
     return spectrum.steps < min(most, products.num_params, products.num_rows) and time.perf_counter() < run.deadline
 
 
