@@ -135,17 +135,30 @@ def test_saved_programs_are_completed(tmp_path, monkeypatch):
     assert complete_model("m") == ["mixer", "mlp", "mobilenet-v2", "mine.pt2"]
 
 
+def heed_interrupts():
+    """A process that a shell started in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_leaves_nothing_and_says_so(tmp_path):
     """SIGINT to a measurement of some minutes, once it runs."""
     arguments = ["measure", "mlp", "--shape", "1,10,10", "--arg", "width=20", "--examples", "3000", "--out", "x.nc"]
     process = subprocess.Popen(
-        [*PROGRAM, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*PROGRAM, *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
-    assert "parameters; 3000 Gaussian inputs" in process.stderr.readline()
-    time.sleep(1)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    try:
+        assert "parameters; 3000 Gaussian inputs" in process.stderr.readline()
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, stdout) == (130, "")
     assert stderr == "capalloc: interrupted; files are whole or as they were\n"
     assert os.listdir(tmp_path) == []

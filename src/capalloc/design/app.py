@@ -16,9 +16,9 @@ from capalloc.design.model import Design
 from capalloc.design.page import CONTROLS, NAMES, design_of, ident, numbers, page, settings
 from capalloc.design.query import from_query, to_query
 from capalloc.design.reading import Reading, read
+from capalloc.design.serve import HOST
 from capalloc.design.source import code
 
-HOST = "127.0.0.1"
 HIDDEN = {"display": "none"}
 #: Nothing is loaded from, or sent to, another place than this server.
 POLICY = (

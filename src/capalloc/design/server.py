@@ -7,7 +7,8 @@ import socket
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler
 from werkzeug.serving import make_server as make_wsgi_server
 
-from capalloc.design.app import HOST, guard, make_app
+from capalloc.design.app import guard, make_app
+from capalloc.design.serve import HOST
 
 
 class Quiet(WSGIRequestHandler):
