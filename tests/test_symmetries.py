@@ -153,7 +153,7 @@ class Random(nn.Module):
         return self.scale[choice % 3] * a if kind == 4 else torch.stack([a[:, 0], b[:, 1]], 1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     choices=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=6),
     bias=st.booleans(),
