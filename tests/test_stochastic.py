@@ -26,10 +26,11 @@ from capalloc.stochastic.fit import begin_fit, step_fit
 from capalloc.stochastic.kronecker import Block, kronecker, merged_axes, turn
 from capalloc.stochastic.lanczos import quadrature, recurrence
 from capalloc.stochastic.measured import Measured, allocation, parts_of_slots, products_of
+from capalloc.stochastic.precondition import precondition
 from capalloc.stochastic.products import Products
 from capalloc.stochastic.ridge import ridge_from_noise
 from capalloc.stochastic.settings import Settings
-from capalloc.stochastic.solve import Run, precondition, solve
+from capalloc.stochastic.solve import Run, solve
 from capalloc.stochastic.tally import Tally, perturbed, tallied
 
 RIDGE = 3e-3

@@ -28,9 +28,10 @@ from capalloc.stochastic.cut import Cut, load_of, make_cut
 from capalloc.stochastic.fit import Fit
 from capalloc.stochastic.kronecker import Kronecker
 from capalloc.stochastic.lanczos import Quadrature, Recurrence, quadrature
+from capalloc.stochastic.precondition import precondition
 from capalloc.stochastic.products import Products, silent
 from capalloc.stochastic.settings import Settings
-from capalloc.stochastic.solve import Round, Run, Solved, State, precondition, solve
+from capalloc.stochastic.solve import Round, Run, Solved, State, solve
 from capalloc.stochastic.tally import Tallies, Tally
 
 #: A patch of 4 x 4 inputs, or as many of a single axis.

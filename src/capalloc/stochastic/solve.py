@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from torch import Tensor
 from capalloc.stochastic.cg import Apply, Iterate, begin, step
 from capalloc.stochastic.cut import WIDEST
 from capalloc.stochastic.fit import Fit, begin_fit, step_fit
-from capalloc.stochastic.kronecker import Kronecker, kronecker
+from capalloc.stochastic.kronecker import Kronecker
 from capalloc.stochastic.lanczos import Recurrence, recurrence
 from capalloc.stochastic.products import Products
 from capalloc.stochastic.settings import Settings
@@ -34,10 +34,6 @@ MAX_PROBES = 4096
 MOST_MISSING = 5.0
 #: The share of the accuracy asked that sampling may use up; the rest is for the solves.
 SAMPLING = 0.9
-#: Random constraints that the preconditioner is made from, on at most so many examples.
-SAMPLES, SAMPLED_EXAMPLES = 128, 64
-#: From so many parameters on, fewer: each sample costs more than it brings.
-MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
 #: From so many parameters on one probe shows the spectrum, in fewer steps that come along with the first solve's alone.
 MANY_PARAMS = 10_000
 SPECTRUM_PROBES, SPECTRUM_STEPS, FEW_STEPS = 4, 24, 12
@@ -308,21 +304,3 @@ def iterate(
         if ended + LAST_PRODUCTS * (ended - began) > run.deadline:
             break
     return now, spectrum
-
-
-def precondition(products: Products) -> Kronecker:
-    """From random constraints of single examples."""
-    shapes = [tuple(p.shape) for p in products.operator.problem.params.values()]
-    return kronecker(shapes, partial(samples, products))
-
-
-def samples(products: Products, stream: int) -> Iterator[Tensor]:
-    """C'xi of single examples, whose second moment is G."""
-    chosen = torch.linspace(0, len(products.x) - 1, min(len(products.x), SAMPLED_EXAMPLES)).round().long()
-    wanted = SAMPLES if products.num_params < MOST_PARAMS else FEW_SAMPLES
-    each = max(1, wanted // len(chosen))
-    alone = replace(products, x=products.x[chosen.to(products.x.device)], batch_size=1)
-    for batch in alone.batches():
-        for part in torch.arange(each).split(products.vectors):
-            drawn = alone.adjoint(batch, alone.normal_rows(batch, len(part), 3, stream, int(part[0])))
-            yield drawn.to(batch.x.dtype)
