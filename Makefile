@@ -34,10 +34,11 @@ test: setup  ## the test suite, in parallel (under 10 minutes on 2 cores)
 test-slow: setup  ## the long studies too
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy, and the one-way flow of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 docs: setup  ## the documentation site in site/, warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import capalloc
 from benchmarks.table import Table
-from capalloc.demo import load_digits
+from capalloc.app.demo import load_digits
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the networks are those of the tests
 import architectures as zoo

@@ -7,7 +7,7 @@ import time
 import capalloc
 from benchmarks.networks import NETWORKS, initial, trained
 from benchmarks.table import Table
-from capalloc.demo import load_digits
+from capalloc.app.demo import load_digits
 
 EXAMPLES = 60
 SEED = 0

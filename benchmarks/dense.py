@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 import capalloc
 from benchmarks.table import Table
-from capalloc.dense import ACCURACY, Scores, score_in_passes, streamed_triangular
-from capalloc.distributed import Local
-from capalloc.jacobian import Constraints, choose_jacobian
-from capalloc.memory import Plan
-from capalloc.problem import seeded
-from capalloc.row_gram import gram_error, root_of_gram, streamed_gram
-from capalloc.rows import Block
-from capalloc.task import make_task
+from capalloc._derivatives import Constraints, choose_jacobian
+from capalloc._linalg.gram_root import gram_error, root_of_gram, streamed_gram
+from capalloc._linalg.leverage import ACCURACY, Scores, score_in_passes, streamed_triangular
+from capalloc._linalg.row_block import Block
+from capalloc._measure.task import make_task
+from capalloc._model.problem import seeded
+from capalloc._runtime.distributed import Local
+from capalloc._runtime.memory import Plan
 
 EXAMPLES = 32
 BATCH = 4

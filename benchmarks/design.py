@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.table import Table, median_seconds
-from capalloc.design import Design, read
-from capalloc.design.app import fill
+from capalloc.app.design import Design, read
+from capalloc.app.design.server_app import fill
 
 #: The largest inputs that the page offers, and its default.
 INPUTS = {"1-D, 512": {"ndim": 1, "size": 512}, "2-D, 45 x 45": {"size": 45}, "2-D, 64 x 64": {"size": 64}}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.gram_contenders import CONTENDERS, OURS, installed
 from benchmarks.propagate import _status
 from benchmarks.table import Table
-from capalloc.problem import seeded
+from capalloc._model.problem import seeded
 
 EXAMPLES = 64
 REPEATS = 7

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from capalloc.jacobian.gram import output_gram
+from capalloc._derivatives.output_grams import output_gram
 
 Contender = Callable[[nn.Module, Tensor, str], Tensor]
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev
 
 from benchmarks.table import Table, median_seconds
-from capalloc.demo import build
-from capalloc.dense import polar_factor
-from capalloc.jacobian import choose_jacobian, input_metric
-from capalloc.measure import measure
-from capalloc.problem import prepare, seeded
+from capalloc._derivatives import choose_jacobian, input_metric
+from capalloc._linalg.leverage import polar_factor
+from capalloc._measure.measure import measure
+from capalloc._model.problem import prepare, seeded
+from capalloc.app.demo import build
 
 EXAMPLES = 16
 BATCH = 4

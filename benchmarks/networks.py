@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capalloc.demo import Digits, build
+from capalloc.app.demo import Digits, build
 
 
 class Residual(nn.Module):

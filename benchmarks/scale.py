@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.table import Table
-from capalloc.jacobian import input_metric
-from capalloc.measure import mean_eigenvalue, measure
-from capalloc.problem import prepare
-from capalloc.stochastic.measured import products_of
-from capalloc.stochastic.settings import Settings
+from capalloc._derivatives import input_metric
+from capalloc._measure.measure import mean_eigenvalue, measure
+from capalloc._measure.settings import Settings
+from capalloc._measure.stochastic import products_of
+from capalloc._model.problem import prepare
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 #: Ridge in units of the mean eigenvalue of G, and where rows are fewer than parameters.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import capalloc
-from capalloc.plots import plot_map
+from capalloc.results.plots import plot_map
 
 
 def convolutional() -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from capalloc.decoupling.gaussian import gaussian_gate_moment
+from capalloc._decoupling.gaussian_gates import gaussian_gate_moment
 from studies.scaling_networks import ACTIVATIONS, Family, Layer, Recurrent, Residual
 from studies.scaling_plot import plot_study
 from studies.study import Study, table

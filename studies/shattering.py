@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from capalloc.shattering.law import FAMILIES
+from capalloc._depth.shattering_law import FAMILIES
 from studies.shattering_measured import Design, Line, autocorrelation, measured, predictions
 from studies.shattering_plot import NAMES, plot_study
 from studies.study import Study, table

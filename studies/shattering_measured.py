@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from capalloc.shattering.law import crossing, family_rates, gradient_correlation
+from capalloc._depth.shattering_law import crossing, family_rates, gradient_correlation
 from studies.shattering_estimates import extrapolate, mean_cosine, moments, pairs_of, ratio_of_means
 from studies.shattering_networks import Net, products
 

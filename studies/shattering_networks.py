@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capalloc import gaussian_gate_moment
-from capalloc.decoupling import quadrature
-from capalloc.decoupling.activations import slope
-from capalloc.shattering.law import crossing, family_rates
+from capalloc._decoupling import quadrature
+from capalloc._decoupling.activations import slope
+from capalloc._depth.shattering_law import crossing, family_rates
+from capalloc.gates import gaussian_gate_moment
 
 #: Weights of a batch of networks held at once, in numbers.
 WEIGHTS = 2**22

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from capalloc import gaussian_decoupling, gaussian_gate_moment
+from capalloc.gates import gaussian_decoupling, gaussian_gate_moment
 from studies.training_networks import Network
 
 #: Energy may grow or shrink by this factor from the stem to the readout.

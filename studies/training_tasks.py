@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capalloc.demo import load_digits
+from capalloc.app.demo import load_digits
 
 NUM_VALIDATION = 247
 

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from capalloc.energy.rules import RULES
+from capalloc._energy.rules import RULES
 
 torch.set_num_threads(1)
 

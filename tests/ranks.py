@@ -28,9 +28,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import capalloc
-from capalloc import heartbeat, memory
-from capalloc.distributed import joined
-from capalloc.measure import measure_ridges
+from capalloc._measure.measure import measure_ridges
+from capalloc._runtime import heartbeat, memory
+from capalloc._runtime.distributed import joined
 
 
 def net(seed: int = 0) -> nn.Module:

@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 
 from allocations import NAMES, allocation
 from capalloc import Allocation
-from capalloc.storage import atomically, write_dataset
+from capalloc._runtime.files import atomically, write_dataset
 
 
 def same(a: Allocation, b: Allocation) -> None:

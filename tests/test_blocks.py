@@ -68,8 +68,8 @@ def test_queries_and_keys_bring_capacity():
             q, k, v = self.qkv(x).chunk(3, -1)
             return self.out(nn.functional.scaled_dot_product_attention(q, k, v))
 
-    from capalloc.blocks import estimate
-    from capalloc.problem import prepare
+    from capalloc._model.problem import prepare
+    from capalloc._propagate.unitwise import estimate
 
     problem = prepare(seeded_module(Attention), gaussian(20, 4, 3), params=["qkv.weight"], dtype=torch.float64)
     found = estimate(problem, 10, 16, torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def test_queries_and_keys_bring_capacity():
 
 
 def test_large_tensors_share_one_block(monkeypatch):
-    from capalloc import blocks
+    from capalloc._propagate import unitwise as blocks
 
     model, x = dense(reference_weights()), gaussian(100, 3)
     own = capalloc.propagate(model, x, solver="block", num_probes=64)

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import capalloc
 from allocations import allocation
 from capalloc import Allocation, CapacityWarning
-from capalloc.callbacks.snapshot import METHODS, unwrapped
-from capalloc.callbacks.summary import LONG, SHORT, by_layer, map_image, summarise
+from capalloc.app.callbacks.snapshot import METHODS, unwrapped
+from capalloc.app.callbacks.summary import LONG, SHORT, by_layer, map_image, summarise
 from zoo import gaussian, seeded_module
 
 event_accumulator = pytest.importorskip(
@@ -29,8 +29,8 @@ event_accumulator = pytest.importorskip(
 pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
-from capalloc.callbacks.lightning import CapacityCallback  # noqa: E402
-from capalloc.callbacks.tensorboard import CapacityLogger, is_first  # noqa: E402
+from capalloc.app.callbacks.lightning_callback import CapacityCallback  # noqa: E402
+from capalloc.app.callbacks.tensorboard_logger import CapacityLogger, is_first  # noqa: E402
 
 
 def network() -> nn.Module:
@@ -372,10 +372,10 @@ def test_missing_tensorboard_is_said_at_once(tmp_path, without):
 
 
 def test_missing_lightning_is_said_on_import(without, monkeypatch):
-    monkeypatch.delitem(sys.modules, "capalloc.callbacks.lightning")
+    monkeypatch.delitem(sys.modules, "capalloc.app.callbacks.lightning_callback")
     without("lightning", "pytorch_lightning")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'capalloc\[lightning\]'"):
-        importlib.import_module("capalloc.callbacks.lightning")
+        importlib.import_module("capalloc.app.callbacks.lightning_callback")
 
 
 # -- Lightning --------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
-from capalloc.energy import sweep
-from capalloc.energy.capture import capture
-from capalloc.energy.carriers import find
-from capalloc.energy.decompositions import table
-from capalloc.energy.program import Program
-from capalloc.energy.rules import UnsupportedOperatorError
-from capalloc.energy.trace import trace
-from capalloc.problem import prepare
+from capalloc._energy import sweep
+from capalloc._energy.carriers import find
+from capalloc._energy.program import Program
+from capalloc._energy.rules import RULES, UnsupportedOperatorError
+from capalloc._energy.trace import trace
+from capalloc._graph.capture import capture
+from capalloc._graph.decompositions import table
+from capalloc._model.problem import prepare
 from test_rules import Function, captured
 from zoo import gaussian, seeded_module
 
@@ -44,7 +44,7 @@ def assert_is_squared_jacobian(program: Program, linear: Callable[[Tensor], Tens
 
 def model_program(model: nn.Module, x: Tensor, **options: object) -> Program:
     problem = prepare(model, x)
-    graph = capture(problem, len(x))
+    graph = capture(problem, len(x), RULES)
     return trace(graph, x, "data", set(problem.params), carriers=find(graph, **options))
 
 

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from capalloc import Allocation, measure
-from capalloc.checkpoint import VERSION, Checkpoint, Clock
-from capalloc.dense import triangular
-from capalloc.distributed import Local
-from capalloc.measure import measure_ridges
-from capalloc.passes import Journal, Pass, Passes, passes_of
-from capalloc.plain import pack, unpack
+from capalloc._linalg.leverage import triangular
+from capalloc._measure.measure import measure_ridges
+from capalloc._runtime.checkpoint import VERSION, Checkpoint, Clock
+from capalloc._runtime.distributed import Local
+from capalloc._runtime.packing import pack, unpack
+from capalloc._runtime.passes import Journal, Pass, Passes, passes_of
 from ranks import asked, data, net
 
 MARK = {"model": "abc", "ridge": 0.5, "outputs": [1.0, 2.0]}
@@ -223,7 +223,7 @@ def test_slow_writing_is_done_less_often(monkeypatch):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from capalloc.checkpoint import Checkpoint
+from capalloc._runtime.checkpoint import Checkpoint
 checkpoint = Checkpoint(Path(sys.argv[1]))
 for k in range(10**9):
     checkpoint.save({}, {"number": k, "values": torch.full((50_000,), float(k))})
@@ -389,7 +389,7 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path, name, kept):
     unbroken = measure(net(), x, **RUNS[name])
     points: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("capalloc.memory.KEPT_SHARE", 0.5 if kept else 0.0)
+        patch.setattr("capalloc._runtime.memory.KEPT_SHARE", 0.5 if kept else 0.0)
         stand = Journal.stand
         patch.setattr(Journal, "stand", lambda self, step, state: (points.append(step), stand(self, step, state)))
         whole = measure(net(), x, checkpoint=tmp_path / "whole.npz", checkpoint_seconds=0, **RUNS[name])
@@ -397,7 +397,7 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path, name, kept):
     total = len(points)
     for count in sorted({1, total // 2, total - 1} - {0}):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("capalloc.memory.KEPT_SHARE", 0.5 if kept else 0.0)
+            patch.setattr("capalloc._runtime.memory.KEPT_SHARE", 0.5 if kept else 0.0)
             stopped_after(patch, count)
             with pytest.raises(StopError):
                 measure(net(), x, **RUNS[name], **keep)
@@ -448,7 +448,7 @@ def test_a_finished_run_is_returned_at_once(tmp_path, monkeypatch, name):
     path = tmp_path / "run.npz"
     first = measure(net(), data(12, 5), checkpoint=path, **RUNS[name])
     assert os.listdir(tmp_path) == ["run.npz"]
-    for module in ("capalloc.measured", "capalloc.stochastic.measured"):
+    for module in ("capalloc._measure.dense", "capalloc._measure.stochastic"):
         monkeypatch.setattr(sys.modules[module], "solve", None)
     assert outcome(measure(net(), data(12, 5), checkpoint=path, **RUNS[name])) == outcome(first)
 

@@ -16,23 +16,23 @@ from pathlib import Path
 
 import pytest
 import typer
+from capalloc.cli import app
 from rich.console import Console
 from typer.testing import CliRunner
 
-import capalloc.commands.demo
+import capalloc.app.cli.work.run_demo
 from allocations import allocation
 from capalloc import architectures
-from capalloc.cli import app
-from capalloc.commands.demo import summary
-from capalloc.demo import Demo
-from capalloc.linear.study import Settings
-from capalloc.measure import CapacityWarning
-from capalloc_cli.declarations import linear_study
-from capalloc_cli.options import ARCHITECTURES, complete_model
+from capalloc._measure.measure import CapacityWarning
+from capalloc.app.cli.declarations import linear_study
+from capalloc.app.cli.options import ARCHITECTURES, complete_model
+from capalloc.app.cli.work.run_demo import summary
+from capalloc.app.demo import Demo
+from capalloc.app.studies.linear_study import Settings
 
 RUNNER = CliRunner()
 COMMANDS = {command.name for command in app.registered_commands}
-PROGRAM = [sys.executable, "-m", "capalloc_cli"]
+PROGRAM = [sys.executable, "-m", "capalloc.app.cli"]
 
 
 def found(**changes: object) -> Demo:
@@ -51,7 +51,9 @@ def found(**changes: object) -> Demo:
 def quick(monkeypatch):
     """A demo that finds the same at once."""
     seeds = []
-    monkeypatch.setattr(capalloc.commands.demo, "run_demo", lambda seed, progress: seeds.append(seed) or found())
+    monkeypatch.setattr(
+        capalloc.app.cli.work.run_demo, "run_demo", lambda seed, progress: seeds.append(seed) or found()
+    )
     return seeds
 
 
@@ -59,7 +61,7 @@ def failing(monkeypatch, error: BaseException) -> None:
     def fail(seed, progress):
         raise error
 
-    monkeypatch.setattr(capalloc.commands.demo, "run_demo", fail)
+    monkeypatch.setattr(capalloc.app.cli.work.run_demo, "run_demo", fail)
 
 
 def test_version():
@@ -93,7 +95,7 @@ def test_commands_that_report_numbers_speak_json():
 
 def test_help_needs_no_torch():
     """Nor does completion, which asks the same declarations."""
-    code = "import sys, capalloc_cli; sys.exit('torch' in sys.modules or 'capalloc' in sys.modules)"
+    code = "import sys, capalloc.app.cli; sys.exit('torch' in sys.modules or 'capalloc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -268,7 +270,7 @@ def test_warnings_are_one_line(tmp_path, monkeypatch):
         warnings.warn("of another package", UserWarning, stacklevel=1)
         return found()
 
-    monkeypatch.setattr(capalloc.commands.demo, "run_demo", warn)
+    monkeypatch.setattr(capalloc.app.cli.work.run_demo, "run_demo", warn)
     result = RUNNER.invoke(app, ["demo", "--quiet", "--out", str(tmp_path / "page.html")])
     assert result.stderr == "capalloc: warning: the map is flat\n"
 

@@ -9,14 +9,14 @@ import types
 import numpy as np
 import pytest
 import xarray as xr
+from capalloc.cli import app
 from typer.testing import CliRunner
 
 import capalloc
 from allocations import allocation
 from capalloc import architectures
-from capalloc.cli import app
-from capalloc.commands.compare import agreement, differences
-from capalloc.commands.report import names
+from capalloc.app.cli.work.compare_files import agreement, differences
+from capalloc.app.cli.work.write_page import names
 
 RUNNER = CliRunner()
 
@@ -88,7 +88,7 @@ def test_compare_takes_allocations(saved, tmp_path):
         coords={"block": np.array([], dtype=object), "layer": ["one"]},
     )
     scaled = scaled.assign(rate=scaled["rate"].astype(float), multiplier=scaled["multiplier"].astype(float))
-    capalloc.Scaling(scaled).save("scaling.nc")
+    capalloc.results.Scaling(scaled).save("scaling.nc")
     assert "scaling.nc holds a Scaling; compare takes allocations" in refused("compare", "a.nc", "scaling.nc")
 
 
@@ -130,7 +130,7 @@ def test_design_is_served(monkeypatch):
 
 
 def test_design_asks_for_dash(monkeypatch):
-    monkeypatch.setattr("capalloc.commands.design.find_spec", lambda name: None)
+    monkeypatch.setattr("capalloc.app.cli.work.open_design.find_spec", lambda name: None)
     assert "capalloc design needs the package dash: pip install 'capalloc[design]'" in refused("design")
 
 

@@ -10,11 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 import capalloc
-from capalloc.commands.images import read_images
-from capalloc.commands.input_source import normalised, parse_integers, read_array
-from capalloc.commands.load import load
-from capalloc.commands.model_source import read_model
-from capalloc_cli.options import Given, Talk
+from capalloc.app.cli.options import Given, Talk
+from capalloc.app.cli.work.images import read_images
+from capalloc.app.cli.work.input_source import normalised, parse_integers, read_array
+from capalloc.app.cli.work.loaded import load
+from capalloc.app.cli.work.model_source import read_model
 from test_commands import FACTORIES, folder, refused, run  # noqa: F401
 
 RUNNER = CliRunner()

@@ -9,19 +9,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+from capalloc.cli import app
 from rich.console import Console
 from typer.testing import CliRunner
 
 import capalloc
-import capalloc.commands.methods
-import capalloc.commands.tables
+import capalloc.app.cli.work.methods
+import capalloc.app.cli.work.tables
 from allocations import allocation
 from capalloc import architectures
-from capalloc.cli import app
-from capalloc.commands.as_json import as_dict, plain
-from capalloc.commands.load import select
-from capalloc.commands.model_source import read_model
-from capalloc.commands.tables import shown, summary
+from capalloc.app.cli.work.as_json import as_dict, plain
+from capalloc.app.cli.work.loaded import select
+from capalloc.app.cli.work.model_source import read_model
+from capalloc.app.cli.work.tables import shown, summary
 from capalloc.results import load
 
 RUNNER = CliRunner()
@@ -123,7 +123,7 @@ def test_solvers_and_probes_are_passed_on(folder):
 
 @pytest.mark.parametrize(("told", "there"), [([], False), (["--table"], True)])
 def test_a_table_is_made_where_asked_for(folder, monkeypatch, told, there):
-    monkeypatch.setattr("capalloc.propagated.TABLE_LIMIT", 0)
+    monkeypatch.setattr("capalloc._propagate.solvers.TABLE_LIMIT", 0)
     assert run("propagate", "factories:net", "--shape", "1,6,6", "--out", "result.nc", *told).exit_code == 0
     assert (capalloc.load("result.nc").table is not None) == there
 
@@ -249,7 +249,7 @@ def test_outputs_by_position_and_by_name():
 
 @pytest.mark.parametrize("option", ["--out", "--picture"])
 def test_the_target_is_checked_before_the_work(folder, monkeypatch, option):
-    monkeypatch.setattr(capalloc.commands.methods, "load", lambda *_, **__: pytest.fail("it worked"))
+    monkeypatch.setattr(capalloc.app.cli.work.methods, "load", lambda *_, **__: pytest.fail("it worked"))
     for command in ("propagate", "measure", "decoupling", "receptive-field", "diagnose", "scaling", "shattering"):
         line = refused(command, "factories:net", "--shape", "1,6,6", option, str(folder / "nowhere" / "result.nc"))
         assert "does not exist; make it first" in line
@@ -266,7 +266,7 @@ def test_nothing_is_written_where_the_work_fails(folder):
 
 
 def test_summary_names_the_largest_and_sums_the_rest(monkeypatch):
-    monkeypatch.setattr(capalloc.commands.tables, "TOP", 1)
+    monkeypatch.setattr(capalloc.app.cli.work.tables, "TOP", 1)
     result = allocation(seed=0, notes=["symmetries: lower bound"], total_standard_error=0.25)
     console = Console(width=80)
     with console.capture() as capture:

@@ -13,13 +13,13 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capalloc.decoupling.coupling import all_pairs, feeding_rows, some_pairs
-from capalloc.decoupling.gaussian import gaussian_decoupling
-from capalloc.decoupling.measured import decoupling, gate_moments
-from capalloc.decoupling.result import Decoupling
-from capalloc.decoupling.sites import Gated
-from capalloc.problem import prepare
-from capalloc.storage import write_dataset
+from capalloc._decoupling.coupling import all_pairs, feeding_rows, some_pairs
+from capalloc._decoupling.gate_decoupling import decoupling, gate_moments
+from capalloc._decoupling.gaussian_gates import gaussian_decoupling
+from capalloc._decoupling.sites import Gated
+from capalloc._model.problem import prepare
+from capalloc._runtime.files import write_dataset
+from capalloc.results.decoupling import Decoupling
 from zoo import gaussian, seeded_module
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capalloc.decoupling.activations import NAMES, Abs, Erf, Sine, resolve, slope
-from capalloc.decoupling.closed_forms import CLOSED_FORMS
-from capalloc.decoupling.gaussian import gaussian_decoupling, gaussian_gate_moment
-from capalloc.decoupling.kinks import find_kinks
+from capalloc._decoupling.activations import NAMES, Abs, Erf, Sine, resolve, slope
+from capalloc._decoupling.closed_forms import CLOSED_FORMS
+from capalloc._decoupling.gaussian_gates import gaussian_decoupling, gaussian_gate_moment
+from capalloc._decoupling.kinks import find_kinks
 from zoo import gaussian
 
 #: The ends, next to the ends, the middle and next to it.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capalloc.decoupling.readers import KINDS, READERS, Operation, reader_of
-from capalloc.decoupling.sites import Gated
-from capalloc.energy.rules import RULES, bind, pointwise
-from capalloc.problem import prepare
+from capalloc._decoupling.readers import KINDS, READERS, Operation, reader_of
+from capalloc._decoupling.sites import Gated
+from capalloc._energy.rules import RULES, bind, pointwise
+from capalloc._model.problem import prepare
 from zoo import gaussian
 
 aten = torch.ops.aten

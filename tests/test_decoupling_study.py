@@ -11,11 +11,18 @@ import xarray as xr
 from torch import nn
 from typer.testing import CliRunner
 
-from capalloc.decoupling.command import run_decoupling_study
-from capalloc.decoupling.measured import gate_moments
-from capalloc.decoupling.study import FORMAT, VERSION, Stack, decoupling_study, equal_moment, layer_decoupling
-from capalloc.decoupling.study_plot import plot_study
-from capalloc.storage import read_dataset
+from capalloc._decoupling.gate_decoupling import gate_moments
+from capalloc._runtime.files import read_dataset
+from capalloc.app.studies.decoupling_command import run_decoupling_study
+from capalloc.app.studies.decoupling_plot import plot_study
+from capalloc.app.studies.decoupling_profile import (
+    FORMAT,
+    VERSION,
+    Stack,
+    decoupling_study,
+    equal_moment,
+    layer_decoupling,
+)
 from zoo import gaussian
 
 SMALL = {"depth": 3, "draws": 2, "num_examples": 300}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from capalloc import propagate
-from capalloc.demo import accuracy, build, load_digits, run_demo, train
+from capalloc.app.demo import accuracy, build, load_digits, run_demo, train
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_digits_are_split_without_overlap():
 
 
 def test_same_seed_same_network_and_the_global_random_state_stays(monkeypatch):
-    monkeypatch.setattr("capalloc.demo.EPOCHS", 1)
+    monkeypatch.setattr("capalloc.app.demo.EPOCHS", 1)
     digits = load_digits(seed=0)
     torch.manual_seed(7)
     before = torch.get_rng_state()

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from capalloc import dense
-from capalloc.dense import score_in_memory, score_in_passes
-from capalloc.row_gram import gram_error, gram_root, largest_trace, root_of_gram, streamed_gram
-from capalloc.rows import SPANS, Block, block_of, joined
+from capalloc._linalg import leverage as dense
+from capalloc._linalg.gram_root import gram_error, gram_root, largest_trace, root_of_gram, streamed_gram
+from capalloc._linalg.leverage import score_in_memory, score_in_passes
+from capalloc._linalg.row_block import SPANS, Block, block_of, joined
 
 SLOTS = 3
 

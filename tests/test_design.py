@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import capalloc
-from capalloc.decoupling.activations import NAMES
-from capalloc.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read, serve
-from capalloc.design.gates import Series
-from capalloc.design.model import HOMOGENEOUS, LIMITS, SIZES
-from capalloc.design.query import from_query, to_query
-from capalloc.design.serve import bound
+from capalloc._decoupling.activations import NAMES
+from capalloc.app.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read
+from capalloc.app.design import serving as serve
+from capalloc.app.design.gate_series import Series
+from capalloc.app.design.query import from_query, to_query
+from capalloc.app.design.serving import bound
+from capalloc.app.design.settings_of_design import HOMOGENEOUS, LIMITS, SIZES
 
 SMALL = {
     "residual": Design(depth=4, width=3, size=15),
@@ -247,7 +248,7 @@ def test_total_change_of_unit_gain_branches() -> None:
 def test_gradients_follow_the_law_of_shattering(activation: str, residual: str) -> None:
     """To 1e-4: the series of the gates against quadrature and closed forms."""
     reading = read(Design(depth=12, ndim=1, size=64, activation=activation, residual=residual))
-    law = capalloc.gradient_correlation([*reading.rates, math.inf], 0.0, activation)
+    law = capalloc.gates.gradient_correlation([*reading.rates, math.inf], 0.0, activation)
     np.testing.assert_allclose(reading.gradient, law["gradient"], atol=1e-4)
     assert reading.index == pytest.approx(float(law["index"][-1]), abs=1e-3)
 
@@ -279,7 +280,9 @@ def test_gradients_of_the_network_correlate_as_read(residual: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_moments_are_those_of_quadrature(activation: str) -> None:
     series = Series.of(activation)
-    assert series.mean_squared_gate == pytest.approx(float(capalloc.gaussian_gate_moment(activation, 1.0)), abs=1e-9)
+    assert series.mean_squared_gate == pytest.approx(
+        float(capalloc.gates.gaussian_gate_moment(activation, 1.0)), abs=1e-9
+    )
     z = torch.randn(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert series.mean_square == pytest.approx(float(NAMES[activation]()(z).square().mean()), rel=0.02)
 
@@ -392,7 +395,7 @@ def test_bad_addresses_say_what_is_wrong(query: str, match: str) -> None:
 
 
 def test_the_map_of_a_figure_is_the_reading() -> None:
-    figures = pytest.importorskip("capalloc.design.figures")
+    figures = pytest.importorskip("capalloc.app.design.figures")
     reading = read(Design(size=20))
     heat, *rings, box = figures.map_figure(reading, "A")["data"]
     np.testing.assert_allclose(heat["z"], reading.capacity, rtol=1e-5, atol=1e-9)
@@ -401,7 +404,7 @@ def test_the_map_of_a_figure_is_the_reading() -> None:
 
 
 def test_a_map_of_one_axis_has_bands() -> None:
-    figures = pytest.importorskip("capalloc.design.figures")
+    figures = pytest.importorskip("capalloc.app.design.figures")
     reading = read(Design(ndim=1, size=50))
     line, *bands = figures.map_figure(reading, "B")["data"]
     np.testing.assert_allclose(line["y"], reading.capacity, rtol=1e-5)
@@ -410,7 +413,7 @@ def test_a_map_of_one_axis_has_bands() -> None:
 
 def test_figures_are_what_plotly_takes() -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects")
-    from capalloc.design.figures import curves, gradient_figure, map_figure, profile_figure
+    from capalloc.app.design.figures import curves, gradient_figure, map_figure, profile_figure
 
     for design in (Design(), Design(ndim=1, size=50)):
         kept = {"A": curves(read(design)), "B": curves(read(design))}
@@ -419,7 +422,7 @@ def test_figures_are_what_plotly_takes() -> None:
 
 
 def facts_of(reading: Reading) -> dict[str, str]:
-    return pytest.importorskip("capalloc.design.page").facts(reading)
+    return pytest.importorskip("capalloc.app.design.controls").facts(reading)
 
 
 def test_the_table_says_what_was_read() -> None:
@@ -431,8 +434,8 @@ def test_the_table_says_what_was_read() -> None:
 
 
 def test_settings_that_do_not_go_together_leave_the_card_as_it_is() -> None:
-    app = pytest.importorskip("capalloc.design.app")
-    from capalloc.design.page import settings as values_of
+    app = pytest.importorskip("capalloc.app.design.server_app")
+    from capalloc.app.design.controls import settings as values_of
 
     values = values_of(Design(strided=4))
     values[0] = 2
@@ -442,7 +445,7 @@ def test_settings_that_do_not_go_together_leave_the_card_as_it_is() -> None:
 
 
 def test_an_address_that_cannot_be_read_is_reported_and_changes_nothing() -> None:
-    app = pytest.importorskip("capalloc.design.app")
+    app = pytest.importorskip("capalloc.app.design.server_app")
     values, compare, message = app.load("?depth=0")
     assert message.startswith("depth must lie from 1 to 100, got 0.")
     assert compare is app.no_update
@@ -455,7 +458,7 @@ def test_an_address_that_cannot_be_read_is_reported_and_changes_nothing() -> Non
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     pytest.importorskip("dash")
-    from capalloc.design.server import make_server
+    from capalloc.app.design.socket_server import make_server
 
     with bound(0) as listening:
         server = make_server(listening)
@@ -532,7 +535,7 @@ def test_without_dash_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_module_missing_elsewhere_is_not_blamed_on_dash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "capalloc.design.server", None)
+    monkeypatch.setitem(sys.modules, "capalloc.app.design.socket_server", None)
     with pytest.raises(ModuleNotFoundError, match=r"capalloc\.design\.server"):
         serve(0, open_browser=False)
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from capalloc.design import Design, code, read
+from capalloc.app.design import Design, code, read
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -19,8 +19,8 @@ pytest.importorskip("dash")
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    from capalloc.design.serve import bound
-    from capalloc.design.server import make_server
+    from capalloc.app.design.serving import bound
+    from capalloc.app.design.socket_server import make_server
 
     with bound(0) as listening:
         server = make_server(listening)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from capalloc.cli import app
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import capalloc
 from architectures import ARCHITECTURES
-from capalloc.cli import app
 from zoo import gaussian, seeded_module
 
 
@@ -39,7 +39,7 @@ class Convolutional(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def diagnosis() -> capalloc.Diagnosis:
+def diagnosis() -> capalloc.results.Diagnosis:
     return capalloc.diagnose(seeded_module(Convolutional), gaussian(6, 1, 8, 8))
 
 
@@ -74,7 +74,7 @@ def test_advice_is_an_act_that_mends():
 
 def test_saved_loaded_and_shown(diagnosis, tmp_path):
     diagnosis.save(tmp_path / "d.nc")
-    loaded = capalloc.Diagnosis.load(tmp_path / "d.nc")
+    loaded = capalloc.results.Diagnosis.load(tmp_path / "d.nc")
     xr.testing.assert_identical(loaded.data, diagnosis.data)
     assert repr(loaded) == repr(diagnosis)
     assert "residual blocks" in loaded._repr_html_()
@@ -85,9 +85,9 @@ def test_saved_loaded_and_shown(diagnosis, tmp_path):
 
 def test_a_part_that_is_missing(diagnosis):
     with pytest.raises(ValueError, match=r"lacks \['rate'\]; capalloc.scaling\(\)"):
-        capalloc.Diagnosis(diagnosis.data.drop_vars("rate"))
+        capalloc.results.Diagnosis(diagnosis.data.drop_vars("rate"))
     with pytest.raises(ValueError, match=r"lacks \['field_cut'\]; capalloc.diagnose\(\)"):
-        capalloc.Diagnosis(diagnosis.data.drop_vars("field_cut"))
+        capalloc.results.Diagnosis(diagnosis.data.drop_vars("field_cut"))
 
 
 def test_a_closed_position_costs_the_field_alone():
@@ -128,7 +128,7 @@ def test_command_prints_and_saves(factory, tmp_path):
         "multiply its last",
     ):
         assert words in result.output
-    assert capalloc.Diagnosis.load(out).advice[0] in result.output
+    assert capalloc.results.Diagnosis.load(out).advice[0] in result.output
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

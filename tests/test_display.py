@@ -14,11 +14,12 @@ import pytest
 import xarray as xr
 
 from allocations import allocation
-from capalloc import Allocation, Decoupling, Diagnosis, ReceptiveField, Scaling, Shattering
+from capalloc import Allocation
+from capalloc._depth.field import Extent
 from capalloc.depth_limit import Block, Evolution, StepLaw, jump, point
-from capalloc.display import MAX_CELLS, MOST_LINES, MOST_ROWS, Card, as_html, as_text
-from capalloc.receptive_field import Extent
-from capalloc.results import KINDS, Result
+from capalloc.results import Decoupling, Diagnosis, ReceptiveField, Scaling, Shattering
+from capalloc.results.kinds import KINDS, Result
+from capalloc.results.view import MAX_CELLS, MOST_LINES, MOST_ROWS, Card, as_html, as_text
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror="alert(2)">&\'</style>'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

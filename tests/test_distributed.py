@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from capalloc import Allocation, measure
-from capalloc.distributed import Local, joined
-from capalloc.heartbeat import RankError
-from capalloc.measure import measure_ridges
+from capalloc._measure.measure import measure_ridges
+from capalloc._runtime.distributed import Local, joined
+from capalloc._runtime.heartbeat import RankError
 from ranks import CASES, FEW, LONG_PROBES, STOCHASTIC, asked, data, line, net
 
 
@@ -182,8 +182,8 @@ def test_an_exchange_that_fails_is_an_error_that_says_so(tmp_path, monkeypatch, 
             Broken().wait()
         return Broken()
 
-    monkeypatch.setattr("capalloc.heartbeat.SILENCE", 0.1)
-    monkeypatch.setattr("capalloc.heartbeat.BEAT", 0.02)
+    monkeypatch.setattr("capalloc._runtime.heartbeat.SILENCE", 0.1)
+    monkeypatch.setattr("capalloc._runtime.heartbeat.BEAT", 0.02)
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         assert measure(line(), data(4, 3), distributed=True).total == pytest.approx(4, rel=1e-9)

@@ -14,11 +14,11 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
+from capalloc.cli import app
 from typer.testing import CliRunner
 
 import capalloc
 from capalloc import architectures
-from capalloc.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

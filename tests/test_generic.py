@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
-from capalloc.energy import operators, sweep
-from capalloc.energy.linear_map import LinearMap
-from capalloc.energy.operators import OperatorError, find
-from capalloc.energy.rules import UnsupportedOperatorError, generic
-from capalloc.energy.trace import trace
+from capalloc._energy import operator_matrix as operators
+from capalloc._energy import sweep
+from capalloc._energy.linear_map import LinearMap
+from capalloc._energy.operator_matrix import OperatorError, find
+from capalloc._energy.rules import UnsupportedOperatorError
+from capalloc._energy.rules import linear_rule as generic
+from capalloc._energy.trace import trace
 from test_rules import captured
 from zoo import gaussian, seeded_module
 

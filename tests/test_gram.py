@@ -15,14 +15,14 @@ from torch.func import functional_call, jacrev
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from capalloc.jacobian import gram_work as work
-from capalloc.jacobian.gram import exact_kernels, output_gram
-from capalloc.jacobian.gram_choice import choose_parts
-from capalloc.jacobian.gram_columns import Form
-from capalloc.jacobian.gram_parts import PlainParts, TappedParts
-from capalloc.jacobian.gram_sums import cheaper_for_outputs, cheaper_for_params
-from capalloc.problem import prepare
-from capalloc.symmetric import add_gram, mirror
+from capalloc._derivatives import gram_work as work
+from capalloc._derivatives.gram_choice import choose_parts
+from capalloc._derivatives.gram_columns import Form
+from capalloc._derivatives.gram_factors import PlainParts, TappedParts
+from capalloc._derivatives.gram_sums import cheaper_for_outputs, cheaper_for_params
+from capalloc._derivatives.output_grams import exact_kernels, output_gram
+from capalloc._linalg.symmetric import add_gram, mirror
+from capalloc._model.problem import prepare
 from test_measure import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 
 SIDES = ("outputs", "params")
@@ -137,8 +137,8 @@ def test_factors_and_rows_give_the_same(name, factored, monkeypatch):
     model, x = build(make), data(7, *shape)
     monkeypatch.setattr(work, "cheaper_for_outputs", lambda form, examples, outputs: factored)
     monkeypatch.setattr(work, "cheaper_for_params", lambda form, outputs: factored and form.positions == 1)
-    monkeypatch.setattr("capalloc.jacobian.gram_sums.PAIR_NUMBERS", 2**9)  # several blocks of pairs
-    monkeypatch.setattr("capalloc.jacobian.gram_sums.BLOCK", 6)
+    monkeypatch.setattr("capalloc._derivatives.gram_sums.PAIR_NUMBERS", 2**9)  # several blocks of pairs
+    monkeypatch.setattr("capalloc._derivatives.gram_sums.BLOCK", 6)
     J = jacobian(model, x)
     for side in SIDES:
         assert_close(output_gram(model, x, side=side), expected(J, side))
@@ -150,7 +150,7 @@ def test_chunks_of_examples_and_outputs_add_up(side, monkeypatch):
     whole = output_gram(model, x, side=side)
     monkeypatch.setattr(work, "GATHERED_BYTES", 2**16)
     monkeypatch.setattr(work, "GATHERED_SHARE", 0.0)
-    monkeypatch.setattr("capalloc.jacobian.gram_parts.SENSITIVITY_BYTES", 1)
+    monkeypatch.setattr("capalloc._derivatives.gram_factors.SENSITIVITY_BYTES", 1)
     assert_close(output_gram(model, x, side=side, batch_size=2), whole, 1e-13)
     labels = torch.zeros(9, dtype=torch.long)
     assert_close(output_gram(model, [(x[:4], labels[:4]), (x[4:], labels[4:])], side=side), whole, 1e-13)

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capalloc.allocation import Allocation
 from capalloc.linear import (
     Covariance,
     LowRankPlusDiagonal,
@@ -25,7 +24,8 @@ from capalloc.linear import (
     orthonormal_basis,
     principal_basis,
 )
-from capalloc.partitions import bands
+from capalloc.results.allocation import Allocation
+from capalloc.results.partitions import bands
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 from torch import nn
 
+from capalloc._model.problem import prepare
 from capalloc.linear import (
     autoregression,
     co2,
@@ -30,8 +31,7 @@ from capalloc.linear import (
     train,
     white_noise,
 )
-from capalloc.linear.models import linear_map
-from capalloc.problem import prepare
+from capalloc.linear.of_model import linear_map
 
 
 def seed(value: int = 0) -> torch.Generator:

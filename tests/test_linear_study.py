@@ -10,12 +10,12 @@ import typer
 import xarray as xr
 from typer.testing import CliRunner
 
-from capalloc.linear import Settings, linear_study, plot_study, study
-from capalloc.linear.command import run_linear_study
-from capalloc.linear.study import ARCHITECTURES, FORMAT, PROCESSES, VERSION
-from capalloc.linear.study_page import columns, groups, page
-from capalloc.linear.study_plot import smoothed
-from capalloc.storage import read_dataset
+from capalloc._runtime.files import read_dataset
+from capalloc.app.studies import linear_study as study
+from capalloc.app.studies.linear_command import run_linear_study
+from capalloc.app.studies.linear_page import columns, groups, page
+from capalloc.app.studies.linear_plot import plot_study, smoothed
+from capalloc.app.studies.linear_study import ARCHITECTURES, FORMAT, PROCESSES, VERSION, Settings, linear_study
 
 SMALL = Settings(lags=20, restarts=2, max_iterations=30)
 NAMES = (["dense", "dilated", "recurrent"], ["AR(2)", "fractional noise"])

@@ -9,9 +9,9 @@ import pytest
 import scipy.linalg
 import torch
 
+from capalloc.app.studies.linear_study import one_thread
 from capalloc.linear import Stationary, autoregression, fractional_noise, linear_capacity, sinusoids
-from capalloc.linear.quadrature import square_root_nodes
-from capalloc.linear.study import one_thread
+from capalloc.linear.rational_root import square_root_nodes
 from capalloc.linear.toeplitz import Toeplitz, innovations_product
 
 N = 300

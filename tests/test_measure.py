@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from capalloc.forecast import duration
-from capalloc.jacobian.calls import RULES
-from capalloc.measure import CapacityWarning, measure
-from capalloc.memory import Plan, available_bytes
-from capalloc.rows import Block
+from capalloc._derivatives.affine import RULES
+from capalloc._linalg.row_block import Block
+from capalloc._measure.forecast import duration
+from capalloc._measure.measure import CapacityWarning, measure
+from capalloc._runtime.memory import Plan, available_bytes
 from reference import by_tensor, capacity_table, constraints, dense_markov, whiten
 
 
@@ -225,7 +225,7 @@ def test_metric_mixes_inputs_by_its_symmetric_root(form):
 def test_directions_come_in_chunks_where_one_example_is_too_large(monkeypatch):
     model, x = build(MODELS["tanh"][0]), data(20, 3)
     whole = measure(model, x)
-    monkeypatch.setattr("capalloc.memory.Plan", lambda batch_size, chunk, keep, forecast: Plan(1, 2, keep))
+    monkeypatch.setattr("capalloc._runtime.memory.Plan", lambda batch_size, chunk, keep, forecast: Plan(1, 2, keep))
     np.testing.assert_allclose(slots(measure(model, x)), slots(whole), rtol=1e-9, atol=1e-9)
 
 
@@ -383,7 +383,7 @@ def test_batch_size_and_kind_of_batches_do_not_matter(name):
 def test_rows_recomputed_equal_rows_kept(monkeypatch):
     model, x = build(MODELS["relu"][0]), data(30, 4)
     kept = measure(model, x, batch_size=7)
-    monkeypatch.setattr("capalloc.memory.KEPT_SHARE", 0.0)
+    monkeypatch.setattr("capalloc._runtime.memory.KEPT_SHARE", 0.0)
     np.testing.assert_allclose(slots(measure(model, x, batch_size=7)), slots(kept), rtol=1e-12, atol=1e-12)
 
 
@@ -396,7 +396,7 @@ def test_weights_of_other_outputs_are_skipped(monkeypatch, settings):
     monkeypatch.setattr(Block, "spans", lambda self: (seen.append(spans(self)[1]), spans(self))[1])
     found = measure(model, x, **settings)
     assert all(len(own) == 3 and all(own) for own in seen)  # each output has columns of its own
-    monkeypatch.setattr("capalloc.rows.FILLED", 0.0)
+    monkeypatch.setattr("capalloc._linalg.row_block.FILLED", 0.0)
     whole = measure(model, x, **settings)
     assert not any(seen[-1])
     np.testing.assert_allclose(slots(found), slots(whole), rtol=1e-8, atol=1e-10)
@@ -742,7 +742,7 @@ def test_derivatives_that_are_not_finite_are_refused():
     ],
 )
 def test_what_would_not_fit_is_refused(monkeypatch, available, batch_size, match):
-    monkeypatch.setattr("capalloc.memory.available_bytes", lambda device: available)
+    monkeypatch.setattr("capalloc._runtime.memory.available_bytes", lambda device: available)
     with pytest.raises(MemoryError, match=match):
         measure(build(MODELS["relu"][0]), data(30, 4), batch_size=batch_size)
 
@@ -750,9 +750,13 @@ def test_what_would_not_fit_is_refused(monkeypatch, available, batch_size, match
 @pytest.mark.parametrize("solver", ["dense", "stochastic"])
 def test_what_would_not_fit_is_refused_before_any_work(monkeypatch, solver):
     """Neither solver begins, nor does the dense one look for a way to the derivative, which is work of its own."""
-    for name in ("capalloc.measured.solve", "capalloc.measured.choose_jacobian", "capalloc.stochastic.measured.solve"):
+    for name in (
+        "capalloc._measure.dense.solve",
+        "capalloc._measure.dense.choose_jacobian",
+        "capalloc._measure.stochastic.solve",
+    ):
         monkeypatch.setattr(name, None)
-    for module in ("capalloc.memory", "capalloc.stochastic.cut"):
+    for module in ("capalloc._runtime.memory", "capalloc._measure.plan"):
         monkeypatch.setattr(f"{module}.available_bytes", lambda device: 2**10)
     with pytest.raises(MemoryError, match=r"solver for 37 parameters .*take fewer parameters with params="):
         measure(build(MODELS["relu"][0]), data(30, 4), ridge=0.1, solver=solver)
@@ -768,7 +772,7 @@ def test_the_forecast_is_said_before_the_solver_starts(monkeypatch, capsys, sett
     assert found.attrs["forecast_bytes"] > 0
     assert 0 < found.attrs["forecast_seconds"] < 600
     assert capsys.readouterr().err == ""
-    for module in ("capalloc.measured", "capalloc.stochastic.measured"):
+    for module in ("capalloc._measure.dense", "capalloc._measure.stochastic"):
         monkeypatch.setattr(f"{module}.solve", None)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         measure(model, x, progress=True, **settings)

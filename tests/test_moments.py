@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import capalloc
-from capalloc.decoupling.gaussian import gaussian_gate_moment
-from capalloc.decoupling.measured import gate_moments
-from capalloc.decoupling.moments import propagate_moments
-from capalloc.decoupling.study import Stack, equal_moment
-from capalloc.measure import measure
+from capalloc._decoupling.gate_decoupling import gate_moments
+from capalloc._decoupling.gaussian_gates import gaussian_gate_moment
+from capalloc._decoupling.second_moments import propagate_moments
+from capalloc._measure.measure import measure
+from capalloc.app.studies.decoupling_profile import Stack, equal_moment
 from zoo import REFERENCE_CAPACITY, SCALED_REFERENCE_CAPACITY, dense, gaussian, reference_weights
 
 

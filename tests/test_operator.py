@@ -9,17 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capalloc.jacobian import choose_jacobian, differentiable_kernels, input_metric
-from capalloc.jacobian.elementary import WRITTEN_OUT, Elementary
-from capalloc.jacobian.operator import (
-    ForwardOperator,
-    ReverseOperator,
-    choose_operator,
-    disagreement,
-    recast,
-)
-from capalloc.jacobian.piecewise import PiecewiseOperator
-from capalloc.problem import prepare, seeded
+from capalloc._derivatives import choose_jacobian, differentiable_kernels, input_metric
+from capalloc._derivatives.elementary import WRITTEN_OUT, Elementary
+from capalloc._derivatives.piecewise import PiecewiseOperator
+from capalloc._derivatives.products import ForwardOperator, ReverseOperator, choose_operator, disagreement, recast
+from capalloc._model.problem import prepare, seeded
 
 
 def data(*shape: int, seed: int = 0) -> Tensor:
@@ -285,7 +279,7 @@ def test_no_operator_is_an_error(monkeypatch) -> None:
     x = data(2, 3)
     problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
     space = input_metric(None, problem.probe, True)
-    monkeypatch.setattr("capalloc.jacobian.operator.disagreement", lambda *_: "fails")
+    monkeypatch.setattr("capalloc._derivatives.products.disagreement", lambda *_: "fails")
     with pytest.raises(TypeError, match=r"no products with its constraints \(piecewise mode fails; forward"):
         choose_operator(problem, space, x, replay)
 

@@ -8,9 +8,9 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capalloc.allocation import Allocation
-from capalloc.partitions import bands, patches, regions
-from capalloc.regions import grid
+from capalloc.results.allocation import Allocation
+from capalloc.results.partitions import bands, patches, regions
+from capalloc.results.regions import grid
 
 
 def allocation(capacity: np.ndarray, dims: tuple[str, ...], coords: dict | None = None) -> Allocation:

@@ -14,8 +14,8 @@ import xarray as xr
 from matplotlib.image import imread
 
 from allocations import allocation
-from capalloc.plots import MAX_CELLS, colours, gradient, limits, map_svg, plot_map
-from capalloc.regions import ROWS, grid, image, thirds
+from capalloc.results.plots import MAX_CELLS, colours, gradient, limits, map_svg, plot_map
+from capalloc.results.regions import ROWS, grid, image, thirds
 
 SVG = "{http://www.w3.org/2000/svg}"
 

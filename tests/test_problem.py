@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capalloc.problem import Problem, axis_names, prepare, seeded
+from capalloc._model.problem import Problem, axis_names, prepare, seeded
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 

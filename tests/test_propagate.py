@@ -135,8 +135,8 @@ def test_data_gates_do_not_depend_on_batch_size(solver):
 
 
 def test_automatic_batches_fit_the_memory(monkeypatch):
-    from capalloc.energy import batches
-    from capalloc.problem import prepare
+    from capalloc._energy import batches
+    from capalloc._model.problem import prepare
 
     problem = prepare(dense(reference_weights()), gaussian(40, 3))
     assert batches.Batches.of(problem, "data", "auto", progress=False).graph.batch_size == 40

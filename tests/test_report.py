@@ -22,17 +22,17 @@ from torch import nn
 import capalloc
 from allocations import allocation
 from capalloc import Allocation
-from capalloc.field_plot import ring, smallest_region
-from capalloc.plots import gradient
-from capalloc.report import report_html, write_report
-from capalloc.report.charts import POINTS, Axis, Series, chart
-from capalloc.report.encode import Encoded, encode
-from capalloc.report.field import outline
-from capalloc.report.layout import parts
-from capalloc.report.maps import describe
-from capalloc.report.section import exact, number, plain
+from capalloc.app.report import report_html, write_report
+from capalloc.app.report.charts import POINTS, Axis, Series, chart
+from capalloc.app.report.encode import Encoded, encode
+from capalloc.app.report.explorer import describe
+from capalloc.app.report.field_section import outline
+from capalloc.app.report.layout import parts
+from capalloc.app.report.section import exact, number, plain
 from capalloc.results import load
-from capalloc.templating import as_json, asset, power
+from capalloc.results.field_plot import ring, smallest_region
+from capalloc.results.plots import gradient
+from capalloc.results.templating import as_json, asset, power
 
 GOLDEN = Path(__file__).parent / "golden" / "report.html"
 VOID = {"meta", "br", "img", "link", "input"}
@@ -187,7 +187,7 @@ def test_page_escapes_every_name(depth):
         {**a.attrs, EVIL: EVIL},
     )
     gates = depth["gates"].data.assign_coords(layer=[f"{EVIL} {k}" for k in range(len(depth["gates"]))])
-    page = report_html({EVIL: a, f"{EVIL} gates": capalloc.Decoupling(gates)}, title=EVIL, facts={EVIL: EVIL})
+    page = report_html({EVIL: a, f"{EVIL} gates": capalloc.results.Decoupling(gates)}, title=EVIL, facts={EVIL: EVIL})
     found = Outline(page)
     assert len(found.all("script")) == 2
     assert found.all("img") == []

@@ -14,8 +14,8 @@ import xarray as xr
 
 from allocations import allocation
 from capalloc import Allocation
-from capalloc.report import write_report
-from capalloc.report.section import exact
+from capalloc.app.report import write_report
+from capalloc.app.report.section import exact
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

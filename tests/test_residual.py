@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from architectures import ARCHITECTURES
-from capalloc.energy.capture import Graph, capture
-from capalloc.energy.carriers import Carriers, find
-from capalloc.energy.residual import Trails
-from capalloc.problem import prepare
+from capalloc._energy.carriers import Carriers, find
+from capalloc._energy.residual import Trails
+from capalloc._energy.rules import RULES
+from capalloc._graph.capture import Graph, capture
+from capalloc._model.problem import prepare
 from test_transformers import CASES, built
 from zoo import gaussian, seeded_module
 
@@ -22,7 +23,7 @@ aten = torch.ops.aten
 
 
 def trails_of(model: nn.Module, x: Tensor) -> Trails:
-    graph = capture(prepare(model, x, traced=True), len(x))
+    graph = capture(prepare(model, x, traced=True), len(x), RULES)
     return Trails.of(graph, find(graph))
 
 

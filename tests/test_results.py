@@ -18,11 +18,12 @@ from torch import nn
 
 import capalloc
 from allocations import allocation
-from capalloc import Allocation, Diagnosis, ReceptiveField, Shattering, depth_limit
+from capalloc import Allocation, depth_limit
+from capalloc._runtime.files import atomically, write_dataset
 from capalloc.depth_limit import Evolution
-from capalloc.results import KINDS, Result, load
-from capalloc.savable import axis_frame
-from capalloc.storage import atomically, write_dataset
+from capalloc.results import Diagnosis, ReceptiveField, Shattering
+from capalloc.results.base import axis_frame
+from capalloc.results.kinds import KINDS, Result, load
 from zoo import gaussian, seeded_module
 
 
@@ -353,5 +354,5 @@ def test_what_comes_after_a_result_knows_no_solver():
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("capalloc"):
                 queue.append(node.module)
-    assert "capalloc.allocation" in reached
-    assert not reached & {"capalloc.problem", "capalloc.measure", "capalloc.propagate", "capalloc.energy.trace"}
+    assert "capalloc.results.allocation" in reached
+    assert not reached & {"capalloc._model.problem", "capalloc.measure", "capalloc.propagate", "capalloc._energy.trace"}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
-from capalloc.energy import sweep
-from capalloc.energy.capture import capture
-from capalloc.energy.rules import RULES, Call, UnsupportedOperatorError, rule
-from capalloc.energy.trace import trace
-from capalloc.problem import Problem
+from capalloc._energy import sweep
+from capalloc._energy.rules import RULES, Call, UnsupportedOperatorError, rule
+from capalloc._energy.trace import trace
+from capalloc._graph.capture import capture
+from capalloc._model.problem import Problem
 from zoo import gaussian
 
 aten = torch.ops.aten
@@ -213,7 +213,7 @@ class Function(nn.Module):
 
 def captured(function: Callable[[Tensor], Tensor], x: Tensor):
     problem = Problem(Function(function), x, probe=x)
-    return capture(Problem(problem.model, x, probe=x[:1]), len(x))
+    return capture(Problem(problem.model, x, probe=x[:1]), len(x), RULES)
 
 
 def test_every_rule_has_a_case():

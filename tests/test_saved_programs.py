@@ -15,10 +15,11 @@ from torch import nn
 from torch.export import Dim, export, save
 
 import capalloc
-from capalloc.energy.capture import capture
-from capalloc.jacobian.taps import tap_model
-from capalloc.problem import prepare
-from capalloc.program_file import load_program
+from capalloc._derivatives.tape import tap_model
+from capalloc._energy.rules import RULES
+from capalloc._graph.capture import capture
+from capalloc._model.archive import load_program
+from capalloc._model.problem import prepare
 from zoo import NormedResidual, gaussian, seeded_module
 
 SHAPES = {"static": None, "dynamic": {"x": {0: Dim("batch", max=64)}}, "automatic": {"x": {0: Dim.DYNAMIC}}}
@@ -157,7 +158,7 @@ def test_parameters_can_be_chosen_by_name(net, images, program):
 def test_a_fixed_batch_size_is_the_size_of_every_chunk(net, images):
     program = export(net, (images[:3],))
     problem = prepare(program, images, CHOICES["leaf"])
-    assert capture(problem, 64).batch_size == 3
+    assert capture(problem, 64, RULES).batch_size == 3
     with torch.no_grad():
         for number in (1, 2, 3, 5):
             torch.testing.assert_close(problem(images[:number]), net(images[:number])["hidden"])

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import capalloc
 from architectures import ARCHITECTURES
-from capalloc import Scaling
-from capalloc.scaling_result import DEGENERATE, FAR_TOTAL, TRIVIAL
-from capalloc.storage import write_dataset
+from capalloc._runtime.files import write_dataset
+from capalloc.results import Scaling
+from capalloc.results.scaling import DEGENERATE, FAR_TOTAL, TRIVIAL
 from zoo import dense, gaussian, reference_weights, seeded_module
 
 

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 import capalloc
 from architectures import ARCHITECTURES
-from capalloc import propagated
-from capalloc.energy.capture import capture
-from capalloc.energy.carriers import find
-from capalloc.energy.decoupled import Decoupled
-from capalloc.problem import prepare
+from capalloc._energy.carriers import find
+from capalloc._energy.decoupled import Decoupled
+from capalloc._energy.rules import RULES
+from capalloc._graph.capture import capture
+from capalloc._model.problem import prepare
+from capalloc._propagate import solvers as propagated
 from zoo import gaussian
 from zoo import seeded_module as build
 
@@ -175,7 +176,7 @@ def test_networks_gated_everywhere_have_the_markov_rules_map_and_its_error_falls
 def test_the_decoupled_network_is_the_network_where_nothing_is_gated():
     model, x = build(lambda: bottleneck(4, 3, 2, bias=True)), gaussian(1, 4)
     problem = prepare(model, x)
-    graph = capture(problem, 1)
+    graph = capture(problem, 1, RULES)
     network = Decoupled(graph, find(graph))
     params = {name: p.detach() for name, p in problem.params.items()}
     np.testing.assert_allclose(network(params, x, x, []), model(x).detach(), rtol=1e-12)
@@ -184,7 +185,7 @@ def test_the_decoupled_network_is_the_network_where_nothing_is_gated():
 def test_mean_square_over_signs_is_the_path_energy():
     model, x = build(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))), gaussian(1, 4)
     problem = prepare(model, x)
-    graph = capture(problem, 1)
+    graph = capture(problem, 1, RULES)
     network = Decoupled(graph, find(graph))
     generator = torch.Generator().manual_seed(0)
     (signs,) = network.signs(4096, generator)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import capalloc
 from architectures import ARCHITECTURES
-from capalloc.shattering.points import Pairs, correlation, error, examples_and_neighbours, lags, line
+from capalloc._depth.points import Pairs, correlation, error, examples_and_neighbours, lags, line
 from zoo import gaussian, seeded_module
 
 
@@ -215,7 +215,7 @@ def test_every_architecture(name):
 
 
 @pytest.fixture(scope="module")
-def small() -> capalloc.Shattering:
+def small() -> capalloc.results.Shattering:
     return capalloc.shattering(seeded_module(Residual, 8, 3, 1.0), gaussian(4, 8))
 
 
@@ -246,30 +246,30 @@ def test_a_shattered_network_is_advised_on(small):
 
 def test_saved_and_loaded(small, tmp_path):
     small.save(tmp_path / "s.nc")
-    loaded = capalloc.Shattering.load(tmp_path / "s.nc")
+    loaded = capalloc.results.Shattering.load(tmp_path / "s.nc")
     xr.testing.assert_identical(loaded.data, small.data)
     assert loaded.index == small.index
     (tmp_path / "bad.nc").write_bytes(b"no file")
     with pytest.raises(ValueError, match="damaged or no NetCDF"):
-        capalloc.Shattering.load(tmp_path / "bad.nc")
+        capalloc.results.Shattering.load(tmp_path / "bad.nc")
     with pytest.raises(ValueError, match="not a capalloc-scaling"):
-        capalloc.Scaling.load(tmp_path / "s.nc")
+        capalloc.results.Scaling.load(tmp_path / "s.nc")
 
 
 def test_shown_as_text_table_and_pictures(small):
-    assert "capalloc.Shattering, index" in repr(small)
+    assert "capalloc.results.Shattering, index" in repr(small)
     assert small.to_pandas().shape == (4, 7)
     named = small.data.assign_coords(gate=["<b>", *small.data["gate"].to_numpy()[1:]])
-    assert "&lt;b&gt;" in capalloc.Shattering(named)._repr_html_()
+    assert "&lt;b&gt;" in capalloc.results.Shattering(named)._repr_html_()
     assert small.plot().get_ylabel() == "correlation of gradients"
     assert len(small.plot_line().lines) > 0
 
 
 def test_invariants_are_checked(small):
     with pytest.raises(ValueError, match=r"lacks \['crossing'\]"):
-        capalloc.Shattering(small.data.drop_vars("crossing"))
+        capalloc.results.Shattering(small.data.drop_vars("crossing"))
     with pytest.raises(ValueError, match="crossing must not be negative"):
-        capalloc.Shattering(small.data.assign(crossing=-small.data["crossing"] - 1))
+        capalloc.results.Shattering(small.data.assign(crossing=-small.data["crossing"] - 1))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_fewer_examples_where_memory_is_short(monkeypatch):
     """What fits is rounded down to whole pairs of an example and its neighbour."""
     model, x = seeded_module(Residual, 8, 2, 1.0), gaussian(8, 8)
     entries = 9 * 8 + 1  # numbers that the graph computes for one point, head included
-    monkeypatch.setattr("capalloc.energy.batches.available_bytes", lambda device: 2 * 4 * 8 * entries * 7)
+    monkeypatch.setattr("capalloc._energy.batches.available_bytes", lambda device: 2 * 4 * 8 * entries * 7)
     few = capalloc.shattering(model, x)
     assert few.data.attrs["num_examples"] in (2, 3)
     monkeypatch.undo()

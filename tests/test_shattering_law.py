@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capalloc import gaussian_decoupling
-from capalloc.decoupling.activations import NAMES, Abs, Erf, Sine, resolve
-from capalloc.decoupling.feature_moments import FEATURE_MOMENTS, feature_moment
-from capalloc.decoupling.kinks import find_kinks
-from capalloc.decoupling.quadrature import REACH, moment
-from capalloc.shattering.law import FAMILIES, crossing, family_rates, gradient_correlation
+from capalloc._decoupling.activations import NAMES, Abs, Erf, Sine, resolve
+from capalloc._decoupling.feature_moments import FEATURE_MOMENTS, feature_moment
+from capalloc._decoupling.kinks import find_kinks
+from capalloc._decoupling.quadrature import REACH, moment
+from capalloc._depth.shattering_law import FAMILIES, crossing, family_rates, gradient_correlation
+from capalloc.gates import gaussian_decoupling
 from zoo import gaussian
 
 #: The ends, next to them, the middle.

@@ -15,23 +15,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from capalloc import Allocation
-from capalloc.jacobian import input_metric
-from capalloc.measure import mean_eigenvalue, measure, measure_ridges
-from capalloc.partitions import patches
-from capalloc.problem import prepare, seeded
-from capalloc.stochastic import cut as cut_module
-from capalloc.stochastic.cg import begin, step, whitened
-from capalloc.stochastic.cut import Cut, Load, make_cut
-from capalloc.stochastic.fit import begin_fit, step_fit
-from capalloc.stochastic.kronecker import Block, kronecker, merged_axes, turn
-from capalloc.stochastic.lanczos import quadrature, recurrence
-from capalloc.stochastic.measured import Measured, allocation, parts_of_slots, products_of
-from capalloc.stochastic.precondition import precondition
-from capalloc.stochastic.products import Products
-from capalloc.stochastic.ridge import ridge_from_noise
-from capalloc.stochastic.settings import Settings
-from capalloc.stochastic.solve import Run, solve
-from capalloc.stochastic.tally import Tally, perturbed, tallied
+from capalloc._derivatives import input_metric
+from capalloc._linalg.block_cg import begin, step, whitened
+from capalloc._linalg.kronecker import Block, kronecker, merged_axes, turn
+from capalloc._linalg.lanczos import quadrature, recurrence
+from capalloc._linalg.row_fit import begin_fit, step_fit
+from capalloc._measure import plan as cut_module
+from capalloc._measure.estimates import Tally, perturbed, tallied
+from capalloc._measure.example_sums import Products
+from capalloc._measure.measure import mean_eigenvalue, measure, measure_ridges
+from capalloc._measure.plan import Cut, Load, make_cut
+from capalloc._measure.precondition import precondition
+from capalloc._measure.probe import Run, solve
+from capalloc._measure.ridge import ridge_from_noise
+from capalloc._measure.settings import Settings
+from capalloc._measure.stochastic import Measured, allocation, parts_of_slots, products_of
+from capalloc._model.problem import prepare, seeded
+from capalloc.results.partitions import patches
 
 RIDGE = 3e-3
 
@@ -328,7 +328,7 @@ def test_mean_eigenvalue_is_that_of_the_exact_spectrum() -> None:
 def test_auto_takes_the_dense_solver_where_it_fits(monkeypatch) -> None:
     assert measure(conv_net(), IMAGES, ridge=RIDGE).attrs["solver"] == "dense"
     size = 8 * 12 * dense().attrs["num_params"] ** 2
-    monkeypatch.setattr("capalloc.memory.available_bytes", lambda device: size)
+    monkeypatch.setattr("capalloc._runtime.memory.available_bytes", lambda device: size)
     assert measure(conv_net(), IMAGES, ridge=RIDGE, num_probes=2).attrs["solver"] == "stochastic"
     with pytest.raises(MemoryError, match="or give a ridge > 0, with which the stochastic solver takes over"):
         measure(conv_net(), IMAGES)
@@ -473,7 +473,7 @@ def test_axes_keep_their_places_in_a_basis() -> None:
 
 
 def test_long_axes_keep_their_own_basis(monkeypatch) -> None:
-    monkeypatch.setattr("capalloc.stochastic.kronecker.LONGEST", 3)
+    monkeypatch.setattr("capalloc._linalg.kronecker.LONGEST", 3)
     draws = data(5000, 8) * torch.linspace(1, 3, 8, dtype=torch.float64)
     found = kronecker([(2, 4)], lambda stream: iter([draws]))
     assert found.blocks[0].bases[1] is None

@@ -16,7 +16,7 @@ from studies.shattering_networks import Net, Stack, factors, products
 from studies.study import DOCS
 from torch import nn
 
-from capalloc.shattering.law import FAMILIES, family_rates
+from capalloc._depth.shattering_law import FAMILIES, family_rates
 from zoo import gaussian
 
 NETS = [Net("scaled", 4), Net("plain", 3), Net("residual", 3), Net("normalised", 2), Net("plain", 1)]

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
-from capalloc.energy import classes, convolved, potentials
-from capalloc.energy.channels import GROUND, Channels
-from capalloc.energy.elimination import eliminate
+from capalloc._energy.symmetries import classes, potentials
+from capalloc._energy.symmetries import convolution as convolved
+from capalloc._energy.symmetries.elimination import eliminate
+from capalloc._energy.symmetries.labels import GROUND, Channels
 from symmetry_zoo import NEED_DATA, NETWORKS, Net, conv
 from zoo import gaussian, seeded_module
 

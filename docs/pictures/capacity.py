@@ -9,8 +9,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from capalloc.demo import run_demo
-from capalloc.plots import limits, plot_map
+from capalloc.app.demo import run_demo
+from capalloc.results.plots import limits, plot_map
 
 HERE = Path(__file__).parent
 

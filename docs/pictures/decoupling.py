@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from capalloc.decoupling.study import decoupling_study
-from capalloc.decoupling.study_plot import plot_study
-from capalloc.plots import save_figure
+from capalloc.app.studies.decoupling_plot import plot_study
+from capalloc.app.studies.decoupling_profile import decoupling_study
+from capalloc.results.plots import save_figure
 
 if __name__ == "__main__":
     save_figure(plot_study(decoupling_study(progress=True)), Path(__file__).with_name("decoupling-study.png"))

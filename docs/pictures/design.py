@@ -13,8 +13,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from capalloc.design.serve import bound
-from capalloc.design.server import make_server
+from capalloc.app.design.serving import bound
+from capalloc.app.design.socket_server import make_server
 
 HERE = Path(__file__).parent
 #: A plain stack of 30 layers, and one with branches times 1/sqrt(30).

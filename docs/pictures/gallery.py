@@ -23,8 +23,8 @@ from torch import nn
 
 import capalloc
 from capalloc import architectures
-from capalloc.field_plot import plot_field, smallest_region
-from capalloc.plots import plot_map
+from capalloc.results.field_plot import plot_field, smallest_region
+from capalloc.results.plots import plot_map
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "gallery.md"
@@ -111,7 +111,11 @@ def over(values: xr.DataArray, exhibit: Exhibit) -> xr.DataArray:
 
 
 def draw(
-    name: str, exhibit: Exhibit, model: nn.Module, allocation: capalloc.Allocation, seen: capalloc.ReceptiveField
+    name: str,
+    exhibit: Exhibit,
+    model: nn.Module,
+    allocation: capalloc.Allocation,
+    seen: capalloc.results.ReceptiveField,
 ) -> None:
     """The three panels."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained", width_ratios=(1, 1, 1.1))

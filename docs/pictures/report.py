@@ -18,8 +18,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import capalloc
-from capalloc.demo import EXAMPLES, build, load_digits, train
-from capalloc.report import write_report
+from capalloc.app.demo import EXAMPLES, build, load_digits, train
+from capalloc.app.report import write_report
 
 HERE = Path(__file__).parent
 

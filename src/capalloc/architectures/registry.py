@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capalloc.problem import seeded
+from capalloc._model.problem import seeded
 
 Factory = Callable[..., nn.Module]
 

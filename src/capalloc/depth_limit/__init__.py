@@ -2,10 +2,10 @@
 
 from capalloc.depth_limit.block import Block
 from capalloc.depth_limit.descriptions import chain, diffusion, jump
-from capalloc.depth_limit.evolution import Evolution
-from capalloc.depth_limit.law import StepLaw
-from capalloc.depth_limit.read import read
+from capalloc.depth_limit.from_model import read
 from capalloc.depth_limit.start import point
+from capalloc.depth_limit.step_law import StepLaw
 from capalloc.depth_limit.whole_space import gaussian
+from capalloc.results.evolution import Evolution
 
 __all__ = ["Block", "Evolution", "StepLaw", "chain", "diffusion", "gaussian", "jump", "point", "read"]

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from capalloc.depth_limit.law import Array, StepLaw
 from capalloc.depth_limit.moves import Moves
+from capalloc.depth_limit.step_law import Array, StepLaw
 
 Clock = Literal["rate", "log", "steps"]
 CLOCKS = get_args(Clock)

@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike
 
 from capalloc.depth_limit.block import Block, Blocks, Clock, durations, law_moves
 from capalloc.depth_limit.drift_diffusion import coefficients, drift_diffusion_moves
-from capalloc.depth_limit.evolution import Evolution
-from capalloc.depth_limit.evolve import Description, Method, evolve
 from capalloc.depth_limit.moves import Border, Grid, Moves
+from capalloc.depth_limit.propagation import Description, Method, evolve
 from capalloc.depth_limit.propagators import EXPONENTIAL, STEP
+from capalloc.results.evolution import Evolution
 
 
 def chain(

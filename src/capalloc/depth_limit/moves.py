@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from capalloc.depth_limit.law import Array
+from capalloc.depth_limit.step_law import Array
 
 Border = Literal["periodic", "reflecting", "absorbing"]
 BORDERS = get_args(Border)

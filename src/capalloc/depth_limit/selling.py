@@ -13,8 +13,8 @@ from itertools import combinations
 
 import numpy as np
 
-from capalloc.depth_limit.law import Array
 from capalloc.depth_limit.moves import Indices
+from capalloc.depth_limit.step_law import Array
 
 #: A product of two vectors of the superbase counts as obtuse up to this, relative to the trace of D.
 OBTUSE = 1e-13

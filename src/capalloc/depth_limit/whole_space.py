@@ -9,8 +9,8 @@ import xarray as xr
 from scipy.stats import multivariate_normal
 
 from capalloc.depth_limit.block import Blocks, Clock, check_blocks, durations
-from capalloc.depth_limit.evolution import on_grid
 from capalloc.depth_limit.start import point
+from capalloc.results.evolution import on_grid
 
 
 def gaussian(

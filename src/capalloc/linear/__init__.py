@@ -1,6 +1,9 @@
-"""The linear theory, docs/theory.md, section 1: capacity on any partition and metric, and the study of filters."""
+"""The linear theory, docs/theory.md, section 1: capacity on any partition and metric."""
 
-from capalloc.linear.architectures import (
+from capalloc.linear.bases import Basis, fourier_basis, orthonormal_basis, principal_basis
+from capalloc.linear.capacity import linear_capacity
+from capalloc.linear.data_covariance import estimate_covariance
+from capalloc.linear.filters import (
     dense_filter,
     dilated_stack,
     pooling_hierarchy,
@@ -8,23 +11,11 @@ from capalloc.linear.architectures import (
     stacked_convolutions,
     strided_hierarchy,
 )
-from capalloc.linear.bases import Basis, fourier_basis, orthonormal_basis, principal_basis
-from capalloc.linear.capacity import linear_capacity
 from capalloc.linear.metrics import Covariance, Identity, LowRankPlusDiagonal, Metric, Stationary, Variances
-from capalloc.linear.models import model_jacobian
-from capalloc.linear.moments import estimate_covariance
-from capalloc.linear.processes import (
-    Process,
-    autoregression,
-    empirical,
-    fractional_noise,
-    sinusoids,
-    white_noise,
-)
+from capalloc.linear.of_model import model_jacobian
+from capalloc.linear.prediction_task import Prediction, prediction
+from capalloc.linear.processes import Process, autoregression, empirical, fractional_noise, sinusoids, white_noise
 from capalloc.linear.series import co2, sunspots
-from capalloc.linear.study import Settings, linear_study
-from capalloc.linear.study_plot import plot_study
-from capalloc.linear.tasks import Prediction, prediction
 from capalloc.linear.training import Trained, train
 
 __all__ = [
@@ -35,7 +26,6 @@ __all__ = [
     "Metric",
     "Prediction",
     "Process",
-    "Settings",
     "Stationary",
     "Trained",
     "Variances",
@@ -48,10 +38,8 @@ __all__ = [
     "fourier_basis",
     "fractional_noise",
     "linear_capacity",
-    "linear_study",
     "model_jacobian",
     "orthonormal_basis",
-    "plot_study",
     "pooling_hierarchy",
     "prediction",
     "principal_basis",

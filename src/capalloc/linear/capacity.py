@@ -14,11 +14,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from capalloc.allocation import Allocation
-from capalloc.dense import polar_factor
+from capalloc._linalg.leverage import polar_factor
 from capalloc.linear.arrays import Array, real_tensor
 from capalloc.linear.bases import Basis
 from capalloc.linear.metrics import ROOTS, Covariance, Identity, Metric, Root, Variances
+from capalloc.results.allocation import Allocation
 
 
 def linear_capacity(

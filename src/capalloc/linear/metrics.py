@@ -12,14 +12,9 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from capalloc.covariance import (
-    cholesky_of_covariance,
-    root_of_covariance,
-    root_of_variances,
-    rounding_of,
-)
+from capalloc._linalg.covariance import cholesky_of_covariance, root_of_covariance, root_of_variances, rounding_of
 from capalloc.linear.arrays import Array, real_tensor
-from capalloc.linear.quadrature import root_product
+from capalloc.linear.rational_root import root_product
 from capalloc.linear.toeplitz import Toeplitz, innovations_product
 
 Root = Literal["symmetric", "cholesky"]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacfwd
 
-from capalloc.linear.models import linear_map
-from capalloc.linear.tasks import Prediction
-from capalloc.problem import Problem, prepare
+from capalloc._model.problem import Problem, prepare
+from capalloc.linear.of_model import linear_map
+from capalloc.linear.prediction_task import Prediction
 
 #: Relative to the variance of the process: largest entry of the gradient at which training stops, and up to which it
 #: counts as an optimum where rounding lets it come no closer; excess of a perfect filter.

@@ -1,0 +1,34 @@
+# rooms: reference architectures, the linear theory, the limit of depth, closed forms of gates, ...
+from . import architectures as architectures
+from . import callbacks as callbacks
+from . import depth_limit as depth_limit
+from . import design as design
+from . import gates as gates
+from . import linear as linear
+from . import partitions as partitions
+from . import results as results
+from . import solvers as solvers
+
+# capacity: measured on examples, or propagated through the captured graph
+from ._measure.measure import CapacityWarning, measure, measure_ridges
+from ._propagate.propagate import Walk, propagate, walk
+
+# what activations and depth do to it
+from ._decoupling.gate_decoupling import decoupling
+from ._depth.balance import scaling
+from ._depth.diagnose import diagnose
+from ._depth.field import receptive_field
+from ._depth.gradient_study import shattering
+
+# results: files, distances, one page
+from .results.allocation import Allocation
+from .results.comparison import correlation, total_variation
+from .results.kinds import load
+from .app.report.page import write_report
+
+# Gram matrices of the output Jacobian: neural tangent kernel, Gauss-Newton
+from ._derivatives.output_grams import output_gram
+
+# rules of new operators, and what goes wrong
+from ._energy.rules import Call, UnsupportedOperatorError, rule
+from ._runtime.heartbeat import RankError

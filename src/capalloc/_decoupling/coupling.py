@@ -1,0 +1,189 @@
+"""The coupling there is to remove: squared cosines between rows of the matrix that feeds a layer.
+
+Pairs are (pairs, 2) numbers of units, in the order of the layer's values without their examples axis.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from capalloc._energy.rules.parametric import CONVOLUTIONS
+from capalloc._graph.calls import bind
+from capalloc._graph.capture import Graph
+
+aten = torch.ops.aten
+#: Operators that leave the directions of the rows as they are, with their signal in the first argument.
+PASSED = (
+    aten.clone.default,
+    aten.dropout.default,
+    aten.neg.default,
+    aten._native_batch_norm_legit_no_training.default,
+)
+#: Draws of a batch of pairs before settling for fewer than asked for.
+ROUNDS = 64
+
+
+def all_pairs(units: int) -> Tensor:
+    """Every pair of distinct units."""
+    return torch.combinations(torch.arange(units), 2)
+
+
+def some_pairs(units: int, number: int, generator: torch.Generator) -> Tensor:
+    """Uniform pairs of distinct units, with replacement; all of them if there are no more than `number`."""
+    if units * (units - 1) // 2 <= number:
+        return all_pairs(units)
+    first = torch.randint(units, (number,), generator=generator)
+    second = torch.randint(units - 1, (number,), generator=generator)
+    return torch.stack([first, second + (second >= first)], 1)
+
+
+@dataclass(frozen=True)
+class DenseRows:
+    """z (..., outputs) = x W': units of other positions read other inputs."""
+
+    weight: Tensor  # (outputs, inputs)
+
+    def pairs(self, units: int, number: int, generator: torch.Generator) -> Tensor:
+        """Pairs at one position."""
+        outputs = len(self.weight)
+        positions = units // outputs
+        if positions * outputs * (outputs - 1) // 2 <= number:
+            here = all_pairs(outputs)
+            return (here + outputs * torch.arange(positions)[:, None, None]).reshape(-1, 2)
+        if outputs < 2:
+            return torch.empty(0, 2, dtype=torch.long)
+        at = torch.randint(positions, (number, 1), generator=generator)
+        first = torch.randint(outputs, (number,), generator=generator)
+        second = (first + 1 + torch.randint(outputs - 1, (number,), generator=generator)) % outputs
+        return at * outputs + torch.stack([first, second], 1)
+
+    def squared_cosines(self, pairs: Tensor) -> Tensor:
+        """(pairs,), 0 for units at different positions."""
+        outputs = len(self.weight)
+        rows = _directions(self.weight)
+        cosines = (rows[pairs[:, 0] % outputs] * rows[pairs[:, 1] % outputs]).sum(1)
+        return torch.where(pairs[:, 0] // outputs == pairs[:, 1] // outputs, cosines.square(), 0)
+
+
+@dataclass(frozen=True)
+class ConvolutionRows:
+    """z (channels, *positions): rows are kernels laid out around a position; borders are not cut off."""
+
+    weight: Tensor  # (outputs, inputs per group, *kernel)
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    positions: tuple[int, ...]
+
+    def pairs(self, units: int, number: int, generator: torch.Generator) -> Tensor:
+        """Pairs whose kernels overlap: uniform over them, fewer than `number` only where they are rare."""
+        if units * (units - 1) // 2 <= number:
+            return all_pairs(units)
+        reach = [d * (k - 1) // s for d, k, s in zip(self.dilation, self.weight.shape[2:], self.stride, strict=True)]
+        per_group = len(self.weight) // self.groups
+        draw = lambda high, rows: torch.randint(high, (rows,), generator=generator)  # noqa: E731
+        kept: list[Tensor] = []
+        for _ in range(ROUNDS):
+            channel, partner = draw(len(self.weight), number), draw(per_group, number)
+            partner = channel // per_group * per_group + partner
+            first, second, fits = channel, partner, torch.ones(number, dtype=torch.bool)
+            for n, r in zip(self.positions, reach, strict=True):
+                place, step = draw(n, number), draw(2 * r + 1, number) - r
+                fits &= (place + step >= 0) & (place + step < n)
+                first, second = first * n + place, second * n + place + step
+            fits &= first != second
+            kept.append(torch.stack([first, second], 1)[fits])
+            if sum(map(len, kept)) >= number:
+                break
+        return torch.cat(kept)[:number]
+
+    def squared_cosines(self, pairs: Tensor) -> Tensor:
+        """(pairs,), 0 where kernels do not meet on the same inputs."""
+        area = math.prod(self.positions)
+        channels, places = pairs // area, _unravel(pairs % area, self.positions)
+        per_group = len(self.weight) // self.groups
+        rows = _directions(self.weight)
+        cosines = torch.zeros(len(pairs), dtype=rows.dtype)
+        # The inputs of kernel entry t of unit p are s p + d t: they meet where t - t' = s (p' - p) / d.
+        offset = torch.stack([place[:, 1] - place[:, 0] for place in places], 1) * torch.tensor(self.stride)
+        dilation = torch.tensor(self.dilation)
+        lags = offset.div(dilation, rounding_mode="floor")
+        meets = (lags * dilation == offset).all(1) & (channels[:, 0] // per_group == channels[:, 1] // per_group)
+        kernel = self.weight.shape[2:]
+        for lag in itertools.product(*(range(1 - k, k) for k in kernel)):
+            here = (meets & (lags == torch.tensor(lag)).all(1)).nonzero()[:, 0]
+            if not len(here):
+                continue
+            own = tuple(slice(max(0, g), k + min(0, g)) for g, k in zip(lag, kernel, strict=True))
+            other = tuple(slice(max(0, -g), k + min(0, -g)) for g, k in zip(lag, kernel, strict=True))
+            for some in here.split(1024):
+                left = rows[channels[some, 0]][(slice(None), slice(None), *own)].flatten(1)
+                right = rows[channels[some, 1]][(slice(None), slice(None), *other)].flatten(1)
+                cosines[some] = (left * right).sum(1)
+        return cosines.square()
+
+
+Rows = DenseRows | ConvolutionRows
+
+
+def feeding_rows(graph: Graph, node: Node, depends: frozenset[Node]) -> Rows | None:
+    """The rows of the linear map that an activation reads directly, None where there is not one alone."""
+    source = node.args[0]
+    while isinstance(source, Node) and source.op == "call_function":
+        if source.target is aten.linear.default:
+            weight = _weight(graph, source, depends)
+            return None if weight is None else DenseRows(weight)
+        if source.target in CONVOLUTIONS:
+            return _convolution(graph, source, depends)
+        source = _through(source, depends)
+    return None
+
+
+def _through(node: Node, depends: frozenset[Node]) -> Any:
+    """The signal that `node` passes on without turning rows, None if it does something else."""
+    if node.target in PASSED or not hasattr(node.target, "_schema"):  # getitem
+        return node.args[0]
+    if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor):
+        signals = [a for a in node.args if isinstance(a, Node) and a in depends]
+        same_shape = [a for a in signals if a.meta["val"].shape == node.meta["val"].shape]
+        return same_shape[0] if len(signals) == 1 and same_shape else None
+    return None
+
+
+def _convolution(graph: Graph, node: Node, depends: frozenset[Node]) -> ConvolutionRows | None:
+    weight = _weight(graph, node, depends)
+    if weight is None:
+        return None
+    args, ndim = bind(node.target, node.args, dict(node.kwargs)), weight.ndim - 2
+    full = lambda v: (v,) * ndim if isinstance(v, int) else tuple(v) * (ndim // len(v))  # noqa: E731
+    positions = tuple(node.meta["val"].shape[2:])
+    return ConvolutionRows(weight, full(args["stride"]), full(args["dilation"]), int(args["groups"]), positions)
+
+
+def _weight(graph: Graph, node: Node, depends: frozenset[Node]) -> Tensor | None:
+    source = node.args[1]
+    if not isinstance(source, Node) or source in depends:
+        return None
+    value = graph.constants.get(source.name)
+    return value.detach().to("cpu", torch.float64) if isinstance(value, Tensor) else None
+
+
+def _directions(weight: Tensor) -> Tensor:
+    """Rows of unit length; a row of zeros has no direction and couples with nothing."""
+    norms = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
+    return torch.where(norms > 0, weight / norms, 0)
+
+
+def _unravel(places: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    found = []
+    for n in reversed(sizes):
+        found.append(places % n)
+        places = places // n
+    return found[::-1]

@@ -1,0 +1,1 @@
+"""What depth does: receptive field, scaling, shattering, diagnosis."""

@@ -1,0 +1,127 @@
+"""Whether a network's depth is scaled well: rates of residual blocks, gains of plain layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.fx import Node
+
+from capalloc._energy.batches import Batches, Precision
+from capalloc._energy.carriers import NO_PRODUCTS, Products
+from capalloc._energy.rates import Flow, Tally, layers
+from capalloc._energy.residual import ResidualBlock, Trails
+from capalloc._energy.trace import Watch
+from capalloc._model.problem import ModelLike, OutputSelection, prepare
+from capalloc.results.scaling import Scaling
+
+#: Multipliers are found by walking again until every rate is this close to the balanced one, relative to it.
+SETTLED, ROUNDS = 0.01, 20
+#: Examples that are walked again, the first ones.
+BALANCED = 64
+
+
+def scaling(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    *,
+    batch_size: int | Literal["auto"] = "auto",
+    dtype: Precision = "auto",
+    products: Products | None = None,
+    progress: bool = False,
+) -> Scaling:
+    """How each residual block splits path energy, and how each plain layer changes it; and what would balance them.
+
+    lambda_l = branch energy / skip energy and T = sum_l log(1 + lambda_l), docs/theory.md, section 5 (Donier 2019,
+    arXiv 1903.04455): T grows without bound if branches of unit gain are multiplied by more than 1/sqrt(depth), and
+    then gradients shatter; it goes to 0 below, and then branches propagate nothing. Multipliers are those with which
+    every block has the rate 1 / depth, T near 1; where norms make a branch independent of its stream they are found by
+    walking again. Energies are those of paths from the inputs, with gates as on the examples.
+
+    Args:
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
+            copy in evaluation mode is used.
+        inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored.
+        outputs: from what the model returns to the tensor where paths end.
+        batch_size: examples walked at once.
+        dtype: of the path energies, as in `propagate`.
+        products: as in `propagate`.
+        progress: show a progress bar over batches.
+
+    Returns:
+        Scaling: by residual block and by layer, with the phase and advice in words.
+
+    Raises:
+        UnsupportedOperatorError, ValueError, TypeError: as `propagate`.
+
+    """
+    started = time.perf_counter()
+    problem = prepare(model, inputs, outputs, traced=True)
+    batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
+    trails = Trails.of(batches.graph, batches.carriers)
+    blocks, stretches = trails.blocks(), layers(trails)
+    tally = Tally(blocks, stretches)
+    _walk(batches, tally)
+    found = [tally.gain(layer) for layer in stretches]
+    gains = torch.tensor([(g.up, g.down, g.gate) for g in found], dtype=torch.float64).reshape(-1, 3).exp2()
+    multipliers = _balance(replace(batches, progress=False), blocks, tally.rates())
+    data = xr.Dataset(
+        {
+            "rate": ("block", tally.rates().numpy()),
+            "multiplier": ("block", multipliers.numpy()),
+            "last_layer": ("block", np.array([block.last_layer for block in blocks], dtype=object)),
+            **{
+                name: ("layer", column)
+                for name, column in zip(("gain", "gradient_gain", "mean_squared_gate"), gains.T.numpy(), strict=True)
+            },
+            "rescaled": ("layer", np.array([layer.rescaled for layer in stretches], dtype=np.int8)),
+        },
+        coords={
+            "block": np.array([block.name for block in blocks], dtype=object),
+            "layer": np.array([layer.name for layer in stretches], dtype=object),
+        },
+        attrs={"num_examples": batches.examples, "seconds": time.perf_counter() - started},
+    )
+    return Scaling(data)
+
+
+def _walk(
+    batches: Batches, tally: Tally, multipliers: Mapping[Node, float] | None = None, most: int | None = None
+) -> None:
+    """Walk the batches, `most` of them, with some branches multiplied, and add up their energies."""
+    nodes = {block.sum for block in tally.blocks}.union(*(layer.nodes for layer in tally.stretches))
+    watch = Watch(frozenset(nodes), multipliers or {})
+    for program, seed in islice(replace(batches, watch=watch)(), most):
+        tally.add(Flow.of(program, seed))
+        program.forget()
+
+
+def _balance(batches: Batches, blocks: Sequence[ResidualBlock], rates: Tensor) -> Tensor:
+    """What to multiply every branch by, so that all rates are 1 / depth; NaN where a branch passes nothing.
+
+    Blocks that add one branch to several streams share its multiplier, which balances their mean.
+    """
+    open_ = (rates > 0) & rates.isfinite()
+    branches = list(dict.fromkeys(block.branch for block, found in zip(blocks, open_, strict=True) if found))
+    share = torch.tensor([[block.branch is branch for block in blocks] for branch in branches], dtype=torch.float64)
+    share = share.reshape(len(branches), len(blocks)) * open_
+    logs = torch.zeros(len(branches), dtype=torch.float64)
+    enough = -(-BALANCED // batches.graph.batch_size)
+    for _ in range(ROUNDS):
+        excess = torch.where(open_, (rates * len(blocks)).log(), 0.0)
+        far = share @ excess / share.sum(1)
+        if not bool((far.abs() > SETTLED).any()):
+            break
+        logs -= far / 2
+        tally = Tally(blocks, ())
+        _walk(batches, tally, dict(zip(branches, logs.exp().tolist(), strict=True)), enough)
+        rates = tally.rates()
+    return torch.where(open_, (share.T @ logs).exp(), torch.nan)

@@ -1,0 +1,66 @@
+"""Everything that depth does to one model, with advice: scaling, shattering, receptive field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from capalloc._depth.balance import scaling
+from capalloc._depth.field import receptive_field
+from capalloc._depth.gradient_study import shattering
+from capalloc._energy.carriers import Products
+from capalloc._model.problem import ModelLike, OutputSelection
+from capalloc.results.diagnosis import FIELD, Diagnosis
+from capalloc.results.receptive_field import Extent
+
+
+def diagnose(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    *,
+    num_examples: int = 8,
+    generator: torch.Generator | None = None,
+    products: Products | None = None,
+) -> Diagnosis:
+    """`scaling`, `shattering` and `receptive_field` of one model, with advice in words.
+
+    docs/theory.md, sections 5 and 6.
+
+    Args:
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
+            copy in evaluation mode is used.
+        inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
+        outputs: from what the model returns to the tensor where paths end.
+        num_examples: examples whose gradients are compared, the first ones.
+        generator: as in `shattering`.
+        products: as in `propagate`.
+
+    Raises:
+        UnsupportedOperatorError, ValueError, TypeError: as `shattering` and `propagate`.
+
+    """
+    shattered = shattering(model, inputs, outputs, num_examples=num_examples, generator=generator, products=products)
+    scaled = scaling(model, inputs, outputs, products=products)
+    field = _field(model, inputs, outputs)
+    attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}
+    parts = [scaled.data, shattered.data, field]
+    return Diagnosis(xr.merge([part.drop_attrs() for part in parts]).assign_attrs(attrs))
+
+
+def _field(model: ModelLike, inputs: Tensor | Iterable[Any], outputs: OutputSelection) -> xr.Dataset:
+    """By input axis; by none where no path reaches the central position on these examples."""
+    axes: dict[str, Extent] = {}
+    with suppress(ValueError):
+        axes.update(receptive_field(model, inputs, outputs).axes)
+    columns = {
+        name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))
+        for name in FIELD[1:]
+    }
+    return xr.Dataset(columns, coords={"axis": np.array(list(axes), dtype=object)})

@@ -1,0 +1,166 @@
+"""Receptive field: where the paths of one output position start, and how their energy or capacity spreads there.
+
+Index convention: an output is (examples, *output axes), an input (examples, *input axes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from capalloc._energy import markov
+from capalloc._energy.batches import Batches
+from capalloc._energy.gates import GATE_SOURCES, GateSource
+from capalloc._energy.support import at_position
+from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
+from capalloc._energy.trace import trace
+from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
+from capalloc.results.field_plot import smallest_region
+from capalloc.results.receptive_field import NAMES, Extent, Index, ReceptiveField, shown
+
+CUT = "cut by the border: use a larger input"
+
+
+def receptive_field(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    *,
+    output_position: Position = None,
+    gates: GateSource = "data",
+    of: Literal["energy", "capacity"] = "energy",
+    batch_size: int = 1,
+    progress: bool = False,
+) -> ReceptiveField:
+    """Where one output position looks: its theoretical field, exact for any graph, and its effective one.
+
+    The theoretical field is the support of the propagated map: the inputs where a path to the output position starts
+    if every parameter is other than zero (docs/theory.md, section 6). The effective field is the law of the walk from
+    there, P(Z_0 = i), or the capacity kappa_i of that output position alone (section 4).
+
+    Args:
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
+        inputs: examples (examples, *inputs), or an iterable of such batches; for their gates and their shape.
+        outputs: from what the model returns to the tensor (examples, channel, *positions) that the position is in.
+        output_position: index on the axes after examples and channel; or one entry for every axis after examples,
+            None for a whole axis, as for tokens: `(7, None)`. By default the central position; outputs
+            (examples, classes) are taken whole.
+        gates: as in `propagate`; the theoretical field does not depend on them.
+        of: what the effective field is of, "energy" or "capacity".
+        batch_size: examples walked at once.
+        progress: show a progress bar over batches.
+
+    Returns:
+        ReceptiveField: for every input axis the theoretical size, start, stop, centre, stride and border, and the
+        standard deviation of the map; the sizes of the smallest regions that hold 68 % and 95 % of it.
+
+    Raises:
+        ValueError: bad settings, a position outside the outputs, or one that no path reaches.
+        UnsupportedOperatorError, TypeError: as `propagate`.
+
+    Reference: A. Araujo, W. Norris, J. Sim, Computing Receptive Fields of Convolutional Neural Networks, Distill 2019;
+    W. Luo et al., Understanding the effective receptive field in deep convolutional neural networks, NIPS 2016.
+
+    """
+    _check(gates, of, batch_size)
+    problem = prepare(model, inputs, outputs)
+    batches = Batches.of(problem, gates, batch_size, progress=progress)
+    with seeded(0, problem.probe.device):
+        like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
+        program = trace(batches.graph, like, "unit", set(problem.params), layers=False)
+    position = resolve(output_position, tuple(program.values[program.output].shape[1:]))
+    field = theoretical(program, position)
+    found = _effective(batches, position, of)
+    names = axis_names(found.ndim)
+    extents = {name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)}
+    moving = tuple(names[k] for k in field.moving)
+    still = [k for k in range(found.ndim) if k not in field.moving]
+    places = (found.sum(still) if still else found).numpy()
+    return ReceptiveField(
+        axes=extents,
+        map=xr.DataArray(found.numpy(), dims=names, name=NAMES[of]),
+        support=xr.DataArray(field.seen.numpy(), dims=names, name="support"),
+        area_68=int(smallest_region(places, 0.68).sum()),
+        area_95=int(smallest_region(places, 0.95).sum()),
+        moving=moving,
+        output_position=position,
+        of=of,
+        gates=gates,
+        notes=tuple(f"{name}: {CUT}" for name, extent in extents.items() if extent.cut),
+    )
+
+
+def _check(gates: str, of: str, batch_size: int) -> None:
+    if gates not in GATE_SOURCES:
+        raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
+    if of not in ("energy", "capacity"):
+        raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+
+
+def _extent(field: Field, axis: int, deviation: float) -> Extent:
+    """An edge that a border holds moves less than the other: the stride is how far the freer one moves."""
+    start, stop = field.interval[axis]
+    moves = [move for move in field.moves(axis) if any(move[1:])]
+    stride = float(max((step for _, *edges in moves for step in edges), key=abs, default=math.nan))
+    if axis not in field.moving:
+        stride = 0.0 if field.neighbours else math.nan
+    alone = not field.neighbours  # the whole output, or one position: nothing says where an edge would be
+    cut = not alone and axis in field.moving and _cut(field, axis, moves, stride)
+    return Extent(stop - start, start, stop, (start + stop - 1) / 2, stride, cut, deviation)
+
+
+def _cut(field: Field, axis: int, moves: list[tuple[int, int, int]], stride: float) -> bool:
+    start, stop = field.interval[axis]
+    if not moves:
+        return start == 0 or stop == field.seen.shape[axis]  # it moves nowhere, so its edges are held
+    lower = [abs(low) < abs(stride) for up, low, _ in moves if up * stride > 0]
+    upper = [abs(high) < abs(stride) for up, _, high in moves if up * stride < 0]
+    # Without a neighbour further inside, an edge on the border counts as cut.
+    at_lower = start == 0 and (any(lower) if lower else True)
+    room = field.seen.shape[axis] - stop
+    at_upper = room < abs(stride) and any(upper) if upper else room == 0
+    return at_lower or at_upper
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """The batches with their outputs seeded at one position only."""
+
+    batches: Batches
+    position: Index
+
+    def __call__(self, layers: bool = False) -> Iterator[markov.Batch]:
+        for program, seed in self.batches(layers):
+            yield program, seed * at_position(self.position, program.values[program.output])
+
+
+def _effective(batches: Batches, position: Index, of: str) -> Tensor:
+    """The map of the position: the walk's law, or capacity."""
+    source = _Seeded(batches, position)
+    if of == "energy":
+        found, _, _ = markov.law(source())
+    else:
+        solved = markov.solve(source, single=batches.number == 1, layers=False, table=False)
+        found = solved.by_input.sum(0).clamp(min=0)
+    if not float(found.sum()) > 0:
+        raise ValueError(
+            f"no path energy reaches output position {shown(position)} on these examples; "
+            "its gates are closed: use other examples or gates='unit'"
+        )
+    return found.double() / (found.sum() if of == "energy" else 1)
+
+
+def _deviation(found: Tensor, axis: int) -> float:
+    """Standard deviation of the place along one axis."""
+    law = found.movedim(axis, 0).reshape(found.shape[axis], -1).sum(1)
+    law = law / law.sum()
+    places = torch.arange(len(law), dtype=law.dtype)
+    return float((law @ (places - law @ places).square()).clamp(min=0).sqrt())

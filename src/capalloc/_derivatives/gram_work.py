@@ -1,0 +1,122 @@
+"""Gram matrices of the output Jacobian, the work cut to the memory there is.
+
+Index convention: J has rows (examples, outputs) and columns parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capalloc._derivatives.gram_choice import Source
+from capalloc._derivatives.gram_columns import Columns, Form, empty_columns, possible_forms
+from capalloc._derivatives.gram_factors import PlainParts, TappedParts
+from capalloc._derivatives.gram_sums import (
+    add_output_gram,
+    add_param_gram,
+    cheaper_for_outputs,
+    cheaper_for_params,
+    panels,
+)
+from capalloc._model.problem import Problem, seeded
+from capalloc._runtime.memory import SHARE, available_bytes, require
+
+#: Bytes of working memory that a batch aims at: more is no faster, and a core's cache holds less.
+BATCH_BYTES = 3 * 2**23
+#: Parts of J that are gathered before their products are added to J' J: this many bytes, or ...
+GATHERED_BYTES = 2**25
+#: ... this share of the result, if that is more: every addition passes over the whole result.
+GATHERED_SHARE = 1 / 8
+#: Tensors as large as all activations that one run and its backward passes hold.
+COPIES = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where J's parts come from, for which examples, and what their products are added up in."""
+
+    problem: Problem
+    source: Source
+    x: Tensor
+    num_outputs: int
+    dtype: torch.dtype
+
+    def output_gram(self, batch_size: int | str) -> Tensor:
+        """J J', lower triangle."""
+        forms = {
+            name: form
+            for name, form in self.forms().items()
+            if cheaper_for_outputs(form, len(self.x), self.num_outputs)
+        }
+        size = len(self.x) * self.num_outputs
+        batch_size = self.plan(size, forms, len(self.x), batch_size)
+        gram = torch.empty(size, size, dtype=self.dtype, device=self.x.device)
+        for columns in self.gathered(forms, batch_size, len(self.x)):
+            add_output_gram(gram, columns)
+        return gram
+
+    def param_gram(self, batch_size: int | str) -> Tensor:
+        """J' J, lower triangle."""
+        forms = {name: form for name, form in self.forms().items() if cheaper_for_params(form, self.num_outputs)}
+        size = self.problem.num_params
+        aim = max(GATHERED_BYTES, GATHERED_SHARE * size**2 * self.dtype.itemsize)
+        examples = max(1, min(len(self.x), int(aim / (self.x.itemsize * self.kept(forms)))))
+        batch_size = self.plan(size, forms, examples, batch_size)
+        gram = torch.empty(size, size, dtype=self.dtype, device=self.x.device)
+        for index, columns in enumerate(self.gathered(forms, batch_size, examples)):
+            add_param_gram(gram, panels(columns, self.problem.params), fresh=index == 0)
+        return gram
+
+    def forms(self) -> dict[str, Form]:
+        """Parameters that can be kept as factors."""
+        return possible_forms(self.source.tapped) if isinstance(self.source, TappedParts) else {}
+
+    def kept(self, forms: Mapping[str, Form]) -> int:
+        """Numbers kept of one example."""
+        factors = sum(f.positions * (self.num_outputs * f.left + f.right) for f in forms.values())
+        return factors + self.num_outputs * (self.problem.num_params - sum(f.columns for f in forms.values()))
+
+    def needed(self) -> int:
+        """Numbers that one example needs on its way to J's columns."""
+        if isinstance(self.source, PlainParts):
+            return 2 * self.num_outputs * self.problem.num_params
+        tapped = self.source.tapped
+        leaves = sum(math.prod(s.shape) for s in tapped.sites) + sum(t.numel() for t in tapped.values())
+        return COPIES * tapped.elements + 2 * leaves
+
+    def plan(self, size: int, forms: Mapping[str, Form], examples: int, batch_size: int | str) -> int:
+        """Examples at a time, or `MemoryError`: for a result of `size` and parts of `examples` kept at once."""
+        budget = SHARE * available_bytes(self.x.device)
+        stored = self.dtype.itemsize * size**2 + self.x.itemsize * examples * self.kept(forms)
+        each = self.x.itemsize * self.needed()
+        require(
+            stored + each,
+            budget,
+            f"a Gram matrix of {size} rows with one example's derivatives",
+            "take fewer examples or the other side, or fewer parameters with params= or outputs with outputs=",
+        )
+        if isinstance(batch_size, str):
+            batch_size = int(min(BATCH_BYTES, budget - stored) / each)
+        else:
+            require(
+                stored + min(batch_size, len(self.x)) * each,
+                budget,
+                f"a batch of {batch_size} examples",
+                'lower batch_size or leave it "auto"',
+            )
+        return max(1, min(batch_size, examples))
+
+    def gathered(self, forms: Mapping[str, Form], batch_size: int, examples: int) -> Iterator[Columns]:
+        """J's columns of all examples, `examples` at a time, from runs over `batch_size` of them."""
+        for index, chunk in enumerate(self.x.split(examples)):
+            columns = empty_columns(self.problem, forms, len(chunk), self.num_outputs)
+            for number, x in enumerate(chunk.split(batch_size)):
+                start = number * batch_size
+                with seeded(index * examples + start, x.device):
+                    for outputs, parts in self.source(x, forms):
+                        columns.fill(start, outputs, parts)
+            yield columns

@@ -1,0 +1,110 @@
+"""Gram matrices of the output Jacobian: the empirical neural tangent kernel and the Gauss-Newton matrix.
+
+Index convention: J has rows (examples, outputs) and columns parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from capalloc._derivatives.gram_choice import choose_parts
+from capalloc._derivatives.gram_work import Work
+from capalloc._derivatives.verify import differentiable_kernels
+from capalloc._linalg.symmetric import mirror
+from capalloc._model.checks import check_examples
+from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, prepare
+
+Side = Literal["outputs", "params"]
+#: Gram matrices are computed in these.
+DTYPES = (torch.float32, torch.float64)
+
+
+def output_gram(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    *,
+    params: ParamSelection = None,
+    side: Side = "outputs",
+    batch_size: int | str = "auto",
+    dtype: torch.dtype | None = None,
+    accumulate: torch.dtype | None = None,
+) -> Tensor:
+    """Gram matrix of the output Jacobian J = d f_o(x_n) / d theta, exactly, without J where its factors are smaller.
+
+    `side="outputs"`: J J', the empirical neural tangent kernel; `side="params"`: J' J, the unnormalised Fisher or
+    Gauss-Newton matrix of the squared loss, a sum over examples and outputs. At a call that is affine in theta,
+    g_o = delta_o (x) h with the sensitivity delta_o of output o and the input h (docs/theory.md, section 2), so a dense
+    layer adds (delta delta') o (h h') to J J'. Parameters in calls without a rule, and models that `torch.func`
+    cannot enter, are differentiated by plain autograd; uses of a shared parameter add.
+
+    The model is copied, in evaluation mode, and each example is run alone; a model that draws random numbers draws
+    the same ones in every call. Rounding is that of products in `dtype`: relative to the largest entry about 1e-6 in
+    float32 and 1e-15 in float64.
+
+    Args:
+        model: any differentiable `torch.nn.Module`, an exported program, or the path of one saved as .pt2; examples
+            must not interact.
+        inputs: a tensor with a leading examples axis, or an iterable of such batches; labels in (x, y) batches are
+            ignored.
+        outputs: a function from what the model returns to the tensor of outputs.
+        params: names of the parameters that count, or a predicate on names.
+        side: "outputs" for J J', "params" for J' J.
+        batch_size: examples run at a time; "auto" chooses by a memory forecast.
+        dtype: of the derivatives and their products, float32 or float64; the model's own by default.
+        accumulate: of the sums and of the result; `dtype` by default. float64 over a float32 `dtype` adds up products
+            of blocks exactly enough that only the rounding of J itself remains.
+
+    Returns:
+        J J' as (examples, outputs, examples, outputs), outputs flattened, or J' J as (params, params), parameters in
+        the order of `model.named_parameters()`; on the model's device.
+
+    Raises:
+        ValueError: bad settings, examples that interact, random draws that do not repeat, or a J that is not finite.
+        TypeError: inputs or outputs that cannot be used.
+        MemoryError: the result or one example would not fit.
+
+    Reference: A. Jacot, F. Gabriel, C. Hongler, Neural tangent kernel, NeurIPS 2018.
+
+    """
+    _check_settings(side, batch_size, dtype, accumulate)
+    with torch.inference_mode(False), torch.no_grad(), exact_kernels(), torch.random.fork_rng([]):
+        problem = prepare(model, inputs, outputs, params, dtype)
+        if problem.dtype not in DTYPES:
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, and the model is {problem.dtype}; pass it")
+        x = torch.cat(list(problem.batches(1024)))
+        num_outputs, draws = check_examples(problem, x[:2])
+        source = choose_parts(problem, x[: 1 if draws else 2])
+        work = Work(problem, source, x, num_outputs, accumulate or problem.dtype)
+        gram = work.output_gram(batch_size) if side == "outputs" else work.param_gram(batch_size)
+    if not torch.isfinite(gram.diagonal()).all():  # where J is not finite, a sum of its squares is not
+        raise ValueError(
+            "the derivative of outputs with respect to parameters holds NaN or inf; "
+            "look for square roots, logarithms or divisions at zero in the model"
+        )
+    return mirror(gram).reshape((len(x), num_outputs) * 2) if side == "outputs" else mirror(gram)
+
+
+def _check_settings(
+    side: str, batch_size: int | str, dtype: torch.dtype | None, accumulate: torch.dtype | None
+) -> None:
+    if side not in ("outputs", "params"):
+        raise ValueError(f'side must be "outputs" for J J\' or "params" for J\' J, got {side!r}')
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
+    for name, value in (("dtype", dtype), ("accumulate", accumulate)):
+        if value is not None and value not in DTYPES:
+            raise ValueError(f"{name} must be torch.float32 or torch.float64, got {value!r}")
+
+
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """Attention in its mathematical form, and convolutions on a GPU in full float32."""
+    cudnn = torch.backends.cudnn
+    with differentiable_kernels(), cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
+        yield

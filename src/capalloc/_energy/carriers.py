@@ -1,0 +1,201 @@
+"""Which nodes of a captured graph carry path energy, and which only steer gates (docs/theory.md, section 4).
+
+A product of two tensors that both depend on the inputs is no linear step: one factor has to be the gate, frozen at its
+value. The factor that ends more like a gate is one: a statistic or a denominator (a normalisation's 1/std) before a
+factor bounded in [0, 1] (softmax, sigmoid), before tanh, before any other activation, before none. Where both end
+alike, both carry in turn, as the product rule has it, unless they are functions of one tensor entry by entry, such
+as x * sigmoid(x): then the product is an activation. In attention the weights are the gate, values carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from capalloc._energy.rules.registry import DECOUPLING
+from capalloc._graph.capture import Graph, module_path
+from capalloc._graph.operators import COPIES, MOVES, PIECES, SUMS
+from capalloc._graph.structure import Side, Structure, arguments, nodes_in
+
+Products = Mapping[str, Side]
+SIDES = ("left", "right", "both")
+NO_PRODUCTS: Products = {}
+aten = torch.ops.aten
+ATTENTION = aten.scaled_dot_product_attention.default
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A product that is a function of one tensor, entry by entry: the calls from `root` to it, in order."""
+
+    root: Node
+    calls: tuple[Node, ...]
+
+    def reads(self) -> set[Node]:
+        """Every node whose value the calls need from outside."""
+        return {used for node in self.calls for used in node.all_input_nodes} - set(self.calls)
+
+    def function(self, values: Mapping[Node, Any]) -> Callable[[Tensor], Any]:
+        """What the calls make of another value of `root`, everything else as in `values`."""
+
+        def phi(z: Tensor) -> Any:
+            made = {used: values[used] for used in self.reads() - {self.root}} | {self.root: z}
+            for call in self.calls:
+                args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda a: made[a])
+                made[call] = call.target(*args, **kwargs)  # type: ignore[operator]
+            return made[self.calls[-1]]
+
+        return phi
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """What carries path energy in a graph; `find` decides it."""
+
+    carrying: frozenset[Node] = frozenset()
+    frozen: Mapping[Node, frozenset[str]] = field(default_factory=dict)  # product -> its arguments that are gates
+    activations: Mapping[Node, Activation] = field(default_factory=dict)
+    bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
+    steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
+    signals: frozenset[Node] = frozenset()  # depend on the inputs
+    data_gates: tuple[Node, ...] = ()  # calls that carry energy by gates of the examples' own, besides activations
+
+    @cached_property
+    def reparametrised(self) -> frozenset[Node]:
+        """Parameters that reach the model through a function of their entries."""
+        return frozenset(self.bent.values())
+
+    def gates(self, node: Node) -> bool:
+        """Whether a node decouples what goes through it."""
+        return node.target in DECOUPLING or node in self.activations
+
+    def feeds(self, node: Node) -> list[Node]:
+        """The nodes whose paths go on through `node`, parameters among them."""
+        if node not in self.carrying or node.op != "call_function":
+            return []
+        return [used for used in _ungated(node, self.activations, self.frozen) if used in self.carrying]
+
+
+def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
+    """Decide for every node of the graph; `products` sets the gate of a module's products by hand."""
+    structure = Structure.of(graph)
+    _check_products(graph, structure, products)
+    frozen: dict[Node, frozenset[str]] = {}
+    activations: dict[Node, Activation] = {}
+    for node in graph.calls():
+        if node in structure.signals and node.target is ATTENTION:
+            _check_attention(node, products)
+            frozen[node] = frozenset({"query", "key", "attn_mask"})
+        elif tangled := structure.tangled(node):
+            frozen[node] = frozenset(tangled)
+        elif (sides := structure.factors(node)) is not None:
+            chosen = products.get(module_path(node))
+            one = None if chosen else structure.common(node)
+            if one is not None:
+                activations[node] = Activation(one, structure.between(one, node))
+            else:
+                frozen[node] = frozenset(_gates(sides, chosen or structure.steers(node)))
+
+    def carried(node: Node) -> list[Node]:
+        return [used for used in _ungated(node, activations, frozen) if used in structure.live]
+
+    carrying = _reached(graph.output, carried)
+    reachable = _reached(graph.output, lambda node: [used for used in node.all_input_nodes if used in structure.live])
+    names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
+    return Carriers(
+        carrying=frozenset(carrying),
+        frozen=frozen,
+        activations=activations,
+        bent=structure.bent,
+        steering=frozenset(
+            name
+            for node, name in names.items()
+            if node in reachable and (node not in carrying or _is_split(node, carrying, reachable, structure))
+        ),
+        signals=frozenset(structure.signals),
+        data_gates=tuple(n for n in graph.calls() if n in carrying and structure.needs_data(n, frozen.get(n, ()))),
+    )
+
+
+def check_gates(carriers: Carriers, gates: str) -> None:
+    """Refuse to do without data where a call's gates are the examples' own."""
+    if gates != "data" and carriers.data_gates:
+        node = carriers.data_gates[0]
+        raise ValueError(
+            f"gates={gates!r} gives the slopes of activations, but {node.target} in module "
+            f"{module_path(node) or '(the model itself)'!r} has gates or statistics that depend on the inputs; "
+            "use gates='data'"
+        )
+
+
+def _ungated(
+    node: Node, activations: Mapping[Node, Activation], frozen: Mapping[Node, frozenset[str]]
+) -> Iterable[Node]:
+    """What a node reads except as a gate, each once."""
+    if node in activations:
+        return [activations[node].root]
+    gates = frozen.get(node, frozenset())
+    return dict.fromkeys(nodes_in({name: a for name, a in arguments(node).items() if name not in gates}))
+
+
+def _gates(sides: tuple[str, str], side: Side) -> tuple[str, ...]:
+    return {"left": sides[:1], "right": sides[1:], "both": ()}[side]
+
+
+def _reached(start: Node, towards: Callable[[Node], list[Node]]) -> set[Node]:
+    found, pending = {start}, [start]
+    while pending:
+        for used in towards(pending.pop()):
+            if used not in found:
+                found.add(used)
+                pending.append(used)
+    return found
+
+
+def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], structure: Structure) -> bool:
+    """Whether pieces of what the parameter makes go to gates alone, other pieces on."""
+    if parameter not in carrying:
+        return False
+    pending, seen = [parameter], {parameter}
+    while pending:
+        node = pending.pop()
+        for user in node.users:
+            if user in seen or user not in reachable:
+                continue
+            if user.target in PIECES and user not in carrying:
+                return True
+            seen.add(user)
+            weighs = node not in structure.signals and user in structure.signals
+            if user in carrying and (weighs or user.target in MOVES | COPIES | SUMS):
+                pending.append(user)
+    return False
+
+
+def _check_products(graph: Graph, structure: Structure, products: Products) -> None:
+    for path, side in products.items():
+        if side not in SIDES:
+            raise ValueError(f"products[{path!r}] must be one of {SIDES}, the factor that is the gate; got {side!r}")
+    known = {module_path(node) for node in graph.calls() if structure.factors(node) or node.target is ATTENTION}
+    unknown = sorted(set(products) - known)
+    if unknown:
+        raise ValueError(
+            f"products names modules {unknown}, which multiply no two tensors that depend on the inputs; "
+            f"those that do are {sorted(known)}"
+        )
+
+
+def _check_attention(node: Node, products: Products) -> None:
+    side = products.get(module_path(node), "left")
+    if side != "left":
+        raise ValueError(
+            f"products[{module_path(node)!r}] is {side!r}, but scaled_dot_product_attention is one operator, whose "
+            "attention weights (left) are the gate; to let queries and keys carry write it as softmax and matmul, "
+            "which attn_implementation='eager' does"
+        )

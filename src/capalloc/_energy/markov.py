@@ -1,0 +1,131 @@
+"""The Markov solver: batches of programs -> capacity, in two sweeps (docs/theory.md, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from capalloc._energy import sweep
+from capalloc._energy.program import Program
+from capalloc._energy.symmetries import linear_spaces as spaces
+from capalloc._energy.usage import Cotangents, Flow, Usage, add_usage, shares
+
+Batch = tuple[Program, Tensor]  # a program and the seed of its outputs: 0 for the examples that only pad it
+
+
+@dataclass(frozen=True)
+class Markov:
+    """Capacity at the inputs and, where asked for, at every layer."""
+
+    names: tuple[str, ...]
+    by_input: Tensor  # (parameters, *inputs), or (1, *inputs) without the table
+    bias: Tensor  # the same rows, at the constant input
+    by_parameter: Tensor
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+    symmetries: int = 0
+    exact_symmetries: bool = True
+    alive: Tensor = field(default_factory=lambda: torch.zeros(0))  # parameters that a path uses, by tensor
+
+
+def solve(
+    batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: bool, table: bool, linear: bool = False
+) -> Markov:
+    """Walk all batches twice: first for the path energy of every parameter, then for the capacity it carries.
+
+    Args:
+        batches: gives the same batches each time it is called, with the energies of every layer if told to.
+        single: there is one batch, which is then walked once and kept.
+        layers: keep the capacity held at every layer.
+        table: keep the rows of the parameter tensors apart.
+        linear: take away what linear segments lose too, from the map in proportion (no table).
+
+    """
+    usage, (program, seed, flow) = _usage(batches(layers))
+    counted = shares(program, usage)
+    names = tuple(program.params)
+    loss = counted.loss(table)
+    rows = {name: k if table else 0 for k, name in enumerate(names)}
+    slots = program.layers if layers else {}
+    lost = spaces.find(program, usage) if linear else None
+    shape = program.values[program.input].shape[1:]
+    if not single:
+        program.forget()
+    held: Cotangents = {}
+    once = [(program, seed)]
+    for program, seed in batches(layers) if not single else once:
+        if not single:
+            flow = sweep.law(program, seed * usage.output_weight(program))
+        for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, tuple(slots.values())).items():
+            summed = _over_examples(capacity, len(seed))
+            held[slot] = held[slot] + summed if slot in held else summed
+        program.forget()
+    result = Markov(
+        names=names,
+        by_input=held.get(program.input, loss.new_zeros(len(loss), *shape)),
+        bias=held.get(program.constant, loss.new_zeros(len(loss))),
+        by_parameter=counted.alive - counted.lost,
+        layers={name: held[slot].sum(0) for name, slot in slots.items() if slot in held},
+        symmetries=round(float(counted.lost.sum())),
+        exact_symmetries=usage.potentials.exact,
+        alive=counted.alive,
+    )
+    return _without(lost, result) if lost else result
+
+
+def _without(lost: spaces.Spaces, result: Markov) -> Markov:
+    by_parameter = result.by_parameter - torch.tensor([lost.lost[name] for name in result.names])
+    share = float(by_parameter.sum() / result.by_parameter.sum())
+    return replace(
+        result,
+        by_input=result.by_input * share,
+        bias=result.bias * share,
+        by_parameter=by_parameter,
+        symmetries=result.symmetries + lost.total,
+        exact_symmetries=False,
+    )
+
+
+def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The law of one unit of capacity placed at the outputs: at the inputs, the constant, every layer."""
+    held: dict[str, Tensor] = {}
+    usage: Usage | None = None
+    for program, seed in batches:
+        usage = usage or Usage(program.channels.resolve())
+        slots = {"inputs": program.input, "constant": program.constant}
+        slots |= {"layer " + name: slot for name, slot in program.layers.items()}
+        flow = sweep.law(program, seed * usage.output_weight(program), tuple(slots.values()))
+        for name, slot in slots.items():
+            if slot in flow.at_slots:
+                mass = _over_examples((program.values[slot] * flow.at_slots[slot])[None], len(seed))[0].cpu()
+                held[name] = held[name] + mass if name in held else mass
+        program.forget()
+    inputs = held["inputs"]
+    constant = held.get("constant", inputs.new_zeros(()))
+    whole = inputs.sum() + constant
+    marked = {name.removeprefix("layer "): mass / whole for name, mass in held.items() if name.startswith("layer ")}
+    return inputs / whole, constant / whole, marked
+
+
+def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, Flow]]:
+    usage: Usage | None = None
+    last = None
+    for program, seed in batches:
+        if last:
+            last[0].forget()
+        if usage is None:
+            usage = Usage(program.channels.resolve())
+        flow = sweep.law(program, seed * usage.output_weight(program))
+        add_usage(usage, program, flow)
+        last = (program, seed, flow)
+    assert usage is not None
+    assert last is not None
+    return usage, last
+
+
+def _over_examples(capacity: Tensor, examples: int) -> Tensor:
+    """Sum over the examples axis; an axis that a reshape merged with others stays."""
+    has_examples = capacity.ndim > 1 and capacity.shape[1] == examples
+    return (capacity.sum(1) if has_examples else capacity).cpu()

@@ -1,0 +1,60 @@
+"""Path energy at chosen places of a program: from the inputs up, from the outputs down, and damped at gates on the way.
+
+A path's energy is (path energy from the inputs to a place) x (adjoint of the outputs there); their product, summed over
+a place that every path crosses at most once, is the energy of the paths that cross it (docs/theory.md, section 4).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from capalloc._energy.program import Program
+from capalloc._energy.sweep import pull
+
+Energies = dict[int, Tensor]  # by slot
+
+
+def from_inputs(program: Program, start: Tensor, keep: Collection[int]) -> Energies:
+    """Energies of the paths that start at the inputs with energies `start`, and none at the constant.
+
+    On the program's own scale.
+    """
+    zero = torch.zeros_like(program.values[program.constant])
+    known = {program.input: start, program.constant: zero}
+    uses = Counter(slot for step in program.steps if program.is_signal[step.out] for slot in step.args)
+    for step in program.steps:
+        if not program.is_signal[step.out]:
+            continue
+        known[step.out] = step.run([known.get(slot, program.values[slot]) for slot in step.args])
+        for slot in step.args:
+            uses[slot] -= 1
+            if not uses[slot] and slot not in keep:
+                known.pop(slot, None)
+    return {slot: known[slot] for slot in keep if slot in known}
+
+
+def adjoint(
+    program: Program, seeds: Mapping[int, Tensor], keep: Collection[int], damping: Mapping[int, float] | None = None
+) -> Energies:
+    """g = dE/de at the slots `keep`, with E = <seeds, energies>; every path times `damping` of the slots it crosses."""
+    damping = damping or {}
+    waiting = dict(seeds)
+    found: Energies = {}
+    for step in reversed(program.steps):
+        g = waiting.pop(step.out, None)
+        if g is None:
+            continue
+        if step.out in keep:
+            found[step.out] = g
+            if len(found) == len(keep):
+                break
+        if step.out in damping:
+            g = g * damping[step.out]
+        wanted = [slot for slot in dict.fromkeys(step.args) if program.is_signal[slot]]
+        for slot, pulled in zip(wanted, pull(program, step, g, wanted), strict=True):
+            waiting[slot] = waiting[slot] + pulled if slot in waiting else pulled
+    return found | {slot: waiting[slot] for slot in keep if slot in waiting}

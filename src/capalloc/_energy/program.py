@@ -1,0 +1,265 @@
+"""The energy network of one batch: steps that are linear in path energies, with the gates frozen.
+
+Index convention: every tensor of the network has the shape of the value it belongs to, (examples, ...).
+An entry is the total energy of the paths from the inputs (and the constant) to that unit; entries of a
+parameter are its squares. Energies of deep networks leave the range of floating point and only ratios are
+needed, so slot k holds a mantissa whose largest entry stays within 2**-RANGE and 2**RANGE and stands for
+mantissa * 2**exponents[k]: powers of two, hence exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capalloc._energy.maps import EnergyMap, Gate, Product, Sum, as_map
+from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels, filled
+
+#: Rescaling costs a pass over the entries, so it waits until the largest has left this range of exponents.
+RANGE = 8
+EnergyFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Energy:
+    """One tensor of the energy network, as rules see it."""
+
+    slot: int
+    shape: tuple[int, ...]
+    labels: Tensor | None = None  # channel labels of a signal; None for a parameter
+
+    @property
+    def is_signal(self) -> bool:
+        """Whether paths from the inputs end here; otherwise it is made of parameters alone."""
+        return self.labels is not None
+
+
+@dataclass(frozen=True)
+class Step:
+    """out = scale * map(arguments), linear in the signals together and in each parameter."""
+
+    map: EnergyMap
+    args: tuple[int, ...]
+    factors: tuple[float, ...]  # brings the signals to one exponent
+    scale: float
+    out: int
+    moves: bool  # whether it only moves data
+
+    def run(self, args: Sequence[Tensor]) -> Tensor:
+        """Evaluate the step on other mantissas than its own."""
+        return _times(self.map(*(_times(a, f) for a, f in zip(args, self.factors, strict=True))), self.scale)
+
+    def pull(
+        self, cotangent: Tensor, values: Sequence[Tensor], wanted: Sequence[int], instead: Mapping[int, Tensor]
+    ) -> list[Tensor]:
+        """The adjoint: cotangents of the slots `wanted`, at `values`, or `instead` where it has them."""
+        args = [_times(instead.get(slot, values[slot]), f) for slot, f in zip(self.args, self.factors, strict=True)]
+        positions = [k for k, slot in enumerate(self.args) if slot in wanted]
+        pulled: dict[int, Tensor] = {}
+        for k, found in zip(positions, self.map.pull(_times(cotangent, self.scale), args, positions), strict=True):
+            slot, scaled = self.args[k], _times(found, self.factors[k])
+            pulled[slot] = pulled[slot] + scaled if slot in pulled else scaled
+        return [pulled[slot] for slot in wanted]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Free parameters between channels: step `step` reads channels `read` and writes channels `written`."""
+
+    step: int
+    weight: int  # slot; `read` and `written` are broadcastable to its shape
+    read: Tensor
+    written: Tensor
+    out_labels: Tensor  # broadcastable to the step's output
+    others: tuple[tuple[Tensor, Tensor], ...] = ()  # (read, written) for each further class of positions
+
+    @property
+    def sides(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(read, written) for every class of positions that the weight serves."""
+        return ((self.read, self.written), *self.others)
+
+
+@dataclass
+class Program:
+    """Steps in order, with every slot's mantissa and exponent, and the channels' ties."""
+
+    dtype: torch.dtype = torch.float64
+    values: list[Tensor] = field(default_factory=list)
+    exponents: list[int] = field(default_factory=list)
+    is_signal: list[bool] = field(default_factory=list)
+    free: list[bool] = field(default_factory=list)  # whether a selected parameter is in the slot
+    steps: list[Step] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+    params: dict[str, int] = field(default_factory=dict)  # selected parameter -> slot
+    channels: Channels = field(default_factory=Channels)
+    layers: dict[str, int] = field(default_factory=dict)  # layer name -> slot
+    nodes: dict[str, int] = field(default_factory=dict)  # node of the graph that is watched -> slot
+    input: int = -1
+    constant: int = -1
+    output: int = -1
+    found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule of their own
+    needed: set[int] = field(default_factory=set)  # signals whose energies the sweeps read
+    # What linear segments ask of channels (spaces.py): signals that enter a gate, labels of those that a fixed
+    # factor treats unlike from place to place, and (labels, index) of channels that a fixed map keeps apart.
+    decoupled: list[Energy] = field(default_factory=list)
+    uneven: list[Tensor] = field(default_factory=list)
+    apart: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    # -- leaves ---------------------------------------------------------------------------------------------
+
+    def leaf(self, energy: Tensor, exponent: int = 0, labels: Tensor | None = None) -> Energy:
+        """A tensor that no step makes."""
+        mantissa, shift = _normalise(energy.to(self.dtype))
+        return self._slot(mantissa, exponent + shift, labels)
+
+    def start(self, input_energy: Tensor) -> Energy:
+        """The inputs, and the constant input of energy 1."""
+        ground = torch.tensor(GROUND)
+        self.constant = self.leaf(torch.ones((), dtype=self.dtype, device=input_energy.device), labels=ground).slot
+        energy = self.leaf(input_energy, labels=ground)
+        self.input = energy.slot
+        self.needed |= {self.constant, self.input}
+        return energy
+
+    def parameter(self, name: str, value: Tensor) -> Energy:
+        """A selected parameter; squares are taken of the rescaled value, so none is lost to underflow."""
+        mantissa, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
+        energy = self.leaf(mantissa.square(), 2 * exponent)
+        self.params[name] = energy.slot
+        self.free[energy.slot] = True
+        return energy
+
+    def fixed_weight(self, value: Tensor) -> Energy:
+        """A weight that is not a selected parameter."""
+        mantissa, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
+        return self.leaf(mantissa.square(), 2 * exponent)
+
+    def revalue(self, weight: Energy, value: Tensor) -> Energy:
+        """A leaf parameter whose paths carry another weight than its own, such as a bias with a mean folded in."""
+        names = [name for name, slot in self.params.items() if slot == weight.slot]
+        return self.parameter(names[0], value) if names else self.fixed_weight(value)
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def step(
+        self, fn: EnergyMap | EnergyFunction, args: Sequence[Energy], labels: Tensor | None, moves: bool = False
+    ) -> Energy:
+        """Append out = fn(arguments), rescaled, and evaluate it."""
+        signals = [a.slot for a in args if a.is_signal]
+        top = max((self.exponents[s] for s in signals), default=0)
+        factors = tuple(math.ldexp(1.0, max(self.exponents[a.slot] - top, -1074)) if a.is_signal else 1.0 for a in args)
+        fn = as_map(fn)
+        raw = fn(*(_times(self.values[a.slot], f) for a, f in zip(args, factors, strict=True)))
+        mantissa, shift = (raw, 0) if moves else _normalise(raw)
+        exponent = top + shift + sum(self.exponents[a.slot] for a in args if not a.is_signal)
+        out = self._slot(mantissa, exponent, labels)
+        scale = math.ldexp(1.0, -shift)
+        self.steps.append(Step(fn, tuple(a.slot for a in args), factors, scale, out.slot, moves))
+        self.free[out.slot] = labels is None and any(self.free[a.slot] for a in args)
+        return out
+
+    def move(self, fn: EnergyFunction, *args: Energy) -> Energy:
+        """Data movement: every output entry is one input entry, or nothing; labels move along."""
+        if not any(a.is_signal for a in args):
+            return self.step(fn, args, None, moves=True)
+        full = (a.labels.expand(a.shape).to(torch.float64) for a in args if a.labels is not None)
+        return self.step(fn, args, fn(*full).long(), moves=True)
+
+    def gate(self, energy: Energy, squared: Tensor | float) -> Energy:
+        """Multiply by squared gates, broadcastable to the energy or the energy to them."""
+        gates = squared.to(self.dtype) if isinstance(squared, Tensor) else squared
+        if isinstance(gates, Tensor) and energy.labels is not None and gates.numel() > energy.labels.numel():
+            self.uneven.append(energy.labels)
+        return self.step(Gate(gates), [energy], energy.labels)
+
+    def add(self, *terms: Energy) -> Energy:
+        """A residual addition: energies add, channels are tied."""
+        first, *rest = terms
+        for other in rest:
+            assert first.labels is not None
+            assert other.labels is not None
+            shape = torch.broadcast_shapes(first.shape, other.shape)
+            self.channels.tie(first.labels, other.labels)
+            covered, filler = (first, other) if first.shape == shape else (other, first)
+            first = self.step(Sum(), [first, other], filled(covered.labels, filler.labels))
+        return first
+
+    def weigh(
+        self,
+        fn: EnergyMap | EnergyFunction,
+        signal: Energy,
+        weight: Energy,
+        read: Tensor,
+        written: Tensor,
+        out_labels: Tensor,
+        others: tuple[tuple[Tensor, Tensor], ...] = (),
+    ) -> Energy:
+        """A parametric linear map: edges from channels `read` to channels `written`, tied where not free."""
+        out = self.step(fn, [signal, weight], out_labels)
+        if self.free[weight.slot]:
+            self.edges.append(Edge(len(self.steps) - 1, weight.slot, read, written, out_labels, others))
+            self.needed.add(signal.slot)
+            if out_labels.numel() != written.numel():  # then a unit's energy is not the sum over its weights
+                self.needed.add(out.slot)
+        else:
+            carried = self.values[weight.slot] > 0
+            for side, other in ((read, written), *others):
+                self.channels.tie(torch.where(carried, side, 0), other)
+        return out
+
+    def begin(self, weight: Energy) -> Energy:
+        """Paths that start at the constant input with a parameter: a bias."""
+        labels = self.channels.fresh(weight.shape)
+        ground = torch.full((), GROUND)
+        return self.weigh(Product(), self._constant(), weight, ground, labels, labels)
+
+    def fixed(self, value: Tensor) -> Energy:
+        """Paths that start at the constant input with a fixed number."""
+        labels = torch.where(value != 0, GROUND, NOTHING).cpu()  # where it is 0 no path starts
+        return self.step(Product(), [self._constant(), self.fixed_weight(value)], labels)
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Let go of signals whose energies no sweep reads; a step's adjoint asks for their shape alone."""
+        for slot in slots:
+            if self.is_signal[slot] and slot not in self.needed:
+                self.values[slot] = self.values[slot].new_zeros(()).expand(self.values[slot].shape)
+
+    def forget(self) -> None:
+        """Let go of everything large, once the sweeps are done: steps refer back to the program that holds them."""
+        self.values.clear()
+        self.steps.clear()
+
+    # -- internals ------------------------------------------------------------------------------------------
+
+    def _constant(self) -> Energy:
+        return Energy(self.constant, (), torch.tensor(GROUND))
+
+    def _slot(self, value: Tensor, exponent: int, labels: Tensor | None) -> Energy:
+        self.values.append(value)
+        self.exponents.append(exponent)
+        self.is_signal.append(labels is not None)
+        self.free.append(False)
+        return Energy(len(self.values) - 1, tuple(value.shape), labels)
+
+
+def _normalise(value: Tensor, of_square: bool = False) -> tuple[Tensor, int]:
+    """Mantissa with its largest entry in range, and the power of two taken out."""
+    if not value.numel():
+        return value, 0
+    low, high = (float(x) for x in value.aminmax()) if of_square else (0.0, float(value.max()))
+    largest = max(-low, high)
+    if largest == 0.0 or not math.isfinite(largest):
+        return value, 0
+    shift = max(math.frexp(largest)[1] - 1, -1000)  # 2.0**1000 is still a number
+    if abs(shift) * (2 if of_square else 1) <= RANGE:
+        return value, 0
+    return _times(value, math.ldexp(1.0, -shift)), shift
+
+
+def _times(value: Tensor, factor: float) -> Tensor:
+    return value if factor == 1.0 else value * factor

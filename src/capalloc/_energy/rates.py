@@ -1,0 +1,207 @@
+"""Energy by block and by layer: how it parts into skip and branch, and how it grows (docs/theory.md, section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from capalloc._energy.paths import Energies, adjoint, from_inputs
+from capalloc._energy.program import Program, Step
+from capalloc._energy.residual import ResidualBlock, Trails
+from capalloc._energy.rules.norms import NORMS
+from capalloc._energy.sweep import pull
+
+aten = torch.ops.aten
+#: Averages over positions: their energy is that of paths that add up, so it says nothing of the weights around them.
+AVERAGES = frozenset(
+    {
+        aten.mean.default,
+        aten.mean.dim,
+        aten.sum.default,
+        aten.sum.dim_IntList,
+        aten.avg_pool1d.default,
+        aten.avg_pool2d.default,
+        aten.avg_pool3d.default,
+        aten.adaptive_avg_pool1d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.adaptive_avg_pool3d.default,
+        aten._adaptive_avg_pool2d.default,
+        aten._adaptive_avg_pool3d.default,
+    }
+)
+BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A stretch of the network without residual sums: from the gates before it to its own gate, or to the outputs."""
+
+    name: str
+    before: tuple[Node, ...]
+    entry: Node | None  # what the gate acts on; None at the outputs
+    end: Node
+    rescaled: bool  # by a normalisation or an average
+
+    @property
+    def nodes(self) -> set[Node]:
+        """Where energies are needed."""
+        return {*self.before, self.end} | ({self.entry} if self.entry else set())
+
+
+def layers(trails: Trails) -> tuple[Layer, ...]:
+    """Every stretch that has weights, in order of depth; sums of blocks break it."""
+    sums = {block.sum for block in trails.blocks()}
+    ends = [node for node in trails.order if trails.is_gate(node) or node is trails.graph.output]
+    found = (_stretch(trails, end, sums) for end in ends)
+    return tuple(layer for layer in found if layer is not None)
+
+
+def _stretch(trails: Trails, end: Node, sums: set[Node]) -> Layer | None:
+    starts: dict[Node, None] = {}
+    names: list[str] = []
+    rescaled = False
+    pending, seen = [end], {end}
+    while pending:
+        node = pending.pop(0)
+        names += trails.weights(node)
+        rescaled |= node.target in NORMS or node.target in AVERAGES or node.target is BATCH_NORM
+        for used in trails.before(node):
+            if used in sums:
+                return None
+            if trails.is_gate(used) or used.name == trails.graph.input:
+                starts[used] = None
+            elif used not in seen:
+                seen.add(used)
+                pending.append(used)
+    if not names or end in sums:
+        return None
+    entry = trails.before(end)[0] if trails.is_gate(end) else None
+    return Layer(names[0].removesuffix(".weight").removesuffix(".bias"), tuple(starts), entry, end, rescaled)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """log2 of the factor by which a layer changes the mean energy per unit, upwards and downwards; and of E[a^2]."""
+
+    up: float
+    down: float
+    gate: float
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Path energy of one batch at the noted nodes, for paths that start at the inputs."""
+
+    program: Program
+    up: Energies  # from the inputs
+    down: Energies  # adjoint of the outputs
+    steps: Mapping[int, Step]  # by the slot that they make
+
+    @classmethod
+    def of(cls, program: Program, seed: Tensor) -> Flow:
+        """Two sweeps; arguments of residual sums are noted with the sums. Examples without a seed have no paths."""
+        steps = {step.out: step for step in program.steps}
+        noted = {program.input, *program.nodes.values()}
+        for slot in program.nodes.values():
+            noted.update(used for used in _branching(steps, slot) if program.is_signal[used])
+        energies = program.values[program.input]
+        seeded = (seed.flatten(1)[:, 0] > 0).reshape(-1, *[1] * (energies.ndim - 1))
+        up = from_inputs(program, energies * seeded, noted)
+        return cls(program, up, adjoint(program, {program.output: seed}, noted), steps)
+
+    @cached_property
+    def whole(self) -> float:
+        """Energy of all the paths."""
+        if self.program.input not in self.down:
+            return math.nan
+        return float((self.up[self.program.input] * self.down[self.program.input]).sum()) or math.nan
+
+    def slot(self, node: Node) -> int:
+        """Where a noted node's energies are; only the inputs need no note."""
+        return self.program.nodes.get(node.name, self.program.input)
+
+    def crossing(self, node: Node) -> float:
+        """Energy of the paths that cross a node, as a share of the whole."""
+        slot = self.slot(node)
+        if slot not in self.up or slot not in self.down:
+            return 0.0
+        return float((self.up[slot] * self.down[slot]).sum()) / self.whole
+
+    def sum(self, block: ResidualBlock) -> Step:
+        """The step that adds a block's skip and its branch; multipliers and copies may follow it."""
+        step = self.steps[self.program.nodes[block.sum.name]]
+        while len(step.args) == 1:
+            step = self.steps[step.args[0]]
+        return step
+
+    def parts(self, block: ResidualBlock) -> tuple[float, float]:
+        """log2 of the energy in a block's skip and in its branch, summed over units."""
+        step = self.sum(block)
+        if len(step.args) != 2:  # an operator with a rule of its own
+            return math.nan, math.nan
+        pulled = pull(self.program, step, torch.ones_like(self.program.values[step.out]), step.args)
+        sums = [float((self.up[slot] * back).sum()) for slot, back in zip(step.args, pulled, strict=True)]
+        first, second = (self.program.exponents[step.out] + _log2(value) for value in sums)
+        return (first, second) if block.sum.args[0] is block.skip else (second, first)
+
+    def level(self, node: Node, energies: Energies, sign: int) -> float:
+        """log2 of a node's mean energy per unit, of `up` (sign 1) or `down` (sign -1)."""
+        slot, exponents = self.slot(node), self.program.exponents
+        mean = float(energies[slot].double().mean()) if slot in energies else 0.0
+        return (exponents[slot] if sign > 0 else exponents[self.program.output] - exponents[slot]) + _log2(mean)
+
+
+class Tally:
+    """Path energies of all batches, as log2: parts of blocks, and means at the ends of layers."""
+
+    def __init__(self, blocks: Sequence[ResidualBlock], stretches: Sequence[Layer]) -> None:
+        self.blocks = blocks
+        self.stretches = stretches
+        self.parts = torch.full((len(blocks), 2), -math.inf, dtype=torch.float64)
+        self.up: dict[Node, float] = {}
+        self.down: dict[Node, float] = {}
+
+    def add(self, flow: Flow) -> None:
+        """Energies add over examples."""
+        parts = torch.tensor([flow.parts(block) for block in self.blocks], dtype=torch.float64).reshape(-1, 2)
+        self.parts = torch.logaddexp2(self.parts, parts)
+        for node in {node for layer in self.stretches for node in layer.nodes}:
+            for known, energies, sign in ((self.up, flow.up, 1), (self.down, flow.down, -1)):
+                known[node] = float(np.logaddexp2(known.get(node, -math.inf), flow.level(node, energies, sign)))
+
+    def rates(self) -> Tensor:
+        """lambda = branch energy / skip energy by block; 0 where no energy comes at all."""
+        skip, branch = self.parts.unbind(1)
+        return torch.where(branch == -math.inf, 0.0, (branch - skip).exp2())
+
+    def gain(self, layer: Layer) -> Gain:
+        """How a layer changes the mean energy per unit."""
+        return Gain(
+            up=_above(self.up[layer.end], [self.up[node] for node in layer.before]),
+            down=-_above(self.down[layer.end], [self.down[node] for node in layer.before]),
+            gate=_above(self.up[layer.end], [self.up[layer.entry]]) if layer.entry else 0.0,
+        )
+
+
+def _branching(steps: Mapping[int, Step], slot: int) -> tuple[int, ...]:
+    """What the last step with several arguments reads, on the way to a slot."""
+    while slot in steps and len(steps[slot].args) == 1:
+        slot = steps[slot].args[0]
+    return steps[slot].args if slot in steps else ()
+
+
+def _log2(value: float) -> float:
+    return math.log2(value) if value > 0 else -math.inf
+
+
+def _above(level: float, others: Sequence[float]) -> float:
+    """A level less the mean of others; NaN where no energy is left."""
+    mean = sum(others) / len(others) if others else math.nan
+    return level - mean if math.isfinite(mean) else math.nan

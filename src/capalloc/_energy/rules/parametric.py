@@ -1,0 +1,176 @@
+"""Linear maps with weights: dense layers, convolutions, products with a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from capalloc._energy.maps import Convolution, Dense, Product, as_map
+from capalloc._energy.program import Energy, Program
+from capalloc._energy.rules.registry import Call, rule
+from capalloc._energy.symmetries.classes import positions, share, share_entries
+from capalloc._energy.symmetries.convolution import Convolved
+
+aten = torch.ops.aten
+CONVOLUTIONS = (
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+)
+MAYBE_TRANSPOSED = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+    aten.convolution.default,
+)
+
+
+@rule(aten.linear.default)
+def linear(call: Call) -> Energy:
+    """y = x W' + b: energies through the squared entries."""
+    x, weight = call.signal("input"), call.weight("weight")
+    assert weight is not None
+    out = last_axis_product(call, x, weight)
+    return add_bias(call, out, channel_axis=-1)
+
+
+@rule(*CONVOLUTIONS, *MAYBE_TRANSPOSED)
+def convolution(call: Call) -> Energy:
+    """Convolution with squared weights, transposed or not; a channel rescales at all positions alike."""
+    program, x, weight = call.program, call.signal("input"), call.weight("weight")
+    assert weight is not None
+    assert x.labels is not None
+    groups, ndim, fn = call["groups"], len(weight.shape), _convolution_map(call)
+    if len(x.shape) != ndim:
+        raise call.unsupported("a convolution without an axis of examples is not known: give it one by x[None]")
+
+    def run(x: Tensor, w: Tensor, groups: int) -> Tensor:
+        found: Tensor = call.replaced("input", "weight", bias=None, groups=groups)(x, w)
+        return found
+
+    used = (program.values[weight.slot] > 0).cpu()
+    convolved = Convolved(run, used, groups, isinstance(fn, Convolution) and fn.transposed)
+    sides, out_labels = convolved.around(program.channels, x.labels, x.shape)
+    out = program.weigh(fn, x, weight, *sides[0], out_labels, sides[1:])
+    return add_bias(call, out, channel_axis=1)
+
+
+def _convolution_map(call: Call) -> Convolution | Callable[..., Tensor]:
+    if isinstance(call["padding"], str):  # "same" may pad one side more than the other
+        return call.replaced("input", "weight", bias=None)
+    ndim = len(call.result.shape) - 2
+
+    def full(name: str) -> tuple[int, ...]:
+        value = call[name]
+        return (value,) * ndim if isinstance(value, int) else tuple(value) * (ndim // len(value))
+
+    transposed = bool(call.args.get("transposed", "output_padding" in call.args))
+    output_padding = full("output_padding") if transposed else ()
+    return Convolution(full("stride"), full("padding"), full("dilation"), call["groups"], transposed, output_padding)
+
+
+def last_axis_product(call: Call, x: Energy, weight: Energy) -> Energy:
+    """x (..., inputs) times weight (outputs, inputs): each entry of the last axis is a channel.
+
+    Where positions differ in the channels they read, each class of positions writes channels of its own. Between
+    the factors of a weight that is itself a product there is a channel too.
+    """
+    program = call.program
+    low_rank = _made_by(program, weight, torch.matmul)
+    if low_rank is not None and all(len(factor.shape) == 2 for factor in low_rank):
+        return last_axis_product(call, last_axis_product(call, x, low_rank[1]), low_rank[0])
+    outer, inner = _factors(program, weight)
+    if inner is not None and outer.shape in ((weight.shape[0], 1), (1, weight.shape[1])):
+        before = outer.shape[0] == 1 and weight.shape[0] != 1
+        along = program.move(lambda w: w.reshape(-1), outer)
+        if before:
+            return last_axis_product(call, scale(call, x, along), inner)
+        return scale(call, last_axis_product(call, x, inner), along)
+    assert x.labels is not None
+    labels = x.labels.expand(*x.labels.shape[:-1], x.shape[-1]) if x.labels.ndim else x.labels.expand(x.shape[-1:])
+    found = positions(program.channels, labels, weight.shape[0])
+    used = program.values[weight.slot] > 0
+    written = share(program.channels, found.read[:, None], used[None])[:, 0]
+    sides = tuple((r.reshape(1, -1), w.reshape(-1, 1)) for r, w in zip(found.read, written, strict=True))
+    out_labels = written[0] if len(written) == 1 else written[found.place]
+    return program.weigh(Dense(), x, weight, *sides[0], out_labels, sides[1:])
+
+
+def add_bias(call: Call, out: Energy, channel_axis: int) -> Energy:
+    """Add the paths that start at the constant input with the argument "bias", one per channel."""
+    bias = call.weight("bias")
+    if bias is None:
+        return out
+    shape = [1] * len(out.shape)
+    shape[channel_axis] = -1
+    return call.program.add(out, call.program.begin(call.program.move(lambda b: b.reshape(shape), bias)))
+
+
+def scale(call: Call, x: Energy, weight: Energy) -> Energy:
+    """x * w, entry by entry; each channel that reads a weight rescales by the same factor."""
+    assert x.labels is not None
+    program = call.program
+    outer, inner = _factors(program, weight)
+    if inner is not None:
+        return scale(call, scale(call, x, inner), outer)
+    shape = torch.broadcast_shapes(x.shape, weight.shape)
+    aligned = (1,) * (len(shape) - len(weight.shape)) + weight.shape
+    weight = program.move(lambda w: w.reshape(aligned), weight)
+    labels = x.labels.reshape((1,) * (len(shape) - x.labels.ndim) + tuple(x.labels.shape))
+    labels = labels.expand([n if n > 1 else -1 for n in aligned])
+    sides, out_labels = share_entries(program.channels, labels, program.values[weight.slot] > 0)
+    return program.weigh(Product(), x, weight, *sides[0], out_labels, sides[1:])
+
+
+def _factors(program: Program, weight: Energy) -> tuple[Energy, Energy | None]:
+    """The two parameters whose entrywise product a weight is; (weight, None) for any other weight."""
+    pair = _made_by(program, weight, torch.mul)
+    if pair is None:
+        return weight, None
+    outer, inner = pair if pair[1].shape == weight.shape else pair[::-1]
+    return (outer, inner) if inner.shape == weight.shape else (weight, None)
+
+
+def _made_by(program: Program, weight: Energy, product: Callable[..., Tensor]) -> tuple[Energy, Energy] | None:
+    made = next((step for step in reversed(program.steps) if step.out == weight.slot), None)
+    if made is None or not program.free[weight.slot] or made.map != as_map(product):
+        return None
+    left, right = (Energy(slot, tuple(program.values[slot].shape)) for slot in made.args)
+    return left, right
+
+
+@rule(aten._native_batch_norm_legit_no_training.default)
+def batch_norm(call: Call) -> tuple[Energy, None, None]:
+    """Frozen statistics: y = (x - mean) / std * gamma + beta is affine.
+
+    The mean's path and beta's path start at the constant and meet without a gate between them: they are one
+    path, of weight beta - mean * gamma / std, and its parameter is beta.
+    """
+    program, x = call.program, call.signal("input")
+    shape = [1, -1, *[1] * (len(x.shape) - 2)]
+    mean, std = call["running_mean"], (call["running_var"] + call["eps"]).sqrt()
+    out = program.gate(x, (1 / std.to(program.dtype)).square().reshape(shape))
+    offset = -mean / std
+    gamma, beta = call.weight("weight"), call.weight("bias")
+    if gamma is not None:
+        out = scale(call, out, program.move(lambda w: w.reshape(shape), gamma))
+        offset = offset * call["weight"]
+    if beta is not None:
+        value = offset + call["bias"]
+        bias = program.revalue(beta, value)
+        return program.add(out, program.begin(program.move(lambda b: b.reshape(shape), bias))), None, None
+    if bool((offset != 0).any()):
+        return program.add(out, program.fixed(offset.reshape(shape))), None, None
+    return out, None, None
+
+
+def times_constant(call: Call, energy: Energy, constant: Tensor | float) -> Energy:
+    """Energy times the square of a constant."""
+    dtype = call.program.dtype
+    value = constant.to(dtype) if isinstance(constant, Tensor) else torch.tensor(float(constant), dtype=dtype)
+    return call.program.gate(energy, value.square())

@@ -1,0 +1,69 @@
+"""Sums: residual additions, biases, constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capalloc._energy.program import Energy
+from capalloc._energy.rules.parametric import times_constant
+from capalloc._energy.rules.registry import Call, Traced, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.add.Tensor, aten.sub.Tensor)
+def add(call: Call) -> Energy:
+    """Energies add; channels of the two terms rescale together."""
+    left, right = call.args["self"], call.args["other"]
+    alpha = float(call["alpha"])
+    if _is_zero(left) or _is_zero(right):
+        kept = right if _is_zero(left) else left
+        energy = call.as_signal(kept)
+        return _widen(call, times_constant(call, energy, alpha) if kept is right and alpha != 1 else energy)
+    first, second = call.as_signal(left), call.as_signal(right)
+    return call.program.add(first, second if alpha == 1 else times_constant(call, second, alpha))
+
+
+@rule(aten.rsub.Scalar, aten.rsub.Tensor)
+def subtract_from(call: Call) -> Energy:
+    """c - alpha z."""
+    energy = call.signal("self")
+    alpha = float(call["alpha"])
+    scaled = energy if alpha == 1 else times_constant(call, energy, alpha)
+    other = call.args["other"]
+    return _widen(call, scaled if _is_zero(other) else call.program.add(scaled, call.as_signal(other)))
+
+
+@rule(aten.neg.default, aten.clone.default, aten.alias.default)
+def unchanged(call: Call) -> Energy | None:
+    """Energies do not see a sign or a copy."""
+    return call.energy("self")
+
+
+@rule(aten.detach.default)
+def blocked(call: Call) -> None:
+    """No gradient passes, so no path does."""
+
+
+@rule(aten.where.self)
+def where(call: Call) -> Energy:
+    """Each entry lets one of two through: a gate that the condition steers."""
+    chosen = call["condition"]
+    left, right = call.signal("self"), call.signal("other")
+    return call.program.add(call.program.gate(left, chosen), call.program.gate(right, ~chosen))
+
+
+def _is_zero(argument: Any) -> bool:
+    if isinstance(argument, Traced):
+        if argument.energy is not None:
+            return False
+        argument = argument.value
+    return not bool(argument.any()) if isinstance(argument, Tensor) else argument == 0
+
+
+def _widen(call: Call, energy: Energy) -> Energy:
+    shape = tuple(call.result.shape)
+    return energy if energy.shape == shape else call.program.move(lambda e: e.expand(shape), energy)

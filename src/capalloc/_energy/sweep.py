@@ -1,0 +1,161 @@
+"""The Markov rule as backward sweeps over a program (docs/theory.md, section 4, "Any graph").
+
+Two adjoints walk from the outputs to the inputs. The first, g = dE/de, gives the law of a path and
+dE/d theta^2. The second, r, carries capacity: a unit holds kappa = e * r. Every parameter theta adds to r, at
+the units it reads, the adjoint of its own edges with 1 / (dE/d theta^2) in the place of theta^2, which is one
+unit of capacity spread over the paths that use it; every symmetry takes one unit away where paths enter its
+channel. At the inputs this is the Hessian-vector product e_i d/de_i <q, dE/d theta^2>; on the way it is the
+capacity each layer holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capalloc._energy.program import Edge, Program, Step
+from capalloc._energy.usage import Cotangents, Flow, Usage, accumulate, sum_to
+
+
+def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> Flow:
+    """The first adjoint: g = dE/de with `seed` at the outputs, kept at edges, leaves and `keep`."""
+    flow = Flow()
+    edges = {edge.step: edge for edge in program.edges}
+    kept = {*keep, program.input, program.constant, *program.params.values(), *(e.weight for e in program.edges)}
+    waiting: Cotangents = {program.output: seed}
+    for k in reversed(range(len(program.steps))):
+        step = program.steps[k]
+        g = waiting.pop(step.out, None)
+        if g is None:
+            continue
+        if step.out in kept:
+            flow.at_slots[step.out] = g
+        wanted = list(dict.fromkeys(step.args))
+        pulled = pull(program, step, g, wanted)
+        if k in edges:
+            flow.at_edges[k] = g
+            flow.through[k] = _through(program, edges[k], g, pulled[wanted.index(edges[k].weight)])
+        accumulate(waiting, wanted, pulled)
+    for slot in kept & waiting.keys():
+        flow.at_slots[slot] = waiting[slot]
+    return flow
+
+
+def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tensor:
+    """Path energy through every channel that an edge writes: theta^2 dE/d theta^2, or e g where labels ask for it."""
+    if edge.out_labels.numel() != edge.written.numel():
+        energy = program.values[program.steps[edge.step].out] * g
+        return sum_to(energy, edge.out_labels)
+    weight = program.values[edge.weight]
+    if weight.ndim > 1 and edge.written.numel() == weight.shape[0] == edge.written.shape[0]:
+        # Row by row, without a product as large as the weight.
+        rows: Tensor = torch.linalg.vecdot(weight.flatten(1), at_weight.flatten(1))
+        return rows.reshape(edge.written.shape)
+    return sum_to(weight * at_weight, edge.written)
+
+
+def capacity(
+    program: Program, flow: Flow, usage: Usage, loss: Tensor, rows: Mapping[str, int], keep: Sequence[int] = ()
+) -> Cotangents:
+    """The second adjoint of a batch: capacity kappa = e * r at the inputs, the constant and `keep`.
+
+    Args:
+        program: the batch's energy network.
+        flow: its first adjoint, the outputs seeded with `usage.output_weight`; used up on the way.
+        usage: path energies summed over all batches.
+        loss: share of each row in each component's symmetry, (rows, components).
+        rows: row of each parameter: one for all, or one for each.
+        keep: slots besides the inputs and the constant.
+
+    Returns:
+        slot -> capacity, (rows, *shape of the slot).
+
+    """
+    duals = _Duals(program, usage, rows)
+    through = usage.through_channels
+    per_energy = (loss / torch.where(through > 0, through, 1.0)).to(program.dtype)
+    by_step = {edge.step: edge for edge in program.edges}
+    waiting: Cotangents = {}
+    kept = {*keep, program.input, program.constant}
+    held: Cotangents = {}
+    for k in reversed(range(len(program.steps))):
+        step = program.steps[k]
+        edge, g, r = by_step.get(k), flow.at_edges.pop(k, None), waiting.pop(step.out, None)
+        if edge is not None and g is not None:
+            r = _sink(r, g, per_energy, usage.potentials.component[edge.out_labels])
+        if r is not None:
+            if step.out in kept:
+                held[step.out] = program.values[step.out] * r
+            signals = [slot for slot in dict.fromkeys(step.args) if program.is_signal[slot]]
+            accumulate(waiting, signals, pull_rows(program, step, r, signals))
+        if edge is not None and g is not None:
+            for row, dual in duals.of(edge.weight).items():
+                (source,) = pull(program, step, g, step.args[:1], {edge.weight: dual})
+                accumulate(waiting, step.args[:1], [_as_row(source, row, len(loss))])
+    for slot in kept & waiting.keys():
+        held[slot] = program.values[slot] * waiting[slot]
+    return held
+
+
+def pull(
+    program: Program, step: Step, cotangent: Tensor, wanted: Sequence[int], instead: Mapping[int, Tensor] | None = None
+) -> list[Tensor]:
+    """Adjoint of one step: cotangents of the wanted arguments."""
+    return step.pull(cotangent, program.values, wanted, instead or {})
+
+
+def pull_rows(program: Program, step: Step, cotangents: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+    """`pull` for a leading axis of cotangents."""
+    if len(cotangents) == 1:
+        return [c[None] for c in pull(program, step, cotangents[0], wanted)]
+    return list(torch.func.vmap(lambda c: tuple(pull(program, step, c, wanted)))(cotangents))
+
+
+def _sink(r: Tensor | None, g: Tensor, per_energy: Tensor, component: Tensor) -> Tensor:
+    """The adjoint r of capacity less what symmetries take where paths enter their channels."""
+    where = component.reshape((1,) * (g.ndim - component.ndim) + tuple(component.shape))
+    taken = per_energy[:, where].to(g.device)
+    return -taken * g if r is None else torch.addcmul(r, taken, g, value=-1)
+
+
+def _as_row(source: Tensor, row: int, rows: int) -> Tensor:
+    if rows == 1:
+        return source[None]
+    placed = source.new_zeros(rows, *source.shape)
+    placed[row] = source
+    return placed
+
+
+@dataclass(frozen=True)
+class _Duals:
+    """1 / (dE/d theta^2) at every parameter, carried through the steps that are made of parameters alone."""
+
+    program: Program
+    usage: Usage
+    rows: Mapping[str, int]
+
+    def of(self, slot: int) -> dict[int, Tensor]:
+        """What the parameters in a slot bring, by the row they belong to."""
+        for name, leaf in self.program.params.items():
+            if leaf == slot:
+                return {self.rows[name]: self._inverse(slot)} if slot in self.usage.through_params else {}
+        found: dict[int, Tensor] = {}
+        for step in self.program.steps:
+            if step.out != slot:
+                continue
+            values = [self.program.values[s] for s in step.args]
+            for k, argument in enumerate(step.args):
+                for row, dual in self.of(argument).items():
+                    moved = step.run([*values[:k], dual, *values[k + 1 :]])
+                    accumulate(found, [row], [moved])
+        return found
+
+    def _inverse(self, slot: int) -> Tensor:
+        """1 / (dE/d theta^2) where that is positive, 0 elsewhere."""
+        used = self.usage.through_params[slot]
+        if not self.usage.all_used(slot):
+            used = torch.where(used > 0, used, torch.inf)
+        return used.reciprocal()

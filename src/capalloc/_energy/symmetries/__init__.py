@@ -1,0 +1,1 @@
+"""Symmetries of a network: which rescalings leave its function as it is."""

@@ -1,0 +1,153 @@
+"""Which units a rescaling must treat alike: labels of channels, and what binds them.
+
+Give every unit a potential a; multiply each free parameter between units by exp(a_written - a_read). Path
+energies stay as they are if a = 0 at the inputs, the constant and the outputs (`GROUND`), if units joined
+without a free parameter (a residual addition, pooling, a fixed weight) have one potential, and if every use of a
+shared parameter asks for the same factor. Each independent choice of potentials is a symmetry and costs one unit
+of capacity (docs/theory.md, section 4): a hidden channel, one per residual stream channel.
+
+Labels name potentials. They are integer tensors broadcastable to a unit tensor: 0 for units that carry nothing,
+1 for GROUND.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from capalloc._energy.symmetries.potentials import Potentials, joined, potentials
+from capalloc._energy.symmetries.relations import GROUND, NOTHING, Served, Sharing, Uses
+
+__all__ = ["GROUND", "NOTHING", "Channels", "Potentials", "filled", "narrowed"]
+
+Labels = NDArray[np.int64]
+
+
+class Channels:
+    """Channel labels, the ties between them, and what shared parameters ask of them."""
+
+    def __init__(self) -> None:
+        self.count = 2
+        self.exact = True  # False once something was met that labels cannot tell apart
+        self._roots: Labels = np.arange(2)  # label -> the smallest label it is known to be tied to
+        self._ties: list[Labels] = []  # not in _roots yet
+        self._forced: list[tuple[Labels, Labels, int]] = []  # ties, and what was known before: roots and sharing
+        self._sharing: list[Sharing] = []
+
+    def fresh(self, shape: Sequence[int]) -> Tensor:
+        """New labels, one for each entry."""
+        size = math.prod(shape)
+        labels = torch.arange(self.count, self.count + size).reshape(tuple(shape))
+        self.count += size
+        return labels
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """Rescale a and b together, entry by entry (broadcast)."""
+        pairs = _rows(a, b)
+        if len(pairs):
+            self._ties.append(pairs)
+
+    def balance(self, written: Tensor, read: Tensor, written_too: Tensor, read_too: Tensor) -> None:
+        """One parameter in two places: the same difference of potentials, entry by entry (broadcast)."""
+        rows = _rows(written, read, written_too, read_too)
+        if len(rows):
+            parameter = np.arange(len(rows)).repeat(2)
+            self._sharing.append(Uses(parameter, rows[:, ::2].reshape(-1), rows[:, 1::2].reshape(-1)))
+
+    def uses(self, parameter: Tensor, written: Tensor, read: Tensor) -> None:
+        """Uses of free parameters, one a row: a parameter's uses ask for the same difference of potentials.
+
+        Args:
+            parameter: a number for each parameter, its own within this call.
+            written: label that the use writes.
+            read: label that the use reads.
+
+        """
+        self._sharing.append(Uses(parameter.numpy(), written.numpy(), read.numpy()))
+
+    def serve(self, written: Tensor, read: Tensor, used: Tensor) -> None:
+        """A map of free weights that serves several classes of positions; shapes as in `relations.Served`."""
+        self._sharing.append(Served(written.numpy(), read.numpy(), used.numpy()))
+
+    def canonical(self, labels: Tensor) -> Tensor:
+        """The same potentials by one name each, as far as ties up to now tell."""
+        if len(self._roots) < self.count:
+            self._roots = np.concatenate([self._roots, np.arange(len(self._roots), self.count)])
+        if self._ties:
+            self._roots = joined(self._roots, np.concatenate(self._ties))
+            self._ties = []
+        return torch.from_numpy(self._roots)[labels]
+
+    def uniform(self, labels: Tensor, shape: Sequence[int], dims: Iterable[int]) -> Tensor | None:
+        """Labels of a tensor of shape `shape` with the axes `dims` cut to length 1, None where they differ."""
+        labels, first, dims = _first(labels, shape, dims)
+        if _differ(labels, first):
+            labels, first, dims = _first(self.canonical(labels), shape, dims)
+            if _differ(labels, first):
+                return None
+        return first.expand([1 if k in dims else n for k, n in enumerate(shape)])
+
+    def merge(self, labels: Tensor, shape: Sequence[int], dims: Iterable[int], forced: bool = False) -> Tensor:
+        """Tie labels along `dims` and cut those axes to length 1.
+
+        With `forced`, the tie is made for want of a finer description: unless all that was known before implies
+        it, the count of symmetries is a lower bound. What comes later does not count: it may follow from the tie.
+        """
+        labels, first, dims = _first(labels, shape, dims)
+        if _differ(labels, first):
+            pairs = _rows(labels, first)
+            if forced and _differ(known := self.canonical(labels), known.amax(dim=dims, keepdim=True)):
+                self._forced.append((pairs, self._roots, len(self._sharing)))
+            self._ties.append(pairs)
+        return first.expand([1 if k in dims else n for k, n in enumerate(shape)])
+
+    def resolve(self) -> Potentials:
+        """Settle all ties: what can be rescaled, and how."""
+        self.canonical(torch.tensor(GROUND))
+        exact = self.exact and all(
+            potentials(roots, self._sharing[:shared]).equal(pairs) for pairs, roots, shared in self._forced
+        )
+        return potentials(self._roots, self._sharing, exact)
+
+
+def narrowed(*labels: Tensor, dims: Iterable[int] | None = None) -> tuple[Tensor, ...]:
+    """Labels broadcast together, with each axis (of `dims`) cut to length 1 along which all stay the same."""
+    labels = torch.broadcast_tensors(*labels)
+    for axis in range(labels[0].ndim) if dims is None else dims:
+        if labels[0].shape[axis] > 1:
+            first = [x.narrow(axis, 0, 1) for x in labels]
+            same = (x.stride(axis) == 0 or bool((x == f).all()) for x, f in zip(labels, first, strict=True))
+            if all(same):
+                labels = tuple(first)
+    return tuple(labels)
+
+
+def filled(labels: Tensor | None, others: Tensor | None) -> Tensor | None:
+    """Labels of a sum: those of the one term, of the other where nothing passes the first."""
+    if labels is None or others is None or bool((labels > NOTHING).all()):
+        return labels
+    return torch.where(labels > NOTHING, labels, others)
+
+
+def _rows(*labels: Tensor) -> Labels:
+    """Labels of one broadcast entry side by side, without those that carry nothing and pairs of one label."""
+    rows = torch.stack([x.reshape(-1) for x in narrowed(*labels)], dim=1)
+    rows = rows[(rows > NOTHING).all(1)]
+    if len(labels) == 2:
+        rows = rows[rows[:, 0] != rows[:, 1]]
+    return rows.numpy()
+
+
+def _first(labels: Tensor, shape: Sequence[int], dims: Iterable[int]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    dims = tuple(d % len(shape) for d in dims)
+    labels = labels.reshape((1,) * (len(shape) - labels.ndim) + tuple(labels.shape))
+    return labels, labels.amax(dim=dims, keepdim=True) if dims else labels, dims
+
+
+def _differ(labels: Tensor, first: Tensor) -> bool:
+    return bool(((labels != first) & (labels > NOTHING)).any())

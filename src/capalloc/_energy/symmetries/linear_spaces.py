@@ -1,0 +1,272 @@
+"""Symmetries of linear segments: GL(d) on a space of channels that no gate keeps apart (docs/theory.md, section 4).
+
+Channels that every weight and every gate treats alike span a space: any invertible map g of it is undone by what
+reads it, W -> g W for the weights that write it and R -> R g^-1 for those that read it. Of the d (m + n) weights of m
+rows that read d channels and n columns that write them
+
+    r (m + n - r),      r = min(d, m, n),
+
+are independent; d of the symmetries are the rescalings that `Potentials` counts already. Where all that reads the
+space has biases of its own, shifting the space is undone too, and the d biases that write it count for nothing.
+
+Channels are alike if they have one signature: for each edge, the sum of random numbers of the channels on its other
+side. An elementwise weight (a normalisation's gamma) sets every channel apart, unless the channels beyond it are read
+or written by full matrices alone: these absorb g, and their signature stands in for the weight's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from capalloc._energy.maps import Gate, Product, Sum
+from capalloc._energy.program import Edge, Program
+from capalloc._energy.usage import Usage, owners, sum_to
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What linear segments lose beside rescalings."""
+
+    lost: dict[str, float]  # by parameter tensor; a lower bound, exact on most convolutional networks
+
+    @property
+    def total(self) -> int:
+        """Symmetries of GL(d) that are no rescalings, and shifts."""
+        return round(sum(self.lost.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Link:
+    """A used edge between components; `read` and `written` are broadcastable to the pairs that weights join."""
+
+    edge: Edge
+    kind: str  # "bias", "scale" or "matrix"
+    read: Tensor
+    written: Tensor
+    kernel: int  # weights for each pair
+
+    def reaching(self, value: Tensor) -> Tensor:
+        """Sum of a component's value over what every written component reads, in the shape of `written`."""
+        return sum_to(value[self.read].expand(self.shape), self.written)
+
+    def reached(self, value: Tensor) -> Tensor:
+        """Sum of a component's value over what reads every read component, in the shape of `read`."""
+        return sum_to(value[self.written].expand(self.shape), self.read)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the pairs."""
+        return tuple(torch.broadcast_shapes(self.read.shape, self.written.shape))
+
+
+def find(program: Program, usage: Usage) -> Spaces:
+    """Count them for a program whose path energies are known."""
+    links = _links(program, usage)
+    uses = Counter(link.edge.weight for link in links)
+    size = usage.potentials.number
+    gated = torch.zeros(size, dtype=torch.bool)
+    for energy in program.decoupled:
+        assert energy.labels is not None
+        gated[usage.potentials.component[energy.labels]] = True
+    shared = [link for link in links if uses[link.edge.weight] > 1 or link.edge.others]
+    for link in shared:  # what one use, or one class of positions, asks of them binds the others
+        gated[link.read] = gated[link.written] = True
+    free = _free(usage) & ~gated
+    shifting = _shifting(program, usage, links, size) & ~gated & (usage.through_channels > 0)
+    lost = dict.fromkeys(program.params, 0.0)
+    names = owners(program)
+    share = shifting / _writers(links, size).clamp(
+        min=1
+    )  # of several biases that write a channel one is as good as none
+    for link in links:
+        if link.kind == "bias":
+            _share(lost, names[link.edge.weight], float(share[link.written].sum()))
+    for *others, _ in _sums_of_biases(program, [link for link in links if link not in shared]):
+        for link in others:
+            _share(lost, names[link.edge.weight], float(link.written.numel()))
+    rank = torch.ones(size, dtype=torch.float64)  # of a space of d channels that w columns write: w / d for each
+    for channels in _spaces(_signatures(program, usage, links, gated), links, free):
+        d, c = len(channels), int(channels[0])
+        touching = [link for link in links if bool((link.read == c).any() | (link.written == c).any())]
+        columns = round(sum(_columns(link, c, rank, shifting) for link in touching))
+        rows = round(sum(_rows(link, c) for link in touching))
+        kept = min(d, columns, rows)
+        # A space wider than what reads it is no bottleneck: what writes it shows through, column by column.
+        rank[channels] = (columns if d > rows else min(d, columns)) / d
+        weights = {link: _rows(link, c) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"}
+        extra = d * (rows + columns) - kept * (rows + columns - kept) - d
+        for link, number in weights.items():
+            _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
+    return Spaces(lost)
+
+
+def _share(lost: dict[str, float], names: set[str], amount: float) -> None:
+    for name in names:
+        lost[name] += amount / len(names)
+
+
+def _links(program: Program, usage: Usage) -> list[_Link]:
+    links = []
+    for edge in program.edges:
+        used = usage.through_params.get(edge.weight)
+        if used is None or not bool((used > 0).any()):
+            continue
+        step = program.steps[edge.step]
+        kind = "scale" if isinstance(step.map, Product) else "matrix"
+        kind = "bias" if step.args[0] == program.constant else kind
+        for side in edge.sides:
+            read, written = (usage.potentials.component[labels] for labels in side)
+            pairs = torch.broadcast_shapes(read.shape, written.shape).numel()
+            links.append(_Link(edge, kind, read, written, max(1, used.numel() // pairs)))
+    return links
+
+
+def _free(usage: Usage) -> Tensor:
+    """Components that rescale on their own."""
+    basis = usage.potentials.basis
+    shared = np.bincount(basis.indices, minlength=basis.shape[1]) > 1
+    alone = torch.from_numpy((np.diff(basis.indptr) == 1) & (basis @ shared.astype(float) == 0))
+    free: Tensor = alone & (usage.through_channels > 0)
+    free[0] = False
+    return free
+
+
+def _signatures(program: Program, usage: Usage, links: list[_Link], gated: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda n: torch.randint(-(2**62), 2**62, (n,), generator=generator)  # noqa: E731
+    size = len(gated)
+    name = draw(size)
+    signature = torch.where(gated, draw(size), 0)
+    for labels, index in program.apart:
+        where, side = torch.broadcast_tensors(usage.potentials.component[labels], index)
+        pairs = torch.unique(torch.stack([where.reshape(-1), side.reshape(-1)], 1), dim=0)
+        signature.index_add_(0, pairs[:, 0], draw(int(index.max()) + 1)[pairs[:, 1]])
+    for link in links:
+        if link.kind != "scale":
+            _add(signature, link.read, link.reached(name) * draw(1))
+            _add(signature, link.written, link.reaching(name) * draw(1))
+        if link.kind == "scale" or getattr(program.steps[link.edge.step].map, "groups", 1) > 1:
+            for side, other in ((link.read, link.written), (link.written, link.read)):
+                # Many channels may be one component, the inputs' and outputs' above all: here each is on its own.
+                _, place, count = torch.unique(other, return_inverse=True, return_counts=True)
+                many = (count[place] > 1) | (other == 0)
+                alone = torch.where(many, draw(other.numel()).reshape(other.shape), 0)
+                _add(signature, side, alone.expand(link.shape).sum_to_size(side.shape))
+    absorbing = signature.clone()
+    reads, writes = _degrees(links, size)
+    # The channels beyond a scale absorb it if nothing but full matrices is there.
+    beyond = torch.where(~gated & (writes == 1), absorbing, name)
+    before = torch.where(~gated & (reads == 1), absorbing, name)
+    beyond[0], before[0] = name[0], name[0]
+    for link in links:
+        if link.kind == "scale":
+            ahead = (beyond[link.written] != name[link.written]).expand(link.reached(name).shape)
+            _add(signature, link.read, link.reached(beyond) * draw(1))
+            _add(signature, link.written, torch.where(ahead, link.reaching(name), link.reaching(before)) * draw(1))
+    return signature
+
+
+def _add(into: Tensor, where: Tensor, values: Tensor) -> None:
+    into.index_add_(0, where.reshape(-1), values.reshape(-1))
+
+
+def _degrees(links: list[_Link], size: int) -> tuple[Tensor, Tensor]:
+    """How many edges read, and how many but biases write, each component."""
+    reads, writes = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
+    for link in links:
+        reads[torch.unique(link.read)] += 1
+        if link.kind != "bias":
+            writes[torch.unique(link.written)] += 1
+    return reads, writes
+
+
+def _writers(links: list[_Link], size: int) -> Tensor:
+    """How many biases write each component."""
+    count = torch.zeros(size)
+    for link in links:
+        if link.kind == "bias":
+            _add(count, link.written, torch.ones(link.written.shape))
+    return count
+
+
+def _spaces(signature: Tensor, links: list[_Link], free: Tensor) -> list[Tensor]:
+    """Groups of free components of one signature, two or more, in the order in which they are first written."""
+    first: dict[int, int] = {}
+    for k, link in enumerate(links):
+        for c in torch.unique(link.written).tolist():
+            first.setdefault(c, k)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for c in free.nonzero().flatten().tolist():
+        groups[int(signature[c])].append(c)
+    wide = [group for group in groups.values() if len(group) > 1]
+    return [torch.tensor(group) for group in sorted(wide, key=lambda group: first.get(group[0], -1))]
+
+
+def _columns(link: _Link, c: int, rank: Tensor, shifting: Tensor) -> float:
+    """How many columns an edge writes into the space of a component; a bias that shifts undo is none."""
+    here = link.written == c
+    if not bool(here.any()):
+        return 0.0
+    if link.kind == "bias":
+        return float(not shifting[c])
+    return float(link.reaching(rank)[here].max()) * link.kernel
+
+
+def _rows(link: _Link, c: int) -> float:
+    """How many rows of an edge read the space of a component."""
+    here = link.read == c
+    if not bool(here.any()):
+        return 0.0
+    return float(link.reached(torch.ones(int(link.written.max()) + 1))[here].max()) * link.kernel
+
+
+def _sums_of_biases(program: Program, links: list[_Link]) -> list[list[_Link]]:
+    """Biases that are added up before anything reads them, the smallest first: all but one count for nothing."""
+    users = Counter(slot for step in program.steps for slot in step.args)
+    follow = {step.args[k]: step for step in program.steps for k in range(len(step.args))}
+    stops = {energy.slot for energy in program.decoupled}
+    groups: dict[int, list[_Link]] = defaultdict(list)
+    for link in links:
+        if link.kind == "bias":
+            slot = program.steps[link.edge.step].out
+            while users[slot] == 1 and slot not in stops and isinstance(follow[slot].map, (Gate, Sum)):
+                slot = follow[slot].out
+            groups[slot].append(link)
+    return [sorted(group, key=lambda link: link.written.numel()) for group in groups.values() if len(group) > 1]
+
+
+def _shifting(program: Program, usage: Usage, links: list[_Link], size: int) -> Tensor:
+    """Components with a bias that the biases of all that reads them can make up for."""
+    shifting = _writers(links, size) > 0
+    shifting[0] = False
+    for labels in program.uneven:
+        shifting[usage.potentials.component[labels]] = False
+    biases = {link.edge.step for link in links if link.kind == "bias"}
+    answered = _steps_with_bias(program, biases)
+    for link in links:
+        padded = any(getattr(program.steps[link.edge.step].map, "padding", ()))
+        if link.kind != "bias" and (padded or link.edge.step not in answered):
+            shifting[link.read] = False
+    return shifting
+
+
+def _steps_with_bias(program: Program, biases: set[int]) -> set[int]:
+    """Steps whose output a bias is added to at once."""
+    made = {step.out: k for k, step in enumerate(program.steps)}
+
+    def origin(slot: int) -> int:
+        k = made.get(slot, -1)
+        while k >= 0 and (isinstance(program.steps[k].map, Gate) or program.steps[k].moves):
+            k = made.get(program.steps[k].args[0], -1)
+        return k
+
+    sums = [step for step in program.steps if isinstance(step.map, Sum)]
+    return {made.get(step.args[0], -1) for step in sums if origin(step.args[1]) in biases}

@@ -1,0 +1,88 @@
+"""The theoretical receptive field: how the field of an output position lies, and moves with it.
+
+Index convention: an output is (examples, *output axes), an input (examples, *input axes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from capalloc._energy.program import Program
+from capalloc._energy.support import support
+from capalloc.results.receptive_field import Index, shown
+
+Position = int | Sequence[int | None] | None
+Interval = tuple[int, int]  # start, stop
+
+
+def resolve(wanted: Position, shape: tuple[int, ...]) -> Index:
+    """The position with one entry for each output axis: the central one by default, all of an axis of classes."""
+    if wanted is None:
+        return (None, *(n // 2 for n in shape[1:]))
+    given: tuple[int | None, ...] = (wanted,) if isinstance(wanted, int) else tuple(wanted)
+    if len(given) == len(shape) - 1:
+        given = (None, *given)
+    if len(given) != len(shape):
+        raise ValueError(
+            f"output_position has {len(given)} entries, but the outputs are (examples, {', '.join(map(str, shape))}): "
+            f"give {len(shape) - 1}, after the channel axis, or {len(shape)} with None for a whole axis"
+        )
+    for axis, (k, n) in enumerate(zip(given, shape, strict=True)):
+        if k is not None and not -n <= k < n:
+            raise ValueError(f"output_position {k} is outside axis {axis + 1} of the outputs, of length {n}")
+    return tuple(k if k is None else k % n for k, n in zip(given, shape, strict=True))
+
+
+@dataclass(frozen=True)
+class Field:
+    """The theoretical field, and those of the positions one up and one down on every output axis."""
+
+    seen: Tensor
+    interval: tuple[Interval, ...]  # by input axis
+    neighbours: tuple[tuple[int, tuple[Interval, ...]], ...]  # (direction, by input axis)
+    aligned: tuple[int, ...]  # input axes that the chosen output axes stand for, if none is seen to move
+
+    @property
+    def moving(self) -> tuple[int, ...]:
+        """The input axes that the field moves along with the position."""
+        found = tuple(k for k in range(self.seen.ndim) if any(any(edges) for _, *edges in self.moves(k)))
+        return found if len(found) >= len(self.aligned) else tuple(sorted({*found, *self.aligned}))
+
+    def moves(self, axis: int) -> list[tuple[int, int, int]]:
+        """(direction, how far the lower edge moves per position, the same of the upper edge)."""
+        a, b = self.interval[axis]
+        return [(up, up * (n[axis][0] - a), up * (n[axis][1] - b)) for up, n in self.neighbours]
+
+
+def theoretical(program: Program, position: Index) -> Field:
+    """The field of a position, exact whatever the weights, and those of its neighbours."""
+    shape = program.values[program.output].shape[1:]
+    seen = support(program, position)
+    if not bool(seen.any()):
+        raise ValueError(f"no path leads from the inputs to output position {shown(position)}: its field is empty")
+    neighbours = []
+    for axis, (k, n) in enumerate(zip(position, shape, strict=True)):
+        for up in (1, -1):
+            if k is not None and 0 <= k + up < n:
+                other = support(program, (*position[:axis], k + up, *position[axis + 1 :]))
+                if bool(other.any()):
+                    neighbours.append((up, _intervals(other)))
+    return Field(seen, _intervals(seen), tuple(neighbours), _aligned(position, seen.ndim))
+
+
+def _intervals(seen: Tensor) -> tuple[Interval, ...]:
+    found = seen.nonzero()
+    return tuple((int(a), int(b) + 1) for a, b in zip(found.amin(0), found.amax(0), strict=True))
+
+
+def _aligned(position: Index, ndim: int) -> tuple[int, ...]:
+    """Input axes that the chosen output axes stand for: the same ones, or the last; else all but the channels."""
+    chosen = [k for k, index in enumerate(position) if index is not None]
+    if not chosen:
+        return tuple(range(1 if ndim > 1 else 0, ndim))
+    if len(position) == ndim:
+        return tuple(chosen)
+    return tuple(range(max(0, ndim - len(chosen)), ndim))

@@ -1,0 +1,162 @@
+"""What paths use: energy through parameters and channels, parameters in use, and what symmetries take from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from capalloc._energy.program import Program
+from capalloc._energy.symmetries.potentials import Potentials
+
+Cotangents = dict[int, Tensor]
+Rescaled = tuple[Tensor, Tensor]  # components, and how many parameters each rescales
+
+
+@dataclass
+class Flow:
+    """The first adjoint of a batch, at the places where the second needs it."""
+
+    at_edges: dict[int, Tensor] = field(default_factory=dict)  # step -> g at its output
+    at_slots: Cotangents = field(default_factory=dict)  # kept slots -> g
+    through: dict[int, Tensor] = field(default_factory=dict)  # step -> path energy, like the edge's channel labels
+
+
+@dataclass
+class Usage:
+    """Path energy through every parameter and channel, summed over batches, relative to 2**reference."""
+
+    potentials: Potentials
+    through_params: Cotangents = field(default_factory=dict)  # slot -> dE/d theta^2
+    through_channels: Tensor = field(default_factory=lambda: torch.zeros(0))
+    reference: int | None = None
+    whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
+
+    def all_used(self, slot: int) -> bool:
+        """Whether a path uses every parameter in a slot, once all batches are counted."""
+        if slot not in self.whole:
+            self.whole[slot] = bool(self.through_params[slot].amin() > 0)
+        return self.whole[slot]
+
+    def output_weight(self, program: Program) -> float:
+        """What the outputs of this batch count for."""
+        if self.reference is None:
+            self.reference = program.exponents[program.output]
+        return float(2.0 ** (program.exponents[program.output] - self.reference))
+
+
+def add_usage(usage: Usage, program: Program, flow: Flow) -> None:
+    """Count a batch's path energy through parameters and channels."""
+    if not len(usage.through_channels):
+        usage.through_channels = torch.zeros(usage.potentials.number, dtype=torch.float64)
+    for slot in {*program.params.values(), *(edge.weight for edge in program.edges)}:
+        if slot in flow.at_slots:
+            accumulate(usage.through_params, [slot], [flow.at_slots[slot]])
+    for edge in program.edges:
+        energy = flow.through.get(edge.step)
+        if energy is not None:
+            labels = edge.out_labels if energy.shape == edge.out_labels.shape else edge.written
+            where = usage.potentials.component[labels]
+            usage.through_channels.index_add_(0, where.reshape(-1), energy.reshape(-1).cpu().double())
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Parameters in use, and what symmetries take from them."""
+
+    names: tuple[str, ...]
+    alive: Tensor  # parameters in use, by tensor
+    freedom: Tensor  # (components,): how much of each is a symmetry
+    rescaled: tuple[Rescaled, ...]  # by tensor
+    total: Tensor  # (components,): parameters that each rescales
+
+    @property
+    def lost(self) -> Tensor:
+        """What symmetries take from each tensor: shared out by the number of parameters that each rescales."""
+        rate = self._rate
+        return torch.stack([(counts * rate[components]).sum() for components, counts in self.rescaled])
+
+    def loss(self, apart: bool) -> Tensor:
+        """What symmetries take, by component: (tensors, components) with tensors apart, else (1, components)."""
+        if not apart:
+            return torch.where(self.total > 0, self.freedom, 0.0)[None]
+        rows = torch.zeros(len(self.names), len(self.freedom), dtype=torch.float64)
+        for row, (components, counts) in zip(rows, self.rescaled, strict=True):
+            row.index_add_(0, components, counts * self._rate[components])
+        return rows
+
+    @property
+    def _rate(self) -> Tensor:
+        return torch.where(self.total > 0, self.freedom / self.total, 0.0)
+
+
+def shares(program: Program, usage: Usage) -> Shares:
+    """Count parameters in use and split each symmetry over the parameter tensors it rescales, by their number."""
+    names = tuple(program.params)
+    names_of = owners(program)
+    total = torch.zeros(len(usage.through_channels), dtype=torch.float64)
+    mine: dict[str, list[Rescaled]] = {name: [] for name in names}
+    for edge in program.edges:
+        used = usage.through_params.get(edge.weight)
+        if used is not None:
+            component = usage.potentials.component
+            for read, written in edge.sides:
+                crossing = _crossing(used, usage.all_used(edge.weight), component[read], component[written])
+                for name in names_of[edge.weight]:
+                    mine[name].append(crossing)
+                    total.index_add_(0, *crossing)
+    # A component without a parameter of its own to rescale has nothing to lose.
+    freedom = usage.potentials.freedom(torch.where(total > 0, usage.through_channels, 0.0))
+    alive = [_count_used(usage, slot) for slot in program.params.values()]
+    none = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64))
+    rescaled = tuple(_concatenate([*mine[name], none]) for name in names)
+    return Shares(names, torch.tensor(alive, dtype=torch.float64), freedom, rescaled, total)
+
+
+def _concatenate(parts: Sequence[Rescaled]) -> Rescaled:
+    return torch.cat([c for c, _ in parts]), torch.cat([n for _, n in parts])
+
+
+def _count_used(usage: Usage, slot: int) -> float:
+    used = usage.through_params.get(slot)
+    if used is None:
+        return 0.0
+    return float(used.numel() if usage.all_used(slot) else torch.count_nonzero(used))
+
+
+def owners(program: Program) -> dict[int, set[str]]:
+    """Slots that are made of parameters alone -> their names."""
+    owners = {slot: {name} for name, slot in program.params.items()}
+    for step in program.steps:
+        mine = set().union(*(owners.get(slot, set()) for slot in step.args))
+        if mine and not program.is_signal[step.out]:
+            owners[step.out] = mine
+    return owners
+
+
+def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Rescaled:
+    """The components on both sides of parameters in use that join one to another, and how many of them."""
+    shape = torch.broadcast_shapes(read.shape, written.shape)
+    kernel = float(used.numel() // shape.numel())
+    apart = not bool(torch.isin(read[read > 0], written.contiguous()).any())
+    sides = (read, written)
+    if whole and apart:
+        numbers = [torch.full((side.numel(),), kernel * (shape.numel() // side.numel())) for side in sides]
+    else:
+        counts = sum_to((used > 0).to(torch.float32), torch.empty(shape, device="meta")).cpu()  # exact below 2**24
+        counts = counts if apart else counts * (read != written)
+        numbers = [sum_to(counts, side).reshape(-1) for side in sides]
+    return _concatenate([(side.reshape(-1), n.double()) for side, n in zip(sides, numbers, strict=True)])
+
+
+def sum_to(values: Tensor, like: Tensor) -> Tensor:
+    """Sum over the axes along which `like` is broadcast."""
+    return values.sum_to_size((1,) * (values.ndim - like.ndim) + tuple(like.shape)).reshape(like.shape)
+
+
+def accumulate(into: Cotangents, slots: Sequence[int], cotangents: Sequence[Tensor]) -> None:
+    """Add cotangents to what their slots hold."""
+    for slot, cotangent in zip(slots, cotangents, strict=True):
+        into[slot] = into[slot] + cotangent if slot in into else cotangent

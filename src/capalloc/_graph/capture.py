@@ -1,0 +1,222 @@
+"""The model as a functional ATen graph: the only module that knows `torch.export`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import DispatchKey
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from capalloc._graph.decompositions import table
+from capalloc._model.exported import input_shape, user_inputs
+from capalloc._model.problem import Problem, seeded
+
+#: Where the wrapper keeps the model.
+PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A functional ATen graph for a fixed batch size, with the tensors its placeholders stand for."""
+
+    nodes: tuple[Node, ...]
+    params: dict[str, str]  # placeholder -> parameter name
+    constants: dict[str, Any]  # placeholder -> parameter, buffer or lifted constant
+    input: str  # placeholder of the examples
+    output: Node
+    batch_size: int
+    found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule, for all batches
+
+    def calls(self) -> Iterator[Node]:
+        """The operator calls in order."""
+        return (node for node in self.nodes if node.op == "call_function")
+
+    def entries(self) -> int:
+        """How many numbers the calls compute."""
+        values = [leaf for node in self.calls() for leaf in pytree.tree_leaves(node.meta.get("val"))]
+        return sum(value.numel() for value in values if isinstance(value, Tensor))
+
+
+class _Constrained(nn.Module):
+    """The model followed by the choice of constraint outputs."""
+
+    def __init__(self, model: nn.Module, select: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.select = select
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.select(self.model(x))
+
+
+class _Selected(nn.Module):
+    """The choice of constraint outputs, from the leaves of what a model returns."""
+
+    def __init__(self, select: Callable[[Any], Tensor], spec: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.select = select
+        self.spec = spec
+
+    def forward(self, *leaves: Any) -> Tensor:
+        return self.select(pytree.tree_unflatten(list(leaves), self.spec))
+
+
+def capture(problem: Problem, batch_size: int, known: Collection[Any]) -> Graph:
+    """The model's graph at `batch_size`, functional, composite operators that are `known` kept whole.
+
+    An exported program is not exported again: its own graph serves, at its own batch size where that is fixed.
+    """
+    program = problem.program
+    try:
+        with warnings.catch_warnings(), seeded(0, problem.probe.device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")
+            if program is not None:
+                size = input_shape(program)[0] or batch_size
+                return _own(problem, decomposed(program, known), size, known)
+            example = problem.probe.expand(batch_size, *problem.input_shape).clone()
+            wrapped = _Constrained(problem.model, problem.select).eval()
+            program = decomposed(torch.export.export(wrapped, (example,), strict=False), known)
+    except Exception as error:
+        raise ValueError(
+            "torch.export cannot capture this model, which propagation needs "
+            f"(measure() does not): {type(error).__name__}: {error}"
+        ) from error
+    return _exported(program, batch_size)
+
+
+def decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedProgram:
+    """Functional, and in `known` operators where they can be had; as it is where that holds already."""
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    decompositions = dict(table())  # the decomposing takes entries out
+    if not any(target in decompositions or _is_composite(target, known) for target in calls):
+        return program
+    functional: ExportedProgram = program.run_decompositions(decompositions)
+    return functional
+
+
+def _is_composite(target: Any, known: Collection[Any]) -> bool:
+    """Whether an operator that is not known writes in place or is made of others."""
+    if target in known or not isinstance(target, OpOverload):
+        return target not in known
+    return target._schema.is_mutable or target.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+
+
+def _exported(program: ExportedProgram, batch_size: int) -> Graph:
+    """The graph of a program that belongs to nobody else, and whose last output is the constraint outputs."""
+    params, constants, replaced = _values(program)
+    nodes = {node.name: node for node in program.graph.nodes}
+    for name, first in replaced.items():
+        nodes[name].replace_all_uses_with(nodes[first])
+    output = nodes["output"].args[0][-1]  # type: ignore[index, unused-ignore]
+    assert isinstance(output, Node)
+    params = {name: path.removeprefix(PREFIX) for name, path in params.items()}
+    return Graph(tuple(program.graph.nodes), params, constants, user_inputs(program)[0], output, batch_size)
+
+
+def _own(problem: Problem, program: ExportedProgram, batch_size: int, known: Collection[Any]) -> Graph:
+    """A copy of the graph of a given program, for a batch size, followed by the choice of constraint outputs."""
+    params, constants, replaced = _values(program)
+    name = user_inputs(program)[0]
+    copies: dict[Node, Node] = {}
+    graph = torch.fx.Graph()
+    returned: Any = graph.graph_copy(program.graph, copies)
+    nodes = {old.name: new for old, new in copies.items()}
+    sizes = _sizes(nodes[name].meta["val"].shape, (batch_size, *problem.input_shape))
+    for node in graph.nodes:
+        node.meta["val"] = pytree.tree_map(lambda v: _concrete(v, sizes), node.meta.get("val"))
+        stack = node.meta.get("nn_module_stack") or {}
+        node.meta["nn_module_stack"] = {key: (PREFIX + path, kind) for key, (path, kind) in stack.items()}
+    for tied, first in replaced.items():
+        nodes[tied].replace_all_uses_with(nodes[first])
+    output = _choose(problem, graph, list(returned), constants, batch_size, known)
+    graph.output((output,))
+    params = {nodes[node].name: path for node, path in params.items()}
+    constants = {nodes[node].name if node in nodes else node: value for node, value in constants.items()}
+    return Graph(tuple(graph.nodes), params, constants, nodes[name].name, output, batch_size)
+
+
+def _values(program: ExportedProgram) -> tuple[dict[str, str], dict[str, Any], dict[str, str]]:
+    """Placeholders: parameters by name, values of all but the inputs, and those that hold another's tensor."""
+    params: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    replaced: dict[str, str] = {}
+    owners: dict[tuple[Any, ...], str] = {}
+    for spec in program.graph_signature.input_specs:
+        name, target = getattr(spec.arg, "name", ""), str(spec.target)
+        if spec.kind is InputKind.USER_INPUT:
+            continue
+        value = (program.state_dict if target in program.state_dict else program.constants)[target]
+        constants[name] = value
+        if spec.kind is InputKind.PARAMETER:
+            owner = owners.setdefault((value.data_ptr(), value.shape, value.stride()), name)
+            if owner == name or not value.numel():
+                params[name] = target
+            else:
+                replaced[name] = owner
+    return params, constants, replaced
+
+
+def _sizes(symbolic: Sequence[Any], shape: Sequence[int]) -> dict[Any, int]:
+    return {n.node.expr: k for n, k in zip(symbolic, shape, strict=True) if not isinstance(n, int)}
+
+
+def _concrete(value: Any, sizes: dict[Any, int]) -> Any:
+    """What a node computes, at sizes that are known: tensors without data, numbers."""
+    if isinstance(value, torch.SymInt):
+        return int(value.node.expr.subs(sizes))
+    if isinstance(value, Tensor):
+        shape = [_concrete(n, sizes) for n in value.shape]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+    return value
+
+
+def _choose(
+    problem: Problem,
+    graph: torch.fx.Graph,
+    returned: list[Any],
+    constants: dict[str, Any],
+    batch_size: int,
+    known: Collection[Any],
+) -> Node:
+    """The node of the constraint outputs; what `outputs` computes itself is exported and appended."""
+    if problem.outputs is None and len(returned) == 1 and isinstance(returned[0], Node):
+        return returned[0]  # there is nothing to choose from
+    tree = problem.model(problem.probe)
+    chosen = problem.select(tree)
+    leaves, spec = pytree.tree_flatten(tree)
+    for node, leaf in zip(returned[-len(leaves) :], leaves, strict=True):
+        if leaf is chosen and isinstance(node, Node):
+            return node
+    examples = tuple(x.expand(batch_size, *x.shape[1:]).clone() if isinstance(x, Tensor) else x for x in leaves)
+    select = _Selected(problem.select, spec)
+    program = decomposed(torch.export.export(select, examples, strict=False), known)
+    copies: dict[Node, Node] = {}
+    _, values, _ = _values(program)
+    given = dict(zip(user_inputs(program), returned[-len(leaves) :], strict=True))
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in given:
+            copies[node] = given[node.name]
+        elif node.op != "output":
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+            if node.op == "placeholder":
+                constants[copies[node].name] = values[node.name]
+    last = program.graph.output_node().args[0][-1]  # type: ignore[index, unused-ignore]
+    assert isinstance(last, Node)
+    return copies[last]
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module a node belongs to, '' for the model itself."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    return path.removeprefix("model").removeprefix(".")

@@ -1,0 +1,1 @@
+"""Linear algebra: leverage scores, iterative solves, spectra."""

@@ -1,0 +1,1 @@
+"""Measured capacity: from a model and examples to an allocation."""

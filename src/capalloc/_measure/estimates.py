@@ -1,0 +1,196 @@
+"""What the probes add up to, and the standard errors that follow.
+
+A probe z, uniform on the sphere of radius root p in the coordinates A^(1/2) w, gives z'B z with mean trace B: the
+capacity of a slot, a part or a tensor, according to B. Its variance is 2 p/(p + 2) (trace B^2 - (trace B)^2 / p), and
+two probes give trace B^2 without a bias, as E (z_1'B z_2)^2: k probes have k (k - 1)/2 pairs to tell their error from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+#: Least share of trace B^2 that a variance is put at: the difference above is an estimate and may come out negative.
+FLOOR = 0.1
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over probes and pairs of probes, for many B at once: plain tensors (b,) and counts."""
+
+    sums: Tensor
+    squares: Tensor
+    known: Tensor  # the same for the diagonal of B alone, where probes are signs
+    drift: Tensor  # what the solves are estimated to have left out, with its sign
+    probes: int = 0
+    pairs: int = 0
+
+    @classmethod
+    def of(cls, inner: Tensor, drift: Tensor, diagonal: Tensor | None = None) -> Tally:
+        """From the inner products z_i'B z_j of one block of probes, (b, k, k).
+
+        Args:
+            inner: symmetric.
+            drift: (b,), summed over probes.
+            diagonal: for signs, which know B's diagonal: inner products of z * (B z), (b, k, k).
+
+        """
+        k = inner.shape[-1]
+        squares = above(inner.square())
+        known = torch.zeros_like(squares) if diagonal is None else above(diagonal)
+        return cls(inner.diagonal(dim1=1, dim2=2).sum(1), squares, known, drift, k, k * (k - 1) // 2)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.sums + other.sums,
+            self.squares + other.squares,
+            self.known + other.known,
+            self.drift + other.drift,
+            self.probes + other.probes,
+            self.pairs + other.pairs,
+        )
+
+    def unsettled(self, missing: float, sizes: Sequence[int]) -> Tally:
+        """With what all solves miss among the errors of each B, but no more than half of its size for each probe.
+
+        It may all lie in one small tensor, which has then not begun to change.
+        """
+        most = torch.tensor(sizes, dtype=self.sums.dtype, device=self.sums.device) * (self.probes / 2)
+        return replace(self, drift=self.drift.abs() + most.clamp(max=missing))
+
+    @property
+    def mean(self) -> Tensor:
+        """Estimates of trace B."""
+        return self.sums / self.probes
+
+    def variance(self, dimension: float) -> Tensor:
+        """Of one probe, uniform on a sphere of so many dimensions; infinitely many where none is known."""
+        second = self.squares / self.pairs
+        inner = torch.maximum(second - self.known / self.pairs - self.mean.square() / dimension, FLOOR * second)
+        return inner * (2 / (1 + 2 / dimension))
+
+    def sampling_error(self, dimension: float) -> Tensor:
+        """Standard error of the mean over probes, were the solves exact."""
+        return (self.variance(dimension) / self.probes).sqrt()
+
+    def standard_error(self, dimension: float) -> Tensor:
+        """Of sampling and solves together."""
+        return (self.variance(dimension) / self.probes + (self.drift / self.probes).square()).sqrt()
+
+
+def above(inner: Tensor) -> Tensor:
+    """Sum over pairs, (b, k, k) to (b,)."""
+    return (inner.sum((1, 2)) - inner.diagonal(dim1=1, dim2=2).sum(1)) / 2
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """Of slots, of parts of the inputs, of parameter tensors, and of the total, (1,)."""
+
+    slots: Tally
+    parts: Tally
+    tensors: Tally
+    total: Tally
+
+    def __add__(self, other: Tallies) -> Tallies:
+        return Tallies(
+            self.slots + other.slots, self.parts + other.parts, self.tensors + other.tensors, self.total + other.total
+        )
+
+    def relative_error(self, dimension: float, sampling: bool = False) -> float:
+        """The largest relative standard error of a part that has any capacity; of sampling alone if so asked."""
+        mean = self.parts.mean
+        error = self.parts.sampling_error(dimension) if sampling else self.parts.standard_error(dimension)
+        used = mean > 0
+        return float((error[used] / mean[used]).max()) if bool(used.any()) else 0.0
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner products z_i'B z_j of one block of probes for slots (s, k, k) and parameter tensors (t, k, k)."""
+
+    slots: Tensor
+    tensors: Tensor
+    diagonal: Tensor | None = None  # of probes that are signs: inner products of z * (B z) by slot
+
+
+def perturbed(w: Tensor, u: Tensor, eta: Tensor, ridge: float, by_slot: Tensor, sizes: Sequence[int]) -> Inner:
+    """From solutions w of (G + ridge) w = u = C'xi + sqrt(ridge) eta, and the inner products of C w by slot, (s, k, k).
+
+    For slots each probe is scaled so that w'u = p: on the sphere it has the same mean, and less variance. A tensor t of
+    p_t parameters has the capacity E |sqrt(ridge) w - eta|_t^2, and p_t - E ridge |w_t|^2: the two are independent, and
+    pairs of probes tell how to weigh them.
+    """
+    inner = (w * u).sum(1)
+    scale = torch.where(inner > 0, w.shape[1] / inner, 0).sqrt()
+    left = ridge**0.5 * w
+    taken = left - eta
+    pieces = zip(taken.split(sizes, 1), left.split(sizes, 1), sizes, strict=True)
+    tensors = torch.stack([weighed(one @ one.T, other @ other.T, size) for one, other, size in pieces])
+    return Inner(by_slot * (scale[:, None] * scale), tensors)
+
+
+def weighed(taken: Tensor, left: Tensor, size: int) -> Tensor:
+    """Inner products (k, k) of one tensor, from those of the parts of a probe that are taken up and left."""
+    one, other = (float(above(t.square()[None])) for t in (taken, left))
+    share = other / (one + other) if one + other > 0 else 1.0
+    free = size * torch.eye(len(taken), dtype=taken.dtype, device=taken.device) - left
+    return share * taken + (1 - share) * free
+
+
+def fitted(xi: Tensor, q: Tensor, pulled: tuple[Tensor, Tensor], sizes: Sequence[int]) -> Inner:
+    """From fits (`capalloc._linalg.row_fit`): xi + residual and q by slot, (s, k, n), and their C', (k, params).
+
+    Args:
+        xi: xi + residual.
+        q: fitted values.
+        pulled: C' of xi + residual, and of y.
+        sizes: number of parameters of every tensor.
+
+    """
+    slots, diagonal = xi @ q.mT, xi * q
+    pieces = zip(pulled[0].split(sizes, 1), pulled[1].split(sizes, 1), strict=True)
+    tensors = torch.stack([one @ other.T for one, other in pieces])
+    return Inner((slots + slots.mT) / 2, (tensors + tensors.mT) / 2, diagonal @ diagonal.mT)
+
+
+def tallied(now: Inner, before: Inner, share: float, correct: bool, parts: Tensor) -> Tallies:
+    """Sums and errors; an earlier iterate tells what the solves leave out.
+
+    Args:
+        now, before: of the last iterate and of an earlier one.
+        share: what is still missing, relative to what changed between the two.
+        correct: add it; in any case it counts as an error.
+        parts: the part of every slot, (s,), or -1.
+
+    """
+    inside, count = parts >= 0, int(parts.max()) + 1
+
+    def tally(one: Tensor, earlier: Tensor, diagonal: Tensor | None) -> Tally:
+        drift = share * (one - earlier).diagonal(dim1=1, dim2=2).sum(1)
+        found = Tally.of(one, drift, diagonal)
+        return replace(found, sums=found.sums + drift) if correct else found
+
+    def summed(slots: Tensor | None) -> Tensor | None:
+        if slots is None:
+            return None
+        return slots.new_zeros(count, *slots.shape[1:]).index_add_(0, parts[inside], slots[inside])
+
+    def whole(slots: Tensor | None) -> Tensor | None:
+        return None if slots is None else slots.sum(0, keepdim=True)
+
+    slots, earlier, own = now.slots, before.slots, now.diagonal
+    return Tallies(
+        tally(slots, earlier, own),
+        tally(_given(summed(slots)), _given(summed(earlier)), summed(own)),
+        tally(now.tensors, before.tensors, None),
+        tally(_given(whole(slots)), _given(whole(earlier)), whole(own)),
+    )
+
+
+def _given(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value

@@ -1,0 +1,80 @@
+"""What a measurement will take, known and said before it starts: memory and time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from capalloc._derivatives import Choice
+from capalloc._measure.task import Task
+from capalloc._runtime.memory import Plan, gib
+
+#: Directions along which one example is timed, at most.
+TIMED_DIRECTIONS = 64
+#: Rows and columns of the matrices whose product is timed.
+TIMED_ROWS = 384
+#: Operations of the dense solver at the speed of a matrix product, in units of its longer side times the shorter one
+#: squared (Gram matrix or triangular factor, then scores) and of the shorter one cubed (root): with a ridge, without.
+WITH_RIDGE, WITHOUT = (3.0, 10.0), (6.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Memory and time of a run."""
+
+    num_bytes: float
+    seconds: float
+
+    def announce(self, progress: bool | None, of: str = "in all") -> None:
+        """Say it on the standard error, where a progress bar is shown."""
+        if progress or (progress is None and sys.stderr.isatty()):
+            text = f"measure: forecast {gib(self.num_bytes)} of memory, about {duration(self.seconds)} {of}"
+            tqdm.write(text, file=sys.stderr)
+
+
+def forecast_dense(task: Task, choice: Choice, plan: Plan, ridge: float, ranks: int) -> Forecast:
+    """Of the dense solver: by timing one example and one matrix product, and counting operations."""
+    size = task.size
+    passes = 1 if plan.keep else 2
+    rows = passes * size.examples * seconds_of_example(task, choice, plan)
+    large, small = max(size.rows, size.params), min(size.rows, size.params)
+    per_row, per_column = WITH_RIDGE if ridge else WITHOUT
+    shared = 1 if size.wide else ranks  # one process solves for all
+    work = per_row / shared * large * small**2 + per_column * small**3
+    return Forecast(plan.forecast, rows / ranks + work * seconds_of_operation(task.x.device))
+
+
+def seconds_of_example(task: Task, choice: Choice, plan: Plan) -> float:
+    """For all rows of one example."""
+    directions = next(task.space.chunks(min(plan.chunk, TIMED_DIRECTIONS)))
+    began = _now(task.x.device)
+    choice.jacobian(task.x[:1], directions, lambda: task.replay(0))
+    return (_now(task.x.device) - began) * task.size.slots / len(directions.slots)
+
+
+def seconds_of_operation(device: torch.device) -> float:
+    """For an addition or a multiplication, in a product of float64 matrices."""
+    matrix = torch.ones(TIMED_ROWS, TIMED_ROWS, dtype=torch.float64, device=device)
+    torch.mm(matrix, matrix)
+    began = _now(device)
+    torch.mm(matrix, matrix)
+    return (_now(device) - began) / (2 * TIMED_ROWS**3)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+def _now(device: torch.device) -> float:
+    """When all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

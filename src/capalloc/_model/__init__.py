@@ -1,0 +1,1 @@
+"""Model and data, checked: what every method starts from."""

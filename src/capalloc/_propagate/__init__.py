@@ -1,0 +1,1 @@
+"""Propagated capacity: from a captured graph to an allocation."""

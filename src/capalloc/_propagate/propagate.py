@@ -1,0 +1,173 @@
+"""Propagated capacity: docs/theory.md, section 4, from a model and examples to an `Allocation`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from capalloc._energy import markov
+from capalloc._energy.batches import Batches, Precision
+from capalloc._energy.carriers import NO_PRODUCTS, Products
+from capalloc._energy.gates import GATE_SOURCES, GateSource
+from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
+from capalloc._propagate.solvers import DENSE_LIMIT, SOLVERS, Settings, unit_names
+from capalloc.results.allocation import Allocation
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Where a unit of capacity that starts at the outputs is found: probabilities."""
+
+    inputs: xr.DataArray  # over the input's own axes
+    bias: float  # at the constant input
+    layers: Mapping[str, xr.DataArray]  # by layer, over its units; paths that start above a layer miss it
+
+
+def propagate(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    gates: GateSource = "data",
+    solver: Literal["markov", "block", "segments", "hessian"] = "markov",
+    *,
+    params: ParamSelection = None,
+    layers: bool = False,
+    table: bool | Literal["auto"] = "auto",
+    num_probes: int = 32,
+    generator: torch.Generator | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    dtype: Precision = "auto",
+    products: Products | None = None,
+    progress: bool = False,
+) -> Allocation:
+    """Capacity carried down the layers by the Markov rule of total decoupling.
+
+    kappa_i = sum_theta P(Z_0 = i | path uses theta) - sum_symmetries P(Z_0 = i | path passes the channel),
+    docs/theory.md, section 4 (Donier 2019, arXiv 1902.08572), in a few forward and backward passes.
+
+    Args:
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
+            copy in evaluation mode is used.
+        inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored.
+        outputs: from what the model returns to the tensor of constraint outputs.
+        gates: squared slopes of the activations: "data", on the examples; "gaussian", E[a^2] for unit Gaussian
+            pre-activations, which needs the inputs' shape alone; "unit", 1.
+        solver: "markov"; "block", which keeps the coupling between the inputs of one unit that total decoupling
+            drops (docs/validation.md has its figures), by random probes with a standard error in
+            `capacity.standard_error`; "segments", which keeps linear segments whole, paths coherent and symmetries
+            those of GL(r), from random signs with the same errors, for up to 2000 parameters (above, the Markov
+            rule's map with the count of segments); "hessian", the exact identity for up to 2000 parameters.
+        params: names of the free parameters, or a predicate on names; the rest are fixed.
+        layers: also give the capacity that the units of every layer hold on its way down.
+        table: also give capacity by (parameter, input); costs one more sweep for each parameter tensor, so by default
+            small networks alone get it.
+        num_probes: random probes of "block" and "segments"; the standard error falls as their root.
+        generator: draws the probes; by default the same ones each time.
+        batch_size: examples walked at once.
+        dtype: of the path energies: float64, or by default that of the model where one example takes more than four
+            million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
+        products: module path -> which factor is the gate in its products of two tensors that both depend on the
+            inputs: "left", "right", or "both" to let both carry in turn. By default the factor that ends more like
+            a gate is one: a norm or a denominator before softmax and sigmoid, those before tanh, that before other
+            activations; on a tie both carry. A gate is frozen at its value: attention weights, gating branches, and
+            the queries, keys and other parameters that steer them carry no path energy.
+        progress: show a progress bar over batches.
+
+    Returns:
+        Allocation in units of parameters; `attrs["symmetries"]` counts the rescaling symmetries, and
+        `attrs["symmetries_exact"]` says whether that count is exact or a lower bound. `attrs["unseen_params"]` and
+        `attrs["unseen_share"]` count the parameters that only steer gates, `attrs["unused_params"]` those in no use.
+
+    Raises:
+        UnsupportedOperatorError: an operator has no rule; names it, its module, and how to add one.
+        ValueError, TypeError: bad input, or a model that `torch.export` cannot capture.
+
+    """
+    started = time.perf_counter()
+    _check(gates, solver, batch_size)
+    if num_probes < 2:
+        raise ValueError(f"num_probes must be at least 2, for a standard error, got {num_probes}")
+    problem = prepare(model, inputs, outputs, params, traced=True)
+    if solver == "segments" and problem.num_params <= DENSE_LIMIT:  # ranks are decided in float64
+        problem = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
+    batches = Batches.of(
+        problem,
+        gates,
+        batch_size,
+        dtype=torch.float64 if solver == "hessian" else dtype,
+        progress=progress,
+        products=products or NO_PRODUCTS,
+    )
+    attrs: dict[str, Any] = {
+        "kind": "propagated",
+        "solver": solver,
+        "gates": gates,
+        "num_params": problem.num_params,
+        "num_examples": batches.examples,
+    }
+    settings = Settings(layers, table, num_probes, generator or torch.Generator().manual_seed(0))
+    result = SOLVERS[solver](problem, batches, settings, attrs)
+    return replace(result, attrs={**result.attrs, "seconds": time.perf_counter() - started})
+
+
+def walk(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    gates: GateSource = "data",
+    *,
+    batch_size: int | Literal["auto"] = "auto",
+    dtype: Precision = "auto",
+    products: Products | None = None,
+    progress: bool = False,
+) -> Walk:
+    """The law of one unit of capacity placed at the chosen outputs, at every layer and at the inputs.
+
+    The Markov chain of docs/theory.md, section 4, without sources: P(k | j) = w_jk^2 e_k / sum_k' w_jk'^2 e_k'.
+
+    Args:
+        model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
+        inputs: examples (examples, *inputs), or an iterable of such batches.
+        outputs: from what the model returns to the tensor where the walk starts, in proportion to path energy.
+        gates: as in `propagate`.
+        batch_size: examples walked at once.
+        dtype: of the path energies: float64, or by default that of the model where one example takes more than four
+            million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
+        products: as in `propagate`.
+        progress: show a progress bar over batches.
+
+    Returns:
+        Walk: probabilities, one with the constant input.
+
+    Raises:
+        UnsupportedOperatorError, ValueError, TypeError: as `propagate`.
+
+    """
+    _check(gates, "markov", batch_size)
+    problem = prepare(model, inputs, outputs, traced=True)
+    batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
+    at_inputs, constant, layers = markov.law(batches(layers=True))
+    return Walk(
+        inputs=xr.DataArray(at_inputs.numpy(), dims=axis_names(at_inputs.ndim), name="probability"),
+        bias=float(constant),
+        layers={name: xr.DataArray(p.numpy(), dims=unit_names(p.ndim), name=name) for name, p in layers.items()},
+    )
+
+
+def _check(gates: str, solver: str, batch_size: int | str) -> None:
+    if gates not in GATE_SOURCES:
+        raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
+    if solver == "segments" and gates != "data":
+        raise ValueError(
+            f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
+        )
+    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
+        raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}")

@@ -1,0 +1,174 @@
+"""Each solver's answer as an `Allocation`: what `propagate` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from capalloc._energy import hessian, markov
+from capalloc._energy.batches import Batches
+from capalloc._energy.carriers import find
+from capalloc._energy.decoupled import Decoupled
+from capalloc._energy.rules import RULES
+from capalloc._graph.capture import capture
+from capalloc._model.problem import Problem, axis_names
+from capalloc._propagate import segments
+from capalloc._propagate import unitwise as blocks
+from capalloc.results.allocation import Allocation
+
+#: The Hessian identity and the rows of linear segments hold p x p matrices; above this they would take minutes.
+DENSE_LIMIT = 2000
+#: Parameter tensors times numbers in a batch up to which the table is made by default: some seconds of work.
+TABLE_LIMIT = 2**26
+LOWER_BOUND = "symmetries: lower bound"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the solvers are told."""
+
+    layers: bool
+    table: bool | str
+    num_probes: int
+    generator: torch.Generator
+
+
+def by_markov(
+    problem: Problem, batches: Batches, settings: Settings, attrs: dict[str, Any], *, linear: bool = False
+) -> Allocation:
+    """The Markov rule; `linear` also takes away what linear segments lose beside rescalings."""
+    table = settings.table
+    if isinstance(table, str):
+        table = len(problem.params) * batches.graph.entries() <= TABLE_LIMIT
+    result = markov.solve(batches, single=batches.number == 1, layers=settings.layers, table=table, linear=linear)
+    attrs["symmetries"] = result.symmetries
+    attrs["symmetries_exact"] = result.exact_symmetries
+    attrs["notes"] = [] if result.exact_symmetries else [LOWER_BOUND]
+    _count_params(problem, batches, result, attrs)
+    return _allocation(problem, result, attrs, table)
+
+
+def by_block(problem: Problem, batches: Batches, settings: Settings, attrs: dict[str, Any]) -> Allocation:
+    """The Markov rule's total and share of each parameter tensor, on the block rule's map."""
+    counted = by_markov(problem, batches, replace(settings, layers=False, table=False), attrs)
+    found = blocks.estimate(problem, batches.graph.batch_size, settings.num_probes, settings.generator)
+    unit = counted.total / float(found.inputs.sum() + found.constant)
+    attrs["num_probes"] = settings.num_probes
+    attrs["bias_standard_error"] = float(found.constant_error) * unit
+    return Allocation(
+        capacity=_with_error(found.inputs * unit, found.inputs_error * unit),
+        bias=float(found.constant) * unit,
+        by_parameter=counted.by_parameter,
+        attrs=attrs,
+    )
+
+
+def by_segments(problem: Problem, batches: Batches, settings: Settings, attrs: dict[str, Any]) -> Allocation:
+    """Linear segments whole: all rows of the decoupled network, or the Markov rule's map where those are too many."""
+    counted = by_markov(problem, batches, replace(settings, layers=False, table=False), attrs, linear=True)
+    if problem.num_params > DENSE_LIMIT:
+        attrs["notes"].append(
+            f"more than {DENSE_LIMIT} parameters: the map is the Markov rule's, scaled to the count of linear segments"
+        )
+        return replace(counted, attrs=attrs)
+    graph = capture(problem, 1, RULES)
+    network = Decoupled(graph, find(graph, batches.products))
+    found = segments.solve(problem, network, settings.num_probes, settings.generator)
+    attrs["num_probes"] = settings.num_probes
+    attrs["rank"] = found.rank
+    used = problem.num_params - attrs["unused_params"] - attrs["unseen_params"]
+    attrs["symmetries"], attrs["symmetries_exact"] = used - found.rank, True
+    attrs["notes"].remove(LOWER_BOUND)
+    attrs["bias_standard_error"] = float(found.error[-1])
+    names = list(problem.params)
+    joint = found.table[:, :-1].reshape(len(names), *problem.input_shape)
+    result = markov.Markov(
+        names=tuple(names),
+        by_input=joint,
+        bias=found.table[:, -1],
+        by_parameter=found.table.sum(1),
+    )
+    whole = _allocation(problem, result, attrs, bool(settings.table))
+    return replace(whole, capacity=_with_error(joint.sum(0), found.error[:-1].reshape(problem.input_shape)))
+
+
+def by_hessian(problem: Problem, batches: Batches, settings: Settings, attrs: dict[str, Any]) -> Allocation:
+    """The Hessian identity."""
+    if problem.num_params > DENSE_LIMIT:
+        raise ValueError(
+            f"solver='hessian' holds p x p matrices and serves up to {DENSE_LIMIT} parameters; this model has "
+            f"{problem.num_params}. Use solver='markov', or choose fewer with params="
+        )
+    programs = list(batches())
+    exact = hessian.solve(programs)
+    names = tuple(programs[0][0].params)
+    by_input = exact.table[:, :-1].reshape(len(names), *problem.input_shape)
+    attrs["rank"] = exact.rank
+    result = markov.Markov(
+        names=names,
+        by_input=by_input,
+        bias=exact.table[:, -1],
+        by_parameter=exact.table.sum(1),
+        symmetries=int(exact.alive.sum()) - exact.rank,
+        alive=exact.alive,
+    )
+    attrs["notes"] = []
+    _count_params(problem, batches, result, attrs)
+    return _allocation(problem, result, attrs, True)
+
+
+SOLVERS = {"markov": by_markov, "block": by_block, "segments": by_segments, "hessian": by_hessian}
+
+
+def _count_params(problem: Problem, batches: Batches, result: markov.Markov, attrs: dict[str, Any]) -> None:
+    """How many parameters no path uses, those that steer gates apart from those in no use."""
+    unseen: dict[str, int] = {}
+    for name, alive in zip(result.names, result.alive.tolist(), strict=True):
+        idle = problem.params[name].numel() - round(alive)
+        if idle and name in batches.carriers.steering:
+            unseen[name] = idle
+    number = sum(unseen.values())
+    attrs["unseen_params"] = number
+    attrs["unseen_share"] = number / problem.num_params
+    attrs["unused_params"] = problem.num_params - round(float(result.alive.sum())) - number
+    if unseen:
+        shown = ", ".join(list(unseen)[:3]) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
+        attrs["notes"].append(
+            f"not seen by paths: {len(unseen)} parameter tensors, {100 * number / problem.num_params:.0f} % of "
+            f"parameters (queries, keys, gating branches): {shown}"
+        )
+
+
+def _allocation(problem: Problem, result: markov.Markov, attrs: dict[str, Any], table: bool) -> Allocation:
+    dims = axis_names(len(problem.input_shape))
+    names = list(result.names)
+    joint = None
+    if table:
+        coords = {"parameter": names, "bias": ("parameter", result.bias.numpy())}
+        joint = xr.DataArray(result.by_input.numpy(), dims=("parameter", *dims), coords=coords)
+    # Rounding leaves zeros at -1e-17 or so where a source and a symmetry cancel.
+    capacity = xr.DataArray(result.by_input.sum(0).clamp(min=0).numpy(), dims=dims)
+    return Allocation(
+        capacity=capacity,
+        bias=max(float(result.bias.sum()), 0.0),
+        by_parameter=xr.DataArray(result.by_parameter.numpy(), dims=("parameter",), coords={"parameter": names}),
+        table=joint,
+        layers={
+            name: xr.DataArray(units.numpy(), dims=unit_names(units.ndim)) for name, units in result.layers.items()
+        },
+        attrs=attrs,
+    )
+
+
+def _with_error(values: Tensor, error: Tensor) -> xr.DataArray:
+    dims = axis_names(values.ndim)
+    return xr.DataArray(values.clamp(min=0).numpy(), dims=dims, coords={"standard_error": (dims, error.numpy())})
+
+
+def unit_names(ndim: int) -> tuple[str, ...]:
+    """Axis names of a layer's units."""
+    return ("unit",) if ndim == 1 else axis_names(ndim)

@@ -1,0 +1,155 @@
+"""A model from what a command line can say: an architecture's name, a .pt2 file, a factory, a configuration."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from capalloc import architectures
+from capalloc._model.archive import load_program
+from capalloc._model.exported import input_shape
+from capalloc._model.problem import seeded
+
+Model = nn.Module | ExportedProgram
+Shape = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a model of tokens takes them: embedded."""
+
+    embed: Callable[[Tensor], Tensor]  # (examples, tokens) of integers -> (examples, tokens, width)
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, with the shape of one input where it is known."""
+
+    model: Model
+    shape: Shape = None
+    tokens: Tokens | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next((p.dtype for p in self.model.parameters()), torch.float32)
+
+    @property
+    def num_params(self) -> int:
+        """Of the model."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape: Shape = None) -> Source:
+    """The model that `source` names, with its random weights drawn from `seed`.
+
+    Args:
+        source: a reference architecture, a .pt2 file, `package.module:factory`, or a configuration of transformers.
+        arguments: `name=value`, of the factory or configuration; values are Python literals, or else words.
+        seed: of the weights; the global random state is left alone.
+        shape: that of one input, where one was asked for: architectures and configurations are made to fit.
+
+    Raises:
+        ValueError, TypeError: a source or an argument of another form, or a factory that makes something else.
+        FileNotFoundError, ModuleNotFoundError: there is no such file or module.
+
+    """
+    if source.endswith(".pt2"):
+        if arguments:
+            raise ValueError("--arg is for a factory; a .pt2 file takes no arguments")
+        return _program(source)
+    named = dict(_argument(text) for text in arguments)
+    if source in architectures.names():
+        if shape is not None:
+            named["shape"] = shape
+        return Source(architectures.make(source, seed, **named), named.get("shape", architectures.info(source).shape))
+    module, colon, name = source.partition(":")
+    if not colon and source.endswith("Config"):
+        module, name = "transformers", source
+    if not module or not name:
+        raise ValueError(_unknown(source))
+    with seeded(seed, torch.device("cpu")):  # importing the module may draw weights already
+        factory = find(module, name)
+    return _made(source, factory, named, seed, shape)
+
+
+def _made(source: str, factory: Any, named: dict[str, Any], seed: int, shape: Shape) -> Source:
+    if isinstance(factory, nn.Module) and not named:
+        return Source(factory)
+    if not callable(factory):
+        raise TypeError(f"{source} is a {type(factory).__name__}; name a function or class that makes the model")
+    with seeded(seed, torch.device("cpu")):
+        if _is_config(factory):
+            # transformers is an extra: only its own configurations lead there
+            from capalloc.app.cli.work.transformers_source import from_config
+
+            return from_config(factory, named, shape)
+        model = factory(**named)
+    if not isinstance(model, (nn.Module, ExportedProgram)):
+        raise TypeError(f"{source} made a {type(model).__name__}; it must return a torch.nn.Module")
+    return Source(model)
+
+
+def _is_config(factory: Any) -> bool:
+    """Whether it is a class of transformers configurations, asked without importing transformers."""
+    return isinstance(factory, type) and any(
+        base.__module__.startswith("transformers.") and base.__name__.startswith("PreTrainedConfig")
+        for base in factory.__mro__
+    )
+
+
+def _program(path: str) -> Source:
+    program = load_program(path)
+    sizes = input_shape(program)[1:]
+    return Source(program, tuple(n for n in sizes if n is not None) if None not in sizes else None)
+
+
+def _unknown(source: str) -> str:
+    near = difflib.get_close_matches(source, architectures.names(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; `capalloc models` lists the architectures"
+    return (
+        "MODEL must be the name of an architecture, a .pt2 file, package.module:factory or a configuration of "
+        f"transformers, got {source!r}{hint}"
+    )
+
+
+def find(module_name: str, name: str) -> Any:
+    """What a module calls `name`; modules in the folder that the command is run in are found first."""
+    here = str(Path.cwd())  # as `python -m` does
+    sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if module_name == error.name == "transformers":
+            raise ModuleNotFoundError(
+                f"{name} needs the package transformers: pip install 'capalloc[transformers]'"
+            ) from error
+        raise
+    finally:
+        sys.path.remove(here)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"module {module_name} has no {name}")
+        found = getattr(found, part)
+    return found
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--arg must be name=value, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word

@@ -1,0 +1,60 @@
+"""`capalloc demo`: a small network trained, measured, predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from capalloc._runtime.files import check_target
+from capalloc.app.cli.options import Talk
+from capalloc.app.cli.work.as_json import print_json
+from capalloc.app.cli.work.tables import table_of
+from capalloc.app.cli.work.talk import bars, tell
+from capalloc.app.demo import Demo, run_demo
+
+
+def run(talk: Talk, out: Path, seed: int) -> None:
+    """`capalloc demo`."""
+    check_target(out)  # before the work, not after it
+    tell(talk, "training a small network on handwritten digits, measuring its capacity, predicting it ...")
+    found = run_demo(seed, progress=bars(talk))
+    found.write(out)
+    if talk.as_json:
+        print_json(facts(found))
+    else:
+        Console().print(summary(found))
+    tell(talk, f"wrote {out}: open it in a browser")
+
+
+def facts(found: Demo) -> dict[str, object]:
+    """The numbers of the demo by name."""
+    return {
+        "num_params": found.measured.attrs["num_params"],
+        "num_hidden": found.num_hidden,
+        "unused_params": found.predicted.attrs["unused_params"],
+        "accuracy": found.accuracy,
+        "measured": {"total": found.measured.total, "bias": found.measured.bias},
+        "predicted": {"total": found.predicted.total, "bias": found.predicted.bias},
+        "correlation": found.correlation,
+        "total_variation": found.total_variation,
+        "seconds": found.seconds,
+    }
+
+
+def summary(found: Demo) -> Table:
+    """The numbers of the demo as a table."""
+    parameters = found.measured.attrs["num_params"]
+    rows = [
+        [name, f"{a.total:.2f}", f"{a.bias:.2f}", f"{found.seconds[step]:.1f}"]
+        for name, a, step in (("measured", found.measured, "measure"), ("predicted", found.predicted, "predict"))
+    ]
+    title = f"{parameters} parameters, test accuracy {found.accuracy:.1%}"
+    table = table_of(title, ["capacity", "total", "on bias", "seconds"], rows)
+    table.add_section()
+    table.add_row("parameters − hidden channels", str(parameters - found.num_hidden))
+    table.add_row("parameters in dead units", str(found.predicted.attrs["unused_params"]))
+    table.add_row("correlation of the two maps", f"{found.correlation:.3f}")
+    table.add_row("their total-variation distance", f"{found.total_variation:.3f}")
+    return table

@@ -1,0 +1,85 @@
+"""Models of transformers from a configuration: initial weights, no download."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+
+from capalloc.app.cli.work.model_source import Shape, Source, Tokens
+
+#: Side of images where a configuration names none, and tokens of a sequence.
+IMAGE, TOKENS = 224, 16
+
+
+class Fed(nn.Module):
+    """A model given its input by name."""
+
+    def __init__(self, model: nn.Module, argument: str) -> None:
+        super().__init__()
+        self.model, self.argument = model, argument
+
+    def forward(self, x: Tensor) -> Any:
+        """What the model returns."""
+        return self.model(**{self.argument: x})
+
+
+def from_config(config_class: Any, arguments: dict[str, Any], shape: Shape) -> Source:
+    """The model of a configuration: `architectures=["..."]` chooses its class, else image classifier or base model.
+
+    Args:
+        config_class: such as `transformers.ViTConfig`.
+        arguments: of the configuration.
+        shape: of one input; image models are made to fit.
+
+    Raises:
+        ValueError: a configuration that transformers refuses.
+
+    """
+    try:
+        config = config_class(**_fitted(config_class, arguments, shape))
+        model = _model(config)
+    except Exception as error:  # every model has checks of its own, of any type
+        raise ValueError(f"transformers refuses this {config_class.__name__}: {error}") from error
+    if model.main_input_name == "input_ids":
+        embedding = model.get_input_embeddings()
+        length = min(TOKENS, getattr(config, "max_position_embeddings", TOKENS))
+        tokens = Tokens(embedding, embedding.num_embeddings)
+        return Source(Fed(model, "inputs_embeds"), (length, embedding.embedding_dim), tokens)
+    return Source(_fed(model), shape or _image_shape(config))
+
+
+def _fitted(config_class: Any, arguments: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """Image size and channels from the shape, where they were not given."""
+    known = inspect.signature(config_class).parameters
+    told: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
+    if shape is not None and len(shape) == 3 and shape[1] == shape[2]:
+        told |= {"image_size": shape[1]} if "image_size" in known else {}
+        told |= {"num_channels": shape[0]} if "num_channels" in known else {}
+    return told | arguments
+
+
+def _model(config: Any) -> Any:
+    if config.architectures:
+        chosen: Any = getattr(transformers, config.architectures[0])
+        return chosen(config)
+    try:
+        return transformers.AutoModelForImageClassification.from_config(config)
+    except ValueError:  # no model of images
+        return transformers.AutoModel.from_config(config)
+
+
+def _fed(model: Any) -> nn.Module:
+    first = next(iter(inspect.signature(model.forward).parameters))
+    own: nn.Module = model
+    return own if first == model.main_input_name else Fed(own, model.main_input_name)
+
+
+def _image_shape(config: Any) -> Shape:
+    if not hasattr(config, "num_channels"):
+        return None
+    size = getattr(config, "image_size", None) or IMAGE
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return (config.num_channels, rows, columns)

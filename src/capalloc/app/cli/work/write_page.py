@@ -1,0 +1,32 @@
+"""`capalloc report`: one page about saved results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from capalloc._runtime.files import check_target
+from capalloc.app.cli.group import say
+from capalloc.app.report import write_report
+from capalloc.results import load
+
+
+def run_report(files: Sequence[Path], out: Path, title: str) -> None:
+    """`capalloc report`."""
+    check_target(out)
+    write_report(out, {name: load(path) for name, path in names(files).items()}, title=title)
+    say(f"wrote {out}")
+
+
+def names(files: Sequence[Path]) -> dict[str, Path]:
+    """What the page calls each file: its name, with the folder where two have one name.
+
+    Raises:
+        ValueError: a file is given twice.
+
+    """
+    stems = [path.stem for path in files]
+    named = {path.stem if stems.count(path.stem) == 1 else str(path.with_suffix("")): path for path in files}
+    if len(named) < len(files):
+        raise ValueError("a file is given twice; give each once")
+    return named

@@ -1,0 +1,178 @@
+"""Figures of readings, as plotly takes them: plain dictionaries, so that building one takes no time.
+
+Ink and grid take their colours from the page's style sheet, in the dark and in the light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from capalloc.app.design.reading import SHARES, Reading
+
+Figure = dict[str, Any]
+#: What the page keeps of a reading to compare it with another: `away`, `law`, `gradient`.
+Curves = dict[str, Any]
+#: Told apart by everyone (Okabe and Ito), on a dark and on a light ground, and by their dashes.
+COLOURS = {"A": "#3a8fd0", "B": "#d9822b"}
+DASHES = {"A": "solid", "B": "dash"}
+#: Lowest correlation that is drawn.
+FLOOR = 1e-4
+CLEAR = "rgba(0,0,0,0)"
+
+
+def map_figure(reading: Reading, name: str) -> Figure:
+    """Capacity by input position, with the theoretical field and what holds 68 % and 95 % of the effective one."""
+    return _line(reading, name) if reading.design.ndim == 1 else _image(reading)
+
+
+def _image(reading: Reading) -> Figure:
+    start, stop = (edge - 0.5 for edge in reading.field)
+    traces: list[Figure] = [
+        {
+            "type": "heatmap",
+            "z": _rounded(reading.capacity),
+            "colorscale": "Cividis",
+            "colorbar": {"title": {"text": "parameters"}, "thickness": 12, "outlinewidth": 0},
+            "hovertemplate": "row %{y}, column %{x}<br>%{z:.4g} parameters<extra></extra>",
+        }
+    ]
+    for share, region, dash in zip(SHARES, reading.regions, ("solid", "dash"), strict=True):
+        traces.append(_ring(region, f"{share:.0%} of the effective field", dash))
+    box = {"x": [start, stop, stop, start, start], "y": [start, start, stop, stop, start]}
+    traces.append(_stroke(box, "theoretical field", "dot"))
+    axis = {"constrain": "domain", "showgrid": False, "zeroline": False, "ticks": "outside"}
+    edges = [-0.5, reading.design.size - 0.5]
+    layout = _layout(
+        xaxis={**axis, "range": edges, "title": {"text": "column"}},
+        yaxis={**axis, "range": edges[::-1], "scaleanchor": "x", "title": {"text": "row"}},
+        showlegend=False,
+    )
+    return {"data": traces, "layout": layout}
+
+
+def _ring(region: Any, label: str, dash: str) -> Figure:
+    """The outline of a region, padded so that it closes at the border."""
+    places = list(range(-1, len(region) + 1))
+    return {
+        "type": "contour",
+        "z": np.pad(region, 1).tolist(),
+        "x": places,
+        "y": places,
+        "contours": {"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
+        "line": {"color": "white", "width": 1.5, "dash": dash, "smoothing": 0},
+        "showscale": False,
+        "name": label,
+        "hoverinfo": "skip",
+    }
+
+
+def _stroke(box: Mapping[str, list[float]], label: str, dash: str) -> Figure:
+    line = {"color": "white", "width": 1.5, "dash": dash}
+    return {"type": "scatter", "mode": "lines", **box, "line": line, "name": label, "hoverinfo": "skip"}
+
+
+def _line(reading: Reading, name: str) -> Figure:
+    capacity = _rounded(reading.capacity)
+    traces: list[Figure] = [
+        {
+            "type": "scatter",
+            "y": capacity,
+            "mode": "lines",
+            "line": {"color": COLOURS[name], "width": 2, "shape": "hvh"},
+            "name": "capacity",
+            "hovertemplate": "position %{x}<br>%{y:.4g} parameters<extra></extra>",
+        }
+    ]
+    for share, region, opacity in zip(SHARES, reading.regions, (0.3, 0.15), strict=True):
+        traces.append(_band(region, max(capacity), f"{share:.0%} of the effective field", opacity))
+    start, stop = (edge - 0.5 for edge in reading.field)
+    for edge in (start, stop):
+        at = {"x": [edge, edge], "y": [0, max(capacity)]}
+        traces.append(
+            _stroke(at, "theoretical field", "dot") | {"line": {"color": "#8a8a8a", "width": 2, "dash": "dot"}}
+        )
+    layout = _layout(
+        xaxis={"title": {"text": "position"}, "range": [-0.5, reading.design.size - 0.5], "zeroline": False},
+        yaxis={"title": {"text": "parameters"}, "rangemode": "tozero"},
+        showlegend=False,
+    )
+    return {"data": traces, "layout": layout}
+
+
+def _band(region: Any, height: float, label: str, opacity: float) -> Figure:
+    """Where a region lies, as a bar over every position of it."""
+    places = np.flatnonzero(region).tolist()
+    return {
+        "type": "bar",
+        "x": places,
+        "y": [height] * len(places),
+        "width": 1,
+        "marker": {"color": "#8a8a8a", "opacity": opacity, "line": {"width": 0}},
+        "name": label,
+        "hoverinfo": "skip",
+    }
+
+
+def curves(reading: Reading) -> Curves:
+    """The effective field along one axis by distance from its middle, and the correlation of gradients by gate."""
+    law = reading.profile(reading.law)
+    places = np.arange(len(law))
+    gradient = np.concatenate([[1.0], reading.gradient]).clip(min=FLOOR)
+    return {"away": _rounded(places - law @ places), "law": _rounded(law), "gradient": _rounded(gradient)}
+
+
+def profile_figure(compared: Mapping[str, Curves]) -> Figure:
+    """The effective field along one axis, for every design."""
+    traces = [_curve(name, kept["away"], kept["law"], "%{x:.3g}: %{y:.3g}") for name, kept in compared.items()]
+    layout = _layout(
+        xaxis={"title": {"text": "pixels from the middle"}, "zeroline": False},
+        yaxis={"title": {"text": "share of path energy"}, "rangemode": "tozero"},
+    )
+    return {"data": traces, "layout": layout}
+
+
+def gradient_figure(compared: Mapping[str, Curves]) -> Figure:
+    """Correlation of the gradients at two independent inputs by the number of gates passed, for every design."""
+    traces = [
+        _curve(name, list(range(len(kept["gradient"]))), kept["gradient"], "%{x} gates: %{y:.3g}")
+        for name, kept in compared.items()
+    ]
+    layout = _layout(
+        xaxis={"title": {"text": "gates passed, from the input"}, "zeroline": False, "rangemode": "tozero"},
+        yaxis={
+            "title": {"text": "correlation of gradients"},
+            "type": "log",
+            "range": [np.log10(FLOOR), 0.05],
+            "tickvals": [1, 0.1, 0.01, 0.001, FLOOR],
+            "ticktext": ["1", "0.1", "0.01", "0.001", "0.0001"],
+        },
+    )
+    return {"data": traces, "layout": layout}
+
+
+def _curve(name: str, x: list[float], y: list[float], hover: str) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": x,
+        "y": y,
+        "name": f"design {name}",
+        "showlegend": True,
+        "line": {"color": COLOURS[name], "dash": DASHES[name], "width": 2.5},
+        "hovertemplate": f"design {name}, {hover}<extra></extra>",
+    }
+
+
+def _layout(**own: Any) -> Figure:
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11}}
+    margin = {"l": 55, "r": 10, "t": 28, "b": 45}
+    common = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "margin": margin, "legend": legend, "barmode": "overlay"}
+    return {**common, "uirevision": "kept", "font": {"family": "inherit", "size": 12}, **own}
+
+
+def _rounded(values: Any) -> Any:
+    """Six digits, which is more than a screen shows and a third of the bytes."""
+    return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()

@@ -1,0 +1,87 @@
+"""Moments of gates and features at unit variance, fast enough to follow a slider.
+
+Activations of a design read Gaussian pre-activations of variance 1 at initial weights, so that two moments,
+A = E[phi'^2] and B = E[phi^2], set its energies, and A(rho), B(rho) how its gradients shatter (docs/theory.md, sections
+3 and 6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.polynomial.polynomial import polyval
+from numpy.typing import NDArray
+
+from capalloc._decoupling.activations import resolve, slope
+from capalloc._depth.shattering_law import crossing
+
+Array = NDArray[np.float64]
+#: Terms of a Hermite series; what is left out counts as one more term.
+TERMS: Final = 96
+#: Gauss-Legendre panels between -9 and 9, even, so that the kinks of ReLU and its relatives, at 0, lie between two.
+PANELS, PANEL_NODES, REACH = 24, 16, 9.0
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Powers of an activation and of its gate on normalised Hermite polynomials: E[phi(z) h_n(z)]^2, z a unit Gaussian.
+
+    B(rho) = E[phi(z) phi(z')] = sum_n features_n rho^n, and A(rho) = E[phi'(z) phi'(z')] with gates_n.
+    """
+
+    gates: Array
+    features: Array
+
+    @classmethod
+    def of(cls, activation: str) -> Series:
+        """The series of an activation, by a name that `gaussian_decoupling` knows, with kinks at 0 alone."""
+        phi = resolve(activation)
+        z, weight = nodes()
+        at = torch.from_numpy(z)
+        return cls(powers(slope(phi, at).numpy(), z, weight), powers(phi(at).numpy(), z, weight))
+
+    @property
+    def mean_squared_gate(self) -> float:
+        """A = E[phi'(z)^2]."""
+        return float(self.gates.sum())
+
+    @property
+    def mean_square(self) -> float:
+        """B = E[phi(z)^2]."""
+        return float(self.features.sum())
+
+    def decouplings(self, rates: Array) -> Array:
+        """d_l of two independent inputs at every block, for rates lambda_l.
+
+        d = 1 - A(rho) / A(1), and rho goes up as in `gradient_correlation`, which takes a quadrature for each block.
+        """
+        rho, found = 0.0, np.empty(len(rates))
+        variance_rates = rates * self.mean_square / self.mean_squared_gate  # mu, at which branches bring variance
+        for k, share in enumerate(crossing(variance_rates)):
+            found[k] = 1 - polyval(rho, self.gates) / self.mean_squared_gate
+            rho = (1 - share) * rho + share * polyval(rho, self.features) / self.mean_square
+        return found.clip(0, 1)
+
+
+def nodes() -> tuple[Array, Array]:
+    """Points z and weights of a quadrature over the unit Gaussian."""
+    x, weight = np.polynomial.legendre.leggauss(PANEL_NODES)
+    half = REACH / PANELS
+    middles = np.arange(1 - PANELS, PANELS, 2) * half
+    z = (middles[:, None] + half * x).ravel()
+    return z, np.tile(half * weight, PANELS) * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def powers(values: Array, z: Array, weight: Array) -> Array:
+    """E[f(z) h_n(z)]^2 for n below `TERMS`, and what E[f(z)^2] holds beyond them: coefficients of a power series."""
+    below, here = np.zeros_like(z), np.ones_like(z)
+    found: Array = np.zeros(TERMS + 1)
+    for n in range(TERMS):
+        found[n] = (weight * values) @ here
+        below, here = here, (z * here - np.sqrt(n) * below) / np.sqrt(n + 1)
+    np.square(found, out=found)
+    found[TERMS] = max(weight @ values**2 - found.sum(), 0.0)
+    return found

@@ -1,0 +1,70 @@
+"""Designs in the query of an address, so that a page can be shared: ?depth=20&residual=none, b.depth=40 for the second.
+
+Settings at their defaults are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from urllib.parse import parse_qsl, urlencode
+
+from capalloc.app.design.settings_of_design import Design
+
+#: Type of every setting, by its name.
+KINDS: dict[str, type[int] | type[float] | type[str]] = {field.name: type(field.default) for field in fields(Design)}  # type: ignore[misc]
+SECOND = "b."
+#: Longest query that is read: both designs in full take less.
+LONGEST = 1000
+
+
+def to_query(first: Design, second: Design | None = None) -> str:
+    """The settings of one or two designs as a query, without its question mark."""
+    pairs = _changed(first, "")
+    if second is not None:
+        pairs += _changed(second, SECOND) or [(f"{SECOND}depth", str(second.depth))]
+    return urlencode(pairs, safe="/()")
+
+
+def from_query(query: str) -> tuple[Design, Design | None]:
+    """What `to_query` wrote, with or without a question mark; the second design is there if any of its settings is.
+
+    Raises:
+        ValueError: an unknown or repeated setting, or a value that it cannot take.
+
+    """
+    if len(query) > LONGEST:
+        raise ValueError(f"the address holds {len(query)} characters of settings, at most {LONGEST} are read")
+    found: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for key, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True):
+        name = key.removeprefix(SECOND)
+        settings = found[key.startswith(SECOND)]
+        if name not in KINDS:
+            raise ValueError(f"the address sets {key!r}, which is no setting; there are {', '.join(KINDS)}")
+        if name in settings:
+            raise ValueError(f"the address sets {key!r} twice; keep one")
+        settings[name] = value
+    first, second = found
+    return _design(first), _design(second) if second else None
+
+
+def _changed(design: Design, prefix: str) -> list[tuple[str, str]]:
+    default = Design()
+    return [
+        (prefix + name, f"{value:g}" if isinstance(value, float) else str(value))
+        for name in KINDS
+        if (value := getattr(design, name)) != getattr(default, name)
+    ]
+
+
+def _design(settings: dict[str, str]) -> Design:
+    return Design(**{name: _value(name, text) for name, text in settings.items()})  # type: ignore[arg-type]
+
+
+def _value(name: str, text: str) -> int | float | str:
+    kind = KINDS[name]
+    try:
+        value: int | float | str = kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name} must be {what}, the address has {text!r}") from None
+    return value

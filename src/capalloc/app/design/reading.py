@@ -1,0 +1,183 @@
+"""What a design does with its capacity, before any of its weights is drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from capalloc._depth.shattering_law import gradient_correlation
+from capalloc.app.design.design_layers import Array, Layer, layers
+from capalloc.app.design.flow import flow
+from capalloc.app.design.gate_series import Series
+from capalloc.app.design.settings_of_design import HOMOGENEOUS, Design
+from capalloc.results.field_plot import smallest_region
+from capalloc.results.scaling import DEGENERATE, TRIVIAL
+
+Interval = tuple[int, int]
+#: Shares of the walk's law that the effective field's regions hold.
+SHARES = (0.68, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The numbers and maps of a design's central output position, at initial weights.
+
+    Args:
+        design: what was read.
+        capacity: kappa of every input position by the Markov rule, in parameters, (*positions) (docs/theory.md,
+            section 4).
+        law: where the walk from the output position ends, summing to 1, (*positions): the effective receptive field.
+        extent: of the theoretical receptive field on an axis of an input without borders, in pixels.
+        field: start and stop of the theoretical field within the input, the same on every axis.
+        rates: lambda of every layer, inf without a skip, (depth,) (section 5).
+        gradient: correlation of the gradients at two independent inputs after each gate, those of the layers and the
+            head's, (depth + 1,) (section 6).
+        index: shattering index, the mean number of decouplings on a path.
+        num_params: weights of the whole network.
+        alive: those that some path from the central output position to the input uses.
+        symmetries: how many of these rescaling takes away.
+
+    """
+
+    design: Design
+    capacity: Array
+    law: Array
+    extent: int
+    field: Interval
+    rates: Array
+    gradient: Array
+    index: float
+    num_params: int
+    alive: int
+    symmetries: int
+
+    @property
+    def total(self) -> int:
+        """Predicted total capacity: parameters in use less rescaling symmetries."""
+        return self.alive - self.symmetries
+
+    @property
+    def T(self) -> float:  # noqa: N802
+        """T = sum of log(1 + lambda) over residual blocks; NaN without any (docs/theory.md, section 5)."""
+        residual = self.rates[np.isfinite(self.rates)]
+        return float(np.log1p(residual).sum()) if len(residual) else math.nan
+
+    @property
+    def phase(self) -> str:
+        """ "degenerate", "balanced", "trivial" or "plain", as `capalloc.scaling` names them."""
+        if math.isnan(self.T):
+            return "plain"
+        share = math.exp(-self.T)
+        return "degenerate" if share < DEGENERATE else "trivial" if share > TRIVIAL else "balanced"
+
+    @property
+    def correlation(self) -> float:
+        """Correlation of the gradients at the input of two independent inputs."""
+        return float(self.gradient[-1])
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the walk along an axis, in pixels."""
+        law = self.profile(self.law)
+        places = np.arange(len(law))
+        return math.sqrt(max(0.0, float(law @ (places - law @ places) ** 2)))
+
+    @property
+    def regions(self) -> tuple[Array, ...]:
+        """The smallest regions that hold 68 % and 95 % of the law, 1 inside and 0 outside."""
+        return tuple(smallest_region(self.law, share).astype(float) for share in SHARES)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the input is too small to hold the theoretical field."""
+        return self.field[1] - self.field[0] < self.extent
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before trusting the numbers."""
+        return tuple(_notes(self))
+
+    @staticmethod
+    def profile(values: Array) -> Array:
+        """A map summed over all axes but the last."""
+        along: Array = values.sum(tuple(range(values.ndim - 1)))
+        return along
+
+
+def read(design: Design) -> Reading:
+    """What a design does with its capacity: the maps and numbers of its central output position.
+
+    All weights of a layer count as being of one magnitude, and pre-activations as Gaussians of variance 1. Then
+    `capalloc.propagate`, `receptive_field` and `scaling` give the same on
+    `build(design)` with such weights, and `gradient_correlation` its gradients (docs/theory.md, sections 4 to 6).
+    """
+    series = Series.of(design.activation)
+    stack = layers(design, series.mean_squared_gate / series.mean_square)
+    found = flow(stack, (design.size,) * design.ndim)
+    rates = found.rates[1:]  # of all but the stem
+    law = shattered(design.activation, rates, series)
+    return Reading(
+        design=design,
+        capacity=found.capacity,
+        law=found.law,
+        extent=extent(stack),
+        field=field(stack, design.size),
+        rates=rates[:-1],
+        gradient=law["gradient"].to_numpy(),
+        index=float(law["index"][-1]),
+        num_params=design.num_params,
+        alive=found.alive,
+        symmetries=found.symmetries,
+    )
+
+
+def shattered(activation: str, rates: Array, series: Series) -> xr.Dataset:
+    """The law of shattering: by its closed forms, or from the series where it has none."""
+    if activation in HOMOGENEOUS:
+        return gradient_correlation(rates, 0.0, activation)
+    return gradient_correlation(rates, decoupling=series.decouplings(rates))
+
+
+def extent(stack: tuple[Layer, ...]) -> int:
+    """Size of the theoretical field without borders: 1 + sum_l (kernel_l - 1) dilation_l x strides below."""
+    below = np.cumprod([1, *(layer.stride for layer in stack)])[:-1]
+    return 1 + int(sum(2 * layer.reach * step for layer, step in zip(stack, below, strict=True)))
+
+
+def field(stack: tuple[Layer, ...], size: int) -> Interval:
+    """Start and stop of the smallest interval that holds the theoretical field within an input of this size."""
+    sizes = [size]
+    for layer in stack:
+        sizes.append(layer.size(sizes[-1]))
+    seen = np.zeros(sizes[-1])
+    seen[len(seen) // 2] = 1.0
+    for layer, below in zip(reversed(stack), reversed(sizes[:-1]), strict=True):
+        seen = (layer.spread(np.ones(layer.kernel), seen, (below,)) > 0).astype(float)
+    places = np.flatnonzero(seen)
+    return int(places[0]), int(places[-1]) + 1
+
+
+def _notes(reading: Reading) -> list[str]:
+    notes, design = [], reading.design
+    if reading.cut:
+        notes.append(
+            f"The theoretical field, {reading.extent} pixels, is larger than the input: paths that zero padding cuts "
+            "carry nothing."
+        )
+    idle = reading.num_params - reading.alive
+    if idle:
+        notes.append(f"{idle} weights only ever read padding, as seen from the central output position.")
+    if design.activation == "linear":
+        places = (reading.field[1] - reading.field[0]) ** design.ndim
+        notes.append(
+            f"A linear activation decouples nothing: the network is one linear map of at most {places} inputs, and so "
+            "is its capacity. The map shows what the Markov rule gives."
+        )
+    if reading.phase == "degenerate":
+        notes.append("Nearly every path crosses gates: gradients shatter. Scale branches down.")
+    if reading.phase == "trivial":
+        notes.append("Nearly all path energy takes no branch: the blocks propagate nothing. Scale branches up.")
+    return notes

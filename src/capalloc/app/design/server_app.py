@@ -1,0 +1,162 @@
+"""The page's callbacks, and the server that only this machine can reach."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
+from flask import Flask, Response, abort, request
+
+from capalloc.app.design.controls import CONTROLS, NAMES, design_of, ident, numbers, page, settings
+from capalloc.app.design.figures import Curves, curves, gradient_figure, map_figure, profile_figure
+from capalloc.app.design.query import from_query, to_query
+from capalloc.app.design.reading import Reading, read
+from capalloc.app.design.serving import HOST
+from capalloc.app.design.settings_of_design import Design
+from capalloc.app.design.source import code
+
+HIDDEN = {"display": "none"}
+#: Nothing is loaded from, or sent to, another place than this server.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+INDEX = """<!DOCTYPE html>
+<html lang="en">
+<head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}</head>
+<body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
+</html>"""
+
+
+def make_app() -> Dash:
+    """The app, all of its assets on board."""
+    app = Dash(
+        __name__,
+        title="capalloc design",
+        update_title="capalloc design",  # the same while it updates
+        assets_folder=str(Path(__file__).parent / "assets"),
+        serve_locally=True,
+        index_string=INDEX,
+        meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
+        add_log_handler=False,
+        enable_mcp=False,
+    )
+    app.layout = page
+    _register(app)
+    return app
+
+
+def guard(server: Flask, port: int) -> None:
+    """Answer only requests that name this machine, whatever name led a browser here, and keep pages to this server."""
+    names = {f"{name}:{port}" for name in (HOST, "localhost")}
+
+    @server.before_request
+    def only_here() -> None:
+        if request.headers.get("Host") not in names:
+            abort(403, f"this server answers to {HOST}:{port} only")
+
+    @server.after_request
+    def kept_here(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+
+#: What a reading fills in of its card, and what follows from the settings alone.
+SHOWN = (
+    ("error", "children"),
+    ("map", "figure"),
+    ("numbers", "children"),
+    ("notes", "children"),
+    ("code", "children"),
+    ("time", "children"),
+    ("curves", "data"),
+)
+
+
+def _register(app: Dash) -> None:
+    controls = {name: [ident(name, control.setting) for control in CONTROLS] for name in NAMES}
+    app.callback(
+        output=(
+            [Output(id_, "value") for name in NAMES for id_ in controls[name]],
+            Output("compare", "value"),
+            Output("address-error", "children"),
+        ),
+        inputs=[Input("address", "search")],
+    )(load)
+    for name in NAMES:
+        app.callback(
+            output=(
+                [Output(ident(name, part), prop) for part, prop in SHOWN],
+                [Output(ident(name, setting), "disabled") for setting in ("multiplier", "strided")],
+                [Output(ident(name, f"{part}-field"), "style") for part in ("size1", "size2")],
+                Output(ident(name, "card"), "style"),
+            ),
+            inputs=[[Input(id_, "value") for id_ in controls[name]], Input("compare", "value")],
+        )(partial(show, name))
+        app.clientside_callback(
+            ClientsideFunction("design", "copy"),
+            Output(ident(name, "copied"), "children"),
+            Input(ident(name, "copy"), "n_clicks"),
+            State(ident(name, "code"), "children"),
+            prevent_initial_call=True,
+        )
+    app.callback(
+        output=[Output("profile", "figure"), Output("gradient", "figure"), Output("query", "data")],
+        inputs=[Input(ident(name, "curves"), "data") for name in NAMES] + [Input("compare", "value")],
+    )(together)
+    app.clientside_callback(ClientsideFunction("design", "link"), Input("query", "data"))
+
+
+def load(search: str | None) -> tuple[Any, ...]:
+    """Set the controls to what the address says; its defaults where it says nothing."""
+    try:
+        first, second = from_query(search or "")
+    except (TypeError, ValueError) as error:
+        return [no_update] * 2 * len(CONTROLS), no_update, f"{error}. The page starts from its defaults."
+    values = [*settings(first), *settings(second or Design())]
+    return values, ["yes"] if second else [], ""
+
+
+def show(name: str, values: Sequence[Any], compare: Sequence[str]) -> tuple[Any, ...]:
+    """Fill in the card of one design; where the settings do not go together, say so and leave the rest as it is."""
+    if name != NAMES[0] and not compare:
+        return [no_update] * len(SHOWN), [no_update] * 2, [no_update] * 2, HIDDEN
+    found = dict(zip((control.setting for control in CONTROLS), values, strict=True))
+    idle = [found["residual"] == "none", found["stride"] == 1]
+    sizes = [{} if found["ndim"] == ndim else HIDDEN for ndim in (1, 2)]
+    try:
+        return _filled(name, values), idle, sizes, {}
+    except (TypeError, ValueError) as error:
+        return [f"{error}.", *[no_update] * (len(SHOWN) - 1)], idle, sizes, {}
+
+
+def _filled(name: str, values: Sequence[Any]) -> list[Any]:
+    started = time.perf_counter()
+    reading = read(design_of(values))
+    read_in = time.perf_counter() - started
+    shown = fill(name, reading)
+    whole = time.perf_counter() - started
+    ctx.record_timing("read", read_in, "capacity and fields")
+    took = f"Updated in {1000 * whole:.0f} ms on the server, {1000 * read_in:.0f} ms of it for the numbers."
+    return ["", *shown, took, {"values": list(values), **curves(reading)}]
+
+
+def fill(name: str, reading: Reading) -> list[Any]:
+    """What a card shows of a reading: map, numbers, notes and code."""
+    notes = [html.Li(note) for note in reading.notes]
+    return [map_figure(reading, name), numbers(reading), notes, code(reading.design)]
+
+
+def together(first: Curves | None, second: Curves | None, compare: Sequence[str]) -> tuple[Any, ...]:
+    """What compares the designs, and the query that leads back to them."""
+    kept = {name: data for name, data in zip(NAMES, (first, second if compare else None), strict=True) if data}
+    designs = [design_of(data["values"]) for data in kept.values()]
+    query = to_query(*designs) if designs else no_update
+    return profile_figure(kept), gradient_figure(kept), query

@@ -1,0 +1,73 @@
+"""How a map over the inputs is laid out: a picture over its last two axes, or a line over its last one.
+
+Leading axes are summed. A line is a map of one axis, or one whose last axis but one has a single entry.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from capalloc.results.plots import limits
+from capalloc.results.regions import grid, image
+
+#: Regions of a line.
+THIRDS = ("first third", "middle third", "last third")
+
+
+def is_line(values: xr.DataArray) -> bool:
+    """Whether the map is over one axis, up to axes of one entry."""
+    return values.ndim == 1 or values.shape[-2] == 1
+
+
+def leading(values: xr.DataArray) -> list[str]:
+    """Axes that are summed, and may be chosen."""
+    return [str(axis) for axis in values.dims[: -1 if values.ndim == 1 else -2] if values.sizes[axis] > 1]
+
+
+def flat(values: xr.DataArray) -> xr.DataArray:
+    """The map as it is shown first: over the last two axes, or the last one."""
+    summed = image(values)
+    return summed.sum(str(summed.dims[0])) if summed.ndim == 2 and is_line(values) else summed
+
+
+def parts(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
+    """Sums over (keep, region): thirds of a line, a grid of a picture."""
+    axes = [str(axis) for axis in values.dims if axis != keep]
+    one = values.isel({keep: 0}) if keep else values
+    if not is_line(one):
+        return grid(values, keep=keep)
+    last = values.sum(axes[:-1])
+    length = last.sizes[axes[-1]]
+    if length < len(THIRDS):
+        return last.sum(axes[-1]).expand_dims(region=["inputs"], axis=-1)
+    first = round(length / 3)
+    cuts = zip([0, first, length - first], [first, length - first, length], strict=True)
+    sums = [last.isel({axes[-1]: slice(*cut)}).sum(axes[-1]) for cut in cuts]
+    return xr.concat(sums, dim="region").assign_coords(region=list(THIRDS)).transpose(..., "region")
+
+
+def positions(shown: xr.DataArray) -> NDArray[np.float64]:
+    """Where the entries of a line stand: coordinates that are numbers, or else their places."""
+    found = shown.coords.get(shown.dims[0])
+    if found is not None and np.issubdtype(found.dtype, np.number):
+        return np.asarray(found, dtype=float)
+    return np.arange(float(shown.size))
+
+
+def high(values: xr.DataArray) -> float:
+    """The largest value of the map as it is shown first."""
+    return limits(flat(values))[1]
+
+
+def labels(values: xr.DataArray, axis: Any) -> list[str]:
+    """What the places along an axis are called."""
+    return [str(label(values, axis, k)) for k in range(values.sizes[axis])]
+
+
+def label(values: xr.DataArray, axis: Any, index: int) -> Any:
+    """What one place along an axis is called: its coordinate, or else its number."""
+    return values[axis].values[index].item() if axis in values.coords else int(index)

@@ -1,0 +1,83 @@
+"""Two maps held against each other: a scatter of their values, and how far they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from capalloc.app.report.charts import Axis, Series, chart
+from capalloc.app.report.section import Fact, Section, exact
+from capalloc.results.allocation import Allocation
+from capalloc.results.comparison import correlation, total_variation
+from capalloc.results.plots import colours, png
+from capalloc.results.templating import render
+
+#: Points up to which each is drawn; above, the scatter is a picture of how many fall where.
+POINTS = 2000
+BINS = 96
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A scatter and its figures."""
+
+    facts: list[Fact]
+    scatter: Markup
+    counted: bool
+
+
+def compared(key: str, members: Mapping[str, Allocation], of: str) -> list[Section]:
+    """The first of a group against each other one; nothing for a group of one."""
+    (first, a), *others = members.items()
+    if not others:
+        return []
+    pairs = [_pair(first, a, name, b) for name, b in others]
+    title = f"{first} against {others[0][0]}" if len(others) == 1 else f"{first} against the others{of}"
+    body = render("report/compare.html", pairs=pairs, first=first)
+    return [Section(f"{key}-compared", title[:1].upper() + title[1:], body)]
+
+
+def agreement(a: Allocation, b: Allocation) -> dict[str, str]:
+    """Correlation and total variation; a dash where one is not defined."""
+    found = {}
+    for name, measure in {"correlation": correlation, "total variation": total_variation}.items():
+        try:
+            found[name] = f"{measure(a, b):.3f}"
+        except ValueError:
+            found[name] = "–"
+    return found
+
+
+def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
+    x, y = (m.capacity.to_numpy().astype(float).ravel() for m in (a, b))
+    top = float(max(x.max(), y.max())) or 1.0
+    agreed = agreement(a, b)
+    facts = [
+        Fact("correlation of the maps", agreed["correlation"], "1 for maps of one pattern"),
+        Fact("total-variation distance", agreed["total variation"], "share of capacity that would have to move"),
+        Fact(f"total of {second} over {first}", f"{b.total / a.total:.3f}" if a.total else "–"),
+    ]
+    largest = int(abs(y - x).argmax())
+    facts.append(Fact("largest difference", exact(y[largest] - x[largest]), f"{exact(x[largest])} in {first}"))
+    label = (
+        f"Capacity of every input in {second} against {first}; correlation {agreed['correlation']}, "
+        f"points on the diagonal agree"
+    )
+    counted = x.size > POINTS
+    diagonal = Series("", [0, top], [0, top], "thin", 1)
+    points = [] if counted else [Series("", x, y, "dots", 0)]
+    edge = top * 1.04
+    picture = _density(x, y, edge) if counted else ""
+    axes = (Axis(first, 0, edge), Axis(second, 0, edge))
+    return Pair(facts, chart(label, [*points, diagonal], *axes, picture=picture), counted)
+
+
+def _density(x: NDArray[np.float64], y: NDArray[np.float64], edge: float) -> str:
+    """How many points fall into each cell, on a logarithmic scale."""
+    counts = np.histogram2d(y, x, bins=BINS, range=[[0, edge], [0, edge]])[0][::-1]
+    shares = np.log1p(counts) / np.log1p(counts.max())
+    return png(colours(shares))

@@ -1,0 +1,105 @@
+"""Capacity of every parameter tensor by region of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from capalloc.app.report.layout import parts
+from capalloc.app.report.section import Section, number
+from capalloc.results.allocation import Allocation
+from capalloc.results.templating import render
+
+#: Shades of a cell, the lightest none.
+SHADES = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number for each allocation, and how strong its colour is."""
+
+    values: list[str]
+    shade: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter tensor, or all; `layer` is its number among the maps' layers, or None."""
+
+    name: str
+    cells: list[Cell]
+    layer: int | None = None
+
+
+def by_region(key: str, members: Mapping[str, Allocation], layers: list[str], of: str) -> list[Section]:
+    """A table for the allocations that share their parameter tensors, one for each such set."""
+    sets: dict[tuple[str, ...], dict[str, Allocation]] = {}
+    for name, a in members.items():
+        sets.setdefault(tuple(map(str, a.by_parameter["parameter"].values)), {})[name] = a
+    sections = []
+    for k, same in enumerate(sets.values(), 1):
+        told = any(a.table is not None for a in same.values())
+        title = "Which parameters serve which region" if told else "Capacity of the parameter tensors"
+        title += of if len(sets) == 1 else f": {', '.join(same)}"
+        body = render(
+            "report/regions.html",
+            key=key,
+            names=list(same),
+            columns=columns(next(iter(same.values()))) if told else ["all"],
+            told=told,
+            rows=rows(same, layers),
+            errors=any("by_parameter_standard_error" in a.attrs for a in same.values()),
+        )
+        sections.append(Section(f"{key}-regions-{k}", title, body))
+    return sections
+
+
+def columns(a: Allocation) -> list[str]:
+    """The sum, regions of the input, and the constant input."""
+    return ["all", *map(str, parts(a.capacity)["region"].values), "constant input"]
+
+
+def rows(members: Mapping[str, Allocation], layers: list[str]) -> list[Row]:
+    """Capacity of every parameter tensor, and of all, by region."""
+    numbers = np.stack([_numbers(a) for a in members.values()], axis=-1)
+    if all(a.table is None for a in members.values()):
+        numbers = numbers[:, :1]
+    names = [*map(str, next(iter(members.values())).by_parameter["parameter"].values), "all"]
+    largest = np.nanmax(np.append(numbers[:-1, 1:, 0], 0.0)) or 1.0
+    shades = np.rint(np.nan_to_num(numbers[..., 0] / largest).clip(0, 1) * SHADES).astype(int)
+    shades[-1], shades[:, 0] = 0, 0
+    place = {name: k for k, name in enumerate(layers)}
+    found = []
+    for k, name in enumerate(names):
+        texts = [[number(v) for v in cell] for cell in numbers[k]]
+        if k < len(names) - 1:
+            texts[0] = [_with_error(text, a, name) for text, a in zip(texts[0], members.values(), strict=True)]
+        cells = [Cell(text, int(shade)) for text, shade in zip(texts, shades[k], strict=True)]
+        found.append(Row(name, cells, place.get(name) if k < len(names) - 1 else None))
+    return found
+
+
+def _with_error(text: str, a: Allocation, name: str) -> str:
+    error = a.attrs.get("by_parameter_standard_error", {}).get(name)
+    return text if error is None else f"{text} ± {number(float(error))}"
+
+
+def _numbers(a: Allocation) -> NDArray[np.float64]:
+    """(parameters and all, all and regions and constant); NaN where there is no table to tell."""
+    everything = parts(a.capacity).to_numpy().astype(float)
+    if a.table is None:
+        inside = np.full((a.by_parameter.size, len(everything) + 1), np.nan)
+    else:
+        inner = _regions(a.table.drop_vars("bias"))
+        inside = np.column_stack([inner, a.table.coords["bias"].to_numpy()])
+    body = np.column_stack([a.by_parameter.to_numpy(), inside])
+    return np.vstack([body, [a.total, *everything, a.bias]])
+
+
+def _regions(table: xr.DataArray) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = parts(table, keep="parameter").transpose("parameter", "region").to_numpy()
+    return found.astype(float)

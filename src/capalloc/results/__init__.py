@@ -1,0 +1,5 @@
+"""Results: plain data that saves, loads, plots and prints without a model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,61 @@
+"""The tables of an allocation: a row for each input, parameter tensor, pair of the two, unit of a layer, eigenvalue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+if TYPE_CHECKING:
+    from capalloc.results.allocation import Allocation
+
+
+def input_frame(a: Allocation) -> pd.DataFrame:
+    """A row for each input: its axes, `capacity`, and what else is known of it; `frame.attrs["bias"]`."""
+    frame = _long(a.capacity)
+    frame.attrs["bias"] = a.bias
+    return frame
+
+
+def param_frame(a: Allocation) -> pd.DataFrame:
+    """A row for each parameter tensor: `capacity`, its `share` of the total, `standard_error` where there is one."""
+    capacity = a.by_parameter.to_series().rename("capacity")
+    frame = pd.DataFrame({"capacity": capacity, "share": capacity / a.total if a.total else 0.0})
+    errors = a.attrs.get("by_parameter_standard_error")
+    return frame if errors is None else frame.assign(standard_error=pd.Series(errors))
+
+
+def table_frame(a: Allocation) -> pd.DataFrame:
+    """A row for each parameter tensor and input; `frame.attrs["bias"]` holds the constant input's, by tensor."""
+    if a.table is None:
+        raise ValueError("this allocation holds no table; propagate(..., table=True) keeps one where there is room")
+    frame = _long(a.table.drop_vars("bias").rename("capacity"))
+    frame.attrs["bias"] = a.table["bias"].drop_vars("bias").to_series().to_dict()
+    return frame
+
+
+def unit_frame(a: Allocation) -> pd.DataFrame:
+    """A row for each unit of each layer: `layer`, the number of the `unit` in it, `capacity`."""
+    if not a.layers:
+        raise ValueError("this allocation holds no layers; propagate(..., layers=True) keeps them")
+    layers = [
+        pd.DataFrame({"layer": name, "unit": np.arange(units.size), "capacity": units.to_numpy().ravel()})
+        for name, units in a.layers.items()
+    ]
+    return pd.concat(layers, ignore_index=True)
+
+
+def spectrum_frame(a: Allocation) -> pd.DataFrame:
+    """A row for each node: its `eigenvalue` of G, and how many lie there (`number`)."""
+    if a.spectrum is None:
+        raise ValueError("this allocation holds no spectrum; measure() keeps one")
+    return pd.DataFrame({"eigenvalue": a.spectrum["eigenvalue"].to_numpy(), "number": a.spectrum.to_numpy()})
+
+
+def _long(values: xr.DataArray) -> pd.DataFrame:
+    """The axes in order, the values under their own name, then other coordinates."""
+    first = [*map(str, values.dims), str(values.name)]
+    frame = values.to_dataframe(dim_order=list(map(str, values.dims))).reset_index()
+    return frame[[*first, *frame.columns.difference(first)]]

@@ -1,0 +1,150 @@
+"""Partitions of the inputs, and capacity summed over their parts.
+
+A partition is a label for every input: the name of an axis, an array of labels, or a function from a capacity map to
+labels, such as those made below. Parts that are no sets of inputs, such as Fourier bands, need the map in another
+basis first: `capalloc.linear.fourier_basis`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from capalloc.results.regions import COLUMNS, ROWS, region_name, thirds
+
+#: From a capacity map to labels over some of its axes, or all.
+Labelling = Callable[[xr.DataArray], xr.DataArray]
+Partition = str | ArrayLike | xr.DataArray | Labelling
+
+
+def sum_parts(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
+    """Capacity of every part, over the axis "part", in the order in which labels first appear.
+
+    Args:
+        capacity: over the inputs' own axes.
+        partition: one label for every input: the name of an axis (a part for each of its values); an array of the map's
+            shape or, for a map with one axis, its length; a DataArray over some of the map's axes; or a function that
+            makes one from the map: `regions`, `patches(size)`, `bands(edges)`.
+
+    Raises:
+        TypeError: labels of no kind that can be compared.
+        ValueError: labels that do not fit the map.
+
+    """
+    given = labels(capacity, partition).broadcast_like(capacity).transpose(*capacity.dims).to_numpy().ravel()
+    if given.dtype.kind == "f" and np.isnan(given).any():
+        raise ValueError("the partition leaves inputs without a label (NaN); give every input one")
+    values, first, part = np.unique(given, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    sums = np.bincount(part.ravel(), weights=capacity.to_numpy().ravel(), minlength=len(values))
+    result = xr.DataArray(sums[order], dims="part", coords={"part": values[order]})
+    total, parts = float(capacity.sum()), float(sums.sum())
+    assert abs(parts - total) <= 1e-9 * max(1.0, float(abs(capacity).sum())), (parts, total)
+    return result
+
+
+def labels(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
+    """Labels of the inputs, over some of the map's axes or all; arguments as in `sum_parts`."""
+    axes = tuple(map(str, capacity.dims))
+    if isinstance(partition, str):
+        if partition not in axes:
+            raise ValueError(f"the map has no axis {partition!r}; it has {axes}")
+        return capacity[partition] if partition in capacity.coords else _positions(capacity, partition)
+    given = partition(capacity) if callable(partition) else partition
+    if not isinstance(given, xr.DataArray):
+        array = np.asarray(given)
+        if array.shape != capacity.shape:
+            raise ValueError(
+                f"labels have shape {array.shape}, the map {dict(capacity.sizes)}; for labels of one axis pass an "
+                "xarray.DataArray that names it"
+            )
+        given = xr.DataArray(array, dims=axes)
+    if not set(given.dims) <= set(axes) or any(given.sizes[dim] != capacity.sizes[dim] for dim in given.dims):
+        raise ValueError(f"labels are over {dict(given.sizes)}, the map is over {dict(capacity.sizes)}")
+    if given.dtype.kind not in "biufUS" and not all(isinstance(label, str) for label in given.values.flat):
+        raise TypeError(f"labels must be numbers, booleans or strings, got {given.dtype}")
+    bare = given.reset_coords(drop=True).drop_vars(list(given.coords))
+    return bare.astype(str) if bare.dtype.kind == "O" else bare
+
+
+def _positions(capacity: xr.DataArray, axis: str) -> xr.DataArray:
+    return xr.DataArray(np.arange(capacity.sizes[axis]), dims=axis)
+
+
+def regions(capacity: xr.DataArray) -> xr.DataArray:
+    """A 3 x 3 grid over the last two axes, "top left" to "bottom right".
+
+    Raises:
+        ValueError: the map has fewer than two axes.
+
+    """
+    if capacity.ndim < 2:
+        raise ValueError(f"a grid of regions needs a map of at least two axes, got {capacity.dims}")
+    row, column = capacity.dims[-2:]
+    vertical = _thirds_of(ROWS, capacity.sizes[row])
+    horizontal = _thirds_of(COLUMNS, capacity.sizes[column])
+    names = [[region_name(v, h) for h in horizontal] for v in vertical]
+    return xr.DataArray(names, dims=(row, column))
+
+
+def _thirds_of(names: Sequence[str], length: int) -> list[str]:
+    cuts = thirds(length)
+    return [name for name, (start, stop) in zip(names, cuts, strict=True) for _ in range(stop - start)]
+
+
+def patches(*size: int) -> Labelling:
+    """Blocks of `size` over the last axes, named by their place: "0, 0", "0, 1" ...; the last may be smaller.
+
+    Raises:
+        ValueError: a size that is no positive number; on use, more sizes than the map has axes.
+
+    """
+    if not size or any(length < 1 for length in size):
+        raise ValueError(f"patches need a positive size for each axis, got {size}")
+
+    def label(capacity: xr.DataArray) -> xr.DataArray:
+        if len(size) > capacity.ndim:
+            raise ValueError(f"patches of {len(size)} axes on a map over {capacity.dims}")
+        dims = capacity.dims[capacity.ndim - len(size) :]
+        places = [[k // step for k in range(capacity.sizes[dim])] for dim, step in zip(dims, size, strict=True)]
+        names = [", ".join(map(str, place)) for place in itertools.product(*places)]
+        return xr.DataArray(np.array(names).reshape([len(place) for place in places]), dims=dims)
+
+    return label
+
+
+def bands(edges: Sequence[float], axis: str | None = None) -> Labelling:
+    """Intervals of an axis by its coordinate, such as frequencies or lags: below the first edge, then from each on.
+
+    Args:
+        edges: increasing; a value on an edge goes to the band above it.
+        axis: whose coordinate; the only axis by default. Without a coordinate the positions 0, 1, ... count.
+
+    Raises:
+        ValueError: edges that do not increase; on use, no such axis, or several and none chosen.
+
+    """
+    if len(edges) == 0 or any(b <= a for a, b in itertools.pairwise(edges)):
+        raise ValueError(f"edges must increase, got {list(edges)}")
+    limits = [f"{edge:g}" for edge in edges]
+    names = [f"below {limits[0]}", *(f"{a} to {b}" for a, b in itertools.pairwise(limits)), f"from {limits[-1]}"]
+
+    def label(capacity: xr.DataArray) -> xr.DataArray:
+        if axis is None and capacity.ndim != 1:
+            raise ValueError(f"say which axis the bands are of: bands(edges, axis=...), one of {capacity.dims}")
+        own = capacity.dims[0] if axis is None else axis
+        if own not in capacity.dims:
+            raise ValueError(
+                f"the map has no axis {own!r}; it has {capacity.dims}. For frequencies, compute it with "
+                "linear_capacity(..., basis=fourier_basis(n))"
+            )
+        places = capacity[own] if own in capacity.coords else _positions(capacity, str(own))
+        if places.dtype.kind not in "iuf":
+            raise ValueError(f"bands need numbers along {own!r}, got {places.dtype}")
+        return xr.DataArray(np.array(names)[np.digitize(places, edges)], dims=str(own))
+
+    return label
