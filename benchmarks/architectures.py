@@ -16,7 +16,7 @@ import capalloc
 from benchmarks.table import Table
 from capalloc.app.demo import load_digits
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the networks are those of the tests
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))  # the networks are those of the tests
 import architectures as zoo
 
 SEED = 0
@@ -83,7 +83,7 @@ def run() -> Table:
             rows.append((name, stage, *compared(model, test)))
     return Table(
         "Architectures: propagated beside measured",
-        f"Small versions of tests/architectures.py, {EPOCHS} epochs on the digits, weights of seed {SEED}. "
+        f"Small versions of tests/helpers/architectures.py, {EPOCHS} epochs on the digits, weights of seed {SEED}. "
         f"{CONSTRAINTS} constraints for each parameter, or more.",
         (
             "network",

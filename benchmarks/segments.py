@@ -10,9 +10,10 @@ import torch
 import capalloc
 from benchmarks.table import Table
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the networks are those of the tests
-import architectures
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))  # the networks are those of the tests
 import test_segments
+
+import architectures
 from zoo import gaussian, seeded_module
 
 EXAMPLES, PROBES = 60, 8

@@ -1,13 +1,15 @@
+__version__: str
+
 # rooms: reference architectures, the linear theory, the limit of depth, closed forms of gates, ...
-from . import architectures as architectures
-from . import callbacks as callbacks
-from . import depth_limit as depth_limit
-from . import design as design
-from . import gates as gates
-from . import linear as linear
-from . import partitions as partitions
-from . import results as results
-from . import solvers as solvers
+from . import architectures
+from . import callbacks
+from . import depth_limit
+from . import design
+from . import gates
+from . import linear
+from . import partitions
+from . import results
+from . import solvers
 
 # capacity: measured on examples, or propagated through the captured graph
 from ._measure.measure import CapacityWarning, measure, measure_ridges
@@ -32,3 +34,36 @@ from ._derivatives.output_grams import output_gram
 # rules of new operators, and what goes wrong
 from ._energy.rules import Call, UnsupportedOperatorError, rule
 from ._runtime.heartbeat import RankError
+
+__all__ = [
+    "Allocation",
+    "Call",
+    "CapacityWarning",
+    "RankError",
+    "UnsupportedOperatorError",
+    "Walk",
+    "architectures",
+    "callbacks",
+    "correlation",
+    "decoupling",
+    "depth_limit",
+    "design",
+    "diagnose",
+    "gates",
+    "linear",
+    "load",
+    "measure",
+    "measure_ridges",
+    "output_gram",
+    "partitions",
+    "propagate",
+    "receptive_field",
+    "results",
+    "rule",
+    "scaling",
+    "shattering",
+    "solvers",
+    "total_variation",
+    "walk",
+    "write_report",
+]

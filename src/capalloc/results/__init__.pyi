@@ -8,3 +8,19 @@ from .kinds import Result, load
 from .receptive_field import Extent, ReceptiveField
 from .scaling import Scaling
 from .shattering import Shattering
+
+__all__ = [
+    "Allocation",
+    "Decoupling",
+    "Diagnosis",
+    "Evolution",
+    "Extent",
+    "ReceptiveField",
+    "Result",
+    "Savable",
+    "Scaling",
+    "Shattering",
+    "correlation",
+    "load",
+    "total_variation",
+]

@@ -15,6 +15,6 @@ def run_design(port: int, browser: bool) -> None:
     if find_spec("dash") is None:
         raise ModuleNotFoundError("capalloc design needs the package dash: pip install 'capalloc[design]'")
     # Dash is an extra: the page's module needs it.
-    from capalloc.app.design import serving as serve
+    from capalloc.app.design import serve
 
     serve(port, browser)

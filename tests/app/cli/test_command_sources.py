@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from test_commands import FACTORIES, folder, refused, run  # noqa: F401
 from typer.testing import CliRunner
 
 import capalloc
@@ -15,7 +16,6 @@ from capalloc.app.cli.work.images import read_images
 from capalloc.app.cli.work.input_source import normalised, parse_integers, read_array
 from capalloc.app.cli.work.loaded import load
 from capalloc.app.cli.work.model_source import read_model
-from test_commands import FACTORIES, folder, refused, run  # noqa: F401
 
 RUNNER = CliRunner()
 QUIET = Talk(quiet=True)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 import capalloc
 from capalloc._decoupling.activations import NAMES
-from capalloc.app.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read
-from capalloc.app.design import serving as serve
+from capalloc.app.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read, serve
 from capalloc.app.design.gate_series import Series
 from capalloc.app.design.query import from_query, to_query
 from capalloc.app.design.serving import bound

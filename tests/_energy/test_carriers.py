@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from test_rules import Function, captured
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +20,6 @@ from capalloc._energy.trace import trace
 from capalloc._graph.capture import capture
 from capalloc._graph.decompositions import table
 from capalloc._model.problem import prepare
-from test_rules import Function, captured
 from zoo import gaussian, seeded_module
 
 aten = torch.ops.aten

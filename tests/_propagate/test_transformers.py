@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from test_carriers import assert_is_squared_jacobian, counted, energies
 from torch import Tensor, nn
 
 import capalloc
@@ -18,7 +19,6 @@ from capalloc._energy.rules import RULES
 from capalloc._energy.trace import trace
 from capalloc._graph.capture import capture
 from capalloc._model.problem import prepare
-from test_carriers import assert_is_squared_jacobian, counted, energies
 from zoo import gaussian, seeded_module
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_transformers import CASES, built
 from torch import Tensor, nn
 
 from architectures import ARCHITECTURES
@@ -16,7 +17,6 @@ from capalloc._energy.residual import Trails
 from capalloc._energy.rules import RULES
 from capalloc._graph.capture import Graph, capture
 from capalloc._model.problem import prepare
-from test_transformers import CASES, built
 from zoo import gaussian, seeded_module
 
 aten = torch.ops.aten

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import capalloc
 from capalloc import architectures
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"(?P<why><!-- not run: .+? -->\s*)?^```(?P<kind>python|sh)\n(?P<code>.*?)^```$", re.M | re.S)
 OUTPUT = re.compile(r"\n\n```text\n(.*?)^```$", re.M | re.S)
