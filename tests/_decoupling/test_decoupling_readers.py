@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from capalloc._decoupling.readers import KINDS, READERS, Operation, reader_of
 from capalloc._decoupling.sites import Gated
-from capalloc._energy.rules import RULES, bind, pointwise
+from capalloc._energy.rules import RULES, pointwise
+from capalloc._graph.calls import bind
 from capalloc._model.problem import prepare
 from zoo import gaussian
 

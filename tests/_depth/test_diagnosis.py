@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from capalloc.cli import app
+from capalloc.app.cli import app
 from torch import Tensor, nn
 from typer.testing import CliRunner
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
-from capalloc.cli import app
+from capalloc.app.cli import app
 from typer.testing import CliRunner
 
 import capalloc

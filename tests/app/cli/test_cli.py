@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from capalloc.cli import app
+from capalloc.app.cli import app
 from rich.console import Console
 from typer.testing import CliRunner
 

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import xarray as xr
-from capalloc.cli import app
+from capalloc.app.cli import app
 from typer.testing import CliRunner
 
 import capalloc

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from capalloc.cli import app
+from capalloc.app.cli import app
 from rich.console import Console
 from typer.testing import CliRunner
 
