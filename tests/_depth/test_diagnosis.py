@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from capalloc.app.cli import app
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import capalloc
 from architectures import ARCHITECTURES
+from capalloc.app.cli import app
 from zoo import gaussian, seeded_module
 
 

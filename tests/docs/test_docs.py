@@ -14,11 +14,11 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
-from capalloc.app.cli import app
 from typer.testing import CliRunner
 
 import capalloc
 from capalloc import architectures
+from capalloc.app.cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from capalloc.app.cli import app
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -24,6 +23,7 @@ import capalloc.app.cli.work.run_demo
 from allocations import allocation
 from capalloc import architectures
 from capalloc._measure.measure import CapacityWarning
+from capalloc.app.cli import app
 from capalloc.app.cli.declarations import linear_study
 from capalloc.app.cli.options import ARCHITECTURES, complete_model
 from capalloc.app.cli.work.run_demo import summary

@@ -9,12 +9,12 @@ import types
 import numpy as np
 import pytest
 import xarray as xr
-from capalloc.app.cli import app
 from typer.testing import CliRunner
 
 import capalloc
 from allocations import allocation
 from capalloc import architectures
+from capalloc.app.cli import app
 from capalloc.app.cli.work.compare_files import agreement, differences
 from capalloc.app.cli.work.write_page import names
 

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from capalloc.app.cli import app
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,6 +17,7 @@ import capalloc.app.cli.work.methods
 import capalloc.app.cli.work.tables
 from allocations import allocation
 from capalloc import architectures
+from capalloc.app.cli import app
 from capalloc.app.cli.work.as_json import as_dict, plain
 from capalloc.app.cli.work.loaded import select
 from capalloc.app.cli.work.model_source import read_model
