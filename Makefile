@@ -41,7 +41,7 @@ lint: setup  ## ruff, mypy, and the one-way flow of imports
 	$(BIN)/lint-imports --no-logo
 
 docs: setup  ## the documentation site in site/, warnings as errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python -m zensical build --clean --strict
 
 bench: setup  ## the performance figures, one run; benchmarks/RESULTS.md holds the committed ones
 	$(BIN)/python -m benchmarks
@@ -50,4 +50,4 @@ studies: setup  ## the experiments whose figures and tables stand in docs (half 
 	$(BIN)/python -m studies
 
 clean:  ## remove what set-up, the demo and the site made
-	rm -rf $(VENV) demo.html site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo.html site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
