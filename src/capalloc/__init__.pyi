@@ -17,10 +17,10 @@ from ._propagate.propagate import Walk, propagate, walk
 
 # what activations and depth do to it
 from ._decoupling.gate_decoupling import decoupling
-from ._depth.balance import scaling
-from ._depth.diagnose import diagnose
-from ._depth.field import receptive_field
-from ._depth.gradient_study import shattering
+from ._depth.balance_depth import scaling
+from ._depth.diagnose_depth import diagnose
+from ._depth.locate_field import receptive_field
+from ._depth.compare_gradients import shattering
 
 # results: files, distances, one page
 from .results.allocation import Allocation

@@ -15,7 +15,7 @@ import xarray as xr
 
 from allocations import allocation
 from capalloc import Allocation
-from capalloc._depth.field import Extent
+from capalloc._depth.locate_field import Extent
 from capalloc.depth_limit import Block, Evolution, StepLaw, jump, point
 from capalloc.results import Decoupling, Diagnosis, ReceptiveField, Scaling, Shattering
 from capalloc.results.kinds import KINDS, Result

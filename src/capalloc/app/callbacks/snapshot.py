@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from capalloc._decoupling.gate_decoupling import decoupling
-from capalloc._depth.balance import scaling
-from capalloc._depth.gradient_study import shattering
+from capalloc._depth.balance_depth import scaling
+from capalloc._depth.compare_gradients import shattering
 from capalloc._measure.measure import CapacityWarning, measure
 from capalloc._propagate.propagate import propagate
 from capalloc.app.callbacks.summary import Loggable, Summary, summarise

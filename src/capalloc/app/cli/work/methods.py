@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from capalloc._decoupling.gate_decoupling import decoupling
-from capalloc._depth.balance import scaling
-from capalloc._depth.diagnose import diagnose
-from capalloc._depth.field import receptive_field
-from capalloc._depth.gradient_study import shattering
+from capalloc._depth.balance_depth import scaling
+from capalloc._depth.compare_gradients import shattering
+from capalloc._depth.diagnose_depth import diagnose
+from capalloc._depth.locate_field import receptive_field
 from capalloc._energy.gates import GateSource
 from capalloc._measure.measure import measure
 from capalloc._propagate.propagate import propagate

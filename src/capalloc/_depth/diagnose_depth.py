@@ -11,9 +11,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from capalloc._depth.balance import scaling
-from capalloc._depth.field import receptive_field
-from capalloc._depth.gradient_study import shattering
+from capalloc._depth.balance_depth import scaling
+from capalloc._depth.compare_gradients import shattering
+from capalloc._depth.locate_field import receptive_field
 from capalloc._energy.carriers import Products
 from capalloc._model.problem import ModelLike, OutputSelection
 from capalloc.results.diagnosis import FIELD, Diagnosis

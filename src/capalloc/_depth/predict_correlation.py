@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from capalloc._decoupling.sites import by_example
-from capalloc._depth.gradients import Observer
+from capalloc._depth.observe_gradients import Observer
 from capalloc._energy.paths import adjoint
 from capalloc._energy.program import Program
 from capalloc._energy.rates import Flow

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capalloc._decoupling.sites import example_axes, first_axes
-from capalloc._depth.gradient_prediction import Prediction
-from capalloc._depth.gradients import Observer
+from capalloc._depth.observe_gradients import Observer
 from capalloc._depth.points import correlation, error, examples_and_neighbours, lags, line
+from capalloc._depth.predict_correlation import Prediction
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import NO_PRODUCTS, Products
 from capalloc._energy.residual import Trails
