@@ -7,7 +7,7 @@ TOOLS  := $(VENV)/.tools
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs bench studies clean
+.PHONY: help setup demo test test-slow lint docs bench studies dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ $(USE): pyproject.toml constraints.txt
 	touch $(USE)
 
 $(TOOLS): $(USE)
-	$(PIP) -c constraints.txt -e '.[test,lint,docs]'
+	$(PIP) -c constraints.txt -e '.[test,lint,docs,dist]'
 	touch $(TOOLS)
 
 demo: $(USE)  ## train a small network on digits, measure and propagate its capacity, write demo.html
@@ -49,5 +49,8 @@ bench: setup  ## the performance figures, one run; benchmarks/RESULTS.md holds t
 studies: setup  ## the experiments whose figures and tables stand in docs (half an hour)
 	$(BIN)/python -m studies
 
+dist: setup  ## the source archive and the wheel made from it, in dist/
+	$(BIN)/python -m build --outdir dist
+
 clean:  ## remove what set-up, the demo and the site made
-	rm -rf $(VENV) demo.html site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo.html site dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
