@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import mpmath
 import numpy as np
 import pytest
@@ -32,6 +30,7 @@ from capalloc.linear import (
     white_noise,
 )
 from capalloc.linear.of_model import linear_map
+from lacking import lack
 
 
 def seed(value: int = 0) -> torch.Generator:
@@ -193,11 +192,8 @@ def test_real_series_have_their_cycle(make, period):
 
 
 def test_without_statsmodels_the_error_says_what_to_install(monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ModuleNotFoundError, match=r"capalloc\[study\]"):
+    lack(monkeypatch, "statsmodels")
+    with pytest.raises(ModuleNotFoundError, match=r"the sunspots series needs .*capalloc\[study\]"):
         sunspots()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from capalloc._measure.measure import measure
 from capalloc._propagate.propagate import propagate
+from capalloc._runtime.extras import load_extra
 from capalloc.app.report import write_report
 from capalloc.results.allocation import Allocation
 from capalloc.results.comparison import correlation, total_variation
@@ -98,15 +99,11 @@ def run_demo(seed: int = 0, progress: bool | None = None) -> Demo:
 
 def load_digits(seed: int) -> Digits:
     """The 1797 images that scikit-learn ships, a quarter of them for testing."""
-    try:  # not at the top: only the demo needs it
-        from sklearn import datasets
-        from sklearn.model_selection import train_test_split
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the demo's images come with scikit-learn: pip install 'capalloc[demo]'") from error
-    bunch = datasets.load_digits()
+    bunch = load_extra("the demo", "sklearn.datasets").load_digits()
+    split = load_extra("the demo", "sklearn.model_selection").train_test_split
     images = torch.tensor(bunch.images[:, None] / 16.0, dtype=torch.float32)
     labels = torch.tensor(bunch.target)
-    train, test = train_test_split(range(len(images)), test_size=0.25, random_state=seed, stratify=bunch.target)
+    train, test = split(range(len(images)), test_size=0.25, random_state=seed, stratify=bunch.target)
     return Digits(images[train], labels[train], images[test], labels[test])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from capalloc._runtime.extras import load_extra
 from capalloc.linear.processes import Process, empirical
 
 
@@ -43,11 +43,4 @@ def standardised(values: NDArray[np.float64], degree: int) -> Tensor:
 
 
 def _dataset(name: str) -> Any:
-    try:
-        module = importlib.import_module(f"statsmodels.datasets.{name}")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the {name} series comes with statsmodels, which is not installed: pip install 'capalloc[study]', or "
-            "leave this series out"
-        ) from error
-    return module.load_pandas().data
+    return load_extra(f"the {name} series", f"statsmodels.datasets.{name}").load_pandas().data

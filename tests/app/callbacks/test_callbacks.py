@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import csv
 import importlib
 import io
-import sys
 from functools import partial
 
 import numpy as np
@@ -21,6 +19,7 @@ from allocations import allocation
 from capalloc import Allocation, CapacityWarning
 from capalloc.app.callbacks.snapshot import METHODS, unwrapped
 from capalloc.app.callbacks.summary import LONG, SHORT, by_layer, map_image, summarise
+from lacking import lack
 from zoo import gaussian, seeded_module
 
 event_accumulator = pytest.importorskip(
@@ -345,35 +344,14 @@ def test_bad_settings_of_the_callback(name):
         CapacityCallback(**{name: -1})
 
 
-@pytest.fixture
-def without(monkeypatch):
-    """An interpreter that lacks some packages."""
-
-    def lack(*names: str) -> None:
-        real = builtins.__import__
-
-        def refuse(name, *rest):
-            if any(name == lost or name.startswith(f"{lost}.") for lost in names):
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-            return real(name, *rest)
-
-        for name in list(sys.modules):
-            if name.split(".")[0] in names or name.startswith("torch.utils.tensorboard"):
-                monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setattr(builtins, "__import__", refuse)
-
-    return lack
-
-
-def test_missing_tensorboard_is_said_at_once(tmp_path, without):
-    without("tensorboard")
+def test_missing_tensorboard_is_said_at_once(tmp_path, monkeypatch):
+    lack(monkeypatch, "tensorboard", unload="torch.utils.tensorboard")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'capalloc\[tensorboard\]'"):
         CapacityLogger(tmp_path, IMAGES)
 
 
-def test_missing_lightning_is_said_on_import(without, monkeypatch):
-    monkeypatch.delitem(sys.modules, "capalloc.app.callbacks.lightning_callback")
-    without("lightning", "pytorch_lightning")
+def test_missing_lightning_is_said_on_import(monkeypatch):
+    lack(monkeypatch, "lightning", "pytorch_lightning", unload="capalloc.app.callbacks.lightning_callback")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'capalloc\[lightning\]'"):
         importlib.import_module("capalloc.app.callbacks.lightning_callback")
 

@@ -19,14 +19,15 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-import capalloc.app.cli.work.run_demo
+import capalloc.app.cli.run_demo
 from allocations import allocation
 from capalloc import architectures
 from capalloc._measure.measure import CapacityWarning
-from capalloc.app.cli import app
-from capalloc.app.cli.declarations import linear_study
-from capalloc.app.cli.options import ARCHITECTURES, complete_model
-from capalloc.app.cli.work.run_demo import summary
+from capalloc.app.cli import app, commands
+from capalloc.app.cli.commands import linear_study
+from capalloc.app.cli.declare import named
+from capalloc.app.cli.options import REFERENCE_NAMES, complete_model
+from capalloc.app.cli.run_demo import summary
 from capalloc.app.demo import Demo
 from capalloc.app.studies.linear_study import Settings
 
@@ -51,9 +52,7 @@ def found(**changes: object) -> Demo:
 def quick(monkeypatch):
     """A demo that finds the same at once."""
     seeds = []
-    monkeypatch.setattr(
-        capalloc.app.cli.work.run_demo, "run_demo", lambda seed, progress: seeds.append(seed) or found()
-    )
+    monkeypatch.setattr(capalloc.app.cli.run_demo, "run_demo", lambda seed, progress: seeds.append(seed) or found())
     return seeds
 
 
@@ -61,7 +60,7 @@ def failing(monkeypatch, error: BaseException) -> None:
     def fail(seed, progress):
         raise error
 
-    monkeypatch.setattr(capalloc.app.cli.work.run_demo, "run_demo", fail)
+    monkeypatch.setattr(capalloc.app.cli.run_demo, "run_demo", fail)
 
 
 def test_version():
@@ -95,13 +94,13 @@ def test_commands_that_report_numbers_speak_json():
 
 def test_help_needs_no_torch():
     """Nor does completion, which asks the same declarations."""
-    code = "import sys, capalloc.app.cli; sys.exit('torch' in sys.modules or 'capalloc' in sys.modules)"
+    code = "import sys, capalloc.app.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_is_said_twice_is_said_alike():
     """Declarations stand apart from what they speak of."""
-    assert list(ARCHITECTURES) == architectures.names()
+    assert list(REFERENCE_NAMES) == architectures.names()
     declared = inspect.signature(linear_study).parameters
     settings = Settings()
     for name in ("lags", "steps", "seed", "restarts", "root"):
@@ -270,7 +269,7 @@ def test_warnings_are_one_line(tmp_path, monkeypatch):
         warnings.warn("of another package", UserWarning, stacklevel=1)
         return found()
 
-    monkeypatch.setattr(capalloc.app.cli.work.run_demo, "run_demo", warn)
+    monkeypatch.setattr(capalloc.app.cli.run_demo, "run_demo", warn)
     result = RUNNER.invoke(app, ["demo", "--quiet", "--out", str(tmp_path / "page.html")])
     assert result.stderr == "capalloc: warning: the map is flat\n"
 
@@ -289,3 +288,10 @@ def test_warnings_are_one_line(tmp_path, monkeypatch):
 )
 def test_wrong_usage_exits_with_2(arguments):
     assert RUNNER.invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_work_of_a_command_takes_what_it_declares(command):
+    """A declaration names its work in words; their parameters are the same."""
+    declaration = inspect.signature(getattr(commands, command.replace("-", "_")))
+    assert inspect.signature(named(commands.WORK[command])).parameters.keys() == declaration.parameters.keys()

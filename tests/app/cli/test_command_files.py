@@ -15,8 +15,9 @@ import capalloc
 from allocations import allocation
 from capalloc import architectures
 from capalloc.app.cli import app
-from capalloc.app.cli.work.compare_files import agreement, differences
-from capalloc.app.cli.work.write_page import names
+from capalloc.app.cli.compare_files import agreement, differences
+from capalloc.app.cli.write_page import names
+from lacking import lack
 
 RUNNER = CliRunner()
 
@@ -121,17 +122,17 @@ def test_models_lists_every_architecture():
 
 def test_design_is_served(monkeypatch):
     called = []
-    page = types.ModuleType("capalloc.design")
+    page = types.ModuleType("capalloc.app.design")
     page.serve = lambda port, open_browser: called.append((port, open_browser))
-    monkeypatch.setitem(sys.modules, "capalloc.design", page)
+    monkeypatch.setitem(sys.modules, "capalloc.app.design", page)
     assert run("design", "--port", "1234", "--no-browser").exit_code == 0
     assert run("design").exit_code == 0
     assert called == [(1234, False), (8050, True)]
 
 
 def test_design_asks_for_dash(monkeypatch):
-    monkeypatch.setattr("capalloc.app.cli.work.open_design.find_spec", lambda name: None)
-    assert "capalloc design needs the package dash: pip install 'capalloc[design]'" in refused("design")
+    lack(monkeypatch, "dash", unload="capalloc.app.design")
+    assert "the design page needs the package dash: pip install 'capalloc[design]'" in refused("design")
 
 
 def test_studies_speak_json(tmp_path):

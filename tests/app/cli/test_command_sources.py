@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +9,15 @@ from test_commands import FACTORIES, folder, refused, run  # noqa: F401
 from typer.testing import CliRunner
 
 import capalloc
-from capalloc.app.cli.options import Given, Talk
-from capalloc.app.cli.work.images import read_images
-from capalloc.app.cli.work.input_source import normalised, parse_integers, read_array
-from capalloc.app.cli.work.loaded import load
-from capalloc.app.cli.work.model_source import read_model
+from capalloc.app.cli.image_folder import read_images
+from capalloc.app.cli.input_source import normalised, parse_integers, read_array
+from capalloc.app.cli.model_source import read_model
+from capalloc.app.cli.options import ModelOptions, Verbosity
+from capalloc.app.cli.sources import read_sources
+from lacking import lack
 
 RUNNER = CliRunner()
-QUIET = Talk(quiet=True)
+QUIET = Verbosity(quiet=True)
 SMALL_GPT = ("n_layer=1", "n_embd=8", "n_head=2", "vocab_size=11", "n_positions=6", "bos_token_id=0", "eos_token_id=0")
 SMALL_VIT = ("hidden_size=8", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=12", "patch_size=4")
 
@@ -32,16 +31,17 @@ def test_data_from_a_file(folder, suffix):  # noqa: F811
         np.savez("x.npz", inputs=x, labels=np.arange(5))
     else:
         pytest.importorskip("safetensors.torch").save_file({"images": torch.tensor(x)}, "x.safetensors")
-    loaded = load(Given("factories:Holder.double", data=folder / f"x.{suffix}"), QUIET, 8)
+    loaded = read_sources(ModelOptions("factories:Holder.double", data=folder / f"x.{suffix}"), QUIET, 8)
     assert loaded.inputs.dtype == torch.float64
     np.testing.assert_array_equal(loaded.inputs, x)
-    first = load(Given("factories:net", data=folder / f"x.{suffix}", examples=2, mean="0.5", std="2"), QUIET, 8)
+    options = ModelOptions("factories:net", data=folder / f"x.{suffix}", examples=2, mean="0.5", std="2")
+    first = read_sources(options, QUIET, 8)
     np.testing.assert_allclose(first.inputs, (x[:2] - 0.5) / 2, rtol=1e-6)
 
 
 def test_data_make_an_architecture_fit(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 2, 12, 12), dtype=np.float32))
-    loaded = load(Given("lenet", data=tmp_path / "x.npy"), QUIET, 8)
+    loaded = read_sources(ModelOptions("lenet", data=tmp_path / "x.npy"), QUIET, 8)
     assert loaded.model.conv1.weight.shape[1] == 2
 
 
@@ -110,8 +110,8 @@ def test_objects_in_an_array_are_not_unpickled(tmp_path):
 
 def test_safetensors_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     (tmp_path / "x.safetensors").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ModuleNotFoundError, match="needs the package safetensors: pip install safetensors"):
+    lack(monkeypatch, "safetensors")
+    with pytest.raises(ModuleNotFoundError, match="needs the package safetensors: pip install 'safetensors'"):
         read_array(tmp_path / "x.safetensors")
 
 
@@ -163,44 +163,44 @@ def test_images_that_are_none(images, monkeypatch):
     (folder / "a.jpg").write_bytes(b"noise")
     with pytest.raises(ValueError, match=r"a\.jpg cannot be read: cannot identify image file"):
         read_images(folder, (3, 8, 8))
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    lack(monkeypatch, "PIL")
     with pytest.raises(ModuleNotFoundError, match=r"needs the package Pillow: pip install 'capalloc\[images\]'"):
         read_images(folder, (3, 8, 8))
 
 
-def given(source: str, arguments: tuple[str, ...], **more: object) -> Given:
-    return Given(source, arg=list(arguments), **more)
+def given(source: str, arguments: tuple[str, ...], **more: object) -> ModelOptions:
+    return ModelOptions(source, arg=list(arguments), **more)
 
 
 def test_a_configuration_of_images_has_its_shape_and_is_made_to_fit():
     pytest.importorskip("transformers")
-    own = load(given("ViTConfig", (*SMALL_VIT, "image_size=8")), QUIET, 2)
+    own = read_sources(given("ViTConfig", (*SMALL_VIT, "image_size=8")), QUIET, 2)
     assert own.inputs.shape == (2, 3, 8, 8)
-    asked = load(given("transformers:ViTConfig", SMALL_VIT, shape="1,16,16"), QUIET, 2)
+    asked = read_sources(given("transformers:ViTConfig", SMALL_VIT, shape="1,16,16"), QUIET, 2)
     assert asked.model(asked.inputs).logits.shape == (2, 2)
     assert type(asked.model).__name__ == "ViTForImageClassification"
     state = torch.random.get_rng_state()
-    again = load(given("ViTConfig", SMALL_VIT, shape="1,16,16"), QUIET, 2)
+    again = read_sources(given("ViTConfig", SMALL_VIT, shape="1,16,16"), QUIET, 2)
     assert torch.equal(asked.model(asked.inputs).logits, again.model(again.inputs).logits)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_a_configuration_of_text_reads_embedded_tokens(tmp_path):
     pytest.importorskip("transformers")
-    drawn = load(given("GPT2Config", SMALL_GPT), QUIET, 2)
+    drawn = read_sources(given("GPT2Config", SMALL_GPT), QUIET, 2)
     assert drawn.inputs.shape == (2, 6, 8)
     table = drawn.model.model.get_input_embeddings().weight
     assert all(bool((token == table).all(1).any()) for token in drawn.inputs.flatten(0, 1))
-    assert load(given("GPT2Config", SMALL_GPT, shape="4"), QUIET, 2).inputs.shape == (2, 4, 8)
-    gaussian = load(given("GPT2Config", SMALL_GPT, shape="4,8"), QUIET, 2)
+    assert read_sources(given("GPT2Config", SMALL_GPT, shape="4"), QUIET, 2).inputs.shape == (2, 4, 8)
+    gaussian = read_sources(given("GPT2Config", SMALL_GPT, shape="4,8"), QUIET, 2)
     assert float(gaussian.inputs.std()) > 0.5
     np.save(tmp_path / "ids.npy", np.array([[1, 2, 3], [10, 0, 0]]))
-    ids = load(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy"), QUIET, 2)
+    ids = read_sources(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy"), QUIET, 2)
     assert torch.equal(ids.inputs[1, 0], table[10])
     np.save(tmp_path / "ids.npy", np.array([[1, 2, 11]]))
     with pytest.raises(ValueError, match=r"token ids must be \(examples, tokens\) in 0 .. 10, got .* values 1 .. 11"):
-        load(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy"), QUIET, 2)
-    head = load(given("GPT2Config", (*SMALL_GPT, "architectures=['GPT2LMHeadModel']")), QUIET, 2)
+        read_sources(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy"), QUIET, 2)
+    head = read_sources(given("GPT2Config", (*SMALL_GPT, "architectures=['GPT2LMHeadModel']")), QUIET, 2)
     assert head.model(head.inputs).logits.shape == (2, 6, 11)
     assert capalloc.propagate(head.model, head.inputs).total > 0
 
@@ -210,7 +210,7 @@ def test_configurations_that_are_none(monkeypatch):
     assert "module transformers has no FooConfig" in refused("propagate", "FooConfig")
     assert "transformers refuses this ViTConfig" in refused("propagate", "ViTConfig", "--arg", "hidden_size=wide")
     assert "has no attribute Missing" in refused("propagate", "ViTConfig", "--arg", "architectures=['Missing']")
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    lack(monkeypatch, "transformers")
     assert "ViTConfig needs the package transformers: pip install 'capalloc[transformers]'" in refused(
         "propagate", "ViTConfig"
     )

@@ -13,15 +13,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import capalloc
-import capalloc.app.cli.work.methods
-import capalloc.app.cli.work.tables
+import capalloc.app.cli.compute
+import capalloc.app.cli.tables
 from allocations import allocation
 from capalloc import architectures
 from capalloc.app.cli import app
-from capalloc.app.cli.work.as_json import as_dict, plain
-from capalloc.app.cli.work.loaded import select
-from capalloc.app.cli.work.model_source import read_model
-from capalloc.app.cli.work.tables import shown, summary
+from capalloc.app.cli.as_json import as_dict, plain
+from capalloc.app.cli.model_source import read_model
+from capalloc.app.cli.sources import select
+from capalloc.app.cli.tables import shown, summary
 from capalloc.results import load
 
 RUNNER = CliRunner()
@@ -249,7 +249,7 @@ def test_outputs_by_position_and_by_name():
 
 @pytest.mark.parametrize("option", ["--out", "--picture"])
 def test_the_target_is_checked_before_the_work(folder, monkeypatch, option):
-    monkeypatch.setattr(capalloc.app.cli.work.methods, "load", lambda *_, **__: pytest.fail("it worked"))
+    monkeypatch.setattr(capalloc.app.cli.compute, "read_sources", lambda *_, **__: pytest.fail("it worked"))
     for command in ("propagate", "measure", "decoupling", "receptive-field", "diagnose", "scaling", "shattering"):
         line = refused(command, "factories:net", "--shape", "1,6,6", option, str(folder / "nowhere" / "result.nc"))
         assert "does not exist; make it first" in line
@@ -266,7 +266,7 @@ def test_nothing_is_written_where_the_work_fails(folder):
 
 
 def test_summary_names_the_largest_and_sums_the_rest(monkeypatch):
-    monkeypatch.setattr(capalloc.app.cli.work.tables, "TOP", 1)
+    monkeypatch.setattr(capalloc.app.cli.tables, "TOP", 1)
     result = allocation(seed=0, notes=["symmetries: lower bound"], total_standard_error=0.25)
     console = Console(width=80)
     with console.capture() as capture:

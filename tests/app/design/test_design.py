@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import http.client
 import math
 import socket
@@ -25,6 +24,7 @@ from capalloc.app.design.gate_series import Series
 from capalloc.app.design.query import from_query, to_query
 from capalloc.app.design.serving import bound
 from capalloc.app.design.settings_of_design import HOMOGENEOUS, LIMITS, SIZES
+from lacking import lack
 
 SMALL = {
     "residual": Design(depth=4, width=3, size=15),
@@ -519,23 +519,14 @@ def test_ports_out_of_range_are_refused(bad: Any) -> None:
 
 
 def test_without_dash_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    importing = builtins.__import__
-
-    def without_dash(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.partition(".")[0] == "dash":
-            raise ModuleNotFoundError("No module named 'dash'", name="dash")
-        return importing(name, *args, **kwargs)
-
-    for name in [n for n in sys.modules if n in {f"capalloc.design.{part}" for part in ("server", "app", "page")}]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without_dash)
+    lack(monkeypatch, "dash", unload="capalloc.app.design")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'capalloc\[design\]'"):
         serve(0, open_browser=False)
 
 
 def test_a_module_missing_elsewhere_is_not_blamed_on_dash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "capalloc.app.design.socket_server", None)
-    with pytest.raises(ModuleNotFoundError, match=r"capalloc\.design\.server"):
+    with pytest.raises(ModuleNotFoundError, match=r"capalloc\.app\.design\.socket_server"):
         serve(0, open_browser=False)
 
 

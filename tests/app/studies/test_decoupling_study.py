@@ -6,14 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-import typer
 import xarray as xr
 from torch import nn
 from typer.testing import CliRunner
 
 from capalloc._decoupling.gate_decoupling import gate_moments
 from capalloc._runtime.files import read_dataset
-from capalloc.app.studies.decoupling_command import run_decoupling_study
+from capalloc.app.cli import app
 from capalloc.app.studies.decoupling_plot import plot_study
 from capalloc.app.studies.decoupling_profile import (
     FORMAT,
@@ -74,10 +73,21 @@ def test_figure(study):
 
 
 def test_command_writes_whole_files(tmp_path):
-    app = typer.Typer()
-    app.command()(run_decoupling_study)
     out = tmp_path / "new" / "folder"
-    arguments = ["--out", str(out), "--seed", "3", "--depth", "2", "--channels", "1", "--draws", "2", "--quiet"]
+    arguments = [
+        "decoupling-study",
+        "--out",
+        str(out),
+        "--seed",
+        "3",
+        "--depth",
+        "2",
+        "--channels",
+        "1",
+        "--draws",
+        "2",
+        "--quiet",
+    ]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert sorted(p.name for p in out.iterdir()) == ["decoupling-study.nc", "decoupling-study.png"]

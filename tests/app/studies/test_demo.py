@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import re
 
 import pytest
@@ -11,6 +10,7 @@ from torch import nn
 
 from capalloc import propagate
 from capalloc.app.demo import accuracy, build, load_digits, run_demo, train
+from lacking import lack
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +82,6 @@ def test_accuracy_counts_hits():
 
 
 def test_says_how_to_get_scikit_learn(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("sklearn"):
-            raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    lack(monkeypatch, "sklearn")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'capalloc\[demo\]'"):
         load_digits(seed=0)

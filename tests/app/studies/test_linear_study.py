@@ -6,13 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-import typer
 import xarray as xr
 from typer.testing import CliRunner
 
 from capalloc._runtime.files import read_dataset
+from capalloc.app.cli import app
 from capalloc.app.studies import linear_study as study
-from capalloc.app.studies.linear_command import run_linear_study
 from capalloc.app.studies.linear_page import columns, groups, page
 from capalloc.app.studies.linear_plot import plot_study, smoothed
 from capalloc.app.studies.linear_study import ARCHITECTURES, FORMAT, PROCESSES, VERSION, Settings, linear_study
@@ -117,9 +116,18 @@ def test_a_star_marks_training_cut_short():
 
 
 def test_the_command_writes_everything_the_same_each_time(tmp_path):
-    app = typer.Typer()
-    app.command()(run_linear_study)
-    options = ["--architecture", "dense", "--architecture", "dilated", "--process", "AR(2)", "--lags", "12", "--quiet"]
+    options = [
+        "linear-study",
+        "--architecture",
+        "dense",
+        "--architecture",
+        "dilated",
+        "--process",
+        "AR(2)",
+        "--lags",
+        "12",
+        "--quiet",
+    ]
     files = {}
     for name in ("one", "two"):
         result = CliRunner().invoke(app, [*options, "--out", str(tmp_path / name)], catch_exceptions=False)

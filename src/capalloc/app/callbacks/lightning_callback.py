@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from capalloc._measure.measure import CapacityWarning
 from capalloc._model.problem import iterate_batches
+from capalloc._runtime.extras import load_extra
 from capalloc.app.callbacks.snapshot import Inputs, Method, OnError, Snapshot, check_every, check_inputs
 from capalloc.app.callbacks.tensorboard_logger import write_pictures
 
-try:
+if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
-except ModuleNotFoundError:
-    try:
-        from pytorch_lightning.callbacks import Callback  # type: ignore[assignment]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "capalloc.app.callbacks.lightning_callback needs the package lightning: pip install 'capalloc[lightning]'",
-            name="lightning",
-        ) from error
+else:
+    Callback = load_extra(__name__, "lightning.pytorch.callbacks", "pytorch_lightning.callbacks").Callback
 
 
 class CapacityCallback(Callback):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from capalloc._runtime.extras import load_extra
 from capalloc.app.callbacks.snapshot import Inputs, Method, OnError, Snapshot, check_every, check_inputs
 from capalloc.app.callbacks.summary import Loggable, Summary
 
@@ -125,20 +126,9 @@ class CapacityLogger:
         return self._writer
 
 
-def summary_writer() -> type[SummaryWriter]:
-    """PyTorch's writer of event files.
-
-    Raises:
-        ModuleNotFoundError: tensorboard is not installed.
-
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "event files need the package tensorboard: pip install 'capalloc[tensorboard]'", name=error.name
-        ) from error
-    return SummaryWriter
+def summary_writer() -> Any:
+    """PyTorch's writer of event files."""
+    return load_extra("a writer of event files", "torch.utils.tensorboard").SummaryWriter
 
 
 def write(writer: Any, summary: Summary, step: int) -> None:

@@ -1,11 +1,11 @@
-"""The command line of capalloc: what every command takes, its words and exit codes.
+"""The command line: `commands` declares every command, `options` what they share; the rest is imported when one runs.
 
-It stands beside the package so that help and completion answer without importing torch; the work of a command lies in
-`capalloc.app.cli.work`, and is imported when the command runs.
+Models and inputs are read by `sources`, from `model_source` and `input_source`; `compute` runs the methods on them and
+`deliver` writes and prints what they return.
 """
 
-from capalloc.app.cli.declarations import app
-from capalloc.app.cli.group import PROGRAM
+from capalloc.app.cli.commands import app
+from capalloc.app.cli.errors import PROGRAM
 
 __all__ = ["app", "main"]
 

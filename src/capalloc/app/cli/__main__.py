@@ -1,4 +1,4 @@
-"""`python -m capalloc.app.cli` is `capalloc`."""
+"""Run `python -m capalloc.app.cli` as `capalloc`."""
 
 from capalloc.app.cli import main
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from capalloc.app.cli.errors import say
+
 #: The reference architectures, for completion without importing them.
-ARCHITECTURES = (
+REFERENCE_NAMES = (
     "bert-tiny",
     "convnext-tiny",
     "densenet121",
@@ -29,20 +33,23 @@ ARCHITECTURES = (
     "vit-tiny",
     "wavenet",
 )
-MODEL, INPUTS, RESULT, METHOD = "Model", "Inputs", "Result", "Method"
+#: An option in the panel of `capalloc COMMAND --help` that it belongs to.
+model_option, input_option, result_option, method_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Model", "Inputs", "Result", "Method")
+)
 
-Gates = Literal["data", "gaussian", "unit"]
+Gates = Annotated[Literal["data", "gaussian", "unit"], method_option(help="Where slopes of activations come from.")]
 
 
 def complete_model(incomplete: str) -> list[str]:
     """Names of reference architectures, and of saved programs in this folder."""
     programs = sorted(str(path) for path in Path().glob("*.pt2"))
-    return [name for name in (*ARCHITECTURES, *programs) if name.startswith(incomplete)]
+    return [name for name in (*REFERENCE_NAMES, *programs) if name.startswith(incomplete)]
 
 
 @dataclass(frozen=True)
-class Given:
-    """A model and its inputs, as the command line says them."""
+class ModelOptions:
+    """A model and its inputs, as the command line names them."""
 
     model: Annotated[
         str,
@@ -56,83 +63,71 @@ class Given:
     ]
     arg: Annotated[
         list[str] | None,
-        typer.Option(
+        model_option(
             metavar="NAME=VALUE",
             help="An argument of the factory or configuration, such as depth=18 or depths=[2,2]; repeat for more.",
-            rich_help_panel=MODEL,
         ),
     ] = None
     output: Annotated[
         str | None,
-        typer.Option(
+        model_option(
             metavar="NAME",
             help="Which of the model's outputs: a name, a key or a position. By default the tensor it returns, its "
             "logits, or its last_hidden_state.",
-            rich_help_panel=MODEL,
         ),
     ] = None
     shape: Annotated[
         str | None,
-        typer.Option(
+        input_option(
             metavar="N,N,...",
             help="Of one input, such as 3,224,224: Gaussian inputs, or what images of --data are fitted to. By default "
             "that of the architecture, configuration or .pt2 file.",
-            rich_help_panel=INPUTS,
         ),
     ] = None
     data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Examples: a .npy, .npz or .safetensors file, or a folder of images.",
-            rich_help_panel=INPUTS,
-        ),
+        Path | None, input_option(help="Examples: a .npy, .npz or .safetensors file, or a folder of images.")
     ] = None
     mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X,X,...", help="Subtracted from --data, one number or one a channel.", rich_help_panel=INPUTS
-        ),
+        str | None, input_option(metavar="X,X,...", help="Subtracted from --data, one number or one a channel.")
     ] = None
     std: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X,X,...", help="Divides --data after that, one number or one a channel.", rich_help_panel=INPUTS
-        ),
+        str | None, input_option(metavar="X,X,...", help="Divides --data after that, one number or one a channel.")
     ] = None
     examples: Annotated[
         int | None,
-        typer.Option(
+        input_option(
             min=1,
             help="How many Gaussian inputs, by default as many as suit the command; or how many of --data, the first "
             "ones, by default all.",
-            rich_help_panel=INPUTS,
             show_default=False,
         ),
     ] = None
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the weights, of Gaussian inputs and of probes.", rich_help_panel=INPUTS)
-    ] = 0
+    seed: Annotated[int, input_option(min=0, help="Of the weights, of Gaussian inputs and of probes.")] = 0
 
 
 @dataclass(frozen=True)
-class Talk:
-    """How much a command says, and for whom."""
+class Verbosity:
+    """How much a command prints, and for whom."""
 
     as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the numbers as JSON, and nothing else, on stdout.", rich_help_panel=RESULT),
+        bool, result_option("--json", help="Print the numbers as JSON, and nothing else, on stdout.")
     ] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=RESULT)] = False
+    quiet: Annotated[bool, result_option("--quiet", "-q", help="No progress on stderr.")] = False
+
+    @property
+    def bars(self) -> bool:
+        """Whether to draw progress bars: on a terminal, unless quiet."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def tell(self, text: str) -> None:
+        """Write a line on stderr, unless quiet."""
+        if not self.quiet:
+            say(text)
 
 
 @dataclass(frozen=True)
-class Result(Talk):
-    """What becomes of a result."""
+class OutputOptions(Verbosity):
+    """The files that a result goes to."""
 
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.nc", help="Write the result as NetCDF.", rich_help_panel=RESULT),
-    ] = None
-    picture: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the result as PNG.", rich_help_panel=RESULT)
-    ] = None
+    out: Annotated[Path | None, result_option(metavar="FILE.nc", help="Write the result as NetCDF.")] = None
+    picture: Annotated[Path | None, result_option(metavar="FILE.png", help="Draw the result as PNG.")] = None

@@ -7,6 +7,8 @@ import socket
 import threading
 import webbrowser
 
+from capalloc._runtime.extras import load_extra
+
 HOST = "127.0.0.1"
 
 
@@ -25,14 +27,9 @@ def serve(port: int = 8050, open_browser: bool = True) -> None:
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise ValueError(f"port must be a whole number from 0, for a free one, to 65535, got {port!r}")
-    try:
-        from capalloc.app.design.socket_server import make_server
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("dash", "flask", "werkzeug"):
-            raise
-        raise ModuleNotFoundError("the design page needs Dash: pip install 'capalloc[design]'", name="dash") from error
+    server_module = load_extra("the design page", "capalloc.app.design.socket_server")
     with bound(port) as listening:
-        server = make_server(listening)
+        server = server_module.make_server(listening)
         address = f"http://{HOST}:{server.port}/"
         print(f"capalloc design: {address} (Ctrl-C ends it)", flush=True)
         if open_browser:  # a text browser would not return before it is left

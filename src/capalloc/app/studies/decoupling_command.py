@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from capalloc._runtime.files import write_dataset
-from capalloc.app.cli.group import say
-from capalloc.app.cli.work.as_json import print_json
+from capalloc.app.cli.as_json import print_json
+from capalloc.app.cli.options import Verbosity
 from capalloc.app.studies.decoupling_plot import plot_study
 from capalloc.app.studies.decoupling_profile import FORMAT, VERSION, decoupling_study
 from capalloc.results.plots import save_figure
@@ -20,26 +20,24 @@ NAME = "decoupling-study"
 
 
 def run_decoupling_study(
+    verbosity: Verbosity,
     out: Path = Path("."),
     seed: int = 0,
     depth: int = 6,
     channels: int = 2,
     draws: int = 8,
-    quiet: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Run the study, write its table and figure to the folder `out`, and print a summary."""
-    study = decoupling_study(depth=depth, channels=channels, draws=draws, seed=seed, progress=not quiet)
+    study = decoupling_study(depth=depth, channels=channels, draws=draws, seed=seed, progress=not verbosity.quiet)
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / f"{NAME}.nc", out / f"{NAME}.png"
     write_dataset(study, table, FORMAT, VERSION)
     save_figure(plot_study(study), picture)
-    if as_json:
+    if verbosity.as_json:
         print_json({"settings": study.attrs, "profiles": [*profiles(study)]})
     else:
         Console().print(summary(study))
-    if not quiet:
-        say(f"wrote {table} and {picture}")
+    verbosity.tell(f"wrote {table} and {picture}")
 
 
 def profiles(study: xr.Dataset) -> Iterator[dict[str, float | str]]:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from capalloc._runtime.files import atomically, write_dataset, write_text
-from capalloc.app.cli.group import say
-from capalloc.app.cli.work.as_json import print_json, records
+from capalloc.app.cli.as_json import print_json, records
+from capalloc.app.cli.options import Verbosity
 from capalloc.app.studies.linear_page import columns, groups, page
 from capalloc.app.studies.linear_plot import plot_study
 from capalloc.app.studies.linear_study import FORMAT, VERSION, Settings, linear_study
@@ -24,6 +24,7 @@ DEFAULT = Settings()
 
 
 def run_linear_study(
+    verbosity: Verbosity,
     out: Path = Path(NAME),
     architecture: list[str] | None = None,
     process: list[str] | None = None,
@@ -32,19 +33,16 @@ def run_linear_study(
     seed: int = DEFAULT.seed,
     restarts: int = DEFAULT.restarts,
     root: str = DEFAULT.root,
-    quiet: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Run the study, write it to the folder `out`, and print a summary; finished cells there are not run again."""
     settings = Settings(lags=lags, steps=steps, seed=seed, restarts=restarts, root=root)  # type: ignore[arg-type]
-    study = linear_study(settings, architecture, process, cells=out / "cells", progress=not quiet)
+    study = linear_study(settings, architecture, process, cells=out / "cells", progress=not verbosity.quiet)
     write_study(study, out)
-    if as_json:
+    if verbosity.as_json:
         print_json({"settings": study.attrs, "cells": records(cells(study))})
     else:
         Console().print(summary(study))
-    if not quiet:
-        say(f"wrote {out / NAME}.nc, .png and .html")
+    verbosity.tell(f"wrote {out / NAME}.nc, .png and .html")
 
 
 def cells(study: xr.Dataset) -> pd.DataFrame:

@@ -9,19 +9,19 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from capalloc.app.cli.options import Talk
-from capalloc.app.cli.work.as_json import print_json, records
-from capalloc.app.cli.work.tables import TOP, table_of
+from capalloc.app.cli.as_json import print_json, records
+from capalloc.app.cli.options import Verbosity
+from capalloc.app.cli.tables import TOP, table_of
 from capalloc.results import load
 from capalloc.results.allocation import Allocation
 from capalloc.results.comparison import correlation, total_variation
 
 
-def run_compare(first: Path, second: Path, talk: Talk) -> None:
+def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
     """`capalloc compare`."""
     a, b = (_allocation(path) for path in (first, second))
     facts, tensors = agreement(a, b), differences(a, b)
-    if talk.as_json:
+    if verbosity.as_json:
         print_json({"first": first, "second": second, **facts, "params": records(tensors)})
         return
     console = Console()

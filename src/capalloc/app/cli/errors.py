@@ -1,4 +1,4 @@
-"""What all commands share: errors in one line, exit codes, Ctrl-C."""
+"""Errors in one line, exit codes and Ctrl-C, the same for all commands."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 PROGRAM = "capalloc"
-#: What the user can mend: reported in one line, without a traceback.
+#: Errors that the user can mend: reported in one line, without a traceback.
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, NotImplementedError)
 #: What torch says in a RuntimeError where memory is short.
 MEMORY = ("can't allocate memory", "out of memory")
 FAILED, INTERRUPTED = 1, 130
 
 
-class Commands(TyperGroup):
+class CommandGroup(TyperGroup):
     """Commands whose expected errors are one line on stderr and exit code 1; with --debug, a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -40,12 +40,12 @@ class Commands(TyperGroup):
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether the user can mend it: everything else is a defect, and shows its traceback."""
+    """Tell errors that the user can mend from defects, which show their traceback."""
     return isinstance(error, EXPECTED) or any(words in str(error) for words in MEMORY)
 
 
 def in_words(error: Exception) -> str:
-    """What an error says, and what to do where memory is short."""
+    """Return the message of an error, with advice where memory is short."""
     text = str(error) or type(error).__name__
     if isinstance(error, RuntimeError) and not isinstance(error, EXPECTED):
         return f"memory is short; take a smaller --shape, fewer --examples or a smaller model ({text})"
@@ -53,13 +53,13 @@ def in_words(error: Exception) -> str:
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Write one line on stderr."""
     typer.echo(f"{PROGRAM}: {' '.join(text.split())}", err=True)
 
 
 @contextmanager
 def warnings_in_one_line(debug: bool) -> Iterator[None]:
-    """Warnings of capalloc as one line on stderr; those of other packages are shown with --debug alone."""
+    """Show warnings of capalloc as one line on stderr; those of other packages appear with --debug alone."""
     if debug:
         yield
         return

@@ -5,16 +5,16 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import transformers
 from torch import Tensor, nn
 
-from capalloc.app.cli.work.model_source import Shape, Source, Tokens
+from capalloc._runtime.extras import load_extra
+from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
 
 #: Side of images where a configuration names none, and tokens of a sequence.
-IMAGE, TOKENS = 224, 16
+IMAGE_SIDE, TOKEN_COUNT = 224, 16
 
 
-class Fed(nn.Module):
+class FedByName(nn.Module):
     """A model given its input by name."""
 
     def __init__(self, model: nn.Module, argument: str) -> None:
@@ -22,12 +22,12 @@ class Fed(nn.Module):
         self.model, self.argument = model, argument
 
     def forward(self, x: Tensor) -> Any:
-        """What the model returns."""
+        """Return what the model returns."""
         return self.model(**{self.argument: x})
 
 
-def from_config(config_class: Any, arguments: dict[str, Any], shape: Shape) -> Source:
-    """The model of a configuration: `architectures=["..."]` chooses its class, else image classifier or base model.
+def from_config(config_class: Any, arguments: dict[str, Any], shape: InputShape) -> NamedModel:
+    """Make the model of a configuration, of the class that its `architectures` names, else image classifier or base.
 
     Args:
         config_class: such as `transformers.ViTConfig`.
@@ -45,13 +45,13 @@ def from_config(config_class: Any, arguments: dict[str, Any], shape: Shape) -> S
         raise ValueError(f"transformers refuses this {config_class.__name__}: {error}") from error
     if model.main_input_name == "input_ids":
         embedding = model.get_input_embeddings()
-        length = min(TOKENS, getattr(config, "max_position_embeddings", TOKENS))
+        length = min(TOKEN_COUNT, getattr(config, "max_position_embeddings", TOKEN_COUNT))
         tokens = Tokens(embedding, embedding.num_embeddings)
-        return Source(Fed(model, "inputs_embeds"), (length, embedding.embedding_dim), tokens)
-    return Source(_fed(model), shape or _image_shape(config))
+        return NamedModel(FedByName(model, "inputs_embeds"), (length, embedding.embedding_dim), tokens)
+    return NamedModel(_fed(model), shape or _image_shape(config))
 
 
-def _fitted(config_class: Any, arguments: dict[str, Any], shape: Shape) -> dict[str, Any]:
+def _fitted(config_class: Any, arguments: dict[str, Any], shape: InputShape) -> dict[str, Any]:
     """Image size and channels from the shape, where they were not given."""
     known = inspect.signature(config_class).parameters
     told: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
@@ -62,6 +62,7 @@ def _fitted(config_class: Any, arguments: dict[str, Any], shape: Shape) -> dict[
 
 
 def _model(config: Any) -> Any:
+    transformers = load_extra(type(config).__name__, "transformers")
     if config.architectures:
         chosen: Any = getattr(transformers, config.architectures[0])
         return chosen(config)
@@ -74,12 +75,12 @@ def _model(config: Any) -> Any:
 def _fed(model: Any) -> nn.Module:
     first = next(iter(inspect.signature(model.forward).parameters))
     own: nn.Module = model
-    return own if first == model.main_input_name else Fed(own, model.main_input_name)
+    return own if first == model.main_input_name else FedByName(own, model.main_input_name)
 
 
-def _image_shape(config: Any) -> Shape:
+def _image_shape(config: Any) -> InputShape:
     if not hasattr(config, "num_channels"):
         return None
-    size = getattr(config, "image_size", None) or IMAGE
+    size = getattr(config, "image_size", None) or IMAGE_SIDE
     rows, columns = (size, size) if isinstance(size, int) else size
     return (config.num_channels, rows, columns)

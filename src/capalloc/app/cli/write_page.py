@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capalloc._runtime.files import check_target
-from capalloc.app.cli.group import say
+from capalloc.app.cli.errors import say
 from capalloc.app.report import write_report
 from capalloc.results import load
 

@@ -8,24 +8,23 @@ from rich.console import Console
 from rich.table import Table
 
 from capalloc._runtime.files import check_target
-from capalloc.app.cli.options import Talk
-from capalloc.app.cli.work.as_json import print_json
-from capalloc.app.cli.work.tables import table_of
-from capalloc.app.cli.work.talk import bars, tell
+from capalloc.app.cli.as_json import print_json
+from capalloc.app.cli.options import Verbosity
+from capalloc.app.cli.tables import table_of
 from capalloc.app.demo import Demo, run_demo
 
 
-def run(talk: Talk, out: Path, seed: int) -> None:
+def run(verbosity: Verbosity, out: Path, seed: int) -> None:
     """`capalloc demo`."""
     check_target(out)  # before the work, not after it
-    tell(talk, "training a small network on handwritten digits, measuring its capacity, predicting it ...")
-    found = run_demo(seed, progress=bars(talk))
+    verbosity.tell("training a small network on handwritten digits, measuring its capacity, predicting it ...")
+    found = run_demo(seed, progress=verbosity.bars)
     found.write(out)
-    if talk.as_json:
+    if verbosity.as_json:
         print_json(facts(found))
     else:
         Console().print(summary(found))
-    tell(talk, f"wrote {out}: open it in a browser")
+    verbosity.tell(f"wrote {out}: open it in a browser")
 
 
 def facts(found: Demo) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The model and the inputs that a command was told of."""
+"""The model and the inputs that a command line asks for."""
 
 from __future__ import annotations
 
@@ -9,63 +9,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capalloc.app.cli.options import Given, Talk
-from capalloc.app.cli.work.images import read_images
-from capalloc.app.cli.work.input_source import gaussian, normalised, parse_integers, read_array
-from capalloc.app.cli.work.model_source import Model, Shape, Source, read_model
-from capalloc.app.cli.work.talk import tell
+from capalloc.app.cli.image_folder import read_images
+from capalloc.app.cli.input_source import gaussian, normalised, parse_integers, read_array
+from capalloc.app.cli.model_source import read_model
+from capalloc.app.cli.named_model import InputShape, NamedModel, TorchModel
+from capalloc.app.cli.options import ModelOptions, Verbosity
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What every method starts from."""
+class Sources:
+    """The arguments that every method starts with."""
 
-    model: Model
+    model: TorchModel
     inputs: Tensor
     outputs: Callable[[Any], Tensor] | None
 
 
-def load(given: Given, talk: Talk, examples: int) -> Loaded:
-    """Read the model, then its inputs; `examples` Gaussian ones where nothing was said.
+def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int) -> Sources:
+    """Read the model, then its inputs; `examples` Gaussian ones where no number is given.
 
     Raises:
-        ValueError, TypeError: what was said is of another form, or does not fit together.
+        ValueError, TypeError: an option is of another form, or options do not fit together.
         FileNotFoundError, ModuleNotFoundError: there is no such file, or nothing that reads it.
 
     """
-    asked = None if given.shape is None else parse_integers(given.shape, "--shape")
-    array = None if given.data is None or given.data.is_dir() else read_array(given.data, given.examples)
+    asked = None if options.shape is None else parse_integers(options.shape, "--shape")
+    array = None if options.data is None or options.data.is_dir() else read_array(options.data, options.examples)
     if array is not None and array.ndim < 2:
-        raise ValueError(f"{given.data} holds an array of shape {tuple(array.shape)}; its first axis must be examples")
+        raise ValueError(
+            f"{options.data} holds an array of shape {tuple(array.shape)}; its first axis must be examples"
+        )
     own = tuple(array.shape[1:]) if array is not None and array.dtype.is_floating_point else None
     if own and asked and own != asked:
-        raise ValueError(f"{given.data} holds inputs of shape {own}, not {asked}; leave --shape out")
-    source = read_model(given.model, given.arg or (), given.seed, asked or own)
-    inputs = _inputs(source, asked, array, given, given.examples or examples)
-    _tell(source, inputs, given, talk)
-    return Loaded(source.model, inputs.to(source.dtype), select(given.output))
+        raise ValueError(f"{options.data} holds inputs of shape {own}, not {asked}; leave --shape out")
+    source = read_model(options.model, options.arg or (), options.seed, asked or own)
+    inputs = _inputs(source, asked, array, options, options.examples or examples)
+    verbosity.tell(f"{options.model}: {source.num_params:,} parameters; {_described(source, inputs, options)}")
+    return Sources(source.model, inputs.to(source.dtype), select(options.output))
 
 
-def _inputs(source: Source, asked: Shape, array: Tensor | None, given: Given, examples: int) -> Tensor:
-    if given.data is not None:
+def _inputs(
+    source: NamedModel, asked: InputShape, array: Tensor | None, options: ModelOptions, examples: int
+) -> Tensor:
+    if options.data is not None:
         if array is None:
-            array = read_images(given.data, asked or source.shape, given.examples)
+            array = read_images(options.data, asked or source.shape, options.examples)
         if source.tokens is not None and not array.dtype.is_floating_point:
             array = _embedded(source, array)
-        return normalised(array.to(source.dtype), given.mean, given.std)
-    if given.mean is not None or given.std is not None:
+        return normalised(array.to(source.dtype), options.mean, options.std)
+    if options.mean is not None or options.std is not None:
         raise ValueError("--mean and --std are for --data; Gaussian inputs have mean 0 and variance 1")
     shape = asked or source.shape
     if shape is None:
         raise ValueError("give --shape, for Gaussian inputs, or --data, a file of examples or a folder of images")
     if source.tokens is not None and (asked is None or len(asked) == 1):
-        generator = torch.Generator().manual_seed(given.seed)
+        generator = torch.Generator().manual_seed(options.seed)
         return _embedded(source, torch.randint(source.tokens.vocabulary, (examples, shape[0]), generator=generator))
-    return gaussian(examples, shape, given.seed, source.dtype)
+    return gaussian(examples, shape, options.seed, source.dtype)
 
 
-def _embedded(source: Source, ids: Tensor) -> Tensor:
-    """Token ids by the model's own embedding."""
+def _embedded(source: NamedModel, ids: Tensor) -> Tensor:
+    """Embed token ids by the model's own embedding."""
     assert source.tokens is not None
     if ids.ndim != 2 or int(ids.min()) < 0 or int(ids.max()) >= source.tokens.vocabulary:
         raise ValueError(
@@ -76,16 +80,16 @@ def _embedded(source: Source, ids: Tensor) -> Tensor:
         return source.tokens.embed(ids.long())
 
 
-def _tell(source: Source, inputs: Tensor, given: Given, talk: Talk) -> None:
+def _described(source: NamedModel, inputs: Tensor, options: ModelOptions) -> str:
     drawn = "" if source.tokens is not None else "Gaussian "
-    kind = f"{drawn}input" if given.data is None else "example"
+    kind = f"{drawn}input" if options.data is None else "example"
     number = f"{len(inputs)} {kind}{'' if len(inputs) == 1 else 's'}"
     shape = " x ".join(map(str, inputs.shape[1:]))
-    tell(talk, f"{given.model}: {source.num_params:,} parameters; {number} of {shape}")
+    return f"{number} of {shape}"
 
 
 def select(name: str | None) -> Callable[[Any], Tensor] | None:
-    """From what a model returns to one of its outputs: by position, by key or by name; None for the usual one."""
+    """Make a choice of one of a model's outputs: by position, by key or by name; None for the usual one."""
     if name is None:
         return None
 

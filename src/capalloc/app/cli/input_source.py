@@ -1,4 +1,4 @@
-"""Inputs from what a command line can say: a shape, a file of examples, a folder of images."""
+"""Inputs that a command line asks for: by a shape, a file of examples, a folder of images."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ARRAY = "inputs"  # the array that is taken from a file with several
-Reader = Callable[[Path, int | None], Tensor]
+from capalloc._runtime.extras import load_extra
+
+INPUT_ARRAY = "inputs"  # the array that is taken from a file with several
+ArrayReader = Callable[[Path, int | None], Tensor]
 
 
 def gaussian(number: int, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
-    """Unit Gaussian inputs (examples, *shape)."""
+    """Draw unit Gaussian inputs (examples, *shape)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(number, *shape, generator=generator, dtype=dtype)
 
 
 def normalised(x: Tensor, mean: str | None, std: str | None) -> Tensor:
-    """(x - mean) / std, by one number or one a channel, the axis after the examples.
+    """Return (x - mean) / std, by one number or one a channel, the axis after the examples.
 
     Raises:
         ValueError: they are no such numbers, or std is not positive.
@@ -47,7 +49,7 @@ def _by_channel(text: str, option: str, x: Tensor) -> Tensor:
 
 
 def parse_integers(text: str, option: str, lowest: int = 1) -> tuple[int, ...]:
-    """Integers with commas between them.
+    """Read integers with commas between them.
 
     Raises:
         ValueError: they are none, or one is too low.
@@ -65,7 +67,7 @@ def parse_integers(text: str, option: str, lowest: int = 1) -> tuple[int, ...]:
 
 
 def read_array(path: Path, number: int | None = None) -> Tensor:
-    """The first examples in a .npy, .npz or .safetensors file, all by default; nothing is unpickled.
+    """Read the first examples in a .npy, .npz or .safetensors file, all by default; nothing is unpickled.
 
     Raises:
         ValueError: another kind of file, one that is damaged, or one of several arrays.
@@ -74,7 +76,7 @@ def read_array(path: Path, number: int | None = None) -> Tensor:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    readers: dict[str, Reader] = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    readers: dict[str, ArrayReader] = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
     if path.suffix not in readers:
         raise ValueError(f"--data must be a file {', '.join(readers)} or a folder of images, got {path.name}")
     try:
@@ -96,16 +98,12 @@ def _read_npz(path: Path, number: int | None) -> Tensor:
 
 
 def _read_safetensors(path: Path, number: int | None) -> Tensor:
-    try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise ModuleNotFoundError(f"{path} needs the package safetensors: pip install safetensors") from error
-    with safe_open(path, framework="pt") as tensors:
+    with load_extra(str(path), "safetensors").safe_open(path, framework="pt") as tensors:
         found: Tensor = tensors.get_tensor(_only(list(tensors.keys())))[:number]
     return found
 
 
 def _only(names: list[str]) -> str:
-    if len(names) != 1 and ARRAY not in names:
-        raise ValueError(f"it holds {sorted(names)}; name the examples {ARRAY!r}, or keep one array in the file")
-    return ARRAY if ARRAY in names else names[0]
+    if len(names) != 1 and INPUT_ARRAY not in names:
+        raise ValueError(f"it holds {sorted(names)}; name the examples {INPUT_ARRAY!r}, or keep one array in the file")
+    return INPUT_ARRAY if INPUT_ARRAY in names else names[0]

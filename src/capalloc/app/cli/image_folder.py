@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from capalloc._runtime.extras import load_extra
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: Pillow's names for one channel and for three.
-MODES = {1: "L", 3: "RGB"}
+COLOUR_MODES = {1: "L", 3: "RGB"}
 
 
 def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int | None = None) -> Tensor:
-    """The images in a folder and in the folders in it, by name: (examples, channel, row, column) in [0, 1].
+    """Read the images in a folder and in the folders in it, by name: (examples, channel, row, column) in [0, 1].
 
     Args:
         folder: where they are.
@@ -32,11 +31,11 @@ def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int 
         ModuleNotFoundError: Pillow is not installed.
 
     """
-    if shape is not None and (len(shape) != 3 or shape[0] not in MODES):
+    if shape is not None and (len(shape) != 3 or shape[0] not in COLOUR_MODES):
         raise ValueError(f"--shape of images must be 1 or 3 channels, rows and columns, such as 3,224,224, got {shape}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not paths:
-        raise ValueError(f"the folder {folder} holds no image ({', '.join(SUFFIXES)})")
+        raise ValueError(f"the folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     first, *rest = (_read(path, shape) for path in islice(paths, number))
     for path, image in zip(paths[1:], rest, strict=False):
         if image.shape != first.shape:
@@ -48,24 +47,22 @@ def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int 
 
 
 def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
-    """One image, its colours in front."""
+    """Read one image, its colours in front."""
+    pillow, operations = load_extra(str(path), "PIL.Image"), load_extra(str(path), "PIL.ImageOps")
     try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise ModuleNotFoundError(f"{path} needs the package Pillow: pip install 'capalloc[images]'") from error
-    try:
-        with Image.open(path) as file:
-            image: Image.Image = ImageOps.exif_transpose(file)
+        with pillow.open(path) as file:
+            image = operations.exif_transpose(file)
             if shape is not None:
-                image = ImageOps.fit(image.convert(MODES[shape[0]]), (shape[2], shape[1]), Image.Resampling.BICUBIC)
+                image = image.convert(COLOUR_MODES[shape[0]])
+                image = operations.fit(image, (shape[2], shape[1]), pillow.Resampling.BICUBIC)
     except Exception as error:  # decoders raise any type on damaged bytes
         raise ValueError(f"{path} cannot be read: {error}") from error
     return _tensor(image)
 
 
-def _tensor(image: Image) -> Tensor:
+def _tensor(image: Any) -> Tensor:
     grey = len(image.getbands()) == 1 and image.mode != "P"
-    values = np.array(image.convert(MODES[1 if grey else 3]), dtype=np.float32) / 255
+    values = np.array(image.convert(COLOUR_MODES[1 if grey else 3]), dtype=np.float32) / 255
     return torch.from_numpy(values[None] if grey else values.transpose(2, 0, 1).copy())
 
 

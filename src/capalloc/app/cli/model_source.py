@@ -1,4 +1,4 @@
-"""A model from what a command line can say: an architecture's name, a .pt2 file, a factory, a configuration."""
+"""The model that a command line names: by an architecture's name, a .pt2 file, a factory, a configuration."""
 
 from __future__ import annotations
 
@@ -6,53 +6,25 @@ import ast
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from capalloc import architectures
 from capalloc._model.archive import load_program
 from capalloc._model.exported import input_shape
 from capalloc._model.problem import seeded
-
-Model = nn.Module | ExportedProgram
-Shape = tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """How a model of tokens takes them: embedded."""
-
-    embed: Callable[[Tensor], Tensor]  # (examples, tokens) of integers -> (examples, tokens, width)
-    vocabulary: int
+from capalloc._runtime.extras import load_extra
+from capalloc.app.cli.named_model import InputShape, NamedModel
+from capalloc.app.cli.transformers_source import from_config
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model, with the shape of one input where it is known."""
-
-    model: Model
-    shape: Shape = None
-    tokens: Tokens | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters."""
-        return next((p.dtype for p in self.model.parameters()), torch.float32)
-
-    @property
-    def num_params(self) -> int:
-        """Of the model."""
-        return sum(p.numel() for p in self.model.parameters())
-
-
-def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape: Shape = None) -> Source:
-    """The model that `source` names, with its random weights drawn from `seed`.
+def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape: InputShape = None) -> NamedModel:
+    """Make or load the model that `source` names, with its random weights drawn from `seed`.
 
     Args:
         source: a reference architecture, a .pt2 file, `package.module:factory`, or a configuration of transformers.
@@ -73,7 +45,9 @@ def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape:
     if source in architectures.names():
         if shape is not None:
             named["shape"] = shape
-        return Source(architectures.make(source, seed, **named), named.get("shape", architectures.info(source).shape))
+        return NamedModel(
+            architectures.make(source, seed, **named), named.get("shape", architectures.info(source).shape)
+        )
     module, colon, name = source.partition(":")
     if not colon and source.endswith("Config"):
         module, name = "transformers", source
@@ -84,35 +58,32 @@ def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape:
     return _made(source, factory, named, seed, shape)
 
 
-def _made(source: str, factory: Any, named: dict[str, Any], seed: int, shape: Shape) -> Source:
+def _made(source: str, factory: Any, named: dict[str, Any], seed: int, shape: InputShape) -> NamedModel:
     if isinstance(factory, nn.Module) and not named:
-        return Source(factory)
+        return NamedModel(factory)
     if not callable(factory):
         raise TypeError(f"{source} is a {type(factory).__name__}; name a function or class that makes the model")
     with seeded(seed, torch.device("cpu")):
         if _is_config(factory):
-            # transformers is an extra: only its own configurations lead there
-            from capalloc.app.cli.work.transformers_source import from_config
-
             return from_config(factory, named, shape)
         model = factory(**named)
     if not isinstance(model, (nn.Module, ExportedProgram)):
         raise TypeError(f"{source} made a {type(model).__name__}; it must return a torch.nn.Module")
-    return Source(model)
+    return NamedModel(model)
 
 
 def _is_config(factory: Any) -> bool:
-    """Whether it is a class of transformers configurations, asked without importing transformers."""
+    """Tell a configuration class of transformers without importing transformers."""
     return isinstance(factory, type) and any(
         base.__module__.startswith("transformers.") and base.__name__.startswith("PreTrainedConfig")
         for base in factory.__mro__
     )
 
 
-def _program(path: str) -> Source:
+def _program(path: str) -> NamedModel:
     program = load_program(path)
     sizes = input_shape(program)[1:]
-    return Source(program, tuple(n for n in sizes if n is not None) if None not in sizes else None)
+    return NamedModel(program, tuple(n for n in sizes if n is not None) if None not in sizes else None)
 
 
 def _unknown(source: str) -> str:
@@ -125,17 +96,12 @@ def _unknown(source: str) -> str:
 
 
 def find(module_name: str, name: str) -> Any:
-    """What a module calls `name`; modules in the folder that the command is run in are found first."""
+    """Import what a module calls `name`; modules in the folder that the command is run in are found first."""
     here = str(Path.cwd())  # as `python -m` does
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if module_name == error.name == "transformers":
-            raise ModuleNotFoundError(
-                f"{name} needs the package transformers: pip install 'capalloc[transformers]'"
-            ) from error
-        raise
+        known = module_name == "transformers"
+        found: Any = load_extra(name, module_name) if known else importlib.import_module(module_name)
     finally:
         sys.path.remove(here)
     for part in name.split("."):

@@ -7,15 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 from capalloc import architectures
-from capalloc.app.cli.options import Talk
-from capalloc.app.cli.work.as_json import print_json
+from capalloc.app.cli.as_json import print_json
+from capalloc.app.cli.options import Verbosity
 from capalloc.architectures import Architecture
 
 
-def run_models(talk: Talk) -> None:
+def run_models(verbosity: Verbosity) -> None:
     """`capalloc models`."""
     found = [architectures.info(name) for name in architectures.names()]
-    if talk.as_json:
+    if verbosity.as_json:
         print_json({"models": [_entry(a) for a in found]})
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)

@@ -1,0 +1,210 @@
+"""Every command of `capalloc`: its name, help and options, and the function that does its work.
+
+A declaration has no body. The work is named as "package.module:function" and imported when the command runs, so that
+help and completion wait for no import of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from capalloc.app.cli.declare import declared
+from capalloc.app.cli.errors import PROGRAM, CommandGroup
+from capalloc.app.cli.options import Gates, ModelOptions, OutputOptions, Verbosity, method_option, result_option
+
+COMPUTE_PANEL, RESULTS_PANEL, STUDIES_PANEL = "Compute", "Results and models", "Studies"
+EPILOG = (
+    "Exit codes: 0 done; 1 an error that you can mend, told in one line; 2 wrong usage; 130 interrupted. "
+    "Numbers go to stdout, everything else to stderr."
+)
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EPILOG)
+#: The function that does the work of each command.
+WORK: dict[str, str] = {}
+
+
+def command(panel: str, work: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Enter a declaration under its own name, with dashes."""
+
+    def enter(declaration: Callable[..., None]) -> Callable[..., None]:
+        name = declaration.__name__.replace("_", "-")
+        WORK[name] = work
+        app.command(name, rich_help_panel=panel)(declared(declaration, work))
+        return declaration
+
+    return enter
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"{PROGRAM} {version(PROGRAM)}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+) -> None:
+    """Capacity allocation: the effective parameters that a neural network devotes to each input, region and layer."""
+
+
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_propagate")
+def propagate(
+    options: ModelOptions,
+    output: OutputOptions,
+    solver: Annotated[
+        Literal["markov", "block", "segments", "hessian"],
+        method_option(
+            help="markov: the rule of total decoupling; block and segments keep part of the coupling; hessian is "
+            "exact, for up to 2000 parameters."
+        ),
+    ] = "markov",
+    gates: Gates = "data",
+    num_probes: Annotated[int, method_option(min=2, help="Random probes of block and segments.")] = 32,
+    table: Annotated[
+        bool,
+        method_option(
+            "--table",
+            help="Also tell which parameter tensor serves which input, as small models always do: one pass each.",
+        ),
+    ] = False,
+) -> None:
+    """Capacity that a model devotes to each input, by the Markov rule: a few forward and backward passes."""
+
+
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_measure")
+def measure(
+    options: ModelOptions,
+    output: OutputOptions,
+    ridge: Annotated[float, method_option(min=0, help="Added to the Gram matrix; 0 for the exact rank.")] = 0.0,
+    solver: Annotated[
+        Literal["auto", "dense", "stochastic"],
+        method_option(help="stochastic needs a ridge, and gives standard errors."),
+    ] = "auto",
+    rtol: Annotated[float, method_option(help="Relative standard error that stochastic aims at.")] = 0.02,
+    max_seconds: Annotated[float | None, method_option(help="Stop stochastic after about this long.")] = None,
+    checkpoint: Annotated[
+        Path | None, method_option(help="Keep the run in this file; called again, it goes on from there.")
+    ] = None,
+) -> None:
+    """Capacity that a model devotes to each input, exactly, from derivatives: up to some thousands of parameters."""
+
+
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_decoupling")
+def decoupling(
+    options: ModelOptions,
+    output: OutputOptions,
+    num_pairs: Annotated[int, method_option(min=1, help="Pairs of units compared in each layer.")] = 2048,
+) -> None:
+    """Decoupling by each activation of a model, of its units and of its examples: 0 as a linear map, 1 totally."""
+
+
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_receptive_field")
+def receptive_field(
+    options: ModelOptions,
+    output: OutputOptions,
+    position: Annotated[
+        str | None,
+        method_option(metavar="N,N,...", help="Output position, such as 3,4; by default the central one."),
+    ] = None,
+    of: Annotated[Literal["energy", "capacity"], method_option(help="What the effective field is of.")] = "energy",
+    gates: Gates = "data",
+) -> None:
+    """Theoretical and effective receptive field of an output position."""
+
+
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_diagnose")
+def diagnose(options: ModelOptions, output: OutputOptions) -> None:
+    """Effects of depth on a model: scaling of its blocks, shattering of its gradients, receptive field, and advice."""
+
+
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_scaling")
+def scaling(options: ModelOptions, output: OutputOptions) -> None:
+    """Scaling of depth: rates of residual blocks, gains of plain layers, and what would balance them."""
+
+
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_shattering")
+def shattering(options: ModelOptions, output: OutputOptions) -> None:
+    """Correlation of the gradients at different inputs, by depth: measured, and predicted."""
+
+
+@command(RESULTS_PANEL, "capalloc.app.cli.compare_files:run_compare")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.nc", help="A saved allocation.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="B.nc", help="Another of the same inputs.", show_default=False)],
+    verbosity: Verbosity,
+) -> None:
+    """Agreement of two saved capacity maps, and the parameter tensors that differ most."""
+
+
+@command(RESULTS_PANEL, "capalloc.app.cli.write_page:run_report")
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.nc...", help="Saved results.", show_default=False)],
+    out: Annotated[Path, result_option(metavar="FILE.html", help="The page to write.")] = Path("report.html"),
+    title: Annotated[str, result_option(help="Of the page.")] = "Capacity allocation",
+) -> None:
+    """One page about saved results: a single file that needs no network and no model."""
+
+
+@command(RESULTS_PANEL, "capalloc.app.cli.list_models:run_models")
+def models(verbosity: Verbosity) -> None:
+    """The reference architectures: parameters, input shape, arguments."""
+
+
+@command(RESULTS_PANEL, "capalloc.app.design:serve")
+def design(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0 takes a free one.")] = 8050,
+    open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+) -> None:
+    """A page on which to build an architecture and see its capacity at once."""
+
+
+@command(STUDIES_PANEL, "capalloc.app.cli.run_demo:run")
+def demo(
+    verbosity: Verbosity,
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page to write.")] = Path("demo.html"),
+    seed: Annotated[int, typer.Option(help="Of the split and the training.", min=0)] = 0,
+) -> None:
+    """Train a small network on handwritten digits, measure its capacity and predict it."""
+
+
+@command(STUDIES_PANEL, "capalloc.app.studies.linear_command:run_linear_study")
+def linear_study(
+    verbosity: Verbosity,
+    out: Annotated[Path, typer.Option(help="Folder for NetCDF, PNG and HTML, and for finished cells.")] = Path(
+        "linear-study"
+    ),
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="One to train; repeat for more. By default all.")
+    ] = None,
+    process: Annotated[list[str] | None, typer.Option(help="One to predict; repeat for more. By default all.")] = None,
+    lags: Annotated[int, typer.Option(min=1, help="Values of the window.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Steps ahead to predict.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights.")] = 0,
+    restarts: Annotated[int, typer.Option(min=1, help="Initial weights to train from.")] = 4,
+    root: Annotated[Literal["symmetric", "cholesky"], typer.Option(help="Of the metric.")] = "symmetric",
+) -> None:
+    """Capacity against lag of linear architectures trained on processes of different memory.
+
+    Started again with the same settings, it goes on where it was cut short.
+    """
+
+
+@command(STUDIES_PANEL, "capalloc.app.studies.decoupling_command:run_decoupling_study")
+def decoupling_study(
+    verbosity: Verbosity,
+    out: Annotated[Path, typer.Option(help="Folder for the table (NetCDF) and the figure (PNG).")] = Path("."),
+    seed: Annotated[int, typer.Option(help="Seed of the random networks and inputs.")] = 0,
+    depth: Annotated[int, typer.Option(min=2, help="Number of convolutions.")] = 6,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the hidden layers.")] = 2,
+    draws: Annotated[int, typer.Option(min=2, help="Random networks averaged over.")] = 8,
+) -> None:
+    """Capacity profile of a stack of 1-D convolutions as its gates go from linear to pseudo-random."""

@@ -1,0 +1,105 @@
+"""Commands that compute: read a model and inputs, run a method on them, deliver its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import capalloc
+from capalloc._energy.gates import GateSource
+from capalloc.app.cli.deliver import check_targets, deliver
+from capalloc.app.cli.input_source import parse_integers
+from capalloc.app.cli.options import ModelOptions, OutputOptions
+from capalloc.app.cli.sources import read_sources
+
+#: Gaussian examples where the command line names no number.
+FEW_EXAMPLES, MANY_EXAMPLES = 8, 64
+
+Method = Callable[..., Any]  # (model, inputs, outputs) -> result
+
+
+def run_propagate(
+    options: ModelOptions,
+    output: OutputOptions,
+    solver: Literal["markov", "block", "segments", "hessian"],
+    gates: GateSource,
+    num_probes: int,
+    table: bool,
+) -> None:
+    """Run `capalloc propagate`."""
+    method = partial(capalloc.propagate, gates=gates, solver=solver, table=table or "auto", num_probes=num_probes)
+    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options), progress=output.bars))
+
+
+def run_measure(
+    options: ModelOptions,
+    output: OutputOptions,
+    ridge: float,
+    solver: str,
+    rtol: float,
+    max_seconds: float | None,
+    checkpoint: Path | None,
+) -> None:
+    """Run `capalloc measure`."""
+    check_targets(checkpoint)
+    method = partial(
+        capalloc.measure,
+        ridge=ridge,
+        solver=solver,
+        rtol=rtol,
+        max_seconds=max_seconds,
+        checkpoint=checkpoint,
+        generator=generator(options),
+        progress=output.bars,
+    )
+    compute(options, output, MANY_EXAMPLES, method)
+
+
+def run_decoupling(options: ModelOptions, output: OutputOptions, num_pairs: int) -> None:
+    """Run `capalloc decoupling`."""
+    method = partial(capalloc.decoupling, num_pairs=num_pairs, generator=generator(options), progress=output.bars)
+    compute(options, output, MANY_EXAMPLES, method)
+
+
+def run_receptive_field(
+    options: ModelOptions,
+    output: OutputOptions,
+    position: str | None,
+    of: Literal["energy", "capacity"],
+    gates: GateSource,
+) -> None:
+    """Run `capalloc receptive-field`."""
+    chosen = None if position is None else parse_integers(position, "--position", lowest=0)
+    method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, progress=output.bars)
+    compute(options, output, 1, method)
+
+
+def run_diagnose(options: ModelOptions, output: OutputOptions) -> None:
+    """Run `capalloc diagnose`."""
+    compute(options, output, FEW_EXAMPLES, partial(capalloc.diagnose, generator=generator(options)))
+
+
+def run_scaling(options: ModelOptions, output: OutputOptions) -> None:
+    """Run `capalloc scaling`."""
+    compute(options, output, FEW_EXAMPLES, partial(capalloc.scaling, progress=output.bars))
+
+
+def run_shattering(options: ModelOptions, output: OutputOptions) -> None:
+    """Run `capalloc shattering`."""
+    compute(options, output, FEW_EXAMPLES, partial(capalloc.shattering, generator=generator(options)))
+
+
+def compute(options: ModelOptions, output: OutputOptions, examples: int, method: Method) -> None:
+    """Read the model and its inputs, call the method on them, and write and print what it returns."""
+    check_targets(output.out, output.picture)
+    x = read_sources(options, output, examples)
+    deliver(method(x.model, x.inputs, x.outputs), output, options.model)
+
+
+def generator(options: ModelOptions) -> torch.Generator:
+    """Return what random probes and pairs are drawn from."""
+    return torch.Generator().manual_seed(options.seed)
