@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.table import Table, median_seconds
 from capalloc.app.design import Design, read
-from capalloc.app.design.server_app import fill
+from capalloc.app.design.dash_app import fill
 
 #: The largest inputs that the page offers, and its default.
 INPUTS = {"1-D, 512": {"ndim": 1, "size": 512}, "2-D, 45 x 45": {"size": 45}, "2-D, 64 x 64": {"size": 64}}

@@ -11,10 +11,10 @@ import shutil
 import threading
 from pathlib import Path
 
+from capalloc.app.design.socket_server import make_server
 from playwright.sync_api import sync_playwright
 
-from capalloc.app.design.serving import bound
-from capalloc.app.design.socket_server import make_server
+from capalloc.app.design.server import bound
 
 HERE = Path(__file__).parent
 #: A plain stack of 30 layers, and one with branches times 1/sqrt(30).

@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from capalloc._decoupling import quadrature
 from capalloc._decoupling.activations import Activation, resolve
 from capalloc._decoupling.feature_moments import FEATURE_MOMENTS, feature_moment
 from capalloc._decoupling.gaussian_gates import gaussian_gate_moment
 from capalloc._decoupling.kinks import find_kinks
-
-Array = NDArray[np.float64]
+from capalloc._linalg.aliases import Array
 
 #: Rates lambda_l of the blocks of a network of a given depth, by family (Balduzzi et al., 2017).
 FAMILIES: dict[str, Callable[[int], Array]] = {

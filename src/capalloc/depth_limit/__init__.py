@@ -2,7 +2,7 @@
 
 from capalloc.depth_limit.block import Block
 from capalloc.depth_limit.descriptions import chain, diffusion, jump
-from capalloc.depth_limit.from_model import read
+from capalloc.depth_limit.model_blocks import read
 from capalloc.depth_limit.start import point
 from capalloc.depth_limit.step_law import StepLaw
 from capalloc.depth_limit.whole_space import gaussian

@@ -10,8 +10,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from capalloc._linalg.aliases import Array
 from capalloc.depth_limit.moves import Moves
-from capalloc.depth_limit.step_law import Array, StepLaw
+from capalloc.depth_limit.step_law import StepLaw
 
 Clock = Literal["rate", "log", "steps"]
 CLOCKS = get_args(Clock)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import exprel
 
+from capalloc._linalg.aliases import Array
 from capalloc.depth_limit.block import Block, Clock, durations
 from capalloc.depth_limit.moves import Moves
 from capalloc.depth_limit.selling import selling
-from capalloc.depth_limit.step_law import Array
 
 #: Eigenvalues of D below this, relative to the largest, are zero: directions that the steps do not take.
 SINGULAR = 1e-13

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from capalloc.depth_limit.step_law import Array
+from capalloc._linalg.aliases import Array, Indices
 
 Border = Literal["periodic", "reflecting", "absorbing"]
 BORDERS = get_args(Border)
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.stats import poisson
 
+from capalloc._linalg.aliases import Array
 from capalloc.depth_limit.moves import Grid, Moves, arrivals, spectrum
-from capalloc.depth_limit.step_law import Array
 
 Propagator = Callable[[Array], Array]
 Ways = tuple[Callable[[Moves, Grid], Propagator], Callable[[Moves, Grid], Propagator]]

@@ -13,8 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from capalloc.depth_limit.moves import Indices
-from capalloc.depth_limit.step_law import Array
+from capalloc._linalg.aliases import Array, Indices
 
 #: A product of two vectors of the superbase counts as obtuse up to this, relative to the trace of D.
 OBTUSE = 1e-13

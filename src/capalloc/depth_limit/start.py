@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from capalloc.depth_limit.step_law import Array
+from capalloc._linalg.aliases import Array
 
 
 def check_start(start: ArrayLike) -> Array:

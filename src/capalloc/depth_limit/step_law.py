@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.signal import convolve
 from torch import Tensor
 
-Array = NDArray[np.float64]
+from capalloc._linalg.aliases import Array
 
 
 @dataclass(frozen=True, eq=False)

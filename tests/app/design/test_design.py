@@ -20,10 +20,10 @@ from torch import Tensor, nn
 import capalloc
 from capalloc._decoupling.activations import NAMES
 from capalloc.app.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read, serve
-from capalloc.app.design.gate_series import Series
+from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.query import from_query, to_query
-from capalloc.app.design.serving import bound
-from capalloc.app.design.settings_of_design import HOMOGENEOUS, LIMITS, SIZES
+from capalloc.app.design.server import bound
+from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, LIMITS, SIZES
 from lacking import lack
 
 SMALL = {
@@ -43,7 +43,7 @@ SMALL = {
 def even(design: Design) -> nn.Module:
     """The built network in float64, every weight of the magnitude that its variance says."""
     model = build(design).double()
-    gain = 1 / Series.of(design.activation).mean_square
+    gain = 1 / HermiteSeries.of(design.activation).mean_square
     with torch.no_grad():
         for name, weight in model.named_parameters():
             variance = (1.0 if name == "stem.weight" else gain) / weight[0].numel()
@@ -122,7 +122,7 @@ def test_the_network_has_the_parameters_counted(design: Design) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_read_variance_one(activation: str) -> None:
     """On average over 24 draws of the weights, away from borders: each layer of 48 units scatters by some 20 %."""
-    residual = "none" if activation in HOMOGENEOUS else "constant"
+    residual = "none" if activation in HOMOGENEOUS_ACTIVATIONS else "constant"
     design = Design(depth=4, width=48, ndim=1, size=128, residual=residual, activation=activation)
     found: list[float] = []
 
@@ -278,7 +278,7 @@ def test_gradients_of_the_network_correlate_as_read(residual: str) -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_moments_are_those_of_quadrature(activation: str) -> None:
-    series = Series.of(activation)
+    series = HermiteSeries.of(activation)
     assert series.mean_squared_gate == pytest.approx(
         float(capalloc.gates.gaussian_gate_moment(activation, 1.0)), abs=1e-9
     )
@@ -421,7 +421,7 @@ def test_figures_are_what_plotly_takes() -> None:
 
 
 def facts_of(reading: Reading) -> dict[str, str]:
-    return pytest.importorskip("capalloc.app.design.controls").facts(reading)
+    return pytest.importorskip("capalloc.app.design.design_page").facts(reading)
 
 
 def test_the_table_says_what_was_read() -> None:
@@ -433,8 +433,8 @@ def test_the_table_says_what_was_read() -> None:
 
 
 def test_settings_that_do_not_go_together_leave_the_card_as_it_is() -> None:
-    app = pytest.importorskip("capalloc.app.design.server_app")
-    from capalloc.app.design.controls import settings as values_of
+    app = pytest.importorskip("capalloc.app.design.dash_app")
+    from capalloc.app.design.design_page import settings as values_of
 
     values = values_of(Design(strided=4))
     values[0] = 2
@@ -444,7 +444,7 @@ def test_settings_that_do_not_go_together_leave_the_card_as_it_is() -> None:
 
 
 def test_an_address_that_cannot_be_read_is_reported_and_changes_nothing() -> None:
-    app = pytest.importorskip("capalloc.app.design.server_app")
+    app = pytest.importorskip("capalloc.app.design.dash_app")
     values, compare, message = app.load("?depth=0")
     assert message.startswith("depth must lie from 1 to 100, got 0.")
     assert compare is app.no_update
@@ -457,7 +457,7 @@ def test_an_address_that_cannot_be_read_is_reported_and_changes_nothing() -> Non
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     pytest.importorskip("dash")
-    from capalloc.app.design.socket_server import make_server
+    from capalloc.app.design.dash_app import make_server
 
     with bound(0) as listening:
         server = make_server(listening)
@@ -525,8 +525,8 @@ def test_without_dash_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_module_missing_elsewhere_is_not_blamed_on_dash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "capalloc.app.design.socket_server", None)
-    with pytest.raises(ModuleNotFoundError, match=r"capalloc\.app\.design\.socket_server"):
+    monkeypatch.setitem(sys.modules, "capalloc.app.design.dash_app", None)
+    with pytest.raises(ModuleNotFoundError, match=r"capalloc\.app\.design\.dash_app"):
         serve(0, open_browser=False)
 
 

@@ -19,8 +19,9 @@ pytest.importorskip("dash")
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    from capalloc.app.design.serving import bound
     from capalloc.app.design.socket_server import make_server
+
+    from capalloc.app.design.server import bound
 
     with bound(0) as listening:
         server = make_server(listening)

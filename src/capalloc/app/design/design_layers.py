@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from capalloc.app.design.settings_of_design import Design
+from capalloc._linalg.aliases import Array, Indices
+from capalloc.app.design.stack import Design
 
-Array = NDArray[np.float64]
-Indices = NDArray[np.int64]
 Shape = tuple[int, ...]
 
 

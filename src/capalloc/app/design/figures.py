@@ -19,8 +19,7 @@ Curves = dict[str, Any]
 COLOURS = {"A": "#3a8fd0", "B": "#d9822b"}
 DASHES = {"A": "solid", "B": "dash"}
 #: Lowest correlation that is drawn.
-FLOOR = 1e-4
-CLEAR = "rgba(0,0,0,0)"
+LOWEST_CORRELATION = 1e-4
 
 
 def map_figure(reading: Reading, name: str) -> Figure:
@@ -120,7 +119,7 @@ def curves(reading: Reading) -> Curves:
     """The effective field along one axis by distance from its middle, and the correlation of gradients by gate."""
     law = reading.profile(reading.law)
     places = np.arange(len(law))
-    gradient = np.concatenate([[1.0], reading.gradient]).clip(min=FLOOR)
+    gradient = np.concatenate([[1.0], reading.gradient]).clip(min=LOWEST_CORRELATION)
     return {"away": _rounded(places - law @ places), "law": _rounded(law), "gradient": _rounded(gradient)}
 
 
@@ -145,8 +144,8 @@ def gradient_figure(compared: Mapping[str, Curves]) -> Figure:
         yaxis={
             "title": {"text": "correlation of gradients"},
             "type": "log",
-            "range": [np.log10(FLOOR), 0.05],
-            "tickvals": [1, 0.1, 0.01, 0.001, FLOOR],
+            "range": [np.log10(LOWEST_CORRELATION), 0.05],
+            "tickvals": [1, 0.1, 0.01, 0.001, LOWEST_CORRELATION],
             "ticktext": ["1", "0.1", "0.01", "0.001", "0.0001"],
         },
     )
@@ -169,8 +168,9 @@ def _curve(name: str, x: list[float], y: list[float], hover: str) -> Figure:
 def _layout(**own: Any) -> Figure:
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11}}
     margin = {"l": 55, "r": 10, "t": 28, "b": 45}
-    common = {"paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR, "margin": margin, "legend": legend, "barmode": "overlay"}
-    return {**common, "uirevision": "kept", "font": {"family": "inherit", "size": 12}, **own}
+    clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+    common = {"margin": margin, "legend": legend, "barmode": "overlay", "uirevision": "kept"}
+    return {**clear, **common, "font": {"family": "inherit", "size": 12}, **own}
 
 
 def _rounded(values: Any) -> Any:

@@ -12,7 +12,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from capalloc.app.design.design_layers import Array, Layer, Shape
+from capalloc._linalg.aliases import Array
+from capalloc.app.design.design_layers import Layer, Shape
 
 
 @dataclass(frozen=True)

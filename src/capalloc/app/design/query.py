@@ -6,15 +6,16 @@ Settings at their defaults are left out.
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from capalloc.app.design.settings_of_design import Design
+from capalloc.app.design.stack import Design
 
 #: Type of every setting, by its name.
-KINDS: dict[str, type[int] | type[float] | type[str]] = {field.name: type(field.default) for field in fields(Design)}  # type: ignore[misc]
+SETTING_TYPES: dict[str, Any] = {field.name: type(field.default) for field in fields(Design)}
 SECOND = "b."
 #: Longest query that is read: both designs in full take less.
-LONGEST = 1000
+LONGEST_QUERY = 1000
 
 
 def to_query(first: Design, second: Design | None = None) -> str:
@@ -32,14 +33,14 @@ def from_query(query: str) -> tuple[Design, Design | None]:
         ValueError: an unknown or repeated setting, or a value that it cannot take.
 
     """
-    if len(query) > LONGEST:
-        raise ValueError(f"the address holds {len(query)} characters of settings, at most {LONGEST} are read")
+    if len(query) > LONGEST_QUERY:
+        raise ValueError(f"the address holds {len(query)} characters of settings, at most {LONGEST_QUERY} are read")
     found: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for key, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True):
         name = key.removeprefix(SECOND)
         settings = found[key.startswith(SECOND)]
-        if name not in KINDS:
-            raise ValueError(f"the address sets {key!r}, which is no setting; there are {', '.join(KINDS)}")
+        if name not in SETTING_TYPES:
+            raise ValueError(f"the address sets {key!r}, which is no setting; there are {', '.join(SETTING_TYPES)}")
         if name in settings:
             raise ValueError(f"the address sets {key!r} twice; keep one")
         settings[name] = value
@@ -51,7 +52,7 @@ def _changed(design: Design, prefix: str) -> list[tuple[str, str]]:
     default = Design()
     return [
         (prefix + name, f"{value:g}" if isinstance(value, float) else str(value))
-        for name in KINDS
+        for name in SETTING_TYPES
         if (value := getattr(design, name)) != getattr(default, name)
     ]
 
@@ -61,7 +62,7 @@ def _design(settings: dict[str, str]) -> Design:
 
 
 def _value(name: str, text: str) -> int | float | str:
-    kind = KINDS[name]
+    kind = SETTING_TYPES[name]
     try:
         value: int | float | str = kind(text)
     except ValueError:

@@ -9,10 +9,11 @@ import numpy as np
 import xarray as xr
 
 from capalloc._depth.shattering_law import gradient_correlation
-from capalloc.app.design.design_layers import Array, Layer, layers
+from capalloc._linalg.aliases import Array
+from capalloc.app.design.design_layers import Layer, layers
 from capalloc.app.design.flow import flow
-from capalloc.app.design.gate_series import Series
-from capalloc.app.design.settings_of_design import HOMOGENEOUS, Design
+from capalloc.app.design.hermite_series import HermiteSeries
+from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
 from capalloc.results.field_plot import smallest_region
 from capalloc.results.scaling import DEGENERATE, TRIVIAL
 
@@ -114,7 +115,7 @@ def read(design: Design) -> Reading:
     `capalloc.propagate`, `receptive_field` and `scaling` give the same on
     `build(design)` with such weights, and `gradient_correlation` its gradients (docs/theory.md, sections 4 to 6).
     """
-    series = Series.of(design.activation)
+    series = HermiteSeries.of(design.activation)
     stack = layers(design, series.mean_squared_gate / series.mean_square)
     found = flow(stack, (design.size,) * design.ndim)
     rates = found.rates[1:]  # of all but the stem
@@ -134,9 +135,9 @@ def read(design: Design) -> Reading:
     )
 
 
-def shattered(activation: str, rates: Array, series: Series) -> xr.Dataset:
+def shattered(activation: str, rates: Array, series: HermiteSeries) -> xr.Dataset:
     """The law of shattering: by its closed forms, or from the series where it has none."""
-    if activation in HOMOGENEOUS:
+    if activation in HOMOGENEOUS_ACTIVATIONS:
         return gradient_correlation(rates, 0.0, activation)
     return gradient_correlation(rates, decoupling=series.decouplings(rates))
 

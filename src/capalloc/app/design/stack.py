@@ -28,7 +28,7 @@ SIZES: Final[dict[int, tuple[int, int]]] = {1: (8, 512), 2: (8, 64)}
 #: What branches are multiplied by, beside `multiplier`, by the law's name; "none" has no skip.
 RESIDUALS: Final[dict[str, float | None]] = {"none": None, "constant": 0.0, "1/sqrt(L)": -0.5, "1/L": -1.0}
 #: Activations that a positive factor goes through, whatever the variance that they read.
-HOMOGENEOUS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "linear")
+HOMOGENEOUS_ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "linear")
 ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "gelu", "silu", "elu", "tanh", "linear")
 
 
@@ -115,7 +115,7 @@ class Design:
         Its standard deviation at initial weights: 1 after the stem and after layers without a skip; a block multiplies
         it by sqrt(1 + eps^2). 1 throughout for homogeneous activations, to which it makes no difference.
         """
-        if self.activation in HOMOGENEOUS:
+        if self.activation in HOMOGENEOUS_ACTIVATIONS:
             return (1.0,) * (self.depth + 1)
         found = [1.0]
         for skip in self.skips:

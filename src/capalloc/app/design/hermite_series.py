@@ -13,20 +13,19 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.polynomial.polynomial import polyval
-from numpy.typing import NDArray
 
 from capalloc._decoupling.activations import resolve, slope
 from capalloc._depth.shattering_law import crossing
+from capalloc._linalg.aliases import Array
 
-Array = NDArray[np.float64]
 #: Terms of a Hermite series; what is left out counts as one more term.
-TERMS: Final = 96
+HERMITE_TERMS: Final = 96
 #: Gauss-Legendre panels between -9 and 9, even, so that the kinks of ReLU and its relatives, at 0, lie between two.
 PANELS, PANEL_NODES, REACH = 24, 16, 9.0
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class HermiteSeries:
     """Powers of an activation and of its gate on normalised Hermite polynomials: E[phi(z) h_n(z)]^2, z a unit Gaussian.
 
     B(rho) = E[phi(z) phi(z')] = sum_n features_n rho^n, and A(rho) = E[phi'(z) phi'(z')] with gates_n.
@@ -36,7 +35,7 @@ class Series:
     features: Array
 
     @classmethod
-    def of(cls, activation: str) -> Series:
+    def of(cls, activation: str) -> HermiteSeries:
         """The series of an activation, by a name that `gaussian_decoupling` knows, with kinks at 0 alone."""
         phi = resolve(activation)
         z, weight = nodes()
@@ -76,12 +75,12 @@ def nodes() -> tuple[Array, Array]:
 
 
 def powers(values: Array, z: Array, weight: Array) -> Array:
-    """E[f(z) h_n(z)]^2 for n below `TERMS`, and what E[f(z)^2] holds beyond them: coefficients of a power series."""
+    """E[f(z) h_n(z)]^2 for n below `HERMITE_TERMS`, and the rest of E[f(z)^2]: coefficients of a power series."""
     below, here = np.zeros_like(z), np.ones_like(z)
-    found: Array = np.zeros(TERMS + 1)
-    for n in range(TERMS):
+    found: Array = np.zeros(HERMITE_TERMS + 1)
+    for n in range(HERMITE_TERMS):
         found[n] = (weight * values) @ here
         below, here = here, (z * here - np.sqrt(n) * below) / np.sqrt(n + 1)
     np.square(found, out=found)
-    found[TERMS] = max(weight @ values**2 - found.sum(), 0.0)
+    found[HERMITE_TERMS] = max(weight @ values**2 - found.sum(), 0.0)
     return found

@@ -10,9 +10,9 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from capalloc.app.design.reading import Reading
-from capalloc.app.design.settings_of_design import ACTIVATIONS, LIMITS, RESIDUALS, SIZES, Design
+from capalloc.app.design.stack import ACTIVATIONS, LIMITS, RESIDUALS, SIZES, Design
 
-NAMES = ("A", "B")
+CARDS = ("A", "B")
 WORDS = {"none": "no skips: a plain stack", "constant": "a constant", "1/sqrt(L)": "1/√L", "1/L": "1/L"}
 
 
@@ -88,7 +88,7 @@ def page() -> Component:
                 value=[],
                 className="compare",
             ),
-            html.Div([_card(name) for name in NAMES], className="cards"),
+            html.Div([_card(name) for name in CARDS], className="cards"),
             html.Section(
                 [
                     _graph("profile", "Effective field along one axis"),
@@ -129,7 +129,7 @@ def _card(name: str) -> Component:
             className="told",
         ),
     ]
-    hidden = {} if name == NAMES[0] else {"display": "none"}
+    hidden = {} if name == CARDS[0] else {"display": "none"}
     named: dict[str, Any] = {"aria-labelledby": ident(name, "title")}  # dash's types know no aria- and data- names
     card = html.Section(parts, className="card", **named)
     return html.Div(card, id=ident(name, "card"), style=hidden, className="holder")

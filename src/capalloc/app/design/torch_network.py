@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from capalloc._decoupling.activations import NAMES
-from capalloc.app.design.gate_series import Series
-from capalloc.app.design.settings_of_design import Design
+from capalloc.app.design.hermite_series import HermiteSeries
+from capalloc.app.design.stack import Design
 
 
-class Layer(nn.Module):
+class StackLayer(nn.Module):
     """h + scale * conv(act(h)), or conv(act(h)); a curved activation reads h over its initial standard deviation."""
 
     def __init__(self, conv: nn.Module, act: nn.Module, deviation: float, scale: float | None) -> None:
@@ -38,7 +38,7 @@ class Network(nn.Module):
         self.stem = conv(1, width, kernel, stride=design.strides[0], padding=half, bias=False)
         self.layers = nn.Sequential(
             *(
-                Layer(
+                StackLayer(
                     conv(width, width, kernel, stride, dilation * half, dilation, bias=False),
                     NAMES[design.activation](),
                     deviation,
@@ -71,7 +71,7 @@ def build(design: Design, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from it
         network = Network(design)
     generator = torch.Generator().manual_seed(seed)
-    gain = 1 / Series.of(design.activation).mean_square
+    gain = 1 / HermiteSeries.of(design.activation).mean_square
     with torch.no_grad():
         for name, weight in network.named_parameters():
             variance = (1.0 if name == "stem.weight" else gain) / weight[0].numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -10,14 +11,16 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
 from flask import Flask, Response, abort, request
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler
+from werkzeug.serving import make_server as make_wsgi_server
 
-from capalloc.app.design.controls import CONTROLS, NAMES, design_of, ident, numbers, page, settings
+from capalloc.app.design.design_page import CARDS, CONTROLS, design_of, ident, numbers, page, settings
 from capalloc.app.design.figures import Curves, curves, gradient_figure, map_figure, profile_figure
 from capalloc.app.design.query import from_query, to_query
 from capalloc.app.design.reading import Reading, read
-from capalloc.app.design.serving import HOST
-from capalloc.app.design.settings_of_design import Design
-from capalloc.app.design.source import code
+from capalloc.app.design.server import HOST
+from capalloc.app.design.stack import Design
+from capalloc.app.design.torch_code import code
 
 HIDDEN = {"display": "none"}
 #: Nothing is loaded from, or sent to, another place than this server.
@@ -31,6 +34,21 @@ INDEX = """<!DOCTYPE html>
 <head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}</head>
 <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
 </html>"""
+
+
+class Quiet(WSGIRequestHandler):
+    """A handler that prints nothing about requests."""
+
+    def log(self, type: str, message: str, *args: object) -> None:
+        """Nothing."""
+
+
+def make_server(listening: socket.socket) -> BaseWSGIServer:
+    """The design page on a socket that listens already."""
+    port = listening.getsockname()[1]
+    app = make_app()
+    guard(app.server, port)
+    return make_wsgi_server(HOST, port, app.server, threaded=True, request_handler=Quiet, fd=listening.fileno())
 
 
 def make_app() -> Dash:
@@ -69,7 +87,7 @@ def guard(server: Flask, port: int) -> None:
 
 
 #: What a reading fills in of its card, and what follows from the settings alone.
-SHOWN = (
+FILLED_IN = (
     ("error", "children"),
     ("map", "figure"),
     ("numbers", "children"),
@@ -81,19 +99,19 @@ SHOWN = (
 
 
 def _register(app: Dash) -> None:
-    controls = {name: [ident(name, control.setting) for control in CONTROLS] for name in NAMES}
+    controls = {name: [ident(name, control.setting) for control in CONTROLS] for name in CARDS}
     app.callback(
         output=(
-            [Output(id_, "value") for name in NAMES for id_ in controls[name]],
+            [Output(id_, "value") for name in CARDS for id_ in controls[name]],
             Output("compare", "value"),
             Output("address-error", "children"),
         ),
         inputs=[Input("address", "search")],
     )(load)
-    for name in NAMES:
+    for name in CARDS:
         app.callback(
             output=(
-                [Output(ident(name, part), prop) for part, prop in SHOWN],
+                [Output(ident(name, part), prop) for part, prop in FILLED_IN],
                 [Output(ident(name, setting), "disabled") for setting in ("multiplier", "strided")],
                 [Output(ident(name, f"{part}-field"), "style") for part in ("size1", "size2")],
                 Output(ident(name, "card"), "style"),
@@ -109,7 +127,7 @@ def _register(app: Dash) -> None:
         )
     app.callback(
         output=[Output("profile", "figure"), Output("gradient", "figure"), Output("query", "data")],
-        inputs=[Input(ident(name, "curves"), "data") for name in NAMES] + [Input("compare", "value")],
+        inputs=[Input(ident(name, "curves"), "data") for name in CARDS] + [Input("compare", "value")],
     )(together)
     app.clientside_callback(ClientsideFunction("design", "link"), Input("query", "data"))
 
@@ -126,15 +144,15 @@ def load(search: str | None) -> tuple[Any, ...]:
 
 def show(name: str, values: Sequence[Any], compare: Sequence[str]) -> tuple[Any, ...]:
     """Fill in the card of one design; where the settings do not go together, say so and leave the rest as it is."""
-    if name != NAMES[0] and not compare:
-        return [no_update] * len(SHOWN), [no_update] * 2, [no_update] * 2, HIDDEN
+    if name != CARDS[0] and not compare:
+        return [no_update] * len(FILLED_IN), [no_update] * 2, [no_update] * 2, HIDDEN
     found = dict(zip((control.setting for control in CONTROLS), values, strict=True))
     idle = [found["residual"] == "none", found["stride"] == 1]
     sizes = [{} if found["ndim"] == ndim else HIDDEN for ndim in (1, 2)]
     try:
         return _filled(name, values), idle, sizes, {}
     except (TypeError, ValueError) as error:
-        return [f"{error}.", *[no_update] * (len(SHOWN) - 1)], idle, sizes, {}
+        return [f"{error}.", *[no_update] * (len(FILLED_IN) - 1)], idle, sizes, {}
 
 
 def _filled(name: str, values: Sequence[Any]) -> list[Any]:
@@ -156,7 +174,7 @@ def fill(name: str, reading: Reading) -> list[Any]:
 
 def together(first: Curves | None, second: Curves | None, compare: Sequence[str]) -> tuple[Any, ...]:
     """What compares the designs, and the query that leads back to them."""
-    kept = {name: data for name, data in zip(NAMES, (first, second if compare else None), strict=True) if data}
+    kept = {name: data for name, data in zip(CARDS, (first, second if compare else None), strict=True) if data}
     designs = [design_of(data["values"]) for data in kept.values()]
     query = to_query(*designs) if designs else no_update
     return profile_figure(kept), gradient_figure(kept), query

@@ -27,7 +27,7 @@ def serve(port: int = 8050, open_browser: bool = True) -> None:
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise ValueError(f"port must be a whole number from 0, for a free one, to 65535, got {port!r}")
-    server_module = load_extra("the design page", "capalloc.app.design.socket_server")
+    server_module = load_extra("the design page", "capalloc.app.design.dash_app")
     with bound(port) as listening:
         server = server_module.make_server(listening)
         address = f"http://{HOST}:{server.port}/"

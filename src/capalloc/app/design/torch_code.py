@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from capalloc.app.design.gate_series import Series
-from capalloc.app.design.settings_of_design import HOMOGENEOUS, Design
+from capalloc.app.design.hermite_series import HermiteSeries
+from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
 from capalloc.results.templating import render
 
 #: How each activation is written on a signal.
@@ -24,7 +24,7 @@ def code(design: Design) -> str:
     """A file with a class `Network`, the `nn.Module` of a design: parameters named and drawn as in `build`."""
     half, grows = design.kernel // 2, design.cycle > 1 and design.depth > 1
     crossings = tuple(k for k, stride in enumerate(design.strides[1:]) if stride > 1)
-    curved = design.activation not in HOMOGENEOUS and any(design.skips)
+    curved = design.activation not in HOMOGENEOUS_ACTIVATIONS and any(design.skips)
     values: dict[str, Any] = {
         "title": title(design),
         "about": about(design),
@@ -33,7 +33,7 @@ def code(design: Design) -> str:
         "kernel": design.kernel,
         "conv": f"Conv{design.ndim}d",
         "scale": _scale(design),
-        "gain": f"{1 / Series.of(design.activation).mean_square:.12g}",
+        "gain": f"{1 / HermiteSeries.of(design.activation).mean_square:.12g}",
         "crossings": crossings,
         "stride": design.stride,
         "strided": bool(crossings),
