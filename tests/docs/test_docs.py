@@ -25,6 +25,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"(?P<why><!-- not run: .+? -->\s*)?^```(?P<kind>python|sh)\n(?P<code>.*?)^```$", re.M | re.S)
 OUTPUT = re.compile(r"\n\n```text\n(.*?)^```$", re.M | re.S)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+#: Files and names that prose mentions; files stand in the repository, in `src/capalloc` or by the page.
+FILE = re.compile(r"(?<![\w/.<-])((?:[\w-]+/)+[\w-]+\.(?:py|pyi|md|png))\b")
+DOTTED = re.compile(r"(?<![\w/.-])capalloc(?:\.[A-Za-z_]\w*)+")
 LINK = re.compile(r"\]\(([\w./-]+\.\w+)(?:#[^)]*)?\)")
 NUMBER = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)")
 WITHOUT = re.compile(NUMBER.pattern.replace("(", "(?:", 1))
@@ -140,6 +144,25 @@ def test_local_links_lead_somewhere(page):
     for target in LINK.findall(read(page)):
         if not target.startswith(("http:", "https:", "mailto:")):
             assert (page.parent / target).exists(), f"{name(page)} links to {target}, which does not exist"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name)
+def test_files_names_and_targets_that_prose_mentions_exist(page):
+    """The changelog alone tells of what was."""
+    text = read(page)
+    for path in FILE.findall(text):
+        places = (ROOT, ROOT / "src/capalloc", page.parent)
+        assert any((place / path).exists() for place in places), f"{name(page)} speaks of {path}, which does not exist"
+    for dotted in DOTTED.findall(text):
+        assert pkgutil.resolve_name(dotted) is not None, dotted
+    for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.M):
+        assert re.search(rf"^{target}:", read(ROOT / "Makefile"), re.M), f"{name(page)} speaks of make {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if PYTHON.search(read(page))], ids=name)
+def test_blocks_import_public_paths(page):
+    for block in PYTHON.findall(read(page)):
+        assert not re.search(r"capalloc[\w.]*\._[a-z]", block), f"{name(page)}: {block}"
 
 
 def test_readme_starts_with_the_two_commands():

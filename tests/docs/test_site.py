@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: What the site is made of.
-SOURCES = ("zensical.toml", "docs", "benchmarks", "CHANGELOG.md", "CONTRIBUTING.md")
+SOURCES = ("zensical.toml", "docs", "benchmarks", *(path.name for path in ROOT.glob("*.md")))
 #: What a page fetches by itself; links that a reader follows are none of it.
 FETCHED = re.compile(r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?([^\"'\s>]+)|<link[^>]*\shref=[\"']?([^\"'\s>]+)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -88,6 +88,13 @@ def pages_in(nav: Any) -> Iterator[str]:
 def test_every_page_of_the_sources_is_there(built):
     for source in [*ROOT.glob("docs/**/*.md")]:
         assert (built / source.relative_to(ROOT / "docs")).with_suffix(".html").is_file(), source
+
+
+def test_links_between_pages_lead_somewhere(built):
+    """The build checks links of docs/, and not those of files that pages include."""
+    for page in built.rglob("*.html"):
+        for target in re.findall(r'<a [^>]*href="([^"#:]+)(?:#[^"]*)?"', page.read_text(encoding="utf-8")):
+            assert page.name == "404.html" or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_pages_fetch_their_own_files_alone(built):

@@ -1,6 +1,6 @@
 """The Markov rule for a design: sweeps of path energy with all channels alike (docs/theory.md, section 4).
 
-The sweeps are those of capalloc/energy/sweep.py for one channel, every tap counting `reads` x `writes` parameters: e is
+The sweeps are those of `_energy/sweep.py` for one channel, every tap counting `reads` x `writes` parameters: e is
 the energy that arrives at a unit from the inputs, g = dE/de its adjoint, r the adjoint that carries capacity, e r.
 """
 
