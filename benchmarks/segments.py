@@ -11,9 +11,8 @@ import capalloc
 from benchmarks.table import Table
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))  # the networks are those of the tests
-import test_segments
-
 import architectures
+import segmented
 from zoo import gaussian, seeded_module
 
 EXAMPLES, PROBES = 60, 8
@@ -24,7 +23,7 @@ LARGER = ("GPT", "BERT", "Swin", "ViT", "MLP-Mixer", "ConvNeXt", "WaveNet")
 def run() -> Table:
     rows = []
     for name in SMALL:
-        make, shape, params, _ = test_segments.CASES[name]
+        make, shape, params, _ = segmented.CASES[name]
         rows.append((name, *compared(seeded_module(make).eval(), 4 * gaussian(*shape)[:EXAMPLES], params)))
     for name in LARGER:
         model = architectures.ARCHITECTURES[name].build()

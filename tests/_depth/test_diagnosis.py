@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import capalloc
 from architectures import ARCHITECTURES
 from capalloc.app.cli import app
-from zoo import gaussian, seeded_module
-
-
-class Convolutional(nn.Module):
-    """Blocks h + factor conv(relu(h)), averaged over positions."""
-
-    def __init__(self, depth: int = 4, factor: float = 1.0, channels: int = 4) -> None:
-        super().__init__()
-        conv = lambda ins: nn.Conv2d(ins, channels, 3, padding=1, bias=False)  # noqa: E731
-        self.stem = conv(1)
-        self.blocks = nn.ModuleList(conv(channels) for _ in range(depth))
-        self.head = nn.Linear(channels, 3)
-        self.factor = factor
-        for block in self.blocks:
-            nn.init.normal_(block.weight, std=math.sqrt(2 / (9 * channels)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.stem(x)
-        for block in self.blocks:
-            h = h + self.factor * block(torch.relu(h))
-        return self.head(h.mean((2, 3)))
+from zoo import Convolutional, gaussian, seeded_module
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +78,7 @@ def test_a_closed_position_costs_the_field_alone():
 
 FACTORY = """
 from torch import nn
-from test_diagnosis import Convolutional
+from zoo import Convolutional
 
 def strong():
     return Convolutional(8, 2.0)

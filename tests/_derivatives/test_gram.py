@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_measure import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +23,7 @@ from capalloc._derivatives.gram_sums import cheaper_for_outputs, cheaper_for_par
 from capalloc._derivatives.output_grams import exact_kernels, output_gram
 from capalloc._linalg.symmetric import add_gram, mirror
 from capalloc._model.problem import prepare
+from measured import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 
 SIDES = ("outputs", "params")
 

@@ -14,21 +14,7 @@ from capalloc._derivatives.elementary import WRITTEN_OUT, Elementary
 from capalloc._derivatives.piecewise import PiecewiseOperator
 from capalloc._derivatives.products import ForwardOperator, ReverseOperator, choose_operator, disagreement, recast
 from capalloc._model.problem import prepare, seeded
-
-
-def data(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def build(make) -> nn.Module:
-    """A double model with fixed random weights and non-trivial statistics."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = make().double().eval()
-        for name, b in model.named_buffers():
-            if b.is_floating_point():
-                b.normal_().abs_().add_(0.5) if "var" in name else b.normal_()
-    return model
+from measured import build, data
 
 
 class Attention(nn.Module):

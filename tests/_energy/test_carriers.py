@@ -7,12 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from test_rules import Function, captured
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
-from capalloc._energy import sweep
 from capalloc._energy.carriers import find
 from capalloc._energy.program import Program
 from capalloc._energy.rules import RULES, UnsupportedOperatorError
@@ -20,26 +18,11 @@ from capalloc._energy.trace import trace
 from capalloc._graph.capture import capture
 from capalloc._graph.decompositions import table
 from capalloc._model.problem import prepare
+from energies import Function, assert_is_squared_jacobian, captured, counted, energies
 from zoo import gaussian, seeded_module
 
 aten = torch.ops.aten
 A, B = gaussian(4, 4, seed=11), gaussian(4, 4, seed=12)
-
-
-def energies(program: Program) -> tuple[Tensor, Tensor]:
-    """Path energy of every output, and of all outputs by the input where paths start."""
-    scale = 2.0 ** program.exponents[program.output]
-    out = program.values[program.output]
-    flow = sweep.law(program, torch.ones_like(out))
-    return out * scale, flow.at_slots[program.input] * program.values[program.input] * scale
-
-
-def assert_is_squared_jacobian(program: Program, linear: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Forward and backward energies against the Jacobian at x of a function whose gates are frozen."""
-    jacobian = torch.func.jacrev(linear)(x).detach().reshape(-1, x.numel()).square()
-    forward, backward = energies(program)
-    np.testing.assert_allclose(forward.reshape(-1), jacobian.sum(1), rtol=1e-10, atol=1e-13)
-    np.testing.assert_allclose(backward.reshape(-1), jacobian.sum(0), rtol=1e-10, atol=1e-13)
 
 
 def model_program(model: nn.Module, x: Tensor, **options: object) -> Program:
@@ -421,12 +404,6 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x, x)
-
-
-def counted(allocation: capalloc.Allocation) -> int:
-    """Parameters that paths use, less symmetries."""
-    attrs = allocation.attrs
-    return attrs["num_params"] - attrs["unused_params"] - attrs["unseen_params"] - attrs["symmetries"]
 
 
 # -- recurrence -------------------------------------------------------------------------------------------------

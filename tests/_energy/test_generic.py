@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rules import captured
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +20,7 @@ from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.rules import linear_rule as generic
 from capalloc._energy.trace import trace
+from energies import captured
 from zoo import gaussian, seeded_module
 
 INDEX = torch.tensor([2, 0, 1, 1])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transformers import CASES, built
 from torch import Tensor, nn
 
 from architectures import ARCHITECTURES
@@ -17,6 +16,7 @@ from capalloc._energy.residual import Trails
 from capalloc._energy.rules import RULES
 from capalloc._graph.capture import Graph, capture
 from capalloc._model.problem import prepare
+from transformer_models import CASES, built
 from zoo import gaussian, seeded_module
 
 aten = torch.ops.aten

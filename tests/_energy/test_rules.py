@@ -15,8 +15,7 @@ import capalloc
 from capalloc._energy import sweep
 from capalloc._energy.rules import RULES, Call, UnsupportedOperatorError, rule
 from capalloc._energy.trace import trace
-from capalloc._graph.capture import capture
-from capalloc._model.problem import Problem
+from energies import Function, captured
 from zoo import gaussian
 
 aten = torch.ops.aten
@@ -200,20 +199,6 @@ FROZEN: dict[object, Callable[[Tensor, Tensor], Tensor]] = {
 }
 #: Cases that start paths at the constant input.
 AFFINE = ("linear", "conv", "_norm", "addmm", "baddbmm", "embedding")
-
-
-class Function(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def captured(function: Callable[[Tensor], Tensor], x: Tensor):
-    problem = Problem(Function(function), x, probe=x)
-    return capture(Problem(problem.model, x, probe=x[:1]), len(x), RULES)
 
 
 def test_every_rule_has_a_case():

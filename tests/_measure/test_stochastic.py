@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -32,18 +32,11 @@ from capalloc._measure.settings import Settings
 from capalloc._measure.stochastic import Measured, allocation, parts_of_slots, products_of
 from capalloc._model.problem import prepare, seeded
 from capalloc.results.partitions import patches
+from measured import data
+from zoo import seeded_module
 
 RIDGE = 3e-3
-
-
-def data(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def seeded_model(make) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return make().double().eval()
+seeded_model = partial(seeded_module, seed=1)
 
 
 def conv_net() -> nn.Module:

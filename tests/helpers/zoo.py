@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -78,3 +79,23 @@ class NormedResidual(nn.Module):
         for block in self.blocks:
             h = torch.relu(h + block(h))
         return self.head(h.mean(2))
+
+
+class Convolutional(nn.Module):
+    """Blocks h + factor conv(relu(h)), averaged over positions."""
+
+    def __init__(self, depth: int = 4, factor: float = 1.0, channels: int = 4) -> None:
+        super().__init__()
+        conv = lambda ins: nn.Conv2d(ins, channels, 3, padding=1, bias=False)  # noqa: E731
+        self.stem = conv(1)
+        self.blocks = nn.ModuleList(conv(channels) for _ in range(depth))
+        self.head = nn.Linear(channels, 3)
+        self.factor = factor
+        for block in self.blocks:
+            nn.init.normal_(block.weight, std=math.sqrt(2 / (9 * channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + self.factor * block(torch.relu(h))
+        return self.head(h.mean((2, 3)))

@@ -5,33 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
 
 import capalloc
+import commands
 from allocations import allocation
 from capalloc import architectures
 from capalloc.app.cli import app
 from capalloc.app.cli.compare_files import agreement, differences
 from capalloc.app.cli.write_page import names
+from commands import RUNNER, run
 from lacking import lack
 
-RUNNER = CliRunner()
-
-
-def run(*arguments: str):
-    return RUNNER.invoke(app, list(arguments))
-
-
-def refused(*arguments: str) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    assert result.stderr.startswith("capalloc: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
+refused = partial(commands.refused, quiet=False)
 
 
 @pytest.fixture

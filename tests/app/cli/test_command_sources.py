@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_commands import FACTORIES, folder, refused, run  # noqa: F401
-from typer.testing import CliRunner
 
 import capalloc
 from capalloc.app.cli.image_folder import read_images
@@ -14,16 +12,16 @@ from capalloc.app.cli.input_source import normalised, parse_integers, read_array
 from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.options import ModelOptions, Verbosity
 from capalloc.app.cli.sources import read_sources
+from commands import refused, run
 from lacking import lack
 
-RUNNER = CliRunner()
 QUIET = Verbosity(quiet=True)
 SMALL_GPT = ("n_layer=1", "n_embd=8", "n_head=2", "vocab_size=11", "n_positions=6", "bos_token_id=0", "eos_token_id=0")
 SMALL_VIT = ("hidden_size=8", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=12", "patch_size=4")
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
-def test_data_from_a_file(folder, suffix):  # noqa: F811
+def test_data_from_a_file(folder, suffix):
     x = np.random.default_rng(0).normal(size=(5, 1, 6, 6))
     if suffix == "npy":
         np.save("x.npy", x)
@@ -45,12 +43,12 @@ def test_data_make_an_architecture_fit(tmp_path):
     assert loaded.model.conv1.weight.shape[1] == 2
 
 
-def test_a_made_model_and_words_as_arguments(folder):  # noqa: F811
+def test_a_made_model_and_words_as_arguments(folder):
     assert isinstance(read_model("factories:made").model, torch.nn.Module)
     assert isinstance(read_model("factories:net", ["act=Tanh"]).model[1], torch.nn.Tanh)
 
 
-def test_sources_that_make_no_model(folder):  # noqa: F811
+def test_sources_that_make_no_model(folder):
     shape = ("--shape", "1,6,6")
     for name, hint in (("factories", "`capalloc models` lists the architectures"), ("resnet19", "did you mean resnet")):
         line = refused("propagate", name, *shape)
@@ -68,7 +66,7 @@ def test_sources_that_make_no_model(folder):  # noqa: F811
     assert "width must be a positive integer" in refused("propagate", "mlp", "--arg", "width=-2")
 
 
-def test_inputs_that_are_none(folder):  # noqa: F811
+def test_inputs_that_are_none(folder):
     assert "give --shape, for Gaussian inputs, or --data" in refused("measure", "factories:net")
     assert "--shape must be integers >= 1" in refused("measure", "factories:net", "--shape", "1,a")
     data = ("measure", "factories:net", "--data")
@@ -129,7 +127,7 @@ def images(tmp_path):
 
 
 def test_images_are_scaled_and_cropped(images):
-    folder, colours = images  # noqa: F811
+    folder, colours = images
     x = read_images(folder, (3, 15, 15))
     assert x.shape == (3, 3, 15, 15)
     assert float(x[0].min()) == 1  # the white one comes first
@@ -144,7 +142,7 @@ def test_images_are_scaled_and_cropped(images):
 
 
 def test_a_folder_of_images_for_a_command(images):
-    folder, _ = images  # noqa: F811
+    folder, _ = images
     result = run("propagate", "lenet", "--data", str(folder), "--arg", "hidden=[4]", "--out", str(folder / "x.nc"))
     assert result.exit_code == 0, result.output
     assert "3 examples of 1 x 28 x 28" in result.stderr
@@ -152,7 +150,7 @@ def test_a_folder_of_images_for_a_command(images):
 
 
 def test_images_that_are_none(images, monkeypatch):
-    folder, _ = images  # noqa: F811
+    folder, _ = images
     with pytest.raises(ValueError, match=r"b.png is 3 x 30 x 40 and .*a.jpg 3 x 64 x 20; give --shape"):
         read_images(folder)
     with pytest.raises(ValueError, match=r"1 or 3 channels, rows and columns, such as 3,224,224, got \(2, 8, 8\)"):

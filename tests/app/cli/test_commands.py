@@ -4,79 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from typer.testing import CliRunner
 
 import capalloc
 import capalloc.app.cli.compute
 import capalloc.app.cli.tables
 from allocations import allocation
 from capalloc import architectures
-from capalloc.app.cli import app
 from capalloc.app.cli.as_json import as_dict, plain
 from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.sources import select
 from capalloc.app.cli.tables import shown, summary
 from capalloc.results import load
-
-RUNNER = CliRunner()
-FACTORIES = """
-import torch
-from torch import nn
-
-def net(channels=2, act="ReLU"):
-    flat = channels * 16
-    layers = [nn.Conv2d(1, channels, 3, bias=False), getattr(nn, act)(), nn.Flatten(), nn.Linear(flat, 2, bias=False)]
-    return nn.Sequential(*layers)
-
-def convs():
-    return nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Conv1d(2, 1, 3, stride=2))
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = nn.Linear(3, 2), nn.Linear(3, 4)
-
-    def forward(self, x):
-        return {"one": self.one(x).relu(), "two": self.two(x)}
-
-class Holder:
-    double = staticmethod(lambda: net().double())
-
-made = net()
-number = 3
-
-def nothing():
-    return number
-"""
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder with a module of factories, where the command is run."""
-    (tmp_path / "factories.py").write_text(FACTORIES, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("factories", None)
-
-
-def run(*arguments: str):
-    return RUNNER.invoke(app, list(arguments))
-
-
-def refused(*arguments: str) -> str:
-    """The one line that a command refuses its arguments with."""
-    result = run(*arguments, "--quiet")
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("capalloc: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
+from commands import refused, run
 
 
 def strict(text: str):
