@@ -11,24 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capalloc._decoupling.activations import NAMES, Abs, Erf, Sine, resolve, slope
+from capalloc._decoupling.activations import NAMES, Sine, resolve, slope
 from capalloc._decoupling.closed_forms import CLOSED_FORMS
 from capalloc._decoupling.gaussian_gates import gaussian_decoupling, gaussian_gate_moment
 from capalloc._decoupling.kinks import find_kinks
+from closed_forms import CLOSED
 from zoo import gaussian
 
 #: The ends, next to the ends, the middle and next to it.
 CORRELATIONS = np.array([-1, -1 + 1e-9, -0.999, -0.6, -1e-9, 0, 0.3, 0.95, 1 - 1e-6, 1])
-
-CLOSED = {
-    nn.Identity: nn.Identity(),
-    nn.ReLU: nn.ReLU(),
-    nn.LeakyReLU: nn.LeakyReLU(0.2),
-    nn.PReLU: nn.PReLU(init=-0.4),
-    Abs: Abs(),
-    Erf: Erf(),
-    Sine: Sine(2.5),
-}
 
 
 def test_every_closed_form_is_tested():

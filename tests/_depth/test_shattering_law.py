@@ -9,27 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from capalloc._decoupling.activations import NAMES, Abs, Erf, Sine, resolve
+from capalloc._decoupling.activations import NAMES, resolve
 from capalloc._decoupling.feature_moments import FEATURE_MOMENTS, feature_moment
 from capalloc._decoupling.kinks import find_kinks
 from capalloc._decoupling.quadrature import REACH, moment
 from capalloc._depth.shattering_law import FAMILIES, crossing, family_rates, gradient_correlation
 from capalloc.gates import gaussian_decoupling
+from closed_forms import CLOSED
 from zoo import gaussian
 
 #: The ends, next to them, the middle.
 CORRELATIONS = np.array([-1, -0.999, -0.6, 0, 0.3, 0.95, 1 - 1e-6, 1])
-CLOSED = {
-    nn.Identity: nn.Identity(),
-    nn.ReLU: nn.ReLU(),
-    nn.LeakyReLU: nn.LeakyReLU(0.2),
-    nn.PReLU: nn.PReLU(init=-0.4),
-    Abs: Abs(),
-    Erf: Erf(),
-    Sine: Sine(2.5),
-}
 #: docs/theory.md, section 6: orthogonal examples.
 REFERENCE = {
     "residual": {1: 0.750, 2: 0.582, 4: 0.375, 8: 0.187, 16: 0.068, 64: 0.004},

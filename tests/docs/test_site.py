@@ -16,14 +16,13 @@ from typing import Any
 
 import pytest
 
+from browsing import new_context
+
 ROOT = Path(__file__).parents[2]
 #: What the site is made of.
 SOURCES = ("zensical.toml", "docs", "benchmarks", *(path.name for path in ROOT.glob("*.md")))
 #: What a page fetches by itself; links that a reader follows are none of it.
 FETCHED = re.compile(r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?([^\"'\s>]+)|<link[^>]*\shref=[\"']?([^\"'\s>]+)")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-#: Milliseconds after which the browser is taken for broken; nothing else waits for them.
-BROKEN = 300_000
 
 pytest.importorskip("zensical", reason="needs pip install 'capalloc[docs]'")
 pytest.importorskip("mkdocstrings", reason="needs pip install 'capalloc[docs]'")
@@ -109,20 +108,17 @@ def test_formulas_with_angle_brackets_stay_whole(built):
 
 
 @pytest.fixture
-def tab():
+def tab(browser):
     """A page of the browser, with what it asked for and the errors it met."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(BROKEN)
-        page.asked, page.errors = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("response", lambda response: page.errors.append(response.url) if response.status >= 400 else None)
-        yield page
-        browser.close()
+    context = new_context(browser)
+    page = context.new_page()
+    page.asked, page.errors = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("response", lambda response: page.errors.append(response.url) if response.status >= 400 else None)
+    yield page
+    context.close()
 
 
 def check_search(tab, home: str) -> None:
@@ -135,7 +131,6 @@ def check_search(tab, home: str) -> None:
     assert [url for url in tab.asked if not url.startswith((home, "data:", "blob:"))] == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_asks_nothing_of_other_hosts_and_finds_no_error(built, tab):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(built)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -149,7 +144,6 @@ def test_a_browser_asks_nothing_of_other_hosts_and_finds_no_error(built, tab):
         server.shutdown()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_site_is_searched_from_a_disk(built, tab):
     check_search(tab, f"{built.as_uri()}/")
 

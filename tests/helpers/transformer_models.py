@@ -34,58 +34,32 @@ class Embeddings(nn.Module):
         return self.model(inputs_embeds=x).last_hidden_state[:, -1]
 
 
+SMALL = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+WORDS = {"vocab_size": 11, "max_position_embeddings": 5}
+
+
 def vit(attention: str) -> nn.Module:
-    config = transformers.ViTConfig(
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=12,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-        attn_implementation=attention,
-    )
+    config = transformers.ViTConfig(**SMALL, image_size=8, patch_size=4, num_labels=3, attn_implementation=attention)
     return Images(transformers.ViTForImageClassification(config))
 
 
 def swin(attention: str) -> nn.Module:
+    windows = {"embed_dim": 4, "depths": [2, 1], "num_heads": [1, 2], "window_size": 4}
     config = transformers.SwinConfig(
-        image_size=16,
-        patch_size=2,
-        embed_dim=4,
-        depths=[2, 1],
-        num_heads=[1, 2],
-        window_size=4,
-        num_labels=3,
-        attn_implementation=attention,
+        **windows, image_size=16, patch_size=2, num_labels=3, attn_implementation=attention
     )
     return Images(transformers.SwinForImageClassification(config))
 
 
 def bert(attention: str) -> nn.Module:
-    config = transformers.BertConfig(
-        vocab_size=11,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=12,
-        max_position_embeddings=5,
-        attn_implementation=attention,
-    )
+    config = transformers.BertConfig(**SMALL, **WORDS, attn_implementation=attention)
     return Embeddings(transformers.BertModel(config, add_pooling_layer=False))
 
 
 def gpt2(attention: str) -> nn.Module:
+    sizes = {"vocab_size": 11, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 5}
     config = transformers.GPT2Config(
-        vocab_size=11,
-        n_embd=8,
-        n_layer=2,
-        n_head=2,
-        n_positions=5,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-        attn_implementation=attention,
+        **sizes, bos_token_id=0, eos_token_id=0, use_cache=False, attn_implementation=attention
     )
     return Embeddings(transformers.GPT2Model(config))
 
@@ -93,15 +67,7 @@ def gpt2(attention: str) -> nn.Module:
 def llama(attention: str) -> nn.Module:
     """RMS normalisation spelled out, rotary positions, grouped queries, a gated feed-forward layer."""
     config = transformers.LlamaConfig(
-        vocab_size=11,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=12,
-        max_position_embeddings=5,
-        use_cache=False,
-        attn_implementation=attention,
+        **SMALL, **WORDS, num_key_value_heads=1, use_cache=False, attn_implementation=attention
     )
     return Embeddings(transformers.LlamaModel(config))
 

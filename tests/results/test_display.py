@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -22,7 +21,6 @@ from capalloc.results.kinds import KINDS, Result
 from capalloc.results.view import MAX_CELLS, MOST_LINES, MOST_ROWS, Card, as_html, as_text
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror="alert(2)">&\'</style>'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def made(name: str = "layer") -> dict[str, Result]:
@@ -232,17 +230,6 @@ def test_ipython_finds_them():
     data, _ = formatters.DisplayFormatter().format(allocation())
     assert data["text/html"] == allocation()._repr_html_()
     assert data["text/plain"] == repr(allocation())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is found")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as api:
-        running = api.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 def test_a_browser_shows_them_in_light_and_dark(browser):

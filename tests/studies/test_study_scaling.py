@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -11,7 +9,8 @@ import torch
 import xarray as xr
 from studies import scaling
 from studies.scaling_networks import WIDTH, Family, Layer, Recurrent, Residual
-from studies.study import DOCS
+
+from study_pages import assert_page_has_places
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +94,7 @@ def test_recovered_exponents_and_constants(study):
 
 
 def test_the_page_has_a_place_for_every_table_and_picture(study):
-    page = (DOCS / study.page).read_text(encoding="utf-8")
-    for mark in study.tables:
-        assert re.search(rf"<!-- {mark} -->\n.*<!-- end {mark} -->", page, re.DOTALL), mark
-    for name in study.pictures:
-        assert f"pictures/{name}.png" in page
+    assert_page_has_places(study)
 
 
 def test_the_picture(study):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,10 +12,10 @@ from studies import shattering
 from studies.shattering_estimates import extrapolate, mean_cosine, moments, pairs_of, ratio_of_means
 from studies.shattering_measured import Design, Line, autocorrelation, measured, nearby
 from studies.shattering_networks import Net, Stack, factors, products
-from studies.study import DOCS
 from torch import nn
 
 from capalloc._depth.shattering_law import FAMILIES, family_rates
+from study_pages import assert_page_has_places
 from zoo import gaussian
 
 NETS = [Net("scaled", 4), Net("plain", 3), Net("residual", 3), Net("normalised", 2), Net("plain", 1)]
@@ -190,11 +189,7 @@ def test_autocorrelation_along_a_line():
 
 
 def test_the_page_has_a_place_for_every_table_and_picture(study):
-    page = (DOCS / study.page).read_text(encoding="utf-8")
-    for mark in study.tables:
-        assert re.search(rf"<!-- {mark} -->\n.*<!-- end {mark} -->", page, re.DOTALL), mark
-    for name in study.pictures:
-        assert f"pictures/{name}.png" in page
+    assert_page_has_places(study)
 
 
 def test_the_picture(study):

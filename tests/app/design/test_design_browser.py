@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
 
+from browsing import new_context
 from capalloc.app.design import Design, code, read
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("dash")
 
@@ -34,17 +32,9 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture(scope="module")
 def context(browser: sync_api.Browser, address: str) -> sync_api.BrowserContext:
     """One for all pages, which then find plotly in its cache; they may use the clipboard."""
-    found = browser.new_context(base_url=address, viewport={"width": 1300, "height": 900})
+    found = new_context(browser, base_url=address, viewport={"width": 1300, "height": 900})
     found.grant_permissions(["clipboard-read", "clipboard-write"])
     return found
 
@@ -81,7 +71,7 @@ def fact(page: sync_api.Page, name: str, design: str = "a") -> str:
 
 def expect_fact(page: sync_api.Page, name: str, value: str, design: str = "a") -> None:
     row = page.locator(f"#{design}-numbers tr", has_text=name).locator("td")
-    sync_api.expect(row).to_have_text(value, timeout=20_000)
+    sync_api.expect(row).to_have_text(value)
 
 
 def test_a_slider_moved_by_keys_changes_the_reading_and_the_address(page: sync_api.Page) -> None:

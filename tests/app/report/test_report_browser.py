@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,13 @@ import pytest
 import xarray as xr
 
 from allocations import allocation
+from browsing import new_context
 from capalloc import Allocation
 from capalloc.app.report import write_report
 from capalloc.app.report.section import exact
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is on the PATH")
-
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">"
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as play:
-        running = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +53,7 @@ def visit(browser, pages) -> Iterator[Open]:
     opened, said = [], []
 
     def opener(name: str, **settings: Any) -> Any:
-        context = browser.new_context(**settings)
+        context = new_context(browser, **settings)
         opened.append(context)
         page = context.new_page()
         address = pages[name].as_uri()
