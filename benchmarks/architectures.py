@@ -132,7 +132,7 @@ def compared(model: nn.Module, test: Tensor) -> tuple[str, ...]:
     outputs = model(test[:1]).numel()
     x = test[: -(-CONSTRAINTS * params // outputs)]
     start = time.perf_counter()
-    measured = capalloc.measure(model, x, progress=False)
+    measured = capalloc.measure(model, x)
     between = time.perf_counter()
     markov = capalloc.propagate(model, x, table=False)
     stop = time.perf_counter()

@@ -19,7 +19,7 @@ def run() -> Table:
     rows = []
     for name in NETWORKS:
         for stage, model in (("initial", initial(name, SEED)), ("trained", trained(name, SEED, digits))):
-            measured = capalloc.measure(model, x, progress=False)
+            measured = capalloc.measure(model, x)
             predicted, seconds = {}, {}
             for solver in ("markov", "block"):
                 start = time.perf_counter()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from capalloc._measure.measure import mean_eigenvalue, measure
 from capalloc._measure.settings import Settings
 from capalloc._measure.stochastic import products_of
 from capalloc._model.problem import prepare
+from capalloc._settings import Stochastic
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 #: Ridge in units of the mean eigenvalue of G, and where rows are fewer than parameters.
@@ -71,8 +73,8 @@ def built(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-#: Name, width (0: not ours), pixels a side, examples, settings of `measure`.
-CASES: list[tuple[str, int, int, int, dict[str, object]]] = [
+#: Name, width (0: not ours), pixels a side, examples, settings of the solver.
+CASES: list[tuple[str, int, int, int, dict[str, Any]]] = [
     ("CNN", 64, 32, 128, {}),
     ("CNN, rtol 0.005", 64, 32, 128, {"rtol": 0.005, "num_probes": 4}),
     ("ResNet-18", 0, 64, 2, {"num_probes": 4, "rtol": 0.05, "max_seconds": 570}),
@@ -94,7 +96,7 @@ def run() -> Table:
     return Table("Measured capacity at scale", about, header, rows)
 
 
-def case(name: str, width: int, size: int, examples: int, settings: dict[str, object]) -> tuple[str, ...]:
+def case(name: str, width: int, size: int, examples: int, settings: dict[str, Any]) -> tuple[str, ...]:
     """One row: the map of one network."""
     torch.set_num_threads(THREADS)
     model = built(resnet18 if width == 0 else lambda: cnn(width))
@@ -103,7 +105,7 @@ def case(name: str, width: int, size: int, examples: int, settings: dict[str, ob
     relative = RELATIVE_RIDGE if rows >= params else RIDGE_OF_ROWS
     ridge = relative * mean_eigenvalue(model, x, num_probes=4)
     start, cpu = time.perf_counter(), time.process_time()
-    found = measure(model, x, ridge=ridge, solver="stochastic", **settings)
+    found = measure(model, x, ridge=ridge, solver=Stochastic(**settings))
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     return (
         name,
@@ -136,7 +138,9 @@ def product_seconds(width: int, examples: int) -> tuple[int, float]:
     space = input_metric(None, problem.probe, True)
     x = images(examples, 32)
     with torch.no_grad():
-        products, _ = products_of(problem, space, x, lambda index: nullcontext(), Settings((1.0,), num_probes=4))
+        products, _ = products_of(
+            problem, space, x, lambda index: nullcontext(), Settings((1.0,), Stochastic(num_probes=4))
+        )
         w = products.normal_params(0, 4)
         seconds = []
         for _ in range(3):

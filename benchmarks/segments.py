@@ -51,8 +51,8 @@ def run() -> Table:
 
 
 def compared(model: torch.nn.Module, x: torch.Tensor, params: list[str] | None) -> tuple[str, ...]:
-    measured = capalloc.measure(model, x, params=params, progress=False)
-    segments = capalloc.propagate(model, x, solver="segments", params=params, num_probes=PROBES)
+    measured = capalloc.measure(model, x, params=params)
+    segments = capalloc.propagate(model, x, solver=capalloc.solvers.Segments(PROBES), params=params)
     markov = capalloc.propagate(model, x, params=params, table=False)
     found = (measured, segments, markov)
     return (

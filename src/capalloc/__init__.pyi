@@ -12,8 +12,9 @@ from . import results
 from . import solvers
 
 # capacity: measured on examples, or propagated through the captured graph
-from ._measure.measure import CapacityWarning, measure, measure_ridges
+from ._measure.measure import CapacityWarning, measure
 from ._propagate.propagate import Walk, propagate, walk
+from ._settings import Run
 
 # what activations and depth do to it
 from ._decoupling.gate_decoupling import decoupling
@@ -40,6 +41,7 @@ __all__ = [
     "Call",
     "CapacityWarning",
     "RankError",
+    "Run",
     "UnsupportedOperatorError",
     "Walk",
     "architectures",
@@ -53,7 +55,6 @@ __all__ = [
     "linear",
     "load",
     "measure",
-    "measure_ridges",
     "output_gram",
     "partitions",
     "propagate",

@@ -1,6 +1,17 @@
-"""Settings of solvers, and scales for the ridge."""
+"""Settings of the solvers of `measure` and `propagate`, and scales for the ridge."""
 
 from capalloc._measure.measure import mean_eigenvalue
 from capalloc._measure.ridge import ridge_from_noise
+from capalloc._settings import Auto, Block, Dense, Hessian, Markov, Segments, Stochastic
 
-__all__ = ["mean_eigenvalue", "ridge_from_noise"]
+__all__ = [
+    "Auto",
+    "Block",
+    "Dense",
+    "Hessian",
+    "Markov",
+    "Segments",
+    "Stochastic",
+    "mean_eigenvalue",
+    "ridge_from_noise",
+]

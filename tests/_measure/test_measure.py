@@ -20,6 +20,7 @@ from capalloc._linalg.row_block import Block
 from capalloc._measure.forecast import duration
 from capalloc._measure.measure import CapacityWarning, measure
 from capalloc._runtime.memory import Plan, available_bytes
+from capalloc._settings import Dense, Run, Stochastic
 from measured import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 from reference import by_tensor, capacity_table, constraints, dense_markov, whiten
 
@@ -420,7 +421,7 @@ def test_capacity_lives_on_the_input_axes():
 
 
 def test_progress_bar_counts_passes(capsys):
-    measure(build(MODELS["relu"][0]), data(10, 4), batch_size=5, progress=True, ridge=0.1)
+    measure(build(MODELS["relu"][0]), data(10, 4), batch_size=5, run=Run(progress=True), ridge=0.1)
     assert "2/2" in capsys.readouterr().err
     measure(build(MODELS["relu"][0]), data(10, 4), ridge=0.1)
     assert capsys.readouterr().err == ""
@@ -430,19 +431,19 @@ def test_progress_bar_counts_passes(capsys):
 def test_accuracy_lets_products_run_in_single_precision(examples):
     """30 examples: more rows than parameters; 3: fewer. Without a ridge it changes nothing."""
     model, x = build(MODELS["relu"][0]), data(examples, 4)
-    exact, coarse = (measure(model, x, ridge=1.0, accuracy=accuracy) for accuracy in (1e-8, 1e-2))
+    exact, coarse = (measure(model, x, ridge=1.0, solver=Dense(accuracy)) for accuracy in (1e-8, 1e-2))
     assert (exact.attrs["precision"], coarse.attrs["precision"]) == ("float64", "float32")
     assert (exact.attrs["accuracy"], coarse.attrs["accuracy"]) == (1e-8, 1e-2)
     np.testing.assert_allclose(coarse.capacity, exact.capacity, rtol=1e-2)
     assert not np.array_equal(coarse.capacity, exact.capacity)
     if examples > 3:
-        assert measure(model, x, accuracy=1e-2).attrs["precision"] == "float64"
+        assert measure(model, x, solver=Dense(1e-2)).attrs["precision"] == "float64"
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 1.0, -1e-3, float("nan"), "high"])
 def test_bad_accuracy_is_refused(accuracy):
     with pytest.raises(ValueError, match=r"accuracy must be a number between 0 and 1, got .*; 1e-3 lets rounding"):
-        measure(nn.Linear(2, 1), torch.ones(2, 2), accuracy=accuracy)
+        Dense(accuracy)
 
 
 @pytest.mark.parametrize("ridge", [-1.0, float("nan"), float("inf"), "1", True])
@@ -530,10 +531,11 @@ def test_what_would_not_fit_is_refused_before_any_work(monkeypatch, solver):
 
 
 @pytest.mark.parametrize(
-    ("settings", "of"), [({}, "in all"), ({"ridge": 0.1}, "in all"), ({"solver": "stochastic"}, "for a solve")]
+    ("settings", "of"),
+    [({}, "in all"), ({"ridge": 0.1}, "in all"), ({"solver": Stochastic(num_probes=4)}, "for a solve")],
 )
 def test_the_forecast_is_said_before_the_solver_starts(monkeypatch, capsys, settings, of):
-    settings = {"ridge": 0.1, "num_probes": 4} | settings
+    settings = {"ridge": 0.1} | settings
     model, x = build(MODELS["relu"][0]), data(30, 4)
     found = measure(model, x, **settings)
     assert found.attrs["forecast_bytes"] > 0
@@ -542,11 +544,11 @@ def test_the_forecast_is_said_before_the_solver_starts(monkeypatch, capsys, sett
     for module in ("capalloc._measure.dense", "capalloc._measure.stochastic"):
         monkeypatch.setattr(f"{module}.solve", None)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
-        measure(model, x, progress=True, **settings)
+        measure(model, x, run=Run(progress=True), **settings)
     said = capsys.readouterr().err
     assert re.search(rf"measure: forecast [\d.e-]+ GiB of memory, about [\d.e-]+ seconds {of}", said)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
-        measure(model, x, progress=None, **settings)
+        measure(model, x, run=Run(progress=None), **settings)
     assert "forecast" not in capsys.readouterr().err  # no terminal
 
 

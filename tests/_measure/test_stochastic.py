@@ -23,7 +23,7 @@ from capalloc._linalg.row_fit import begin_fit, step_fit
 from capalloc._measure import plan as cut_module
 from capalloc._measure.estimates import Tally, perturbed, tallied
 from capalloc._measure.example_sums import Products
-from capalloc._measure.measure import mean_eigenvalue, measure, measure_ridges
+from capalloc._measure.measure import mean_eigenvalue, measure
 from capalloc._measure.plan import Cut, Load, make_cut
 from capalloc._measure.precondition import precondition
 from capalloc._measure.probe import Run, solve
@@ -31,6 +31,7 @@ from capalloc._measure.ridge import ridge_from_noise
 from capalloc._measure.settings import Settings
 from capalloc._measure.stochastic import Measured, allocation, parts_of_slots, products_of
 from capalloc._model.problem import prepare, seeded
+from capalloc._settings import Markov, Stochastic
 from capalloc.results.partitions import patches
 from measured import data
 from zoo import seeded_module
@@ -62,8 +63,9 @@ def dense(ridge: float = RIDGE) -> Allocation:
 
 def stochastic(seed: int = 0, **kwargs: object) -> Allocation:
     generator = torch.Generator().manual_seed(seed)
-    given_settings = {"ridge": RIDGE, "solver": "stochastic", "rtol": 0.2, "num_probes": 16} | kwargs
-    return measure(conv_net(), IMAGES, generator=generator, **given_settings)
+    others = {"ridge": RIDGE} | {key: kwargs.pop(key) for key in ("ridge", "batch_size") if key in kwargs}
+    solver = Stochastic(**{"rtol": 0.2, "num_probes": 16} | kwargs)
+    return measure(conv_net(), IMAGES, generator=generator, solver=solver, **others)
 
 
 def prepared(model: nn.Module, x: Tensor, asked: Settings) -> tuple[Products, Cut]:
@@ -80,7 +82,7 @@ def one() -> Allocation:
 @cache
 def repeats() -> list[Allocation]:
     """Answers from 40 seeds, the preconditioner shared."""
-    asked = Settings((RIDGE,), rtol=0.01, num_probes=6, spectrum=False)
+    asked = Settings((RIDGE,), Stochastic(rtol=0.01, num_probes=6, spectrum=False))
     found = []
     with torch.no_grad():
         made, cut = prepared(conv_net(), IMAGES, asked)
@@ -131,7 +133,7 @@ def test_standard_errors_of_patches_are_calibrated() -> None:
 @cache
 def seeds(examples: int, rtol: float) -> list[Allocation]:
     """Answers from 24 seeds; 2 examples have fewer rows than the network has parameters."""
-    asked = Settings((RIDGE,), rtol=rtol, num_probes=6, spectrum=False)
+    asked = Settings((RIDGE,), Stochastic(rtol=rtol, num_probes=6, spectrum=False))
     found = []
     with torch.no_grad():
         made, cut = prepared(conv_net(), IMAGES[:examples], asked)
@@ -189,9 +191,9 @@ def test_gates_that_move_anywhere_are_found() -> None:
     model = seeded_model(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Hardswish()))
     model[2].bias.data.fill_(5.0)
     x = torch.cat([torch.zeros(1, 3, dtype=torch.float64), 20 * data(15, 3)])
-    made, _ = prepared(model, x, Settings((1.0,)))
+    made, _ = prepared(model, x, Settings((1.0,), Stochastic()))
     assert made.operator.name == "forward"
-    made, _ = prepared(model, x[:1], Settings((1.0,)))
+    made, _ = prepared(model, x[:1], Settings((1.0,), Stochastic()))
     assert made.operator.name == "piecewise"
 
 
@@ -217,7 +219,7 @@ def test_more_probes_come_until_the_error_is_reached() -> None:
 
 def test_several_ridges_from_one_run() -> None:
     ridges = [1e-3, 1e-1, 1e-2]
-    found = measure_ridges(conv_net(), IMAGES, ridges, num_probes=32, rtol=0.02)
+    found = measure(conv_net(), IMAGES, ridge=ridges, solver=Stochastic(num_probes=32, rtol=0.02))
     assert list(found) == sorted(ridges, reverse=True)
     for ridge, at_ridge in found.items():
         exact = dense(ridge)
@@ -240,7 +242,7 @@ def test_batches_do_not_change_the_answer() -> None:
 
 
 def test_single_precision_products_agree_with_double() -> None:
-    choice = {"ridge": RIDGE, "solver": "stochastic", "num_probes": 16, "rtol": 0.001}
+    choice = {"ridge": RIDGE, "solver": Stochastic(num_probes=16, rtol=0.001)}
     single = measure(conv_net().float(), IMAGES.float(), generator=torch.Generator().manual_seed(0), **choice)
     assert single.attrs["precision"] == "float32"
     assert one().attrs["precision"] == "float64"
@@ -254,7 +256,7 @@ def test_metric_params_and_intercept_are_those_of_the_dense_solver() -> None:
     model = seeded_model(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
     choice = {"metric": root @ root.T, "params": ["0.weight", "2.bias"], "intercept": False, "ridge": 0.01}
     exact = measure(model, data(20, 4), **choice)
-    found = measure(model, data(20, 4), solver="stochastic", num_probes=600, rtol=0.01, **choice)
+    found = measure(model, data(20, 4), solver=Stochastic(num_probes=600, rtol=0.01), **choice)
     assert found.attrs["metric"] == "covariance"
     assert found.bias == 0
     z = (found.capacity - exact.capacity) / found.capacity.standard_error
@@ -264,7 +266,7 @@ def test_metric_params_and_intercept_are_those_of_the_dense_solver() -> None:
 def test_random_combinations_of_outputs_stand_for_many() -> None:
     model = seeded_model(lambda: nn.Linear(3, 12))
     x = data(400, 3)
-    found = measure(model, x, ridge=1e-3, solver="stochastic", output_probes=6, num_probes=64)
+    found = measure(model, x, ridge=1e-3, solver=Stochastic(output_probes=6, num_probes=64))
     assert any("6 random combinations stand for the 12 outputs" in note for note in found.attrs["notes"])
     exact = measure(model, x, ridge=1e-3)
     np.testing.assert_allclose(found.total, exact.total, rtol=0.03)  # 400 x 6 x 4 rows for 48 parameters
@@ -322,7 +324,7 @@ def test_auto_takes_the_dense_solver_where_it_fits(monkeypatch) -> None:
     assert measure(conv_net(), IMAGES, ridge=RIDGE).attrs["solver"] == "dense"
     size = 8 * 12 * dense().attrs["num_params"] ** 2
     monkeypatch.setattr("capalloc._runtime.memory.available_bytes", lambda device: size)
-    assert measure(conv_net(), IMAGES, ridge=RIDGE, num_probes=2).attrs["solver"] == "stochastic"
+    assert measure(conv_net(), IMAGES, ridge=RIDGE).attrs["solver"] == "stochastic"
     with pytest.raises(MemoryError, match="or give a ridge > 0, with which the stochastic solver takes over"):
         measure(conv_net(), IMAGES)
 
@@ -336,7 +338,7 @@ def test_out_of_time_is_said() -> None:
 
 def test_what_would_not_fit_is_refused_before_it_starts(monkeypatch) -> None:
     load = Load(elements=10**6, outputs=10, slots=1000, params=10**6, bytes_per_number=4)
-    x, wanted = torch.zeros(8, 1), Settings((1.0,))
+    x, wanted = torch.zeros(8, 1), Settings((1.0,), Stochastic())
     monkeypatch.setattr(cut_module, "available_bytes", lambda device: 10**8)
     with pytest.raises(MemoryError, match="the stochastic solver for 1000000 parameters needs"):
         make_cut(load, x, wanted, "auto")
@@ -363,7 +365,6 @@ def test_forecasts_are_written_down() -> None:
         ({"num_probes": 1}, 'num_probes must be "auto" or an integer >= 2'),
         ({"max_seconds": 0}, "max_seconds must be > 0 or None, got 0"),
         ({"output_probes": 0}, "output_probes must be an integer >= 1 or None, got 0"),
-        ({"solver": "sparse"}, "solver must be one of auto, dense, stochastic, got 'sparse'"),
     ],
 )
 def test_bad_settings_are_named(choice, match) -> None:
@@ -371,9 +372,23 @@ def test_bad_settings_are_named(choice, match) -> None:
         stochastic(**choice)
 
 
-def test_no_ridges_is_an_error() -> None:
-    with pytest.raises(ValueError, match="ridges is empty"):
-        measure_ridges(conv_net(), IMAGES, [])
+@pytest.mark.parametrize("solver", ["sparse", Markov()])
+def test_unknown_solvers_are_named(solver) -> None:
+    with pytest.raises(ValueError, match=r"solver must be one of auto, dense, stochastic, or settings .*, got "):
+        measure(conv_net(), IMAGES, solver=solver)
+
+
+@pytest.mark.parametrize(
+    ("ridge", "solver", "match"),
+    [
+        ([], "auto", "ridge holds no number; pass at least one > 0"),
+        ([0.1, 0.0], "auto", "needs a ridge > 0, got 0.0"),
+        ([0.1, 0.2], "dense", "several ridges are for the stochastic solver"),
+    ],
+)
+def test_several_ridges_are_checked(ridge, solver, match) -> None:
+    with pytest.raises(ValueError, match=match):
+        measure(conv_net(), IMAGES, ridge=ridge, solver=solver)
 
 
 def test_ridge_from_noise_is_the_posterior_s() -> None:
@@ -391,7 +406,7 @@ def test_ridge_from_noise_is_the_posterior_s() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu() -> None:
-    found = measure(conv_net().cuda(), IMAGES.cuda(), ridge=RIDGE, solver="stochastic", num_probes=32, rtol=0.02)
+    found = measure(conv_net().cuda(), IMAGES.cuda(), ridge=RIDGE, solver=Stochastic(num_probes=32, rtol=0.02))
     assert abs(found.total - dense().total) < 5 * found.attrs["total_standard_error"]
     np.testing.assert_allclose(found.total, stochastic(rtol=0.02, num_probes=32).total, rtol=0.02)
 
@@ -564,7 +579,7 @@ def test_products_sum_over_examples_in_one_place() -> None:
 
 
 def products(model: nn.Module, x: Tensor, num_examples: int | None = None, offset: int = 0) -> Products:
-    made, _ = prepared(model, x, Settings((1.0,)))
+    made, _ = prepared(model, x, Settings((1.0,), Stochastic()))
     return replace(made, num_examples=num_examples or len(x), offset=offset)
 
 

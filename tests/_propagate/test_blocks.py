@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 import capalloc
+from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module
 
 
 def test_exact_for_one_linear_unit_within_its_standard_error():
     """One output, f = v'(W x): every unit's weights see the inputs alike, and the map is uniform."""
-    allocation = capalloc.propagate(dense([gaussian(1, 6)]), gaussian(50, 6), solver="block", num_probes=64)
+    allocation = capalloc.propagate(dense([gaussian(1, 6)]), gaussian(50, 6), solver=Block(64))
     assert allocation.total == pytest.approx(6)
     deviation = (allocation.capacity - 1) / allocation.capacity.standard_error
     assert float(abs(deviation).max()) < 4  # six draws of a unit Gaussian
@@ -26,7 +27,7 @@ def test_closer_to_measure_than_the_markov_rule():
         sizes = [(8, 6), (8, 8), (1, 8)]
         model = dense([gaussian(*size, seed=seed + k) for k, size in enumerate(sizes)])
         x = gaussian(200, 6, seed=seed)
-        measured = capalloc.measure(model, x, progress=False)
+        measured = capalloc.measure(model, x)
         for solver in distances:
             distances[solver] += capalloc.total_variation(capalloc.propagate(model, x, solver=solver), measured)
     assert distances["block"] < 0.8 * distances["markov"]
@@ -34,8 +35,8 @@ def test_closer_to_measure_than_the_markov_rule():
 
 def test_biases_go_to_the_constant_input():
     model, x = seeded_module(nn.Sequential, nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), gaussian(60, 4)
-    measured = capalloc.measure(model, x, progress=False)
-    block = capalloc.propagate(model, x, solver="block", num_probes=128)
+    measured = capalloc.measure(model, x)
+    block = capalloc.propagate(model, x, solver=Block(128))
     assert block.bias == pytest.approx(measured.bias, abs=4 * block.attrs["bias_standard_error"] + 0.3)
 
 
@@ -43,8 +44,8 @@ def test_probes_repeat_and_their_error_falls():
     model, x = seeded_module(nn.Sequential, nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), gaussian(16, 4)
     state = torch.random.get_rng_state()
     first, again = (capalloc.propagate(model, x, solver="block") for _ in range(2))
-    other = capalloc.propagate(model, x, solver="block", generator=torch.Generator().manual_seed(5))
-    many = capalloc.propagate(model, x, solver="block", num_probes=512)
+    other = capalloc.propagate(model, x, solver=Block(seed=5))
+    many = capalloc.propagate(model, x, solver=Block(512))
     np.testing.assert_array_equal(first.capacity, again.capacity)
     assert not np.array_equal(first.capacity, other.capacity)
     assert float(many.capacity.standard_error.mean()) < 0.5 * float(first.capacity.standard_error.mean())
@@ -81,12 +82,12 @@ def test_large_tensors_share_one_block(monkeypatch):
     from capalloc._propagate import unitwise as blocks
 
     model, x = dense(reference_weights()), gaussian(100, 3)
-    own = capalloc.propagate(model, x, solver="block", num_probes=64)
+    own = capalloc.propagate(model, x, solver=Block(64))
     monkeypatch.setattr(blocks, "BLOCK_LIMIT", 0)
-    shared = capalloc.propagate(model, x, solver="block", num_probes=64)
+    shared = capalloc.propagate(model, x, solver=Block(64))
     assert capalloc.total_variation(own, shared) < 0.05
 
 
 def test_too_few_probes_is_an_error():
     with pytest.raises(ValueError, match="num_probes must be at least 2"):
-        capalloc.propagate(dense(reference_weights()), gaussian(2, 3), solver="block", num_probes=1)
+        Block(num_probes=1)

@@ -14,7 +14,8 @@ from capalloc._energy.decoupled import Decoupled
 from capalloc._energy.rules import RULES
 from capalloc._graph.capture import capture
 from capalloc._model.problem import prepare
-from capalloc._propagate import solvers as propagated
+from capalloc._propagate import by_solver
+from capalloc.solvers import Segments
 from segmented import CASES, PreNorm, bottleneck
 from zoo import gaussian
 from zoo import seeded_module as build
@@ -26,7 +27,7 @@ def counted(monkeypatch):
 
     def total(model: nn.Module, x: Tensor, params: list[str] | None = None) -> int:
         with monkeypatch.context() as patch:
-            patch.setattr(propagated, "DENSE_LIMIT", 0)
+            patch.setattr(by_solver, "DENSE_LIMIT", 0)
             return round(capalloc.propagate(model, x, solver="segments", params=params).total)
 
     return total
@@ -37,7 +38,7 @@ def test_totals_meet_the_measured_ones(name, counted):
     make, shape, params, closed = CASES[name]
     model, x = build(make).eval(), 4 * gaussian(*shape)  # large, so that every gate opens and shuts
     measured = capalloc.measure(model, x, params=params)
-    found = capalloc.propagate(model, x, solver="segments", params=params, num_probes=4)
+    found = capalloc.propagate(model, x, solver=Segments(4), params=params)
     assert found.attrs["rank"] == round(measured.total) == round(found.total)
     if closed is not None:
         assert found.attrs["rank"] == closed
@@ -65,7 +66,7 @@ def test_totals_meet_the_measured_ones(name, counted):
 def test_counted_symmetries_of_architectures_are_a_lower_bound(name, exact, counted):
     architecture = ARCHITECTURES[name]
     model, x = architecture.build(), 3 * gaussian(6, *architecture.shape)
-    found = capalloc.propagate(model, x, solver="segments", num_probes=6)
+    found = capalloc.propagate(model, x, solver=Segments(6))
     total = counted(model, x)
     assert total == found.attrs["rank"] if exact else total >= found.attrs["rank"]
     assert total <= round(capalloc.propagate(model, x, table=False).total)
@@ -83,7 +84,7 @@ def test_maps_of_one_segment_are_the_leverage_scores_of_its_tangent_space():
     leverage = lambda W: torch.linalg.qr(W).Q.square().sum(1)  # noqa: E731
     a, b = leverage(W2), leverage(W1.T)
     expected = (1 - (1 - a[:, None]) * (1 - b)).sum(0)
-    found = capalloc.propagate(model, gaussian(3, 6), solver="segments", num_probes=2)
+    found = capalloc.propagate(model, gaussian(3, 6), solver=Segments(2))
     np.testing.assert_allclose(found.capacity, expected, rtol=1e-9)
     np.testing.assert_allclose(found.capacity.standard_error, 0, atol=1e-9)  # no gate, nothing random
 
@@ -93,7 +94,7 @@ def test_networks_gated_everywhere_have_the_markov_rules_map_and_its_error_falls
     exact = capalloc.propagate(model, x, solver="hessian")
     errors = []
     for num_probes in (16, 256):
-        found = capalloc.propagate(model, x, solver="segments", num_probes=num_probes)
+        found = capalloc.propagate(model, x, solver=Segments(num_probes))
         assert found.attrs["rank"] == exact.attrs["rank"]
         deviation = abs(found.capacity - exact.capacity)
         assert float((deviation / found.capacity.standard_error).mean()) < 3
@@ -129,8 +130,8 @@ def test_mean_square_over_signs_is_the_path_energy():
 
 def test_large_networks_get_the_markov_rules_map_with_the_count_of_segments(monkeypatch):
     model, x = build(PreNorm), gaussian(50, 4)
-    whole = capalloc.propagate(model, x, solver="segments", num_probes=2)
-    monkeypatch.setattr(propagated, "DENSE_LIMIT", 10)
+    whole = capalloc.propagate(model, x, solver=Segments(2))
+    monkeypatch.setattr(by_solver, "DENSE_LIMIT", 10)
     counted = capalloc.propagate(model, x, solver="segments")
     assert round(counted.total) == whole.attrs["rank"]
     assert "scaled to the count of linear segments" in repr(counted)

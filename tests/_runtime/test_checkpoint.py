@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from capalloc import Allocation, measure
+from capalloc import Allocation, Run, measure
 from capalloc._linalg.leverage import triangular
-from capalloc._measure.measure import measure_ridges
 from capalloc._runtime.checkpoint import VERSION, Checkpoint, Clock
 from capalloc._runtime.distributed import Local
 from capalloc._runtime.packing import pack, unpack
 from capalloc._runtime.passes import Journal, Pass, Passes, passes_of
+from capalloc.solvers import Auto, Stochastic
 from ranks import asked, data, net
 
 MARK = {"model": "abc", "ridge": 0.5, "outputs": [1.0, 2.0]}
@@ -342,9 +342,9 @@ def test_nothing_is_written_before_its_time(tmp_path):
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
-def test_bad_intervals_are_refused(tmp_path, seconds):
+def test_bad_intervals_are_refused(seconds):
     with pytest.raises(ValueError, match="checkpoint_seconds must be a number >= 0, got"):
-        journal(tmp_path / "run.npz", seconds=seconds)
+        Run(checkpoint_seconds=seconds)
 
 
 # Measurements
@@ -354,8 +354,8 @@ RUNS = {
     "orthogonal": {"batch_size": 3},
     "gram": {"ridge": 0.1, "batch_size": 3},
     "small ridge": {"ridge": 1e-9, "batch_size": 4},
-    "stochastic": {"solver": "stochastic", "ridge": 0.1, "num_probes": 24, "batch_size": 4},
-    "stochastic wide": {"solver": "stochastic", "ridge": 0.1, "num_probes": 8, "batch_size": 2},
+    "stochastic": {"solver": Stochastic(num_probes=24), "ridge": 0.1, "batch_size": 4},
+    "stochastic wide": {"solver": Stochastic(num_probes=8), "ridge": 0.1, "batch_size": 2},
     "auto": {"ridge": 0.1},
 }
 
@@ -385,14 +385,14 @@ def stopped_after(monkeypatch, count: int) -> None:
 def test_a_measurement_goes_on_where_it_stopped(tmp_path, name, kept):
     """Bit for bit the unbroken answer, and all points of the run are met once in the two parts together."""
     x = data(3 if "wide" in name else 12, 5)  # three examples have fewer rows than there are parameters
-    keep = {"checkpoint": tmp_path / "run.npz", "checkpoint_seconds": 0}
+    keep = {"run": Run(tmp_path / "run.npz", checkpoint_seconds=0)}
     unbroken = measure(net(), x, **RUNS[name])
     points: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("capalloc._runtime.memory.KEPT_SHARE", 0.5 if kept else 0.0)
         stand = Journal.stand
         patch.setattr(Journal, "stand", lambda self, step, state: (points.append(step), stand(self, step, state)))
-        whole = measure(net(), x, checkpoint=tmp_path / "whole.npz", checkpoint_seconds=0, **RUNS[name])
+        whole = measure(net(), x, run=Run(tmp_path / "whole.npz", checkpoint_seconds=0), **RUNS[name])
     assert outcome(whole) == outcome(unbroken)
     total = len(points)
     for count in sorted({1, total // 2, total - 1} - {0}):
@@ -410,15 +410,15 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path, name, kept):
 
 
 def test_several_ridges_go_on_where_they_stopped(tmp_path):
-    x, settings = data(12, 5), {"num_probes": 24}
-    unbroken = measure_ridges(net(), x, [0.1, 1.0, 10.0], **settings)
+    x, settings = data(12, 5), {"ridge": [0.1, 1.0, 10.0], "solver": Stochastic(num_probes=24)}
+    unbroken = measure(net(), x, **settings)
     for count in (2, 9, 15):
-        keep = {"checkpoint": tmp_path / f"{count}.npz", "checkpoint_seconds": 0}
+        run = Run(tmp_path / f"{count}.npz", checkpoint_seconds=0)
         with pytest.MonkeyPatch.context() as patch:
             stopped_after(patch, count)
             with pytest.raises(StopError):
-                measure_ridges(net(), x, [0.1, 1.0, 10.0], **settings, **keep)
-        found = measure_ridges(net(), x, [0.1, 1.0, 10.0], **settings, **keep)
+                measure(net(), x, **settings, run=run)
+        found = measure(net(), x, **settings, run=run)
         for ridge, allocation in found.items():  # a least squares solution between ridges may differ in its last bits
             np.testing.assert_allclose(allocation.capacity, unbroken[ridge].capacity, rtol=1e-12)
             assert allocation.attrs["iterations"] == unbroken[ridge].attrs["iterations"]
@@ -427,8 +427,8 @@ def test_several_ridges_go_on_where_they_stopped(tmp_path):
 @pytest.mark.parametrize(("before", "reason"), [(0.0, "num_probes"), (1000.0, "limit")])
 def test_time_counts_over_all_starts(tmp_path, monkeypatch, before, reason):
     """An earlier start that took a thousand seconds leaves nothing of six hundred."""
-    settings = {"solver": "stochastic", "ridge": 0.1, "num_probes": 120, "max_seconds": 600.0}
-    keep = {"checkpoint": tmp_path / "run.npz", "checkpoint_seconds": 0}
+    settings = {"solver": Stochastic(num_probes=120, max_seconds=600.0), "ridge": 0.1}
+    keep = {"run": Run(tmp_path / "run.npz", checkpoint_seconds=0)}
     with monkeypatch.context() as patch:
         stopped_after(patch, 3)
         with pytest.raises(StopError):
@@ -446,11 +446,11 @@ def test_time_counts_over_all_starts(tmp_path, monkeypatch, before, reason):
 @pytest.mark.parametrize("name", ["gram", "stochastic"])
 def test_a_finished_run_is_returned_at_once(tmp_path, monkeypatch, name):
     path = tmp_path / "run.npz"
-    first = measure(net(), data(12, 5), checkpoint=path, **RUNS[name])
+    first = measure(net(), data(12, 5), run=Run(path), **RUNS[name])
     assert os.listdir(tmp_path) == ["run.npz"]
     for module in ("capalloc._measure.dense", "capalloc._measure.stochastic"):
         monkeypatch.setattr(sys.modules[module], "solve", None)
-    assert outcome(measure(net(), data(12, 5), checkpoint=path, **RUNS[name])) == outcome(first)
+    assert outcome(measure(net(), data(12, 5), run=Run(path), **RUNS[name])) == outcome(first)
 
 
 CHANGED = {
@@ -465,7 +465,7 @@ CHANGED = {
     "another solver": ({"solver": "stochastic"}, "solver: 'auto' there, 'stochastic' here"),
     "another seed": ({"generator": torch.Generator().manual_seed(3)}, "seed: 0 there"),
     "other batches": ({"batch_size": 2}, "batch_size: 'auto' there, 2 here"),
-    "another partition": ({"partition": np.arange(5)}, "partition: None there"),
+    "another partition": ({"solver": Auto(stochastic=Stochastic(partition=np.arange(5)))}, "partition: None there"),
 }
 
 
@@ -473,17 +473,17 @@ CHANGED = {
 def test_a_checkpoint_of_another_measurement_is_refused(tmp_path, name):
     path = tmp_path / "run.npz"
     arguments = {"model": net(), "inputs": data(12, 5), "ridge": 0.1}
-    measure(**arguments, checkpoint=path)
+    measure(**arguments, run=Run(path))
     change, match = CHANGED[name]
     with pytest.raises(ValueError, match=rf"belongs to another run \(.*{match}"):
-        measure(**(arguments | change), checkpoint=path)
+        measure(**(arguments | change), run=Run(path))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     path = tmp_path / "run.npz"
     path.write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"run.npz is damaged or no checkpoint of capalloc"):
-        measure(net(), data(12, 5), checkpoint=path)
+        measure(net(), data(12, 5), run=Run(path))
 
 
 def killed_and_resumed(folder, kills: int, *names: str) -> None:

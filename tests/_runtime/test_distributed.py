@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from capalloc import Allocation, measure
-from capalloc._measure.measure import measure_ridges
+from capalloc import Allocation, Run, measure
 from capalloc._runtime.distributed import Local, joined
 from capalloc._runtime.heartbeat import RankError
+from capalloc.solvers import Stochastic
 from ranks import CASES, FEW, LONG_PROBES, STOCHASTIC, asked, data, line, net
 
 
@@ -66,7 +66,7 @@ def test_ranks_may_compute_rows_again(answers, size):
 
 
 def test_several_ridges_by_several_ranks(answers):
-    found = measure_ridges(net(), data(31, 5), [0.1, 1.0], num_probes=8)
+    found = measure(net(), data(31, 5), ridge=[0.1, 1.0], solver=Stochastic(num_probes=8))
     expected = [float(found[ridge].total) for ridge in (1.0, 0.1)]
     for size in (2, 3):
         for one in said(answers, size):
@@ -186,13 +186,13 @@ def test_an_exchange_that_fails_is_an_error_that_says_so(tmp_path, monkeypatch, 
     monkeypatch.setattr("capalloc._runtime.heartbeat.BEAT", 0.02)
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
-        assert measure(line(), data(4, 3), distributed=True).total == pytest.approx(4, rel=1e-9)
+        assert measure(line(), data(4, 3), run=Run(distributed=True)).total == pytest.approx(4, rel=1e-9)
         monkeypatch.setattr(dist, "broadcast", broadcast)
         with pytest.raises(
             RankError,
             match="an exchange between the ranks failed: connection reset by peer; look at the others' output",
         ) as caught:
-            measure(line(), data(4, 3), distributed=True)
+            measure(line(), data(4, 3), run=Run(distributed=True))
         assert caught.value.rank is None
     finally:
         dist.destroy_process_group()
@@ -201,9 +201,9 @@ def test_an_exchange_that_fails_is_an_error_that_says_so(tmp_path, monkeypatch, 
 def test_a_process_group_is_needed():
     assert not dist.is_initialized()
     with pytest.raises(ValueError, match=r"needs a process group: call torch.distributed.init_process_group\(\) first"):
-        measure(line(), data(4, 3), distributed=True)
+        measure(line(), data(4, 3), run=Run(distributed=True))
     with pytest.raises(TypeError, match="distributed must be True, False or a process group, got str"):
-        measure(line(), data(4, 3), distributed="gloo")
+        measure(line(), data(4, 3), run=Run(distributed="gloo"))
 
 
 # With checkpoints
@@ -215,7 +215,9 @@ def resumed_group(folder: Path, kills: int) -> None:
         first, second = (Allocation.load(folder / name / f"{rank}.nc") for rank in range(2))
         np.testing.assert_array_equal(first.capacity, second.capacity)
         examples = first.attrs["num_examples"]
-        settings = STOCHASTIC | {"num_probes": LONG_PROBES} if name == "stochastic" else {"ridge": 0.1}
+        settings = (
+            STOCHASTIC | {"solver": Stochastic(num_probes=LONG_PROBES)} if name == "stochastic" else {"ridge": 0.1}
+        )
         expected = measure(net(), data(examples, 5), **settings)
         assert_same(first, expected, 1e-7 if name == "stochastic" else 1e-10)
         assert [file for file in os.listdir(folder / name) if "run.npz" in file] == ["run.npz"]
@@ -243,7 +245,7 @@ def test_one_gpu_is_a_group_of_one(tmp_path, backend, name):
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        found = measure(make().cuda(), inputs.cuda(), distributed=True, checkpoint=tmp_path / "run.npz", **settings)
+        found = measure(make().cuda(), inputs.cuda(), run=Run(tmp_path / "run.npz", distributed=True), **settings)
     finally:
         dist.destroy_process_group()
     assert_same(found, alone(name), 1e-6 if name == "stochastic" else 1e-9)

@@ -28,9 +28,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import capalloc
-from capalloc._measure.measure import measure_ridges
+from capalloc import Run
 from capalloc._runtime import heartbeat, memory
 from capalloc._runtime.distributed import joined
+from capalloc.solvers import Stochastic
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -66,7 +67,7 @@ class Slow(nn.Module):
         return self.inner(x)
 
 
-STOCHASTIC = {"solver": "stochastic", "ridge": 0.1, "num_probes": 16}
+STOCHASTIC = {"solver": Stochastic(num_probes=16), "ridge": 0.1}
 #: Measurements whose answer must not depend on the number of ranks.
 CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "orthogonal": (net, data(31, 5), {}),
@@ -77,9 +78,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "few": (line, data(2, 3), {}),
     "metric": (net, data(31, 5), {"metric": torch.arange(1.0, 6.0).double(), "intercept": False}),
     "stochastic": (net, data(31, 5), STOCHASTIC | {"metric": torch.arange(1.0, 6.0).double()}),
-    "stochastic few": (line, data(2, 3), STOCHASTIC | {"output_probes": 1}),
+    "stochastic few": (line, data(2, 3), {"solver": Stochastic(num_probes=16, output_probes=1), "ridge": 0.1}),
     "stochastic wide": (net, data(3, 5), STOCHASTIC),
-    "stochastic auto": (net, data(31, 5), {"solver": "stochastic", "ridge": 1.0, "rtol": 0.2}),
+    "stochastic auto": (net, data(31, 5), {"solver": Stochastic(rtol=0.2), "ridge": 1.0}),
 }
 
 
@@ -92,14 +93,16 @@ def cases(rank: int, folder: Path) -> dict[str, Any]:
     """Every case (by two ranks: a few), two again with rows that are not kept, several ridges, and the reducer."""
     for name in CASES if dist.get_world_size() > 2 else FEW:
         make, inputs, settings = CASES[name]
-        found = capalloc.measure(make(), inputs, distributed=True, progress=name in FEW, **settings)
+        found = capalloc.measure(make(), inputs, run=Run(distributed=True, progress=name in FEW), **settings)
         found.save(folder / f"{name}.{rank}.nc")
     memory.KEPT_SHARE = 0.0
     for name in ("orthogonal", "gram"):
         make, inputs, settings = CASES[name]
-        found = capalloc.measure(make(), inputs, distributed=True, batch_size=4, **settings)
+        found = capalloc.measure(make(), inputs, run=Run(distributed=True), batch_size=4, **settings)
         found.save(folder / f"{name} again.{rank}.nc")
-    found = measure_ridges(net(), data(31, 5), [0.1, 1.0], num_probes=8, distributed=dist.group.WORLD)
+    found = capalloc.measure(
+        net(), data(31, 5), ridge=[0.1, 1.0], solver=Stochastic(num_probes=8), run=Run(distributed=dist.group.WORLD)
+    )
     return reducer(rank) | {"totals": [float(found[ridge].total) for ridge in (1.0, 0.1)]}
 
 
@@ -123,14 +126,14 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
     """Calls that fail, one after the other, and one that does not; what is raised on this rank, and when."""
     broken = data(31, 5)
     broken[3, 3] = torch.nan
-    alone = dist.new_group([0])
+    alone, together = dist.new_group([0]), Run(distributed=True)
     calls: dict[str, Callable[[], Any]] = {
-        "invalid": lambda: capalloc.measure(net(), broken if rank == 1 else data(31, 5), distributed=True),
-        "unequal": lambda: capalloc.measure(net(), data(31, 5), ridge=0.5 if rank == 1 else 0.25, distributed=True),
+        "invalid": lambda: capalloc.measure(net(), broken if rank == 1 else data(31, 5), run=together),
+        "unequal": lambda: capalloc.measure(net(), data(31, 5), ridge=0.5 if rank == 1 else 0.25, run=together),
         "outsider": lambda: capalloc.measure(
-            net(), data(31, 5), distributed=alone if rank == 0 else dist.GroupMember.NON_GROUP_MEMBER
+            net(), data(31, 5), run=Run(distributed=alone if rank == 0 else dist.GroupMember.NON_GROUP_MEMBER)
         ),
-        "valid": lambda: capalloc.measure(net(), data(31, 5), distributed=True),
+        "valid": lambda: capalloc.measure(net(), data(31, 5), run=together),
     }
     found = {name: raised(call) for name, call in calls.items()}
     heartbeat.ARRIVAL = 1.0
@@ -157,20 +160,21 @@ def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 3.0, **setti
         heartbeat.SILENCE = silence
         if rank == victim:
             threading.Timer(1.0, os.kill, (os.getpid(), sign)).start()
-        capalloc.measure(Slow(), data(2000, 5), distributed=True, batch_size=2, **settings)
+        capalloc.measure(Slow(), data(2000, 5), run=Run(distributed=True), batch_size=2, **settings)
         return {}
 
     return scenario
 
 
-def long_run(folder: Path, name: str, **settings: Any) -> None:
+def long_run(folder: Path, name: str, distributed: bool = False) -> None:
     """A second or two, with a checkpoint at every opportunity."""
     solver: dict[str, Any] = {"ridge": 0.0 if name == "orthogonal" else 0.1, "batch_size": 1}
     if name == "stochastic":
-        solver = STOCHASTIC | {"batch_size": 3, "num_probes": LONG_PROBES}
+        solver = {"solver": Stochastic(num_probes=LONG_PROBES), "ridge": 0.1, "batch_size": 3}
     x = data({"wide": 4, "stochastic": 12}.get(name, 40), 5)
-    found = capalloc.measure(Slow(), x, checkpoint=folder / "run.npz", checkpoint_seconds=0, **solver, **settings)
-    found.save(folder / f"{dist.get_rank() if settings else 0}.nc")
+    run = Run(folder / "run.npz", checkpoint_seconds=0, distributed=distributed)
+    found = capalloc.measure(Slow(), x, run=run, **solver)
+    found.save(folder / f"{dist.get_rank() if distributed else 0}.nc")
 
 
 def resumed(rank: int, folder: Path) -> dict[str, Any]:

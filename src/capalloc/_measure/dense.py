@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,18 +35,6 @@ class Settings:
     batch_size: int | str = "auto"
     accuracy: float = ACCURACY
     progress: bool | None = False
-
-    def __post_init__(self) -> None:
-        ridge, batch_size = self.ridge, self.batch_size
-        if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
-            raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
-        if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-            raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
-        if not isinstance(self.accuracy, (int, float)) or not 0 < self.accuracy < 1:
-            raise ValueError(
-                f"accuracy must be a number between 0 and 1, got {self.accuracy!r}; 1e-3 lets rounding change every "
-                "capacity by a thousandth"
-            )
 
 
 def measure_dense(task: Task, settings: Settings, start: float, passes: Passes) -> Allocation:

@@ -6,25 +6,23 @@ Index convention: a batch of constraints is (examples, outputs, directions, para
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from capalloc._linalg.gram_root import GramSum, Root
-from capalloc._linalg.leverage import ACCURACY, Scores
+from capalloc._linalg.leverage import Scores
 from capalloc._linalg.row_block import Block
 from capalloc._measure.dense import Settings as DenseSettings
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.fingerprint import digest, fingerprint
 from capalloc._measure.forecast import Forecast
-from capalloc._measure.settings import Settings
+from capalloc._measure.settings import Settings, check_ridge
 from capalloc._measure.stochastic import (
     STORED,
     Measured,
@@ -36,13 +34,22 @@ from capalloc._measure.stochastic import (
 )
 from capalloc._measure.task import Task, make_task, private
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
-from capalloc._runtime.distributed import Distributed, Local, Reducer, joined
+from capalloc._runtime.distributed import Local, Reducer, joined
 from capalloc._runtime.memory import Plan, Size, check_solver
 from capalloc._runtime.passes import Passes, passes_of
+from capalloc._settings import (
+    MEASURE_SOLVERS,
+    PLAIN_RUN,
+    Auto,
+    Dense,
+    MeasureSolver,
+    Run,
+    Stochastic,
+    settings_of,
+    word_of,
+)
 from capalloc.results.allocation import Allocation
-from capalloc.results.partitions import Partition
 
-SOLVERS = ("auto", "dense", "stochastic")
 #: What checkpoints hold and ranks exchange.
 TYPES = (Plan, Root, Scores, GramSum, Block, Forecast, *STORED)
 
@@ -51,6 +58,7 @@ class CapacityWarning(UserWarning):
     """The answer is well defined, and probably not what was meant."""
 
 
+@overload
 def measure(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
@@ -60,20 +68,44 @@ def measure(
     intercept: bool = True,
     *,
     params: ParamSelection = None,
-    batch_size: int | str = "auto",
+    batch_size: int | Literal["auto"] = "auto",
     generator: torch.Generator | None = None,
-    progress: bool | None = False,
-    solver: str = "auto",
-    accuracy: float = ACCURACY,
-    rtol: float = 0.02,
-    num_probes: int | str = "auto",
-    max_seconds: float | None = None,
-    partition: Partition | None = None,
-    output_probes: int | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_seconds: float = 60.0,
-    distributed: Distributed = False,
-) -> Allocation:
+    solver: MeasureSolver = "auto",
+    run: Run = ...,
+) -> Allocation: ...
+
+
+@overload
+def measure(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    metric: Tensor | None = None,
+    *,
+    ridge: Sequence[float],
+    intercept: bool = True,
+    params: ParamSelection = None,
+    batch_size: int | Literal["auto"] = "auto",
+    generator: torch.Generator | None = None,
+    solver: MeasureSolver = "auto",
+    run: Run = ...,
+) -> dict[float, Allocation]: ...
+
+
+def measure(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    metric: Tensor | None = None,
+    ridge: float | Sequence[float] = 0.0,
+    intercept: bool = True,
+    *,
+    params: ParamSelection = None,
+    batch_size: int | Literal["auto"] = "auto",
+    generator: torch.Generator | None = None,
+    solver: MeasureSolver = "auto",
+    run: Run = PLAIN_RUN,
+) -> Allocation | dict[float, Allocation]:
     """Capacity that a network devotes to each input, from its mixed derivative on examples.
 
     kappa_i = trace(G^+ M_i), with J_k(x) = d/dtheta_k grad_x f(x), M_i the mean over examples of the products of
@@ -94,34 +126,24 @@ def measure(
         outputs: a function from what the model returns to the tensor of constraint outputs.
         metric: input metric S: None for the identity, variances of one example's shape, or a covariance, (n, n)
             or that shape twice over.
-        ridge: non-negative, in units of G.
+        ridge: non-negative, in units of G; or several, all positive, for the stochastic solver: solutions at one
+            start those at the next smaller one, and the same probes serve all, so that differences between the maps
+            are better known than the maps.
         intercept: give the constant input a slot, "bias".
         params: names of the parameters that count, or a predicate on names; the rest are held fixed.
         batch_size: examples at a time; "auto" chooses by a memory forecast.
         generator: seeds the model's own random draws and the probes; a fixed seed by default.
-        progress: say the forecast of memory and time, then show a progress bar; None does so on a terminal only.
-        solver: "dense", "stochastic", or "auto": dense where it fits in memory, else stochastic.
-        accuracy: dense solver, with a ridge: relative error that the rounding of products may leave in a capacity;
-            from about 1e-5 on, products in float32 may do, which take less time (`precision` in `attrs` tells).
-        rtol: stochastic solver: relative standard error asked of every part of `partition`.
-        num_probes: stochastic solver: probes, two or more; "auto" adds probes until `rtol` is reached.
-        max_seconds: stochastic solver: stop after about this long, with what is known then.
-        partition: stochastic solver: parts as for `Allocation.by`; patches of 4 x 4 inputs by default, of 16 on a
-            single axis.
-        output_probes: stochastic solver: random combinations of outputs that stand for all of an example's; by
-            default every output up to 100 of them, else 32 combinations, which bias the total down (see `notes`).
-        checkpoint: path of a file that the run is kept in, about every `checkpoint_seconds` and at its end; called
-            again with the same arguments it goes on from there (docs/long-runs.md).
-        checkpoint_seconds: 0 writes at every opportunity.
-        distributed: share the examples among the ranks of the default process group (True) or of the one given, all
-            of which make the same call and get the same answer (docs/long-runs.md).
+        solver: "dense", "stochastic", or "auto": dense where it fits in memory, else stochastic; or settings of one:
+            `capalloc.solvers.Dense`, `Stochastic`, `Auto`.
+        run: a checkpoint to go on from, processes that share the examples, a progress bar (docs/long-runs.md).
 
     Returns:
         The allocation, with `kind="measured"` and in `attrs` settings, notes, seconds, forecasts of bytes and seconds,
         and the precision of products; from the dense solver the rank and its tolerance (relative, on singular values of
         the constraint matrix, see `_linalg.leverage`); from the stochastic one standard errors (of inputs as the
         coordinate `standard_error`), iterations, and no table. `spectrum` holds the eigenvalues of G, or a quadrature
-        of their density.
+        of their density. For several ridges a dict of allocations, from the largest ridge down; `seconds` counts the
+        whole run.
 
     Raises:
         ValueError: bad settings, a metric that is no covariance, examples that interact, random draws that do not
@@ -137,71 +159,23 @@ def measure(
 
     """
     start = time.perf_counter()
-    dense = DenseSettings(ridge, batch_size, accuracy, progress)
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    chosen = (float(ridge),) if ridge or solver == "stochastic" else (1.0,)  # checked even where they go unused
-    settings = Settings(chosen, rtol, num_probes, max_seconds, output_probes, progress=progress)
-    with private(), joined(distributed, TYPES) as reducer:
+    asked = settings_of(solver, MEASURE_SOLVERS)
+    ridges = _ridges(ridge, asked)
+    _check_batch_size(batch_size)
+    with private(), joined(run.distributed, TYPES) as reducer:
         task = make_task(model, inputs, outputs, metric, params, intercept, generator, reducer)
-        told = {"solver": solver, "ridge": float(ridge), "batch_size": batch_size, "accuracy": accuracy}
-        told |= _told(task, settings, partition)
-        passes = _passes(task, reducer, checkpoint, checkpoint_seconds, told)
-        if _chosen(task, ridge, solver, passes) == "stochastic":
-            found = _stochastic(task, settings, partition, batch_size, passes)
-            answer = allocation(found, 0, task.attrs(start))
+        passes = _passes(task, reducer, run, _told(task, asked, ridges, batch_size))
+        chosen = _chosen(task, ridges, asked, passes)
+        if isinstance(chosen, Stochastic):
+            settings = Settings(ridges, chosen, task.seed, run.progress)
+            found = _stochastic(task, settings, batch_size, passes)
+            answers = {r: allocation(found, k, task.attrs(start)) for k, r in enumerate(ridges)}
         else:
-            _warn_if_flat(task.size, ridge)
-            answer = measure_dense(task, dense, start, passes)
+            _warn_if_flat(task.size, ridges[0])
+            dense = DenseSettings(ridges[0], batch_size, chosen.accuracy, run.progress)
+            answers = {ridges[0]: measure_dense(task, dense, start, passes)}
         passes.close()
-    return answer
-
-
-def measure_ridges(
-    model: ModelLike,
-    inputs: Tensor | Iterable[Any],
-    ridges: Sequence[float],
-    outputs: OutputSelection = None,
-    metric: Tensor | None = None,
-    intercept: bool = True,
-    *,
-    params: ParamSelection = None,
-    batch_size: int | str = "auto",
-    generator: torch.Generator | None = None,
-    progress: bool | None = False,
-    checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_seconds: float = 60.0,
-    distributed: Distributed = False,
-    **settings: Any,
-) -> dict[float, Allocation]:
-    """Measured capacity at several ridges from the same probes, by the stochastic solver.
-
-    Solutions at one ridge start those at the next smaller one, and the preconditioner and the spectrum serve all;
-    errors at different ridges are correlated, so that differences between them are better known than the maps.
-
-    Args:
-        model, inputs, outputs, metric, intercept, params, batch_size, generator, progress: as in `measure`.
-        checkpoint, checkpoint_seconds, distributed: as in `measure`.
-        ridges: positive.
-        settings: `rtol`, `num_probes`, `max_seconds`, `partition` and `output_probes`, as in `measure`.
-
-    Returns:
-        An allocation for each ridge, from the largest down; `seconds` counts the whole run.
-
-    Raises:
-        ValueError, TypeError, MemoryError: as `measure`; no ridge, or one that is not positive.
-
-    """
-    start = time.perf_counter()
-    partition = settings.pop("partition", None)
-    checked = Settings(tuple(sorted(set(map(float, ridges)), reverse=True)), progress=progress, **settings)
-    with private(), joined(distributed, TYPES) as reducer:
-        task = make_task(model, inputs, outputs, metric, params, intercept, generator, reducer)
-        told = {"ridges": list(checked.ridges), "batch_size": batch_size, **_told(task, checked, partition)}
-        passes = _passes(task, reducer, checkpoint, checkpoint_seconds, told)
-        found = _stochastic(task, checked, partition, batch_size, passes)
-        passes.close()
-    return {ridge: allocation(found, k, task.attrs(start)) for k, ridge in enumerate(checked.ridges)}
+    return answers[ridges[0]] if isinstance(ridge, (int, float)) else answers
 
 
 def mean_eigenvalue(
@@ -226,7 +200,7 @@ def mean_eigenvalue(
         ValueError, TypeError, MemoryError: as `measure`.
 
     """
-    settings = Settings((1.0,), num_probes=num_probes)
+    settings = Settings((1.0,), Stochastic(num_probes=num_probes))
     with private():
         task = make_task(model, inputs, outputs, metric, params, intercept, None, Local())
         products, _ = products_of(task.problem, task.space, task.x.to(task.precision), task.replay, settings)
@@ -234,25 +208,55 @@ def mean_eigenvalue(
         return trace / min(products.num_params, products.num_rows)
 
 
-def _told(task: Task, settings: Settings, partition: Partition | None) -> dict[str, Any]:
-    """Settings that make another run of it."""
-    told = asdict(settings)
-    del told["progress"], told["seed"], told["ridges"]
-    return told | {"partition": None if partition is None else digest(parts_of_slots(task.space, partition))}
+def _ridges(ridge: float | Sequence[float], asked: Auto | Dense | Stochastic) -> tuple[float, ...]:
+    """Return the ridges, checked, from the largest down."""
+    if isinstance(ridge, (bool, str)) or (isinstance(ridge, (int, float)) and not 0 <= ridge < math.inf):
+        raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
+    given = (ridge,) if isinstance(ridge, (int, float)) else ridge
+    several = given is ridge
+    ridges = tuple(sorted({float(one) for one in given}, reverse=True))
+    if not ridges:
+        raise ValueError("ridge holds no number; pass at least one > 0")
+    if several and isinstance(asked, Dense):
+        raise ValueError(f"several ridges are for the stochastic solver, got solver={asked!r}; pass one at a time")
+    if several or isinstance(asked, Stochastic):
+        for one in ridges:
+            check_ridge(one)
+    return ridges
 
 
-def _passes(
-    task: Task, reducer: Reducer, path: str | os.PathLike[str] | None, seconds: float, told: Mapping[str, Any]
-) -> Passes:
+def _check_batch_size(batch_size: int | str) -> None:
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
+
+
+def _told(
+    task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float, ...], batch_size: int | str
+) -> dict[str, Any]:
+    """Return the settings that make another run of it, by name."""
+    told: dict[str, Any] = {"solver": word_of(asked), "batch_size": batch_size}
+    told["ridge"] = ridges[0] if len(ridges) == 1 else list(ridges)
+    for settings in (asked.dense, asked.stochastic) if isinstance(asked, Auto) else (asked,):
+        told |= vars(settings)
+    if told.get("partition") is not None:
+        told["partition"] = digest(parts_of_slots(task.space, told["partition"]))
+    return told
+
+
+def _passes(task: Task, reducer: Reducer, run: Run, told: Mapping[str, Any]) -> Passes:
     mark = partial(fingerprint, task.problem, task.space, task.x, task.seed, told)
-    return passes_of(reducer, path, mark, seconds, TYPES, task.x.device)
+    return passes_of(reducer, run.checkpoint, mark, run.checkpoint_seconds, TYPES, task.x.device)
 
 
-def _chosen(task: Task, ridge: float, solver: str, passes: Passes) -> str:
-    """The solver: one for all ranks, and for all of a run that was interrupted."""
-    if solver != "auto":
-        return solver
-    return passes.once("solver", lambda: "stochastic" if _must_be_stochastic(task, ridge) else "dense")
+def _chosen(
+    task: Task, ridges: tuple[float, ...], asked: Auto | Dense | Stochastic, passes: Passes
+) -> Dense | Stochastic:
+    """Return the solver: one for all ranks, and for all of a run that was interrupted."""
+    if not isinstance(asked, Auto):
+        return asked
+    several = len(ridges) > 1
+    scale = passes.once("solver", lambda: several or _must_be_stochastic(task, ridges[0]))
+    return asked.stochastic if scale else asked.dense
 
 
 def _must_be_stochastic(task: Task, ridge: float) -> bool:
@@ -268,15 +272,12 @@ def _must_be_stochastic(task: Task, ridge: float) -> bool:
     return False
 
 
-def _stochastic(
-    task: Task, settings: Settings, partition: Partition | None, batch_size: int | str, passes: Passes
-) -> Measured:
-    seeded_settings = replace(settings, seed=task.seed)
+def _stochastic(task: Task, settings: Settings, batch_size: int | str, passes: Passes) -> Measured:
     x = task.x.to(task.precision)
-    products, cut = products_of(task.problem, task.space, x, task.replay, seeded_settings, batch_size)
+    products, cut = products_of(task.problem, task.space, x, task.replay, settings, batch_size)
     if passes.reducer.rank == 0 and settings.progress is not False:
         Forecast(cut.forecast, seconds_of_product(products, cut)).announce(settings.progress, "for a solve")
-    return measure_stochastic(products, cut, seeded_settings, partition, passes)
+    return measure_stochastic(products, cut, settings, passes)
 
 
 def _warn_if_flat(size: Size, ridge: float) -> None:

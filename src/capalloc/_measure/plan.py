@@ -84,7 +84,7 @@ def load_of(operator: ConstraintOperator, outputs: int, num_examples: int) -> Lo
 def make_cut(load: Load, x: Tensor, settings: Settings, batch_size: int | str) -> Cut:
     """Cut the work to what the free memory holds, or raise `MemoryError` before it starts."""
     budget = SHARE * available_bytes(x.device)
-    wanted = first_block(load.params) if isinstance(settings.num_probes, str) else int(settings.num_probes)
+    wanted = first_block(load.params) if isinstance(settings.asked.num_probes, str) else int(settings.asked.num_probes)
     block = max(2, min(wanted, WIDEST, load.params))
     while block > 2 and load.vectors(block) > budget / 2:
         block //= 2

@@ -133,7 +133,7 @@ def multiplied(products: Products, v: Tensor) -> Tensor:
 
 def begin_spectrum(run: Run) -> State:
     """Nothing known yet."""
-    if not run.settings.spectrum:
+    if not run.settings.asked.spectrum:
         return State()
     start = run.products.start(-1, spectrum_probes(run.products.num_params))
     return State(spectrum=recurrence(start))
@@ -154,7 +154,7 @@ def wants_step(run: Run, spectrum: Recurrence) -> bool:
 
 def next_block(run: Run, state: State) -> int:
     """Probes of the next round; none to stop."""
-    asked, done = run.settings.num_probes, state.probes
+    asked, done = run.settings.asked.num_probes, state.probes
     if not done:
         return run.block
     if not isinstance(asked, str):
@@ -162,7 +162,7 @@ def next_block(run: Run, state: State) -> int:
     elif time.perf_counter() > run.deadline or done >= MAX_PROBES:
         return 0
     else:
-        worst = worst_error(run, state, sampling=True) / (SAMPLING * run.settings.rtol)
+        worst = worst_error(run, state, sampling=True) / (SAMPLING * run.settings.asked.rtol)
         missing = math.ceil(done * worst**2) - done
     if time.perf_counter() > run.deadline or missing <= 0:
         return 0
@@ -176,9 +176,9 @@ def worst_error(run: Run, state: State, sampling: bool = False) -> float:
 
 def why_stopped(run: Run, state: State) -> str:
     """In a few words."""
-    if not isinstance(run.settings.num_probes, str) and state.probes >= int(run.settings.num_probes):
+    if not isinstance(run.settings.asked.num_probes, str) and state.probes >= int(run.settings.asked.num_probes):
         return "num_probes"
-    return "rtol" if worst_error(run, state) <= run.settings.rtol else "limit"
+    return "rtol" if worst_error(run, state) <= run.settings.asked.rtol else "limit"
 
 
 def advance(run: Run, state: State, at: Round) -> State:

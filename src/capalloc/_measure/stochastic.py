@@ -72,9 +72,7 @@ class Measured:
         return self.state.trace / self.state.probes / self.rank
 
 
-def measure_stochastic(
-    products: Products, cut: Cut, settings: Settings, partition: Partition | None = None, passes: Passes = ALONE
-) -> Measured:
+def measure_stochastic(products: Products, cut: Cut, settings: Settings, passes: Passes = ALONE) -> Measured:
     """Run the stochastic solver on products with the constraints of all examples, as `products_of` makes them.
 
     Rank 0 solves; the others wait to be told which product comes next, and add their examples' share to it.
@@ -87,7 +85,7 @@ def measure_stochastic(
     cut = passes.once("cut", lambda: cut)
     products = replace(products, batch_size=cut.batch_size, vectors=cut.vectors)
     seconds = seconds_of_product(products, cut)
-    parts = parts_of_slots(products.operator.space, partition).to(products.x.device)
+    parts = parts_of_slots(products.operator.space, settings.asked.partition).to(products.x.device)
     whole, products = products, shared(products, passes.reducer)
     products = products.prepared() if cut.hold else products
     run = Run(products, Kronecker(()), settings, parts, cut.block)
@@ -99,7 +97,7 @@ def measure_stochastic(
             own = replace(
                 run,
                 preconditioner=Kronecker(()) if run.products.fewer_rows else precondition(whole),
-                deadline=math.inf if settings.max_seconds is None else began + settings.max_seconds,
+                deadline=math.inf if settings.asked.max_seconds is None else began + settings.asked.max_seconds,
                 tick=bar.update,
                 keep=lambda state: passes.stand("solve", (time.perf_counter() - began, state)),
             )
@@ -274,10 +272,10 @@ def notes(found: Measured, solved: Solved, reached: float) -> list[str]:
             f"{run.products.output_probes} random combinations stand for the {run.products.num_outputs} outputs of "
             "each example: constraints are a sample, and the total is biased down unless they far outnumber parameters"
         )
-    if reached > run.settings.rtol and isinstance(run.settings.num_probes, str):
+    if reached > run.settings.asked.rtol and isinstance(run.settings.asked.num_probes, str):
         said.append(
-            f"the relative standard error of a part is {reached:.2g}, more than the {run.settings.rtol:.2g} asked: "
-            "out of time or probes"
+            f"the relative standard error of a part is {reached:.2g}, more than the "
+            f"{run.settings.asked.rtol:.2g} asked: out of time or probes"
         )
     if solved.error > run.settings.solve_tolerance:
         said.append(

@@ -16,7 +16,17 @@ from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import NO_PRODUCTS, Products
 from capalloc._energy.gates import GATE_SOURCES, GateSource
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
-from capalloc._propagate.solvers import DENSE_LIMIT, SOLVERS, Settings, unit_names
+from capalloc._propagate.by_solver import DENSE_LIMIT, by_block, by_hessian, by_markov, by_segments, unit_names
+from capalloc._settings import (
+    PROPAGATE_SOLVERS,
+    Block,
+    Hessian,
+    Markov,
+    PropagateSolver,
+    Segments,
+    settings_of,
+    word_of,
+)
 from capalloc.results.allocation import Allocation
 
 
@@ -34,13 +44,11 @@ def propagate(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     gates: GateSource = "data",
-    solver: Literal["markov", "block", "segments", "hessian"] = "markov",
+    solver: PropagateSolver = "markov",
     *,
     params: ParamSelection = None,
     layers: bool = False,
     table: bool | Literal["auto"] = "auto",
-    num_probes: int = 32,
-    generator: torch.Generator | None = None,
     batch_size: int | Literal["auto"] = "auto",
     dtype: Precision = "auto",
     products: Products | None = None,
@@ -58,17 +66,13 @@ def propagate(
         outputs: from what the model returns to the tensor of constraint outputs.
         gates: squared slopes of the activations: "data", on the examples; "gaussian", E[a^2] for unit Gaussian
             pre-activations, which needs the inputs' shape alone; "unit", 1.
-        solver: "markov"; "block", which keeps the coupling between the inputs of one unit that total decoupling
-            drops (docs/validation.md has its figures), by random probes with a standard error in
-            `capacity.standard_error`; "segments", which keeps linear segments whole, paths coherent and symmetries
-            those of GL(r), from random signs with the same errors, for up to 2000 parameters (above, the Markov
-            rule's map with the count of segments); "hessian", the exact identity for up to 2000 parameters.
+        solver: "markov"; "block", which keeps the coupling between the inputs of one unit; "segments", which keeps
+            linear segments whole; "hessian", the exact identity; or settings of one: `capalloc.solvers.Markov`,
+            `Block`, `Segments`, `Hessian`. Those that draw probes give standard errors.
         params: names of the free parameters, or a predicate on names; the rest are fixed.
-        layers: also give the capacity that the units of every layer hold on its way down.
-        table: also give capacity by (parameter, input); costs one more sweep for each parameter tensor, so by default
-            small networks alone get it.
-        num_probes: random probes of "block" and "segments"; the standard error falls as their root.
-        generator: draws the probes; by default the same ones each time.
+        layers: also give the capacity that the units of every layer hold on its way down ("markov").
+        table: also give capacity by (parameter, input); costs "markov" one more sweep for each parameter tensor, so by
+            default small networks alone get it.
         batch_size: examples walked at once.
         dtype: of the path energies: float64, or by default that of the model where one example takes more than four
             million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
@@ -90,30 +94,40 @@ def propagate(
 
     """
     started = time.perf_counter()
-    _check(gates, solver, batch_size)
-    if num_probes < 2:
-        raise ValueError(f"num_probes must be at least 2, for a standard error, got {num_probes}")
+    asked = settings_of(solver, PROPAGATE_SOLVERS)
+    _check(gates, batch_size)
+    if isinstance(asked, Segments) and gates != "data":
+        raise ValueError(
+            f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
+        )
     problem = prepare(model, inputs, outputs, params, traced=True)
-    if solver == "segments" and problem.num_params <= DENSE_LIMIT:  # ranks are decided in float64
+    if isinstance(asked, Segments) and problem.num_params <= DENSE_LIMIT:  # ranks are decided in float64
         problem = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
     batches = Batches.of(
         problem,
         gates,
         batch_size,
-        dtype=torch.float64 if solver == "hessian" else dtype,
+        dtype=torch.float64 if isinstance(asked, Hessian) else dtype,
         progress=progress,
         products=products or NO_PRODUCTS,
     )
-    attrs: dict[str, Any] = {
+    match asked:
+        case Markov():
+            found = by_markov(problem, batches, layers, table)
+        case Block():
+            found = by_block(problem, batches, asked)
+        case Segments():
+            found = by_segments(problem, batches, asked, bool(table))
+        case Hessian():
+            found = by_hessian(problem, batches)
+    attrs = {
         "kind": "propagated",
-        "solver": solver,
+        "solver": word_of(asked),
         "gates": gates,
         "num_params": problem.num_params,
         "num_examples": batches.examples,
     }
-    settings = Settings(layers, table, num_probes, generator or torch.Generator().manual_seed(0))
-    result = SOLVERS[solver](problem, batches, settings, attrs)
-    return replace(result, attrs={**result.attrs, "seconds": time.perf_counter() - started})
+    return replace(found, attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
 
 
 def walk(
@@ -149,7 +163,7 @@ def walk(
         UnsupportedOperatorError, ValueError, TypeError: as `propagate`.
 
     """
-    _check(gates, "markov", batch_size)
+    _check(gates, batch_size)
     problem = prepare(model, inputs, outputs, traced=True)
     batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
     at_inputs, constant, layers = markov.law(batches(layers=True))
@@ -160,14 +174,8 @@ def walk(
     )
 
 
-def _check(gates: str, solver: str, batch_size: int | str) -> None:
+def _check(gates: str, batch_size: int | str) -> None:
     if gates not in GATE_SOURCES:
         raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {tuple(SOLVERS)}, got {solver!r}")
-    if solver == "segments" and gates != "data":
-        raise ValueError(
-            f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
-        )
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from capalloc._measure.measure import measure
 from capalloc._propagate.propagate import propagate
 from capalloc._runtime.extras import load_extra
+from capalloc._settings import Run
 from capalloc.app.report import write_report
 from capalloc.results.allocation import Allocation
 from capalloc.results.comparison import correlation, total_variation
@@ -83,7 +84,7 @@ def run_demo(seed: int = 0, progress: bool | None = None) -> Demo:
     model = train(digits, seed)
     times.append(time.perf_counter())
     images = digits.test_images[:EXAMPLES]
-    measured = measure(model, images, progress=progress)
+    measured = measure(model, images, run=Run(progress=progress))
     times.append(time.perf_counter())
     predicted = propagate(model, images)
     times.append(time.perf_counter())

@@ -11,6 +11,7 @@ import torch
 
 import capalloc
 from capalloc._energy.gates import GateSource
+from capalloc._settings import Auto, Block, MeasureSolver, PropagateSolver, Run, Segments, Stochastic
 from capalloc.app.cli.deliver import check_targets, deliver
 from capalloc.app.cli.input_source import parse_integers
 from capalloc.app.cli.options import ModelOptions, OutputOptions
@@ -31,8 +32,13 @@ def run_propagate(
     table: bool,
 ) -> None:
     """Run `capalloc propagate`."""
-    method = partial(capalloc.propagate, gates=gates, solver=solver, table=table or "auto", num_probes=num_probes)
-    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options), progress=output.bars))
+    drawn: dict[str, PropagateSolver] = {
+        "block": Block(num_probes, options.seed),
+        "segments": Segments(num_probes, options.seed),
+    }
+    asked = drawn.get(solver, solver)
+    method = partial(capalloc.propagate, gates=gates, solver=asked, table=table or "auto", progress=output.bars)
+    compute(options, output, FEW_EXAMPLES, method)
 
 
 def run_measure(
@@ -46,16 +52,10 @@ def run_measure(
 ) -> None:
     """Run `capalloc measure`."""
     check_targets(checkpoint)
-    method = partial(
-        capalloc.measure,
-        ridge=ridge,
-        solver=solver,
-        rtol=rtol,
-        max_seconds=max_seconds,
-        checkpoint=checkpoint,
-        generator=generator(options),
-        progress=output.bars,
-    )
+    stochastic = Stochastic(rtol, max_seconds=max_seconds)
+    asked: dict[str, MeasureSolver] = {"auto": Auto(stochastic=stochastic), "dense": "dense", "stochastic": stochastic}
+    run = Run(checkpoint, progress=output.bars)
+    method = partial(capalloc.measure, ridge=ridge, generator=generator(options), solver=asked[solver], run=run)
     compute(options, output, MANY_EXAMPLES, method)
 
 

@@ -1,8 +1,8 @@
-"""Each solver's answer as an `Allocation`: what `propagate` returns."""
+"""Each solver's answer as an `Allocation`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from capalloc._energy.decoupled import Decoupled
 from capalloc._energy.rules import RULES
 from capalloc._graph.capture import capture
 from capalloc._model.problem import Problem, axis_names
-from capalloc._propagate import segments
-from capalloc._propagate import unitwise as blocks
+from capalloc._propagate import segments, unitwise
+from capalloc._settings import Block, Segments
 from capalloc.results.allocation import Allocation
 
 #: The Hessian identity and the rows of linear segments hold p x p matrices; above this they would take minutes.
@@ -27,63 +27,63 @@ TABLE_LIMIT = 2**26
 LOWER_BOUND = "symmetries: lower bound"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the solvers are told."""
-
-    layers: bool
-    table: bool | str
-    num_probes: int
-    generator: torch.Generator
+#: What is written down about parameters and symmetries.
+Counts = dict[str, Any]
 
 
 def by_markov(
-    problem: Problem, batches: Batches, settings: Settings, attrs: dict[str, Any], *, linear: bool = False
+    problem: Problem, batches: Batches, layers: bool, table: bool | str, *, linear: bool = False
 ) -> Allocation:
     """The Markov rule; `linear` also takes away what linear segments lose beside rescalings."""
-    table = settings.table
     if isinstance(table, str):
         table = len(problem.params) * batches.graph.entries() <= TABLE_LIMIT
-    result = markov.solve(batches, single=batches.number == 1, layers=settings.layers, table=table, linear=linear)
-    attrs["symmetries"] = result.symmetries
-    attrs["symmetries_exact"] = result.exact_symmetries
+    result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table, linear=linear)
+    attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": result.exact_symmetries}
     attrs["notes"] = [] if result.exact_symmetries else [LOWER_BOUND]
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
 
 
-def by_block(problem: Problem, batches: Batches, settings: Settings, attrs: dict[str, Any]) -> Allocation:
+def by_block(problem: Problem, batches: Batches, settings: Block) -> Allocation:
     """The Markov rule's total and share of each parameter tensor, on the block rule's map."""
-    counted = by_markov(problem, batches, replace(settings, layers=False, table=False), attrs)
-    found = blocks.estimate(problem, batches.graph.batch_size, settings.num_probes, settings.generator)
+    counted = by_markov(problem, batches, layers=False, table=False)
+    generator = torch.Generator().manual_seed(settings.seed)
+    found = unitwise.estimate(problem, batches.graph.batch_size, settings.num_probes, generator)
     unit = counted.total / float(found.inputs.sum() + found.constant)
-    attrs["num_probes"] = settings.num_probes
-    attrs["bias_standard_error"] = float(found.constant_error) * unit
     return Allocation(
         capacity=_with_error(found.inputs * unit, found.inputs_error * unit),
         bias=float(found.constant) * unit,
         by_parameter=counted.by_parameter,
-        attrs=attrs,
+        attrs={
+            **counted.attrs,
+            "num_probes": settings.num_probes,
+            "bias_standard_error": float(found.constant_error) * unit,
+        },
     )
 
 
-def by_segments(problem: Problem, batches: Batches, settings: Settings, attrs: dict[str, Any]) -> Allocation:
+def by_segments(problem: Problem, batches: Batches, settings: Segments, table: bool) -> Allocation:
     """Linear segments whole: all rows of the decoupled network, or the Markov rule's map where those are too many."""
-    counted = by_markov(problem, batches, replace(settings, layers=False, table=False), attrs, linear=True)
+    counted = by_markov(problem, batches, layers=False, table=False, linear=True)
+    attrs = {**counted.attrs}
     if problem.num_params > DENSE_LIMIT:
-        attrs["notes"].append(
+        note = (
             f"more than {DENSE_LIMIT} parameters: the map is the Markov rule's, scaled to the count of linear segments"
         )
-        return replace(counted, attrs=attrs)
+        return replace(counted, attrs={**attrs, "notes": [*attrs["notes"], note]})
     graph = capture(problem, 1, RULES)
     network = Decoupled(graph, find(graph, batches.products))
-    found = segments.solve(problem, network, settings.num_probes, settings.generator)
-    attrs["num_probes"] = settings.num_probes
-    attrs["rank"] = found.rank
+    generator = torch.Generator().manual_seed(settings.seed)
+    found = segments.solve(problem, network, settings.num_probes, generator)
     used = problem.num_params - attrs["unused_params"] - attrs["unseen_params"]
-    attrs["symmetries"], attrs["symmetries_exact"] = used - found.rank, True
-    attrs["notes"].remove(LOWER_BOUND)
-    attrs["bias_standard_error"] = float(found.error[-1])
+    attrs |= {
+        "num_probes": settings.num_probes,
+        "rank": found.rank,
+        "symmetries": used - found.rank,
+        "symmetries_exact": True,
+        "notes": [note for note in attrs["notes"] if note != LOWER_BOUND],
+        "bias_standard_error": float(found.error[-1]),
+    }
     names = list(problem.params)
     joint = found.table[:, :-1].reshape(len(names), *problem.input_shape)
     result = markov.Markov(
@@ -92,11 +92,11 @@ def by_segments(problem: Problem, batches: Batches, settings: Settings, attrs: d
         bias=found.table[:, -1],
         by_parameter=found.table.sum(1),
     )
-    whole = _allocation(problem, result, attrs, bool(settings.table))
+    whole = _allocation(problem, result, attrs, table)
     return replace(whole, capacity=_with_error(joint.sum(0), found.error[:-1].reshape(problem.input_shape)))
 
 
-def by_hessian(problem: Problem, batches: Batches, settings: Settings, attrs: dict[str, Any]) -> Allocation:
+def by_hessian(problem: Problem, batches: Batches) -> Allocation:
     """The Hessian identity."""
     if problem.num_params > DENSE_LIMIT:
         raise ValueError(
@@ -107,7 +107,6 @@ def by_hessian(problem: Problem, batches: Batches, settings: Settings, attrs: di
     exact = hessian.solve(programs)
     names = tuple(programs[0][0].params)
     by_input = exact.table[:, :-1].reshape(len(names), *problem.input_shape)
-    attrs["rank"] = exact.rank
     result = markov.Markov(
         names=names,
         by_input=by_input,
@@ -116,15 +115,12 @@ def by_hessian(problem: Problem, batches: Batches, settings: Settings, attrs: di
         symmetries=int(exact.alive.sum()) - exact.rank,
         alive=exact.alive,
     )
-    attrs["notes"] = []
+    attrs: Counts = {"rank": exact.rank, "notes": []}
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, True)
 
 
-SOLVERS = {"markov": by_markov, "block": by_block, "segments": by_segments, "hessian": by_hessian}
-
-
-def _count_params(problem: Problem, batches: Batches, result: markov.Markov, attrs: dict[str, Any]) -> None:
+def _count_params(problem: Problem, batches: Batches, result: markov.Markov, attrs: Counts) -> None:
     """How many parameters no path uses, those that steer gates apart from those in no use."""
     unseen: dict[str, int] = {}
     for name, alive in zip(result.names, result.alive.tolist(), strict=True):
@@ -143,7 +139,7 @@ def _count_params(problem: Problem, batches: Batches, result: markov.Markov, att
         )
 
 
-def _allocation(problem: Problem, result: markov.Markov, attrs: dict[str, Any], table: bool) -> Allocation:
+def _allocation(problem: Problem, result: markov.Markov, attrs: Counts, table: bool) -> Allocation:
     dims = axis_names(len(problem.input_shape))
     names = list(result.names)
     joint = None

@@ -1,0 +1,215 @@
+"""Settings of solvers and of runs: frozen values, checked where they are built.
+
+Public as `capalloc.solvers.Dense` and so on, and `capalloc.Run`. A solver's name in lower case stands for its default
+settings: `solver="dense"` is `solver=Dense()`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from capalloc._runtime.distributed import Distributed
+from capalloc.results.partitions import Partition
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The exact solver of `capalloc.measure`: a factorisation of all constraints, which has to fit in memory.
+
+    Args:
+        accuracy: with a ridge, the relative error that the rounding of products may leave in a capacity; from about
+            1e-5 on products in float32 may do, which take less time (`precision` in the answer's `attrs` tells).
+
+    Raises:
+        ValueError: `accuracy` is no number between 0 and 1.
+
+    """
+
+    accuracy: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.accuracy, (int, float)) or not 0 < self.accuracy < 1:
+            raise ValueError(
+                f"accuracy must be a number between 0 and 1, got {self.accuracy!r}; 1e-3 lets rounding change every "
+                "capacity by a thousandth"
+            )
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """The solver of `capalloc.measure` by random probes: no matrix is held, and every number has a standard error.
+
+    It needs a ridge (docs/measure-at-scale.md).
+
+    Args:
+        rtol: relative standard error asked of every part of `partition`.
+        num_probes: probes, two or more; "auto" adds probes until `rtol` is reached.
+        max_seconds: stop after about this long, with what is known then.
+        partition: parts as for `Allocation.by`; patches of 4 x 4 inputs by default, of 16 on a single axis.
+        output_probes: random combinations of outputs that stand for all of an example's; by default every output up
+            to 100 of them, else 32 combinations, which bias the total down (see `notes` of the answer).
+        spectrum: also give the density of the eigenvalues of G.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    """
+
+    rtol: float = 0.02
+    num_probes: int | Literal["auto"] = "auto"
+    max_seconds: float | None = None
+    partition: Partition | None = None
+    output_probes: int | None = None
+    spectrum: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rtol < 1:
+            raise ValueError(f"rtol must lie between 0 and 1, got {self.rtol!r}; 0.02 asks for 2 % on every part")
+        if self.num_probes != "auto" and not _is_count(self.num_probes, 2):
+            raise ValueError(
+                f'num_probes must be "auto" or an integer >= 2 (one probe knows no error), got {self.num_probes!r}'
+            )
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be > 0 or None, got {self.max_seconds!r}")
+        if self.output_probes is not None and not _is_count(self.output_probes, 1):
+            raise ValueError(f"output_probes must be an integer >= 1 or None, got {self.output_probes!r}")
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The dense solver of `capalloc.measure` where its matrices fit in memory, else the stochastic one.
+
+    Args:
+        dense: settings for the one.
+        stochastic: settings for the other.
+
+    """
+
+    dense: Dense = field(default_factory=Dense)
+    stochastic: Stochastic = field(default_factory=Stochastic)
+
+
+@dataclass(frozen=True)
+class Markov:
+    """The rule of total decoupling of `capalloc.propagate`: a few forward and backward passes."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The Markov rule with the coupling between the inputs of one unit kept, which total decoupling drops.
+
+    Random probes give the map, with a standard error in `capacity.standard_error` (docs/validation.md has figures).
+
+    Args:
+        num_probes: random probes, two or more; the standard error falls as their root.
+        seed: of the probes.
+
+    Raises:
+        ValueError: fewer than two probes.
+
+    """
+
+    num_probes: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_probes(self.num_probes)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The Markov rule with linear segments kept whole: paths add coherently, and symmetries are those of GL(r).
+
+    Random signs of the gates give the map, with a standard error, for up to 2000 parameters; above, it is the Markov
+    rule's map with the count of segments. It needs `gates="data"`.
+
+    Args:
+        num_probes: random signs, two or more; the standard error falls as their root.
+        seed: of the signs.
+
+    Raises:
+        ValueError: fewer than two probes.
+
+    """
+
+    num_probes: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_probes(self.num_probes)
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """The exact identity of path energies of `capalloc.propagate`, for up to 2000 parameters."""
+
+
+MeasureSolver = Literal["auto", "dense", "stochastic"] | Auto | Dense | Stochastic
+PropagateSolver = Literal["markov", "block", "segments", "hessian"] | Markov | Block | Segments | Hessian
+
+
+@dataclass(frozen=True)
+class Run:
+    """What surrounds a measurement: a file to go on from, other processes, and what is shown (docs/long-runs.md).
+
+    Args:
+        checkpoint: path of a file that the run is kept in, about every `checkpoint_seconds` and at its end; called
+            again with the same arguments it goes on from there.
+        checkpoint_seconds: 0 writes at every opportunity.
+        distributed: share the examples among the ranks of the default process group (True) or of the one given, all
+            of which make the same call and get the same answer.
+        progress: say the forecast of memory and time, then show a progress bar; None does so on a terminal only.
+
+    Raises:
+        ValueError: `checkpoint_seconds` is negative.
+
+    """
+
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_seconds: float = 60.0
+    distributed: Distributed = False
+    progress: bool | None = False
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds must be a number >= 0, got {self.checkpoint_seconds!r}")
+
+
+#: A process alone, without files or a bar.
+PLAIN_RUN = Run()
+MEASURE_SOLVERS: tuple[type[Auto | Dense | Stochastic], ...] = (Auto, Dense, Stochastic)
+PROPAGATE_SOLVERS: tuple[type[Markov | Block | Segments | Hessian], ...] = (Markov, Block, Segments, Hessian)
+
+T = TypeVar("T")
+
+
+def settings_of(solver: str | T, known: tuple[type[T], ...]) -> T:
+    """Return the settings themselves, or the default ones of the solver that a word names.
+
+    Raises:
+        ValueError: neither.
+
+    """
+    words = {kind.__name__.lower(): kind for kind in known}
+    if isinstance(solver, str):
+        if solver in words:
+            return words[solver]()
+    elif isinstance(solver, known):
+        return solver
+    raise ValueError(f"solver must be one of {', '.join(words)}, or settings of capalloc.solvers, got {solver!r}")
+
+
+def word_of(solver: object) -> str:
+    """Return the word that names a solver."""
+    return type(solver).__name__.lower()
+
+
+def _check_probes(num_probes: int) -> None:
+    if num_probes < 2:
+        raise ValueError(f"num_probes must be at least 2, for a standard error, got {num_probes}")
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
