@@ -67,7 +67,7 @@ def test_solvers_and_probes_are_passed_on(folder):
 
 @pytest.mark.parametrize(("told", "there"), [([], False), (["--table"], True)])
 def test_a_table_is_made_where_asked_for(folder, monkeypatch, told, there):
-    monkeypatch.setattr("capalloc._propagate.solvers.TABLE_LIMIT", 0)
+    monkeypatch.setattr("capalloc._propagate.by_solver.TABLE_LIMIT", 0)
     assert run("propagate", "factories:net", "--shape", "1,6,6", "--out", "result.nc", *told).exit_code == 0
     assert (capalloc.load("result.nc").table is not None) == there
 
