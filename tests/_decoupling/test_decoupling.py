@@ -58,6 +58,7 @@ def brute_force(gates: Tensor) -> np.ndarray:
     )
 
 
+@pytest.mark.proves("3", "d_jj', delta, its mean weighted by squared cosines", oracle="loops over pairs")
 @pytest.mark.parametrize(
     ("activation", "gate"),
     [
@@ -85,6 +86,7 @@ def test_all_pairs_meet_brute_force(activation, gate):
     np.testing.assert_allclose(gate_moments(network, x)["1"], gates.T @ gates / 40, atol=1e-12)
 
 
+@pytest.mark.proves("3", "ReLU: d = arccos(rho) / pi", oracle="the closed form at the angles of the weights")
 def test_a_wide_relu_layer_meets_arccos_within_its_standard_error():
     network = dense(units=256, inputs=24, seed=3)
     rows = F.normalize(network[0].weight.detach(), dim=1)

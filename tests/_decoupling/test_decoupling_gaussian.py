@@ -26,6 +26,7 @@ def test_every_closed_form_is_tested():
     assert set(CLOSED) == set(CLOSED_FORMS)
 
 
+@pytest.mark.proves("3", "closed forms of Gaussian gates", oracle="Gauss-Hermite quadrature")
 @pytest.mark.parametrize("kind", CLOSED, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("variance", [0.3, 1.0, 6.0])
 def test_quadrature_meets_the_closed_form(kind, variance):
@@ -36,6 +37,7 @@ def test_quadrature_meets_the_closed_form(kind, variance):
         np.testing.assert_allclose(numeric, exact, atol=1e-8 * max(1, np.abs(exact).max()))
 
 
+@pytest.mark.proves("3", "closed forms of Gaussian gates", oracle="Monte Carlo")
 @pytest.mark.parametrize("name", NAMES)
 def test_moments_meet_monte_carlo(name):
     activation, samples = resolve(name), 200_000
@@ -48,6 +50,7 @@ def test_moments_meet_monte_carlo(name):
         assert abs(gaussian_gate_moment(name, rho, variance) - float(products.mean())) < 4.5 * error + 1e-12
 
 
+@pytest.mark.proves("3", "closed forms of Gaussian gates", oracle="the formulas written out")
 def test_values_of_section_3():
     rho = np.linspace(-1, 1, 9)
     np.testing.assert_allclose(gaussian_decoupling("relu", rho), np.arccos(rho) / np.pi, atol=1e-15)
@@ -63,6 +66,7 @@ def test_values_of_section_3():
     np.testing.assert_allclose(gaussian_decoupling(Sine(3), rho), gaussian_decoupling("sin", rho, 9.0))
 
 
+@pytest.mark.proves("3", "d from 0 to 1", oracle="random activations, correlations and scales")
 @settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(["tanh", "gelu", "hardtanh", "elu", "softplus"]),

@@ -78,6 +78,7 @@ def markov(weights) -> list[np.ndarray]:
     return layers[::-1]
 
 
+@pytest.mark.proves("7", "dense networks of section 7, decoupled and linear", oracle="moments of the gates")
 @pytest.mark.parametrize(
     ("scale", "expected"), [((1, 1, 1), REFERENCE_CAPACITY), ((1, 2, 0.3), SCALED_REFERENCE_CAPACITY)]
 )
@@ -90,6 +91,7 @@ def test_reference_values_at_total_decoupling(scale, expected):
     np.testing.assert_allclose(propagate_moments(weights, equal(weights, 0.0))[0], [2, 2, 2], atol=1e-10)
 
 
+@pytest.mark.proves("3", "delta = 0 is the linear model, delta = 1 the Markov rule", oracle="sections 1 and 4 in numpy")
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(sizes=st.lists(st.integers(1, 4), min_size=3, max_size=5), seed=st.integers(0, 999))
 def test_the_two_ends_are_exact(sizes, seed):
@@ -101,12 +103,14 @@ def test_the_two_ends_are_exact(sizes, seed):
     np.testing.assert_allclose(propagate_moments(weights, equal(weights, 0.0))[0], linear_capacity(weights), atol=1e-10)
 
 
+@pytest.mark.proves("4", "Dense layered networks", oracle="moments of the gates at delta = 1")
 def test_total_decoupling_is_what_propagate_computes():
     weights = random_weights([3, 5, 4, 2])
     allocation = capalloc.propagate(dense(weights), gaussian(1, 3), gates="unit")
     np.testing.assert_allclose(propagate_moments(weights, equal(weights, 1.0))[0], allocation.capacity, atol=1e-10)
 
 
+@pytest.mark.proves("3", "many layers at any decoupling", oracle="every combination of gate patterns")
 @pytest.mark.parametrize("metric", [None, torch.tensor([[2.0, 0.5, 0], [0.5, 1, -0.3], [0, -0.3, 0.7]]).double()])
 def test_any_gate_moments_meet_enumeration(metric):
     """Independent layers of gates with a few equally likely patterns each: every combination, by brute force."""
@@ -121,6 +125,7 @@ def test_any_gate_moments_meet_enumeration(metric):
         assert not np.allclose(got, propagate_moments(weights, moments, metric=metric.diagonal())[0])
 
 
+@pytest.mark.proves("3", "many layers at any decoupling", oracle="measured capacity")
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
 def test_measured_moments_meet_measure_with_one_hidden_layer(activation):
     weights = random_weights([4, 6, 2], seed=7)
@@ -161,6 +166,7 @@ def test_fresh_examples_and_theory_agree_within_sampling_error():
         assert (difference < 4 * error + 0.02).all(), (difference, error)
 
 
+@pytest.mark.proves("4", "Convolutions, away from borders, one output position", oracle="convolutions of laws in numpy")
 def test_shared_weights_of_a_convolution():
     """One channel, away from borders: kappa_x = sum_l 1_(k_l) * walk without step l - (L - 1) walk (section 4)."""
     stack = Stack.random(4, 1, 3, torch.Generator().manual_seed(3))
@@ -178,6 +184,7 @@ def test_shared_weights_of_a_convolution():
     np.testing.assert_allclose(model(x).detach().flatten(), (product @ x.flatten()).flatten(), atol=1e-12)
 
 
+@pytest.mark.proves("3", "G = K'(A o WW')K", oracle="the formula in dense matrices")
 def test_fixed_layers_and_constraints_at_the_outputs():
     """Section 3: G = K'(A o WW')K, kappa_i = trace(G^+ K'(A o w_.i w_.i')K) for constraints K on gated outputs."""
     weight, functions, gates = gaussian(5, 3), gaussian(5, 4, seed=2), gaussian(9, 5, seed=3)
@@ -198,6 +205,7 @@ def test_ridge_gives_effective_degrees_of_freedom():
     np.testing.assert_allclose(got, measure(network, x, ridge=0.3).capacity, atol=1e-9)
 
 
+@pytest.mark.proves("3", "invariant under a change of parameters", oracle="the same layers in other parameters")
 def test_reparametrised_weights_hold_the_same_capacity():
     weights = random_weights([3, 4, 2])
     mixed = [torch.linalg.qr(gaussian(w.numel(), w.numel(), seed=k))[0] * 3**k for k, w in enumerate(weights)]

@@ -99,6 +99,7 @@ def test_resnet_50_of_transformers():
     assert field.axes["channel"].size == 3
 
 
+@pytest.mark.proves("6", "theoretical field grows like L, dilation and stride", oracle="the recursion of kernel sizes")
 @settings(max_examples=8, deadline=None)
 @given(
     layers=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 2)), min_size=1, max_size=4),
@@ -134,6 +135,7 @@ class Mixed(nn.Module):
         return self.mix(self.pool(h).transpose(2, 3))
 
 
+@pytest.mark.proves("6", "theoretical field grows like L, dilation and stride", oracle="autograd with positive weights")
 @pytest.mark.parametrize("position", [(0, 0), (3, 2), (5, 4)])
 def test_support_is_where_a_gradient_of_positive_weights_is_not_zero(position):
     model, x = seeded_module(Mixed), gaussian(1, 2, 10, 12)
@@ -239,6 +241,7 @@ def uniform(kernels: list[int], strides: list[int]) -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
+@pytest.mark.proves("6", "receptive field: sqrt(sum of step variances)", oracle="variances of uniform kernels")
 @pytest.mark.parametrize(
     ("kernels", "strides"), [([3] * 12, [1] * 12), ([3, 5, 2], [1, 1, 1]), ([3, 3, 3], [2, 3, 1]), ([7, 3], [2, 2])]
 )

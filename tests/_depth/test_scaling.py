@@ -67,6 +67,7 @@ def rows(found: Scaling, name: str) -> np.ndarray:
 # -- residual blocks, closed forms --------------------------------------------------------------------------
 
 
+@pytest.mark.proves("5", "T = sum of log(1 + lambda_l), e^-T takes no branch", oracle="closed forms")
 @pytest.mark.parametrize("rates", [[0.5], [1.0, 0.25, 3.0], [1e-6, 1e6], [0.1] * 6])
 def test_rates_of_branches_whose_rows_have_one_norm(rates):
     """Path energies are equal on all units, so that nothing is random: 1e-12 is rounding."""
@@ -96,6 +97,7 @@ def energies_by_hand(model: Stack, x: Tensor) -> list[tuple[float, float]]:
     return parts
 
 
+@pytest.mark.proves("5", "lambda_l is branch energy / skip energy", oracle="squared weights and gates by hand")
 def test_rates_of_random_networks_by_hand():
     model, x = he(5, 4, 0.7), gaussian(6, 5)
     parts = np.array(energies_by_hand(model, x))
@@ -299,6 +301,7 @@ def folded(model: nn.Module, found: Scaling) -> nn.Module:
     return model
 
 
+@pytest.mark.proves("5", "balanced multipliers", oracle="the network with its layers multiplied")
 @pytest.mark.parametrize("name", MODELS)
 def test_multipliers_in_the_last_layers_give_every_block_the_balanced_rate(name):
     build, shape = MODELS[name]
@@ -361,6 +364,7 @@ def plain(width: int, depth: int, variance: float, act: type[nn.Module] = nn.ReL
     return dense([scale * gaussian(width, width, seed=100 * seed + k) for k in range(depth)], act)
 
 
+@pytest.mark.proves("5", "plain layers: fan-in * variance * E[a^2]", oracle="squared weights and gates by hand")
 def test_gains_by_hand():
     """Path energies of a small dense network, multiplied out, upwards and downwards."""
     weights, x = reference_weights(), gaussian(5, 3)
@@ -386,6 +390,7 @@ def test_gains_by_hand():
     assert list(rows(found, "layer")) == ["0", "2", "4"]
 
 
+@pytest.mark.proves("5", "Xavier and He variance", oracle="random layers at a gain of 1")
 @pytest.mark.parametrize(
     ("act", "variance", "gate"), [(nn.ReLU, 2, 0.5), (nn.Identity, 1, 1), (nn.LeakyReLU, 2 / 1.0001, 0.50005)]
 )
@@ -410,6 +415,7 @@ def test_the_gain_is_the_variance_times_the_gates():
         np.testing.assert_allclose(rows(found, "gain"), variance * rows(reference, "gain"), rtol=1e-9)
 
 
+@pytest.mark.proves("5", "Xavier and He variance", oracle="a gain of 1/6 in closed form")
 def test_default_initialisation_loses_five_sixths():
     """PyTorch draws weights of variance 1 / (3 fan-in): with ReLU gates of 1/2 the gain is 1/6."""
     layers = [m for _ in range(6) for m in (nn.Linear(128, 128), nn.ReLU())]

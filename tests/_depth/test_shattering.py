@@ -83,6 +83,7 @@ def test_error_of_too_few_examples_is_unknown():
 # -- measured -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("6", "the value at a layer is the correlation of the gradients there", oracle="autograd")
 def test_gradients_are_those_of_autograd_everywhere():
     model = seeded_module(nn.Sequential, nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 1))
     x = gaussian(6, 6)
@@ -131,6 +132,7 @@ def test_a_linear_model_has_one_gradient():
         np.testing.assert_allclose(result.data[name], 1, atol=1e-12)
 
 
+@pytest.mark.proves("6", "the path average is one backward sweep", oracle="every path of a residual network")
 def test_prediction_is_the_path_average_of_gate_correlations():
     """Every path of a residual network one by one: squared weights and gates, times the correlations it meets."""
     width, depth = 4, 3
@@ -165,6 +167,7 @@ def test_prediction_is_the_path_average_of_gate_correlations():
     assert result.index == pytest.approx(float(((1 - kept) * crossings / plain).sum()), rel=1e-9)
 
 
+@pytest.mark.proves("6", "the path average is one backward sweep", oracle="autograd on random networks")
 @pytest.mark.parametrize("rate", [1.0, 0.1])
 def test_wide_networks_shatter_as_predicted(rate):
     """Mean over networks: measured and predicted agree within their errors, which the choice of weights dominates."""

@@ -47,6 +47,7 @@ def test_every_feature_moment_is_tested():
     assert set(CLOSED) == set(FEATURE_MOMENTS)
 
 
+@pytest.mark.proves("6", "the arc-cosine map", oracle="quadrature")
 @pytest.mark.parametrize("kind", CLOSED, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("variance", [0.3, 1.0, 6.0])
 def test_feature_moments_meet_quadrature(kind, variance):
@@ -58,6 +59,7 @@ def test_feature_moments_meet_quadrature(kind, variance):
     np.testing.assert_allclose(exact, numeric, atol=1e-8 * max(1, np.abs(exact).max()))  # the quadrature asks for 1e-9
 
 
+@pytest.mark.proves("6", "the arc-cosine map", oracle="Monte Carlo")
 @pytest.mark.parametrize("name", NAMES)
 def test_feature_moments_meet_monte_carlo(name):
     activation, samples = resolve(name), 100_000
@@ -73,12 +75,14 @@ def test_feature_moments_meet_monte_carlo(name):
 # -- the law ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("6", "correlation of gradients", oracle="the figures of the section")
 @pytest.mark.parametrize("family", REFERENCE)
 def test_reference_numbers_of_section_6(family):
     for depth, expected in REFERENCE[family].items():
         assert last(family_rates(family, depth)) == pytest.approx(expected, abs=5e-4)  # given to three digits
 
 
+@pytest.mark.proves("6", "prod_l (1 - d_l lambda_l / (1 + lambda_l)), the arc-cosine map", oracle="two blocks by hand")
 def test_the_law_by_hand():
     """Two ReLU blocks, the arc-cosine map and a stream that carries covariance s and variance q."""
     k = lambda rho: (math.sqrt(1 - rho**2) + rho * (math.pi - math.acos(rho))) / math.pi  # noqa: E731
@@ -95,6 +99,7 @@ def test_the_law_by_hand():
     assert law["depth"].to_numpy().tolist() == [1, 2]
 
 
+@pytest.mark.proves("6", "2^-L, (3/4)^L and L^(-1/2)", oracle="the laws of Balduzzi et al.")
 def test_balduzzi_laws_at_a_decoupling_of_one_half():
     depth = np.arange(1, 33)
     for family, base in [("plain", 1 / 2), ("residual", 3 / 4)]:
@@ -106,6 +111,7 @@ def test_balduzzi_laws_at_a_decoupling_of_one_half():
     assert slope_of(gradient, np.arange(1, 4097), 512, 4096) == pytest.approx(-0.5, abs=1e-3)
 
 
+@pytest.mark.proves("6", "how ReLU shatters", oracle="slopes and constants at depth 2000")
 def test_relu_shatters_as_the_third_power_of_the_mean_number_of_gates():
     """d_l P_l -> 3 P_l / T with T the sum of P: rho -> 1 spares the stream the exponential of d = 1/2."""
     for rate in (math.inf, 1.0):
@@ -124,6 +130,7 @@ def test_scaled_branches_have_a_limit_that_does_not_degenerate():
     assert by_depth[-1] - steps[-1] > 0.63
 
 
+@pytest.mark.proves("6", "tanh shatters exponentially", oracle="(1 - d)^L")
 def test_tanh_shatters_exponentially_and_relu_does_not():
     """Variance 1 is the chaotic side of tanh: odd, so independent inputs stay so, and d with them."""
     law = gradient_correlation(family_rates("plain", 32), [0.0, 0.9], "tanh")
@@ -142,6 +149,7 @@ def test_signed_gates_keep_their_sign():
     assert last([math.inf], -0.5, "abs") == pytest.approx(-1 / 3)  # (2 / pi) arcsin(-1/2)
 
 
+@pytest.mark.proves("6", "mu = lambda E[phi^2] / (v E[phi'^2])", oracle="erf in closed form")
 def test_branch_variance_and_path_energy_part_for_curved_activations():
     """mu = lambda B(1) / (v A(1)): for erf both in closed form."""
     v, rate = 2.0, 0.8

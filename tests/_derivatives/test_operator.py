@@ -128,6 +128,7 @@ def assert_equals_rows(build_operator, problem, space, x, units, rows) -> None:
     torch.testing.assert_close(inner, outer, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.proves("2", "rows D_v g_o and (1 - D_x) g_o", oracle="dense rows by another derivative")
 @pytest.mark.parametrize("build_operator", OPERATORS)
 @pytest.mark.parametrize("name", MODELS)
 def test_products_equal_the_dense_rows(name, build_operator) -> None:

@@ -63,6 +63,11 @@ GATED = {
 }
 
 
+@pytest.mark.proves(
+    "4",
+    "the factor that ends more like a gate is one",
+    oracle="the squared Jacobian with it frozen",
+)
 @pytest.mark.parametrize("name", GATED)
 def test_the_factor_that_ends_like_a_gate_is_frozen(name):
     left, right, frozen = GATED[name]
@@ -85,6 +90,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.proves("4", "a product of functions of one signal is an activation", oracle="the squared Jacobian")
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_a_product_of_functions_of_one_tensor_is_an_activation(name):
     x = gaussian(2, 5)
@@ -100,6 +106,7 @@ def test_an_activation_spelled_as_a_product_equals_the_operator_without_data_too
         np.testing.assert_allclose(spelled, whole, rtol=1e-12)
 
 
+@pytest.mark.proves("4", "where both end alike both carry in turn", oracle="the formula in squares")
 def test_factors_that_end_alike_carry_in_turn():
     x = gaussian(2, 4)
     a, b = halves(x)
@@ -120,6 +127,7 @@ def attention(x: Tensor, z: Tensor) -> Tensor:
     return weights @ z
 
 
+@pytest.mark.proves("4", "attention: A V with A as frozen gates", oracle="the squared Jacobian with weights frozen")
 @pytest.mark.parametrize("fused", [False, True])
 def test_attention_weights_are_gates_and_values_carry(fused):
     x = gaussian(2, 3, 4)
@@ -542,6 +550,7 @@ def test_gated_linear_units_are_a_product_with_a_sigmoid():
     assert_is_squared_jacobian(program, lambda z: z[:, :2] * x[:, 2:].sigmoid(), x)
 
 
+@pytest.mark.proves("4", "symmetries of any graph", oracle="the rank of the Hessian")
 @pytest.mark.parametrize("name", ["lstm", "gru", "functions of parameters", "packed", "weight norm"])
 def test_parameters_in_use_less_symmetries_are_the_rank_of_the_hessian(name):
     model, shape = {

@@ -90,6 +90,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.proves("4", "path energy: squared weights, gates E[a^2]", oracle="the squared Jacobian")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_energies_are_those_of_the_squared_jacobian(name):
     function, shape = OPERATORS[name]
@@ -274,6 +275,7 @@ class Between(nn.Module):
         return self.second(self.between(F.leaky_relu(self.first(x)))).mean((2, 3))
 
 
+@pytest.mark.proves("4", "symmetries of any graph", oracle="the rank of the Hessian")
 @pytest.mark.parametrize(
     ("between", "read"),
     [

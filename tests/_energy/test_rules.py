@@ -205,6 +205,7 @@ def test_every_rule_has_a_case():
     assert set(RULES) == set(CASES)
 
 
+@pytest.mark.proves("4", "path energy: squared weights, gates E[a^2]", oracle="the squared Jacobian with gates frozen")
 @pytest.mark.parametrize("op", CASES, ids=str)
 def test_energies_are_those_of_the_squared_jacobian(op):
     function, shape = CASES[op]
@@ -235,6 +236,7 @@ def test_cases_capture_to_the_operator_they_stand_for(op):
     assert op in seen(op)
 
 
+@pytest.mark.proves("4", "max pooling lets one of k through", oracle="energies of ones")
 @pytest.mark.parametrize("gates", ["gaussian", "unit"])
 def test_max_pooling_without_data_lets_one_of_k_through(gates):
     for function, shape in [CASES[aten.max_pool1d.default], CASES[aten.adaptive_max_pool2d.default]]:
@@ -244,6 +246,7 @@ def test_max_pooling_without_data_lets_one_of_k_through(gates):
         np.testing.assert_allclose(energy, 1.0)
 
 
+@pytest.mark.proves("4", "gates from theory", oracle="E[a^2] in closed form")
 def test_gaussian_gates_are_the_mean_squared_slopes():
     x = gaussian(2, 5)
     for function, expected in [(F.relu, 0.5), (torch.abs, 1.0), (lambda z: F.leaky_relu(z, 0.2), (1 + 0.04) / 2)]:

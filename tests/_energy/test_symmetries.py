@@ -25,6 +25,7 @@ def solved(model: nn.Module, x: Tensor, gates: str = "unit") -> tuple[capalloc.A
     return markov, capalloc.propagate(model, x, gates=gates, solver="hessian").attrs["rank"]
 
 
+@pytest.mark.proves("4", "symmetries of any graph", oracle="the rank of the Hessian")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_total_is_the_rank_of_the_hessian(name):
     markov, rank = solved(*NETWORKS[name](), gates="data" if name in NEED_DATA else "unit")
@@ -154,6 +155,7 @@ class Random(nn.Module):
         return self.scale[choice % 3] * a if kind == 4 else torch.stack([a[:, 0], b[:, 1]], 1)
 
 
+@pytest.mark.proves("4", "symmetries of any graph", oracle="the rank of the Hessian")
 @settings(max_examples=12, deadline=None)
 @given(
     choices=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=6),
@@ -197,6 +199,7 @@ def random_relations(rng: np.random.Generator, labels: int, relations: int) -> t
     return channels, dense[:, 2:]
 
 
+@pytest.mark.proves("4", "a symmetry is taken by the leverage of each channel", oracle="the null space by numpy")
 @settings(max_examples=30, deadline=None)
 @given(labels=st.integers(1, 30), relations=st.integers(0, 30), seed=st.integers(0, 999))
 def test_freedom_is_the_leverage_in_the_null_space_of_the_relations(labels, relations, seed):

@@ -43,6 +43,11 @@ def assert_equals_reference(model, x, metric=None, covariance=None, ridge=0.0, i
     return allocation
 
 
+@pytest.mark.proves(
+    "2",
+    "kappa_i = trace(G^+ M_i) and its joint table",
+    oracle="nested autograd by example, a dense inverse",
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_equals_brute_force(name):
     make, shape = MODELS[name]
@@ -54,6 +59,11 @@ def test_every_model_equals_brute_force(name):
     assert allocation.attrs["differentiation"] == expected, allocation.attrs["notes"]
 
 
+@pytest.mark.proves(
+    "2",
+    "kappa_i = trace(G^+ M_i) and its joint table",
+    oracle="nested autograd by example, singular vectors",
+)
 @pytest.mark.parametrize("name", ["relu", "twice", "shared", "batchnorm1d"])
 @pytest.mark.parametrize("intercept", [True, False])
 def test_pseudo_inverse_equals_brute_force(name, intercept):
@@ -67,6 +77,7 @@ def test_wide_and_tall_solvers_share_one_ridge_answer():
     assert_equals_reference(model, data(20, 4), ridge=0.3)
 
 
+@pytest.mark.proves("2", "rows in the metric S", oracle="nested autograd whitened by a dense root")
 @pytest.mark.parametrize("form", ["variances", "matrix", "axes"])
 def test_metric_mixes_inputs_by_its_symmetric_root(form):
     model, x = build(MODELS["conv2d"][0]), data(12, 1, 4, 4)
@@ -91,6 +102,7 @@ def test_directions_come_in_chunks_where_one_example_is_too_large(monkeypatch):
 # Closed forms
 
 
+@pytest.mark.proves("1", "kappa_i is a leverage score of C", oracle="singular vectors of a Kronecker product")
 def test_linear_network_gives_leverage_scores_of_its_jacobian():
     model = build(lambda: nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 4, bias=False)))
     allocation = measure(model, data(30, 5))
@@ -104,6 +116,7 @@ def test_linear_network_gives_leverage_scores_of_its_jacobian():
     assert allocation.bias == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.proves("2", "with ridge: sum of s / (s + lambda)", oracle="eigenvalues of a brute-force G")
 def test_ridge_gives_effective_degrees_of_freedom():
     model, x = build(MODELS["relu"][0]), data(50, 4)
     C = constraints(model, x)
@@ -114,6 +127,28 @@ def test_ridge_gives_effective_degrees_of_freedom():
         assert measure(model, x, ridge=ridge).total == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.proves(
+    "2",
+    "kappa_i = d log pdet G / d log(weight of input i)",
+    oracle="finite differences, nested autograd",
+)
+def test_the_derivative_of_the_log_determinant():
+    """Weights of inputs are those of the metric; central differences, of an error of 1e-8."""
+    model, x, weights = build(MODELS["relu"][0]), data(60, 4), np.array([0.5, 1.0, 2.0, 3.0])
+    C = constraints(model, x)
+
+    def log_determinant(weights: np.ndarray) -> float:
+        G = np.einsum("eoik,i,eoil->kl", C, np.append(weights, 1), C) / len(x)
+        values = np.linalg.eigvalsh(G)
+        return float(np.log(values[values > 1e-10 * values[-1]]).sum())
+
+    steps = 1e-4 * np.eye(4)
+    up, down = ([log_determinant(weights * np.exp(sign * step)) for step in steps] for sign in (1, -1))
+    found = measure(model, x, metric=torch.from_numpy(weights)).capacity
+    np.testing.assert_allclose(found, (np.array(up) - down) / 2e-4, rtol=1e-6)
+
+
+@pytest.mark.proves("2", "invariant under rescaling", oracle="the same function rescaled")
 def test_invariance_under_reparametrisation_of_parameters_and_inputs():
     """Capacity ignores how parameters are scaled, and a change of units undone by the metric."""
     plain = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False)).double()
@@ -127,6 +162,7 @@ def test_invariance_under_reparametrisation_of_parameters_and_inputs():
     np.testing.assert_allclose(measure(scaled, x * units, metric=units**2).capacity, expected, rtol=1e-8)
 
 
+@pytest.mark.proves("2", "additive over independent models", oracle="each model measured alone")
 def test_capacity_is_additive_over_independent_models():
     class Side(nn.Module):
         def __init__(self) -> None:
@@ -144,6 +180,7 @@ def test_capacity_is_additive_over_independent_models():
     assert whole.bias == pytest.approx(left.bias + right.bias, rel=1e-7)
 
 
+@pytest.mark.proves("2", "no constant input without biases", oracle="a count of weights less rescalings")
 def test_homogeneous_network_without_biases_has_no_constant_input():
     model = build(MODELS["relu_no_bias"][0])
     allocation = measure(model, data(40, 4))
@@ -163,6 +200,7 @@ def sign_network(scale: Tensor | None = None) -> nn.Module:
     return model
 
 
+@pytest.mark.proves("4", "Dense layered networks", oracle="measured capacity with gates drawn as signs")
 def test_random_signs_converge_to_the_markov_rule():
     """Section 7. Moments of the gates over N draws have errors ~ 1/sqrt(N)."""
     _, expected = dense_markov()
@@ -192,6 +230,7 @@ def test_random_draws_repeat_with_the_generator_and_leave_the_global_state():
 # Properties
 
 
+@pytest.mark.proves("2", "kappa = rank G, marginals of the table", oracle="conservation on random networks")
 @settings(max_examples=15, deadline=None)
 @given(
     widths=st.lists(st.integers(1, 4), min_size=2, max_size=4),
@@ -374,6 +413,7 @@ def test_works_where_gradients_are_off(context):
 # What is said, and what is refused
 
 
+@pytest.mark.proves("2", "rank G at most N m (n + 1)", oracle="a count of rows")
 def test_few_examples_warn():
     model = build(MODELS["relu"][0])
     with pytest.warns(CapacityWarning, match="20 rows of constraints for 37 parameters.*at least 4 examples"):

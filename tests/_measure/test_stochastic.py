@@ -550,6 +550,7 @@ def test_tally_knows_the_mean_and_the_variance_of_its_probes() -> None:
     assert float(seen) == pytest.approx(variance, rel=0.15)
 
 
+@pytest.mark.proves("2", "kappa_i = trace(G^+ M_i) and its joint table", oracle="the dense solver")
 def test_exact_solutions_in_every_direction_give_the_exact_answer() -> None:
     """As many orthogonal probes as parameters sum to the trace: slots, parts and the total."""
     rows, ridge = data(6, 5), 0.1

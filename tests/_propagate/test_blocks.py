@@ -12,6 +12,7 @@ from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module
 
 
+@pytest.mark.proves("4", "the block rule", oracle="one unit of capacity for each input")
 def test_exact_for_one_linear_unit_within_its_standard_error():
     """One output, f = v'(W x): every unit's weights see the inputs alike, and the map is uniform."""
     allocation = capalloc.propagate(dense([gaussian(1, 6)]), gaussian(50, 6), solver=Block(64))
@@ -20,6 +21,7 @@ def test_exact_for_one_linear_unit_within_its_standard_error():
     assert float(abs(deviation).max()) < 4  # six draws of a unit Gaussian
 
 
+@pytest.mark.proves("4", "the block rule", oracle="measured capacity")
 def test_closer_to_measure_than_the_markov_rule():
     """Over three networks; benchmarks/correction.py has the trained ones."""
     distances = {"markov": 0.0, "block": 0.0}

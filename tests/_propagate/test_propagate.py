@@ -48,6 +48,8 @@ def by_enumeration(weights: list[torch.Tensor]) -> np.ndarray:
     return np.bincount(starts, leverage)
 
 
+@pytest.mark.proves("4", "Hessian identity", oracle="leverage scores in the list of all paths")
+@pytest.mark.proves("7", "dense networks of section 7", oracle="leverage scores in the list of all paths")
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(
     ("scale", "expected"), [((1, 1, 1), REFERENCE_CAPACITY), ((1, 2, 0.3), SCALED_REFERENCE_CAPACITY)]
@@ -62,6 +64,7 @@ def test_reference_values(solver, scale, expected):
     assert allocation.bias == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.proves("4", "Dense layered networks", oracle="leverage scores in the list of all paths")
 @settings(max_examples=8, deadline=None)
 @given(sizes=st.lists(st.integers(1, 4), min_size=3, max_size=4), seed=st.integers(0, 999))
 def test_dense_networks_equal_enumeration_of_paths(sizes, seed):
@@ -94,6 +97,8 @@ def convolution_closed_form(weights: list[np.ndarray]) -> np.ndarray:
     return kappa
 
 
+@pytest.mark.proves("4", "Hessian identity", oracle="the closed form of convolutions")
+@pytest.mark.proves("4", "Convolutions, away from borders, one output position", oracle="convolutions of laws in numpy")
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_convolution_stack_equals_closed_form(channels, solver):
@@ -105,6 +110,7 @@ def test_convolution_stack_equals_closed_form(channels, solver):
     np.testing.assert_allclose(allocation.capacity[0], convolution_closed_form(weights)[::-1], atol=1e-8)
 
 
+@pytest.mark.proves("4", "residual networks", oracle="the Hessian identity")
 @pytest.mark.parametrize(("channels", "blocks", "bound"), [(1, 8, 0.006), (4, 8, 0.0005)])
 def test_residual_networks_stay_within_the_quoted_error_of_the_identity(channels, blocks, bound):
     model = seeded_module(Residual1d, channels, blocks)
@@ -116,6 +122,7 @@ def test_residual_networks_stay_within_the_quoted_error_of_the_identity(channels
     assert capalloc.total_variation(markov, exact) <= bound
 
 
+@pytest.mark.proves("4", "one symmetry a stream channel", oracle="the rank of the Hessian")
 def test_residual_network_with_batch_norm_counts_its_symmetries():
     model, x = seeded_module(NormedResidual), gaussian(1, 1, 12)
     markov, exact = (capalloc.propagate(model, x, gates="unit", solver=s) for s in SOLVERS)
@@ -145,6 +152,7 @@ def test_automatic_batches_fit_the_memory(monkeypatch):
     assert batches.Batches.of(problem, "data", 20, progress=False).graph.batch_size == 20
 
 
+@pytest.mark.proves("4", "gates seen on examples", oracle="a network of three weights by hand")
 def test_data_gates_are_the_mean_over_examples_of_path_energy():
     """A network of two inputs whose gates open on one example each: each weight's unit goes where its paths start."""
     model = dense([torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64)])
@@ -155,6 +163,7 @@ def test_data_gates_are_the_mean_over_examples_of_path_energy():
     assert dead.total == pytest.approx(2)
 
 
+@pytest.mark.proves("4", "unused parameters bring nothing", oracle="the rank of the Hessian")
 def test_dead_units_bring_neither_capacity_nor_nan():
     weights = reference_weights()
     weights[0][1] = -weights[0][1].abs()  # never fires on positive inputs
@@ -182,6 +191,7 @@ def test_float32_weights_of_1e_minus_30_keep_every_parameter():
     np.testing.assert_allclose(allocation.capacity, REFERENCE_CAPACITY, rtol=1e-5)  # float32 weights
 
 
+@pytest.mark.proves("4", "Dense layered networks", oracle="the recursion over layers in numpy")
 def test_layers_hold_the_capacity_brought_by_the_parameters_above():
     weights = reference_weights()
     allocation = capalloc.propagate(dense(weights), gaussian(1, 3), gates="unit", layers=True)
@@ -197,6 +207,7 @@ def test_layers_hold_the_capacity_brought_by_the_parameters_above():
     np.testing.assert_allclose(allocation.capacity, 4 + allocation.layers["0"].values @ step, atol=1e-12)
 
 
+@pytest.mark.proves("4", "P(k given j) of the Markov chain", oracle="squared weights times arriving energy in numpy")
 def test_walk_is_the_law_of_the_markov_chain():
     weights = reference_weights()
     law = capalloc.walk(dense(weights), gaussian(1, 3), outputs=lambda y: y[:, :1], gates="unit")
@@ -244,6 +255,7 @@ def test_fixed_parameters_bring_nothing_and_break_symmetries():
     assert exact.total == pytest.approx(18 - 1)
 
 
+@pytest.mark.proves("4", "any weight sharing", oracle="the Hessian identity")
 def test_tied_weights_share_their_unit_over_their_uses():
     class Twice(nn.Module):
         def __init__(self):

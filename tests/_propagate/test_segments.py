@@ -16,7 +16,7 @@ from capalloc._graph.capture import capture
 from capalloc._model.problem import prepare
 from capalloc._propagate import by_solver
 from capalloc.solvers import Segments
-from segmented import CASES, PreNorm, bottleneck
+from segmented import CASES, Attention, PreNorm, bottleneck
 from zoo import gaussian
 from zoo import seeded_module as build
 
@@ -33,6 +33,7 @@ def counted(monkeypatch):
     return total
 
 
+@pytest.mark.proves("4", "linear segments", oracle="measured capacity, r (m + n - r)")
 @pytest.mark.parametrize("name", CASES)
 def test_totals_meet_the_measured_ones(name, counted):
     make, shape, params, closed = CASES[name]
@@ -45,6 +46,15 @@ def test_totals_meet_the_measured_ones(name, counted):
     assert counted(model, x, params) == found.attrs["rank"]
     assert found.attrs["num_params"] - found.attrs["unused_params"] - found.attrs["symmetries"] == found.attrs["rank"]
     assert "lower bound" not in repr(found)
+
+
+@pytest.mark.proves("4", "one attention layer", oracle="measured capacity, 9 + 6")
+def test_one_attention_layer_measures_15_of_44():
+    """9 of the product of queries and keys, 6 of that of values and outputs."""
+    model, x = build(lambda: Attention(3, 4, 2)), 4 * gaussian(20, 5, 3)
+    assert sum(p.numel() for p in model.parameters()) == 44
+    assert capalloc.measure(model, x).total == pytest.approx(15, rel=1e-6)
+    assert capalloc.measure(model, x, params=["v.weight", "o.weight"]).total == pytest.approx(6, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +87,7 @@ def test_segments_need_gates_from_data():
         capalloc.propagate(build(lambda: bottleneck(3, 2, 2)), gaussian(2, 3), solver="segments", gates="unit")
 
 
+@pytest.mark.proves("4", "linear segments: 1 - (1 - a_j)(1 - b_i)", oracle="leverage scores by QR")
 def test_maps_of_one_segment_are_the_leverage_scores_of_its_tangent_space():
     # W2 X + Y W1 with orthonormal rows b of W1: entry (j, i) has leverage 1 - (1 - a_j)(1 - b_i).
     model = build(lambda: bottleneck(6, 2, 5))
@@ -102,6 +113,7 @@ def test_networks_gated_everywhere_have_the_markov_rules_map_and_its_error_falls
     assert errors[0] / errors[1] > 3  # sqrt(16) = 4 if draws were independent of the G they are held against
 
 
+@pytest.mark.proves("4", "random signs of frozen gates", oracle="the network itself")
 def test_the_decoupled_network_is_the_network_where_nothing_is_gated():
     model, x = build(lambda: bottleneck(4, 3, 2, bias=True)), gaussian(1, 4)
     problem = prepare(model, x)
@@ -111,6 +123,7 @@ def test_the_decoupled_network_is_the_network_where_nothing_is_gated():
     np.testing.assert_allclose(network(params, x, x, []), model(x).detach(), rtol=1e-12)
 
 
+@pytest.mark.proves("4", "random signs of frozen gates", oracle="squared weights and gates by hand")
 def test_mean_square_over_signs_is_the_path_energy():
     model, x = build(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))), gaussian(1, 4)
     problem = prepare(model, x)

@@ -93,6 +93,7 @@ class OneLayer(nn.Module):
         return self.out((self.weights(x) @ self.split(self.v(x))).transpose(1, 2).flatten(2))
 
 
+@pytest.mark.proves("4", "attention: A V with A as frozen gates", oracle="the sum over channels by einsum")
 def test_one_attention_layer_in_closed_form():
     """Energy of the paths from (s, i) to (t, j): sum over channels c of O_jc^2 A_ts(head of c)^2 V_ci^2."""
     model, x = seeded_module(OneLayer), gaussian(2, 5, 3)
@@ -155,6 +156,7 @@ def block_energies(model: Block, x: Tensor) -> Tensor:
         return e + linear(model.down, gate * linear(model.up, norm(model.norms[1], h, e)))
 
 
+@pytest.mark.proves("4", "mean and beta of a norm are one path", oracle="the squared network by hand")
 def test_a_whole_block_against_its_squared_network():
     model, x = seeded_module(Block), gaussian(2, 5, 3)
     problem = prepare(model, x)

@@ -31,6 +31,7 @@ def test_capacity_is_conserved(solved):
         )
 
 
+@pytest.mark.proves("4", "symmetries of any graph", oracle="the rank of the Hessian")
 def test_the_total_is_the_rank_of_the_hessian(solved):
     _, markov, exact = solved
     assert exact.total == pytest.approx(exact.attrs["rank"])
@@ -38,6 +39,7 @@ def test_the_total_is_the_rank_of_the_hessian(solved):
     assert markov.attrs["symmetries_exact"]
 
 
+@pytest.mark.proves("4", "any graph: the rule used by default", oracle="the Hessian identity")
 def test_the_map_is_that_of_the_hessian(solved):
     _, markov, exact = solved
     assert capalloc.correlation(markov, exact) > CORRELATION

@@ -129,6 +129,7 @@ def random_start(shape, seed=9):
     return weights / weights.sum()
 
 
+@pytest.mark.proves("5", "forward equation: chain, jump, diffusion", oracle="dense matrix exponentials")
 @pytest.mark.parametrize("describe", DESCRIPTIONS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("border", [*BORDERS, ("reflecting", "absorbing"), ("absorbing", "periodic")])
 @pytest.mark.parametrize("varies", [*itertools.product([False, True], repeat=2)])
@@ -145,6 +146,7 @@ def test_two_axes_against_dense_matrices(describe, border, varies):
         np.testing.assert_allclose(result.absorbed[depth], state[-1], atol=1e-12)
 
 
+@pytest.mark.proves("5", "reflecting, absorbing and periodic borders", oracle="dense matrices")
 @pytest.mark.parametrize("describe", [chain, jump], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("shape", [(3,), (2, 1, 3)])
@@ -180,6 +182,7 @@ def walks(draw):
     return [random_block(shape, seed + k, *varies, size, scale) for k in range(2)], random_start(shape, seed), border
 
 
+@pytest.mark.proves("5", "mass is conserved", oracle="random walks")
 @settings(max_examples=60, deadline=None)
 @given(walk=walks())
 def test_mass_is_conserved_and_laws_are_not_negative(walk):
@@ -224,6 +227,7 @@ def test_uniform_law_stays_between_mirrors(describe, shape):
     assert describe([Block(StepLaw(np.eye(3)), 2.0)], np.full((4, 4), 1 / 16), "reflecting").final.std() > 1e-3
 
 
+@pytest.mark.proves("5", "forward equation: chain, jump, diffusion", oracle="the symbol of one Fourier mode")
 @pytest.mark.parametrize("describe", DESCRIPTIONS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("method", ["fft", "sparse"])
 def test_the_slowest_wave_of_a_ring_turns_by_the_drift_and_fades_by_the_spread(describe, method):
@@ -247,6 +251,7 @@ def test_the_slowest_wave_of_a_ring_turns_by_the_drift_and_fades_by_the_spread(d
         assert (abs(np.angle(symbol)) < 1e-14) == (law.mean[0] == pytest.approx(0))
 
 
+@pytest.mark.proves("5", "reflecting, absorbing and periodic borders", oracle="sine series")
 @pytest.mark.parametrize("describe", DESCRIPTIONS, ids=lambda f: f.__name__)
 def test_survival_between_two_absorbing_ends(describe):
     """Steps of one to either side on n cells: sines sin(theta_k (x + 1)), theta_k = pi k / (n + 1)."""
@@ -290,6 +295,7 @@ def test_coefficients_in_blocks_are_exact_however_finely_depth_is_cut():
         np.testing.assert_allclose(one.absorbed[-1], eight.absorbed[-1], atol=1e-13)
 
 
+@pytest.mark.proves("5", "forward equation: chain, jump, diffusion", oracle="moments of independent steps")
 def test_chain_and_jump_have_the_moments_of_independent_steps():
     """Far from borders: per block, mean s m and covariance s M - s^2 m m' (chain), t m and t M (jump)."""
     law, rates = StepLaw(rng(0).random((3, 3))), [0.2, 1.0, 0.5]
@@ -303,6 +309,7 @@ def test_chain_and_jump_have_the_moments_of_independent_steps():
     np.testing.assert_allclose(discrete.deviation[-1], np.sqrt(np.diagonal(discrete.covariance[-1])), atol=1e-12)
 
 
+@pytest.mark.proves("5", "Gaussian solution for constant coefficients", oracle="its covariance")
 def test_an_anisotropic_diffusion_in_space_has_the_covariance_of_its_gaussian():
     """Moments of the scheme are exact without drift, here on 3 axes with a long tilted ellipsoid and moves to match."""
     law = StepLaw(np.eye(3)[:, None, :] * np.array([1.0, 0.2, 1.0])[None, :, None] + 0.02)

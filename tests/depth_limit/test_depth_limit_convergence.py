@@ -39,6 +39,8 @@ LEADING = {
 }
 
 
+@pytest.mark.proves("5", "chain to jump at rate 1 / L", oracle="the expansion of the matrix logarithm")
+@pytest.mark.proves("5", "length of a block", oracle="the leading terms in dense matrices")
 @pytest.mark.parametrize("clock", LEADING)
 @pytest.mark.parametrize("border", BORDERS)
 def test_chain_becomes_jump_as_one_over_depth(border, clock):
@@ -57,6 +59,18 @@ def test_chain_becomes_jump_as_one_over_depth(border, clock):
     assert distances[-1] * depths[-1] == pytest.approx(constant, rel=0.01)
 
 
+@pytest.mark.proves("5", "length of a block", oracle="distances of chain and jump")
+@pytest.mark.parametrize("border", BORDERS)
+def test_the_clock_of_steps_is_nearest_for_large_times(border):
+    blocks, start = [Block(StepLaw([1, 2, 4, 1]), 8 / 256)] * 256, point(40)
+    walked = with_absorbed(chain(blocks, start, border))
+    steps, *others = (
+        total_variation(walked, with_absorbed(jump(blocks, start, border, clock=clock)))
+        for clock in ("steps", "log", "rate")
+    )
+    assert 2 * steps < min(others)
+
+
 def test_rates_in_space_converge_on_two_axes():
     """The same slope where rate and law vary from position to position."""
     random = np.random.default_rng(0)
@@ -69,6 +83,7 @@ def test_rates_in_space_converge_on_two_axes():
     assert slope(depths, distances) == pytest.approx(-1, abs=0.1)
 
 
+@pytest.mark.proves("5", "eps = L^-alpha: shatters, finite, no propagation", oracle="variances in closed form")
 def test_residual_weights_scale_as_one_over_root_depth():
     """lambda = L^(-2 alpha): alpha > 1/2 propagates nothing, 1/2 has a limit, less than 1/2 spreads for ever."""
 
@@ -91,6 +106,7 @@ def hermite_mass(k):
     return quad(density, -12, 12, points=polynomial.roots(), limit=400)[0]
 
 
+@pytest.mark.proves("5", "jump to diffusion at rate 1 / T or 1 / sqrt(T)", oracle="the Edgeworth expansion")
 @pytest.mark.parametrize(("law", "order"), [(StepLaw.uniform(5), 4), (SKEWED, 3)], ids=["symmetric", "skewed"])
 def test_jump_becomes_diffusion_as_the_variance_grows(law, order):
     """The first cumulant to differ, of order m, 4 (symmetric) or 3 (skewed): |dk| T / (T v)^(m / 2) E|He_m| / (2 m!).
@@ -129,6 +145,7 @@ LAWS = {
 }
 
 
+@pytest.mark.proves("5", "Gaussian solution for constant coefficients", oracle="the density")
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("method", ["fft", "sparse"])
 def test_diffusion_becomes_its_gaussian_at_second_order(name, method):
@@ -141,6 +158,7 @@ def test_diffusion_becomes_its_gaussian_at_second_order(name, method):
     assert slope(spacings, distances) == pytest.approx(2, abs=0.15)
 
 
+@pytest.mark.proves("5", "reflecting, absorbing and periodic borders", oracle="the heat equation in sines")
 def test_absorbed_mass_becomes_that_of_an_interval():
     """Heat from the middle of (0, 4), v = 2/3: survival sum_k (4 / pi k) sin(pi k / 2) exp(-v t (pi k / 4)^2 / 2)."""
     time, length, errors, spacings = 3.0, 4.0, [], [0.5, 0.25, 0.125]
@@ -153,6 +171,7 @@ def test_absorbed_mass_becomes_that_of_an_interval():
     assert slope(spacings, errors) == pytest.approx(2, abs=0.1)
 
 
+@pytest.mark.proves("5", "forward equation with coefficients where the step starts", oracle="a finer grid")
 def test_coefficients_in_space_converge_at_second_order():
     """On a ring, D(x) = rate(x) v in Ito's form: cells of 1, 1/2, 1/4 against 1/16, summed over bins of one pixel."""
     n = 16

@@ -27,6 +27,7 @@ def test_moments_are_those_of_the_displacements():
     assert law.covariance == pytest.approx(np.array([[law.probabilities @ (y - mean) ** 2]]))
 
 
+@pytest.mark.proves("6", "receptive field: sqrt(sum of step variances)", oracle="(k^2 - 1) / 12")
 @pytest.mark.parametrize(("size", "ndim", "dilation"), [(3, 1, 1), (5, 2, 3), (4, 1, 2), (2, 3, 1)])
 def test_a_uniform_kernel_has_variance_of_section_6(size, ndim, dilation):
     law = StepLaw.uniform(size, ndim, dilation)
@@ -96,6 +97,9 @@ class Stack(nn.Module):
         return h
 
 
+@pytest.mark.proves(
+    "5", "the walk stays with probability 1 / (1 + eps^2)", oracle="the walk through a captured network"
+)
 def test_the_chain_is_the_walk_of_a_network():
     """On a ring with equal input energies, lambda = |w|^2: the Markov rule of the energy network is this chain."""
     with torch.random.fork_rng():

@@ -114,6 +114,7 @@ def test_strides_dilations_borders_and_pooling(layers):
     np.testing.assert_allclose(deviations(blocks, (96,)), field_deviations(model, x), atol=1e-9)
 
 
+@pytest.mark.proves("6", "a stride multiplies all later steps", oracle="squared kernels spread out")
 def test_a_stride_multiplies_the_steps_above_it():
     layers = [nn.Conv1d(1, 1, 3, s, padding=1, bias=False) for s in (2, 3, 1)]
     blocks = depth_limit.read(seeded_module(nn.Sequential, *layers), gaussian(1, 1, 120))

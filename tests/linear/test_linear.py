@@ -51,6 +51,7 @@ def assert_svd_map(allocation: Allocation, C: np.ndarray, n: int, atol: float = 
     assert allocation.total == pytest.approx(U.shape[1], abs=atol * n)
 
 
+@pytest.mark.proves("1", "kappa_i is a leverage score of C", oracle="an orthonormal basis of scipy, the hat matrix")
 def test_identity_gives_scipys_leverage_scores():
     J = rng().normal(size=(12, 4))
     Q = scipy.linalg.orth(J)
@@ -61,6 +62,7 @@ def test_identity_gives_scipys_leverage_scores():
     assert a.total == pytest.approx(4)
 
 
+@pytest.mark.proves("1", "invariant under a change of parameters", oracle="the same constraints in other parameters")
 @settings(deadline=None, max_examples=25)
 @given(SEEDS)
 def test_invariant_under_a_change_of_parameters(seed):
@@ -71,6 +73,7 @@ def test_invariant_under_a_change_of_parameters(seed):
     np.testing.assert_allclose(a.capacity, b.capacity, atol=1e-9)
 
 
+@pytest.mark.proves("1", "of a subspace: trace(P_C P_U)", oracle="the same model in rotated inputs")
 @settings(deadline=None, max_examples=25)
 @given(SEEDS)
 def test_capacity_turns_with_the_inputs(seed):
@@ -79,6 +82,11 @@ def test_capacity_turns_with_the_inputs(seed):
     np.testing.assert_allclose(turned.capacity, linear_capacity(J, S).capacity, atol=1e-9)
 
 
+@pytest.mark.proves(
+    "1",
+    "additive over orthogonal partitions",
+    oracle="projectors by pseudo-inverse",
+)
 @settings(deadline=None, max_examples=25)
 @given(SEEDS, st.integers(1, 11))
 def test_additive_on_random_orthogonal_partitions(seed, cut):
@@ -97,6 +105,7 @@ def test_additive_on_random_orthogonal_partitions(seed, cut):
     assert float(some[-1]) == pytest.approx(float(parts.sel(part=False)), abs=1e-10)
 
 
+@pytest.mark.proves("1", "with ridge: effective degrees of freedom", oracle="eigenvalues, the ridge hat matrix")
 @pytest.mark.parametrize("ridge", [1e-6, 0.3, 50.0])
 def test_ridge_total_is_the_effective_degrees_of_freedom(ridge):
     J, S = rng().normal(size=(10, 6)), covariance(10)
@@ -108,6 +117,7 @@ def test_ridge_total_is_the_effective_degrees_of_freedom(ridge):
     np.testing.assert_allclose(a.capacity, hat.diagonal(), atol=1e-10)
 
 
+@pytest.mark.proves("1", "several outputs", oracle="singular vectors of numpy")
 def test_several_outputs_sum_and_axes_stay():
     values = rng().normal(size=(3, 4, 2, 7))
     J = xr.DataArray(values, dims=("row", "column", "outputs", "params"), coords={"row": [5, 6, 7]})
@@ -122,6 +132,7 @@ def test_several_outputs_sum_and_axes_stay():
     np.testing.assert_allclose(swapped.capacity.T, a.capacity, atol=1e-12)
 
 
+@pytest.mark.proves("1", "kappa = rank C", oracle="matrices of known rank")
 def test_more_parameters_than_inputs_and_rank_deficiency():
     J = rng().normal(size=(4, 9))
     np.testing.assert_allclose(linear_capacity(J).capacity, 1.0, atol=1e-12)
@@ -145,6 +156,7 @@ def test_the_dilated_stack_has_its_independent_parameters(levels, channels):
     assert a.attrs["num_params"] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.proves("1", "kappa = rank C", oracle="a count of weights less symmetries")
 def test_independent_parameters_of_two_channels():
     """1 -> 2 -> 2 -> 1, kernels of 2: 16 weights less GL(2) at two hidden layers, 4 each."""
     model = dilated_stack(8, torch.Generator().manual_seed(0), channels=2)
@@ -153,6 +165,7 @@ def test_independent_parameters_of_two_channels():
     assert linear_capacity(model_jacobian(unshared, [8])).total == pytest.approx(8, abs=1e-9)  # 14 - 6 hidden units
 
 
+@pytest.mark.proves("1", "metrics a user may pass for S", oracle="dense roots and singular vectors of scipy")
 @pytest.mark.parametrize("root", ["symmetric", "cholesky"])
 def test_every_metric_agrees_with_its_dense_covariance(root):
     n = 40
@@ -173,6 +186,7 @@ def test_every_metric_agrees_with_its_dense_covariance(root):
         np.testing.assert_allclose(metric.multiply(w), S @ w.numpy(), atol=1e-10)
 
 
+@pytest.mark.proves("1", "symmetric and Cholesky root", oracle="the innovation variance of a Markov process")
 def test_the_root_moves_credit_and_not_the_total():
     r = 0.9 ** np.arange(6)
     J = np.zeros((6, 1))
@@ -183,6 +197,7 @@ def test_the_root_moves_credit_and_not_the_total():
     assert float(symmetric.capacity[-1]) > 0.5
 
 
+@pytest.mark.proves("1", "the Fourier basis is a partition of its own", oracle="filters of known frequency")
 def test_fourier_bands_find_the_band_of_a_filter():
     n = 64
     t = np.arange(n)

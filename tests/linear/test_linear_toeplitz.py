@@ -37,6 +37,7 @@ def columns(n: int, p: int = 4) -> np.ndarray:
     return np.stack([np.random.default_rng(0).normal(size=n), 0.99**t, np.cos(0.1 * t), 1 / (1 + t)], 1)[:, :p]
 
 
+@pytest.mark.proves("1", "stationary signals", oracle="dense linear algebra")
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("root", ["symmetric", "cholesky"])
 def test_fft_answers_equal_dense_ones(name, root):

@@ -107,6 +107,7 @@ def test_law_has_the_deviation_and_the_support_of_its_stack(kernel, depth, dilat
     assert seen[-1] - seen[0] + 1 == stack.size
 
 
+@pytest.mark.proves("6", "plain stack: sqrt(L) and Gaussian", oracle="cumulants in closed form")
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_plain_stacks_spread_as_the_root_and_tend_to_the_gaussian(kernel):
     """Cumulants add: variance L (k^2 - 1) / 12, excess kurtosis -6/5 (k^2 + 1) / (k^2 - 1) / L."""
@@ -123,6 +124,7 @@ def test_plain_stacks_spread_as_the_root_and_tend_to_the_gaussian(kernel):
     assert slope(depths[2:], distance[2:], distance[2:])[0] == pytest.approx(-1, abs=0.05)
 
 
+@pytest.mark.proves("6", "1 / sqrt(L) residual: bounded whatever the depth", oracle="closed forms")
 def test_residual_scalings():
     """lambda = 1: L/2 steps; 1/L: L / (L + 1), to one step's variance at rate 1/L; 1/L^2: to nothing."""
     step = (3**2 - 1) / 12
@@ -138,6 +140,7 @@ def test_residual_scalings():
 # -- gradients ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("6", "coherent weights", oracle="autograd, repeated boxes")
 def test_uniform_linear_gradient_is_the_walk_and_its_square_is_not():
     """Coherent paths: the gradient is the repeated box, its square decays faster. 1e-6: float32 convolutions."""
     stack = Stack(3, 8, "linear", "uniform", channels=2)
@@ -150,6 +153,7 @@ def test_uniform_linear_gradient_is_the_walk_and_its_square_is_not():
     assert deviation(squared / squared.sum()) / stack.deviation == pytest.approx(2**-0.5, rel=0.03)
 
 
+@pytest.mark.proves("6", "coherent weights", oracle="autograd, variances in closed form")
 def test_binomial_linear_gradient_follows_the_weights_and_the_walk_their_squares():
     """Row 1, 2, 1: variance 1/2 of a step of the gradient, 1/3 of the walk's."""
     stack = Stack(3, 6, "linear", "binomial", channels=1)
@@ -178,6 +182,7 @@ def fields():
     return dict(zip(CASES, measure_fields(CASES.values()), strict=True))
 
 
+@pytest.mark.proves("6", "mean of the squared gradient is the law of the walk", oracle="autograd on random networks")
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_spread_as_predicted(fields, name):
     field = fields[name]

@@ -38,6 +38,7 @@ def test_slopes_and_the_exponent_where_they_vanish():
     assert abs(float(value) - 0.5) < 4 * float(error)
 
 
+@pytest.mark.proves("6", "scaling rules to recover by sweep", oracle="recursion over blocks")
 @pytest.mark.parametrize("exponent", [0.25, 0.5, 0.75])
 def test_exact_sums_by_recursion(exponent):
     """Energies of streams block by block, for branches of gain eps^2; biases are of n^-b beside eps = n^(-1/2)."""
@@ -84,6 +85,7 @@ def test_a_layer_gains_its_variance_times_the_mean_squared_gate(activation, gate
     assert found == pytest.approx(3 * gate, rel=0.1)  # squared weights: sqrt(2)/128; gates: up to 1/sqrt(128)
 
 
+@pytest.mark.proves("6", "scaling rules to recover by sweep", oracle="exponents and constants in closed form")
 def test_recovered_exponents_and_constants(study):
     """At the small size, to 0.12 in exponents and 15 % in constants: 4 of their standard errors."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in study.tables["scaling"].splitlines()[2:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +13,7 @@ from studies import shattering
 from studies.shattering_estimates import extrapolate, mean_cosine, moments, pairs_of, ratio_of_means
 from studies.shattering_measured import Design, Line, autocorrelation, measured, nearby
 from studies.shattering_networks import Net, Stack, factors, products
+from studies.study import DOCS
 from torch import nn
 
 from capalloc._depth.shattering_law import FAMILIES, family_rates
@@ -42,6 +44,7 @@ def autograd_gradient(net, weights, x, readout):
     return found
 
 
+@pytest.mark.proves("6", "correlation of gradients", oracle="autograd")
 def test_gradients_are_those_of_the_networks_of_section_6():
     networks, units, points = 2, 5, 3
     weights = [gaussian(networks, units, units, seed=k) / math.sqrt(units) for k in range(4)]
@@ -140,6 +143,7 @@ def test_extrapolation_finds_the_polynomial_and_its_doubt():
 # -- measured against predicted -------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("6", "correlation of gradients", oracle="gradients of random networks")
 def test_measured_meets_predicted():
     """At a width whose bias, of order depth / width, is below the error, and in the limit of infinite width."""
     design = Design(tuple(FAMILIES), (1, 3), {32: 400, 64: 200, 128: 100}, near=0.8, seed=5)
@@ -154,6 +158,19 @@ def test_measured_meets_predicted():
     np.testing.assert_allclose(alike.std("family"), 0, atol=1e-6)  # networks are in float32
 
 
+@pytest.mark.proves("6", "correlation of gradients", oracle="gradients of random networks of width 1024")
+def test_the_measured_figures_of_section_6():
+    """Two networks of 28 pairs of inputs: to 0.035, five times the spread of a mean, as the figures have their own."""
+    text = (DOCS / "theory.md").read_text(encoding="utf-8").split("(checked: correlation of gradients)")[1]
+    figures = [float(number) for number in re.findall(r"\.\d{3}", text)[:36]]
+    given = np.array(figures).reshape(3, 2, 6)  # family, predicted and measured, depth
+    nets = [Net(family, depth) for family in ("residual", "normalised", "scaled") for depth in (1, 2, 4, 8, 16, 64)]
+    found = products(nets, 1024, 2, torch.eye(8), nn.ReLU(), torch.Generator().manual_seed(0))
+    value, _ = ratio_of_means(*moments(found.numpy(), pairs_of(torch.eye(8).numpy(), 0.0)))
+    for row in (0, 1):
+        np.testing.assert_allclose(value.reshape(3, 6), given[:, row], atol=0.035)
+
+
 def test_the_study_meets_the_law(study):
     rows = study.tables["agreement"].splitlines()[2:]
     assert len(rows) == 3
@@ -161,6 +178,7 @@ def test_the_study_meets_the_law(study):
         assert float(row.split("|")[4]) < 4  # largest z
 
 
+@pytest.mark.proves("6", "finite width: excess over the law", oracle="gradients of random networks")
 def test_narrow_deep_networks_shatter_less():
     """Finite width raises the correlation of a plain network: streams of few units become collinear sooner."""
     data = measured(Design(("plain",), (8,), {16: 400}, near=0.9, seed=0), "relu", nn.ReLU())

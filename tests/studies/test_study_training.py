@@ -87,6 +87,7 @@ def test_moments_meet_quadrature():
     torch.testing.assert_close(torch.autograd.grad(log_cosh(z).sum(), z)[0], z.tanh())
 
 
+@pytest.mark.proves("6", "correlation of gradients", oracle="gradients of random networks of width 512")
 @pytest.mark.parametrize("network", [n for n in families(6) if n.family != "no blocks"], ids=lambda n: n.family)
 def test_predictions_are_those_of_wide_networks(network):
     """Energy, T and gradient correlation at width 512 with two orthogonal inputs, mean of 4 draws."""
