@@ -11,9 +11,9 @@ import shutil
 import threading
 from pathlib import Path
 
-from capalloc.app.design.socket_server import make_server
 from playwright.sync_api import sync_playwright
 
+from capalloc.app.design.dash_app import make_server
 from capalloc.app.design.server import bound
 
 HERE = Path(__file__).parent
