@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from capalloc import Allocation, Run, measure
 from capalloc._linalg.leverage import triangular
-from capalloc._runtime.checkpoint import VERSION, Checkpoint, Clock
+from capalloc._runtime.checkpoint import CHECKPOINT_VERSION, Checkpoint, Clock
 from capalloc._runtime.distributed import Local
 from capalloc._runtime.packing import pack, unpack
 from capalloc._runtime.passes import Journal, Pass, Passes, passes_of
@@ -105,20 +108,20 @@ def test_only_named_types_are_made():
 
 
 def test_a_state_is_read_back_to_the_last_bit(tmp_path):
-    checkpoint = Checkpoint(tmp_path / "run.npz", TYPES)
+    checkpoint = Checkpoint(tmp_path / "run.safetensors", TYPES)
     assert checkpoint.load(MARK) is None
     checkpoint.save(MARK, STATE)
     assert same(checkpoint.load(MARK), STATE)
     checkpoint.save(MARK, {"next": 1})
     assert checkpoint.load(MARK) == {"next": 1}
-    assert os.listdir(tmp_path) == ["run.npz"]
+    assert os.listdir(tmp_path) == ["run.safetensors"]
     checkpoint.remove()
     assert checkpoint.load(MARK) is None
 
 
 def test_a_damaged_file_is_refused(tmp_path):
     """Cut anywhere, or with any one byte changed that the content depends on."""
-    checkpoint = Checkpoint(tmp_path / "run.npz", TYPES)
+    checkpoint = Checkpoint(tmp_path / "run.safetensors", TYPES)
     checkpoint.save(MARK, STATE)
     whole = checkpoint.path.read_bytes()
     random = np.random.default_rng(0)
@@ -134,25 +137,23 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 
 def test_a_change_that_keeps_the_archive_whole_is_refused(tmp_path):
-    checkpoint = Checkpoint(tmp_path / "run.npz", TYPES)
+    checkpoint = Checkpoint(tmp_path / "run.safetensors", TYPES)
     checkpoint.save(MARK, {"table": torch.ones(3)})
-    with np.load(checkpoint.path) as archive:
-        members = dict(archive)
-    members["array_0"] = members["array_0"] * 2
-    np.savez(checkpoint.path, **members)
+    with safe_open(checkpoint.path, framework="np") as file:
+        save_file({"array_0": 2 * file.get_tensor("array_0")}, checkpoint.path, file.metadata())
     with pytest.raises(ValueError, match=r"damaged .*does not match its digest"):
         checkpoint.load(MARK)
 
 
 def test_objects_are_not_unpickled(tmp_path):
-    """A pickled member would run its code: the marker file must not appear."""
+    """A pickle would run its code: the marker file must not appear."""
 
     class Bomb:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    path = tmp_path / "run.npz"
-    np.savez(path, header=np.array([Bomb()], dtype=object), allow_pickle=True)
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ValueError, match="damaged"):
         Checkpoint(path).load(MARK)
     assert not (tmp_path / "ran").exists()
@@ -176,7 +177,7 @@ def loaded_or_refused(checkpoint: Checkpoint) -> bool:
     ],
 )
 def test_a_file_of_another_run_is_refused(tmp_path, change, match):
-    checkpoint = Checkpoint(tmp_path / "run.npz")
+    checkpoint = Checkpoint(tmp_path / "run.safetensors")
     checkpoint.save(MARK, 1)
     with pytest.raises(ValueError, match=match):
         checkpoint.load(MARK | change)
@@ -184,24 +185,24 @@ def test_a_file_of_another_run_is_refused(tmp_path, change, match):
 
 
 def test_other_formats_are_refused(tmp_path):
-    path = tmp_path / "run.npz"
+    path = tmp_path / "run.safetensors"
     for header, match in [
         ({"format": "other"}, "its format is 'other'"),
-        ({"format": "capalloc-checkpoint", "version": VERSION + 1}, "newer capalloc .*upgrade"),
+        ({"format": "capalloc-checkpoint", "version": CHECKPOINT_VERSION + 1}, "newer capalloc .*upgrade"),
     ]:
-        np.savez(path, header=np.array(json.dumps(header)))
+        save_file({}, path, {"header": json.dumps(header)})
         with pytest.raises(ValueError, match=match):
             Checkpoint(path).load(MARK)
 
 
 def test_a_folder_must_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
-        Checkpoint(tmp_path / "none" / "run.npz")
+        Checkpoint(tmp_path / "none" / "run.safetensors")
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
-    (tmp_path / ".run.npz.0123abcd.tmp").write_bytes(b"half")
-    assert Checkpoint(tmp_path / "run.npz").load(MARK) is None
+    (tmp_path / ".run.safetensors.0123abcd.tmp").write_bytes(b"half")
+    assert Checkpoint(tmp_path / "run.safetensors").load(MARK) is None
     assert not os.listdir(tmp_path)
 
 
@@ -234,7 +235,7 @@ for k in range(10**9):
 @pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
     """SIGKILL at random moments of constant writing; the file is the last one reported, or the next."""
-    path = tmp_path / "run.npz"
+    path = tmp_path / "run.safetensors"
     random = np.random.default_rng(0)
     for _ in range(8):
         process = subprocess.Popen(
@@ -294,7 +295,7 @@ def test_interrupted_anywhere_the_passes_go_on_to_the_same_answer(tmp_path):
     expected = factors(Passes(), BLOCKS)
     assert expected == pytest.approx(4)  # the rank: leverage scores sum to it
     for stop in range(10):
-        path = tmp_path / f"{stop}.npz"
+        path = tmp_path / f"{stop}.safetensors"
         with pytest.raises(StopError):
             factors(journal(path), BLOCKS, stop)
         seen: list[int] = []
@@ -307,7 +308,7 @@ def test_interrupted_anywhere_the_passes_go_on_to_the_same_answer(tmp_path):
 
 def test_interrupted_at_every_block(tmp_path):
     """A run that gets one block further each time arrives."""
-    path = tmp_path / "run.npz"
+    path = tmp_path / "run.safetensors"
     for _ in range(9):
         with pytest.raises(StopError):
             factors(journal(path), BLOCKS, 1)
@@ -315,30 +316,30 @@ def test_interrupted_at_every_block(tmp_path):
 
 
 def test_finished_steps_forget_those_inside(tmp_path):
-    run = journal(tmp_path / "run.npz")
+    run = journal(tmp_path / "run.safetensors")
     factors(run, BLOCKS)
     assert list(run.journal.finished) == ["answer"]
 
 
 def test_files_of_an_older_start_do_not_count(tmp_path):
-    path = tmp_path / "run.npz"
+    path = tmp_path / "run.safetensors"
     with pytest.raises(StopError):
         factors(journal(path), BLOCKS, 3)
-    old = (tmp_path / "run.npz.rank-0").read_bytes()
+    old = (tmp_path / "run.safetensors.rank-0").read_bytes()
     path.unlink()
     with pytest.raises(StopError):
         factors(journal(path), BLOCKS, 0)
-    (tmp_path / "run.npz.rank-0").write_bytes(old)
+    (tmp_path / "run.safetensors.rank-0").write_bytes(old)
     seen: list[int] = []
     factors(journal(path), BLOCKS, seen=seen)
     assert len(seen) == 10
 
 
 def test_nothing_is_written_before_its_time(tmp_path):
-    path = tmp_path / "run.npz"
+    path = tmp_path / "run.safetensors"
     with pytest.raises(StopError):
         factors(journal(path, seconds=1e6), BLOCKS, 4)
-    assert os.listdir(tmp_path) == ["run.npz"]
+    assert os.listdir(tmp_path) == ["run.safetensors"]
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
@@ -385,14 +386,14 @@ def stopped_after(monkeypatch, count: int) -> None:
 def test_a_measurement_goes_on_where_it_stopped(tmp_path, name, kept):
     """Bit for bit the unbroken answer, and all points of the run are met once in the two parts together."""
     x = data(3 if "wide" in name else 12, 5)  # three examples have fewer rows than there are parameters
-    keep = {"run": Run(tmp_path / "run.npz", checkpoint_seconds=0)}
+    keep = {"run": Run(tmp_path / "run.safetensors", checkpoint_seconds=0)}
     unbroken = measure(net(), x, **RUNS[name])
     points: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("capalloc._runtime.memory.KEPT_SHARE", 0.5 if kept else 0.0)
         stand = Journal.stand
         patch.setattr(Journal, "stand", lambda self, step, state: (points.append(step), stand(self, step, state)))
-        whole = measure(net(), x, run=Run(tmp_path / "whole.npz", checkpoint_seconds=0), **RUNS[name])
+        whole = measure(net(), x, run=Run(tmp_path / "whole.safetensors", checkpoint_seconds=0), **RUNS[name])
     assert outcome(whole) == outcome(unbroken)
     total = len(points)
     for count in sorted({1, total // 2, total - 1} - {0}):
@@ -406,14 +407,14 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path, name, kept):
             patch.setattr(Journal, "stand", lambda self, step, state: (points.append(step), stand(self, step, state)))
             assert outcome(measure(net(), x, **RUNS[name], **keep)) == outcome(unbroken)
         assert len(points) == total - count
-        (tmp_path / "run.npz").unlink()
+        (tmp_path / "run.safetensors").unlink()
 
 
 def test_several_ridges_go_on_where_they_stopped(tmp_path):
     x, settings = data(12, 5), {"ridge": [0.1, 1.0, 10.0], "solver": Stochastic(num_probes=24)}
     unbroken = measure(net(), x, **settings)
     for count in (2, 9, 15):
-        run = Run(tmp_path / f"{count}.npz", checkpoint_seconds=0)
+        run = Run(tmp_path / f"{count}.safetensors", checkpoint_seconds=0)
         with pytest.MonkeyPatch.context() as patch:
             stopped_after(patch, count)
             with pytest.raises(StopError):
@@ -428,7 +429,7 @@ def test_several_ridges_go_on_where_they_stopped(tmp_path):
 def test_time_counts_over_all_starts(tmp_path, monkeypatch, before, reason):
     """An earlier start that took a thousand seconds leaves nothing of six hundred."""
     settings = {"solver": Stochastic(num_probes=120, max_seconds=600.0), "ridge": 0.1}
-    keep = {"run": Run(tmp_path / "run.npz", checkpoint_seconds=0)}
+    keep = {"run": Run(tmp_path / "run.safetensors", checkpoint_seconds=0)}
     with monkeypatch.context() as patch:
         stopped_after(patch, 3)
         with pytest.raises(StopError):
@@ -445,9 +446,9 @@ def test_time_counts_over_all_starts(tmp_path, monkeypatch, before, reason):
 
 @pytest.mark.parametrize("name", ["gram", "stochastic"])
 def test_a_finished_run_is_returned_at_once(tmp_path, monkeypatch, name):
-    path = tmp_path / "run.npz"
+    path = tmp_path / "run.safetensors"
     first = measure(net(), data(12, 5), run=Run(path), **RUNS[name])
-    assert os.listdir(tmp_path) == ["run.npz"]
+    assert os.listdir(tmp_path) == ["run.safetensors"]
     for module in ("capalloc._measure.dense", "capalloc._measure.stochastic"):
         monkeypatch.setattr(sys.modules[module], "solve", None)
     assert outcome(measure(net(), data(12, 5), run=Run(path), **RUNS[name])) == outcome(first)
@@ -471,7 +472,7 @@ CHANGED = {
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_checkpoint_of_another_measurement_is_refused(tmp_path, name):
-    path = tmp_path / "run.npz"
+    path = tmp_path / "run.safetensors"
     arguments = {"model": net(), "inputs": data(12, 5), "ridge": 0.1}
     measure(**arguments, run=Run(path))
     change, match = CHANGED[name]
@@ -480,9 +481,9 @@ def test_a_checkpoint_of_another_measurement_is_refused(tmp_path, name):
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
-    path = tmp_path / "run.npz"
+    path = tmp_path / "run.safetensors"
     path.write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"run.npz is damaged or no checkpoint of capalloc"):
+    with pytest.raises(ValueError, match=r"run.safetensors is damaged or no checkpoint of capalloc"):
         measure(net(), data(12, 5), run=Run(path))
 
 
@@ -492,7 +493,7 @@ def killed_and_resumed(folder, kills: int, *names: str) -> None:
     for name in names:
         killed, whole = (Allocation.load(folder / own / "0.nc") for own in (name, f"{name} whole"))
         assert outcome(killed) == outcome(whole)
-        assert [file for file in os.listdir(folder / name) if "run.npz" in file] == ["run.npz"]
+        assert [file for file in os.listdir(folder / name) if "run.safetensors" in file] == ["run.safetensors"]
 
 
 def test_killed_runs_resume(tmp_path):

@@ -220,7 +220,7 @@ def resumed_group(folder: Path, kills: int) -> None:
         )
         expected = measure(net(), data(examples, 5), **settings)
         assert_same(first, expected, 1e-7 if name == "stochastic" else 1e-10)
-        assert [file for file in os.listdir(folder / name) if "run.npz" in file] == ["run.npz"]
+        assert [file for file in os.listdir(folder / name) if "run.safetensors" in file] == ["run.safetensors"]
 
 
 def test_killed_ranks_resume(tmp_path):
@@ -245,7 +245,9 @@ def test_one_gpu_is_a_group_of_one(tmp_path, backend, name):
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        found = measure(make().cuda(), inputs.cuda(), run=Run(tmp_path / "run.npz", distributed=True), **settings)
+        found = measure(
+            make().cuda(), inputs.cuda(), run=Run(tmp_path / "run.safetensors", distributed=True), **settings
+        )
     finally:
         dist.destroy_process_group()
     assert_same(found, alone(name), 1e-6 if name == "stochastic" else 1e-9)

@@ -1,6 +1,6 @@
-"""Where a long run stands, in a file: whole or not at all, for one run only, and with nothing to execute in it.
+"""Checkpoints: the state of a long run in a file, whole or not at all, for one run only, with nothing to execute in it.
 
-A file is a NumPy .npz archive of plain arrays. Its member "header" is JSON: format and version, a digest of all that
+A file is in the safetensors format. Its metadata hold "header", which is JSON: format and version, a digest of all that
 follows, the fingerprint of the run (`_measure.fingerprint`) and the tree of the state (`packing`).
 """
 
@@ -16,13 +16,15 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from capalloc._runtime.files import atomically, check_target
 from capalloc._runtime.packing import pack, unpack
 
-FORMAT: Final = "capalloc-checkpoint"
-VERSION: Final = 1
+CHECKPOINT_FORMAT: Final = "capalloc-checkpoint"
+CHECKPOINT_VERSION: Final = 2
 #: Relative difference up to which two numbers of a fingerprint count as equal: they may come from other hardware.
 SAME = 1e-6
 #: Writing takes at most this share of the time.
@@ -64,11 +66,16 @@ class Checkpoint:
         tensors: list[Tensor] = []
         tree = pack(state, tensors)
         arrays = [t.detach().cpu().contiguous().numpy() for t in tensors]
-        header = {"format": FORMAT, "version": VERSION, "fingerprint": dict(fingerprint), "state": tree}
+        header = {
+            "format": CHECKPOINT_FORMAT,
+            "version": CHECKPOINT_VERSION,
+            "fingerprint": dict(fingerprint),
+            "state": tree,
+        }
         header["digest"] = _digest(header, arrays)
         members = {f"array_{k}": array for k, array in enumerate(arrays)}
-        with atomically(self.path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **members)
+        with atomically(self.path) as temporary:
+            save_file(members, temporary, {"header": json.dumps(header)})
 
     def remove(self) -> None:
         """Leave no file."""
@@ -113,12 +120,12 @@ def differences(found: Fingerprint, wanted: Fingerprint, there: str, here: str) 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            header = json.loads(str(archive["header"]))
-            return header, [archive[f"array_{k}"] for k in range(len(archive.files) - 1)]
+        with safe_open(path, framework="np") as file:
+            header = json.loads(file.metadata()["header"])
+            return header, [file.get_tensor(f"array_{k}") for k in range(len(list(file.keys())))]
     except PermissionError:
         raise
-    except Exception as error:  # readers of archives raise any type on damaged bytes
+    except Exception as error:  # damaged bytes raise errors of any type
         raise _damaged(path, error) from error
 
 
@@ -130,12 +137,12 @@ def _damaged(path: Path, why: object) -> ValueError:
 
 
 def _check_format(path: Path, header: dict[str, Any]) -> None:
-    if header.get("format") != FORMAT:
+    if header.get("format") != CHECKPOINT_FORMAT:
         raise _damaged(path, f"its format is {header.get('format')!r}")
-    if header["version"] > VERSION:
+    if header["version"] > CHECKPOINT_VERSION:
         raise ValueError(
             f"{path} was written by a newer capalloc (version {header['version']} of the format, this one reads up to "
-            f"{VERSION}); upgrade capalloc"
+            f"{CHECKPOINT_VERSION}); upgrade capalloc"
         )
 
 

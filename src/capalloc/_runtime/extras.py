@@ -12,7 +12,6 @@ EXTRAS = {
     "flask": ("dash", "capalloc[design]"),
     "lightning": ("lightning", "capalloc[lightning]"),
     "pytorch_lightning": ("lightning", "capalloc[lightning]"),
-    "safetensors": ("safetensors", "safetensors"),
     "sklearn": ("scikit-learn", "capalloc[demo]"),
     "statsmodels": ("statsmodels", "capalloc[study]"),
     "tensorboard": ("tensorboard", "capalloc[tensorboard]"),

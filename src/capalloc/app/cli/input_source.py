@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
-
-from capalloc._runtime.extras import load_extra
 
 INPUT_ARRAY = "inputs"  # the array that is taken from a file with several
 ArrayReader = Callable[[Path, int | None], Tensor]
@@ -71,7 +70,7 @@ def read_array(path: Path, number: int | None = None) -> Tensor:
 
     Raises:
         ValueError: another kind of file, one that is damaged, or one of several arrays.
-        FileNotFoundError, ModuleNotFoundError: there is no such file, or nothing that reads it.
+        FileNotFoundError: there is no such file.
 
     """
     if not path.is_file():
@@ -81,7 +80,7 @@ def read_array(path: Path, number: int | None = None) -> Tensor:
         raise ValueError(f"--data must be a file {', '.join(readers)} or a folder of images, got {path.name}")
     try:
         return readers[path.suffix](path, number)
-    except (PermissionError, ModuleNotFoundError):
+    except PermissionError:
         raise
     except Exception as error:  # readers raise any type on damaged bytes
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -98,7 +97,7 @@ def _read_npz(path: Path, number: int | None) -> Tensor:
 
 
 def _read_safetensors(path: Path, number: int | None) -> Tensor:
-    with load_extra(str(path), "safetensors").safe_open(path, framework="pt") as tensors:
+    with safe_open(path, framework="pt") as tensors:
         found: Tensor = tensors.get_tensor(_only(list(tensors.keys())))[:number]
     return found
 
