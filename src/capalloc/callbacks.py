@@ -1,5 +1,5 @@
 """Capacity during training: loggers for TensorBoard and Lightning."""
 
-import lazy_loader
+from capalloc.app.callbacks.tensorboard_logger import CapacityLogger
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub("capalloc", __file__)
+__all__ = ["CapacityLogger"]

@@ -56,7 +56,7 @@ def test_saved_loaded_and_shown(diagnosis, tmp_path):
     xr.testing.assert_identical(loaded.data, diagnosis.data)
     assert repr(loaded) == repr(diagnosis)
     assert "residual blocks" in loaded._repr_html_()
-    assert len(loaded.plot().axes) == 3
+    assert len(loaded.figure().axes) == 3
     assert loaded.scaling.T == diagnosis.scaling.T
     assert loaded.shattering.index == diagnosis.shattering.index
 
@@ -73,7 +73,7 @@ def test_a_closed_position_costs_the_field_alone():
     architecture = ARCHITECTURES["U-Net, transposed"]
     found = capalloc.diagnose(architecture.build(), gaussian(8, *architecture.shape))
     assert found.data.sizes["axis"] == 0
-    assert "receptive field" not in found.tables()
+    assert "receptive field" not in [table.title for table in found.view().tables]
 
 
 FACTORY = """

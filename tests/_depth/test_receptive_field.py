@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import FrozenInstanceError
 
 import matplotlib.pyplot as plt
@@ -303,8 +304,9 @@ def square():
 def test_repr_says_it_all(square):
     text = repr(square)
     assert "output position (:, 3, 0)" in text
-    assert "row: 5 [6, 11), stride 2, standard deviation" in text
-    assert "places of row x column, 95 % in" in text
+    assert "theoretical extent  5 × 5 row × column" in text
+    assert re.search(r"row +5 +6 +10 +8 +2 +no +[\d.]+\n", text)
+    assert re.search(r"95 % of energy +\d+ places of row × column\n", text)
 
 
 def test_table_has_a_row_for_every_axis(square):

@@ -611,7 +611,7 @@ def test_plots(residual):
     ax = residual.plot()
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [2, 0.5])
     np.testing.assert_allclose(ax.lines[1].get_ydata(), 0.5)
-    assert ax.get_title() == "balanced: T = 1.5"
+    assert ax.get_title() == "Strength of blocks: balanced, T = 1.5"
     _, given = plt.subplots()
     found = Scaling(dataset(gain=[0.5, 2.0], gradient_gain=[0.4, 3.0]))
     assert found.plot(given) is given

@@ -260,7 +260,7 @@ def test_saved_and_loaded(small, tmp_path):
 
 
 def test_shown_as_text_table_and_pictures(small):
-    assert "capalloc.Shattering, index" in repr(small)
+    assert "<capalloc.Shattering, index" in repr(small)
     assert small.to_pandas().shape == (4, 7)
     named = small.data.assign_coords(gate=["<b>", *small.data["gate"].to_numpy()[1:]])
     assert "&lt;b&gt;" in capalloc.results.Shattering(named)._repr_html_()

@@ -359,11 +359,12 @@ def test_the_result_names_its_axes(square):
 
 def test_repr_says_it_all(square):
     text = repr(square)
-    assert text.startswith(
-        "Evolution through 3 blocks on row 9 x column 11\n  description jump, borders absorbing, clock rate"
+    heading, fact, *_ = text.splitlines()
+    assert heading == (
+        "<capalloc.Evolution, 3 blocks on row 9 x column 11: description jump, borders absorbing, clock rate>"
     )
-    assert f"row 4 +/- {float(square.deviation[-1, 0]):.4g}, column 5 +/- " in text
-    assert f"absorbed {float(square.absorbed[-1]):.4g}" in text
+    assert fact == f"  absorbed  {float(square.absorbed[-1]):.4g} at the borders"
+    assert f"\n  row     4     {float(square.deviation[-1, 0]):.4g}\n  column  5 " in text
     mixed = chain([], point((2, 2)), ("periodic", "absorbing"))
     assert "borders periodic, absorbing" in repr(mixed)
 
@@ -442,9 +443,9 @@ def test_a_block_is_a_block():
 
 
 def test_the_result_checks_what_it_is_given(square):
-    with pytest.raises(ValueError, match=r"law must be \(depth, \*space\) and absorbed \(depth,\), got"):
+    with pytest.raises(ValueError, match=r"law has axes \('row', 'column'\); it needs \(depth, \*\)"):
         Evolution(square.final, square.absorbed)
-    with pytest.raises(ValueError, match="law and absorbed must be at least 0, got -"):
+    with pytest.raises(ValueError, match="law must be at least -1e-10, but holds -"):
         Evolution(square.law - 1e-6, square.absorbed)
     with pytest.raises(ValueError, match="law and absorbed must sum to 1 at every depth"):
         Evolution(square.law, square.absorbed + 0.1)

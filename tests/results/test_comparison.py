@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import xarray as xr
@@ -64,4 +62,4 @@ def test_refuses_what_has_no_correlation():
 def test_refuses_what_has_no_distance():
     a = with_map(np.ones((2, 2)))
     with pytest.raises(ValueError, match="a map without capacity cannot be normalised"):
-        total_variation(a, replace(a, capacity=a.capacity * 0, by_parameter=a.by_parameter * 0))
+        total_variation(a, a.replace(capacity=a.capacity * 0, by_parameter=a.by_parameter * 0))

@@ -17,8 +17,11 @@ from capalloc import Allocation
 from capalloc._depth.locate_field import Extent
 from capalloc.depth_limit import Block, Evolution, StepLaw, jump, point
 from capalloc.results import Decoupling, Diagnosis, ReceptiveField, Scaling, Shattering
-from capalloc.results.kinds import KINDS, Result
-from capalloc.results.view import MAX_CELLS, MOST_LINES, MOST_ROWS, Card, as_html, as_text
+from capalloc.results.base import Result
+from capalloc.results.card import CARD_ROWS, NAMED_CELLS, as_html
+from capalloc.results.kinds import RESULTS
+from capalloc.results.text import TEXT_ROWS, as_text
+from capalloc.results.view import Table, View
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror="alert(2)">&\'</style>'
 
@@ -27,7 +30,7 @@ def made(name: str = "layer") -> dict[str, Result]:
     """One result of each kind with every name `name`, made of numbers."""
     a = allocation((4, 5), kind=name, notes=[name])
     tensors = [f"{name}{k}" for k in range(3)]
-    a = replace(a, by_parameter=a.by_parameter.assign_coords(parameter=tensors), table=None)
+    a = a.replace(by_parameter=a.by_parameter.assign_coords(parameter=tensors), table=None)
     scaling = xr.Dataset(
         {
             "rate": ("block", [50.0]),
@@ -79,7 +82,7 @@ def made(name: str = "layer") -> dict[str, Result]:
     return {type(result).__name__: result for result in found}
 
 
-NAMES = sorted(kind.__name__ for kind in KINDS.values())
+NAMES = sorted(kind.__name__ for kind in RESULTS)
 
 
 class Page(HTMLParser):
@@ -118,7 +121,7 @@ def test_html_stands_alone(name):
             assert (attrs.get(key) or "data:image/png;base64,").startswith("data:image/png;base64,")
     assert "http" not in html
     assert "url(" not in html
-    assert f"capalloc.{'depth_limit.' if name == 'Evolution' else ''}{name}</strong>" in html
+    assert f"capalloc.{name}</strong>" in html
     assert len(html) < 10_000
 
 
@@ -181,7 +184,7 @@ def test_small_maps_name_their_cells():
     ("shape", "cells", "said"),
     [
         ((20, 20), (20, 20), ""),
-        ((MAX_CELLS + 1,), (1, 129), "in sums of column 2"),
+        ((NAMED_CELLS + 1,), (1, 129), "in sums of column 2"),
         ((300,), (1, 150), "in sums of column 2"),
         ((1, 40), (1, 40), ""),
         ((40, 1), (40, 1), ""),
@@ -210,18 +213,19 @@ def test_a_map_of_no_capacity():
 
 
 def test_long_tables_are_cut_and_closed():
-    rows = [["layer", "units"], *([f"l{k}", str(k)] for k in range(500))]
-    card = Card("Kind", "long", tables={"layers": rows})
-    text = as_text(card)
-    assert text.count("\n") == MOST_LINES + 2
-    assert f"… {500 - MOST_LINES + 1} more" in text
-    html = as_html(card)
-    assert html.count("<tr>") == MOST_ROWS + 1
-    assert f"… {500 - MOST_ROWS + 1} more" in html
+    rows = [[f"l{k}", str(k)] for k in range(500)]
+    tables = {number: [Table("layers", ["layer", "units"], rows[:number])] for number in (3, TEXT_ROWS, 500)}
+    view = View("capalloc.Kind", "Kinds", "long", tables=tables[500])
+    text = as_text(view)
+    assert text.count("\n") == TEXT_ROWS + 3
+    assert f"… {500 - TEXT_ROWS + 1} more" in text
+    html = as_html(view)
+    assert html.count("<tr>") == CARD_ROWS + 1
+    assert f"… {500 - CARD_ROWS + 1} more" in html
     assert "<details><summary>layers (500)" in html
-    assert "<details open><summary>layers (3)" in as_html(replace(card, tables={"layers": rows[:4]}))
-    whole = as_text(replace(card, tables={"layers": rows[: MOST_LINES + 1]}))
-    assert f"l{MOST_LINES - 1}" in whole
+    assert "<details open><summary>layers (3)" in as_html(replace(view, tables=tables[3]))
+    whole = as_text(replace(view, tables=tables[TEXT_ROWS]))
+    assert f"l{TEXT_ROWS - 1}" in whole
     assert "more" not in whole
 
 

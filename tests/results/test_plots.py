@@ -14,8 +14,9 @@ import xarray as xr
 from matplotlib.image import imread
 
 from allocations import allocation
-from capalloc.results.plots import MAX_CELLS, colours, gradient, limits, map_svg, plot_map
-from capalloc.results.regions import ROWS, grid, image, thirds
+from capalloc.results.plots import plot_map
+from capalloc.results.regions import VERTICAL, grid, image, limits, thirds
+from capalloc.results.svg import MAX_CELLS, colours, gradient, map_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -139,7 +140,7 @@ def test_regions_leave_out_what_holds_no_pixel():
 def test_thirds_are_symmetrical_and_complete():
     for length in range(1, 40):
         parts = thirds(length)
-        assert len(parts) == len(ROWS)
+        assert len(parts) == len(VERTICAL)
         assert parts[0][0] == 0
         assert parts[-1][1] == length
         assert parts[0][1] - parts[0][0] == parts[2][1] - parts[2][0]

@@ -21,8 +21,8 @@ from capalloc._energy.support import at_position
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
 from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
-from capalloc.results.field_plot import smallest_region
 from capalloc.results.receptive_field import NAMES, Extent, Index, ReceptiveField, shown
+from capalloc.results.regions import smallest_region
 
 CUT = "cut by the border: use a larger input"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
         note = (
             f"more than {DENSE_LIMIT} parameters: the map is the Markov rule's, scaled to the count of linear segments"
         )
-        return replace(counted, attrs={**attrs, "notes": [*attrs["notes"], note]})
+        return counted.replace(attrs={**attrs, "notes": [*attrs["notes"], note]})
     graph = capture(problem, 1, RULES)
     network = Decoupled(graph, find(graph, batches.products))
     generator = torch.Generator().manual_seed(settings.seed)
@@ -93,7 +92,7 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
         by_parameter=found.table.sum(1),
     )
     whole = _allocation(problem, result, attrs, table)
-    return replace(whole, capacity=_with_error(joint.sum(0), found.error[:-1].reshape(problem.input_shape)))
+    return whole.replace(capacity=_with_error(joint.sum(0), found.error[:-1].reshape(problem.input_shape)))
 
 
 def by_hessian(problem: Problem, batches: Batches) -> Allocation:

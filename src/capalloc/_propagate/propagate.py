@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -127,7 +127,7 @@ def propagate(
         "num_params": problem.num_params,
         "num_examples": batches.examples,
     }
-    return replace(found, attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
+    return found.replace(attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
 
 
 def walk(

@@ -1,13 +1,18 @@
+# drawing, loaded when first used
+from . import card
+from . import plots
+
 from .allocation import Allocation
-from .base import Savable
+from .base import Result, Variable
 from .comparison import correlation, total_variation
 from .decoupling import Decoupling
 from .diagnosis import Diagnosis
 from .evolution import Evolution
-from .kinds import Result, load
+from .kinds import load
 from .receptive_field import Extent, ReceptiveField
 from .scaling import Scaling
 from .shattering import Shattering
+from .view import View
 
 __all__ = [
     "Allocation",
@@ -17,10 +22,13 @@ __all__ = [
     "Extent",
     "ReceptiveField",
     "Result",
-    "Savable",
     "Scaling",
     "Shattering",
+    "Variable",
+    "View",
+    "card",
     "correlation",
     "load",
+    "plots",
     "total_variation",
 ]

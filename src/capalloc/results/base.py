@@ -1,42 +1,126 @@
-"""What every result has: it is one Dataset, a file that needs no model, and tidy tables."""
+"""The class of every result: a Dataset with a declared schema that saves, loads, exports and shows itself."""
 
 from __future__ import annotations
 
+import inspect
+import json
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from collections.abc import Callable, Mapping
+from dataclasses import FrozenInstanceError, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Never, Self
 
+import numpy as np
 import xarray as xr
 
+from capalloc import results  # its drawing modules load matplotlib, when they are used
 from capalloc._runtime.files import read_dataset, write_dataset
+from capalloc.results.text import as_text
+from capalloc.results.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-class Savable(ABC):
-    """A result that is one Dataset in a file: it saves, loads and exports with no model at hand."""
+@dataclass(frozen=True)
+class Variable:
+    """A variable that a Dataset must have: its axes, and the range of its values."""
+
+    axes: tuple[str, ...]  # a last "*" stands for one axis or more
+    low: float = -math.inf
+    high: float = math.inf
+    finite: bool = False  # else NaN is allowed
+
+    def check(self, name: str, values: xr.DataArray) -> None:
+        """Raise ValueError where axes or values are others."""
+        open_ended = self.axes[-1:] == ("*",)
+        fixed = self.axes[:-1] if open_ended else self.axes
+        if values.dims[: len(fixed)] != fixed or (values.ndim > len(fixed)) != open_ended:
+            raise ValueError(f"{name} has axes {values.dims}; it needs ({', '.join(self.axes)})")
+        if self.finite and not np.isfinite(values).all():
+            raise ValueError(f"{name} holds NaN or inf")
+        if math.isfinite(self.low) and ((values < self.low) | (values > self.high)).any():
+            least = "not be negative" if self.low == 0 else f"be at least {self.low:g}"
+            allowed = least if math.isinf(self.high) else f"lie in [{self.low:g}, {self.high:g}]"
+            worst = values.min() if (values < self.low).any() else values.max()
+            raise ValueError(f"{name} must {allowed}, but holds {float(worst):.6g}")
+
+
+class Result(ABC):
+    """A Dataset whose variables are those of the class's schema, settings among its attributes.
+
+    A kind of result is a subclass with a schema, `view` and what else it wants to check; add it to
+    `capalloc.results.kinds.RESULTS` for `load` to know its files.
+
+    Args:
+        data: the Dataset.
+
+    Raises:
+        ValueError: a variable or setting is missing, or an invariant does not hold.
+        TypeError: attributes hold what JSON cannot.
+
+    """
 
     FORMAT: ClassVar[str]
     VERSION: ClassVar[int] = 1
-    #: What `to_pandas` has a row for each of, the default first.
-    ROWS: ClassVar[Collection[str]]
+    #: What makes such a Dataset, for errors.
+    MAKER: ClassVar[str]
+    SCHEMA: ClassVar[Mapping[str, Variable]]
+    #: Attributes that must be there.
+    SETTINGS: ClassVar[tuple[str, ...]] = ()
+    #: Tables of `to_pandas` by what they have a row for each of, the default first.
+    ROWS: ClassVar[Mapping[str, Callable[[Any], pd.DataFrame]]]
+
+    data: xr.Dataset
+
+    def __init__(self, data: xr.Dataset) -> None:
+        held = data.copy()
+        held.attrs = plain_attrs(data.attrs)
+        object.__setattr__(self, "data", held)
+        self._check_schema()
+        self.check()
+
+    def __setattr__(self, name: str, value: Any) -> Never:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def _check_schema(self) -> None:
+        there = {*map(str, self.data.variables), *self.data.attrs}
+        if missing := sorted({*self.SCHEMA, *self.SETTINGS} - there):
+            raise ValueError(f"the dataset lacks {missing}; {self.MAKER} makes one that has them")
+        for name, variable in self.SCHEMA.items():
+            variable.check(name, self.data[name])
+
+    def check(self) -> None:  # noqa: B027
+        """Raise ValueError where an invariant does not hold that the schema cannot say."""
 
     @abstractmethod
+    def view(self) -> View:
+        """What it says of itself, as plain data."""
+
+    def replace(self, **changes: Any) -> Self:
+        """The same result with other values for some of the arguments that it is made from."""
+        own = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return type(self)(**(own | changes))
+
     def to_xarray(self) -> xr.Dataset:
         """Everything as one Dataset, settings among its attributes; `from_xarray` makes the result of it again."""
+        return self.data.copy()
 
     @classmethod
-    @abstractmethod
     def from_xarray(cls, dataset: xr.Dataset) -> Self:
-        """The result that `to_xarray` was called on.
+        """The result that holds this Dataset.
 
         Raises:
             ValueError: a variable is missing, or an invariant does not hold.
 
         """
+        made = cls.__new__(cls)
+        Result.__init__(made, dataset)
+        return made
 
     def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
         """A tidy table: a row for each of `rows`, a column for everything known of it.
@@ -51,11 +135,7 @@ class Savable(ABC):
         chosen = next(iter(self.ROWS)) if rows is None else rows
         if chosen not in self.ROWS:
             raise ValueError(f"rows must be one of {tuple(self.ROWS)}, got {rows!r}")
-        return self._frame(chosen)
-
-    @abstractmethod
-    def _frame(self, rows: str) -> pd.DataFrame:
-        """The table of rows that are known to be there."""
+        return self.ROWS[chosen](self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a NetCDF file, whole or not at all; `load` reads it with no model at hand.
@@ -65,7 +145,7 @@ class Savable(ABC):
             IsADirectoryError: `path` is a folder.
 
         """
-        write_dataset(self.to_xarray(), path, self.FORMAT, self.VERSION)
+        write_dataset(self.data, path, self.FORMAT, self.VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -82,39 +162,43 @@ class Savable(ABC):
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw its map, or else its first chart, on `ax` or on a new figure."""
+        view = self.view()
+        if view.map is not None:
+            return results.plots.plot_map(view.map.values, ax, view.map.title, unit=view.map.unit)
+        if not view.charts:
+            raise ValueError(f"a {view.kind} has no picture: neither a map nor a chart")
+        return results.plots.plot_chart(view.charts[0], ax)
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Stored(Savable):
-    """A result that holds its Dataset, and whose rows are the entries of the Dataset's axes."""
+    def figure(self) -> Figure:
+        """Make a figure of its map and all its charts, side by side."""
+        view = self.view()
+        charts = [partial(results.plots.plot_chart, chart) for chart in view.charts]
+        return results.plots.panels([self.plot, *charts] if view.map is not None or not charts else charts)
 
-    data: xr.Dataset
+    def __repr__(self) -> str:
+        return as_text(self.view())
 
-    #: The axis of the Dataset that each kind of rows is on.
-    ROWS: ClassVar[Mapping[str, str]]
+    def _repr_html_(self) -> str:
+        return results.card.as_html(self.view())
 
-    def __post_init__(self) -> None:
-        self.check()
+    @property
+    def _kind(self) -> str:
+        return f"{type(self).__module__.partition('.')[0]}.{type(self).__name__}"
 
-    @abstractmethod
-    def check(self) -> None:
-        """Raise ValueError where an invariant does not hold."""
+    @property
+    def _notes(self) -> list[str]:
+        return [str(note) for note in self.data.attrs.get("notes") or ()]
 
-    def to_xarray(self) -> xr.Dataset:
-        """The Dataset, settings among its attributes."""
-        return self.data.copy()
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in self.data.attrs.items() if name != "notes"}
 
-    @classmethod
-    def from_xarray(cls, dataset: xr.Dataset) -> Self:
-        """The result that holds this Dataset.
 
-        Raises:
-            ValueError: a variable is missing, or an invariant does not hold.
-
-        """
-        return cls(dataset)
-
-    def _frame(self, rows: str) -> pd.DataFrame:
-        return axis_frame(self.data, self.ROWS[rows])
+def axis_rows(axis: str) -> Callable[[Result], pd.DataFrame]:
+    """The table of `to_pandas` with a row for each entry of an axis."""
+    return lambda result: axis_frame(result.data, axis)
 
 
 def axis_frame(data: xr.Dataset, axis: str) -> pd.DataFrame:
@@ -124,8 +208,21 @@ def axis_frame(data: xr.Dataset, axis: str) -> pd.DataFrame:
     return frame
 
 
-def check_variables(dataset: xr.Dataset, needed: Iterable[str], maker: str) -> None:
-    """An error that names the variables a Dataset lacks, and what makes one that has them."""
-    missing = sorted(set(needed) - set(map(str, dataset.variables)))
-    if missing:
-        raise ValueError(f"the dataset lacks {missing}; {maker} makes one that has them")
+def plain_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """A copy of attributes as JSON keeps them."""
+    plain = {}
+    for key, value in attrs.items():
+        try:
+            plain[str(key)] = json.loads(json.dumps(value, default=_scalar))
+        except TypeError as error:
+            raise TypeError(
+                f"attrs[{key!r}] is a {type(value).__name__}, which a file cannot keep ({error}); "
+                "use numbers, strings, booleans, None, and lists or mappings of them"
+            ) from error
+    return plain
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"no plain value: {type(value).__name__}")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
-from capalloc.results.base import Stored, check_variables
-from capalloc.results.view import Card, Shown
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, estimate
 
 #: Levels of the quantiles, and the number of bins of the histograms, of decoupling over pairs.
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BINS = 20
 #: Columns of the table, and how each is headed where a person reads it.
-COLUMNS = {
+GATE_COLUMNS = {
     "kind": "kind",
     "units": "units",
     "decoupling": "units d",
@@ -29,12 +24,11 @@ COLUMNS = {
     "dead": "dead",
     "saturated": "saturated",
 }
-ESTIMATES = ("decoupling", "coupled_decoupling", "example_decoupling")
-FROM_0_TO_1 = (*ESTIMATES, "dead", "saturated")
+#: What has a standard error, and what it is of.
+ESTIMATES = {"decoupling": "units", "coupled_decoupling": "units, by coupling", "example_decoupling": "examples"}
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Decoupling(Stored, Shown):
+class Decoupling(Result):
     """How far each gate of a network decouples what passes it: 0 as a linear map, 1 totally.
 
     One entry along "layer" for each gate, in order of depth (docs/theory.md, section 3):
@@ -59,17 +53,13 @@ class Decoupling(Stored, Shown):
     """
 
     FORMAT = "capalloc-decoupling"
-    ROWS: ClassVar = {"layers": "layer"}
-
-    def check(self) -> None:
-        """Variables are there, and decouplings in [0, 1]."""
-        errors = (f"{name}_error" for name in ESTIMATES)
-        check_variables(self.data, ("layer", *COLUMNS, "operator", *errors), "capalloc.decoupling()")
-        for name in FROM_0_TO_1:
-            values = self.data[name].to_numpy()
-            outside = (values < 0) | (values > 1)
-            if outside.any():
-                raise ValueError(f"{name} must lie in [0, 1], but holds {values[outside][0]:.6g}")
+    MAKER = "capalloc.decoupling()"
+    SCHEMA: ClassVar = {
+        **dict.fromkeys(("layer", "kind", "operator", "units", "mean_squared_gate"), Variable(("layer",))),
+        **{f"{name}_error": Variable(("layer",)) for name in ESTIMATES},
+        **dict.fromkeys((*ESTIMATES, "dead", "saturated"), Variable(("layer",), 0, 1)),
+    }
+    ROWS: ClassVar = {"layers": axis_rows("layer")}
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -85,54 +75,70 @@ class Decoupling(Stored, Shown):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw decoupling by depth on `ax`, or on a new figure.
+    def view(self) -> View:
+        """Decoupling of each gate, as a table and by depth."""
+        examples = self.data.attrs.get("num_examples", "?")
+        means = {
+            label: values.mean() for name, label in ESTIMATES.items() if len(values := self.data[name].dropna("layer"))
+        }
+        return View(
+            kind=self._kind,
+            title="Decoupling by depth",
+            heading=f"{len(self)} gates on {examples} examples",
+            facts=[
+                Fact("gates", str(len(self)), f"on {examples} examples", detail=True),
+                *(
+                    Fact(f"mean over gates, {label}", f"{mean:.3f}", "0 linear, 1 total", detail=True)
+                    for label, mean in means.items()
+                ),
+            ],
+            tables=[
+                Table(
+                    "gates",
+                    ["gate", *GATE_COLUMNS.values()],
+                    [self._row(layer) for layer in self.layers],
+                    spare=("E[a²]", "saturated"),
+                )
+            ],
+            charts=[self._chart()],
+            notes=self._notes,
+            series={"layers": self.data["decoupling"].to_series().to_dict()},
+            rows=tuple(self.ROWS),
+            settings=self._settings,
+        )
 
-        Bars are two standard errors, the band holds the middle half of the pairs of units, and normalisation,
-        attention and softmax are marked as what they are.
-        """
-        if ax is None:
-            ax = plt.figure(layout="constrained").add_subplot()
-        depth = np.arange(len(self))
-        labels = {"decoupling": "units", "coupled_decoupling": "units, by coupling", "example_decoupling": "examples"}
-        for (name, label), marker, shift in zip(labels.items(), "o^s", (-0.12, 0, 0.12), strict=True):
-            if self.data[name].isnull().all():
+    def _row(self, layer: str) -> list[str]:
+        row = self.data.sel(layer=layer)
+        return [layer, *(_cell(row, name) for name in GATE_COLUMNS)]
+
+    def _chart(self) -> Chart:
+        depth, data = np.arange(1, len(self) + 1), self.data
+        lines = []
+        for k, (name, label) in enumerate(ESTIMATES.items()):
+            if data[name].isnull().all():
                 continue
-            error = 2 * self.data[f"{name}_error"].fillna(0)
-            ax.errorbar(depth + shift, self.data[name], yerr=error, fmt=marker, capsize=2, markersize=5, label=label)
-        if "decoupling_quantiles" in self.data:
-            low, high = (self.data["decoupling_quantiles"].sel(quantile=q).to_numpy() for q in (0.25, 0.75))
-            ax.vlines(depth - 0.12, low, high, color="C0", alpha=0.25, linewidth=8)
-        kinds = self.data["kind"].to_numpy()
+            band = None
+            if name == "decoupling" and "decoupling_quantiles" in data:
+                low, high = (data["decoupling_quantiles"].sel(quantile=q).to_numpy() for q in (0.25, 0.75))
+                band = (low, high)
+            spread = 2 * data[f"{name}_error"].fillna(0).to_numpy()
+            lines.append(Line(label, depth + 0.12 * (k - 1), data[name].to_numpy(), "dots", k, spread, band, True))
+        kinds = map(str, data["kind"].to_numpy())
         names = [
             name if kind == "activation" else f"{name} ({kind})" for name, kind in zip(self.layers, kinds, strict=True)
         ]
-        ax.set_xticks(depth, names, rotation=45 if len(self) > 4 else 0, ha="right" if len(self) > 4 else "center")
-        ax.set(ylim=(-0.03, 1.03), ylabel="decoupling (0 linear, 1 total)", xlabel="gate, by depth")
-        ax.legend(loc="best", fontsize="small")
-        return ax
-
-    def tables(self) -> dict[str, list[list[str]]]:
-        """The rows that a person reads, header first."""
-        rows = [["gate", *COLUMNS.values()]]
-        for layer in self.layers:
-            row = self.data.sel(layer=layer)
-            rows.append([layer, *(_cell(row, name) for name in COLUMNS)])
-        return {"gates": rows}
-
-    def _card(self) -> Card:
-        heading = f"{len(self)} gates on {self.data.attrs.get('num_examples', '?')} examples"
-        notes = [str(note) for note in self.data.attrs.get("notes", ())]
-        return Card("Decoupling", heading, tables=self.tables(), notes=notes)
+        return Chart(
+            "Decoupling of each gate; bars are two standard errors",
+            lines,
+            Axis("gate, inputs first", 0.5, len(self) + 0.5, whole=True, names=names),
+            Axis("decoupling (0 linear, 1 total)", -0.03, 1.03),
+        )
 
 
 def _cell(row: xr.Dataset, name: str) -> str:
     value: Any = row[name].item()
     if isinstance(value, (str, int)):
         return str(value)
-    if not np.isfinite(value):
-        return "–"
     if name in ESTIMATES:
-        error = row[f"{name}_error"].item()
-        return f"{value:.3f} ± {error:.3f}" if np.isfinite(error) else f"{value:.3f}"
-    return f"{value:.1%}" if name in ("dead", "saturated") else f"{value:.3g}"
+        return estimate(value, row[f"{name}_error"].item())
+    return estimate(value, digits=".1%" if name in ("dead", "saturated") else ".3g")

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-import matplotlib.pyplot as plt
 import xarray as xr
 
-from capalloc.results.base import Stored, check_variables
+from capalloc.results.base import Result, Variable, axis_rows
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
-from capalloc.results.view import Card, Shown
-from capalloc.results.words import Tables
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from capalloc.results.view import Table, View
 
 FIELD = ("axis", "field_size", "field_start", "field_stride", "field_cut", "field_deviation")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Diagnosis(Stored, Shown):
+class Diagnosis(Result):
     """`scaling`, `shattering` and the receptive field of one model, as one result.
 
     Args:
@@ -34,46 +27,33 @@ class Diagnosis(Stored, Shown):
     """
 
     FORMAT = "capalloc-diagnosis"
-    ROWS: ClassVar = {"layers": "layer", "blocks": "block", **Shattering.ROWS, "axes": "axis"}
+    MAKER = "capalloc.diagnose()"
+    SCHEMA: ClassVar = dict.fromkeys(FIELD, Variable(("axis",)))
+    ROWS: ClassVar = {
+        "layers": axis_rows("layer"),
+        "blocks": axis_rows("block"),
+        **Shattering.ROWS,
+        "axes": axis_rows("axis"),
+    }
 
     def check(self) -> None:
-        """All parts are there."""
-        check_variables(self.data, FIELD, "capalloc.diagnose()")
+        """Both parts can be made."""
         _ = self.scaling, self.shattering
 
     @property
     def scaling(self) -> Scaling:
         """Rates of residual blocks, gains of layers."""
-        return Scaling(_part(self.data, "block", "layer"))
+        return Scaling(self._part("scaling", "block", "layer"))
 
     @property
     def shattering(self) -> Shattering:
         """Correlations of gradients."""
-        return Shattering(_part(self.data, "place", "gate", "distance"))
+        return Shattering(self._part("shattering", "place", "gate", "distance"))
 
     @property
     def advice(self) -> list[str]:
         """What to change; empty where nothing is out of balance."""
         return [*self.scaling.advice, *self.shattering.advice]
-
-    def tables(self) -> Tables:
-        """The rows that a person reads, header first."""
-        rows = [["axis", "size", "from", "stride", "deviation"]]
-        for k in range(self.data.sizes["axis"]):
-            axis, size, start, stride, cut, deviation = (self.data[name].to_numpy()[k] for name in FIELD)
-            every = "" if stride != stride else f"{stride:g}"  # NaN: none
-            rows.append([str(axis), f"{size:g}{' (cut)' if cut else ''}", f"{start:g}", every, f"{deviation:.3g}"])
-        field = {"receptive field": rows} if len(rows) > 1 else {}
-        return {**self.scaling.tables(), **self.shattering.tables(), **field}
-
-    def plot(self) -> Figure:
-        """A figure of three panels: rates or gains by depth, gradients by depth, gradients along a line."""
-        figure = plt.figure(figsize=(13, 4), layout="constrained")
-        axes = figure.subplots(1, 3)
-        self.scaling.plot(axes[0])
-        self.shattering.plot(axes[1])
-        self.shattering.plot_line(axes[2])
-        return figure
 
     @property
     def summary(self) -> str:
@@ -82,11 +62,40 @@ class Diagnosis(Stored, Shown):
         depth = scaled.phase if scaled.phase == "plain" else f"{scaled.phase}, T = {scaled.T:.3g}"
         return f"{depth}; shattering index {shattered.index:.3g}, correlation of gradients {shattered.correlation:.3g}"
 
-    def _card(self) -> Card:
-        return Card("Diagnosis", self.summary, tables=self.tables(), notes=self.advice)
+    def view(self) -> View:
+        """Everything of the parts, and the receptive field."""
+        parts = {"scaling": self.scaling.view(), "shattering": self.shattering.view()}
+        own = {name: value for name, value in self._settings.items() if name not in parts}
+        return View(
+            kind=self._kind,
+            title="Diagnosis of depth",
+            heading=self.summary,
+            facts=[fact for part in parts.values() for fact in part.facts],
+            tables=[*(table for part in parts.values() for table in part.tables), *self._field()],
+            charts=[chart for part in parts.values() for chart in part.charts],
+            advice=self.advice,
+            notes=[*self._notes, *(note for part in parts.values() for note in part.notes)],
+            values={
+                "summary": self.summary,
+                **parts["scaling"].values,
+                **parts["shattering"].values,
+                "advice": self.advice,
+            },
+            series=parts["scaling"].series,
+            rows=tuple(self.ROWS),
+            settings=own | {f"{name}: {key}": v for name, part in parts.items() for key, v in part.settings.items()},
+        )
 
+    def _field(self) -> list[Table]:
+        rows = []
+        for k in range(self.data.sizes["axis"]):
+            axis, size, start, stride, cut, deviation = (self.data[name].to_numpy()[k] for name in FIELD)
+            every = "" if stride != stride else f"{stride:g}"  # NaN: none
+            rows.append([str(axis), f"{size:g}{' (cut)' if cut else ''}", f"{start:g}", every, f"{deviation:.3g}"])
+        return [Table("receptive field", ["axis", "size", "from", "stride", "deviation"], rows)] if rows else []
 
-def _part(data: xr.Dataset, *dims: str) -> xr.Dataset:
-    """The variables over some dimensions."""
-    kept = [name for name, variable in data.variables.items() if variable.dims and set(variable.dims) <= set(dims)]
-    return data[kept]
+    def _part(self, name: str, *axes: str) -> xr.Dataset:
+        """The variables over some axes, with the settings of one part."""
+        variables = self.data.variables.items()
+        kept = [name for name, variable in variables if variable.dims and set(variable.dims) <= set(axes)]
+        return self.data[kept].drop_attrs(deep=False).assign_attrs(self.data.attrs.get(name) or {})

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from capalloc.results.base import Savable, axis_frame, check_variables
-from capalloc.results.plots import plot_map
-from capalloc.results.view import Card, Shown
+from capalloc import results
+from capalloc.results.base import Result, Variable, axis_frame
+from capalloc.results.view import Axis, Chart, Fact, Line, Map, Table, View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 #: Names of the grid's axes, by their number.
 SPACE = {1: ("column",), 2: ("row", "column"), 3: ("plane", "row", "column")}
 #: What rounding may cost: mass against 1, and probabilities below 0.
-ROUNDING = 1e-10
+MASS_TOLERANCE = 1e-10
 
 
 def on_grid(values: NDArray[np.float64], spacing: float, *leading: tuple[str, NDArray[np.int64]]) -> xr.DataArray:
@@ -31,8 +30,7 @@ def on_grid(values: NDArray[np.float64], spacing: float, *leading: tuple[str, ND
     return xr.DataArray(values, [*leading, *space], name="law")
 
 
-@dataclass(frozen=True, eq=False)
-class Evolution(Savable, Shown):
+class Evolution(Result):
     """Where one unit of capacity is after each block, counted from the output: a law, and what the border absorbed.
 
     Args:
@@ -45,23 +43,38 @@ class Evolution(Savable, Shown):
 
     """
 
-    law: xr.DataArray
-    absorbed: xr.DataArray
-    settings: Mapping[str, str] = field(default_factory=dict)
-
     FORMAT = "capalloc-evolution"
-    ROWS = ("depths", "positions")
+    MAKER = "Evolution.to_xarray()"
+    SCHEMA: ClassVar = {
+        "law": Variable(("depth", "*"), low=-MASS_TOLERANCE),
+        "absorbed": Variable(("depth",), low=-MASS_TOLERANCE),
+    }
 
-    def __post_init__(self) -> None:
-        if self.law.dims[:1] != ("depth",) or self.absorbed.dims != ("depth",) or self.law.ndim < 2:
-            raise ValueError(
-                f"law must be (depth, *space) and absorbed (depth,), got {self.law.dims} and {self.absorbed.dims}"
-            )
-        if float(self.law.min()) < -ROUNDING or float(self.absorbed.min()) < -ROUNDING:
-            raise ValueError(f"law and absorbed must be at least 0, got {float(self.law.min()):.3g}")
+    def __init__(self, law: xr.DataArray, absorbed: xr.DataArray, settings: Mapping[str, str] | None = None) -> None:
+        for name, values in {"law": law, "absorbed": absorbed}.items():
+            self.SCHEMA[name].check(name, values)
+        super().__init__(xr.Dataset({"law": law, "absorbed": absorbed}, attrs=dict(settings or {})))
+
+    def check(self) -> None:
+        """Probabilities sum to 1 at every depth."""
         total = self.law.sum(self.space) + self.absorbed
-        if not float(abs(total - 1).max()) < ROUNDING:
+        if not float(abs(total - 1).max()) < MASS_TOLERANCE:
             raise ValueError(f"law and absorbed must sum to 1 at every depth, got {total.to_numpy().tolist()}")
+
+    @property
+    def law(self) -> xr.DataArray:
+        """Probabilities, (depth, *space)."""
+        return self.data["law"]
+
+    @property
+    def absorbed(self) -> xr.DataArray:
+        """Probability lost at the borders up to each depth, (depth,)."""
+        return self.data["absorbed"]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Description, borders and the like."""
+        return dict(self.data.attrs)
 
     @property
     def space(self) -> tuple[str, ...]:
@@ -100,21 +113,6 @@ class Evolution(Savable, Shown):
         squares = self.covariance.to_numpy().diagonal(axis1=1, axis2=2)
         return xr.zeros_like(self.mean).copy(data=np.sqrt(squares.clip(min=0))).rename("deviation")
 
-    def to_xarray(self) -> xr.Dataset:
-        """All of it as a Dataset: `law`, `absorbed`, and the settings as attributes."""
-        return xr.Dataset({"law": self.law, "absorbed": self.absorbed}, attrs=dict(self.settings))
-
-    @classmethod
-    def from_xarray(cls, dataset: xr.Dataset) -> Evolution:
-        """The evolution that `to_xarray` was called on.
-
-        Raises:
-            ValueError: a variable is missing, or an invariant does not hold.
-
-        """
-        check_variables(dataset, ("law", "absorbed"), "Evolution.to_xarray()")
-        return cls(dataset["law"], dataset["absorbed"], dict(dataset.attrs))
-
     def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
         """A tidy table of the walk.
 
@@ -128,9 +126,7 @@ class Evolution(Savable, Shown):
         """
         return super().to_pandas(rows)
 
-    def _frame(self, rows: str) -> pd.DataFrame:
-        if rows == "positions":
-            return self.law.rename("probability").to_dataframe(dim_order=["depth", *self.space]).reset_index()
+    def _depths(self) -> pd.DataFrame:
         moments = {"mean": self.mean, "deviation": self.deviation}
         columns = {
             f"{name}_{axis}": values.sel(axis=axis, drop=True)
@@ -138,6 +134,11 @@ class Evolution(Savable, Shown):
             for axis in self.space
         }
         return axis_frame(xr.Dataset({"absorbed": self.absorbed, **columns}), "depth")
+
+    def _positions(self) -> pd.DataFrame:
+        return self.law.rename("probability").to_dataframe(dim_order=["depth", *self.space]).reset_index()
+
+    ROWS: ClassVar = {"depths": _depths, "positions": _positions}
 
     def plot(self, ax: Axes | None = None, title: str = "", depth: int = -1) -> Axes:
         """Draw the law at one depth: a line, or a map summed over the leading axes.
@@ -148,12 +149,7 @@ class Evolution(Savable, Shown):
             depth: number of blocks passed; -1 for all.
 
         """
-        ax = plot_map(self.law.isel(depth=depth), ax, title)
-        if len(self.space) == 1:
-            ax.set_ylabel("probability")
-        elif (bar := ax.images[-1].colorbar) is not None:
-            bar.set_label("probability")
-        return ax
+        return results.plots.plot_map(self.law.isel(depth=depth), ax, title, unit="probability")
 
     @property
     def _present(self) -> xr.DataArray:
@@ -164,30 +160,45 @@ class Evolution(Savable, Shown):
     def _axis(self, name: str) -> xr.DataArray:
         return xr.DataArray(list(self.space), dims=name, name=name)
 
-    def _card(self) -> Card:
-        rows = [["axis", "mean", "standard deviation"]]
-        ends = zip(self.space, self.mean.to_numpy()[-1], self.deviation.to_numpy()[-1], strict=True)
-        rows += [[name, f"{mean:.4g}", f"{deviation:.4g}"] for name, mean, deviation in ends]
-        return Card(
-            "depth_limit.Evolution",
-            f"{self.law.sizes['depth'] - 1} blocks",
-            facts={**self.settings, "absorbed": f"{float(self.absorbed[-1]):.4g}"},
-            tables={"at the inputs, in pixels": rows},
-            map=self.final * 100,
-            label="percent at the inputs",
-        )
-
-    def __repr__(self) -> str:
+    def view(self) -> View:
+        """Where the walk ends, and how it spreads on the way."""
+        blocks = self.law.sizes["depth"] - 1
+        mean, deviation = self.mean.to_numpy(), self.deviation.to_numpy()
         size = " x ".join(f"{name} {self.law.sizes[name]}" for name in self.space)
-        described = ", ".join(f"{key} {value}" for key, value in self.settings.items())
-        spread = ", ".join(
-            f"{name} {mean:.4g} +/- {deviation:.4g}"
-            for name, mean, deviation in zip(
-                self.space, self.mean.to_numpy()[-1], self.deviation.to_numpy()[-1], strict=True
-            )
+        made = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        ends = list(zip(self.space, mean[-1], deviation[-1], strict=True))
+        spread = [Line(name, range(blocks + 1), deviation[:, k], "line", k) for k, name in enumerate(self.space)]
+        return View(
+            kind=self._kind,
+            title="Walk through depth",
+            heading=f"{blocks} blocks on {size}" + (f": {made}" if made else ""),
+            about="Where one unit of capacity, let go at an output position, ends among the inputs.",
+            facts=[
+                *(Fact(f"deviation, {name}", f"{sd:.4g}", "pixels", detail=True) for name, _, sd in ends),
+                Fact("absorbed", f"{float(self.absorbed[-1]):.4g}", "at the borders"),
+            ],
+            tables=[
+                Table(
+                    "at the inputs, in pixels",
+                    ["axis", "mean", "standard deviation"],
+                    [[name, f"{centre:.4g}", f"{sd:.4g}"] for name, centre, sd in ends],
+                )
+            ],
+            charts=[
+                Chart(
+                    "Spread on the way",
+                    spread,
+                    Axis("blocks passed, outputs first", whole=True),
+                    Axis("deviation in pixels"),
+                )
+            ],
+            map=Map(
+                self.final.drop_vars("depth", errors="ignore").clip(min=0),
+                "probability",
+                f"after {blocks} blocks",
+                "percent at the inputs",
+                100,
+            ),
+            rows=("depths",),
+            settings=self.settings,
         )
-        lines = [f"Evolution through {self.law.sizes['depth'] - 1} blocks on {size}", f"  {described}"]
-        lines.append(
-            f"  at the inputs (mean +/- standard deviation): {spread}; absorbed {float(self.absorbed[-1]):.4g}"
-        )
-        return "\n".join(line for line in lines if line.strip())

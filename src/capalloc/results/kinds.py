@@ -1,12 +1,14 @@
-"""Files of any result: which one a file holds, and the result itself, with no model at hand."""
+"""The list of results, and the result that a file holds, of whatever kind."""
 
 from __future__ import annotations
 
 import os
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from typing import Final
 
 from capalloc._runtime.files import read_name
 from capalloc.results.allocation import Allocation
+from capalloc.results.base import Result
 from capalloc.results.decoupling import Decoupling
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.evolution import Evolution
@@ -14,19 +16,24 @@ from capalloc.results.receptive_field import ReceptiveField
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
 
-Result: TypeAlias = Allocation | Decoupling | Diagnosis | Evolution | ReceptiveField | Scaling | Shattering
+#: Every kind of result, in the order of a report.
+RESULTS: Final[tuple[type[Result], ...]] = (
+    Allocation,
+    ReceptiveField,
+    Decoupling,
+    Diagnosis,
+    Scaling,
+    Shattering,
+    Evolution,
+)
 
-#: Every kind of result, by the name of its format.
-KINDS: Final[dict[str, type[Result]]] = {
-    kind.FORMAT: kind for kind in (Allocation, Decoupling, Diagnosis, Evolution, ReceptiveField, Scaling, Shattering)
-}
 
-
-def load(path: str | os.PathLike[str]) -> Result:
-    """The result that a file holds, of whatever kind; nothing in the file is executed or unpickled.
+def load(path: str | os.PathLike[str], kinds: Sequence[type[Result]] = RESULTS) -> Result:
+    """Read the result that a file holds, of whatever kind; nothing in the file is executed or unpickled.
 
     Args:
         path: a file that `save` of a result wrote.
+        kinds: classes of the results that it may hold, those of capalloc by default.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -34,7 +41,8 @@ def load(path: str | os.PathLike[str]) -> Result:
 
     """
     name = read_name(path)
-    if name not in KINDS:
-        known = ", ".join(sorted(kind.__name__ for kind in KINDS.values()))
-        raise ValueError(f"{path} holds {name or 'no format mark'!r}, which is none of the results {known}")
-    return KINDS[name].load(path)
+    for kind in kinds:
+        if name == kind.FORMAT:
+            return kind.load(path)
+    known = ", ".join(sorted(kind.__name__ for kind in kinds))
+    raise ValueError(f"{path} holds {name or 'no format mark'!r}, which is none of the results {known}")

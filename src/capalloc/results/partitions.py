@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from capalloc.results.regions import COLUMNS, ROWS, region_name, thirds
+from capalloc.results.regions import HORIZONTAL, VERTICAL, region_name, thirds
 
 #: From a capacity map to labels over some of its axes, or all.
 Labelling = Callable[[xr.DataArray], xr.DataArray]
@@ -85,8 +85,8 @@ def regions(capacity: xr.DataArray) -> xr.DataArray:
     if capacity.ndim < 2:
         raise ValueError(f"a grid of regions needs a map of at least two axes, got {capacity.dims}")
     row, column = capacity.dims[-2:]
-    vertical = _thirds_of(ROWS, capacity.sizes[row])
-    horizontal = _thirds_of(COLUMNS, capacity.sizes[column])
+    vertical = _thirds_of(VERTICAL, capacity.sizes[row])
+    horizontal = _thirds_of(HORIZONTAL, capacity.sizes[column])
     names = [[region_name(v, h) for h in horizontal] for v in vertical]
     return xr.DataArray(names, dims=(row, column))
 

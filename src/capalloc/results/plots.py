@@ -1,38 +1,31 @@
-"""Pictures of capacity maps: on a matplotlib Axes, or as a line of SVG for a page.
+"""Pictures on a matplotlib Axes: maps, the map of a receptive field, charts.
 
-Maps of more than two axes are summed over the leading ones; a map of one axis is a line, or one row of cells.
+Maps of more than two axes are summed over the leading ones; a map of one axis is a line.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from markupsafe import Markup
-from matplotlib import colormaps
-from matplotlib.image import imsave
-from numpy.typing import NDArray
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from capalloc._runtime.files import atomically
-from capalloc.results.regions import image
-from capalloc.results.templating import render
+from capalloc.results.regions import RING_SHARES, image, limits, ring, smallest_region
+from capalloc.results.svg import DIVERGING, SEQUENTIAL
+from capalloc.results.view import Chart, Line
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-#: Colours that keep their order in grey and for colour-blind readers: for maps, and for differences.
-SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
-#: Up to this many cells, each is a rectangle that names itself; above, the map is one embedded picture.
-MAX_CELLS = 4096
-#: Up to this many columns the number is written in the cell.
-MAX_LABELS = 12
+#: Line styles of the rings of a field.
+RING_STYLES = dict(zip(RING_SHARES, ("solid", "dashed"), strict=True))
+#: Markers of dots, by their colour.
+MARKERS = "o^sD"
+#: Up to so many names along an axis are level, up to so many are written at all.
+LEVEL_NAMES, MOST_NAMES = 4, 32
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -44,7 +37,18 @@ def save_figure(figure: Figure, path: Path) -> None:
         plt.close(figure)
 
 
-def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "", signed: bool = False) -> Axes:
+def panels(drawings: Sequence[Callable[[Axes], object]]) -> Figure:
+    """Draw each on an Axes of its own, side by side on a new figure."""
+    figure = plt.figure(figsize=(4.35 * len(drawings), 4) if len(drawings) > 1 else None, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(drawings)))
+    for draw, ax in zip(drawings, axes, strict=True):
+        draw(ax)
+    return figure
+
+
+def plot_map(
+    values: xr.DataArray, ax: Axes | None = None, title: str = "", signed: bool = False, unit: str = "parameters"
+) -> Axes:
     """Draw a map of capacity per input.
 
     Args:
@@ -52,13 +56,13 @@ def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "", sign
         ax: where to draw; a new figure by default.
         title: above the map.
         signed: a difference: diverging colours, symmetrical around zero.
+        unit: what the values are counted in.
 
     Returns:
         The Axes drawn on, with a colour bar for an image.
 
     """
-    if ax is None:
-        _, ax = plt.subplots(layout="constrained")
+    ax = ax or _new()
     summed = [str(dim) for dim in values.dims[:-2] if values.sizes[dim] > 1]
     flat = image(values)
     ax.set_title(title + (f" (summed over {', '.join(summed)})" if summed else ""), fontsize="medium")
@@ -66,93 +70,87 @@ def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "", sign
     if flat.ndim == 1:
         positions = flat.coords.get(flat.dims[0], xr.DataArray(np.arange(flat.size)))
         ax.plot(positions, flat, marker="o" if flat.size <= 64 else None)
-        ax.set_ylabel("capacity")
+        ax.set_ylabel("capacity" if unit == "parameters" else unit)
         return ax
     low, high = limits(flat, signed)
     drawn = ax.imshow(flat, cmap=DIVERGING if signed else SEQUENTIAL, vmin=low, vmax=high, aspect="equal")
     ax.set_ylabel(str(flat.dims[0]))
-    plt.colorbar(drawn, ax=ax, label="parameters", fraction=0.046, pad=0.04)
+    plt.colorbar(drawn, ax=ax, label=unit, fraction=0.046, pad=0.04)
     return ax
 
 
-def limits(values: xr.DataArray, signed: bool = False) -> tuple[float, float]:
-    """The colour scale of a map: from zero, or symmetrical around it."""
-    flat = image(values)
-    high = float(abs(flat).max()) or 1.0
-    return (-high if signed else 0.0, high)
-
-
-def map_svg(
-    values: xr.DataArray,
-    scale: tuple[float, float] | None = None,
-    signed: bool = False,
-    label: str = "capacity per input",
-    max_cells: int = MAX_CELLS,
-    lines: Mapping[str, str] | None = None,
-) -> Markup:
-    """The map as inline SVG, without a script: each cell names its place and value where there are few.
+def plot_field(
+    flat: xr.DataArray, box: Mapping[str, tuple[int, int]], label: str, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """Draw a map of one or two axes, the theoretical field's box, and the regions that hold 68 % and 95 %.
 
     Args:
-        values: capacity over the input's own axes.
-        scale: lowest and highest value of the colours; the map's own `limits` by default.
-        signed: a difference: diverging colours.
-        label: what a screen reader says the picture is.
-        max_cells: above this many the map is one embedded picture.
-        lines: outlines drawn over it, SVG paths in cells by the class of each.
+        flat: the map.
+        box: start and stop of the theoretical field on each axis.
+        label: what the map is of.
+        ax: where to draw; a new figure by default.
+        title: above the map.
 
     """
-    flat = image(values)
-    cells = np.atleast_2d(np.asarray(flat, dtype=float))
-    low, high = scale or limits(values, signed)
-    rgb = colours((cells - low) / (high - low), signed)
-    few = cells.size <= max_cells
-    names = [str(dim) for dim in flat.dims]
-    return render(
-        "map.svg",
-        label=label,
-        rows=cells.shape[0],
-        columns=cells.shape[1],
-        cells=_cells(cells, rgb, names, signed) if few else [],
-        png="" if few else png(rgb),
-        lines=lines or {},
+    ax = plot_map(flat, ax, title, unit=label)
+    values = flat.to_numpy()
+    if flat.ndim == 1:
+        start, stop = box[str(flat.dims[0])]
+        ax.axvspan(start - 0.5, stop - 0.5, fill=False, edgecolor="black", label="theoretical")
+        for (share, style), colour in zip(RING_STYLES.items(), ("C1", "C2"), strict=True):
+            inside = np.flatnonzero(smallest_region(values, share))
+            for edge in (inside[0] - 0.5, inside[-1] + 0.5):
+                ax.axvline(edge, linestyle=style, color=colour, label=f"{share:.0%}" if edge < inside[0] else None)
+    else:
+        (top, bottom), (left, right) = (box[str(dim)] for dim in flat.dims)
+        frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="white")
+        frame.set_label("theoretical")
+        ax.add_patch(frame)
+        for share, style in RING_STYLES.items():
+            region = np.pad(ring(values, share), 1).astype(float)
+            places = [np.arange(-1, n - 1) for n in region.shape]
+            ax.contour(places[1], places[0], region, levels=[0.5], colors="white", linestyles=style, linewidths=1)
+            ax.plot([], [], color="white", linestyle=style, label=f"{share:.0%}")
+    # White lines need the map's dark ground under their names too.
+    ax.legend(
+        fontsize="small",
+        facecolor="white" if flat.ndim == 1 else "#440154",
+        labelcolor="black" if flat.ndim == 1 else "white",
     )
+    return ax
 
 
-def colours(shares: NDArray[np.float64], signed: bool = False) -> NDArray[np.float64]:
-    """Colours of values in 0 .. 1: (*shape, 3)."""
-    return np.asarray(colormaps[DIVERGING if signed else SEQUENTIAL](shares))[..., :3]
+def plot_chart(chart: Chart, ax: Axes | None = None) -> Axes:
+    """Draw the lines of a chart on `ax`, or on a new figure, with the names of places where the axis has them."""
+    ax = ax or _new()
+    for line in chart.lines:
+        _plot_line(line, ax)
+    names = chart.x.names
+    if 0 < len(names) <= MOST_NAMES:
+        first = next(np.asarray(line.x) for line in chart.lines if line.named)[0]
+        ax.set_xticks(np.round(first) + np.arange(len(names)), names)
+        if len(names) > LEVEL_NAMES:
+            plt.setp(ax.get_xticklabels(), rotation=45, ha="right")
+    ax.set_title(chart.title, fontsize="medium")
+    ax.set(xlabel=chart.x.label, ylabel=chart.y.label, yscale="log" if chart.y.log else "linear")
+    if chart.y.low is not None:
+        ax.set_ylim(chart.y.low, chart.y.high)
+    ax.legend(loc="best", fontsize="small")
+    return ax
 
 
-def png(rgb: NDArray[np.float64]) -> str:
-    """A picture of one pixel per cell as a data address."""
-    buffer = io.BytesIO()
-    imsave(buffer, rgb, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _plot_line(line: Line, ax: Axes) -> None:
+    x, y, colour = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float), f"C{line.colour}"
+    if line.style != "dots":
+        thin = {"color": "black", "linewidth": 0.8} if line.style == "thin" else {"color": colour}
+        ax.plot(x, y, linestyle="dashed" if line.style == "dashed" else "solid", label=line.name or None, **thin)
+        return
+    marker = MARKERS[line.colour % len(MARKERS)]
+    joined = "-" if line.spread is None else ""
+    ax.errorbar(x, y, line.spread, fmt=marker + joined, color=colour, capsize=2, markersize=5, label=line.name)
+    if line.band is not None:
+        ax.vlines(x, *line.band, color=colour, alpha=0.25, linewidth=8)
 
 
-def gradient(signed: bool = False) -> str:
-    """The colour scale as a CSS gradient from left to right."""
-    stops = ", ".join(_hex(colour) for colour in colours(np.linspace(0, 1, 9), signed))
-    return f"linear-gradient(to right, {stops})"
-
-
-def _cells(
-    cells: NDArray[np.float64], rgb: NDArray[np.float64], names: list[str], signed: bool
-) -> list[dict[str, object]]:
-    written = cells.shape[1] <= MAX_LABELS
-    return [
-        {
-            "row": row,
-            "column": column,
-            "place": ", ".join(f"{name} {k}" for name, k in zip(names, (row, column)[-len(names) :], strict=True)),
-            "value": f"{value:{'+' if signed else ''}.1f}" if written else "",
-            "exact": f"{value:{'+' if signed else ''}.4g}",
-            "fill": _hex(rgb[row, column]),
-            "ink": "#000" if rgb[row, column] @ (0.299, 0.587, 0.114) > 0.5 else "#fff",
-        }
-        for (row, column), value in np.ndenumerate(cells)
-    ]
-
-
-def _hex(colour: NDArray[np.float64]) -> str:
-    return "#" + "".join(f"{round(float(part) * 255):02x}" for part in colour)
+def _new() -> Axes:
+    return plt.figure(layout="constrained").add_subplot()

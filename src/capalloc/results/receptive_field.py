@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
-from capalloc.results.base import Savable, axis_frame, check_variables
-from capalloc.results.field_plot import plot_field
-from capalloc.results.view import Card, Shown
+from capalloc import results
+from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.view import Fact, Map, Table, View
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 Index = tuple[int | None, ...]  # one entry for each output axis, None for all of it
 #: What the map holds.
 NAMES = {"energy": "probability", "capacity": "capacity"}
-#: What rounding may cost the sum of a law.
-ROUNDING = 1e-6
+#: What float32 may cost the sum of a law.
+SUM_TOLERANCE = 1e-6
 
 
 def shown(position: Index) -> str:
@@ -43,13 +43,33 @@ class Extent:
 
 
 #: The columns of an extent, with the type of each.
-EXTENT = {"size": int, "start": int, "stop": int, "centre": float, "stride": float, "cut": bool, "deviation": float}
-SETTINGS = ("area_68", "area_95", "moving", "output_position", "of", "gates", "notes")
+EXTENT: dict[str, type] = get_type_hints(Extent)
 
 
-@dataclass(frozen=True, eq=False)
-class ReceptiveField(Savable, Shown):
+def _setting(name: str, about: str) -> Any:
+    """A property that reads an attribute of the Dataset; lists, as JSON keeps them, are tuples again."""
+
+    def read(result: Result) -> Any:
+        value = result.data.attrs[name]
+        return tuple(value) if isinstance(value, list) else value
+
+    return property(read, doc=about)
+
+
+class ReceptiveField(Result):
     """Where one output position looks: the support of its paths, and the map of what they carry.
+
+    Args:
+        axes: the extent along each of the input's own axes, by name.
+        map: probability (`of` "energy") or capacity in parameters, over the input's own axes.
+        support: whether any path starts there.
+        area_68: places of the smallest region that holds 68 % of the map.
+        area_95: the same for 95 %.
+        moving: axes that regions are counted over; the map is summed over the others.
+        output_position: one index for each output axis, None for all of it.
+        of: "energy" or "capacity".
+        gates: where the gates come from.
+        notes: what to know of it.
 
     Raises:
         ValueError: axes that do not fit each other, a map that is negative or not finite, or a law that does not sum
@@ -57,36 +77,72 @@ class ReceptiveField(Savable, Shown):
 
     """
 
-    axes: Mapping[str, Extent]  # by the input's own axes
-    map: xr.DataArray  # probability ("energy") or capacity in parameters, over the input's own axes
-    support: xr.DataArray  # whether any path starts there
-    area_68: int  # places of the smallest region that holds 68 % of the map
-    area_95: int
-    moving: tuple[str, ...]  # axes that regions are counted over; the map is summed over the others
-    output_position: Index
-    of: str
-    gates: str
-    notes: tuple[str, ...] = ()
-
     FORMAT = "capalloc-receptive-field"
-    ROWS = ("axes", "inputs")
+    MAKER = "ReceptiveField.to_xarray()"
+    SCHEMA: ClassVar = {
+        "map": Variable(("*",), low=0, finite=True),
+        "support": Variable(("*",)),
+        **dict.fromkeys(("axis", *EXTENT), Variable(("axis",))),
+    }
+    SETTINGS = ("area_68", "area_95", "moving", "output_position", "of", "gates", "notes")
 
-    def __post_init__(self) -> None:
+    area_68: int = _setting("area_68", "Places of the smallest region that holds 68 % of the map.")
+    area_95: int = _setting("area_95", "Places of the smallest region that holds 95 % of the map.")
+    moving: tuple[str, ...] = _setting("moving", "Axes that regions are counted over; others are summed.")
+    output_position: Index = _setting("output_position", "One index for each output axis, None for all of it.")
+    of: str = _setting("of", 'Whether the map holds "energy" or "capacity".')
+    gates: str = _setting("gates", "Where the gates come from.")
+    notes: tuple[str, ...] = _setting("notes", "What to know of it.")
+
+    def __init__(
+        self,
+        axes: Mapping[str, Extent],
+        map: xr.DataArray,
+        support: xr.DataArray,
+        area_68: int,
+        area_95: int,
+        moving: tuple[str, ...],
+        output_position: Index,
+        of: str,
+        gates: str,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        attrs = dict(zip(self.SETTINGS, (area_68, area_95, moving, output_position, of, gates, notes), strict=True))
+        variables: dict[str, Any] = {"map": map.rename("map"), "support": support}
+        for name, kind in EXTENT.items():
+            variables[name] = ("axis", np.array([getattr(extent, name) for extent in axes.values()], kind))
+        super().__init__(xr.Dataset(variables, coords={"axis": list(axes)}, attrs=attrs))
+
+    def check(self) -> None:
+        """Axes fit each other, and a law sums to 1."""
         if self.of not in NAMES:
             raise ValueError(f"of must be one of {tuple(NAMES)}, got {self.of!r}")
-        names = tuple(map(str, self.map.dims))
-        if not names or tuple(self.axes) != names or self.support.dims != self.map.dims:
+        axes, names, total = tuple(self.axes), self.data["map"].dims, float(self.data["map"].sum())
+        if axes != names or self.support.dims != names:
             raise ValueError(
-                f"axes, map and support must be over the same axes, got {tuple(self.axes)}, {names} and "
-                f"{self.support.dims}"
+                f"axes, map and support must be over the same axes, got {axes}, {names} and {self.support.dims}"
             )
         if not self.moving or not set(self.moving) <= set(names):
             raise ValueError(f"moving must name some of the axes {names}, got {self.moving}")
-        lowest, total = float(self.map.min()), float(self.map.sum())
-        if not lowest >= 0 or not np.isfinite(total):
-            raise ValueError(f"map must be finite and at least 0, but its lowest value is {lowest:.6g}")
-        if self.of == "energy" and not abs(total - 1) < ROUNDING:
+        if self.of == "energy" and not abs(total - 1) < SUM_TOLERANCE:
             raise ValueError(f"map must sum to 1, as a law does, but sums to {total:.8g}")
+
+    @property
+    def axes(self) -> dict[str, Extent]:
+        """The extent along each of the input's own axes, by name."""
+        columns = ([kind(v) for v in self.data[name].to_numpy()] for name, kind in EXTENT.items())
+        extents = [Extent(*row) for row in zip(*columns, strict=True)]
+        return dict(zip(map(str, self.data["axis"].to_numpy()), extents, strict=True))
+
+    @property
+    def map(self) -> xr.DataArray:
+        """Probability or capacity in parameters, over the input's own axes."""
+        return self.data["map"].rename(NAMES[self.of])
+
+    @property
+    def support(self) -> xr.DataArray:
+        """Whether any path starts at an input, over the input's own axes."""
+        return self.data["support"]
 
     @property
     def shown_position(self) -> str:
@@ -98,41 +154,8 @@ class ReceptiveField(Savable, Shown):
         """Theoretical size along every input axis."""
         return {name: extent.size for name, extent in self.axes.items()}
 
-    def to_xarray(self) -> xr.Dataset:
-        """Everything as one Dataset, the settings among its attributes.
-
-        Variables: `map` and `support` over the input's own axes; by "axis", `size`, `start`, `stop`, `centre`,
-        `stride`, `cut` and `deviation`.
-        """
-        extents = pd.DataFrame([asdict(extent) for extent in self.axes.values()])
-        columns = {name: ("axis", extents[name].to_numpy()) for name in EXTENT}
-        attrs = {name: getattr(self, name) for name in SETTINGS}
-        attrs |= {name: list(value) for name, value in attrs.items() if isinstance(value, tuple)}
-        variables = {"map": self.map.rename("map"), "support": self.support, **columns}
-        return xr.Dataset(variables, coords={"axis": list(self.axes)}, attrs=attrs)
-
-    @classmethod
-    def from_xarray(cls, dataset: xr.Dataset) -> ReceptiveField:
-        """The receptive field that `to_xarray` was called on.
-
-        Raises:
-            ValueError: a variable is missing, or an invariant does not hold.
-
-        """
-        check_variables(dataset, ("axis", "map", "support", *EXTENT), "ReceptiveField.to_xarray()")
-        columns = {name: [kind(v) for v in dataset[name].to_numpy()] for name, kind in EXTENT.items()}
-        rows = [Extent(*row) for row in zip(*columns.values(), strict=True)]
-        settings: dict[str, Any] = {name: dataset.attrs[name] for name in SETTINGS}
-        settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
-        return cls(
-            axes=dict(zip(map(str, dataset["axis"].to_numpy()), rows, strict=True)),
-            map=dataset["map"].rename(NAMES.get(settings["of"])),
-            support=dataset["support"],
-            **settings,
-        )
-
     def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
-        """A tidy table of the field.
+        """Make a tidy table of the field.
 
         Args:
             rows: "axes", a row for each input axis: `size`, `start`, `stop`, `centre`, `stride`, `cut`, `deviation`;
@@ -144,16 +167,11 @@ class ReceptiveField(Savable, Shown):
         """
         return super().to_pandas(rows)
 
-    def _frame(self, rows: str) -> pd.DataFrame:
-        if rows == "axes":
-            return axis_frame(self.to_xarray(), "axis")
+    def _inputs(self) -> pd.DataFrame:
         both = xr.Dataset({NAMES[self.of]: self.map, "support": self.support})
         return both.to_dataframe(dim_order=list(self.axes)).reset_index()
 
-    def _flat(self) -> xr.DataArray:
-        """The map over the last two axes that the field moves along."""
-        dims = self.moving[-2:]
-        return self.map.sum([d for d in self.map.dims if d not in dims])
+    ROWS: ClassVar = {"axes": axis_rows("axis"), "inputs": _inputs}
 
     def plot(self, ax: Axes | None = None, title: str = "") -> Axes:
         """Draw the map, the box of the theoretical field, and the smallest regions that hold 68 % and 95 %.
@@ -163,34 +181,49 @@ class ReceptiveField(Savable, Shown):
             title: above the map.
 
         """
-        box = {d: (self.axes[d].start, self.axes[d].stop) for d in self.moving[-2:]}
+        drawn = self.view().map
+        assert drawn is not None
+        assert drawn.box is not None
         label = "path energy" if self.of == "energy" else "capacity"
-        return plot_field(self._flat(), box, label, ax, title)
+        return results.plots.plot_field(drawn.small, drawn.box, label, ax, title)
 
-    def _card(self) -> Card:
-        rows = [["axis", "size", "from", "to", "stride", "deviation"]]
-        for name, e in self.axes.items():
-            size = f"{e.size}{' (cut)' if e.cut else ''}"
-            rows.append([name, size, str(e.start), str(e.stop - 1), f"{e.stride:g}", f"{e.deviation:.3g}"])
-        places = f"places of {' x '.join(self.moving)}"
-        return Card(
-            "ReceptiveField",
-            f"of output position {self.shown_position}",
-            facts={f"68 % of {self.of}": f"{self.area_68} {places}", f"95 % of {self.of}": f"{self.area_95} {places}"},
-            tables={"input axes": rows},
-            notes=self.notes,
-            map=self._flat() * (100 if self.of == "energy" else 1),
-            label="percent of path energy" if self.of == "energy" else "capacity in parameters",
+    def view(self) -> View:
+        """Where the field is, and what lies in it."""
+        energy, over = self.of == "energy", " × ".join(self.moving)
+        box = {name: (extent.start, extent.stop) for name, extent in self.axes.items()}
+        return View(
+            kind=self._kind,
+            title="Receptive field",
+            heading=f"of output position {self.shown_position}",
+            about="Where one output position looks: the frame is the theoretical extent, the rings hold 68 % and 95 % "
+            f"of {'path energy' if energy else 'its capacity'}, averaged over neighbouring places.",
+            facts=[
+                Fact("output position", self.shown_position, detail=True),
+                Fact("theoretical extent", " × ".join(str(self.axes[axis].size) for axis in self.moving), over),
+                Fact(f"68 % of {self.of}", f"{self.area_68:,}", f"places of {over}"),
+                Fact(f"95 % of {self.of}", f"{self.area_95:,}", f"places of {over}"),
+            ],
+            tables=[self._extents()],
+            map=Map(
+                self.map,
+                "share of path energy" if energy else "parameters",
+                caption="percent of path energy" if energy else "capacity in parameters",
+                factor=100 if energy else 1,
+                over=self.moving[-2:],
+                box=box,
+            ),
+            notes=self._notes,
+            values={"shown_position": self.shown_position}
+            | {name: getattr(self, name) for name in self.SETTINGS if name != "output_position"},
+            rows=("axes",),
+            settings={"output_position": self.shown_position, "of": self.of, "gates": self.gates},
         )
 
-    def __repr__(self) -> str:
-        lines = [f"ReceptiveField of output position {self.shown_position}"]
+    def _extents(self) -> Table:
+        rows = []
         for name, e in self.axes.items():
-            stride = "" if np.isnan(e.stride) else f", stride {e.stride:g}"
-            lines.append(
-                f"  {name}: {e.size} [{e.start}, {e.stop}){stride}{', cut' if e.cut else ''}, "
-                f"standard deviation {e.deviation:.3g}"
-            )
-        over = " x ".join(self.moving)
-        lines.append(f"  68 % of {self.of} in {self.area_68} places of {over}, 95 % in {self.area_95}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+            stride, cut = "–" if np.isnan(e.stride) else f"{e.stride:g}", "by the border" if e.cut else "no"
+            ends = [str(e.size), str(e.start), str(e.stop - 1), f"{e.centre:g}"]
+            rows.append([name, *ends, stride, cut, f"{e.deviation:.3g}"])
+        head = ["axis", "size", "from", "to", "centre", "stride", "cut", "deviation"]
+        return Table("along each axis of the input", head, rows)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import matplotlib.pyplot as plt
 import numpy as np
-import xarray as xr
 
-from capalloc.results.base import Stored, check_variables
-from capalloc.results.view import Card, Shown
-from capalloc.results.words import factor
+from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-BLOCK = ("block", "rate", "multiplier", "last_layer")
-LAYER = ("layer", "gain", "gradient_gain", "mean_squared_gate", "rescaled")
+#: What the shape of a network means for its training.
+PHASES = {
+    "plain": "no residual blocks",
+    "balanced": "gradients keep their likeness, and branches count",
+    "degenerate": "hardly a path goes around the branches: gradients shatter",
+    "trivial": "hardly a path goes through a branch: they propagate nothing",
+}
 #: Shares of path energy that take no branch at all, e^-T, beyond which residual blocks are out of balance.
 TRIVIAL, DEGENERATE = 0.9, 0.01
 #: Blocks and layers that are out of the balanced rate, or of gain 1, by more than these factors are advised on.
@@ -27,11 +25,10 @@ FAR_RATE, FAR_GAIN = 10.0, 1.25
 #: Total gain of a plain network beyond which float32 training is likely to fail.
 FAR_TOTAL = 1e3
 #: Lines of advice of one kind; the rest are counted.
-MOST = 5
+MOST_ADVICE = 5
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Scaling(Stored, Shown):
+class Scaling(Result):
     """Whether depth is scaled well: residual blocks by their rates, plain layers by their gains.
 
     Along "block", inputs first (docs/theory.md, section 5):
@@ -56,14 +53,13 @@ class Scaling(Stored, Shown):
     """
 
     FORMAT = "capalloc-scaling"
-    ROWS: ClassVar = {"blocks": "block", "layers": "layer"}
-
-    def check(self) -> None:
-        """Variables are there, and rates are not negative."""
-        check_variables(self.data, (*BLOCK, *LAYER), "capalloc.scaling()")
-        rates = self.data["rate"].to_numpy()
-        if (rates < 0).any():
-            raise ValueError(f"rate must not be negative, but holds {rates.min():.6g}")
+    MAKER = "capalloc.scaling()"
+    SCHEMA: ClassVar = {
+        **dict.fromkeys(("block", "multiplier", "last_layer"), Variable(("block",))),
+        "rate": Variable(("block",), low=0),
+        **dict.fromkeys(("layer", "gain", "gradient_gain", "mean_squared_gate", "rescaled"), Variable(("layer",))),
+    }
+    ROWS: ClassVar = {"blocks": axis_rows("block"), "layers": axis_rows("layer")}
 
     @property
     def T(self) -> float:  # noqa: N802
@@ -113,7 +109,7 @@ class Scaling(Stored, Shown):
     def _block_advice(self) -> Iterator[str]:
         number = self.data.sizes["block"]
         lines = []
-        for row in _rows(self.data, "block", BLOCK):
+        for row in self._rows("block"):
             rate, name = float(row["rate"]), f'block "{row["block"]}"'
             far = rate == 0 or abs(math.log(rate * number)) > math.log(FAR_RATE)
             if rate == 0:
@@ -130,7 +126,7 @@ class Scaling(Stored, Shown):
         if self.phase != "plain":
             return
         lines = []
-        for row in _rows(self.data, "layer", LAYER):
+        for row in self._rows("layer"):
             gain = float(row["gain"])
             if gain == 0:
                 lines.append(f'layer "{row["layer"]}": passes nothing (weights of zero, or gates that are all closed)')
@@ -144,48 +140,96 @@ class Scaling(Stored, Shown):
             yield f"energy {factor(total)} from inputs to outputs: activations and gradients leave the range of numbers"
         yield from _first(lines, "more layers, in the table")
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the rates by depth beside the balanced one, or the gains of a plain network, on `ax` or a new figure."""
-        if ax is None:
-            ax = plt.figure(layout="constrained").add_subplot()
-        number = self.data.sizes["block"]
-        if number:
-            ax.plot(np.arange(1, number + 1), self.data["rate"], "o-", label="branch / skip")
-            ax.axhline(1 / number, color="C1", linestyle="dashed", label=f"balanced, 1/{number}")
-            ax.set(xlabel="residual block, by depth", ylabel="rate λ", title=f"{self.phase}: T = {self.T:.3g}")
-        else:
-            ax.plot(np.arange(1, self.data.sizes["layer"] + 1), self.data["gain"], "o-", label="energy, upwards")
-            ax.plot(np.arange(1, self.data.sizes["layer"] + 1), self.data["gradient_gain"], "s--", label="gradients")
-            ax.axhline(1, color="black", linewidth=0.8)
-            ax.set(xlabel="layer, by depth", ylabel="gain", title="plain")
-        ax.set_yscale("log")
-        ax.legend(fontsize="small")
-        return ax
-
-    def tables(self) -> dict[str, list[list[str]]]:
-        """The rows that a person reads, header first: blocks, and layers."""
-        found = {}
-        if self.data.sizes["block"]:
-            found["residual blocks"] = [["block", "rate", "multiplier", "last layer"]] + [
+    def view(self) -> View:
+        """Rates of residual blocks, gains of layers, and what to change."""
+        number, layers = self.data.sizes["block"], self.data.sizes["layer"]
+        phase = self.phase if self.phase == "plain" else f"{self.phase}, T = {self.T:.3g}"
+        tables = [
+            Table("residual blocks", ["block", "rate", "multiplier", "last layer"], [
                 [str(r["block"]), f"{r['rate']:.3g}", f"{r['multiplier']:.3g}", str(r["last_layer"])]
-                for r in _rows(self.data, "block", BLOCK)
-            ]
-        found["layers"] = [["layer", "gain", "gradients", "E[a²]", "rescaled"]] + [
-            [
-                str(r["layer"]),
-                *(f"{r[key]:.3g}" for key in ("gain", "gradient_gain", "mean_squared_gate")),
-                "yes" if r["rescaled"] else "",
-            ]
-            for r in _rows(self.data, "layer", LAYER)
+                for r in self._rows("block")
+            ]),
+            Table("layers", ["layer", "gain", "gradients", "E[a²]", "rescaled"], [
+                [
+                    str(r["layer"]),
+                    *(f"{r[key]:.3g}" for key in ("gain", "gradient_gain", "mean_squared_gate")),
+                    "yes" if r["rescaled"] else "",
+                ]
+                for r in self._rows("layer")
+            ]),
+        ]  # fmt: skip
+        return View(
+            kind=self._kind,
+            title="Scaling",
+            heading=f"{number} residual blocks, {layers} layers: {phase}",
+            facts=self._facts(),
+            tables=tables if number else tables[1:],
+            charts=[self._rates() if number else self._gains()],
+            advice=self.advice,
+            notes=self._notes,
+            values={name: getattr(self, name) for name in ("phase", "T", "skip_share", "total_gain", "advice")},
+            series=self._series(),
+            rows=tuple(self.ROWS),
+            settings=self._settings,
+        )
+
+    def _facts(self) -> list[Fact]:
+        facts = [Fact("regime", self.phase, PHASES[self.phase], detail=True)]
+        if self.phase == "plain":
+            gain = f"{self.total_gain:.4g}"
+            return [*facts, Fact("gain of path energy in all", gain, "1 keeps its scale", detail=True)]
+        number, share = self.data.sizes["block"], self.skip_share
+        written = "–" if math.isnan(share) else f"{share:.2g}" if share < 1e-3 else f"{share:.1%}"
+        return [
+            *facts,
+            Fact("T, the sum of log(1 + λ)", f"{self.T:.3g}", f"over {number} residual blocks", detail=True),
+            Fact("path energy that takes no branch", written, "e^−T", detail=True),
         ]
-        return found
 
-    def _heading(self) -> str:
-        facts = f"{self.data.sizes['block']} residual blocks, {self.data.sizes['layer']} layers: {self.phase}"
-        return facts if self.phase == "plain" else f"{facts}, T = {self.T:.3g}"
+    def _rates(self) -> Chart:
+        number = self.data.sizes["block"]
+        return Chart(
+            f"Strength of blocks: {self.phase}, T = {self.T:.3g}",
+            [
+                Line("branch over skip", np.arange(1, number + 1), self.data["rate"], "dots", named=True),
+                Line(f"balanced, 1/{number}", [0.5, number + 0.5], [1 / number] * 2, "dashed", 1),
+            ],
+            Axis("residual block, inputs first", 0.5, number + 0.5, whole=True, names=self._names("block")),
+            Axis("rate λ", log=True),
+        )
 
-    def _card(self) -> Card:
-        return Card("Scaling", self._heading(), tables=self.tables(), notes=self.advice)
+    def _gains(self) -> Chart:
+        depth = np.arange(1, self.data.sizes["layer"] + 1)
+        ends = (0.5, len(depth) + 0.5)
+        return Chart(
+            "Gain of each layer; 1 keeps the scale",
+            [
+                Line("energy, upwards", depth, self.data["gain"], "dots", named=True),
+                Line("gradients, downwards", depth, self.data["gradient_gain"], "dots", 1, named=True),
+                Line("", ends, [1, 1], "thin", 3),
+            ],
+            Axis("layer, inputs first", *ends, whole=True, names=self._names("layer")),
+            Axis("gain", log=True),
+        )
+
+    def _series(self) -> dict[str, dict[str, float]]:
+        along = {"rates": "rate"} if self.phase != "plain" else {"gains": "gain"}
+        return {name: self.data[variable].to_series().to_dict() for name, variable in along.items()}
+
+    def _names(self, axis: str) -> list[str]:
+        return [str(name) for name in self.data[axis].to_numpy()]
+
+    def _rows(self, axis: str) -> Iterator[dict[str, Any]]:
+        """The variables along an axis, entry by entry."""
+        names = [name for name, variable in self.SCHEMA.items() if variable.axes == (axis,)]
+        columns = {name: self.data[name].to_numpy() for name in names}
+        for k in range(self.data.sizes[axis]):
+            yield {name: column[k] for name, column in columns.items()}
+
+
+def factor(value: float) -> str:
+    """A factor as growth or loss."""
+    return f"grows {value:.3g} times" if value > 1 else f"falls to {value:.2g}"
 
 
 def _rule(mean_squared_gate: float) -> str:
@@ -198,12 +242,6 @@ def _rule(mean_squared_gate: float) -> str:
 
 
 def _first(lines: list[str], rest: str) -> Iterator[str]:
-    yield from lines[:MOST]
-    if len(lines) > MOST:
-        yield f"and {len(lines) - MOST} {rest}"
-
-
-def _rows(data: xr.Dataset, dim: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    columns = [data[name].to_numpy() for name in names]
-    for k in range(data.sizes[dim]):
-        yield {name: column[k] for name, column in zip(names, columns, strict=True)}
+    yield from lines[:MOST_ADVICE]
+    if len(lines) > MOST_ADVICE:
+        yield f"and {len(lines) - MOST_ADVICE} {rest}"

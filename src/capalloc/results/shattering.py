@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from capalloc.results.base import Stored, check_variables
-from capalloc.results.view import Card, Shown
+from capalloc import results
+from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, estimate
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.axes import Axes
 
-KINDS = ("independent", "nearby")
-MEASURED = tuple(f"measured_{kind}{end}" for kind in KINDS for end in ("", "_error"))
-PREDICTED = tuple(f"predicted_{kind}" for kind in KINDS)
-GATE = ("decoupling", "decoupling_nearby", "crossing")
-LINE = ("measured_line", "measured_line_error", "predicted_line")
+#: Pairs of points whose gradients are compared.
+PAIRS = ("independent", "nearby")
 #: Predicted correlation of gradients below which a network counts as shattered: few such train (docs/validation.md).
 SHATTERED = 0.01
+LIKENESS = Axis("correlation of gradients", -0.1, 1.05)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Shattering(Stored, Shown):
+class Shattering(Result):
     """How far the gradients at different inputs are alike, measured and predicted (docs/theory.md, section 6).
 
     Along "place" (the inputs, sums of residual blocks, entries of gates; inputs first), correlations of the gradients
@@ -47,20 +44,23 @@ class Shattering(Stored, Shown):
     """
 
     FORMAT = "capalloc-shattering"
-    ROWS: ClassVar = {"places": "place", "gates": "gate", "distances": "distance"}
-
-    def check(self) -> None:
-        """Variables are there, and no share of path energy is negative."""
-        needed = ("place", "kind", *MEASURED, *PREDICTED, "gate", *GATE, "distance", *LINE)
-        check_variables(self.data, needed, "capalloc.shattering()")
-        crossing = self.data["crossing"].to_numpy()
-        if (crossing < 0).any():
-            raise ValueError(f"crossing must not be negative, but holds {crossing.min():.6g}")
+    MAKER = "capalloc.shattering()"
+    SCHEMA: ClassVar = {
+        **dict.fromkeys(("place", "kind"), Variable(("place",))),
+        **{f"measured_{pair}{end}": Variable(("place",)) for pair in PAIRS for end in ("", "_error")},
+        **{f"predicted_{pair}": Variable(("place",)) for pair in PAIRS},
+        **dict.fromkeys(("gate", "decoupling", "decoupling_nearby"), Variable(("gate",))),
+        "crossing": Variable(("gate",), low=0),
+        **dict.fromkeys(
+            ("distance", "measured_line", "measured_line_error", "predicted_line"), Variable(("distance",))
+        ),
+    }
+    ROWS: ClassVar = {f"{axis}s": axis_rows(axis) for axis in ("place", "gate", "distance")}
 
     @property
     def index(self) -> float:
         """Shattering index: the mean number of decouplings on a path, sum of d_l P(path crosses gate l)."""
-        return float((self.data["decoupling"].fillna(0) * self.data["crossing"]).sum())
+        return float(self._losses.sum())
 
     @property
     def correlation(self) -> float:
@@ -73,69 +73,86 @@ class Shattering(Stored, Shown):
         measured, predicted = float(self.data["measured_independent"][0]), self.correlation
         if not min(predicted, 1) < SHATTERED:
             return []
-        worst = [str(name) for name in self.data["gate"].to_numpy()[_losses(self).argsort()[::-1][:3]]]
+        worst = [str(name) for name in self.data["gate"].to_numpy()[self._losses.to_numpy().argsort()[::-1][:3]]]
         return [
             f"gradients at independent examples are unlike: correlation {predicted:.2g} predicted, {measured:.2g} "
             f"measured, {self.index:.3g} decouplings on a path, most at {', '.join(worst)}; give paths a way around "
             "gates (residual branches times 1/sqrt(depth))"
         ]
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the correlations of gradients by depth, on `ax` or on a new figure; bars are two standard errors.
-
-        Where the model has residual blocks, at their sums alone.
-        """
-        if ax is None:
-            ax = plt.figure(layout="constrained").add_subplot()
-        kinds = self.data["kind"].to_numpy()
-        along = self.data.isel(place=kinds != "gate") if "stream" in kinds else self.data
-        depth = np.arange(along.sizes["place"])
-        for kind, colour, marker in zip(KINDS, ("C0", "C1"), "os", strict=True):
-            error = 2 * along[f"measured_{kind}_error"].fillna(0)
-            label = f"{kind}, measured"
-            ax.errorbar(depth, along[f"measured_{kind}"], error, fmt=marker, color=colour, capsize=2, label=label)
-            ax.plot(depth, along[f"predicted_{kind}"], color=colour, label=f"{kind}, predicted")
-        what = "residual block" if "stream" in kinds else "gate"
-        ax.set(xlabel=f"{what}, inputs first", ylabel="correlation of gradients", ylim=(-0.1, 1.05))
-        ax.legend(fontsize="small")
-        return ax
-
     def plot_line(self, ax: Axes | None = None) -> Axes:
         """Draw the autocorrelation of the gradient on a line in input space, on `ax` or on a new figure."""
-        if ax is None:
-            ax = plt.figure(layout="constrained").add_subplot()
-        at = self.data["distance"]
-        ax.errorbar(at, self.data["measured_line"], 2 * self.data["measured_line_error"], fmt="o", label="measured")
-        ax.plot(at, self.data["predicted_line"], label="predicted")
-        ax.set(xlabel="distance, two examples apart = 1", ylabel="correlation of gradients", ylim=(-0.1, 1.05))
-        ax.legend(fontsize="small")
-        return ax
+        return results.plots.plot_chart(self._line(), ax)
 
-    def tables(self) -> dict[str, list[list[str]]]:
-        """The rows that a person reads, header first."""
-        rows = [["place", "independent", "predicted", "nearby", "predicted"]]
+    def view(self) -> View:
+        """Correlations of gradients by depth and by distance, the gates that cost them, and what to change."""
+        measured = float(self.data["measured_independent"][0])
+        return View(
+            kind=self._kind,
+            title="Shattering",
+            heading=f"index {self.index:.3g}, correlation of gradients {self.correlation:.3g}",
+            facts=[
+                Fact(
+                    "correlation of gradients",
+                    f"{self.correlation:.3g}",
+                    f"at the inputs, predicted; {measured:.3g} measured",
+                    detail=True,
+                ),
+                Fact("shattering index", f"{self.index:.3g}", "mean number of decouplings on a path", detail=True),
+            ],
+            tables=[self._correlations(), self._gates()],
+            charts=[self._depth(), self._line()],
+            advice=self.advice,
+            notes=self._notes,
+            values={name: getattr(self, name) for name in ("index", "correlation", "advice")},
+            rows=tuple(self.ROWS),
+            settings=self._settings,
+        )
+
+    @property
+    def _losses(self) -> xr.DataArray:
+        """Decouplings of each gate on a path."""
+        return self.data["decoupling"].fillna(0) * self.data["crossing"]
+
+    def _correlations(self) -> Table:
+        rows = []
         for k, name in enumerate(self.data["place"].to_numpy()):
             at = self.data.isel(place=k)
-            row = [str(name)]
-            for kind in KINDS:
-                value, error = float(at[f"measured_{kind}"]), float(at[f"measured_{kind}_error"])
-                shown = f"{value:.3f} ± {error:.3f}" if np.isfinite(error) else f"{value:.3f}"
-                row += [shown, f"{float(at[f'predicted_{kind}']):.3f}"]
-            rows.append(row)
-        gates = [["gate", "decoupling", "path energy"]]
-        for name, d, p in zip(*(self.data[v].to_numpy() for v in ("gate", "decoupling", "crossing")), strict=True):
-            gates.append([str(name), f"{d:.3f}", f"{p:.1%}"])
-        return {"correlation of gradients": rows, "gates": gates}
+            cells = [
+                (estimate(float(at[f"measured_{pair}"]), float(at[f"measured_{pair}_error"])), at[f"predicted_{pair}"])
+                for pair in PAIRS
+            ]
+            rows.append([str(name), *(cell for shown, p in cells for cell in (shown, estimate(float(p))))])
+        return Table("correlation of gradients", ["place", "independent", "predicted", "nearby", "predicted"], rows)
 
-    def _heading(self) -> str:
-        return f"index {self.index:.3g}, correlation of gradients {self.correlation:.3g}"
+    def _gates(self) -> Table:
+        columns = (self.data[name].to_numpy() for name in ("gate", "decoupling", "crossing"))
+        rows = [[str(name), estimate(d), f"{p:.1%}"] for name, d, p in zip(*columns, strict=True)]
+        return Table("gates", ["gate", "decoupling", "path energy"], rows)
 
-    def _card(self) -> Card:
-        return Card("Shattering", self._heading(), tables=self.tables(), notes=self.advice)
+    def _depth(self) -> Chart:
+        """Sums of residual blocks alone where there are any, else gates."""
+        kinds = self.data["kind"].to_numpy()
+        along = self.data.isel(place=kinds != "gate") if "stream" in kinds else self.data
+        places = np.arange(along.sizes["place"])
+        lines = []
+        for k, pair in enumerate(PAIRS):
+            spread = 2 * along[f"measured_{pair}_error"].fillna(0).to_numpy()
+            lines += [
+                Line(f"{pair}, predicted", places, along[f"predicted_{pair}"], "line", k),
+                Line(f"{pair}, measured", places, along[f"measured_{pair}"], "dots", k, spread, named=True),
+            ]
+        what = "residual block" if "stream" in kinds else "gate"
+        names = [str(name) for name in along["place"].to_numpy()]
+        return Chart(
+            "Likeness of gradients, by depth", lines, Axis(f"{what}, inputs first", whole=True, names=names), LIKENESS
+        )
 
-
-def _losses(result: Shattering) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    losses: np.ndarray[tuple[int], np.dtype[np.float64]] = (
-        result.data["decoupling"].fillna(0) * result.data["crossing"]
-    ).to_numpy()
-    return losses
+    def _line(self) -> Chart:
+        at, spread = self.data["distance"], 2 * self.data["measured_line_error"].fillna(0).to_numpy()
+        lines = [
+            Line("predicted", at, self.data["predicted_line"]),
+            Line("measured", at, self.data["measured_line"], "dots", 0, spread),
+        ]
+        apart = Axis("distance, two examples apart = 1")
+        return Chart("Likeness of gradients, by distance of the inputs", lines, apart, LIKENESS)

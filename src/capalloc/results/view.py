@@ -1,109 +1,140 @@
-"""How a result shows itself: as lines of text, and as a card of HTML in a notebook.
+"""What a result shows, as plain data: facts, tables, charts, a map and advice.
 
-A card is strings, tables of strings and one map of numbers; nothing here knows what a result is. The HTML holds no
-script and no address, takes its colours from the page it stands on, and escapes every name.
+`Result.view()` makes one. Text, notebook card, command-line table, JSON, training log and report each render as much
+of it as they have room for. Nothing here knows a result, and nothing here knows how it is drawn.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
-from markupsafe import Markup
+from numpy.typing import ArrayLike
 
-from capalloc.results.plots import colours, gradient, limits, map_svg, png
-from capalloc.results.regions import image
-from capalloc.results.templating import render
-from capalloc.results.words import Tables, heading, in_lines
-
-#: Rows of a table as text, and as HTML; the rest are counted.
-MOST_LINES, MOST_ROWS = 12, 200
-#: Tables of HTML with more rows than this are closed until they are asked for.
-OPEN_ROWS = 8
-#: Up to this many cells, each names itself; more cells on a side than the other number are drawn together.
-MAX_CELLS, MAX_SIDE = 256, 256
-#: Maps of a longer shape than this are drawn as a band.
-LONGEST = 6
+Style = Literal["line", "dashed", "dots", "thin"]
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a result says of itself."""
+class Fact:
+    """A figure: its name, its value, and what to know of it."""
 
-    kind: str  # the name of its class
+    name: str
+    value: str
+    more: str = ""
+    detail: bool = False  # left out of a few lines of text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, the first cell their name."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    sizes: Sequence[float] | None = None  # numbers of the second column; where not all rows fit, the largest are kept
+    detail: bool = False  # left out of a few lines of text
+    spare: Sequence[str] = ()  # columns that are left out where there is no room for all
+
+    def narrow(self) -> Table:
+        """The same without its spare columns."""
+        kept = [k for k, name in enumerate(self.head) if name not in self.spare]
+        rows = [[row[k] for k in kept] for row in self.rows]
+        return replace(self, head=[self.head[k] for k in kept], rows=rows, spare=())
+
+    def first(self, most: int) -> Sequence[Sequence[str]]:
+        """At most so many rows, the last of which says how many are left out."""
+        if len(self.rows) <= most:
+            return self.rows
+        return [*self.rows[: most - 1], [f"… {len(self.rows) - most + 1} more", *[""] * (len(self.head) - 1)]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing drawn on a chart."""
+
+    name: str  # in the legend; empty for none
+    x: ArrayLike
+    y: ArrayLike
+    style: Style = "line"
+    colour: int = 0
+    spread: ArrayLike | None = None  # two standard errors
+    band: tuple[ArrayLike, ArrayLike] | None = None  # low and high end of what y is the mean of
+    named: bool = False  # whether its points have the names of the horizontal axis
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A label, limits that the data would not give, and the names of places along it."""
+
+    label: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    whole: bool = False  # ticks at integers
+    names: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines on two axes, the first drawn lowest."""
+
+    title: str
+    lines: Sequence[Line]
+    x: Axis
+    y: Axis
+    label: str = ""
+
+    @property
+    def described(self) -> str:
+        """The chart in words, for those who do not see it."""
+        lines = ", ".join(line.name for line in self.lines if line.name)
+        return self.label or f"{self.title}: {self.y.label} against {self.x.label}" + (f"; {lines}" if lines else "")
+
+
+@dataclass(frozen=True)
+class Map:
+    """Values over the inputs' own axes."""
+
+    values: xr.DataArray
+    unit: str = "parameters"
+    title: str = ""
+    caption: str = "capacity in parameters"  # of values times `factor`, in a card
+    factor: float = 1.0
+    over: Sequence[str] = ()  # axes that a card draws it over, the last two by default
+    box: Mapping[str, tuple[int, int]] | None = None  # start and stop of a theoretical field, by axis
+
+    @property
+    def small(self) -> xr.DataArray:
+        """The map summed over all axes but those that a still picture has."""
+        over = self.over or self.values.dims[-2:]
+        return self.values.sum([axis for axis in self.values.dims if axis not in over])
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that a result says of itself."""
+
+    kind: str  # where its class is found, such as capalloc.Scaling
+    title: str  # of a section about it
     heading: str  # in a few words
-    facts: Mapping[str, str] = field(default_factory=dict)
-    tables: Tables = field(default_factory=dict)
-    details: Tables = field(default_factory=dict)  # of HTML alone
+    about: str = ""  # a sentence for those who see such a result for the first time
+    facts: Sequence[Fact] = ()
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+    map: Map | None = None
+    advice: Sequence[str] | None = None  # None where it gives none, empty where nothing is out of balance
     notes: Sequence[str] = ()
-    map: xr.DataArray | None = None  # of HTML alone
-    label: str = "capacity in parameters"  # what the map holds
+    values: Mapping[str, Any] = field(default_factory=dict)  # for programs, by the name of the property
+    series: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # for logs: a value for each name
+    rows: Sequence[str] = ()  # tables of `to_pandas` that a program reads, without those of maps
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Shown(ABC):
-    """A result that a person reads."""
-
-    @abstractmethod
-    def _card(self) -> Card:
-        """What it says of itself."""
-
-    def __repr__(self) -> str:
-        return as_text(self._card())
-
-    def _repr_html_(self) -> str:
-        return as_html(self._card())
-
-
-def as_text(card: Card) -> str:
-    """A card as lines: facts, tables with aligned columns, notes; long tables are cut."""
-    width = max(map(len, card.facts), default=0)
-    facts = "".join(f"\n  {name:<{width}}  {value}" for name, value in card.facts.items())
-    tables = {title: _cut(rows, MOST_LINES) for title, rows in card.tables.items()}
-    return heading(card.kind, card.heading) + facts + in_lines(tables, card.notes)
-
-
-def as_html(card: Card) -> str:
-    """A card as a piece of a page."""
-    tables = {**card.tables, **card.details}
-    coarse, together = (None, {}) if card.map is None else _coarse(card.map)
-    return render(
-        "card.html",
-        card=card,
-        tables=[(title, len(rows) - 1, _cut(rows, MOST_ROWS)) for title, rows in tables.items()],
-        open_rows=OPEN_ROWS,
-        picture="" if coarse is None else _picture(coarse, card.label),
-        scale=[] if coarse is None else [f"{end:.3g}" for end in limits(coarse)],
-        together=" x ".join(f"{axis} {number}" for axis, number in together.items()),
-        gradient=gradient(),
-    )
-
-
-def _picture(flat: xr.DataArray, label: str) -> Markup:
-    """A map as SVG, or as a band where it is much longer than wide."""
-    rows, columns = np.atleast_2d(flat.to_numpy()).shape
-    if max(rows, columns) <= LONGEST * min(rows, columns):
-        return map_svg(flat, label=label, max_cells=MAX_CELLS)
-    cells = np.atleast_2d(flat.to_numpy().astype(float))
-    rgb = colours(cells / limits(flat)[1])
-    return Markup('<img class="{}" src="{}" alt="{}">').format("tall" if rows > columns else "wide", png(rgb), label)
-
-
-def _coarse(values: xr.DataArray) -> tuple[xr.DataArray, dict[str, int]]:
-    """The map over its last two axes, neighbours summed where there are too many to see; how many, by axis."""
-    flat = image(values).drop_vars(values.coords, errors="ignore")
-    together = {str(dim): -(-size // MAX_SIDE) for dim, size in flat.sizes.items() if size > MAX_SIDE}
-    if not together:
-        return flat, {}
-    coarse: xr.DataArray = flat.astype(float).coarsen(together, boundary="pad").sum()
-    return coarse, together
-
-
-def _cut(rows: Sequence[Sequence[str]], most: int) -> Sequence[Sequence[str]]:
-    """A table, header first, of at most so many rows; a last line says how many are left out."""
-    if len(rows) - 1 <= most:
-        return rows
-    left_out = len(rows) - most
-    return [*rows[:most], [f"… {left_out} more", *[""] * (len(rows[0]) - 1)]]
+def estimate(value: float, error: float | None = None, digits: str = ".3f", doubt: str = ".3f") -> str:
+    """A number with its standard error where one is known; a dash for none."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:{digits}}" + ("" if error is None or math.isnan(error) else f" ± {error:{doubt}}")

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import capalloc
 from allocations import allocation
 from capalloc import Allocation, CapacityWarning
-from capalloc.app.callbacks.snapshot import METHODS, unwrapped
-from capalloc.app.callbacks.summary import LONG, SHORT, by_layer, map_image, summarise
+from capalloc.app.callbacks.snapshot import LOGGED_METHODS, unwrapped
+from capalloc.app.callbacks.summary import LONG, SHORT, map_image, summarise
 from lacking import lack
 from zoo import gaussian, seeded_module
 
@@ -69,7 +69,7 @@ def test_event_files_hold_what_the_method_finds(tmp_path):
     expected = capalloc.propagate(model, IMAGES)
     xr.testing.assert_identical(found.capacity, expected.capacity)
     board = events(tmp_path)
-    layers = by_layer(expected)
+    layers = expected.view().series["layers"]
     assert set(layers) == LAYERS
     wanted = {"total": expected.total, "bias": expected.bias, "largest": float(expected.capacity.max())}
     wanted = {f"capacity/{name}": value for name, value in wanted.items()}
@@ -89,10 +89,11 @@ def test_event_files_hold_what_the_method_finds(tmp_path):
 
 def test_layers_sum_to_the_total():
     a = allocation()
-    assert set(by_layer(a)) == {"conv", "linear"}
-    assert sum(by_layer(a).values()) == pytest.approx(a.total)
+    layers = a.view().series["layers"]
+    assert set(layers) == {"conv", "linear"}
+    assert sum(layers.values()) == pytest.approx(a.total)
     root = xr.DataArray([2.0], dims="parameter", coords={"parameter": ["weight"]})
-    assert by_layer(Allocation(xr.DataArray([2.0], dims="input"), 0.0, root)) == {"weight": 2.0}
+    assert Allocation(xr.DataArray([2.0], dims="input"), 0.0, root).view().series == {"layers": {"weight": 2.0}}
 
 
 def test_the_brightest_pixel_is_the_largest_value():
@@ -130,9 +131,9 @@ def test_standard_errors_are_logged_where_there_are_any():
 def test_every_method_has_its_tags(tmp_path):
     model = seeded_module(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
     x = gaussian(30, 4)
-    with CapacityLogger(tmp_path, x, method={name: name for name in METHODS}) as logger:
+    with CapacityLogger(tmp_path, x, method={name: name for name in LOGGED_METHODS}) as logger:
         results = logger.log(model, 0)
-    assert list(results) == list(METHODS)
+    assert list(results) == list(LOGGED_METHODS)
     board = events(tmp_path)
     tags = set(board.Tags()["scalars"])
     expected = {
@@ -162,6 +163,7 @@ def test_the_total_change_of_a_residual_network():
     assert tags == {
         "scaling/T": found.T,
         "scaling/skip_share": found.skip_share,
+        "scaling/total_gain": found.total_gain,
         f"scaling_rates/{block}": float(found.data["rate"][0]),
     }
 
@@ -308,7 +310,7 @@ def test_errors_name_the_step(tmp_path):
         ):
             logger.log(model, 41)
         with pytest.raises(
-            RuntimeError, match=r"step 0: .*must return an Allocation, Decoupling, .*, got float for 'x'"
+            RuntimeError, match=r"step 0: .*must return a result, such as an Allocation, got float for 'x'"
         ):
             CapacityLogger(tmp_path, IMAGES, method={"x": lambda model, x: 1.0}).log(model, 0)
     with (

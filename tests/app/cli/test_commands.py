@@ -8,18 +8,17 @@ import os
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import capalloc
 import capalloc.app.cli.compute
-import capalloc.app.cli.tables
 from allocations import allocation
 from capalloc import architectures
 from capalloc.app.cli.as_json import as_dict, plain
 from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.sources import select
-from capalloc.app.cli.tables import shown, summary
+from capalloc.app.cli.tables import largest, print_view
 from capalloc.results import load
+from capalloc.results.view import Table, View
 from commands import refused, run
 
 
@@ -35,7 +34,7 @@ def test_propagate_prints_and_writes_what_the_function_returns(folder):
     x = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     expected = capalloc.propagate(read_model("factories:net", ["channels=3"]).model, x)
     np.testing.assert_allclose(written.capacity, expected.capacity)
-    for piece in ("propagated capacity, 123 parameters", "3.weight", f"{expected.total:.2f}", "symmetries"):
+    for piece in ("propagated", "of 123 parameters", "3.weight", f"{expected.total:.6g}", "symmetries"):
         assert piece in result.stdout
     assert result.stderr == (
         "capalloc: factories:net: 123 parameters; 8 Gaussian inputs of 1 x 6 x 6\ncapalloc: wrote result.nc\n"
@@ -75,7 +74,8 @@ def test_a_table_is_made_where_asked_for(folder, monkeypatch, told, there):
 def test_measure(folder):
     result = run("measure", "factories:net", "--shape", "1,6,6", "--examples", "20", "--ridge", "0.01")
     assert result.exit_code == 0, result.output
-    assert "measured capacity, 82 parameters" in result.stdout
+    assert "Capacity, measured" in result.stdout
+    assert "of 82 parameters" in result.stdout
 
 
 def test_measure_stochastically_with_a_checkpoint(folder):
@@ -100,8 +100,8 @@ def test_receptive_field(folder):
     result = run(*told, "--out", "field.nc", "--picture", "field.png")
     assert result.exit_code == 0, result.output
     row = next(line for line in result.stdout.splitlines() if "column" in line and "│" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")][:6] == ["column", "5", "6", "10", "2", "no"]
-    assert "68 % of capacity in" in result.stdout
+    assert [cell.strip() for cell in row.strip("│").split("│")][:6] == ["column", "5", "6", "10", "8", "2"]
+    assert "68 % of capacity" in result.stdout
     assert load("field.nc").sizes["column"] == 5
     assert (folder / "field.png").read_bytes().startswith(b"\x89PNG")
     said = strict(run(*told, "--json").stdout)
@@ -112,7 +112,7 @@ def test_receptive_field(folder):
 @pytest.mark.parametrize(
     ("command", "kind", "words"),
     [
-        ("decoupling", "Decoupling", "decoupling of 1 gates on 6 examples"),
+        ("decoupling", "Decoupling", "1 gates on 6 examples"),
         ("scaling", "Scaling", "layers"),
         ("shattering", "Shattering", "correlation of gradients"),
         ("diagnose", "Diagnosis", "receptive field"),
@@ -209,19 +209,29 @@ def test_nothing_is_written_where_the_work_fails(folder):
     )
 
 
-def test_summary_names_the_largest_and_sums_the_rest(monkeypatch):
-    monkeypatch.setattr(capalloc.app.cli.tables, "TOP", 1)
+def test_the_largest_tensors_are_named_and_the_rest_summed():
+    a = allocation(seed=0)
+    (table,) = a.view().tables
+    values = sorted(a.by_parameter.to_numpy(), reverse=True)
+    first, rest = largest(table, 1)
+    assert first[1] == f"{values[0]:.2f}"
+    assert rest == ["2 more", f"{sum(values[1:]):.2f}", f"{sum(values[1:]) / a.total:.1%}"]
+    assert [row[1] for row in largest(table, 3)] == [f"{value:.2f}" for value in values]
+
+
+def test_totals_and_notes_are_printed(capsys):
     result = allocation(seed=0, notes=["symmetries: lower bound"], total_standard_error=0.25)
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(summary(result))
-    text = capture.get()
-    largest = float(result.by_parameter.max())
-    for piece in (f"{largest:.2f}", f"{result.total:.2f}", f"{result.bias:.2f}", "more", "0.25"):
+    print_view(result.view())
+    text = capsys.readouterr().out
+    for piece in ("conv.weight", f"{result.total:.6g} ± 0.25", f"{result.bias:.6g}", "note: symmetries: lower bound"):
         assert piece in text
-    assert shown(result)[1] == ["note: symmetries: lower bound"]
 
 
-def test_only_results_have_tables():
-    with pytest.raises(TypeError, match="a str has no table; give an Allocation"):
-        shown("capacity")
+def test_columns_that_a_narrow_terminal_has_no_room_for_are_left_out(capsys, monkeypatch):
+    table = Table("gates", ["gate", "share", "spare"], [["relu", "0.5", "1" * 60]], spare=("spare",))
+    for width, there in ((60, False), (100, True)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_view(View("capalloc.Kind", "Kind", "short", tables=[table]))
+        text = capsys.readouterr().out
+        assert "relu" in text
+        assert ("spare" in text) is there

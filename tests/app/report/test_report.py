@@ -22,17 +22,18 @@ from torch import nn
 import capalloc
 from allocations import allocation
 from capalloc import Allocation
+from capalloc.app.pages import PAGES, power, script_json
 from capalloc.app.report import report_html, write_report
-from capalloc.app.report.charts import POINTS, Axis, Series, chart
+from capalloc.app.report.charts import MOST_POINTS, draw
 from capalloc.app.report.encode import Encoded, encode
 from capalloc.app.report.explorer import describe
-from capalloc.app.report.field_section import outline
 from capalloc.app.report.layout import parts
+from capalloc.app.report.outlines import outline
 from capalloc.app.report.section import exact, number, plain
 from capalloc.results import load
-from capalloc.results.field_plot import ring, smallest_region
-from capalloc.results.plots import gradient
-from capalloc.results.templating import as_json, asset, power
+from capalloc.results.regions import ring, smallest_region
+from capalloc.results.svg import gradient
+from capalloc.results.view import Axis, Chart, Line
 
 GOLDEN = Path(__file__).parent / "golden" / "report.html"
 VOID = {"meta", "br", "img", "link", "input"}
@@ -197,7 +198,7 @@ def test_page_escapes_every_name(depth):
 
 @given(st.recursive(st.text() | st.integers(-9, 9), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_in_a_script_element_says_the_same_and_cannot_end_it(value):
-    text = as_json(value)
+    text = script_json(value)
     assert json.loads(text) == value
     assert not set("<>&\u2028\u2029") & set(text)
 
@@ -306,12 +307,12 @@ def test_every_kind_of_result_has_its_section(depth):
     assert f"{depth['blocks'].T:.3g}" in text
     for line in depth["all"].advice:
         assert line in text
-    assert {"maps-1", "field-1", "evolution-1"} == set(data_of(page)["explorers"])
+    assert {"maps-1", "receptive-field-1", "evolution-1"} == set(data_of(page)["explorers"])
     assert all("nan" not in (path.get("d") or "") for path in found.all("path"))
 
 
 def test_rings_hold_what_they_say(depth):
-    figure = data_of(report_html(depth))["explorers"]["field-1"]["figures"][0]
+    figure = data_of(report_html(depth))["explorers"]["receptive-field-1"]["figures"][0]
     assert set(figure["lines"]) == {"theoretical", "ring-68", "ring-95"}
     row, column = depth["field"].axes["row"], depth["field"].axes["column"]
     assert figure["lines"]["theoretical"] == f"M{column.start} {row.start}H{column.stop}V{row.stop}H{column.start}Z"
@@ -390,9 +391,9 @@ def test_a_large_page_is_small_and_says_what_it_left_out():
 
 def test_charts_keep_to_their_frame_and_thin_out_long_lines():
     x = np.linspace(0, 1, 5000)
-    drawn = chart("a line", [Series("s", x, x**2)], Axis("x"), Axis("y", 0, 1))
+    drawn = draw(Chart("a line", [Line("s", x, x**2)], Axis("x"), Axis("y", 0, 1)))
     path = re.search(r'class="line s0" d="M(.*?)"', drawn)[1].split("L")
-    assert len(path) == POINTS
+    assert len(path) == MOST_POINTS
     xs, ys = zip(*(map(float, point.split()) for point in path), strict=True)
     assert min(xs) > 50
     assert max(xs) < 356
@@ -400,11 +401,11 @@ def test_charts_keep_to_their_frame_and_thin_out_long_lines():
 
 
 def test_charts_leave_out_what_has_no_place():
-    series = Series("s", [1, 2, 3, 4], [1.0, math.nan, 0.0, 10.0], "dots", 0, [0, 0, 0, 0.5], list("abcd"))
-    drawn = chart("dots", [series], Axis("x"), Axis("y", log=True))
-    assert re.findall(r"<title>(.)</title>", drawn) == ["a", "d"]
+    line = Line("s", [1, 2, 3, 4], [1.0, math.nan, 0.0, 10.0], "dots", 0, [0, 0, 0, 0.5], named=True)
+    drawn = draw(Chart("dots", [line], Axis("x", names=list("abcd")), Axis("y", log=True)))
+    assert re.findall(r"<title>(.*)</title>", drawn) == ["a, s: 1", "d, s: 10"]
     assert "nan" not in drawn
-    assert "<svg" in chart("nothing", [Series("s", [], [])], Axis("x"), Axis("y", log=True))
+    assert "<svg" in draw(Chart("nothing", [Line("s", [], [])], Axis("x"), Axis("y", log=True)))
 
 
 def test_a_small_label_is_a_power_of_ten():
@@ -447,7 +448,7 @@ def test_settings_count_what_would_fill_the_page():
 
 
 def test_the_bars_have_the_colours_of_the_maps():
-    style = asset("report/report.css")
+    style = PAGES.asset("report/report.css")
     assert gradient() in style
     assert gradient(signed=True) in style
 
@@ -466,7 +467,7 @@ def contrast(a: str, b: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_and_lines_stand_out_from_their_ground(theme):
     """WCAG 2.2, AA: 4.5 for text, 3 for what is drawn; on shaded cells too."""
-    found = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", asset("page.css", "report/report.css"))
+    found = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", PAGES.asset("page.css", "report/report.css"))
     colours = {name: values[theme] for name, *values in found}
     for ground in ("page", "card"):
         for text in ("ink", "soft", "accent", "warn"):
@@ -485,7 +486,7 @@ def test_refuses_no_result():
 
 
 def test_refuses_what_is_no_result():
-    with pytest.raises(TypeError, match="'map' is a ndarray; a report shows results: Allocation, Decoupling"):
+    with pytest.raises(TypeError, match="'map' is a ndarray; a report shows results: Allocation, ReceptiveField"):
         report_html({"map": np.zeros(3)})
 
 

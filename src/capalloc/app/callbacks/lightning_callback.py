@@ -11,7 +11,7 @@ from torch import nn
 from capalloc._measure.measure import CapacityWarning
 from capalloc._model.problem import iterate_batches
 from capalloc._runtime.extras import load_extra
-from capalloc.app.callbacks.snapshot import Inputs, Method, OnError, Snapshot, check_every, check_inputs
+from capalloc.app.callbacks.snapshot import Inputs, LoggedMethod, OnError, Snapshot, check_every, check_inputs
 from capalloc.app.callbacks.tensorboard_logger import write_pictures
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class CapacityCallback(Callback):
         inputs: Inputs | None = None,
         every_n_epochs: int | None = 1,
         every_n_steps: int | None = None,
-        method: Method | Mapping[str, Method] = "propagate",
+        method: LoggedMethod | Mapping[str, LoggedMethod] = "propagate",
         module: Callable[[Any], nn.Module] | None = None,
         num_examples: int = 16,
         on_error: OnError = "raise",

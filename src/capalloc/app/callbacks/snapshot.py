@@ -16,14 +16,15 @@ from capalloc._depth.balance_depth import scaling
 from capalloc._depth.compare_gradients import shattering
 from capalloc._measure.measure import CapacityWarning, measure
 from capalloc._propagate.propagate import propagate
-from capalloc.app.callbacks.summary import Loggable, Summary, summarise
+from capalloc.app.callbacks.summary import Summary, summarise
+from capalloc.results.base import Result
 
 Inputs: TypeAlias = Tensor | Sequence[Any]
-Method: TypeAlias = str | Callable[[nn.Module, Inputs], Loggable]
+LoggedMethod: TypeAlias = str | Callable[[nn.Module, Inputs], Result]
 OnError: TypeAlias = Literal["raise", "warn"]
 
 #: Methods by name, each with the group of tags it is logged under.
-METHODS: Final[dict[str, tuple[str, Callable[..., Loggable]]]] = {
+LOGGED_METHODS: Final[dict[str, tuple[str, Callable[..., Result]]]] = {
     "propagate": ("capacity", propagate),
     "measure": ("capacity", measure),
     "decoupling": ("decoupling", decoupling),
@@ -35,7 +36,7 @@ METHODS: Final[dict[str, tuple[str, Callable[..., Loggable]]]] = {
 class Taken(NamedTuple):
     """A result, and what a log holds of it."""
 
-    result: Loggable
+    result: Result
     summary: Summary
 
 
@@ -43,11 +44,11 @@ class Taken(NamedTuple):
 class Snapshot:
     """What is computed at a step, by group of tags, and what becomes of an error there."""
 
-    methods: Mapping[str, Callable[[nn.Module, Inputs], Loggable]]
+    methods: Mapping[str, Callable[[nn.Module, Inputs], Result]]
     on_error: OnError = "raise"
 
     @classmethod
-    def of(cls, method: Method | Mapping[str, Method], on_error: OnError) -> Snapshot:
+    def of(cls, method: LoggedMethod | Mapping[str, LoggedMethod], on_error: OnError) -> Snapshot:
         """Of methods by name or as functions.
 
         Raises:
@@ -142,11 +143,12 @@ def apart(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _resolve(method: Method) -> tuple[str, Callable[[nn.Module, Inputs], Loggable]]:
+def _resolve(method: LoggedMethod) -> tuple[str, Callable[[nn.Module, Inputs], Result]]:
     if callable(method):
         return "capacity", method
     if not isinstance(method, str):
         raise TypeError(f"method must be a name, a function or a mapping to these, got {type(method).__name__}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {tuple(METHODS)}, or a function of model and inputs, got {method!r}")
-    return METHODS[method]
+    if method not in LOGGED_METHODS:
+        known = tuple(LOGGED_METHODS)
+        raise ValueError(f"method must be one of {known}, or a function of model and inputs, got {method!r}")
+    return LOGGED_METHODS[method]

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from capalloc._runtime.extras import load_extra
-from capalloc.app.callbacks.snapshot import Inputs, Method, OnError, Snapshot, check_every, check_inputs
-from capalloc.app.callbacks.summary import Loggable, Summary
+from capalloc.app.callbacks.snapshot import Inputs, LoggedMethod, OnError, Snapshot, check_every, check_inputs
+from capalloc.app.callbacks.summary import Summary
+from capalloc.results.base import Result
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -28,9 +29,9 @@ class CapacityLogger:
     Tags: `capacity/total`, `capacity/bias`, `capacity/largest` (the value of the map's brightest colour),
     `capacity_layers/<layer>`; with standard errors where the method gives them, `capacity/total_standard_error` and
     `capacity/bias_standard_error`; the picture `capacity/map` and the histogram `capacity/inputs`. A `scaling` writes
-    `scaling/T`, `scaling/skip_share` and `scaling_rates/<block>`, or of a plain network `scaling/total_gain` and
-    `scaling_gains/<layer>`; a `decoupling`, `decoupling_layers/<gate>`; a `shattering`, `shattering/index` and
-    `shattering/correlation`.
+    `scaling/T`, `scaling/skip_share` and `scaling_rates/<block>`, or of a plain network `scaling_gains/<layer>`, and
+    `scaling/total_gain`; a `decoupling`, `decoupling_layers/<gate>`; a `shattering`, `shattering/index` and
+    `shattering/correlation`; any other result, the numbers, series and map of its `view()`.
 
     The training goes on to the bit as it would without: the methods work on a copy in evaluation mode and leave
     gradients, random states and hooks alone. Of several processes the first one alone computes and writes.
@@ -55,7 +56,7 @@ class CapacityLogger:
         writer: SummaryWriter | str | os.PathLike[str],
         inputs: Inputs,
         every: int = 100,
-        method: Method | Mapping[str, Method] = "propagate",
+        method: LoggedMethod | Mapping[str, LoggedMethod] = "propagate",
         on_error: OnError = "raise",
     ) -> None:
         self.every = check_every("every", every)
@@ -66,7 +67,7 @@ class CapacityLogger:
         if self._folder:
             summary_writer()  # says now, not after hours, that it is missing
 
-    def log(self, model: nn.Module, step: int) -> dict[str, Loggable]:
+    def log(self, model: nn.Module, step: int) -> dict[str, Result]:
         """Compute and write now; the results by group of tags, none in other processes than the first.
 
         Args:

@@ -12,33 +12,14 @@ import numpy as np
 import pandas as pd
 import typer
 
-from capalloc.results.allocation import Allocation
-from capalloc.results.decoupling import Decoupling
-from capalloc.results.diagnosis import Diagnosis
-from capalloc.results.kinds import Result
-from capalloc.results.receptive_field import ReceptiveField
-from capalloc.results.scaling import Scaling
-from capalloc.results.shattering import Shattering
-
-#: What each kind of result says first, and the rows of its tables; maps of inputs are for files.
-SAID: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    Allocation: (("total", "bias"), ("params",)),
-    Decoupling: ((), tuple(Decoupling.ROWS)),
-    Diagnosis: (("summary", "advice"), tuple(Diagnosis.ROWS)),
-    ReceptiveField: (("shown_position", "of", "gates", "area_68", "area_95", "moving", "notes"), ("axes",)),
-    Scaling: (("phase", "T", "skip_share", "total_gain", "advice"), tuple(Scaling.ROWS)),
-    Shattering: (("index", "correlation", "advice"), tuple(Shattering.ROWS)),
-}
+from capalloc.results.base import Result
 
 
 def as_dict(result: Result) -> dict[str, Any]:
-    """The numbers of a result, but for its maps."""
-    heads, tables = SAID[type(result)]
-    said: dict[str, Any] = {"result": type(result).__name__}
-    said |= {name: getattr(result, name) for name in heads}
-    if not isinstance(result, ReceptiveField):
-        said["settings"] = result.to_xarray().attrs
-    return said | {rows: records(result.to_pandas(rows)) for rows in tables}
+    """The numbers of a result, but for its maps, which are for files."""
+    view = result.view()
+    tables = {rows: records(result.to_pandas(rows)) for rows in view.rows}
+    return {"result": type(result).__name__, **view.values, "settings": result.data.attrs, **tables}
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from capalloc.app.cli.as_json import print_json, records
 from capalloc.app.cli.options import Verbosity
-from capalloc.app.cli.tables import TOP, table_of
+from capalloc.app.cli.tables import LARGEST, table_of
 from capalloc.results import load
 from capalloc.results.allocation import Allocation
 from capalloc.results.comparison import correlation, total_variation
@@ -27,7 +27,7 @@ def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
     console = Console()
     rows = [
         [str(name), *(f"{tensors.loc[name, column]:,.2f}" for column in tensors.columns)]
-        for name in tensors.index[:TOP]
+        for name in tensors.index[:LARGEST]
     ]
     title = "parameter tensors that differ most"
     console.print(table_of(title, ["parameter tensor", first.stem, second.stem, "difference"], rows))

@@ -1,119 +1,56 @@
-"""Results as a terminal shows them."""
+"""Views of results as a terminal shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import singledispatch
-from typing import Any
+from collections.abc import Sequence
 
-from rich.console import RenderableType
+from rich import box
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from capalloc.results.allocation import Allocation
-from capalloc.results.decoupling import ESTIMATES, Decoupling
-from capalloc.results.diagnosis import Diagnosis
-from capalloc.results.receptive_field import ReceptiveField
-from capalloc.results.scaling import Scaling
-from capalloc.results.shattering import Shattering
+from capalloc.results.view import Table, View
 
-#: Parameter tensors that the summary names.
-TOP = 10
+#: Rows of a table whose rows have sizes: the largest; the rest are summed.
+LARGEST = 10
+#: Columns of a terminal that any table has room in.
+UNBOUNDED = 10_000
 
 
-def table_of(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
-    """A table whose first `left` columns hold words, and the others numbers."""
-    table = Table(title=escape(title), min_width=56)
+def print_view(view: View) -> None:
+    """Print facts, tables, then advice and notes on stdout."""
+    console = Console()
+    heading = RichTable(title=escape(f"{view.title}, {view.heading}"), box=box.SIMPLE, show_header=False, min_width=56)
+    for fact in view.facts:
+        heading.add_row(*map(escape, (fact.name, f"{fact.value} {fact.more}".strip())))
+    console.print(heading)
+    for table in view.tables:
+        whole = table_of(table.title, table.head, largest(table))
+        fits = console.measure(whole, options=console.options.update(width=UNBOUNDED)).maximum <= console.width
+        console.print(whole if fits else table_of(table.title, table.narrow().head, largest(table.narrow())))
+    advice = view.advice if view.advice is None or view.advice else ["nothing is out of balance"]
+    for line in (*(advice or ()), *(f"note: {note}" for note in view.notes)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def largest(table: Table, most: int = LARGEST) -> Sequence[Sequence[str]]:
+    """All rows, or the largest and the sum and share of the others where rows have sizes."""
+    if table.sizes is None:
+        return table.rows
+    ranked = sorted(zip(table.sizes, table.rows, strict=True), key=lambda pair: -pair[0])
+    rows = [row for _, row in ranked[:most]]
+    if rest := ranked[most:]:
+        size = sum(size for size, _ in rest)
+        rows.append([f"{len(rest)} more", f"{size:,.2f}", f"{size / (sum(table.sizes) or 1.0):.1%}"])
+    return rows
+
+
+def table_of(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
+    """A table whose columns of words stand to the left, and those of numbers to the right."""
+    table = RichTable(title=escape(title), min_width=56)
     for k, name in enumerate(head):
-        words = k < left
+        words = k == 0 or any(row[k][:1].isalpha() and len(row[k]) > 3 for row in rows)
         table.add_column(escape(name), justify="left" if words else "right", overflow="fold", no_wrap=not words)
     for row in rows:
         table.add_row(*map(escape, row))
-    return table
-
-
-@singledispatch
-def shown(result: Any) -> tuple[list[RenderableType], list[str]]:
-    """Tables, and lines below them."""
-    raise TypeError(f"a {type(result).__name__} has no table; give an Allocation or another result of capalloc")
-
-
-@shown.register
-def _(result: Allocation) -> tuple[list[RenderableType], list[str]]:
-    return [summary(result)], [f"note: {note}" for note in result.attrs.get("notes", ())]
-
-
-@shown.register
-def _(result: ReceptiveField) -> tuple[list[RenderableType], list[str]]:
-    return [field_table(result)], [f"note: {note}" for note in result.notes]
-
-
-@shown.register(Diagnosis)
-@shown.register(Scaling)
-@shown.register(Shattering)
-def _(result: Diagnosis | Scaling | Shattering) -> tuple[list[RenderableType], list[str]]:
-    tables: list[RenderableType] = [table_of(title, head, rows) for title, (head, *rows) in result.tables().items()]
-    facts = [result.summary] if isinstance(result, Diagnosis) else []
-    return tables, [*facts, *(result.advice or ["nothing is out of balance"])]
-
-
-@shown.register
-def _(result: Decoupling) -> tuple[list[RenderableType], list[str]]:
-    attrs = result.data.attrs
-    head = ["gate", "kind", "units", "units d", "coupled d", "examples d", "dead"]
-    title = f"decoupling of {len(result)} gates on {attrs['num_examples']} examples"
-    rows = [_gate(result, name) for name in result.layers]
-    return [table_of(title, head, rows, left=2)], [f"note: {note}" for note in attrs.get("notes", ())]
-
-
-def _gate(result: Decoupling, name: str) -> list[str]:
-    gate = result[name]
-    estimates = [_estimate(float(gate[e]), float(gate[f"{e}_error"])) for e in ESTIMATES]
-    dead, coupled, examples = float(gate["dead"]), *estimates[1:]
-    return [name, str(gate["kind"].item()), str(int(gate["units"])), estimates[0], coupled, examples, f"{dead:.1%}"]
-
-
-def _estimate(value: float, error: float) -> str:
-    if value != value:
-        return "–"
-    return f"{value:.3f}" if error != error else f"{value:.3f} ± {error:.3f}"
-
-
-def summary(allocation: Allocation) -> Table:
-    """Totals, and the parameter tensors that bring most."""
-    attrs = allocation.attrs
-    whole = allocation.total or 1.0
-    ranked = allocation.by_parameter.sortby(-allocation.by_parameter)
-    rows = [
-        [str(name), f"{value:,.2f}", f"{value / whole:.1%}"]
-        for name, value in zip(ranked["parameter"].values[:TOP], ranked.values[:TOP], strict=True)
-    ]
-    if len(ranked) > TOP:
-        rest = float(ranked[TOP:].sum())
-        rows.append([f"{len(ranked) - TOP} more", f"{rest:,.2f}", f"{rest / whole:.1%}"])
-    title = f"{attrs['kind']} capacity, {attrs['num_params']:,} parameters"
-    table = table_of(title, ["parameter tensor", "capacity", "share"], rows)
-    table.add_section()
-    table.add_row("total", f"{allocation.total:,.2f}", "")
-    if "total_standard_error" in attrs:
-        table.add_row("its standard error", f"{attrs['total_standard_error']:.2g}", "")
-    table.add_row("of it on the bias", f"{allocation.bias:,.2f}", f"{allocation.bias / whole:.1%}")
-    for name in ("symmetries", "unseen_params", "unused_params", "seconds"):
-        if attrs.get(name) is not None:
-            value = f"{attrs[name]:.3g}" if name == "seconds" else f"{attrs[name]:,}"
-            table.add_row(name.replace("_params", " parameters"), value, "")
-    return table
-
-
-def field_table(field: ReceptiveField) -> Table:
-    """One row for each input axis, and the places that hold most."""
-    rows = []
-    for name, e in field.axes.items():
-        stride = "" if e.stride != e.stride else f"{e.stride:g}"
-        cut = "yes" if e.cut else "no"
-        rows.append([name, str(e.size), str(e.start), str(e.stop - 1), stride, cut, f"{e.deviation:.3g}"])
-    head = ("axis", "size", "from", "to", "stride", "cut", "deviation")
-    table = table_of(f"receptive field of output position {field.shown_position}", head, rows)
-    places = " x ".join(field.moving)
-    table.caption = f"68 % of {field.of} in {field.area_68} places of {places}, 95 % in {field.area_95}"
     return table

@@ -14,7 +14,7 @@ from capalloc.app.design.design_layers import Layer, layers
 from capalloc.app.design.flow import flow
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
-from capalloc.results.field_plot import smallest_region
+from capalloc.results.regions import smallest_region
 from capalloc.results.scaling import DEGENERATE, TRIVIAL
 
 Interval = tuple[int, int]
@@ -68,7 +68,7 @@ class Reading:
 
     @property
     def phase(self) -> str:
-        """The word of `capalloc.scaling`: "degenerate", "balanced", "trivial" or "plain"."""
+        """ "degenerate", "balanced", "trivial" or "plain", as `capalloc.scaling` names them."""
         if math.isnan(self.T):
             return "plain"
         share = math.exp(-self.T)

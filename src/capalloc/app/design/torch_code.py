@@ -6,7 +6,7 @@ from typing import Any
 
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
-from capalloc.results.templating import render
+from capalloc.app.pages import PAGES
 
 #: How each activation is written on a signal.
 WRITTEN = {
@@ -49,7 +49,7 @@ def code(design: Design) -> str:
         "word": design.activation,
         "act": WRITTEN[design.activation].format,
     }
-    return str(render("design.py.jinja", **values)).strip() + "\n"
+    return str(PAGES.render("design.py.jinja", **values)).strip() + "\n"
 
 
 def title(design: Design) -> str:

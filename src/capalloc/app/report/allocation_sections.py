@@ -10,24 +10,25 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from capalloc.app.report.charts import Axis, Series, chart
+from capalloc.app.pages import PAGES
+from capalloc.app.report.charts import draw
 from capalloc.app.report.encode import encode
-from capalloc.app.report.explorer import Explorer, Figure, Layers
+from capalloc.app.report.explorer import Explorer, LayerShares, Panel
 from capalloc.app.report.layout import flat, high
 from capalloc.app.report.pairs import compared
 from capalloc.app.report.region_table import by_region
-from capalloc.app.report.section import Fact, Section, exact
+from capalloc.app.report.section import Section, exact
 from capalloc.results.allocation import Allocation
-from capalloc.results.templating import render
+from capalloc.results.view import Axis, Chart, Fact, Line
 
 #: Bytes that all maps of a group may take, and all shares of layers, before base64.
-MAPS, LAYERS = 1_600_000, 1_600_000
+GROUP_BYTES, LAYER_BYTES = 1_600_000, 1_600_000
 #: Eigenvalues smaller than this part of the largest are rounding, and left below the chart.
 NOUGHT = 1e-12
 
 
 @dataclass(frozen=True)
-class Group:
+class AllocationGroup:
     """Allocations over the same inputs."""
 
     key: str
@@ -39,12 +40,12 @@ class Group:
         return ", ".join(self.members)
 
 
-def groups(allocations: Mapping[str, Allocation]) -> list[Group]:
+def groups(allocations: Mapping[str, Allocation]) -> list[AllocationGroup]:
     """Those over inputs of one shape and the same axes stand together."""
     found: dict[tuple[object, ...], dict[str, Allocation]] = {}
     for name, a in allocations.items():
         found.setdefault((a.capacity.dims, a.capacity.shape), {})[name] = a
-    return [Group(f"maps-{k}", members) for k, members in enumerate(found.values(), 1)]
+    return [AllocationGroup(f"maps-{k}", members) for k, members in enumerate(found.values(), 1)]
 
 
 def allocation_sections(allocations: Mapping[str, Allocation]) -> list[Section]:
@@ -54,7 +55,8 @@ def allocation_sections(allocations: Mapping[str, Allocation]) -> list[Section]:
     for group in found:
         of = f": {group.title}" if len(found) > 1 else ""
         shown = explorer(group)
-        body = render("report/allocations.html", facts=facts(group), maps=shown.render(), many=len(group.members) > 1)
+        many = len(group.members) > 1
+        body = PAGES.render("report/allocations.html", facts=facts(group), maps=shown.render(), many=many)
         sections.append(Section(group.key, f"Where the capacity goes{of}", body, shown.data()))
         sections += compared(group.key, group.members, of)
         layers = shown.layers.names if shown.layers else []
@@ -62,7 +64,7 @@ def allocation_sections(allocations: Mapping[str, Allocation]) -> list[Section]:
     return sections + spectra(allocations)
 
 
-def facts(group: Group) -> list[Fact]:
+def facts(group: AllocationGroup) -> list[Fact]:
     """Totals, with their doubt."""
     shown = []
     for name, a in group.members.items():
@@ -77,34 +79,34 @@ def facts(group: Group) -> list[Fact]:
     return shown
 
 
-def explorer(group: Group) -> Explorer:
+def explorer(group: AllocationGroup) -> Explorer:
     """The maps of a group on one scale, the difference of neighbours, and standard errors where they are known."""
     members = list(group.members.items())
     stack = np.stack([a.capacity.to_numpy() for _, a in members]).astype(float)
-    share = MAPS // (2 * len(members))
+    share = GROUP_BYTES // (2 * len(members))
     errors = {k: _error(a) for k, (_, a) in enumerate(members)}
     return Explorer(
         key=group.key,
         names=[name for name, _ in members],
         unit="parameters",
         figures=_figures(members),
-        maps=encode(stack, MAPS // 2 if any(e is not None for e in errors.values()) else MAPS),
+        maps=encode(stack, GROUP_BYTES // 2 if any(e is not None for e in errors.values()) else GROUP_BYTES),
         errors={k: encode(e.to_numpy()[None].astype(float), share) for k, e in errors.items() if e is not None},
         layers=_layers([a for _, a in members]),
     )
 
 
-def _figures(members: list[tuple[str, Allocation]]) -> list[Figure]:
+def _figures(members: list[tuple[str, Allocation]]) -> list[Panel]:
     top = max(high(a.capacity) for _, a in members)
-    figures = [Figure(name, "map", (k,), _bare(a.capacity), (0.0, top)) for k, (name, a) in enumerate(members)]
+    figures = [Panel(name, "map", (k,), _bare(a.capacity), (0.0, top)) for k, (name, a) in enumerate(members)]
     if len(members) == 2:
         (first, a), (second, b) = members
         difference = _bare(a.capacity).copy(data=b.capacity.to_numpy() - a.capacity.to_numpy())
         reach = float(abs(flat(difference)).max()) or 1.0
-        figures.append(Figure(f"{second} − {first}", "difference", (0, 1), difference, (-reach, reach)))
+        figures.append(Panel(f"{second} − {first}", "difference", (0, 1), difference, (-reach, reach)))
     for k, (name, a) in enumerate(members):
         if (error := _error(a)) is not None:
-            figures.append(Figure(f"standard error of {name}", "error", (k,), error, (0.0, high(error))))
+            figures.append(Panel(f"standard error of {name}", "error", (k,), error, (0.0, high(error))))
     return figures
 
 
@@ -119,7 +121,7 @@ def _error(a: Allocation) -> xr.DataArray | None:
     return _bare(a.capacity).copy(data=a.capacity.coords["standard_error"].to_numpy().astype(float))
 
 
-def _layers(members: list[Allocation]) -> Layers | None:
+def _layers(members: list[Allocation]) -> LayerShares | None:
     """Shares of parameter tensors, over all names that a table of the group has."""
     tables = [a.table for a in members if a.table is not None]
     if not tables:
@@ -135,10 +137,10 @@ def _layers(members: list[Allocation]) -> Layers | None:
         if a.table is None:
             maps.append(None)
             continue
-        coded = encode(a.table.to_numpy().astype(float, copy=False), LAYERS // len(tables))
+        coded = encode(a.table.to_numpy().astype(float, copy=False), LAYER_BYTES // len(tables))
         note = note or coded.note
         maps.append({"rows": [own.index(n) if n in by_name else -1 for n in names], **coded.as_json()})
-    return Layers(names, totals, maps, note)
+    return LayerShares(names, totals, maps, note)
 
 
 def spectra(allocations: Mapping[str, Allocation]) -> list[Section]:
@@ -149,15 +151,16 @@ def spectra(allocations: Mapping[str, Allocation]) -> list[Section]:
     lines, ridges, floor = [], [], np.inf
     for k, (name, a) in enumerate(known.items()):
         eigenvalues, counts = _falling(a)
-        lines.append(Series(name, counts, eigenvalues, "line", k))
+        lines.append(Line(name, counts, eigenvalues, "line", k))
         ridge = float(a.attrs.get("ridge") or 0)
         if ridge > 0:
-            ridges.append(Series(f"ridge of {name}", [0, counts[-1]], [ridge, ridge], "dashed", k))
+            ridges.append(Line(f"ridge of {name}", [0, counts[-1]], [ridge, ridge], "dashed", k))
         floor = min(floor, eigenvalues.max() * NOUGHT, *([ridge / 100] if ridge else []))
     label = f"Eigenvalues of G in falling order, of {', '.join(known)}, against how many are at least as large"
     low = max(floor, min(float(np.min(line.y)) for line in lines)) or None
-    drawn = chart(label, lines + ridges, Axis("eigenvalues at least as large"), Axis("eigenvalue", low, log=True))
-    return [Section("spectrum", "Spectrum of G", render("report/spectrum.html", chart=drawn, ridge=bool(ridges)))]
+    axes = Axis("eigenvalues at least as large"), Axis("eigenvalue", low, log=True)
+    drawn = draw(Chart("Spectrum of G", lines + ridges, *axes, label))
+    return [Section("spectrum", "Spectrum of G", PAGES.render("report/spectrum.html", chart=drawn, ridge=bool(ridges)))]
 
 
 def _falling(a: Allocation) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

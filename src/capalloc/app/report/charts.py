@@ -1,50 +1,25 @@
-"""Charts of a page as inline SVG: lines, dots with error bars, and bars, in the page's own colours and fonts.
+"""Charts of a page as inline SVG: lines, and dots with error bars, in the page's own colours and fonts.
 
 They scale with the page and follow its theme, which a picture made by matplotlib would not; ticks are matplotlib's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from capalloc.results.templating import render
+from capalloc.app.pages import PAGES
+from capalloc.app.report.section import exact
+from capalloc.results.view import Axis, Chart, Line, Style
 
 #: Of the drawing, in units of its own: text keeps its size on a phone and grows a little on a desk.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 224, 54, 8, 8, 36
 #: A line of more points than this is thinned: no eye sees more.
-POINTS = 1024
-
-Kind = Literal["line", "dashed", "dots", "bars", "thin"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One thing drawn: its name in the legend, its points, two standard errors if known, a title for each point."""
-
-    name: str
-    x: ArrayLike
-    y: ArrayLike
-    kind: Kind = "line"
-    colour: int = 0
-    spread: ArrayLike | None = None
-    titles: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Its label, and limits that the data would not give."""
-
-    label: str
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    whole: bool = False  # ticks at integers
+MOST_POINTS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,47 +46,49 @@ class Scale:
         values = locator.tick_values(self.low, self.high)
         inside = [v for v in values if self.low * (1 - 1e-9) - 1e-300 <= v <= self.high * (1 + 1e-9) + 1e-300]
         if self.axis.log and len(inside) < 2:
-            inside = [self.low, self.high]
+            inside = [float(f"{v:.3g}") for v in (self.low, self.high)]
         return [(round(float(self(v)), 1), _label(v)) for v in inside]
 
 
-def chart(label: str, series: list[Series], x: Axis, y: Axis, picture: str = "") -> Markup:
-    """Draw series on two axes.
+def draw(chart: Chart, picture: str = "") -> Markup:
+    """Draw a chart, with `picture`, a data address, over the whole field below its lines.
 
-    Args:
-        label: what a screen reader says the chart shows.
-        series: what to draw, the first lowest; entries that are not finite are left out.
-        x: the horizontal axis.
-        y: the vertical axis.
-        picture: a data address drawn over the whole field, below the series.
-
+    Points that are not finite are left out.
     """
-    shown = [_finite(s, x, y) for s in series]
-    across = _scale(x, [s.x for s in shown], LEFT, WIDTH - RIGHT)
-    reach = [np.asarray(s.y) + sign * np.asarray(s.spread) for s in shown if s.spread is not None for sign in (-1, 1)]
-    up = _scale(y, [*(s.y for s in shown), *reach], HEIGHT - BOTTOM, TOP)
-    return render(
+    shown = [_finite(line, chart.x, chart.y) for line in chart.lines]
+    across = _scale(chart.x, [line.x for line, _ in shown], LEFT, WIDTH - RIGHT)
+    ends = [
+        np.asarray(line.y) + sign * np.asarray(line.spread)
+        for line, _ in shown
+        if line.spread is not None
+        for sign in (-1, 1)
+    ]
+    up = _scale(chart.y, [*(line.y for line, _ in shown), *ends], HEIGHT - BOTTOM, TOP)
+    return PAGES.render(
         "report/chart.svg",
-        label=label,
+        label=chart.described,
         x=across,
         y=up,
         frame=(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
         size=(WIDTH, HEIGHT),
-        drawn=[_drawn(s, across, up) for s in shown],
-        legend=[s for s in shown if s.name],
+        drawn=[_drawn(line, titles, across, up) for line, titles in shown],
+        legend=[line for line, _ in shown if line.name],
         picture=picture,
     )
 
 
-def _finite(s: Series, x: Axis, y: Axis) -> Series:
-    at, values = np.asarray(s.x, dtype=float), np.asarray(s.y, dtype=float)
+def _finite(line: Line, x: Axis, y: Axis) -> tuple[Line, list[str]]:
+    """The points of a line that have a place, and what each is called where it has a name."""
+    at, values = np.asarray(line.x, dtype=float), np.asarray(line.y, dtype=float)
     kept = np.isfinite(at) & np.isfinite(values) & ((at > 0) | (not x.log)) & ((values > 0) | (not y.log))
-    if s.kind in ("line", "dashed") and kept.sum() > POINTS:
-        chosen = np.flatnonzero(kept)[np.linspace(0, kept.sum() - 1, POINTS).astype(int)]
+    if line.style in ("line", "dashed") and kept.sum() > MOST_POINTS:
+        chosen = np.flatnonzero(kept)[np.linspace(0, kept.sum() - 1, MOST_POINTS).astype(int)]
         kept = np.isin(np.arange(len(kept)), chosen)
-    spread = None if s.spread is None else np.nan_to_num(np.asarray(s.spread, dtype=float)[kept])
-    titles = [title for title, keep in zip(s.titles, kept, strict=True) if keep] if s.titles else []
-    return Series(s.name, at[kept], values[kept], s.kind, s.colour, spread, titles)
+    spread = None if line.spread is None else np.nan_to_num(np.asarray(line.spread, dtype=float)[kept])
+    named = zip(x.names, values, kept, strict=True) if line.named else ()
+    of = f", {line.name}" if line.name else ""
+    titles = [f"{name}{of}: {exact(value)}" for name, value, keep in named if keep]
+    return replace(line, x=at[kept], y=values[kept], spread=spread), titles
 
 
 def _scale(axis: Axis, values: list[ArrayLike], start: float, stop: float) -> Scale:
@@ -133,31 +110,29 @@ def _scale(axis: Axis, values: list[ArrayLike], start: float, stop: float) -> Sc
 
 @dataclass(frozen=True)
 class Drawn:
-    """A series as paths and points of the drawing."""
+    """A line as paths and points of the drawing."""
 
-    kind: str
+    style: str
     colour: int
     path: str
     bars: str  # error bars
     points: list[tuple[float, float, str]]  # only where they have titles
 
 
-def _drawn(s: Series, across: Scale, up: Scale) -> Drawn:
-    xs, ys = np.round(across(s.x), 1), np.round(up(s.y), 1)
+def _drawn(line: Line, titles: list[str], across: Scale, up: Scale) -> Drawn:
+    xs, ys, y = np.round(across(line.x), 1), np.round(up(line.y), 1), np.asarray(line.y)
     pairs = list(zip(xs.tolist(), ys.tolist(), strict=True))
     bars = ""
-    if s.spread is not None:
-        low, high = up(np.asarray(s.y) - np.asarray(s.spread)), up(np.asarray(s.y) + np.asarray(s.spread))
+    if line.spread is not None:
+        low, high = up(y - np.asarray(line.spread)), up(y + np.asarray(line.spread))
         bars = "".join(f"M{x:g} {a:.1f}V{b:.1f}" for x, a, b in zip(xs.tolist(), low, high, strict=True))
-    points = [(x, y, title) for (x, y), title in zip(pairs, s.titles, strict=True)] if s.titles else []
-    return Drawn(s.kind, s.colour, _path(s.kind, pairs, up.start), bars, points)
+    points = [(x, y, title) for (x, y), title in zip(pairs, titles, strict=bool(titles))]
+    return Drawn(line.style, line.colour, _path(line.style, pairs), bars, points)
 
 
-def _path(kind: Kind, pairs: list[tuple[float, float]], floor: float) -> str:
-    if kind == "dots":  # strokes of no length with round ends
+def _path(style: Style, pairs: list[tuple[float, float]]) -> str:
+    if style == "dots":  # strokes of no length with round ends
         return "".join(f"M{x:g} {y:g}h0" for x, y in pairs)
-    if kind == "bars":
-        return "".join(f"M{x:g} {floor:g}V{y:g}" for x, y in pairs)
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in pairs) if pairs else ""
 
 

@@ -13,27 +13,29 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
-from capalloc.app.report.charts import Axis, Series, chart
-from capalloc.app.report.encode import Encoded
-from capalloc.app.report.layout import flat, is_line, label, labels, leading, parts, positions
+from capalloc.app.pages import PAGES
+from capalloc.app.report.charts import draw
+from capalloc.app.report.encode import Encoded, encode
+from capalloc.app.report.layout import flat, high, is_line, label, labels, leading, parts, positions
+from capalloc.app.report.outlines import edges_over, lines_over
 from capalloc.app.report.section import exact
-from capalloc.results.plots import colours, map_svg
-from capalloc.results.templating import render
+from capalloc.results.svg import colours, map_svg
+from capalloc.results.view import Axis, Chart, Line, Map
 
 #: Up to this many cells a still map has one that names itself for each input; above, it is one picture.
 STILL_CELLS = 1024
 #: Choices of a leading axis up to which they are a list; above, a slider.
 LISTED = 8
-
-Kind = Literal["map", "difference", "error"]
+#: Bytes of the map of one result, before base64.
+MAP_BYTES = 800_000
 
 
 @dataclass(frozen=True)
-class Figure:
+class Panel:
     """A map on the page: its name, what it shows of which results, and its still picture."""
 
     name: str
-    kind: Kind
+    kind: Literal["map", "difference", "error"]
     of: tuple[int, ...]  # which of the results, one, or two for a difference
     values: xr.DataArray
     limits: tuple[float, float]
@@ -53,7 +55,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Layers:
+class LayerShares:
     """Shares of parameter tensors, for one result or more."""
 
     names: list[str]
@@ -74,15 +76,15 @@ class Explorer:
     key: str
     names: list[str]  # of the results
     unit: str
-    figures: list[Figure]
+    figures: list[Panel]
     maps: Encoded  # (results, *axes)
     errors: Mapping[int, Encoded] = field(default_factory=dict)  # by result, stacks of one
-    layers: Layers | None = None
+    layers: LayerShares | None = None
 
     def render(self) -> Markup:
         """The figures, still, with controls that the script brings to life."""
         values = self.figures[0].values
-        return render(
+        return PAGES.render(
             "report/maps.html",
             explorer=self,
             chart=is_line(values),
@@ -126,6 +128,23 @@ class Explorer:
         }  # fmt: skip
 
 
+def explorer_of(key: str, name: str, shown: Map) -> Explorer:
+    """The map of one result, with box and rings where it has a theoretical field."""
+    values, lines, edges = shown.values, {}, {}
+    if shown.box is not None and is_line(values):
+        edges = edges_over(flat(values), shown.box)
+    elif shown.box is not None:
+        lines = lines_over(flat(values), shown.box)
+    title = f"{name}, {shown.title}" if shown.title else name
+    return Explorer(
+        key=key,
+        names=[name],
+        unit=shown.unit,
+        figures=[Panel(title, "map", (0,), values, (0.0, high(values)), lines, edges)],
+        maps=encode(values.to_numpy()[None].astype(float), MAP_BYTES),
+    )
+
+
 def describe(name: str, values: xr.DataArray, unit: str, signed: bool = False) -> str:
     """A map in words, for those who do not see it."""
     shown = flat(values)
@@ -145,22 +164,21 @@ def describe(name: str, values: xr.DataArray, unit: str, signed: bool = False) -
     return "; ".join(said)
 
 
-def still(figure: Figure, unit: str) -> Markup:
-    """The picture or chart that stands where no script runs, and on paper."""
+def still(figure: Panel, unit: str) -> Markup:
+    """Draw the picture or chart that stands where no script runs, and on paper."""
     words = describe(figure.name, figure.values, unit, figure.signed)
     shown = flat(figure.values)
     if not is_line(figure.values):
         return map_svg(shown, figure.limits, figure.signed, words, STILL_CELLS, figure.lines)
-    at = positions(shown)
     low, high = figure.limits
     few = shown.size <= STILL_CELLS // 8
     axis = str(shown.dims[0])
-    titles = [f"{axis} {label(shown, axis, k)}: {exact(float(v))}" for k, v in enumerate(shown.to_numpy())]
-    series = [Series("", at, shown.to_numpy(), "line", 0, titles=titles if few else [])]
+    names = [f"{axis} {name}" for name in labels(shown, axis)] if few else []
+    lines = [Line("", positions(shown), shown.to_numpy(), named=few)]
     for number, (name, edges) in enumerate(figure.edges.items(), 1):
         for k, edge in enumerate(edges):
-            series.append(Series("" if k else name, [edge, edge], [low, high], "thin", number))
-    return chart(words, series, Axis(axis), Axis(unit, low, high * 1.05))
+            lines.append(Line("" if k else name, [edge, edge], [low, high], "thin", number))
+    return draw(Chart(figure.name, lines, Axis(axis, names=names), Axis(unit, low, high * 1.05), words))
 
 
 def palette(signed: bool) -> str:

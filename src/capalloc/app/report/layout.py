@@ -11,8 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from capalloc.results.plots import limits
-from capalloc.results.regions import grid, image
+from capalloc.results.regions import grid, image, limits, thirds
 
 #: Regions of a line.
 THIRDS = ("first third", "middle third", "last third")
@@ -44,9 +43,7 @@ def parts(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
     length = last.sizes[axes[-1]]
     if length < len(THIRDS):
         return last.sum(axes[-1]).expand_dims(region=["inputs"], axis=-1)
-    first = round(length / 3)
-    cuts = zip([0, first, length - first], [first, length - first, length], strict=True)
-    sums = [last.isel({axes[-1]: slice(*cut)}).sum(axes[-1]) for cut in cuts]
+    sums = [last.isel({axes[-1]: slice(*cut)}).sum(axes[-1]) for cut in thirds(length)]
     return xr.concat(sums, dim="region").assign_coords(region=list(THIRDS)).transpose(..., "region")
 
 

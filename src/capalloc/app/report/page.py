@@ -7,21 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from capalloc._runtime.files import write_text
+from capalloc.app.pages import PAGES
 from capalloc.app.report.allocation_sections import allocation_sections
-from capalloc.app.report.depth_sections import decoupling_sections, depth_sections
-from capalloc.app.report.evolution_section import evolution_sections
 from capalloc.app.report.explorer import palette
-from capalloc.app.report.field_section import field_sections
-from capalloc.app.report.section import Fact, Section, Settings, settings
+from capalloc.app.report.result_section import result_section
+from capalloc.app.report.section import Section, plain
 from capalloc.results.allocation import Allocation
-from capalloc.results.decoupling import Decoupling
-from capalloc.results.diagnosis import Diagnosis
-from capalloc.results.evolution import Evolution
-from capalloc.results.kinds import KINDS, Result
-from capalloc.results.receptive_field import ReceptiveField
-from capalloc.results.scaling import Scaling
-from capalloc.results.shattering import Shattering
-from capalloc.results.templating import render
+from capalloc.results.base import Result
+from capalloc.results.kinds import RESULTS
+from capalloc.results.view import Fact, View
 
 
 def write_report(
@@ -45,7 +39,7 @@ def report_html(
     title: str = "Capacity allocation",
     facts: Mapping[str, str] | None = None,
 ) -> str:
-    """A page in one HTML file about results of any kind, with no network and no model.
+    """Make a page in one HTML file about results of any kind, with no network and no model.
 
     Allocations over the same inputs are drawn on one scale and held against each other. A map reads out its values
     under the pointer or the arrow keys, for all parameters or one tensor; without a script, and on paper, all maps and
@@ -61,51 +55,44 @@ def report_html(
         TypeError: something is no result.
 
     """
-    kinds = _by_kind(results)
-    sections = [
-        *allocation_sections(kinds[Allocation]),
-        *field_sections(kinds[ReceptiveField]),
-        *decoupling_sections(kinds[Decoupling]),
-        *depth_sections({n: r for kind in (Diagnosis, Scaling, Shattering) for n, r in kinds[kind].items()}),
-        *evolution_sections(kinds[Evolution]),
-    ]
-    made = [_settings(name, result) for name, result in results.items()]
-    page = render(
+    _check(results)
+    allocations = {name: result for name, result in results.items() if isinstance(result, Allocation)}
+    views = {name: result.view() for name, result in results.items()}
+    sections = [*allocation_sections(allocations), *_other_sections(results, views)]
+    page = PAGES.render(
         "report/report.html",
         title=title,
         facts=[Fact(str(name), str(value)) for name, value in (facts or {}).items()],
         sections=sections,
-        allocations=bool(kinds[Allocation]),
-        notes=[(s.name, s.notes) for s in made if s.notes],
-        made=made,
+        allocations=bool(allocations),
+        notes=[(name, view.notes) for name, view in views.items() if view.notes],
+        made=[
+            (name, type(results[name]).__name__, {key: plain(value) for key, value in view.settings.items()})
+            for name, view in views.items()
+        ],
         data=_data(sections),
     )
     return str(page)
 
 
-def _by_kind(results: Mapping[str, Result]) -> dict[type[Any], dict[str, Any]]:
+def _check(results: Mapping[str, Any]) -> None:
     if not results:
         raise ValueError("a report needs at least one result; give a mapping of names to results")
-    kinds: dict[type[Any], dict[str, Any]] = {kind: {} for kind in KINDS.values()}
     for name, result in results.items():
-        kind = next((kind for kind in kinds if isinstance(result, kind)), None)
-        if kind is None:
-            names = ", ".join(kind.__name__ for kind in kinds)
+        if not isinstance(result, Result):
+            names = ", ".join(kind.__name__ for kind in RESULTS)
             raise TypeError(f"{name!r} is a {type(result).__name__}; a report shows results: {names}")
-        kinds[kind][name] = result
-    return kinds
 
 
-def _settings(name: str, result: Result) -> Settings:
-    kind = type(result).__name__
-    if isinstance(result, Allocation):
-        return settings(name, kind, result.attrs)
-    if isinstance(result, ReceptiveField):
-        own = {"output_position": result.shown_position, "of": result.of, "gates": result.gates}
-        return settings(name, kind, own | {"notes": list(result.notes)})
-    if isinstance(result, Evolution):
-        return settings(name, kind, result.settings)
-    return settings(name, kind, result.data.attrs)
+def _other_sections(results: Mapping[str, Result], views: Mapping[str, View]) -> list[Section]:
+    """A section for each result that is no allocation, kind by kind; those of other packages last."""
+    kinds: dict[type[Result], None] = dict.fromkeys((*RESULTS, *map(type, results.values())))
+    sections = []
+    for kind in kinds:
+        names = [name for name, result in results.items() if type(result) is kind and kind is not Allocation]
+        key = kind.FORMAT.removeprefix("capalloc-")
+        sections += [result_section(f"{key}-{k}", name, views[name]) for k, name in enumerate(names, 1)]
+    return sections
 
 
 def _data(sections: list[Section]) -> dict[str, Any]:

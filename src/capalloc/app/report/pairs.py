@@ -9,16 +9,17 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from capalloc.app.report.charts import Axis, Series, chart
-from capalloc.app.report.section import Fact, Section, exact
+from capalloc.app.pages import PAGES
+from capalloc.app.report.charts import draw
+from capalloc.app.report.section import Section, exact
 from capalloc.results.allocation import Allocation
 from capalloc.results.comparison import correlation, total_variation
-from capalloc.results.plots import colours, png
-from capalloc.results.templating import render
+from capalloc.results.svg import colours, png
+from capalloc.results.view import Axis, Chart, Fact, Line
 
 #: Points up to which each is drawn; above, the scatter is a picture of how many fall where.
-POINTS = 2000
-BINS = 96
+SCATTERED = 2000
+DENSITY_BINS = 96
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def compared(key: str, members: Mapping[str, Allocation], of: str) -> list[Secti
         return []
     pairs = [_pair(first, a, name, b) for name, b in others]
     title = f"{first} against {others[0][0]}" if len(others) == 1 else f"{first} against the others{of}"
-    body = render("report/compare.html", pairs=pairs, first=first)
+    body = PAGES.render("report/compare.html", pairs=pairs, first=first)
     return [Section(f"{key}-compared", title[:1].upper() + title[1:], body)]
 
 
@@ -67,17 +68,17 @@ def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
         f"Capacity of every input in {second} against {first}; correlation {agreed['correlation']}, "
         f"points on the diagonal agree"
     )
-    counted = x.size > POINTS
-    diagonal = Series("", [0, top], [0, top], "thin", 1)
-    points = [] if counted else [Series("", x, y, "dots", 0)]
+    counted = x.size > SCATTERED
+    lines = [] if counted else [Line("", x, y, "dots")]
+    lines.append(Line("", [0, top], [0, top], "thin", 1))
     edge = top * 1.04
     picture = _density(x, y, edge) if counted else ""
-    axes = (Axis(first, 0, edge), Axis(second, 0, edge))
-    return Pair(facts, chart(label, [*points, diagonal], *axes, picture=picture), counted)
+    chart = Chart("", lines, Axis(first, 0, edge), Axis(second, 0, edge), label)
+    return Pair(facts, draw(chart, picture), counted)
 
 
 def _density(x: NDArray[np.float64], y: NDArray[np.float64], edge: float) -> str:
     """How many points fall into each cell, on a logarithmic scale."""
-    counts = np.histogram2d(y, x, bins=BINS, range=[[0, edge], [0, edge]])[0][::-1]
+    counts = np.histogram2d(y, x, bins=DENSITY_BINS, range=[[0, edge], [0, edge]])[0][::-1]
     shares = np.log1p(counts) / np.log1p(counts.max())
     return png(colours(shares))

@@ -9,17 +9,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from capalloc.app.pages import PAGES
 from capalloc.app.report.layout import parts
 from capalloc.app.report.section import Section, number
 from capalloc.results.allocation import Allocation
-from capalloc.results.templating import render
 
 #: Shades of a cell, the lightest none.
 SHADES = 10
 
 
 @dataclass(frozen=True)
-class Cell:
+class ShadedCell:
     """One number for each allocation, and how strong its colour is."""
 
     values: list[str]
@@ -27,11 +27,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One parameter tensor, or all; `layer` is its number among the maps' layers, or None."""
 
     name: str
-    cells: list[Cell]
+    cells: list[ShadedCell]
     layer: int | None = None
 
 
@@ -45,7 +45,7 @@ def by_region(key: str, members: Mapping[str, Allocation], layers: list[str], of
         told = any(a.table is not None for a in same.values())
         title = "Which parameters serve which region" if told else "Capacity of the parameter tensors"
         title += of if len(sets) == 1 else f": {', '.join(same)}"
-        body = render(
+        body = PAGES.render(
             "report/regions.html",
             key=key,
             names=list(same),
@@ -63,7 +63,7 @@ def columns(a: Allocation) -> list[str]:
     return ["all", *map(str, parts(a.capacity)["region"].values), "constant input"]
 
 
-def rows(members: Mapping[str, Allocation], layers: list[str]) -> list[Row]:
+def rows(members: Mapping[str, Allocation], layers: list[str]) -> list[TensorRow]:
     """Capacity of every parameter tensor, and of all, by region."""
     numbers = np.stack([_numbers(a) for a in members.values()], axis=-1)
     if all(a.table is None for a in members.values()):
@@ -78,8 +78,8 @@ def rows(members: Mapping[str, Allocation], layers: list[str]) -> list[Row]:
         texts = [[number(v) for v in cell] for cell in numbers[k]]
         if k < len(names) - 1:
             texts[0] = [_with_error(text, a, name) for text, a in zip(texts[0], members.values(), strict=True)]
-        cells = [Cell(text, int(shade)) for text, shade in zip(texts, shades[k], strict=True)]
-        found.append(Row(name, cells, place.get(name) if k < len(names) - 1 else None))
+        cells = [ShadedCell(text, int(shade)) for text, shade in zip(texts, shades[k], strict=True)]
+        found.append(TensorRow(name, cells, place.get(name) if k < len(names) - 1 else None))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,6 @@ class Section:
     title: str
     body: Markup
     data: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A figure at the head of a section: its name, its value, and in small print what to know of it."""
-
-    name: str
-    value: str
-    more: str = ""
 
 
 def number(value: float) -> str:
@@ -52,27 +43,3 @@ def plain(value: Any) -> str:
     if isinstance(value, Mapping | list | tuple) and len(value) > 8:
         return f"{len(value)} values, in the file"
     return str(value)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How one result was made."""
-
-    name: str
-    kind: str
-    values: Mapping[str, str]
-    notes: list[str] = field(default_factory=list)
-
-
-def settings(name: str, kind: str, attrs: Mapping[str, Any]) -> Settings:
-    """From a result's attributes, nested ones flattened."""
-    values: dict[str, str] = {}
-    notes = list(map(str, attrs.get("notes") or ()))
-    for key, value in attrs.items():
-        if isinstance(value, Mapping) and len(value) <= 32 and key in ("scaling", "shattering"):
-            inner = settings(name, kind, value)
-            values |= {f"{key}: {k}": v for k, v in inner.values.items()}
-            notes += inner.notes
-        elif key != "notes":
-            values[str(key)] = plain(value)
-    return Settings(name, kind, values, notes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import xarray as xr
 from markupsafe import Markup
 
-from capalloc.results.templating import render
+from capalloc.app.pages import PAGES
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def groups(study: xr.Dataset) -> list[Group]:
 
 def page(study: xr.Dataset, picture: bytes) -> Markup:
     """One HTML file that needs no network and no script; `picture` is the figure as PNG."""
-    return render(
+    return PAGES.render(
         "linear_study.html",
         title="Linear filters: capacity and memory",
         settings=study.attrs,

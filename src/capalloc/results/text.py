@@ -1,0 +1,27 @@
+"""A view as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capalloc.results.view import View
+
+#: Rows of a table; the rest are counted.
+TEXT_ROWS = 12
+
+
+def as_text(view: View) -> str:
+    """The heading, facts, tables with aligned columns, advice and notes; details are left out."""
+    lines = [f"<{view.kind}, {view.heading}>"]
+    lines += aligned([[fact.name, f"{fact.value} {fact.more}"] for fact in view.facts if not fact.detail])
+    for table in view.tables:
+        if not table.detail:
+            lines += ["", f"  {table.title}", *aligned([table.head, *table.first(TEXT_ROWS)])]
+    notes = [f"  {note}" for note in (*(view.advice or ()), *view.notes)]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Each row as a line, columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,55 @@
+"""Files that the first version of the format wrote load, and are written the same today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+from capalloc.results import load
+from capalloc.results.kinds import RESULTS
+
+FOLDER = Path(__file__).parent / "version_1"
+#: By file: its kind, and numbers that the version which wrote it printed.
+WRITTEN = {
+    "measured": ("Allocation", ("56 of 64 parameters", "6.76055 (12.1%)")),
+    "propagated": ("Allocation", ("62 of 64 parameters", "12.4093 (20.0%)")),
+    "field": ("ReceptiveField", ("output position (:)", "0.769", "0.758")),
+    "gates": ("Decoupling", ("0.587 ± 0.109", "0.462 ± 0.094", "0.716 ± 0.197", "63.9%")),
+    "scaling": ("Scaling", ("1 residual blocks, 1 layers: trivial, T = 0.0828", "0.0863")),
+    "shattering": ("Shattering", ("index 0.0529, correlation of gradients 0.947", "0.979 ± 0.011")),
+    "diagnosis": ("Diagnosis", ("T = 0.0828; shattering index 0.0529", "0.979 ± 0.011")),
+    "walk": ("Evolution", ("2 blocks on row 3 x column 4", "jump, borders absorbing", "0.6142", "1.951", "0.1009")),
+}
+
+
+def test_there_is_a_file_of_every_kind():
+    assert {kind for kind, _ in WRITTEN.values()} == {kind.__name__ for kind in RESULTS}
+    assert {path.stem for path in FOLDER.glob("*.nc")} == set(WRITTEN)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_says_what_it_said(name):
+    kind, said = WRITTEN[name]
+    found = load(FOLDER / f"{name}.nc")
+    assert type(found).__name__ == kind
+    for piece in said:
+        assert piece in repr(found)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_is_written_the_same_today(name, tmp_path):
+    load(FOLDER / f"{name}.nc").save(tmp_path / "again.nc")
+    with h5py.File(FOLDER / f"{name}.nc") as old, h5py.File(tmp_path / "again.nc") as new:
+        assert set(new) == set(old)
+        assert {key: new.attrs[key] for key in ("format", "attrs")} == {
+            key: old.attrs[key] for key in ("format", "attrs")
+        }
+        for variable in old:
+            assert new[variable].dtype == old[variable].dtype, variable
+            np.testing.assert_array_equal(new[variable][()], old[variable][()], err_msg=variable)
+    files = (FOLDER / f"{name}.nc", tmp_path / "again.nc")
+    xr.testing.assert_identical(*(xr.load_dataset(file, engine="h5netcdf") for file in files))
