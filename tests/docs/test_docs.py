@@ -183,8 +183,8 @@ def test_the_reference_has_every_public_name():
 
 
 def names_of(value: object, path: str) -> dict[str, object]:
-    """The names that a module hands on; any other object stands for itself."""
-    if isinstance(value, types.ModuleType):
+    """The names that a module hands on; a module that lists none and any other object stand for themselves."""
+    if isinstance(value, types.ModuleType) and hasattr(value, "__all__"):
         return {f"{path}.{name}": getattr(value, name) for name in value.__all__}
     return {path: value}
 
