@@ -10,7 +10,7 @@ from torch import nn
 
 import capalloc
 from capalloc import architectures
-from capalloc.architectures import registry
+from capalloc.architectures import catalogue
 from capalloc.architectures.layers import chain
 
 #: Arguments that make each small enough to be measured.
@@ -158,7 +158,7 @@ def test_refusals(name, arguments, error, match):
 
 
 def test_registering(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(catalogue, "_REGISTRY", dict(catalogue._REGISTRY))
     with pytest.raises(ValueError, match="there is an architecture 'mlp' already"):
         architectures.register("mlp", "Again.", "none")(lambda shape=(1,): nn.Linear(*shape, 1))
     with pytest.raises(ValueError, match="must give every argument a default, and one must be shape"):

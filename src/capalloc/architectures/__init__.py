@@ -17,7 +17,7 @@ from capalloc.architectures import (
     unet,
     vit,
 )
-from capalloc.architectures.registry import Architecture, info, make, names, register
+from capalloc.architectures.catalogue import Architecture, info, make, names, register
 
 __all__ = ["Architecture", "info", "make", "names", "register"]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import chain, named, small_normal
-from capalloc.architectures.registry import register
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Self-attention of several heads, over (examples, tokens, width)."""
 
     def __init__(self, width: int, heads: int, causal: bool = False) -> None:
@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.heads, self.causal = heads, causal
 
     def forward(self, x: Tensor) -> Tensor:
-        """Every token as a mean of what the others say."""
+        """Replace every token by weighted means of the values of all."""
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         h = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         mixed: Tensor = self.out(h.transpose(1, 2).flatten(2))
@@ -35,13 +35,13 @@ def mlp(width: int, hidden: int) -> nn.Sequential:
     return chain(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
-class PreNorm(nn.Module):
+class PreNormBlock(nn.Module):
     """h + attention(norm(h)), then h + mlp(norm(h))."""
 
     def __init__(self, width: int, heads: int, hidden: int, causal: bool = False) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.mlp = Attention(width, heads, causal), mlp(width, hidden)
+        self.attention, self.mlp = SelfAttention(width, heads, causal), mlp(width, hidden)
 
     def forward(self, h: Tensor) -> Tensor:
         """The stream after both branches."""
@@ -50,7 +50,7 @@ class PreNorm(nn.Module):
         return summed
 
 
-class PostNorm(PreNorm):
+class PostNormBlock(PreNormBlock):
     """norm(h + attention(h)), then norm(h + mlp(h))."""
 
     def forward(self, h: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class PostNorm(PreNorm):
         return normed
 
 
-class Positions(nn.Module):
+class LearntPositions(nn.Module):
     """Learnt positions, added."""
 
     def __init__(self, tokens: int, width: int) -> None:
@@ -69,11 +69,11 @@ class Positions(nn.Module):
         nn.init.normal_(self.position, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The tokens, each marked by its place."""
+        """Add its position to every token."""
         return x + self.position
 
 
-class First(nn.Module):
+class FirstToken(nn.Module):
     """The first token."""
 
     def forward(self, h: Tensor) -> Tensor:
@@ -89,9 +89,9 @@ class First(nn.Module):
 def gpt_tiny(depth: int = 4, heads: int = 4, vocabulary: int = 1000, shape: Sequence[int] = (64, 128)) -> nn.Module:
     """`shape` is (tokens, width): the network starts after the embedding, whose rows are its inputs."""
     tokens, width = shape
-    blocks = nn.Sequential(*(PreNorm(width, heads, 4 * width, causal=True) for _ in range(depth)))
+    blocks = nn.Sequential(*(PreNormBlock(width, heads, 4 * width, causal=True) for _ in range(depth)))
     head = chain(nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False))
-    return small_normal(named(positions=Positions(tokens, width), blocks=blocks, head=head))
+    return small_normal(named(positions=LearntPositions(tokens, width), blocks=blocks, head=head))
 
 
 @register(
@@ -102,7 +102,7 @@ def gpt_tiny(depth: int = 4, heads: int = 4, vocabulary: int = 1000, shape: Sequ
 def bert_tiny(depth: int = 2, heads: int = 2, num_classes: int = 2, shape: Sequence[int] = (64, 128)) -> nn.Module:
     """`shape` is (tokens, width): the network starts after the embedding, whose rows are its inputs."""
     tokens, width = shape
-    blocks = nn.Sequential(*(PostNorm(width, heads, 4 * width) for _ in range(depth)))
-    head = chain(First(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, num_classes))
-    start = chain(Positions(tokens, width), nn.LayerNorm(width))
+    blocks = nn.Sequential(*(PostNormBlock(width, heads, 4 * width) for _ in range(depth)))
+    head = chain(FirstToken(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, num_classes))
+    start = named(positions=LearntPositions(tokens, width), norm=nn.LayerNorm(width))
     return small_normal(named(start=start, blocks=blocks, head=head))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from capalloc.architectures.attention import mlp
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import chain, named, small_normal
-from capalloc.architectures.registry import register
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -19,14 +20,14 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(h.movedim(1, -1)).movedim(-1, 1)
 
 
-class Block(nn.Module):
+class ConvNeXtBlock(nn.Module):
     """h + scale * mlp(norm(depthwise 7 x 7 (h)))."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
         self.spatial = nn.Conv2d(width, width, 7, padding=3, groups=width)
         self.norm = nn.LayerNorm(width)
-        self.mlp = chain(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = mlp(width, 4 * width)
         self.scale = nn.Parameter(torch.full((width,), scale))
 
     def forward(self, h: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def convnext_tiny(
         if stage > 1:
             body[f"down{stage - 1}"] = chain(ChannelNorm(channels), nn.Conv2d(channels, 2 * channels, 2, stride=2))
             channels *= 2
-        body[f"stage{stage}"] = nn.Sequential(*(Block(channels, scale) for _ in range(depth)))
+        body[f"stage{stage}"] = nn.Sequential(*(ConvNeXtBlock(channels, scale) for _ in range(depth)))
     stem = chain(nn.Conv2d(shape[0], width, patch, stride=patch), ChannelNorm(width))
     head = chain(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(channels), nn.Linear(channels, num_classes))
     return small_normal(named(stem=stem, **body, head=head))

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
-import torch
 from torch import nn
 
-from capalloc.architectures.layers import chain, he
-from capalloc.architectures.registry import register
+from capalloc.architectures.catalogue import register
+from capalloc.architectures.layers import chain, dense_layers, he
 
 
 @register("mlp", "Dense layers with ReLU.", "Rumelhart, Hinton, Williams, Nature 323, 1986")
 def mlp(width: int = 256, depth: int = 2, num_classes: int = 10, shape: Sequence[int] = (1, 28, 28)) -> nn.Module:
     """`depth` hidden layers of `width` units."""
-    sizes = [math.prod(shape), *[width] * depth]
-    layers: list[nn.Module] = [nn.Flatten()]
-    for ins, outs in pairwise(sizes):
-        layers += [nn.Linear(ins, outs), nn.ReLU()]
-    return chain(*layers, nn.Linear(sizes[-1], num_classes))
+    return chain(*dense_layers(math.prod(shape), *[width] * depth, num_classes))
 
 
 @register(
@@ -44,11 +38,7 @@ def lenet(
     rows, columns = ((n // 2 - 4) // 2 for n in shape[1:])
     if min(rows, columns) < 1:
         raise ValueError(f"shape of lenet must have rows and columns >= 12, got {tuple(shape)}")
-    sizes = [last * rows * columns, *hidden]
-    dense: list[nn.Module] = [nn.Flatten()]
-    for ins, outs in pairwise(sizes):
-        dense += [nn.Linear(ins, outs), nn.ReLU()]
-    return chain(*features, *dense, nn.Linear(sizes[-1], num_classes))
+    return chain(*features, *dense_layers(last * rows * columns, *hidden, num_classes))
 
 
 @register(
@@ -75,9 +65,8 @@ def vgg11(
     rows, columns = (n >> len(convolutions) for n in shape[1:])
     if min(rows, columns) < 1:
         raise ValueError(f"shape must have rows and columns >= {2 ** len(convolutions)}, got {tuple(shape)}")
-    dense = [nn.Linear(channels * rows * columns, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, num_classes)]
-    with torch.no_grad():
-        for layer in dense:
+    dense = dense_layers(channels * rows * columns, hidden, hidden, num_classes)
+    for layer in dense:
+        if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features))
-    head = [nn.Flatten(), dense[0], nn.ReLU(), dense[1], nn.ReLU(), dense[2]]
-    return he(chain(*layers, *head))
+    return he(chain(*layers, *dense))

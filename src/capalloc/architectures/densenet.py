@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import chain, conv, conv_norm, he, named, pooled_head
-from capalloc.architectures.registry import register
 
 
-class Dense(nn.Module):
+class DenseNetLayer(nn.Module):
     """h and the new features, side by side."""
 
     def __init__(self, ins: int, growth: int, bottleneck: int) -> None:
@@ -51,7 +51,7 @@ def densenet121(
         if stage > 1:
             body[f"transition{stage - 1}"] = transition(channels, channels // 2)
             channels //= 2
-        layers = [Dense(channels + k * growth, growth, bottleneck) for k in range(depth)]
+        layers = [DenseNetLayer(channels + k * growth, growth, bottleneck) for k in range(depth)]
         body[f"block{stage}"] = nn.Sequential(*layers)
         channels += depth * growth
     head = chain(nn.BatchNorm2d(channels), nn.ReLU(), *pooled_head(channels, num_classes))

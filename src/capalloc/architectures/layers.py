@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor, nn
 
-#: What `chain` calls layers; others go by the name of their class.
-KINDS = {
+#: Names that `chain` gives to layers; others go by the name of their class.
+LAYER_WORDS = {
     nn.Conv1d: "conv",
     nn.Conv2d: "conv",
     nn.BatchNorm2d: "norm",
@@ -27,7 +28,7 @@ def named(**modules: nn.Module) -> nn.Sequential:
 
 def chain(*modules: nn.Module) -> nn.Sequential:
     """Modules in a row, named conv1, norm1, relu1, conv2, ...; without a number where there is one of the kind."""
-    kinds = [next((kind for base, kind in KINDS.items() if isinstance(m, base)), _word(m)) for m in modules]
+    kinds = [next((kind for base, kind in LAYER_WORDS.items() if isinstance(m, base)), _word(m)) for m in modules]
     counts, seen = Counter(kinds), Counter[str]()
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for kind, module in zip(kinds, modules, strict=True):
@@ -55,6 +56,14 @@ class Add(nn.Module):
         """The sum."""
         summed: Tensor = self.activation(self.shortcut(h) + self.branch(h))
         return summed
+
+
+def dense_layers(*sizes: int) -> list[nn.Module]:
+    """Flatten, then linear layers between the sizes with ReLU between them."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for ins, outs in pairwise(sizes):
+        layers += [nn.Linear(ins, outs), nn.ReLU()]
+    return layers[:-1]
 
 
 def conv(ins: int, outs: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:

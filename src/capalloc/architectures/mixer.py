@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from capalloc.architectures.attention import mlp
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import chain, named
-from capalloc.architectures.registry import register
-from capalloc.architectures.vit import Patches
+from capalloc.architectures.vit import PatchEmbedding
 
 
-class Block(nn.Module):
+class MixerBlock(nn.Module):
     """Mixing along tokens, then along channels, around layer norms."""
 
     def __init__(self, tokens: int, width: int, token_hidden: int, channel_hidden: int) -> None:
@@ -27,11 +27,11 @@ class Block(nn.Module):
         return summed
 
 
-class Mean(nn.Module):
+class TokenMean(nn.Module):
     """The mean of the tokens."""
 
     def forward(self, h: Tensor) -> Tensor:
-        """One token for all."""
+        """Average over the tokens axis."""
         return h.mean(1)
 
 
@@ -49,7 +49,7 @@ def mixer(
     shape: Sequence[int] = (3, 224, 224),
 ) -> nn.Module:
     """Mixer-S/16; `hidden` are the units of the MLPs along tokens and along channels."""
-    patches = Patches(shape, patch, width)
-    blocks = nn.Sequential(*(Block(patches.tokens, width, *hidden) for _ in range(depth)))
-    head = chain(nn.LayerNorm(width), Mean(), nn.Linear(width, num_classes))
+    patches = PatchEmbedding(shape, patch, width)
+    blocks = nn.Sequential(*(MixerBlock(patches.tokens, width, *hidden) for _ in range(depth)))
+    head = chain(nn.LayerNorm(width), TokenMean(), nn.Linear(width, num_classes))
     return named(patches=patches, blocks=blocks, head=head)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import Add, chain, conv_norm, he, named, pooled_head
-from capalloc.architectures.registry import register
 
 #: Expansion, channels, blocks and stride of every stage (Sandler et al., table 2).
 STAGES = (

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from capalloc.architectures.registry import register
+from capalloc.architectures.catalogue import register
 
 
-class Recurrent(nn.Module):
+class RecurrentClassifier(nn.Module):
     """Recurrent layers and a linear layer that reads the last state."""
 
     def __init__(self, recurrence: nn.LSTM | nn.GRU, num_classes: int) -> None:
@@ -28,10 +28,10 @@ class Recurrent(nn.Module):
 )
 def lstm(width: int = 128, depth: int = 1, num_classes: int = 10, shape: Sequence[int] = (50, 16)) -> nn.Module:
     """`depth` layers of `width` units over `shape` = (time, features)."""
-    return Recurrent(nn.LSTM(shape[1], width, depth, batch_first=True), num_classes)
+    return RecurrentClassifier(nn.LSTM(shape[1], width, depth, batch_first=True), num_classes)
 
 
 @register("gru", "Gated recurrent units; one label a sequence.", "Cho et al., arXiv 1406.1078")
 def gru(width: int = 128, depth: int = 1, num_classes: int = 10, shape: Sequence[int] = (50, 16)) -> nn.Module:
     """`depth` layers of `width` units over `shape` = (time, features)."""
-    return Recurrent(nn.GRU(shape[1], width, depth, batch_first=True), num_classes)
+    return RecurrentClassifier(nn.GRU(shape[1], width, depth, batch_first=True), num_classes)

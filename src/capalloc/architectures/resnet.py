@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import Add, chain, conv, conv_norm, he, named, pooled_head
-from capalloc.architectures.registry import register
 
 HE_2015, HE_2016 = "He, Zhang, Ren, Sun, arXiv 1512.03385", "He, Zhang, Ren, Sun, arXiv 1603.05027"
-Block = Callable[[int, int, int], nn.Module]
+BlockMaker = Callable[[int, int, int], nn.Module]
 
 
 def basic(ins: int, outs: int, stride: int) -> nn.Module:
@@ -45,7 +45,7 @@ def _shortcut(ins: int, outs: int, stride: int) -> nn.Module | None:
     return None if (ins, stride) == (outs, 1) else chain(*conv_norm(ins, outs, 1, stride, activation=None))
 
 
-def stages(block: Block, ins: int, widths: Sequence[int], depths: Sequence[int]) -> dict[str, nn.Module]:
+def stages(block: BlockMaker, ins: int, widths: Sequence[int], depths: Sequence[int]) -> dict[str, nn.Module]:
     """`depths` blocks of every width; the first block of every stage but the first halves rows and columns."""
     found: dict[str, nn.Module] = {}
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
@@ -56,7 +56,7 @@ def stages(block: Block, ins: int, widths: Sequence[int], depths: Sequence[int])
 
 
 def _imagenet(
-    block: Block, width: int, first: int, depths: Sequence[int], num_classes: int, channels: int
+    block: BlockMaker, width: int, first: int, depths: Sequence[int], num_classes: int, channels: int
 ) -> nn.Module:
     widths = [first * 2**k for k in range(len(depths))]
     stem = chain(*conv_norm(channels, width, 7, 2), nn.MaxPool2d(3, 2, padding=1))

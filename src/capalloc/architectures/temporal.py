@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import Add, chain, he, named
-from capalloc.architectures.registry import register
 
 
-class Causal(nn.Conv1d):
+class CausalConv1d(nn.Conv1d):
     """A convolution whose output at a time reads nothing later."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -20,15 +20,15 @@ class Causal(nn.Conv1d):
         return super().forward(F.pad(x, ((self.kernel_size[0] - 1) * self.dilation[0], 0)))
 
 
-class WaveNet(nn.Module):
+class WaveNetStack(nn.Module):
     """Layers tanh(filter) * sigmoid(gate), each adding to a stream and to the sum that the head reads."""
 
     def __init__(self, channels: int, width: int, dilations: Sequence[int], num_classes: int) -> None:
         super().__init__()
         many = lambda make: nn.ModuleList(make(d) for d in dilations)  # noqa: E731
-        self.stem = Causal(channels, width, 2)
-        self.filters = many(lambda d: Causal(width, width, 2, dilation=d))
-        self.gates = many(lambda d: Causal(width, width, 2, dilation=d))
+        self.stem = CausalConv1d(channels, width, 2)
+        self.filters = many(lambda d: CausalConv1d(width, width, 2, dilation=d))
+        self.gates = many(lambda d: CausalConv1d(width, width, 2, dilation=d))
         self.residuals = many(lambda _: nn.Conv1d(width, width, 1))
         self.skips = many(lambda _: nn.Conv1d(width, width, 1))
         self.head = chain(nn.ReLU(), nn.Conv1d(width, width, 1), nn.ReLU(), nn.Conv1d(width, num_classes, 1))
@@ -53,11 +53,11 @@ def wavenet(
     width: int = 32, layers: int = 10, stacks: int = 2, num_classes: int = 256, shape: Sequence[int] = (1, 4096)
 ) -> nn.Module:
     """`stacks` times `layers` layers of dilations 1, 2, 4, ..."""
-    return WaveNet(shape[0], width, [2**k for k in range(layers)] * stacks, num_classes)
+    return WaveNetStack(shape[0], width, [2**k for k in range(layers)] * stacks, num_classes)
 
 
-class Last(nn.Module):
-    """What stands at the last time."""
+class LastTime(nn.Module):
+    """The state at the last time."""
 
     def forward(self, h: Tensor) -> Tensor:
         """The last entry of the last axis."""
@@ -77,11 +77,11 @@ def tcn(
     channels = shape[0]
     for k in range(depth):
         branch = chain(
-            Causal(channels, width, kernel, dilation=2**k),
+            CausalConv1d(channels, width, kernel, dilation=2**k),
             nn.ReLU(),
-            Causal(width, width, kernel, dilation=2**k),
+            CausalConv1d(width, width, kernel, dilation=2**k),
             nn.ReLU(),
         )
         blocks.append(Add(branch, None if channels == width else nn.Conv1d(channels, width, 1), nn.ReLU()))
         channels = width
-    return he(named(blocks=nn.Sequential(*blocks), last=Last(), head=nn.Linear(channels, num_classes)))
+    return he(named(blocks=nn.Sequential(*blocks), last=LastTime(), head=nn.Linear(channels, num_classes)))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import chain, he
-from capalloc.architectures.registry import register
 
 
 def double(ins: int, outs: int) -> nn.Sequential:

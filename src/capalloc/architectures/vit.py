@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from capalloc.architectures.attention import First, Positions, PreNorm
+from capalloc.architectures.attention import FirstToken, LearntPositions, PreNormBlock
+from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import chain, named, small_normal
-from capalloc.architectures.registry import register
 
 
-class Patches(nn.Module):
+class PatchEmbedding(nn.Module):
     """An image as tokens, one for each patch: (examples, tokens, width)."""
 
     def __init__(self, shape: Sequence[int], patch: int, width: int) -> None:
@@ -37,7 +37,7 @@ class ClassToken(nn.Module):
         nn.init.normal_(self.token, std=0.02)
 
     def forward(self, h: Tensor) -> Tensor:
-        """One token more."""
+        """Put the token in front."""
         return torch.cat([self.token.expand(len(h), -1, -1), h], 1)
 
 
@@ -55,8 +55,8 @@ def vit_tiny(
     shape: Sequence[int] = (3, 224, 224),
 ) -> nn.Module:
     """ViT-Ti/16, `depth` blocks with norms first."""
-    patches = Patches(shape, patch, width)
-    blocks = nn.Sequential(*(PreNorm(width, heads, 4 * width) for _ in range(depth)))
-    start = chain(patches, ClassToken(width), Positions(patches.tokens + 1, width))
-    head = chain(First(), nn.LayerNorm(width), nn.Linear(width, num_classes))
+    patches = PatchEmbedding(shape, patch, width)
+    blocks = nn.Sequential(*(PreNormBlock(width, heads, 4 * width) for _ in range(depth)))
+    start = named(patches=patches, classtoken=ClassToken(width), positions=LearntPositions(patches.tokens + 1, width))
+    head = chain(FirstToken(), nn.LayerNorm(width), nn.Linear(width, num_classes))
     return small_normal(named(start=start, blocks=blocks, head=head))

@@ -1,4 +1,4 @@
-"""The registry of reference architectures: a name, a factory, and what its inputs look like."""
+"""The catalogue of reference architectures: a name, a factory, and what its inputs look like."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 from capalloc._model.problem import seeded
 
-Factory = Callable[..., nn.Module]
+ModelFactory = Callable[..., nn.Module]
 
 #: Gaussian examples that batch normalisation takes its statistics from.
-EXAMPLES = 4
+NORM_EXAMPLES = 4
 
 _REGISTRY: dict[str, Architecture] = {}
 
@@ -37,7 +37,7 @@ class Architecture:
     """
 
     name: str
-    factory: Factory
+    factory: ModelFactory
     description: str
     reference: str
 
@@ -78,15 +78,15 @@ class Architecture:
                 raise ValueError(f"{name} must be a positive integer such as {usual}, got {value!r}")
 
 
-def register(name: str, description: str, reference: str) -> Callable[[Factory], Factory]:
-    """A decorator that enters a factory under a name.
+def register(name: str, description: str, reference: str) -> Callable[[ModelFactory], ModelFactory]:
+    """Make a decorator that enters a factory under a name.
 
     Raises:
         ValueError: the name is taken, or the factory is none (see `Architecture`).
 
     """
 
-    def enter(factory: Factory) -> Factory:
+    def enter(factory: ModelFactory) -> ModelFactory:
         if name in _REGISTRY:
             raise ValueError(f"there is an architecture {name!r} already; choose another name")
         _REGISTRY[name] = Architecture(name, factory, description, reference)
@@ -101,7 +101,7 @@ def names() -> list[str]:
 
 
 def info(name: str) -> Architecture:
-    """What is registered under a name.
+    """Look up what is registered under a name.
 
     Raises:
         ValueError: there is no such architecture.
@@ -115,7 +115,7 @@ def info(name: str) -> Architecture:
 
 
 def make(name: str, seed: int = 0, **arguments: Any) -> nn.Module:
-    """A reference architecture in evaluation mode, with its initial weights.
+    """Build a reference architecture in evaluation mode, with its initial weights.
 
     Batch normalisation has the statistics of Gaussian inputs, as it would in a first step of training.
 
@@ -149,6 +149,6 @@ def _settle(model: nn.Module, shape: tuple[int, ...]) -> None:
     for norm in norms:
         norm.momentum = 1.0  # the batch's own statistics, not a mixture with 0 and 1
     with torch.no_grad():
-        model.train()(torch.randn(EXAMPLES, *shape))
+        model.train()(torch.randn(NORM_EXAMPLES, *shape))
     for norm in norms:
         norm.momentum = usual
