@@ -13,7 +13,7 @@ from capalloc.linear.filters import (
 )
 from capalloc.linear.metrics import Covariance, Identity, LowRankPlusDiagonal, Metric, Stationary, Variances
 from capalloc.linear.of_model import model_jacobian
-from capalloc.linear.prediction_task import Prediction, prediction
+from capalloc.linear.prediction_task import PredictionTask, prediction
 from capalloc.linear.processes import Process, autoregression, empirical, fractional_noise, sinusoids, white_noise
 from capalloc.linear.series import co2, sunspots
 from capalloc.linear.training import Trained, train
@@ -24,7 +24,7 @@ __all__ = [
     "Identity",
     "LowRankPlusDiagonal",
     "Metric",
-    "Prediction",
+    "PredictionTask",
     "Process",
     "Stationary",
     "Trained",

@@ -1,4 +1,4 @@
-"""Prediction of a stationary process by a linear filter of its past: the exact loss, and the best filter.
+"""PredictionTask of a stationary process by a linear filter of its past: the exact loss, and the best filter.
 
 Index convention: windows X = (x_(t-n+1), ..., x_t) in time order; the target is x_(t+k), k steps ahead.
 """
@@ -15,7 +15,7 @@ from capalloc.linear.processes import Process
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionTask:
     """E(x_(t+k) - w'X)^2 = r_0 - 2 c'w + w'S w, with S = cov(X) and c = cov(X, x_(t+k)): exact, without samples."""
 
     metric: Stationary
@@ -41,7 +41,7 @@ class Prediction:
         return max(0.0, float(error @ self.metric.multiply(error)))
 
 
-def prediction(process: Process, lags: int, steps: int = 1) -> Prediction:
+def prediction(process: Process, lags: int, steps: int = 1) -> PredictionTask:
     """The task of predicting a process `steps` ahead from its last `lags` values.
 
     Raises:
@@ -52,4 +52,4 @@ def prediction(process: Process, lags: int, steps: int = 1) -> Prediction:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     r = process.autocovariance(lags + steps)
-    return Prediction(Stationary(r[:lags]), r[steps:].flip(0))
+    return PredictionTask(Stationary(r[:lags]), r[steps:].flip(0))

@@ -11,22 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from scipy.fft import next_fast_len
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.fft import irfft, rfft
 
 #: Relative residual at which conjugate gradients stop, and the largest that a solution may keep.
-RESIDUAL, ACCEPTED = 1e-14, 1e-9
+TARGET_RESIDUAL, ACCEPTED_RESIDUAL = 1e-14, 1e-9
+#: Curvature below zero, relative to the norms of both factors, that counts as rounding.
+CURVATURE = 1e-12
 #: Iterations of conjugate gradients; preconditioned ones converge in tens.
-ITERATIONS = 2000
-#: They give up after this many that do not halve the residual.
-STALLED = 200
+CG_ITERATIONS = 2000
 #: The generator of the Schur algorithm counts as exhausted below this, relative to its partner.
-EXHAUSTED = 1e-14
+SCHUR_EXHAUSTED = 1e-14
 #: Vectors go through the FFT together up to about this many numbers.
-CHUNK = 2**23
-SINGULAR = (
+FFT_NUMBERS = 2**23
+NOT_POSITIVE_DEFINITE = (
     "the autocovariance is not positive definite to working precision; add a little white noise, for example "
     "1e-4 of the variance at lag 0"
 )
@@ -34,7 +36,7 @@ SINGULAR = (
 
 @dataclass(frozen=True)
 class Toeplitz:
-    """S from its first column r."""
+    """The matrix S from its first column r."""
 
     column: Tensor
 
@@ -45,7 +47,7 @@ class Toeplitz:
 
     @cached_property
     def length(self) -> int:
-        """Of the circulant matrix that S stands in the corner of."""
+        """Size of the circulant matrix that S stands in the corner of."""
         return int(next_fast_len(2 * self.size - 1, real=True))
 
     @cached_property
@@ -66,32 +68,49 @@ class Toeplitz:
         return eigenvalues
 
     def multiply(self, V: Tensor) -> Tensor:
-        """S V, for one vector or several."""
-        step = max(1, CHUNK // self.length)
+        """Return S V, for one vector or several."""
+        step = max(1, FFT_NUMBERS // self.length)
         if V.ndim > 1 and len(V) > step:
             return torch.cat([self.multiply(part) for part in V.split(step)])
         product: Tensor = irfft(rfft(V, self.length) * self.symbol, self.length)[..., : self.size]
         return product
 
     def shifted(self, shift: float) -> Toeplitz:
-        """S + shift I."""
+        """Return S + shift I."""
         column = self.column.clone()
         column[0] += shift
         return Toeplitz(column)
 
     def precondition(self, v: Tensor) -> Tensor:
-        """The inverse of the nearest circulant matrix times v."""
+        """Multiply v by the inverse of the nearest circulant matrix."""
         product: Tensor = irfft(rfft(v) / self.circulant, self.size)
         return product
 
     def solve(self, v: Tensor) -> Tensor:
-        """S^-1 v for one vector, by conjugate gradients."""
+        """Return S^-1 v for one vector, by conjugate gradients.
+
+        Raises:
+            ValueError: S is not positive definite, or too ill conditioned.
+
+        """
         if bool((self.circulant <= 0).any()):
-            raise ValueError(SINGULAR)
-        return conjugate_gradients(self.multiply, self.precondition, v)
+            raise ValueError(NOT_POSITIVE_DEFINITE)
+        S, inverse = (_operator(product, self.size) for product in (self._curved, self.precondition))
+        found, _ = cg(S, v.numpy(), rtol=TARGET_RESIDUAL, maxiter=CG_ITERATIONS, M=inverse)
+        x = torch.from_numpy(found)
+        if not float((v - self.multiply(x)).norm()) <= ACCEPTED_RESIDUAL * float(v.norm()):
+            raise ValueError(NOT_POSITIVE_DEFINITE)
+        return x
+
+    def _curved(self, direction: Tensor) -> Tensor:
+        """Return S times a direction of conjugate gradients, along which a positive definite S curves upwards."""
+        product = self.multiply(direction)
+        if float(direction @ product) < -CURVATURE * float(direction.norm() * product.norm()):
+            raise ValueError(NOT_POSITIVE_DEFINITE)
+        return product
 
     def inverse_product(self, V: Tensor) -> Tensor:
-        """S^-1 V for many vectors, (vectors, inputs), after a single solve.
+        """Return S^-1 V for many vectors, (vectors, inputs), after a single solve.
 
         With x = S^-1 e_1, S^-1 = (L(x) L(x)' - L(y) L(y)') / x_1, where y = (0, x_n, ..., x_2) and L(.) is lower
         triangular Toeplitz (I. Gohberg and A. Semencul, 1972).
@@ -102,7 +121,7 @@ class Toeplitz:
         y = torch.cat([x.new_zeros(1), x[1:].flip(0)])
         X, Y = rfft(x, self.length), rfft(y, self.length)
         result = torch.empty_like(V)
-        step = max(1, CHUNK // self.length)
+        step = max(1, FFT_NUMBERS // self.length)
         for start in range(0, len(V), step):
             spectrum = rfft(V[start : start + step], self.length)
             total = X * self._truncated(X.conj() * spectrum) - Y * self._truncated(Y.conj() * spectrum)
@@ -114,7 +133,7 @@ class Toeplitz:
         return truncated
 
     def spectrum_bounds(self) -> tuple[float, float]:
-        """An interval that holds the eigenvalues of S, which stands in the corner of a circulant matrix."""
+        """Bound the eigenvalues of S, which stands in the corner of a circulant matrix."""
         wrapped = torch.cat([self.column, self.column[1:-1].flip(0)])
         values = rfft(wrapped).real
         low, high = float(values.min()), float(values.max())
@@ -124,8 +143,13 @@ class Toeplitz:
         return low, high
 
 
+def _operator(product: Callable[[Tensor], Tensor], size: int) -> LinearOperator:
+    """Wrap a product with vectors, tensor to tensor, as scipy takes it."""
+    return LinearOperator((size, size), matvec=lambda v: product(torch.from_numpy(v)).numpy(), dtype=np.float64)
+
+
 def smallest_eigenvalue(S: Toeplitz, iterations: int = 6) -> float:
-    """From above, by inverse iteration."""
+    """Bound it from above by inverse iteration."""
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(S.size, generator=generator, dtype=S.column.dtype)
     for _ in range(iterations):
@@ -133,42 +157,8 @@ def smallest_eigenvalue(S: Toeplitz, iterations: int = 6) -> float:
     return 1.0 / float(v.norm())
 
 
-def conjugate_gradients(
-    multiply: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], b: Tensor
-) -> Tensor:
-    """A^-1 b for a positive definite A, to a relative residual of `RESIDUAL` or as far as rounding allows.
-
-    Raises:
-        ValueError: A is not positive definite, or too ill conditioned to reach `ACCEPTED`.
-
-    """
-    x, residual = torch.zeros_like(b), b.clone()
-    z = precondition(residual)
-    direction, rho = z, float(residual @ z)
-    scale = float(b.norm())
-    best, best_x, since = math.inf, x, 0
-    for _ in range(ITERATIONS):
-        product = multiply(direction)
-        curvature = float(direction @ product)
-        if curvature <= 0 or rho <= 0:
-            break
-        step = rho / curvature
-        x = x + step * direction
-        residual = residual - step * product
-        error = float(residual.norm())
-        best, best_x, since = (error, x, 0) if error < 0.5 * best else (best, best_x, since + 1)
-        if error <= RESIDUAL * scale or since > STALLED:
-            break
-        z = precondition(residual)
-        rho, previous = float(residual @ z), rho
-        direction = z + rho / previous * direction
-    if not float((b - multiply(best_x)).norm()) <= ACCEPTED * scale:
-        raise ValueError(SINGULAR)
-    return best_x
-
-
 def innovations_product(r: Tensor, J: Tensor) -> Tensor:
-    """L'J for S = LL' with L lower triangular, column by column of L (the Schur algorithm).
+    """Return L'J for S = LL' with L lower triangular, column by column of L (the Schur algorithm).
 
     O(n^2) time and O(n) memory beside J; as soon as a further value adds nothing to the prediction of the next, after p
     columns of an autoregression AR(p), the columns left are shifts of one another and one FFT does the rest.
@@ -190,19 +180,19 @@ def innovations_product(r: Tensor, J: Tensor) -> Tensor:
         u, v = u[:-1], v[1:]
         if k + 1 == n:
             break
-        if float(v.abs().max()) <= EXHAUSTED * float(u.abs().max()):
+        if float(v.abs().max()) <= SCHUR_EXHAUSTED * float(u.abs().max()):
             C[k + 1 :] = correlate(u, J[k + 1 :])
             break
         reflection = float(v[0] / u[0])
         if not abs(reflection) < 1:
-            raise ValueError(SINGULAR)
+            raise ValueError(NOT_POSITIVE_DEFINITE)
         gain = math.sqrt((1 - reflection) * (1 + reflection))
         u, v = (u - reflection * v) / gain, (v - reflection * u) / gain
     return C
 
 
 def correlate(u: Tensor, J: Tensor) -> Tensor:
-    """sum_i u_i J_(k + i) for every k: (inputs, columns)."""
+    """Return sum_i u_i J_(k + i) for every k: (inputs, columns)."""
     length = int(next_fast_len(2 * len(u) - 1, real=True))
     spectrum = rfft(u, length).conj()
     products: Tensor = irfft(spectrum * rfft(J.T, length), length)[..., : len(u)].T

@@ -33,7 +33,7 @@ from capalloc.linear.filters import (
 )
 from capalloc.linear.metrics import ROOTS, Root
 from capalloc.linear.of_model import model_jacobian
-from capalloc.linear.prediction_task import Prediction, prediction
+from capalloc.linear.prediction_task import PredictionTask, prediction
 from capalloc.linear.processes import Process, autoregression, fractional_noise, sinusoids, white_noise
 from capalloc.linear.series import co2, sunspots
 from capalloc.linear.training import Trained, train
@@ -172,7 +172,7 @@ def _chosen(names: Sequence[str] | None, known: dict[str, Any], kind: str) -> li
     return chosen
 
 
-def _kept(cells: Path | None, architecture: str, process: str, task: Prediction, settings: Settings) -> xr.Dataset:
+def _kept(cells: Path | None, architecture: str, process: str, task: PredictionTask, settings: Settings) -> xr.Dataset:
     """The cell from its file, or computed and then kept."""
     if cells is None:
         return cell(architecture, process, task, settings)
@@ -190,7 +190,7 @@ def _kept(cells: Path | None, architecture: str, process: str, task: Prediction,
     return result
 
 
-def cell(architecture: str, process: str, task: Prediction, settings: Settings) -> xr.Dataset:
+def cell(architecture: str, process: str, task: PredictionTask, settings: Settings) -> xr.Dataset:
     """One architecture trained on one process from several initial weights, and its capacity at the best optimum."""
     runs = [
         train(
@@ -210,7 +210,7 @@ def generator(seed: int, architecture: str, process: str, restart: int) -> torch
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
-def _measured(run: Trained, task: Prediction, settings: Settings) -> xr.Dataset:
+def _measured(run: Trained, task: PredictionTask, settings: Settings) -> xr.Dataset:
     J = model_jacobian(run.model, [settings.lags], lags=True)
     allocation = linear_capacity(J, task.metric, root=settings.root)
     capacity = allocation.capacity.drop_attrs().sortby("lag")
