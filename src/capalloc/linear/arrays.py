@@ -7,11 +7,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-Array = Tensor | ArrayLike
+RealArray = Tensor | ArrayLike
 
 
-def real_tensor(array: Array, name: str, ndim: int | None = None) -> Tensor:
-    """The array as a tensor, in float32 if that is how it came, else in float64.
+def real_tensor(array: RealArray, name: str, ndim: int | None = None) -> Tensor:
+    """Turn the array into a tensor, in float32 if that is how it came, else in float64.
 
     Raises:
         TypeError: no array of real numbers.

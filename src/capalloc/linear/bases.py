@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from capalloc.linear.arrays import Array, real_tensor
+from capalloc.linear.arrays import RealArray, real_tensor
 
 #: Largest entry of B'B - I that counts as rounding.
 ORTHONORMAL = 1e-8
@@ -41,8 +41,8 @@ class Basis:
     complete: bool = True
 
 
-def orthonormal_basis(vectors: Array, labels: ArrayLike | None = None, axis: str = "component") -> Basis:
-    """Any orthonormal vectors; where they do not span the space, `linear_capacity` adds a component "rest".
+def orthonormal_basis(vectors: RealArray, labels: ArrayLike | None = None, axis: str = "component") -> Basis:
+    """Take any orthonormal vectors; where they do not span the space, `linear_capacity` adds a component "rest".
 
     Args:
         vectors: (inputs, components), of the whitened space; its coordinates are those of the inputs for S = I.
@@ -69,8 +69,8 @@ def orthonormal_basis(vectors: Array, labels: ArrayLike | None = None, axis: str
     return Basis(axis, names, n, lambda A: (B.T @ A).square(), complete=count == n)
 
 
-def principal_basis(covariance: Array, count: int | None = None) -> Basis:
-    """Principal components of the inputs, by decreasing variance: component 0 has the largest.
+def principal_basis(covariance: RealArray, count: int | None = None) -> Basis:
+    """Find the principal components of the inputs, by decreasing variance: component 0 has the largest.
 
     With `root="symmetric"` the whitened coordinates along an eigenvector of S are the component itself, scaled to
     variance 1.
@@ -94,7 +94,7 @@ def principal_basis(covariance: Array, count: int | None = None) -> Basis:
 
 
 def fourier_basis(size: int) -> Basis:
-    """The discrete Fourier basis of a window, a sine and a cosine to each frequency, by FFT.
+    """Make the discrete Fourier basis of a window, a sine and a cosine to each frequency, by FFT.
 
     For a stationary signal in a long window frequencies are nearly uncorrelated, so that capacity on them is capacity
     on parts of the signal; it is exactly so for periodic covariances. Frequencies are in cycles per sample, 0 .. 1/2.

@@ -15,21 +15,21 @@ import xarray as xr
 from torch import Tensor
 
 from capalloc._linalg.leverage import polar_factor
-from capalloc.linear.arrays import Array, real_tensor
+from capalloc.linear.arrays import RealArray, real_tensor
 from capalloc.linear.bases import Basis
-from capalloc.linear.metrics import ROOTS, Covariance, Identity, Metric, Root, Variances
+from capalloc.linear.metrics import ROOT_KINDS, Covariance, Identity, Metric, RootKind, Variances
 from capalloc.results.allocation import Allocation
 
 
 def linear_capacity(
-    jacobian: Array | xr.DataArray,
-    covariance: Array | Metric | None = None,
+    jacobian: RealArray | xr.DataArray,
+    covariance: RealArray | Metric | None = None,
     ridge: float = 0.0,
     *,
-    root: Root = "symmetric",
+    root: RootKind = "symmetric",
     basis: Basis | None = None,
 ) -> Allocation:
-    """Capacity that a linear model f(x) = w(theta)'x devotes to each input: leverage scores of its constraints.
+    """Compute the capacity that a linear model f(x) = w(theta)'x devotes to each input, by leverage scores.
 
     With C = R'J, J = dw/dtheta and S = R R', kappa_i = [C (C'C + ridge)^+ C']_ii, summed over outputs; the total is
     rank C, or with a ridge sum s / (s + ridge) over the eigenvalues s of C'C (docs/theory.md, section 1; J. Donier,
@@ -90,8 +90,8 @@ def linear_capacity(
     )
 
 
-def _labelled(jacobian: Array | xr.DataArray) -> xr.DataArray:
-    """The Jacobian with named axes, (*inputs, outputs, params) or (*inputs, params), in floating point."""
+def _labelled(jacobian: RealArray | xr.DataArray) -> xr.DataArray:
+    """Name the axes of the Jacobian, (*inputs, outputs, params) or (*inputs, params), in floating point."""
     if isinstance(jacobian, xr.DataArray):
         J = jacobian.copy(data=real_tensor(jacobian.values, "jacobian").numpy())
         if J.ndim < 2 or J.dims[-1] != "params" or set(J.dims) <= {"outputs", "params"}:
@@ -110,7 +110,7 @@ def _labelled(jacobian: Array | xr.DataArray) -> xr.DataArray:
     return J
 
 
-def _checked_metric(covariance: Array | Metric | None, n: int) -> Metric:
+def _checked_metric(covariance: RealArray | Metric | None, n: int) -> Metric:
     if covariance is None:
         return Identity()
     if isinstance(covariance, Metric):
@@ -131,8 +131,8 @@ def _checked_metric(covariance: Array | Metric | None, n: int) -> Metric:
 def _check_settings(ridge: float, root: str, basis: Basis | None, n: int) -> None:
     if not (math.isfinite(ridge) and ridge >= 0):
         raise ValueError(f"ridge must be a finite number >= 0, got {ridge}")
-    if root not in ROOTS:
-        raise ValueError(f"root must be one of {', '.join(ROOTS)}, got {root!r}")
+    if root not in ROOT_KINDS:
+        raise ValueError(f"root must be one of {', '.join(ROOT_KINDS)}, got {root!r}")
     if basis is not None and basis.size != n:
         raise ValueError(f"the basis is of {basis.size} inputs, the jacobian of {n}")
 
@@ -161,7 +161,6 @@ def _over_components(shares: Tensor, basis: Basis) -> xr.DataArray:
 
 
 def _allocation(shares: xr.DataArray, J: xr.DataArray, attrs: dict[str, Any]) -> Allocation:
-    """From shares of (*axes, parameter)."""
     names = [str(name) for name in J["params"].values]
     plain = shares.assign_coords(parameter=names).transpose("parameter", ...)
     table = plain.assign_coords(bias=("parameter", np.zeros(len(names))))

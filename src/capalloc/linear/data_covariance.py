@@ -17,19 +17,19 @@ from capalloc._model.problem import iterate_batches
 from capalloc.linear.arrays import real_tensor
 from capalloc.linear.metrics import Covariance
 
-METHODS = ("ledoit-wolf", "oas", "none")
+SHRINKAGES = ("ledoit-wolf", "oas", "none")
 
 
 @runtime_checkable
-class Estimator(Protocol):
-    """What a covariance estimator of scikit-learn is, such as `GraphicalLasso()`."""
+class CovarianceEstimator(Protocol):
+    """A covariance estimator of scikit-learn, such as `GraphicalLasso()`."""
 
     def fit(self, X: Any) -> Any:
         """Estimate from (examples, inputs); the result has `covariance_`."""
 
 
 @dataclass
-class Moments:
+class DataMoments:
     """Sums over examples of y = x - origin, of y y', and of |y|^2 y and |y|^4."""
 
     origin: Tensor
@@ -50,12 +50,12 @@ class Moments:
         self.fourth += float(squares.square().sum())
 
     def covariance(self) -> Tensor:
-        """About the mean, over the number of examples."""
+        """Return the covariance about the mean, over the number of examples."""
         mean = torch.as_tensor(self.first) / self.count
         return torch.as_tensor(self.second) / self.count - torch.outer(mean, mean)
 
     def mean_fourth_power(self) -> float:
-        """Mean of |x - mean|^4: |y - m|^2 = |y|^2 - 2 y'm + |m|^2, squared and summed."""
+        """Return the mean of |x - mean|^4: |y - m|^2 = |y|^2 - 2 y'm + |m|^2, squared and summed."""
         m = torch.as_tensor(self.first) / self.count
         second = torch.as_tensor(self.second) / self.count
         third = torch.as_tensor(self.third) / self.count
@@ -69,8 +69,10 @@ class Moments:
         )
 
 
-def estimate_covariance(data: Tensor | Iterable[Any], shrinkage: str | float | Estimator = "ledoit-wolf") -> Covariance:
-    """The covariance of data, for `linear_capacity`, from a pass over batches that keeps n x n numbers and no example.
+def estimate_covariance(
+    data: Tensor | Iterable[Any], shrinkage: str | float | CovarianceEstimator = "ledoit-wolf"
+) -> Covariance:
+    """Estimate the covariance of data, for `linear_capacity`, in a pass over batches that keeps n x n numbers.
 
     (1 - a) S + a (trace S / n) I with the empirical S. The numbers are those of scikit-learn's `LedoitWolf`, `OAS`,
     `ShrunkCovariance` and `EmpiricalCovariance` fitted to all data at once.
@@ -86,12 +88,12 @@ def estimate_covariance(data: Tensor | Iterable[Any], shrinkage: str | float | E
 
     """
     _check_shrinkage(shrinkage)
-    if isinstance(shrinkage, Estimator):
+    if isinstance(shrinkage, CovarianceEstimator):
         fitted = shrinkage.fit(torch.cat(list(_batches(data))).numpy())
         return Covariance(fitted.covariance_)
-    moments: Moments | None = None
+    moments: DataMoments | None = None
     for batch in _batches(data):
-        moments = moments or Moments(batch.mean(0))
+        moments = moments or DataMoments(batch.mean(0))
         moments.add(batch)
     if moments is None or moments.count < 2:
         raise ValueError(f"a covariance needs at least two examples, got {moments.count if moments else 0}")
@@ -103,14 +105,14 @@ def estimate_covariance(data: Tensor | Iterable[Any], shrinkage: str | float | E
 
 def _check_shrinkage(shrinkage: object) -> None:
     if isinstance(shrinkage, str):
-        if shrinkage not in METHODS:
+        if shrinkage not in SHRINKAGES:
             raise ValueError(
-                f"shrinkage must be one of {', '.join(METHODS)}, a number or an estimator, got {shrinkage!r}"
+                f"shrinkage must be one of {', '.join(SHRINKAGES)}, a number or an estimator, got {shrinkage!r}"
             )
     elif isinstance(shrinkage, (int, float)) and not isinstance(shrinkage, bool):
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"shrinkage must lie in [0, 1], got {shrinkage}")
-    elif not isinstance(shrinkage, Estimator):
+    elif not isinstance(shrinkage, CovarianceEstimator):
         raise TypeError(
             f"shrinkage must be a name, a number or an estimator with fit(), got {type(shrinkage).__name__}"
         )
@@ -129,8 +131,8 @@ def _batches(data: Tensor | Iterable[Any]) -> Iterable[Tensor]:
             yield x.flatten(1)
 
 
-def _weight(method: str, S: Tensor, moments: Moments) -> float:
-    """The share of the identity that minimises the expected squared error, as each paper estimates it."""
+def _weight(method: str, S: Tensor, moments: DataMoments) -> float:
+    """Weigh the identity by the share that minimises the expected squared error, as each paper estimates it."""
     n, count = len(S), moments.count
     if method == "none":
         return 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 SPREAD = 0.5
 
 
-class Convolution(nn.Module):
+class WindowConvolution(nn.Module):
     """A convolution without bias over `positions` places; without sharing every place has weights of its own.
 
     Place t of the output reads inputs t * stride + dilation * (0 .. kernel - 1).
@@ -43,7 +44,7 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(1.0 / fan + SPREAD * noise / math.sqrt(fan))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(examples, channels, positions) to the same of the output."""
+        """Map (examples, channels, positions) to the same of the output."""
         last = (self.positions - 1) * self.stride + 1
         taps = [x[..., d : d + last : self.stride] for d in range(0, self.kernel * self.dilation, self.dilation)]
         columns = torch.stack(taps, -1)
@@ -52,21 +53,21 @@ class Convolution(nn.Module):
         return out
 
 
-class Filter(nn.Module):
+class WindowFilter(nn.Module):
     """Layers on the latest values of a window; they end in one channel and one place."""
 
-    def __init__(self, field: int, layers: list[nn.Module]) -> None:
+    def __init__(self, field: int, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.field = field
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(examples, inputs) to (examples, 1)."""
+        """Map (examples, inputs) to (examples, 1)."""
         out: Tensor = self.layers(x[:, None, x.shape[1] - self.field :])[:, 0]
         return out
 
 
-class Recurrence(nn.Module):
+class LinearRecurrence(nn.Module):
     """h_t = A h_(t-1) + b x_t, prediction c'h_t at the end of the window: a filter w_lag = c'A^(lag-1) b."""
 
     def __init__(self, units: int, generator: torch.Generator) -> None:
@@ -77,7 +78,7 @@ class Recurrence(nn.Module):
         self.write = nn.Parameter(draw(units) / math.sqrt(units))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(examples, inputs) to (examples, 1)."""
+        """Map (examples, inputs) to (examples, 1)."""
         # A^lag b, doubled until they cover the window
         states: Tensor = self.write[:, None]
         power: Tensor = self.transition
@@ -87,7 +88,7 @@ class Recurrence(nn.Module):
         return x @ (self.read @ states)[: x.shape[1]].flip(0)[:, None]
 
 
-class Average(nn.Module):
+class BlockAverage(nn.Module):
     """Means over blocks of `size` places."""
 
     def __init__(self, size: int) -> None:
@@ -95,26 +96,26 @@ class Average(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        """(examples, channels, positions) to a `size`-th of the positions."""
+        """Map (examples, channels, positions) to a `size`-th of the positions."""
         means: Tensor = x.unflatten(-1, (-1, self.size)).mean(-1)
         return means
 
 
-def dense_filter(length: int, generator: torch.Generator) -> Filter:
-    """One weight for every value of the window.
+def dense_filter(length: int, generator: torch.Generator) -> WindowFilter:
+    """Make a filter with one weight for every value of the window.
 
     Raises:
         ValueError: no value in the window.
 
     """
     _check(length=length)
-    return Filter(length, [Convolution((1, 1), length, 1, generator)])
+    return WindowFilter(length, [WindowConvolution((1, 1), length, 1, generator)])
 
 
 def stacked_convolutions(
     length: int, generator: torch.Generator, *, depth: int = 8, kernel: int = 3, channels: int = 1
-) -> Filter:
-    """`depth` convolutions on top of one another: depth * (kernel - 1) + 1 values reach the prediction.
+) -> WindowFilter:
+    """Stack `depth` convolutions on top of one another: depth * (kernel - 1) + 1 values reach the prediction.
 
     Raises:
         ValueError: that is more than the window has, or a size below 1.
@@ -125,12 +126,13 @@ def stacked_convolutions(
     if field > length:
         raise ValueError(f"{depth} convolutions of kernel {kernel} reach over {field} values; the window has {length}")
     widths = _widths(depth, channels)
-    places = [field - (level + 1) * (kernel - 1) for level in range(depth)]
-    return Filter(field, [Convolution(c, kernel, n, generator) for c, n in zip(widths, places, strict=True)])
+    places = [field - level * (kernel - 1) for level in range(1, depth + 1)]
+    layers = [WindowConvolution(c, kernel, n, generator) for c, n in zip(widths, places, strict=True)]
+    return WindowFilter(field, layers)
 
 
-def dilated_stack(length: int, generator: torch.Generator, *, channels: int = 1, shared: bool = True) -> Filter:
-    """Kernels of 2 with dilations 1, 2, 4 ... (WaveNet), as many as the window has room for.
+def dilated_stack(length: int, generator: torch.Generator, *, channels: int = 1, shared: bool = True) -> WindowFilter:
+    """Stack kernels of 2 with dilations 1, 2, 4 ... (WaveNet), as many as the window has room for.
 
     One prediction needs a binary tree of places only; without sharing each of those has weights of its own.
 
@@ -143,17 +145,17 @@ def dilated_stack(length: int, generator: torch.Generator, *, channels: int = 1,
     _check(channels=channels)
     depth = _levels(length, 2)
     field = 2**depth
-    layers: list[nn.Module] = [
-        Convolution(c, 2, field - 2 ** (level + 1) + 1, generator, dilation=2**level)
+    layers = [
+        WindowConvolution(c, 2, field - 2 ** (level + 1) + 1, generator, dilation=2**level)
         for level, c in enumerate(_widths(depth, channels))
     ]
-    return Filter(field, layers)
+    return WindowFilter(field, layers)
 
 
 def strided_hierarchy(
     length: int, generator: torch.Generator, *, kernel: int = 2, channels: int = 1, shared: bool = True
-) -> Filter:
-    """Convolutions whose stride is their kernel: a tree over the latest kernel^depth values.
+) -> WindowFilter:
+    """Stack convolutions whose stride is their kernel: a tree over the latest kernel^depth values.
 
     Raises:
         ValueError: a window shorter than the kernel, a kernel below 2, or no channel.
@@ -161,17 +163,17 @@ def strided_hierarchy(
     """
     _check(channels=channels)
     depth = _levels(length, kernel)
-    layers: list[nn.Module] = [
-        Convolution(c, kernel, kernel ** (depth - 1 - level), generator, stride=kernel, shared=shared)
+    layers = [
+        WindowConvolution(c, kernel, kernel ** (depth - 1 - level), generator, stride=kernel, shared=shared)
         for level, c in enumerate(_widths(depth, channels))
     ]
-    return Filter(kernel**depth, layers)
+    return WindowFilter(kernel**depth, layers)
 
 
 def pooling_hierarchy(
     length: int, generator: torch.Generator, *, kernel: int = 3, channels: int = 1, shared: bool = True
-) -> Filter:
-    """A convolution and an average of neighbouring pairs, again and again, as many as the window has room for.
+) -> WindowFilter:
+    """Alternate a convolution and an average of neighbouring pairs, as many times as the window has room for.
 
     Raises:
         ValueError: a window shorter than kernel + 1, or a size below 1.
@@ -186,19 +188,20 @@ def pooling_hierarchy(
         raise ValueError(f"length must be at least {kernel + 1} for kernel {kernel} and an average of 2, got {length}")
     layers: list[nn.Module] = []
     for level, c in enumerate(_widths(depth, channels)):
-        layers += [Convolution(c, kernel, 2 * places[depth - 1 - level], generator, shared=shared), Average(2)]
-    return Filter(places[-1], layers)
+        convolution = WindowConvolution(c, kernel, 2 * places[depth - 1 - level], generator, shared=shared)
+        layers += [convolution, BlockAverage(2)]
+    return WindowFilter(places[-1], layers)
 
 
-def recurrent_filter(length: int, generator: torch.Generator, *, units: int = 4) -> Recurrence:
-    """A linear recurrence with `units` hidden units: 2 * units independent parameters in a window long enough.
+def recurrent_filter(length: int, generator: torch.Generator, *, units: int = 4) -> LinearRecurrence:
+    """Make a linear recurrence with `units` hidden units: 2 * units independent parameters in a window long enough.
 
     Raises:
         ValueError: no value in the window, or no unit.
 
     """
     _check(length=length, units=units)
-    return Recurrence(units, generator)
+    return LinearRecurrence(units, generator)
 
 
 def _check(**sizes: int) -> None:
@@ -208,7 +211,7 @@ def _check(**sizes: int) -> None:
 
 
 def _levels(length: int, kernel: int) -> int:
-    """The largest power of the kernel that fits the window."""
+    """Find the largest power of the kernel that fits the window."""
     if kernel < 2:
         raise ValueError(f"kernel must be at least 2, got {kernel}")
     if length < kernel:

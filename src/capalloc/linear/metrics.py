@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.covariance import cholesky_of_covariance, root_of_covariance, root_of_variances, rounding_of
-from capalloc.linear.arrays import Array, real_tensor
+from capalloc.linear.arrays import RealArray, real_tensor
 from capalloc.linear.rational_root import root_product
 from capalloc.linear.toeplitz import Toeplitz, innovations_product
 
-Root = Literal["symmetric", "cholesky"]
-ROOTS = ("symmetric", "cholesky")
+RootKind = Literal["symmetric", "cholesky"]
+ROOT_KINDS = ("symmetric", "cholesky")
 
 
 @runtime_checkable
@@ -27,17 +27,17 @@ class Metric(Protocol):
 
     @property
     def name(self) -> str:
-        """In the result's `attrs`."""
+        """The name in a result's `attrs`."""
 
     @property
     def size(self) -> int | None:
         """Number of inputs, or None for any."""
 
-    def whiten(self, J: Tensor, root: Root) -> Tensor:
-        """R'J: (inputs, columns)."""
+    def whiten(self, J: Tensor, root: RootKind) -> Tensor:
+        """Return R'J: (inputs, columns)."""
 
     def multiply(self, w: Tensor) -> Tensor:
-        """S w: (inputs,)."""
+        """Return S w: (inputs,)."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Identity:
     name = "identity"
     size = None
 
-    def whiten(self, J: Tensor, root: Root) -> Tensor:
-        """J itself, with either root."""
+    def whiten(self, J: Tensor, root: RootKind) -> Tensor:
+        """Return J itself, with either root."""
         return J
 
     def multiply(self, w: Tensor) -> Tensor:
-        """The vector itself."""
+        """Return the vector itself."""
         return w
 
 
@@ -69,7 +69,7 @@ class Variances:
 
     name = "variances"
 
-    def __init__(self, variances: Array) -> None:
+    def __init__(self, variances: RealArray) -> None:
         self.variances = real_tensor(variances, "variances", ndim=1).double()
         self._root = root_of_variances(self.variances, "covariance")
 
@@ -78,12 +78,12 @@ class Variances:
         """Number of inputs."""
         return len(self.variances)
 
-    def whiten(self, J: Tensor, root: Root) -> Tensor:
-        """Rows times standard deviations, with either root."""
+    def whiten(self, J: Tensor, root: RootKind) -> Tensor:
+        """Multiply rows by standard deviations, with either root."""
         return self._root[:, None] * J
 
     def multiply(self, w: Tensor) -> Tensor:
-        """Elementwise."""
+        """Multiply elementwise."""
         return self.variances * w
 
 
@@ -100,7 +100,7 @@ class Covariance:
 
     name = "covariance"
 
-    def __init__(self, matrix: Array) -> None:
+    def __init__(self, matrix: RealArray) -> None:
         given = real_tensor(matrix, "covariance", ndim=2)
         if given.shape[0] != given.shape[1]:
             raise ValueError(f"covariance has shape {tuple(given.shape)}; it must be square")
@@ -112,13 +112,13 @@ class Covariance:
         """Number of inputs."""
         return len(self.matrix)
 
-    def whiten(self, J: Tensor, root: Root) -> Tensor:
-        """By an eigendecomposition or a Cholesky factorisation, n^3."""
+    def whiten(self, J: Tensor, root: RootKind) -> Tensor:
+        """Multiply by a root from an eigendecomposition or a Cholesky factorisation, n^3."""
         make = root_of_covariance if root == "symmetric" else cholesky_of_covariance
         return make(self.matrix, self._rounding, "covariance").T @ J
 
     def multiply(self, w: Tensor) -> Tensor:
-        """S w."""
+        """Return S w."""
         return self.matrix @ w
 
 
@@ -139,7 +139,7 @@ class LowRankPlusDiagonal:
 
     name = "low rank plus diagonal"
 
-    def __init__(self, variances: Array, factors: Array) -> None:
+    def __init__(self, variances: RealArray, factors: RealArray) -> None:
         self.variances = real_tensor(variances, "variances", ndim=1).double()
         self.factors = real_tensor(factors, "factors", ndim=2).double()
         if len(self.factors) != len(self.variances):
@@ -158,13 +158,13 @@ class LowRankPlusDiagonal:
         return len(self.variances)
 
     def multiply(self, w: Tensor) -> Tensor:
-        """S w, also for several columns."""
+        """Return S w, also for several columns."""
         scaled = self.variances * w if w.ndim == 1 else self.variances[:, None] * w
         product: Tensor = scaled + self.factors @ (self.factors.T @ w)
         return product
 
-    def whiten(self, J: Tensor, root: Root) -> Tensor:
-        """R'J in O(n)."""
+    def whiten(self, J: Tensor, root: RootKind) -> Tensor:
+        """Return R'J in O(n)."""
         if root == "cholesky":
             return self._innovations(J)
         low = float(self.variances.min())
@@ -172,7 +172,7 @@ class LowRankPlusDiagonal:
         return root_product(self.multiply, self._shifted_solve, low, high, J)
 
     def _shifted_solve(self, shift: float, V: Tensor) -> Tensor:
-        """(S + shift)^-1 V by Woodbury's identity."""
+        """Return (S + shift)^-1 V by Woodbury's identity."""
         scaled = self.factors / (self.variances + shift)[:, None]
         inner = torch.eye(self.factors.shape[1], dtype=V.dtype) + self.factors.T @ scaled
         plain = V / (self.variances + shift)[:, None]
@@ -180,7 +180,7 @@ class LowRankPlusDiagonal:
         return solution
 
     def _innovations(self, J: Tensor) -> Tensor:
-        """L'J with L_ij = f_i'b_j below the diagonal: filter the factors input by input, then sum from the last one."""
+        """Return L'J with L_ij = f_i'b_j below the diagonal: filter the factors by input, then sum from the last."""
         n, k = self.factors.shape
         spread = torch.eye(k, dtype=J.dtype)  # covariance of the factors given the inputs so far
         gains, scales = torch.empty(n, k, dtype=J.dtype), torch.empty(n, dtype=J.dtype)
@@ -215,7 +215,7 @@ class Stationary:
 
     name = "stationary"
 
-    def __init__(self, autocovariance: Array) -> None:
+    def __init__(self, autocovariance: RealArray) -> None:
         r = real_tensor(autocovariance, "autocovariance", ndim=1).double()
         if not (len(r) and float(r[0]) > 0 and float(r.abs().max()) <= float(r[0]) * (1 + 1e-12)):
             raise ValueError(
@@ -235,15 +235,15 @@ class Stationary:
         return self.toeplitz.spectrum_bounds()
 
     def multiply(self, w: Tensor) -> Tensor:
-        """S w."""
+        """Return S w."""
         return self.toeplitz.multiply(w)
 
     def solve(self, v: Tensor) -> Tensor:
-        """S^-1 v."""
+        """Return S^-1 v."""
         return self.toeplitz.solve(v)
 
-    def whiten(self, J: Tensor, root: Root) -> Tensor:
-        """R'J, (inputs, columns)."""
+    def whiten(self, J: Tensor, root: RootKind) -> Tensor:
+        """Return R'J, (inputs, columns)."""
         if root == "cholesky":
             return innovations_product(self.autocovariance, J)
         return root_product(self.toeplitz.multiply, self._shifted_solve, *self._bounds, J.T.contiguous()).T

@@ -16,13 +16,13 @@ from torch.func import functional_call, jacfwd, jacrev
 from capalloc._model.problem import ParamSelection, Problem, axis_names, prepare
 
 #: Relative departure from linearity that counts as rounding in float64.
-ROUNDING = 1e-8
+LINEARITY = 1e-8
 
 
 def model_jacobian(
     model: nn.Module, input_shape: Sequence[int], params: ParamSelection = None, *, lags: bool = False
 ) -> xr.DataArray:
-    """dw/dtheta of any model without activations, for `linear_capacity`, in float64 on a private copy.
+    """Compute dw/dtheta of any model without activations, for `linear_capacity`, in float64 on a private copy.
 
     Args:
         model: linear in its inputs, in evaluation mode, and without an intercept.
@@ -60,7 +60,7 @@ def model_jacobian(
 
 
 def linear_map(problem: Problem, values: dict[str, Tensor]) -> Tensor:
-    """w(theta) of (outputs, *inputs), a differentiable function of the parameters."""
+    """Return w(theta), (outputs, *inputs), a differentiable function of the parameters."""
 
     def f(x: Tensor) -> Tensor:
         returned = functional_call(problem.model, values, (x[None],))
@@ -84,7 +84,7 @@ def _check_linear(problem: Problem) -> None:
     at_zero, at_x = (_parameter_gradients(problem, point) for point in (torch.zeros_like(x), x))
     # outputs may be small by cancellation: the terms that cancel set the rounding
     terms = sum(float((g * p).abs().sum()) for g, p in zip(at_x, problem.params.values(), strict=True))
-    rounding = ROUNDING * (float(fx.abs().max() + fy.abs().max()) + terms)
+    rounding = LINEARITY * (float(fx.abs().max() + fy.abs().max()) + terms)
     if float(zero.abs().max()) > rounding or any(bool(g.any()) for g in at_zero):
         raise ValueError(
             "model has an intercept: f(0) is not zero, or some parameter moves it; build it with bias=False, "
@@ -98,7 +98,6 @@ def _check_linear(problem: Problem) -> None:
 
 
 def _parameter_gradients(problem: Problem, point: Tensor) -> list[Tensor]:
-    """Of the sum of the outputs at one point."""
     values = {name: p.detach().clone().requires_grad_() for name, p in problem.params.items()}
     with torch.enable_grad():
         total = problem.select(functional_call(problem.model, values, (point,))).sum()

@@ -27,22 +27,22 @@ class PredictionTask:
         return float(self.metric.autocovariance[0])
 
     def loss(self, w: Tensor) -> Tensor:
-        """Of a filter (inputs,) in time order."""
+        """Return the loss of a filter (inputs,) in time order."""
         return self.variance - 2 * self.target @ w + w @ self.metric.multiply(w)
 
     @cached_property
     def optimal_filter(self) -> Tensor:
-        """S^-1 c, the best filter of the window: one Toeplitz solve."""
+        """The best filter of the window, S^-1 c: one Toeplitz solve."""
         return self.metric.solve(self.target)
 
     def excess(self, w: Tensor) -> float:
-        """How much more than the best filter w loses: (w - w*)'S(w - w*), without cancellation."""
+        """Return what w loses beyond the best filter, (w - w*)'S(w - w*), without cancellation."""
         error = w - self.optimal_filter
         return max(0.0, float(error @ self.metric.multiply(error)))
 
 
 def prediction(process: Process, lags: int, steps: int = 1) -> PredictionTask:
-    """The task of predicting a process `steps` ahead from its last `lags` values.
+    """Set the task of predicting a process `steps` ahead from its last `lags` values.
 
     Raises:
         ValueError: a number below 1.

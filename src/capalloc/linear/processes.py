@@ -12,10 +12,10 @@ from scipy.linalg import solve
 from torch import Tensor
 from torch.fft import fft
 
-from capalloc.linear.arrays import Array, real_tensor
+from capalloc.linear.arrays import RealArray, real_tensor
 
 #: Negative eigenvalues of a circulant embedding up to this, relative to the largest, count as zero.
-EMBEDDING = 1e-8
+EMBEDDING_ROUNDING = 1e-8
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Process:
     long_memory: bool = False
 
     def sample(self, length: int, generator: torch.Generator) -> Tensor:
-        """A Gaussian sample path of the process, (length,), exact in law (Davies and Harte, 1987).
+        """Draw a Gaussian sample path of the process, (length,), exact in law (Davies and Harte, 1987).
 
         Raises:
             ValueError: the circulant matrix that the covariance is embedded in has negative eigenvalues.
@@ -44,7 +44,7 @@ class Process:
             raise ValueError(f"length must be at least 1, got {length}")
         r = self.autocovariance(length + 1)
         eigenvalues = fft(torch.cat([r, r[1:-1].flip(0)])).real
-        if float(eigenvalues.min()) < -EMBEDDING * float(eigenvalues.max()):
+        if float(eigenvalues.min()) < -EMBEDDING_ROUNDING * float(eigenvalues.max()):
             raise ValueError(
                 f"{self.name}: the circulant embedding of {length} values has a negative eigenvalue "
                 f"({float(eigenvalues.min()):.3g}, largest {float(eigenvalues.max()):.3g}); cut it from a longer path"
@@ -56,7 +56,7 @@ class Process:
 
 
 def white_noise(variance: float = 1.0) -> Process:
-    """Values without memory: the best prediction is the mean.
+    """Make values without memory: the best prediction is the mean.
 
     Raises:
         ValueError: a variance that is not positive.
@@ -73,7 +73,7 @@ def white_noise(variance: float = 1.0) -> Process:
 
 
 def autoregression(coefficients: Sequence[float], variance: float = 1.0) -> Process:
-    """X_t = sum_k a_k X_(t-k) + innovation, AR(p): the best prediction one step ahead has p weights, the a_k.
+    """Make X_t = sum_k a_k X_(t-k) + innovation, AR(p): the best prediction one step ahead has p weights, the a_k.
 
     Args:
         coefficients: a_1 .. a_p.
@@ -104,7 +104,7 @@ def autoregression(coefficients: Sequence[float], variance: float = 1.0) -> Proc
 
 
 def _yule_walker(a: NDArray[np.float64], variance: float) -> NDArray[np.float64]:
-    """r_0 .. r_p: r_h - sum_k a_k r_|h-k| is the innovation's variance at h = 0, and zero beyond."""
+    """Solve for r_0 .. r_p: r_h - sum_k a_k r_|h-k| is the innovation's variance at h = 0, and zero beyond."""
     p = len(a)
     equations = np.eye(p + 1)
     for h in range(p + 1):
@@ -115,7 +115,7 @@ def _yule_walker(a: NDArray[np.float64], variance: float) -> NDArray[np.float64]
 
 
 def fractional_noise(hurst: float, variance: float = 1.0) -> Process:
-    """Increments of fractional Brownian motion: r_h = variance (|h+1|^2H - 2|h|^2H + |h-1|^2H) / 2.
+    """Make increments of fractional Brownian motion: r_h = variance (|h+1|^2H - 2|h|^2H + |h-1|^2H) / 2.
 
     Memory is long for H > 1/2, r_h ~ H (2H - 1) h^(2H-2); H = 1/2 is white (Mandelbrot and Van Ness, 1968).
 
@@ -148,7 +148,7 @@ FAR = 100
 
 
 def _second_difference(exponent: float, x: Tensor) -> Tensor:
-    """((1 + x)^e + (1 - x)^e) / 2 - 1 by its even binomial series."""
+    """Return ((1 + x)^e + (1 - x)^e) / 2 - 1 by its even binomial series."""
     term, total = torch.ones_like(x), torch.zeros_like(x)
     for k in range(1, 9):
         term = term * (exponent - k + 1) / k * x
@@ -157,7 +157,7 @@ def _second_difference(exponent: float, x: Tensor) -> Tensor:
 
 
 def sinusoids(frequencies: Sequence[float], amplitudes: Sequence[float] | None = None, noise: float = 0.1) -> Process:
-    """Sinusoids of random phase in white noise: r_h = sum_j (amplitude_j^2 / 2) cos(2 pi f_j h) + noise 1{h = 0}.
+    """Make sinusoids of random phase in white noise: r_h = sum_j (amplitude_j^2 / 2) cos(2 pi f_j h) + noise 1{h = 0}.
 
     Args:
         frequencies: in cycles per sample.
@@ -183,8 +183,8 @@ def sinusoids(frequencies: Sequence[float], amplitudes: Sequence[float] | None =
     return Process(f"{len(f)} sinusoid{'s' if len(f) > 1 else ''} in noise", autocovariance, long_memory=True)
 
 
-def empirical(name: str, series: Array, long_memory: bool = False) -> Process:
-    """A process with the autocovariance of a series, sum_t x_t x_(t+h) / N about its mean, zero beyond its length.
+def empirical(name: str, series: RealArray, long_memory: bool = False) -> Process:
+    """Make a process with the autocovariance of a series, sum_t x_t x_(t+h) / N about its mean, zero beyond its length.
 
     Dividing by N at every lag keeps the autocovariance positive definite.
 

@@ -19,14 +19,14 @@ from scipy.special import ellipj, ellipkm1
 from torch import Tensor
 
 #: Relative error of the root that the number of nodes is chosen for.
-TOLERANCE = 1e-12
+ROOT_TOLERANCE = 1e-12
 
 Multiply = Callable[[Tensor], Tensor]
 ShiftedSolve = Callable[[float, Tensor], Tensor]
 
 
-def square_root_nodes(low: float, high: float, tolerance: float = TOLERANCE) -> list[tuple[float, float]]:
-    """Shifts and weights with sqrt(x) = x sum_j weight_j / (x + shift_j) for every x in [low, high]."""
+def square_root_nodes(low: float, high: float, tolerance: float = ROOT_TOLERANCE) -> list[tuple[float, float]]:
+    """Return shifts and weights with sqrt(x) = x sum_j weight_j / (x + shift_j) for every x in [low, high]."""
     modulus = low / high
     period = float(ellipkm1(modulus))
     count = math.ceil((math.log(high / low) + 3) * -math.log(tolerance) / (2 * math.pi**2)) + 1
@@ -37,7 +37,7 @@ def square_root_nodes(low: float, high: float, tolerance: float = TOLERANCE) -> 
 
 
 def root_product(multiply: Multiply, solve: ShiftedSolve, low: float, high: float, V: Tensor) -> Tensor:
-    """S^(1/2) V, from V -> S V, from (shift, V) -> (S + shift)^-1 V, and from an interval that holds the spectrum."""
+    """Return S^(1/2) V from V -> S V, (shift, V) -> (S + shift)^-1 V and an interval that holds the spectrum."""
     total = V.new_zeros(V.shape)
     for shift, weight in square_root_nodes(low, high):
         total += weight * solve(shift, V)

@@ -14,7 +14,7 @@ from capalloc.linear.processes import Process, empirical
 
 
 def sunspots() -> Process:
-    """Yearly numbers of sunspots, 1700 to 2008: a cycle of about 11 years.
+    """Load yearly numbers of sunspots, 1700 to 2008: a cycle of about 11 years.
 
     Raises:
         ModuleNotFoundError: statsmodels is not installed.
@@ -24,7 +24,7 @@ def sunspots() -> Process:
 
 
 def co2() -> Process:
-    """Weekly carbon dioxide at Mauna Loa, 1958 to 2001, without its quadratic trend: a yearly cycle.
+    """Load weekly carbon dioxide at Mauna Loa, 1958 to 2001, without its quadratic trend: a yearly cycle.
 
     Gaps are filled linearly.
 
@@ -36,7 +36,7 @@ def co2() -> Process:
 
 
 def standardised(values: NDArray[np.float64], degree: int) -> Tensor:
-    """The series less a polynomial in time, over its standard deviation."""
+    """Return the series less a polynomial in time, over its standard deviation."""
     time = np.linspace(-1, 1, len(values))
     rest = values - np.polynomial.polynomial.polyval(time, np.polynomial.polynomial.polyfit(time, values, degree))
     return torch.from_numpy(rest / rest.std())

@@ -24,8 +24,9 @@ from capalloc.linear.of_model import linear_map
 from capalloc.linear.prediction_task import PredictionTask
 
 #: Largest entry of the gradient, relative to the variance of the process, at which training stops, and up to which it
-#: counts as an optimum where rounding lets no step come closer.
-OPTIMAL_GRADIENT, NEAR_OPTIMAL_GRADIENT = 1e-10, 1e-6
+#: counts as an optimum where rounding lets no step come closer. The first is far below what a loss needs: weights that
+#: switch a branch off must be zero to working precision for the rank of the Jacobian to show it.
+OPTIMAL_GRADIENT, NEAR_OPTIMAL_GRADIENT = 1e-13, 1e-6
 #: Relative change of the loss and of the parameters that counts as rounding.
 ROUNDING_OF_STEPS = 1e-15
 #: Excess loss of a filter that overflows, relative to the variance.
@@ -45,7 +46,7 @@ class Trained:
         filter: its w, (inputs,) in time order.
         loss: E(Y - w'X)^2.
         gradient: largest entry of the loss's gradient in the parameters, over the variance of the process.
-        converged: whether that fell below 1e-10, or below 1e-6 where rounding lets no step lower the loss any more.
+        converged: whether that fell below 1e-6 and training stopped because no step lowers the loss beyond rounding.
 
     """
 
@@ -84,7 +85,6 @@ def train(model: nn.Module, task: PredictionTask, max_iterations: int = 200) -> 
         lambda point: whiten(fit.error(point)[:, None])[:, 0].numpy(),
         near.x,
         lambda point: whiten(fit.jacobian(point)).numpy(),
-        x_scale="jac",
         ftol=ROUNDING_OF_STEPS,
         xtol=ROUNDING_OF_STEPS,
         gtol=OPTIMAL_GRADIENT * task.variance / 2,

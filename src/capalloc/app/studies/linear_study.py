@@ -31,7 +31,7 @@ from capalloc.linear.filters import (
     stacked_convolutions,
     strided_hierarchy,
 )
-from capalloc.linear.metrics import ROOTS, Root
+from capalloc.linear.metrics import ROOT_KINDS, RootKind
 from capalloc.linear.of_model import model_jacobian
 from capalloc.linear.prediction_task import PredictionTask, prediction
 from capalloc.linear.processes import Process, autoregression, fractional_noise, sinusoids, white_noise
@@ -87,14 +87,14 @@ class Settings:
     seed: int = 0
     restarts: int = 4
     max_iterations: int = 200
-    root: Root = "symmetric"
+    root: RootKind = "symmetric"
 
     def __post_init__(self) -> None:
         for name, least in {"lags": 1, "steps": 1, "seed": 0, "restarts": 1, "max_iterations": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.root not in ROOTS:
-            raise ValueError(f"root must be one of {', '.join(ROOTS)}, got {self.root!r}")
+        if self.root not in ROOT_KINDS:
+            raise ValueError(f"root must be one of {', '.join(ROOT_KINDS)}, got {self.root!r}")
 
 
 def linear_study(
