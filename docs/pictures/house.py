@@ -35,8 +35,8 @@ def rooms() -> list[str]:
 
 
 def sources(room: str) -> list[Path]:
-    """The files of a package, or the one of a module."""
-    return sorted((HOUSE / room).rglob("*.py")) or [HOUSE / f"{room}.py"]
+    """The files of a package or module, and the stubs that list what is imported later."""
+    return sorted([*(HOUSE / room).rglob("*.py"), *HOUSE.glob(f"{room}.py"), *HOUSE.glob(f"{room}.pyi")])
 
 
 def imported(source: Path) -> Iterator[str]:
@@ -44,7 +44,8 @@ def imported(source: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            above = source.relative_to(HOUSE.parent).parts[: -node.level] if node.level else ()
+            names = [".".join([*above, *filter(None, [node.module]), alias.name]) for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         yield from (name.split(".")[1] for name in names if name.startswith("capalloc."))

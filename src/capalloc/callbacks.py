@@ -1,5 +1,5 @@
 """Capacity during training: loggers for TensorBoard and Lightning."""
 
-from capalloc.app.callbacks.tensorboard_logger import CapacityLogger
+import lazy_loader
 
-__all__ = ["CapacityLogger"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub("capalloc", __file__)

@@ -165,6 +165,17 @@ def test_blocks_import_public_paths(page):
         assert not re.search(r"capalloc[\w.]*\._[a-z]", block), f"{name(page)}: {block}"
 
 
+def test_every_room_of_the_house_is_described():
+    page = read(ROOT / "docs/how-it-works.md")
+    rooms = {
+        path.stem
+        for path in (ROOT / "src/capalloc").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    missing = [room for room in rooms - {"__init__"} if not re.search(rf"^\|.*`{room}`.*\|", page, re.M)]
+    assert not missing, f"the table of docs/how-it-works.md lacks {missing}"
+
+
 def test_readme_starts_with_the_two_commands():
     first = re.search(r"^```sh\n(.*?)^```$", read(ROOT / "README.md"), re.MULTILINE | re.DOTALL)
     assert [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
