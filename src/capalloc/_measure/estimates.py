@@ -161,7 +161,8 @@ def tallied(now: Inner, before: Inner, share: float, correct: bool, parts: Tenso
     """Sums and errors; an earlier iterate tells what the solves leave out.
 
     Args:
-        now, before: of the last iterate and of an earlier one.
+        now: inner products of the last iterate.
+        before: those of an earlier one.
         share: what is still missing, relative to what changed between the two.
         correct: add it; in any case it counts as an error.
         parts: the part of every slot, (s,), or -1.

@@ -193,7 +193,12 @@ def mean_eigenvalue(
     With fewer rows of constraints (examples x outputs x (inputs + 1)) than parameters the others are zero: left out.
 
     Args:
-        model, inputs, outputs, metric, intercept, params: as in `measure`.
+        model: as in `measure`, and so are the next ones.
+        inputs: the examples.
+        outputs: the outputs that count.
+        metric: the metric of the inputs.
+        intercept: give the bias an input of its own.
+        params: the parameters that count.
         num_probes: more make it more precise; its relative standard error is root 2 / num_probes at most.
 
     Raises:

@@ -36,7 +36,7 @@ class Reducer(Protocol):
         """How many there are."""
 
     def shard(self, count: int) -> slice:
-        """This process's part of `count` examples."""
+        """Return the part of `count` examples that this process has."""
 
     def sum(self, part: Tensor) -> Tensor:
         """The sum over processes, on all of them."""

@@ -31,7 +31,7 @@ class RankError(RuntimeError):
 
 
 class Heartbeat:
-    """This rank's signs of life, from a thread of its own, and its view of the others'."""
+    """The signs of life of this rank, from a thread of its own, and its view of the others'."""
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size

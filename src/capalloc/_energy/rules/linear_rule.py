@@ -147,7 +147,6 @@ def _find(call: Call, carried: list[Traced], constants: list[Tensor]) -> Affine:
 
 def _part(run: Operator, zeros: list[Tensor], j: int, k: int, offset: Tensor) -> Callable[[Tensor], Tensor]:
     """The part of result k that is linear in argument j."""
-
     shifted = bool((offset != 0).any())
 
     def part(x: Tensor) -> Tensor:

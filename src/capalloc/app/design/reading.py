@@ -68,7 +68,7 @@ class Reading:
 
     @property
     def phase(self) -> str:
-        """ "degenerate", "balanced", "trivial" or "plain", as `capalloc.scaling` names them."""
+        """The word of `capalloc.scaling`: "degenerate", "balanced", "trivial" or "plain"."""
         if math.isnan(self.T):
             return "plain"
         share = math.exp(-self.T)
