@@ -153,6 +153,9 @@ def test_files_names_and_targets_that_prose_mentions_exist(page):
     for path in FILE.findall(text):
         places = (ROOT, ROOT / "src/capalloc", page.parent)
         assert any((place / path).exists() for place in places), f"{name(page)} speaks of {path}, which does not exist"
+    if page.name == "how-it-works.md":
+        for path in re.findall(r"`([\w-]+/[\w/-]+)`", text):
+            assert (ROOT / "src/capalloc" / path).exists() or (ROOT / path).exists(), path
     for dotted in DOTTED.findall(text):
         assert pkgutil.resolve_name(dotted) is not None, dotted
     for target in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.M):
