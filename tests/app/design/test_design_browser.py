@@ -13,11 +13,13 @@ from capalloc.app.design import Design, code, read
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("dash")
+#: Longest wait for what the page is to show, in ms: it ends as soon as that is there, however busy the machine is.
+PATIENCE = 120_000
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    from capalloc.app.design.socket_server import make_server
+    from capalloc.app.design.dash_app import make_server
 
     from capalloc.app.design.server import bound
 
@@ -36,6 +38,8 @@ def context(browser: sync_api.Browser, address: str) -> sync_api.BrowserContext:
     """One for all pages, which then find plotly in its cache; they may use the clipboard."""
     found = new_context(browser, base_url=address, viewport={"width": 1300, "height": 900})
     found.grant_permissions(["clipboard-read", "clipboard-write"])
+    found.set_default_timeout(PATIENCE)
+    sync_api.expect.set_options(timeout=PATIENCE)
     return found
 
 
@@ -63,10 +67,6 @@ def opened(page: sync_api.Page, query: str = "") -> sync_api.Page:
     page.wait_for_selector("#a-map .main-svg")
     page.wait_for_selector("#a-numbers td")
     return page
-
-
-def fact(page: sync_api.Page, name: str, design: str = "a") -> str:
-    return page.locator(f"#{design}-numbers tr", has_text=name).locator("td").inner_text()
 
 
 def expect_fact(page: sync_api.Page, name: str, value: str, design: str = "a") -> None:
@@ -139,6 +139,8 @@ def test_settings_that_do_not_go_together_are_reported(page: sync_api.Page) -> N
 def test_every_control_has_a_name(page: sync_api.Page) -> None:
     opened(page, "/?b.depth=3")
     page.wait_for_selector("#b-numbers td")
+    unnamed = ", ".join(f"[data-label] {part}:not([aria-label])" for part in ("[role=slider]", "input[type=number]"))
+    sync_api.expect(page.locator(unnamed)).to_have_count(0)
     for role in ("slider", "spinbutton"):
         names = [page.get_by_role(role).nth(k).get_attribute("aria-label") for k in range(18)]
         assert all(names)
@@ -152,7 +154,8 @@ def test_it_fits_a_phone_in_the_dark_and_in_the_light(page: sync_api.Page, schem
     page.set_viewport_size({"width": 390, "height": 844})
     opened(page, "/?b.depth=20&ndim=1&size=100")
     page.wait_for_selector("#b-map .main-svg")
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.wait_for_selector("#a-map text")
+    page.wait_for_function("document.documentElement.scrollWidth === 390")  # once the plots have found their width
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     ink = page.evaluate("getComputedStyle(document.querySelector('#a-map text')).fill")
     light = [sum(map(int, colour[4:-1].split(","))) for colour in (ground, ink)]
