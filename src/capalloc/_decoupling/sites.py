@@ -82,12 +82,10 @@ class Gated:
         """Every site's gates on every batch."""
         size = self.graph.batch_size
         number = -(-self.examples // size)
-        bar = tqdm(self.problem.batches(size), total=number, disable=not progress, desc="gates")
-        for k, batch in enumerate(bar):
-            missing = size - len(batch)
-            padded = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+        bar = tqdm(self.problem.padded_batches(size), total=number, disable=not progress, desc="gates")
+        for k, (batch, count) in enumerate(bar):
             with torch.no_grad(), seeded(k, batch.device), sdpa_kernel(SDPBackend.MATH):
-                yield from self._run(padded, len(batch), k * size)
+                yield from self._run(batch, count, k * size)
 
     def _run(self, batch: Tensor, count: int, start: int) -> Iterator[Seen]:
         at = {site.node: site for site in self.sites}

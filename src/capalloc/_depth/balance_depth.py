@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from capalloc._energy.batches import Batches, Precision
-from capalloc._energy.carriers import NO_PRODUCTS, Products
+from capalloc._energy.carriers import Products
 from capalloc._energy.rates import Flow, Tally, layers
 from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.trace import Watch
-from capalloc._model.problem import ModelLike, OutputSelection, prepare
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc.results.scaling import Scaling
 
 #: Multipliers are found by walking again until every rate is this close to the balanced one, relative to it.
@@ -63,34 +63,45 @@ def scaling(
         UnsupportedOperatorError, ValueError, TypeError: as `propagate`.
 
     """
+    return scaling_of(
+        prepare(model, inputs, outputs, traced=True), batch_size, dtype=dtype, products=products, progress=progress
+    )
+
+
+def scaling_of(
+    problem: Problem,
+    batch_size: int | Literal["auto"] = "auto",
+    *,
+    dtype: Precision = "auto",
+    products: Products | None = None,
+    progress: bool = False,
+) -> Scaling:
+    """`scaling` of a problem that is checked."""
     started = time.perf_counter()
-    problem = prepare(model, inputs, outputs, traced=True)
-    batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
+    batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products)
     trails = Trails.of(batches.graph, batches.carriers)
     blocks, stretches = trails.blocks(), layers(trails)
     tally = Tally(blocks, stretches)
     _walk(batches, tally)
-    found = [tally.gain(layer) for layer in stretches]
-    gains = torch.tensor([(g.up, g.down, g.gate) for g in found], dtype=torch.float64).reshape(-1, 3).exp2()
-    multipliers = _balance(replace(batches, progress=False), blocks, tally.rates())
-    data = xr.Dataset(
-        {
-            "rate": ("block", tally.rates().numpy()),
-            "multiplier": ("block", multipliers.numpy()),
-            "last_layer": ("block", np.array([block.last_layer for block in blocks], dtype=object)),
-            **{
-                name: ("layer", column)
-                for name, column in zip(("gain", "gradient_gain", "mean_squared_gate"), gains.T.numpy(), strict=True)
-            },
-            "rescaled": ("layer", np.array([layer.rescaled for layer in stretches], dtype=np.int8)),
-        },
-        coords={
-            "block": np.array([block.name for block in blocks], dtype=object),
-            "layer": np.array([layer.name for layer in stretches], dtype=object),
-        },
-        attrs={"num_examples": batches.examples, "seconds": time.perf_counter() - started},
-    )
-    return Scaling(data)
+    rates = tally.rates()
+    multipliers = _balance(replace(batches, progress=False), blocks, rates)
+    gains = [tally.gain(layer) for layer in stretches]
+    by_layer = np.exp2([(gain.up, gain.down, gain.gate) for gain in gains]).reshape(-1, 3).T
+    columns = {
+        "rate": ("block", rates.numpy()),
+        "multiplier": ("block", multipliers.numpy()),
+        "last_layer": ("block", np.array([block.last_layer for block in blocks], object)),
+        "gain": ("layer", by_layer[0]),
+        "gradient_gain": ("layer", by_layer[1]),
+        "mean_squared_gate": ("layer", by_layer[2]),
+        "rescaled": ("layer", np.array([layer.rescaled for layer in stretches], dtype=np.int8)),
+    }
+    coords = {
+        "block": np.array([block.name for block in blocks], object),
+        "layer": np.array([layer.name for layer in stretches], object),
+    }
+    attrs = {"num_examples": batches.examples, "seconds": time.perf_counter() - started}
+    return Scaling(xr.Dataset(columns, coords, attrs))
 
 
 def _walk(

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capalloc._decoupling.sites import example_axes, first_axes
 from capalloc._depth.observe_gradients import Observer
-from capalloc._depth.points import correlation, error, examples_and_neighbours, lags, line
+from capalloc._depth.points import Pairs, correlation, error, examples_and_neighbours, lags, line
 from capalloc._depth.predict_correlation import Prediction
 from capalloc._energy.batches import Batches
-from capalloc._energy.carriers import NO_PRODUCTS, Products
+from capalloc._energy.carriers import Products
 from capalloc._energy.residual import Trails
 from capalloc._energy.rules import RULES
-from capalloc._energy.trace import Watch, trace
+from capalloc._energy.trace import Watch
 from capalloc._graph.capture import capture
-from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare, seeded
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc.results.shattering import Shattering
 
 
@@ -68,40 +67,61 @@ def shattering(
     Reference: D. Balduzzi et al., The shattered gradients problem, ICML 2017.
 
     """
+    return shattering_of(
+        prepare(model, inputs, outputs, traced=True),
+        num_examples=num_examples,
+        step=step,
+        num_lines=num_lines,
+        num_probes=num_probes,
+        generator=generator,
+        products=products,
+    )
+
+
+def shattering_of(
+    problem: Problem,
+    *,
+    num_examples: int = 8,
+    step: float = 0.1,
+    num_lines: int = 4,
+    num_probes: int = 8,
+    generator: torch.Generator | None = None,
+    products: Products | None = None,
+) -> Shattering:
+    """`shattering` of a problem that is checked."""
     started = time.perf_counter()
     _check(num_examples, step, num_lines, num_probes)
-    problem = prepare(model, inputs, outputs, traced=True)
-    study = _Study.of(problem, _first(problem, num_examples), products or NO_PRODUCTS)
+    compared = _Compared.of(problem, _first(problem, num_examples), products)
     generator = generator or torch.Generator().manual_seed(0)
-    found = study.at_examples(step, num_probes, generator)
-    lines = study.on_lines(num_lines, num_probes, generator)
-    attrs = {
-        "num_examples": len(study.examples),
-        "step": step,
-        "num_lines": num_lines,
-        "num_probes": num_probes,
-        "seconds": time.perf_counter() - started,
-    }
+    points, apart, near = examples_and_neighbours(compared.examples, step)
+    prediction = compared.predict(points)
+
+    def grams(points: Tensor) -> tuple[Tensor, Tensor]:
+        return compared.observer(compared.at(points).problem, prediction.weights, num_probes, generator)
+
+    found = _at_examples(prediction, *grams(points), apart, near)
+    lines = _on_lines(prediction, grams, compared.examples, num_lines)
+    settings = {"step": step, "num_lines": num_lines, "num_probes": num_probes}
+    attrs = {"num_examples": len(compared.examples), **settings, "seconds": time.perf_counter() - started}
     return Shattering(xr.merge([found, lines]).assign_attrs(attrs))
 
 
-@dataclass
-class _Study:
-    """A captured model, and the energy network of the examples once they have been seen."""
+@dataclass(frozen=True)
+class _Compared:
+    """A captured model, and the examples whose gradients are compared."""
 
     batches: Batches
     observer: Observer
     examples: Tensor
-    predictions: list[Prediction] = field(default_factory=list)
 
     @classmethod
-    def of(cls, problem: Problem, examples: Tensor, products: Products) -> _Study:
+    def of(cls, problem: Problem, examples: Tensor, products: Products | None) -> _Compared:
         """Captured for two points by example, fewer where memory is short; a fixed program runs batch by batch."""
-        twice = replace(problem, inputs=torch.cat([examples, examples]))
-        batches = Batches.of(twice, "data", "auto", progress=False, products=products)
+        twice = replace(problem, inputs=torch.cat([examples, examples]), params={})
+        batches = Batches.of(twice, "data", "auto", products=products)
         fitting = batches.graph.batch_size
         if fitting < 2 * len(examples):
-            batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), progress=False, products=products)
+            batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), products=products)
         graph = batches.graph
         other = capture(problem, 3 if graph.batch_size == 2 else 2, RULES)
         fixed = other.batch_size == graph.batch_size
@@ -109,82 +129,64 @@ class _Study:
         number = len(examples) if fixed else graph.batch_size // 2
         return cls(batches, Observer.of(Trails.of(graph, batches.carriers), axes), examples[:number])
 
-    def at_examples(self, step: float, num_probes: int, generator: torch.Generator) -> xr.Dataset:
-        """By place and by gate."""
-        points, apart, near = examples_and_neighbours(self.examples, step)
-        prediction = self._predict(points)
-        gradients, gates = self.observer(points, prediction.weights, num_probes, generator)
-        columns: dict[str, Any] = {"kind": ("place", np.array([p.kind for p in self.observer.places], dtype=object))}
-        for name, pairs in (("independent", apart), ("nearby", near)):
-            kept = correlation(gates, pairs.index)
-            columns[f"measured_{name}"] = ("place", correlation(gradients, pairs.index).numpy())
-            columns[f"measured_{name}_error"] = ("place", error(gradients, pairs).numpy())
-            columns[f"predicted_{name}"] = ("place", prediction.correlations(kept).numpy())
-            columns["decoupling" if name == "independent" else "decoupling_nearby"] = (
-                "gate",
-                (1 - kept.abs()).clamp(0, 1).numpy(),
-            )
-        columns["crossing"] = ("gate", prediction.crossing().numpy())
-        coords = {
-            "place": np.array([p.name for p in self.observer.places], dtype=object),
-            "gate": np.array(self.observer.gate_names, dtype=object),
-        }
-        self.predictions.append(prediction)
-        return xr.Dataset(columns, coords=coords)
-
-    def on_lines(self, num_lines: int, num_probes: int, generator: torch.Generator) -> xr.Dataset:
-        """Autocorrelation of the gradient at the inputs, by distance."""
-        examples = self.examples
-        count = 2 * len(examples)
-        measured, kept = [], []
-        for k in range(min(num_lines, len(examples))):
-            points = line(examples[k], examples[(k + 1) % len(examples)], count)
-            gradients, gates = self.observer(points, self.predictions[0].weights, num_probes, generator)
-            measured.append(torch.stack([correlation(gradients[0], index) for index in lags(count)]))
-            kept.append(torch.stack([correlation(gates, index) for index in lags(count)]))
-        over = torch.stack(measured)
-        between = over.std(0) / len(over) ** 0.5 if len(over) > 1 else torch.full_like(over[0], torch.nan)
-        predicted = [self.predictions[0].correlations(c)[0] for c in torch.stack(kept).nanmean(0)]
-        columns = {
-            "measured_line": ("distance", over.mean(0).numpy()),
-            "measured_line_error": ("distance", between.numpy()),
-            "predicted_line": ("distance", torch.stack(predicted).numpy()),
-        }
-        return xr.Dataset(columns, coords={"distance": np.arange(1, count) / (count - 1)})
-
-    def _predict(self, points: Tensor) -> Prediction:
-        observer, batches = self.observer, self.batches
+    def predict(self, points: Tensor) -> Prediction:
+        """The energy network of some points."""
+        observer = self.observer
         entries = {observer.entry(gate) for gate in observer.gates}
         watch = Watch(frozenset({*(place.node for place in observer.places), *observer.gates, *entries}))
-        with seeded(0, points.device), sdpa_kernel(SDPBackend.MATH):
-            programs = [
-                (
-                    trace(
-                        batches.graph,
-                        part,
-                        "data",
-                        set(),
-                        batches.dtype,
-                        layers=False,
-                        carriers=batches.carriers,
-                        watch=watch,
-                    ),
-                    count,
-                )
-                for part, count in observer.batches(points)
-            ]
-        return Prediction.of(programs, observer)
+        return Prediction.of(replace(self.at(points), watch=watch), observer)
+
+    def at(self, points: Tensor) -> Batches:
+        """The batches of some points in the place of the examples."""
+        return replace(self.batches, problem=replace(self.batches.problem, inputs=points))
+
+
+Grams = Callable[[Tensor], tuple[Tensor, Tensor]]  # of points: gradients by place, gates by gate
+
+
+def _at_examples(prediction: Prediction, gradients: Tensor, gates: Tensor, apart: Pairs, near: Pairs) -> xr.Dataset:
+    """By place and by gate."""
+    places, gate_names = prediction.observer.places, prediction.observer.gate_names
+    columns: dict[str, Any] = {"kind": ("place", np.array([place.kind for place in places], object))}
+    for name, pairs, column in (("independent", apart, "decoupling"), ("nearby", near, "decoupling_nearby")):
+        kept = correlation(gates, pairs.index)
+        columns[f"measured_{name}"] = ("place", correlation(gradients, pairs.index).numpy())
+        columns[f"measured_{name}_error"] = ("place", error(gradients, pairs).numpy())
+        columns[f"predicted_{name}"] = ("place", prediction.correlations(kept).numpy())
+        columns[column] = ("gate", (1 - kept.abs()).clamp(0, 1).numpy())
+    columns["crossing"] = ("gate", prediction.crossing().numpy())
+    coords = {
+        "place": np.array([place.name for place in places], object),
+        "gate": np.array(gate_names, object),
+    }
+    return xr.Dataset(columns, coords)
+
+
+def _on_lines(prediction: Prediction, grams: Grams, examples: Tensor, num_lines: int) -> xr.Dataset:
+    """Autocorrelation of the gradient at the inputs, by distance."""
+    count = 2 * len(examples)
+    measured, kept = [], []
+    for k in range(min(num_lines, len(examples))):
+        gradients, gates = grams(line(examples[k], examples[(k + 1) % len(examples)], count))
+        measured.append(torch.stack([correlation(gradients[0], index) for index in lags(count)]))
+        kept.append(torch.stack([correlation(gates, index) for index in lags(count)]))
+    over = torch.stack(measured)
+    between = over.std(0) / len(over) ** 0.5 if len(over) > 1 else torch.full_like(over[0], torch.nan)
+    predicted = [prediction.correlations(c)[0] for c in torch.stack(kept).nanmean(0)]
+    columns = {
+        "measured_line": ("distance", over.mean(0).numpy()),
+        "measured_line_error": ("distance", between.numpy()),
+        "predicted_line": ("distance", torch.stack(predicted).numpy()),
+    }
+    return xr.Dataset(columns, coords={"distance": np.arange(1, count) / (count - 1)})
 
 
 def _first(problem: Problem, number: int) -> Tensor:
     """The first examples."""
-    taken: list[Tensor] = []
-    for batch in problem.batches(number):
-        taken.append(batch)
-        break
-    if len(taken[0]) < 2:
+    taken = next(problem.batches(number))
+    if len(taken) < 2:
         raise ValueError("inputs hold 1 example, and shattering compares gradients at several: pass at least 2")
-    return taken[0]
+    return taken
 
 
 def _check(num_examples: int, step: float, num_lines: int, num_probes: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,11 +19,11 @@ from capalloc._energy.gates import GATE_SOURCES, GateSource
 from capalloc._energy.support import at_position
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
-from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, axis_names, prepare, seeded
 from capalloc.results.receptive_field import NAMES, Extent, Index, ReceptiveField, shown
 from capalloc.results.regions import smallest_region
 
-CUT = "cut by the border: use a larger input"
+CUT_NOTE = "cut by the border: use a larger input"
 
 
 def receptive_field(
@@ -68,8 +67,27 @@ def receptive_field(
     W. Luo et al., Understanding the effective receptive field in deep convolutional neural networks, NIPS 2016.
 
     """
-    _check(gates, of, batch_size)
-    problem = prepare(model, inputs, outputs)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    if gates not in GATE_SOURCES:
+        raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
+    if of not in NAMES:
+        raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
+    return field_of(
+        prepare(model, inputs, outputs), output_position, gates=gates, of=of, batch_size=batch_size, progress=progress
+    )
+
+
+def field_of(
+    problem: Problem,
+    output_position: Position = None,
+    *,
+    gates: GateSource = "data",
+    of: str = "energy",
+    batch_size: int = 1,
+    progress: bool = False,
+) -> ReceptiveField:
+    """`receptive_field` of a problem that is checked."""
     batches = Batches.of(problem, gates, batch_size, progress=progress)
     with seeded(0, problem.probe.device):
         like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
@@ -79,7 +97,6 @@ def receptive_field(
     found = _effective(batches, position, of)
     names = axis_names(found.ndim)
     extents = {name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)}
-    moving = tuple(names[k] for k in field.moving)
     still = [k for k in range(found.ndim) if k not in field.moving]
     places = (found.sum(still) if still else found).numpy()
     return ReceptiveField(
@@ -88,21 +105,12 @@ def receptive_field(
         support=xr.DataArray(field.seen.numpy(), dims=names, name="support"),
         area_68=int(smallest_region(places, 0.68).sum()),
         area_95=int(smallest_region(places, 0.95).sum()),
-        moving=moving,
+        moving=tuple(names[k] for k in field.moving),
         output_position=position,
         of=of,
         gates=gates,
-        notes=tuple(f"{name}: {CUT}" for name, extent in extents.items() if extent.cut),
+        notes=tuple(f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut),
     )
-
-
-def _check(gates: str, of: str, batch_size: int) -> None:
-    if gates not in GATE_SOURCES:
-        raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
-    if of not in ("energy", "capacity"):
-        raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
 
 
 def _extent(field: Field, axis: int, deviation: float) -> Extent:
@@ -130,25 +138,17 @@ def _cut(field: Field, axis: int, moves: list[tuple[int, int, int]], stride: flo
     return at_lower or at_upper
 
 
-@dataclass(frozen=True)
-class _Seeded:
-    """The batches with their outputs seeded at one position only."""
-
-    batches: Batches
-    position: Index
-
-    def __call__(self, layers: bool = False) -> Iterator[markov.Batch]:
-        for program, seed in self.batches(layers):
-            yield program, seed * at_position(self.position, program.values[program.output])
-
-
 def _effective(batches: Batches, position: Index, of: str) -> Tensor:
     """The map of the position: the walk's law, or capacity."""
-    source = _Seeded(batches, position)
+
+    def at_the_position(layers: bool) -> Iterator[markov.Batch]:
+        for program, seed in batches(layers):
+            yield program, seed * at_position(position, program.values[program.output])
+
     if of == "energy":
-        found, _, _ = markov.law(source())
+        found, _, _ = markov.law(at_the_position(layers=False))
     else:
-        solved = markov.solve(source, single=batches.number == 1, layers=False, table=False)
+        solved = markov.solve(at_the_position, single=batches.number == 1, layers=False, table=False)
         found = solved.by_input.sum(0).clamp(min=0)
     if not float(found.sum()) > 0:
         raise ValueError(

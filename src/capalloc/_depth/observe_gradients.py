@@ -6,7 +6,7 @@ Index convention: points (points, *inputs); inner products (points, points) in f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,7 @@ from capalloc._energy.rules import DECOUPLING
 from capalloc._graph.capture import module_path
 from capalloc._graph.interpret import Values, evaluate, fill
 from capalloc._graph.structure import arguments
-from capalloc._model.problem import random_signs, seeded
+from capalloc._model.problem import Problem, random_signs, seeded
 
 Runs = Sequence[tuple[Values, int]]  # the values of each batch, and how many of its points count
 
@@ -80,37 +80,31 @@ class Observer:
         return self.trails.before(gate)[0]
 
     def __call__(
-        self, points: Tensor, weights: Mapping[Node, Tensor], num_probes: int, generator: torch.Generator
+        self, points: Problem, weights: Mapping[Node, Tensor], num_probes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Inner products of gradients, (places, points, points), and of gates, (gates, points, points).
 
         Args:
-            points: any number.
+            points: the model's problem at any number of points.
             weights: path energy by unit of the gates that have one gate a unit: (units,).
             num_probes: random signs of the outputs that gradients are summed over, the same at all points.
             generator: draws them.
 
         """
-        kernels = sdpa_kernel(SDPBackend.MATH)
-        with torch.inference_mode(False), torch.enable_grad(), seeded(0, points.device), kernels:
-            runs = [(evaluate(self.trails.graph, x.clone().requires_grad_()), n) for x, n in self.batches(points)]
+        runs: list[tuple[Values, int]] = []
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            for k, (x, count) in enumerate(points.padded_batches(self.trails.graph.batch_size)):
+                with seeded(k, x.device):
+                    runs.append((evaluate(self.trails.graph, x.clone().requires_grad_()), count))
             gradients = self._gradients(runs, num_probes, generator)
-        with torch.no_grad(), seeded(0, points.device), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             gates = [
                 _gram(
                     [self._rows(self._gate(node, values), self._axis(node), n) for values, n in runs], weights.get(node)
                 )
                 for node in self.gates
             ]
-        count = len(points)
-        return gradients, torch.stack(gates) if gates else torch.zeros(0, count, count, dtype=torch.float64)
-
-    def batches(self, points: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """The points in batches of the size that the model was captured for, the last padded; and how many count."""
-        size = self.trails.graph.batch_size
-        for part in points.detach().split(size):
-            padding = part[-1:].expand(size - len(part), *part.shape[1:])
-            yield torch.cat([part, padding]), len(part)
+        return gradients, torch.stack(gates) if gates else gradients[:0]
 
     def _gradients(self, runs: Runs, num_probes: int, generator: torch.Generator) -> Tensor:
         output = runs[0][0][self.trails.graph.output]

@@ -6,7 +6,7 @@ The correlation of the gradients at two inputs is the path average of the gate c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,8 +15,8 @@ from torch.fx import Node
 
 from capalloc._decoupling.sites import by_example
 from capalloc._depth.observe_gradients import Observer
+from capalloc._energy.batches import Batches
 from capalloc._energy.paths import adjoint
-from capalloc._energy.program import Program
 from capalloc._energy.rates import Flow
 
 
@@ -30,15 +30,11 @@ class Prediction:
     weights: Mapping[Node, Tensor]  # path energy that each unit of a gate would pass if it were open
 
     @classmethod
-    def of(cls, programs: Iterable[tuple[Program, int]], observer: Observer) -> Prediction:
-        """Every output of the first examples of each batch, as many as count, with energy 1."""
-        flows, seeds = [], []
-        for program, count in programs:
-            seed = torch.ones_like(program.values[program.output])
-            seed[count:] = 0
-            seeds.append(seed)
-            flows.append(Flow.of(program, seed))
-        found = cls(observer, tuple(flows), tuple(seeds), {})
+    def of(cls, batches: Batches, observer: Observer) -> Prediction:
+        """Every output of every example with energy 1."""
+        pairs = list(batches())
+        flows = tuple(Flow.of(program, seed) for program, seed in pairs)
+        found = cls(observer, flows, tuple(seed for _, seed in pairs), {})
         return replace(found, weights=dict(found._weights()))
 
     def crossing(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -50,8 +50,8 @@ class Batches:
         batch_size: int | str,
         *,
         dtype: Precision = "auto",
-        progress: bool,
-        products: Products = NO_PRODUCTS,
+        progress: bool = False,
+        products: Products | None = None,
     ) -> Batches:
         """Capture the model at the batch size; without data gates one example stands for all."""
         examples = problem.count() if gates == "data" else 1
@@ -63,6 +63,7 @@ class Batches:
         fitting = (available_bytes(problem.probe.device) // 2 * size) // kept
         if batch_size == "auto" and fitting < size:
             graph = capture(problem, max(1, fitting), RULES)
+        products = products or NO_PRODUCTS
         carriers = find(graph, products)
         check_gates(carriers, gates)
         return cls(problem, graph, gates, examples, dtype, progress, carriers, products)
@@ -74,16 +75,15 @@ class Batches:
 
     def __call__(self, layers: bool = False) -> Iterator[Batch]:
         """Trace every batch in turn; `layers` keeps the energies of every layer."""
-        batches = self.problem.batches(self.graph.batch_size) if self.gates == "data" else iter([self.problem.probe])
+        problem = self.problem if self.gates == "data" else replace(self.problem, inputs=self.problem.probe)
+        batches = problem.padded_batches(self.graph.batch_size)
         selected = set(self.problem.params)
         bar = tqdm(batches, total=self.number, disable=not self.progress, desc="path energy")
-        for k, batch in enumerate(bar):
-            missing = self.graph.batch_size - len(batch)
-            padded = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+        for k, (batch, count) in enumerate(bar):
             with seeded(k, batch.device):
                 program = trace(
                     self.graph,
-                    padded,
+                    batch,
                     self.gates,
                     selected,
                     self.dtype,
@@ -92,5 +92,5 @@ class Batches:
                     watch=self.watch,
                 )
             seed = torch.ones_like(program.values[program.output])
-            seed[len(batch) :] = 0
+            seed[count:] = 0
             yield program, seed

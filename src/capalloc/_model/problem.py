@@ -74,6 +74,13 @@ class Problem:
         if count:
             yield torch.cat(pending).detach().to(self.probe)
 
+    def padded_batches(self, size: int) -> Iterator[tuple[Tensor, int]]:
+        """Batches of exactly `size`, the last one filled up with copies of its last example; and how many count."""
+        for batch in self.batches(size):
+            missing = size - len(batch)
+            filled = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+            yield filled, len(batch)
+
     def count(self) -> int:
         """Number of examples."""
         return sum(len(batch) for batch in iterate_batches(self.inputs))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches, Precision
-from capalloc._energy.carriers import NO_PRODUCTS, Products
+from capalloc._energy.carriers import Products
 from capalloc._energy.gates import GATE_SOURCES, GateSource
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
 from capalloc._propagate.by_solver import DENSE_LIMIT, by_block, by_hessian, by_markov, by_segments, unit_names
@@ -109,7 +109,7 @@ def propagate(
         batch_size,
         dtype=torch.float64 if isinstance(asked, Hessian) else dtype,
         progress=progress,
-        products=products or NO_PRODUCTS,
+        products=products,
     )
     match asked:
         case Markov():
@@ -165,7 +165,7 @@ def walk(
     """
     _check(gates, batch_size)
     problem = prepare(model, inputs, outputs, traced=True)
-    batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products or NO_PRODUCTS)
+    batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products)
     at_inputs, constant, layers = markov.law(batches(layers=True))
     return Walk(
         inputs=xr.DataArray(at_inputs.numpy(), dims=axis_names(at_inputs.ndim), name="probability"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from capalloc._energy.batches import Batches
-from capalloc._energy.carriers import NO_PRODUCTS, Products
+from capalloc._energy.carriers import Products
 from capalloc._energy.paths import adjoint
 from capalloc._energy.rates import Flow
 from capalloc._energy.residual import ResidualBlock, Trails
@@ -64,7 +64,7 @@ def read(
         raise ValueError(
             f"inputs must be (examples, channels, *positions) with 1 to 3 axes of positions, got {axes} of them"
         )
-    batches = Batches.of(problem, "data", "auto", progress=False, products=products or NO_PRODUCTS)
+    batches = Batches.of(problem, "data", "auto", products=products)
     trails = Trails.of(batches.graph, batches.carriers)
     stations, blocks = _stations(trails, axes)
     nodes = frozenset({*stations, *(block.sum for block in blocks.values())})

@@ -20,7 +20,6 @@ PATIENCE = 120_000
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     from capalloc.app.design.dash_app import make_server
-
     from capalloc.app.design.server import bound
 
     with bound(0) as listening:
