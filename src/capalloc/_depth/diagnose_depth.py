@@ -11,11 +11,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from capalloc._depth.balance_depth import scaling
-from capalloc._depth.compare_gradients import shattering
-from capalloc._depth.locate_field import receptive_field
+from capalloc._depth.balance_depth import scaling_of
+from capalloc._depth.compare_gradients import shattering_of
+from capalloc._depth.locate_field import field_of
 from capalloc._energy.carriers import Products
-from capalloc._model.problem import ModelLike, OutputSelection
+from capalloc._energy.rules import RULES
+from capalloc._graph.capture import export_once
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc.results.diagnosis import FIELD, Diagnosis
 from capalloc.results.receptive_field import Extent
 
@@ -46,21 +48,21 @@ def diagnose(
         UnsupportedOperatorError, ValueError, TypeError: as `shattering` and `propagate`.
 
     """
-    shattered = shattering(model, inputs, outputs, num_examples=num_examples, generator=generator, products=products)
-    scaled = scaling(model, inputs, outputs, products=products)
-    field = _field(model, inputs, outputs)
+    problem = export_once(prepare(model, inputs, outputs, traced=True), RULES)
+    shattered = shattering_of(problem, num_examples=num_examples, generator=generator, products=products)
+    scaled = scaling_of(problem, products=products)
     attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}
-    parts = [scaled.data, shattered.data, field]
+    parts = [scaled.data, shattered.data, _field(problem)]
     return Diagnosis(xr.merge([part.drop_attrs() for part in parts]).assign_attrs(attrs))
 
 
-def _field(model: ModelLike, inputs: Tensor | Iterable[Any], outputs: OutputSelection) -> xr.Dataset:
+def _field(problem: Problem) -> xr.Dataset:
     """By input axis; by none where no path reaches the central position on these examples."""
     axes: dict[str, Extent] = {}
     with suppress(ValueError):
-        axes.update(receptive_field(model, inputs, outputs).axes)
+        axes.update(field_of(problem).axes)
     columns = {
         name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))
         for name in FIELD[1:]
     }
-    return xr.Dataset(columns, coords={"axis": np.array(list(axes), dtype=object)})
+    return xr.Dataset(columns, coords={"axis": np.array(list(axes), object)})

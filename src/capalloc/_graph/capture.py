@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
-from torch._ops import OpOverload
-from torch.export import ExportedProgram
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -78,8 +79,7 @@ def capture(problem: Problem, batch_size: int, known: Collection[Any]) -> Graph:
     """
     program = problem.program
     try:
-        with warnings.catch_warnings(), seeded(0, problem.probe.device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            warnings.simplefilter("ignore")
+        with _exporting(problem):
             if program is not None:
                 size = input_shape(program)[0] or batch_size
                 return _own(problem, decomposed(program, known), size, known)
@@ -94,6 +94,28 @@ def capture(problem: Problem, batch_size: int, known: Collection[Any]) -> Graph:
     return _exported(program, batch_size)
 
 
+def export_once(problem: Problem, known: Collection[Any]) -> Problem:
+    """The problem with its model exported for any number of examples: graphs of all batch sizes then cost one export.
+
+    As it is where a program was given, or where the model cannot be exported without fixing that number.
+    """
+    if problem.program is not None:
+        return problem
+    example = problem.probe.expand(3, *problem.input_shape).clone()  # 0, 1 and 2 may mean something else
+    with suppress(Exception), _exporting(problem):
+        program = torch.export.export(problem.model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+        if input_shape(program)[0] is None:
+            return replace(problem, program=decomposed(program, known))
+    return problem
+
+
+@contextmanager
+def _exporting(problem: Problem) -> Iterator[None]:
+    with warnings.catch_warnings(), seeded(0, problem.probe.device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        warnings.simplefilter("ignore")
+        yield
+
+
 def decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedProgram:
     """Functional, and in `known` operators where they can be had; as it is where that holds already."""
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
@@ -105,9 +127,11 @@ def decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedProg
 
 
 def _is_composite(target: Any, known: Collection[Any]) -> bool:
-    """Whether an operator that is not known writes in place or is made of others."""
-    if target in known or not isinstance(target, OpOverload):
-        return target not in known
+    """Whether an operator that is not known writes in place or is made of others; sizes are none of these."""
+    if target in known or target is torch.ops.aten.sym_size.int:
+        return False
+    if not isinstance(target, OpOverload):
+        return isinstance(target, HigherOrderOperator)
     return target._schema.is_mutable or target.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
 
 
