@@ -112,19 +112,19 @@ def crossing(rate: Array) -> Array:
 
 def _carried(rates: Array, start: Array, activation: Activation, variances: Array) -> tuple[Array, Array]:
     """The stream's and the gates' correlation at every block, (depth, pairs)."""
-    rho, streams, gates = start, [], []
+    rho, streams = start, []
     kinks = _kinks(activation, variances)
-    for rate, variance in zip(rates, variances, strict=True):
-        with_self = np.append(rho, 1.0)
-        gate = gaussian_gate_moment(activation, with_self, variance, kinks=kinks)
-        if not gate[-1] > 0:
-            raise ValueError("activation has a slope of zero almost everywhere: no gradient passes its gates")
-        feature = feature_moment(activation, with_self, float(variance), kinks)
+    own = gaussian_gate_moment(activation, np.ones_like(variances), variances, kinks=kinks)
+    if not (own > 0).all():
+        raise ValueError("activation has a slope of zero almost everywhere: no gradient passes its gates")
+    for rate, variance, gate in zip(rates, variances, own, strict=True):
+        feature = feature_moment(activation, np.append(rho, 1.0), float(variance), kinks)
         streams.append(rho)
-        gates.append(np.clip(gate[:-1] / gate[-1], -1.0, 1.0))
-        share = crossing(rate * feature[-1] / (variance * gate[-1]))  # mu / (1 + mu): of the variance that comes out
+        share = crossing(rate * feature[-1] / (variance * gate))  # mu / (1 + mu): of the variance that comes out
         rho = np.clip((1 - share) * rho + share * feature[:-1] / feature[-1], -1.0, 1.0)
-    return np.array(streams), np.array(gates)
+    stream = np.array(streams)
+    gates = gaussian_gate_moment(activation, stream, variances[:, None], kinks=kinks) / own[:, None]
+    return stream, np.clip(gates, -1.0, 1.0)
 
 
 def _kinks(activation: Activation, variances: Array) -> Sequence[float]:
