@@ -10,14 +10,12 @@ import xarray as xr
 
 from capalloc._depth.shattering_law import gradient_correlation
 from capalloc._linalg.aliases import Array
-from capalloc.app.design.design_layers import Layer, layers
-from capalloc.app.design.flow import flow
 from capalloc.app.design.hermite_series import HermiteSeries
+from capalloc.app.design.one_channel import channel_flow, theoretical_interval
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
 from capalloc.results.regions import smallest_region
 from capalloc.results.scaling import DEGENERATE, TRIVIAL
 
-Interval = tuple[int, int]
 #: Shares of the walk's law that the effective field's regions hold.
 SHARES = (0.68, 0.95)
 
@@ -47,7 +45,7 @@ class Reading:
     capacity: Array
     law: Array
     extent: int
-    field: Interval
+    field: tuple[int, int]
     rates: Array
     gradient: Array
     index: float
@@ -116,16 +114,15 @@ def read(design: Design) -> Reading:
     `build(design)` with such weights, and `gradient_correlation` its gradients (docs/theory.md, sections 4 to 6).
     """
     series = HermiteSeries.of(design.activation)
-    stack = layers(design, series.mean_squared_gate / series.mean_square)
-    found = flow(stack, (design.size,) * design.ndim)
+    found = channel_flow(design, series.mean_squared_gate / series.mean_square)
     rates = found.rates[1:]  # of all but the stem
     law = shattered(design.activation, rates, series)
     return Reading(
         design=design,
         capacity=found.capacity,
         law=found.law,
-        extent=extent(stack),
-        field=field(stack, design.size),
+        extent=extent(design),
+        field=theoretical_interval(design),
         rates=rates[:-1],
         gradient=law["gradient"].to_numpy(),
         index=float(law["index"][-1]),
@@ -142,23 +139,10 @@ def shattered(activation: str, rates: Array, series: HermiteSeries) -> xr.Datase
     return gradient_correlation(rates, decoupling=series.decouplings(rates))
 
 
-def extent(stack: tuple[Layer, ...]) -> int:
-    """Size of the theoretical field without borders: 1 + sum_l (kernel_l - 1) dilation_l x strides below."""
-    below = np.cumprod([1, *(layer.stride for layer in stack)])[:-1]
-    return 1 + int(sum(2 * layer.reach * step for layer, step in zip(stack, below, strict=True)))
-
-
-def field(stack: tuple[Layer, ...], size: int) -> Interval:
-    """Start and stop of the smallest interval that holds the theoretical field within an input of this size."""
-    sizes = [size]
-    for layer in stack:
-        sizes.append(layer.size(sizes[-1]))
-    seen = np.zeros(sizes[-1])
-    seen[len(seen) // 2] = 1.0
-    for layer, below in zip(reversed(stack), reversed(sizes[:-1]), strict=True):
-        seen = (layer.spread(np.ones(layer.kernel), seen, (below,)) > 0).astype(float)
-    places = np.flatnonzero(seen)
-    return int(places[0]), int(places[-1]) + 1
+def extent(design: Design) -> int:
+    """Size of the theoretical field without borders: 1 + sum_l (kernel - 1) dilation_l x strides below."""
+    below = np.cumprod([1, *design.strides[:-1]])
+    return 1 + (design.kernel - 1) * int(below @ (1, *design.dilations))
 
 
 def _notes(reading: Reading) -> list[str]:
