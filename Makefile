@@ -7,7 +7,7 @@ TOOLS  := $(VENV)/.tools
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs bench studies dist clean
+.PHONY: help setup demo test test-slow coverage lint docs bench studies dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ test: setup  ## the test suite, in parallel (under 10 minutes on 2 cores)
 test-slow: setup  ## the long studies too
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
+coverage: setup  ## the test suite, and which lines and branches of src it reaches
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov=capalloc --cov-branch --cov-report=term:skip-covered
+
 lint: setup  ## ruff, mypy, and the one-way flow of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,4 +56,4 @@ dist: setup  ## the source archive and the wheel made from it, in dist/
 	$(BIN)/python -m build --outdir dist
 
 clean:  ## remove what set-up, the demo and the site made
-	rm -rf $(VENV) demo.html site dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo.html site dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
