@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from capalloc.depth_limit import Block, StepLaw, chain, diffusion, gaussian, jump, point
+from capalloc.depth_limit import StepLaw, WalkBlock, chain, diffusion, gaussian, jump, point
 
 HERE = Path(__file__).parent
 FIVE = StepLaw.uniform(5)
@@ -51,7 +51,7 @@ def chain_to_jump(clock: str, border: str, size: int = 15, total: float = 2.0) -
     """L blocks of rate `total` / L on `size` positions."""
 
     def distance(depth: float) -> float:
-        blocks, start = [Block(FIVE, total / depth)] * int(depth), point(size)
+        blocks, start = [WalkBlock(FIVE, total / depth)] * int(depth), point(size)
         return total_variation(chain(blocks, start, border).final, jump(blocks, start, border, clock=clock).final)
 
     return distance
@@ -61,7 +61,7 @@ def jump_to_diffusion(law: StepLaw) -> Callable[[float], float]:
     """A block of rate T on a ring that is wide beside the walk."""
 
     def distance(rate: float) -> float:
-        blocks, start = [Block(law, rate)], point(1024)
+        blocks, start = [WalkBlock(law, rate)], point(1024)
         return total_variation(jump(blocks, start, "periodic").final, diffusion(blocks, start, "periodic").final)
 
     return distance
@@ -72,7 +72,7 @@ def diffusion_to_gaussian(law: StepLaw, width: float, rate: float) -> Callable[[
 
     def distance(spacing: float) -> float:
         shape = (round(width / spacing),) * law.ndim
-        blocks = [Block(law, rate)]
+        blocks = [WalkBlock(law, rate)]
         walk = diffusion(blocks, point(shape), "periodic", spacing=spacing)
         return total_variation(walk.final, gaussian(blocks, shape, spacing=spacing))
 
@@ -116,7 +116,7 @@ def table() -> str:
 
 def draw_laws(ax: Axes, depth: int, total: float) -> None:
     """The three laws after `depth` blocks of rate `total` / `depth`."""
-    blocks, size = [Block(FIVE, total / depth)] * depth, 61
+    blocks, size = [WalkBlock(FIVE, total / depth)] * depth, 61
     places = np.arange(size) - size // 2
     ax.bar(places, chain(blocks, point(size)).final, color="0.8", label="chain")
     for describe, style, colour in ((jump, "o", COLOURS[0]), (diffusion, "-", COLOURS[1])):

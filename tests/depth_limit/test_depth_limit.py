@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.linalg import expm
 from scipy.signal import convolve
 
-from capalloc.depth_limit import Block, Evolution, StepLaw, chain, diffusion, gaussian, jump, point
+from capalloc.depth_limit import Evolution, StepLaw, WalkBlock, chain, diffusion, gaussian, jump, point
 
 BORDERS = ("periodic", "reflecting", "absorbing")
 DESCRIPTIONS = (chain, jump, diffusion)
@@ -121,7 +121,7 @@ def random_block(shape, seed, rate_varies=True, law_varies=True, size=3, scale=1
     support = (size,) * len(shape)
     weights = random.random((*shape, *support) if law_varies else support) ** 3
     rate = scale * random.random(shape if rate_varies else ())
-    return Block(StepLaw(weights, origin=(size // 2,) * len(shape)), rate)
+    return WalkBlock(StepLaw(weights, origin=(size // 2,) * len(shape)), rate)
 
 
 def random_start(shape, seed=9):
@@ -201,14 +201,14 @@ def test_mass_is_conserved_and_laws_are_not_negative(walk):
 def test_fft_is_the_sparse_matrix(describe, shape):
     """Laws with drift and correlated axes; an even grid has a wave that its own mirror image is."""
     law = StepLaw(rng(1).random((3,) * len(shape)) ** 4)
-    blocks = [Block(law, 0.7), Block(law.dilated(2), 1.3)]
+    blocks = [WalkBlock(law, 0.7), WalkBlock(law.dilated(2), 1.3)]
     fast, slow = (describe(blocks, random_start(shape), "periodic", method=m) for m in ("fft", "sparse"))
     np.testing.assert_allclose(fast.law, slow.law, atol=1e-13)
     np.testing.assert_array_equal(describe(blocks, random_start(shape), "periodic").law, fast.law)
 
 
 def test_auto_takes_the_matrix_where_coefficients_vary():
-    blocks = [random_block((6,), 0), Block(StepLaw.uniform(3), 1.0)]
+    blocks = [random_block((6,), 0), WalkBlock(StepLaw.uniform(3), 1.0)]
     for describe in DESCRIPTIONS:
         auto, sparse = (describe(blocks, point(6), "periodic", method=m) for m in ("auto", "sparse"))
         np.testing.assert_allclose(auto.law, sparse.law, atol=1e-14)
@@ -222,9 +222,9 @@ def test_uniform_law_stays_between_mirrors(describe, shape):
     for axis in range(len(shape)):
         weights = weights + np.flip(weights, axis)
     uniform = np.full(shape, 1 / math.prod(shape))
-    result = describe([Block(StepLaw(weights), 2.0)] * 3, uniform, "reflecting")
+    result = describe([WalkBlock(StepLaw(weights), 2.0)] * 3, uniform, "reflecting")
     np.testing.assert_allclose(result.law, np.broadcast_to(uniform, (4, *shape)), atol=1e-13)
-    assert describe([Block(StepLaw(np.eye(3)), 2.0)], np.full((4, 4), 1 / 16), "reflecting").final.std() > 1e-3
+    assert describe([WalkBlock(StepLaw(np.eye(3)), 2.0)], np.full((4, 4), 1 / 16), "reflecting").final.std() > 1e-3
 
 
 @pytest.mark.proves("5", "forward equation: chain, jump, diffusion", oracle="the symbol of one Fourier mode")
@@ -244,7 +244,7 @@ def test_the_slowest_wave_of_a_ring_turns_by_the_drift_and_fades_by_the_spread(d
             jump: np.exp(rate * (phi - 1)),
             diffusion: np.exp(up * (np.exp(1j * theta) - 1) + down * (np.exp(-1j * theta) - 1)),
         }[describe]
-        result = describe([Block(law, rate)] * 4, point(n), "periodic", method=method)
+        result = describe([WalkBlock(law, rate)] * 4, point(n), "periodic", method=method)
         waves = (result.law * np.exp(1j * theta * result.law["column"])).sum("column")
         waves = waves.to_numpy()
         np.testing.assert_allclose(waves, waves[0] * symbol ** np.arange(5), atol=1e-13)
@@ -265,7 +265,7 @@ def test_survival_between_two_absorbing_ends(describe):
     places = np.arange(1, n + 1)
     waves = np.sin(theta[:, None] * places)
     expected = 2 / (n + 1) * (np.sin(theta * (x + 1)) * factor**depth) @ waves
-    result = describe([Block(StepLaw([1, 0, 1]), rate)] * depth, point(n, x))
+    result = describe([WalkBlock(StepLaw([1, 0, 1]), rate)] * depth, point(n, x))
     np.testing.assert_allclose(result.final, expected, atol=1e-13)
     assert float(result.absorbed[-1]) == pytest.approx(1 - expected.sum(), abs=1e-12)
 
@@ -275,20 +275,20 @@ def test_plain_layers_are_powers_of_convolution():
     expected = np.ones((1, 1))
     for law in laws:
         expected = convolve(expected, law.probabilities)
-    result = chain([Block(law, math.inf) for law in laws], point((13, 13)))
+    result = chain([WalkBlock(law, math.inf) for law in laws], point((13, 13)))
     np.testing.assert_allclose(result.final[2:11, 2:11], expected, atol=1e-15)
     assert result.final.sum() == pytest.approx(1, abs=1e-14)
     total = laws[0]
     for law in laws[1:]:
         total = total.convolve(law)
-    np.testing.assert_allclose(chain([Block(total)], point((13, 13))).final, result.final, atol=1e-15)
+    np.testing.assert_allclose(chain([WalkBlock(total)], point((13, 13))).final, result.final, atol=1e-15)
 
 
 def test_coefficients_in_blocks_are_exact_however_finely_depth_is_cut():
     """exp((s + t) Q) = exp(s Q) exp(t Q), for a generator that varies in space."""
     rate = 3 * rng(0).random((6, 7))
     law = StepLaw(rng(1).random((3, 3)))
-    whole, part = Block(law, rate), Block(law, rate / 8)
+    whole, part = WalkBlock(law, rate), WalkBlock(law, rate / 8)
     for describe in (jump, diffusion):
         one, eight = describe([whole], point((6, 7))), describe([part] * 8, point((6, 7)))
         np.testing.assert_allclose(one.final, eight.final, atol=1e-13)
@@ -299,7 +299,7 @@ def test_coefficients_in_blocks_are_exact_however_finely_depth_is_cut():
 def test_chain_and_jump_have_the_moments_of_independent_steps():
     """Far from borders: per block, mean s m and covariance s M - s^2 m m' (chain), t m and t M (jump)."""
     law, rates = StepLaw(rng(0).random((3, 3))), [0.2, 1.0, 0.5]
-    blocks = [Block(law, rate) for rate in rates]
+    blocks = [WalkBlock(law, rate) for rate in rates]
     s, m, M = np.array(rates) / (1 + np.array(rates)), law.mean, law.second_moment
     discrete, limit = chain(blocks, point((61, 61))), jump(blocks, point((61, 61)), clock="steps")
     np.testing.assert_allclose(discrete.mean[-1], 30 + s.sum() * m, atol=1e-12)
@@ -313,7 +313,7 @@ def test_chain_and_jump_have_the_moments_of_independent_steps():
 def test_an_anisotropic_diffusion_in_space_has_the_covariance_of_its_gaussian():
     """Moments of the scheme are exact without drift, here on 3 axes with a long tilted ellipsoid and moves to match."""
     law = StepLaw(np.eye(3)[:, None, :] * np.array([1.0, 0.2, 1.0])[None, :, None] + 0.02)
-    blocks = [Block(law, 1.0), Block(law.dilated(2), 0.3)]
+    blocks = [WalkBlock(law, 1.0), WalkBlock(law.dilated(2), 0.3)]
     result = diffusion(blocks, point((61, 61, 61)), "periodic", spacing=0.5)
     np.testing.assert_allclose(result.covariance[-1], (1 + 4 * 0.3) * law.second_moment, atol=1e-8)
     exact = gaussian(blocks, (61, 61, 61), spacing=0.5)
@@ -324,7 +324,7 @@ def test_an_anisotropic_diffusion_in_space_has_the_covariance_of_its_gaussian():
 
 
 def test_a_gaussian_is_what_scipy_says_and_nothing_about_borders():
-    blocks = [Block(StepLaw([0.1, 0.2, 0.7]), 4.0)] * 2
+    blocks = [WalkBlock(StepLaw([0.1, 0.2, 0.7]), 4.0)] * 2
     law = gaussian(blocks, 201, 50, spacing=0.5)
     assert float(law.sum()) == pytest.approx(1, abs=1e-9)
     mean = float((law * law["column"]).sum())
@@ -345,7 +345,7 @@ def test_blocks_may_have_names():
 
 @pytest.fixture(scope="module")
 def square():
-    return jump([Block(StepLaw.uniform(3, 2), 0.5)] * 3, point((9, 11)))
+    return jump([WalkBlock(StepLaw.uniform(3, 2), 0.5)] * 3, point((9, 11)))
 
 
 def test_the_result_names_its_axes(square):
@@ -383,7 +383,7 @@ def test_it_is_frozen(square):
 
 
 def test_pictures_of_one_two_and_three_axes(square):
-    line = chain([Block(StepLaw.uniform(3))], point(9)).plot(title="after one layer")
+    line = chain([WalkBlock(StepLaw.uniform(3))], point(9)).plot(title="after one layer")
     assert (line.get_xlabel(), line.get_ylabel(), line.get_title()) == ("column", "probability", "after one layer")
     np.testing.assert_allclose(line.lines[0].get_ydata()[3:6], 1 / 3)
     plt.close(line.figure)
@@ -398,7 +398,7 @@ def test_pictures_of_one_two_and_three_axes(square):
 
 
 def test_moments_of_what_is_gone_are_nan():
-    gone = chain([Block(StepLaw([1.0], origin=0).convolve(StepLaw([0, 0, 1.0])))], point(1))
+    gone = chain([WalkBlock(StepLaw([1.0], origin=0).convolve(StepLaw([0, 0, 1.0])))], point(1))
     assert float(gone.absorbed[-1]) == 1
     assert math.isnan(gone.mean[-1, 0])
     assert math.isnan(gone.deviation[-1, 0])
@@ -420,16 +420,22 @@ LAW = StepLaw.uniform(3)
         (lambda: chain([], point(4), "open"), "border must be one of .*, got 'open'"),
         (lambda: chain([], point(4), ("periodic", "periodic")), "border must be one of .*, or one for each of 1 axes"),
         (lambda: chain([], point(4), method="dense"), "method must be one of .*, got 'dense'"),
-        (lambda: chain([Block(LAW)], point(4), method="fft"), "method 'fft' needs periodic borders and blocks that"),
+        (
+            lambda: chain([WalkBlock(LAW)], point(4), method="fft"),
+            "method 'fft' needs periodic borders and blocks that",
+        ),
         (lambda: jump([random_block((4,), 0)], point(4), "periodic", method="fft"), "and a block on grid"),
-        (lambda: chain([Block(LAW)], point((4, 4))), r"block 0 is for 1 axes, the start's grid is \(4, 4\)"),
+        (lambda: chain([WalkBlock(LAW)], point((4, 4))), r"block 0 is for 1 axes, the start's grid is \(4, 4\)"),
         (lambda: chain([random_block((5,), 0)], point(4)), r"block 0 is for 1 axes and grid \(5,\), the start's grid"),
-        (lambda: jump([Block(LAW)], point(4)), "of rate inf, lasts for ever on the clock 'rate': use chain, or clock="),
-        (lambda: diffusion([Block(LAW)], point(4), clock="log"), "lasts for ever on the clock 'log'"),
-        (lambda: jump([Block(LAW, 1.0)], point(4), clock="sun"), "clock must be one of .*, got 'sun'"),
+        (
+            lambda: jump([WalkBlock(LAW)], point(4)),
+            "of rate inf, lasts for ever on the clock 'rate': use chain, or clock=",
+        ),
+        (lambda: diffusion([WalkBlock(LAW)], point(4), clock="log"), "lasts for ever on the clock 'log'"),
+        (lambda: jump([WalkBlock(LAW, 1.0)], point(4), clock="sun"), "clock must be one of .*, got 'sun'"),
         (lambda: diffusion([], point(4), spacing=0.0), "spacing must be a finite number of pixels above 0, got 0"),
         (lambda: gaussian([random_block((4,), 0)], 4), "gaussian needs blocks that are the same everywhere"),
-        (lambda: gaussian([Block(StepLaw(np.eye(3)), 1.0)], (4, 4)), "no density: its covariance .* is singular"),
+        (lambda: gaussian([WalkBlock(StepLaw(np.eye(3)), 1.0)], (4, 4)), "no density: its covariance .* is singular"),
     ],
 )
 def test_refused_values(make, match):
@@ -438,7 +444,7 @@ def test_refused_values(make, match):
 
 
 def test_a_block_is_a_block():
-    with pytest.raises(TypeError, match="blocks must be a sequence of Block, entry 0 is StepLaw"):
+    with pytest.raises(TypeError, match="blocks must be a sequence of WalkBlock, entry 0 is StepLaw"):
         chain([LAW], point(4))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from capalloc.depth_limit import Block, StepLaw, chain, diffusion, gaussian, jump, point
+from capalloc.depth_limit import StepLaw, WalkBlock, chain, diffusion, gaussian, jump, point
 from capalloc.depth_limit.moves import Moves, arrivals, make_grid
 
 BORDERS = ("periodic", "reflecting", "absorbing")
@@ -49,12 +49,12 @@ def test_chain_becomes_jump_as_one_over_depth(border, clock):
     depths = 2 ** np.arange(4, 11, 2)
     limit, distances = None, []
     for depth in depths:
-        blocks = [Block(law, total / depth)] * int(depth)
+        blocks = [WalkBlock(law, total / depth)] * int(depth)
         limit = with_absorbed(jump(blocks, point(n), border, clock=clock))
         distances.append(total_variation(with_absorbed(chain(blocks, point(n), border)), limit))
     assert slope(depths, distances) == pytest.approx(-1, abs=0.1)
     A = steps_matrix(law, (n,), border) - np.eye(n + 1)
-    exact = with_absorbed(jump([Block(law, total)], point(n), border))
+    exact = with_absorbed(jump([WalkBlock(law, total)], point(n), border))
     constant = total**2 * abs(LEADING[clock](A) @ exact).sum() / 2
     assert distances[-1] * depths[-1] == pytest.approx(constant, rel=0.01)
 
@@ -62,7 +62,7 @@ def test_chain_becomes_jump_as_one_over_depth(border, clock):
 @pytest.mark.proves("5", "length of a block", oracle="distances of chain and jump")
 @pytest.mark.parametrize("border", BORDERS)
 def test_the_clock_of_steps_is_nearest_for_large_times(border):
-    blocks, start = [Block(StepLaw([1, 2, 4, 1]), 8 / 256)] * 256, point(40)
+    blocks, start = [WalkBlock(StepLaw([1, 2, 4, 1]), 8 / 256)] * 256, point(40)
     walked = with_absorbed(chain(blocks, start, border))
     steps, *others = (
         total_variation(walked, with_absorbed(jump(blocks, start, border, clock=clock)))
@@ -77,7 +77,7 @@ def test_rates_in_space_converge_on_two_axes():
     law = StepLaw(random.random((5, 6, 3, 3)), origin=(1, 1))
     rate, depths, distances = 2 * random.random((5, 6)), [16, 64, 256], []
     for depth in depths:
-        blocks = [Block(law, rate / depth)] * depth
+        blocks = [WalkBlock(law, rate / depth)] * depth
         pair = [with_absorbed(f(blocks, point((5, 6)), ("reflecting", "absorbing"))) for f in (chain, jump)]
         distances.append(total_variation(*pair))
     assert slope(depths, distances) == pytest.approx(-1, abs=0.1)
@@ -88,7 +88,7 @@ def test_residual_weights_scale_as_one_over_root_depth():
     """lambda = L^(-2 alpha): alpha > 1/2 propagates nothing, 1/2 has a limit, less than 1/2 spreads for ever."""
 
     def variance(alpha, depth):
-        blocks = [Block(StepLaw.uniform(3), depth ** (-2 * alpha))] * depth
+        blocks = [WalkBlock(StepLaw.uniform(3), depth ** (-2 * alpha))] * depth
         return float(chain(blocks, point(101)).covariance[-1, 0, 0])
 
     for alpha in (0.75, 0.5, 0.25):
@@ -117,7 +117,7 @@ def test_jump_becomes_diffusion_as_the_variance_grows(law, order):
     times, y, p = 4.0 ** np.arange(2, 6), law.displacements[:, 0], law.probabilities
     distances = []
     for time in times:
-        blocks, start = [Block(law, time)], point(512)
+        blocks, start = [WalkBlock(law, time)], point(512)
         distances.append(
             total_variation(jump(blocks, start, "periodic").final, diffusion(blocks, start, "periodic").final)
         )
@@ -131,7 +131,7 @@ def test_jump_becomes_diffusion_as_the_variance_grows(law, order):
 
 def test_steps_of_one_are_a_diffusion_on_the_grid_already():
     """Their generator is the scheme's own."""
-    blocks = [Block(StepLaw([[0, 1, 0], [2, 1, 2], [0, 1, 0]]), 0.7)] * 2
+    blocks = [WalkBlock(StepLaw([[0, 1, 0], [2, 1, 2], [0, 1, 0]]), 0.7)] * 2
     for border in BORDERS:
         np.testing.assert_allclose(
             jump(blocks, point((5, 7)), border).law, diffusion(blocks, point((5, 7)), border).law, atol=1e-13
@@ -152,7 +152,7 @@ def test_diffusion_becomes_its_gaussian_at_second_order(name, method):
     law = LAWS[name]
     spacings, distances = [1, 0.5, 0.25] if method == "sparse" else [0.5, 0.25, 0.125], []
     for h in spacings:
-        shape, blocks = (int(16 / h),) * law.ndim, [Block(law, 3.0)]
+        shape, blocks = (int(16 / h),) * law.ndim, [WalkBlock(law, 3.0)]
         walk = diffusion(blocks, point(shape), "periodic", spacing=h, method=method)
         distances.append(total_variation(walk.final, gaussian(blocks, shape, spacing=h)))
     assert slope(spacings, distances) == pytest.approx(2, abs=0.15)
@@ -166,7 +166,7 @@ def test_absorbed_mass_becomes_that_of_an_interval():
     exact = (4 / np.pi / k * np.sin(np.pi * k / 2) * np.exp(-(2 / 3) * time * (np.pi * k / length) ** 2 / 2)).sum()
     for h in spacings:
         n = round(length / h) - 1  # absorbing cells have their middle on the ends
-        result = diffusion([Block(StepLaw.uniform(3), time)], point(n), spacing=h)
+        result = diffusion([WalkBlock(StepLaw.uniform(3), time)], point(n), spacing=h)
         errors.append(abs(1 - float(result.absorbed[-1]) - exact))
     assert slope(spacings, errors) == pytest.approx(2, abs=0.1)
 
@@ -180,7 +180,7 @@ def test_coefficients_in_space_converge_at_second_order():
         x = (np.arange(n * cells) + 0.5) / cells
         rate = 2 + np.sin(2 * np.pi * x / n)
         start = np.exp(np.cos(2 * np.pi * (x - 5) / n))
-        blocks = [Block(StepLaw([1, 1, 2]), rate)]
+        blocks = [WalkBlock(StepLaw([1, 1, 2]), rate)]
         final = diffusion(blocks, start / start.sum(), "periodic", spacing=1 / cells).final.to_numpy()
         return final.reshape(n, cells).sum(1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import capalloc
-from capalloc.depth_limit import Block, StepLaw, chain, point
+from capalloc.depth_limit import StepLaw, WalkBlock, chain, point
 from capalloc.depth_limit.block import durations
 from zoo import gaussian
 
@@ -70,7 +70,7 @@ def test_the_direction_of_a_step_is_that_in_which_a_convolution_reads(kernel, di
     x = gaussian(1, 1, 31).requires_grad_()
     conv(x)[0, 0, 15].backward()
     energy = x.grad[0, 0].square().numpy()
-    walk = chain([Block(StepLaw.of_kernel(conv.weight, dilation))], point(31))
+    walk = chain([WalkBlock(StepLaw.of_kernel(conv.weight, dilation))], point(31))
     np.testing.assert_allclose(walk.final, energy / energy.sum(), atol=1e-14)
 
 
@@ -108,17 +108,17 @@ def test_the_chain_is_the_walk_of_a_network():
     x = torch.ones(1, 1, 21, dtype=torch.float64)
     walk = capalloc.walk(model, x, outputs=lambda y: y[:, :, 8], gates="unit")
     rates = [float(branch.weight.detach().square().sum()) for branch in model.branches]
-    blocks = [Block(StepLaw.of_kernel(model.plain.weight))]
-    blocks += [Block(StepLaw.of_kernel(c.weight), rate) for c, rate in zip(model.branches, rates, strict=True)]
+    blocks = [WalkBlock(StepLaw.of_kernel(model.plain.weight))]
+    blocks += [WalkBlock(StepLaw.of_kernel(c.weight), rate) for c, rate in zip(model.branches, rates, strict=True)]
     np.testing.assert_allclose(chain(blocks, point(21, 8), "periodic").final, walk.inputs[0], atol=1e-12)
 
 
 def test_clocks_keep_what_they_say():
     rate = np.array([0.0, 1e-12, 0.3, 5.0, math.inf])
-    block = Block(StepLaw.uniform(3), rate)
+    block = WalkBlock(StepLaw.uniform(3), rate)
     np.testing.assert_allclose(block.step_probability, [0, 1e-12, 0.3 / 1.3, 5 / 6, 1], rtol=1e-11)
     np.testing.assert_array_equal(durations(block, "steps"), block.step_probability)
-    finite = Block(StepLaw.uniform(3), rate[:-1])
+    finite = WalkBlock(StepLaw.uniform(3), rate[:-1])
     np.testing.assert_array_equal(durations(finite, "rate"), rate[:-1])
     np.testing.assert_allclose(np.exp(-durations(finite, "log")), 1 - finite.step_probability)
 
@@ -126,7 +126,7 @@ def test_clocks_keep_what_they_say():
 def test_values_are_frozen_and_copied():
     weights = np.ones(3)
     law, rate = StepLaw(weights), np.ones(4)
-    block = Block(law, rate)
+    block = WalkBlock(law, rate)
     weights[0], rate[0] = 7, 7
     assert law.probabilities[0] == pytest.approx(1 / 3)
     assert block.rate[0] == 1
@@ -140,8 +140,8 @@ def test_they_say_what_they_are():
     law = StepLaw.uniform(3, ndim=2)
     assert repr(law) == "StepLaw(3 x 3 displacements, mean [0. 0.], standard deviation [0.816 0.816])"
     assert repr(StepLaw(np.ones((7, 3)), origin=1)) == "StepLaw(3 displacements, one law for each of 7 positions)"
-    assert repr(Block(law)).endswith("rate inf)")
-    assert repr(Block(StepLaw.uniform(1), [0.5, 2])).endswith("rate 0.5 .. 2)")
+    assert repr(WalkBlock(law)).endswith("rate inf)")
+    assert repr(WalkBlock(StepLaw.uniform(1), [0.5, 2])).endswith("rate 0.5 .. 2)")
 
 
 def test_a_point_is_central_by_default():
@@ -167,10 +167,10 @@ def test_a_point_is_central_by_default():
         (lambda: StepLaw.uniform(3, dilation=0), "dilation must be at least 1 on each of 1 axes, got 0"),
         (lambda: StepLaw.of_kernel(np.ones((3, 3))), r"weight must be \(outputs, inputs, \*kernel\)"),
         (lambda: StepLaw.uniform(3).convolve(StepLaw.uniform(3, 2)), "must be the same everywhere and on as many axes"),
-        (lambda: Block(StepLaw.uniform(3), -1.0), "rate must be at least 0, got -1"),
-        (lambda: Block(StepLaw.uniform(3), [0.0, math.nan]), "rate must be at least 0, got nan"),
-        (lambda: Block(StepLaw.uniform(3), np.ones((2, 2))), "rate of shape .* does not fit a law of 1 axes"),
-        (lambda: Block(StepLaw(np.ones((4, 3)), origin=1), np.ones(5)), "does not fit a law of 1 axes on grid"),
+        (lambda: WalkBlock(StepLaw.uniform(3), -1.0), "rate must be at least 0, got -1"),
+        (lambda: WalkBlock(StepLaw.uniform(3), [0.0, math.nan]), "rate must be at least 0, got nan"),
+        (lambda: WalkBlock(StepLaw.uniform(3), np.ones((2, 2))), "rate of shape .* does not fit a law of 1 axes"),
+        (lambda: WalkBlock(StepLaw(np.ones((4, 3)), origin=1), np.ones(5)), "does not fit a law of 1 axes on grid"),
         (lambda: point(5, 5), r"position \(5,\) lies outside a grid of shape \(5,\)"),
         (lambda: point((5, 5), 2), r"position \(2,\) lies outside a grid of shape \(5, 5\)"),
     ],

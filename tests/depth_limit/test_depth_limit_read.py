@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import capalloc
 from architectures import ARCHITECTURES
 from capalloc import depth_limit
-from capalloc.depth_limit import Block, StepLaw
+from capalloc.depth_limit import StepLaw, WalkBlock
 from zoo import gaussian, seeded_module
 
 Array = NDArray[np.float64]
@@ -62,7 +62,7 @@ def assert_law(law: StepLaw, expected: Array) -> None:
     np.testing.assert_allclose(law.probabilities, expected, atol=1e-12)
 
 
-def deviations(blocks: dict[str, Block], shape: tuple[int, ...]) -> list[float]:
+def deviations(blocks: dict[str, WalkBlock], shape: tuple[int, ...]) -> list[float]:
     """At the inputs, of a walk from the middle."""
     walked = depth_limit.chain(list(blocks.values()), depth_limit.point(shape))
     assert float(walked.absorbed[-1]) < 1e-9  # nothing has left the grid

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from capalloc.depth_limit import Block, StepLaw, diffusion, point
+from capalloc.depth_limit import StepLaw, WalkBlock, diffusion, point
 from capalloc.depth_limit.drift_diffusion import drift_diffusion_moves
 from capalloc.depth_limit.selling import obtuse_superbases, selling
 
@@ -87,7 +87,7 @@ def test_spread_that_the_drift_adds_is_of_second_order_in_the_cells(d):
 @pytest.mark.parametrize("method", ["sparse", "fft"])
 def test_a_step_along_one_diagonal_stays_on_it(method):
     law = StepLaw(np.diag([1.0, 0, 1.0]))
-    final = diffusion([Block(law, 2.0)], point((15, 15)), "periodic", method=method).final.to_numpy()
+    final = diffusion([WalkBlock(law, 2.0)], point((15, 15)), "periodic", method=method).final.to_numpy()
     np.testing.assert_allclose(np.diagonal(final).sum(), 1, atol=1e-12)
 
 
@@ -97,4 +97,4 @@ def test_refusals():
         selling((np.outer(golden * [1, 1e-4], golden * [1, 1e-4]))[None])
     law = StepLaw(np.eye(9)[:, ::2], origin=(4, 2))  # displacements (-4, -2) .. (4, 2)
     with pytest.raises(ValueError, match=r"moves reach .* cells, on a grid of .*; take a larger grid, or jump"):
-        diffusion([Block(law, 1.0)], point((2, 5)))
+        diffusion([WalkBlock(law, 1.0)], point((2, 5)))

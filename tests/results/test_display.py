@@ -15,7 +15,7 @@ import xarray as xr
 from allocations import allocation
 from capalloc import Allocation
 from capalloc._depth.locate_field import Extent
-from capalloc.depth_limit import Block, Evolution, StepLaw, jump, point
+from capalloc.depth_limit import Evolution, StepLaw, WalkBlock, jump, point
 from capalloc.results import Decoupling, Diagnosis, ReceptiveField, Scaling, Shattering
 from capalloc.results.base import Result
 from capalloc.results.card import CARD_ROWS, NAMED_CELLS, as_html
@@ -69,7 +69,7 @@ def made(name: str = "layer") -> dict[str, Result]:
     law = xr.DataArray(np.full((2, 3), 1 / 6), dims=("row", "column"))
     extents = {n: Extent(1, 0, 1, 0.0, 1.0, False, 0.0) for n in law.dims}
     field = ReceptiveField(extents, law, law > 0, 1, 2, ("row", "column"), (None,), "energy", "data", (name,))
-    walk = jump([Block(StepLaw.uniform(3, 2), 0.5)], point((4, 5)))
+    walk = jump([WalkBlock(StepLaw.uniform(3, 2), 0.5)], point((4, 5)))
     found = [
         a,
         Decoupling(decoupling),

@@ -47,7 +47,7 @@ class Residual(nn.Module):
 def results() -> dict[str, Result]:
     """One of each kind, of one model."""
     model, x = seeded_module(Residual), gaussian(4, 1, 6, 6)
-    block = depth_limit.Block(depth_limit.StepLaw.uniform(3, 2), 0.5)
+    block = depth_limit.WalkBlock(depth_limit.StepLaw.uniform(3, 2), 0.5)
     made = [
         capalloc.measure(model, x[:, :, :3, :3], outputs=lambda y: y, params=["first.weight", "last.weight"]),
         capalloc.decoupling(model, x),

@@ -24,7 +24,7 @@ from torch.export.pt2_archive import PT2ArchiveReader
 from torch.export.pt2_archive._package import load_pt2
 
 MODEL = "model"  # the name torch.export.save gives its one program
-NAME = re.compile(r"[\w.:\-]*")
+PLAIN_NAME = re.compile(r"[\w.:\-]*")
 SYMBOL = re.compile(r"[a-z]{1,2}\d+")
 OPERATOR = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+")
 PLAIN_FUNCTIONS = re.compile(r"(_operator|math)\.[a-z]\w*|torch\.sym_\w+")
@@ -36,7 +36,7 @@ ARITHMETIC = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.Call),
     *(ast.keyword, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
 )
-FUNCTIONS = {
+SYMBOLIC_FUNCTIONS = {
     *("Symbol", "Integer", "Rational", "Float", "Identity", "Where", "And", "Or", "Not"),
     *("Add", "Mul", "Pow", "Mod", "Max", "Min", "PythonMod", "PowByNatural", "FloatPow", "ModularIndexing"),
     *("FloorDiv", "CeilDiv", "CleanDiv", "FloatTrueDiv", "IntTrueDiv"),
@@ -135,7 +135,7 @@ def _texts(tree: Any, key: str) -> Iterator[str]:
 
 def _check_names(tree: Any) -> None:
     """Names become part of Python code, so they may hold nothing else."""
-    if isinstance(tree, str) and NAME.fullmatch(tree) is None:
+    if isinstance(tree, str) and PLAIN_NAME.fullmatch(tree) is None:
         raise _RefusedError(f"the name {tree[:60]!r}")
     if isinstance(tree, list):
         for item in tree:
@@ -165,7 +165,7 @@ def _check_target(target: str) -> None:
 def _check_expression(text: str) -> None:
     """Arithmetic on symbols, as it is evaluated."""
     for node in _parsed(text):
-        named = isinstance(node, ast.Name) and (node.id in FUNCTIONS or SYMBOL.fullmatch(node.id))
+        named = isinstance(node, ast.Name) and (node.id in SYMBOLIC_FUNCTIONS or SYMBOL.fullmatch(node.id))
         quoted = isinstance(node, ast.Constant) and isinstance(node.value, str)
         allowed = SYMBOL.fullmatch(node.value) if quoted else named or not isinstance(node, ast.Name)  # type: ignore[attr-defined]
         if not isinstance(node, ARITHMETIC) or not allowed:

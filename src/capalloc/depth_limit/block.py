@@ -19,7 +19,7 @@ CLOCKS = get_args(Clock)
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class WalkBlock:
     """One residual block h + F(h): the law of F's step, and rate = branch energy / skip energy.
 
     Args:
@@ -59,7 +59,7 @@ class Block:
 
     def __repr__(self) -> str:
         rate = f"{float(self.rate):g}" if not self.rate.ndim else f"{self.rate.min():g} .. {self.rate.max():g}"
-        return f"Block({self.law!r}, rate {rate})"
+        return f"WalkBlock({self.law!r}, rate {rate})"
 
 
 def mean_steps(rate: Array) -> Array:
@@ -76,7 +76,7 @@ DURATIONS: dict[Clock, Callable[[Array], Array]] = {
 }
 
 
-def durations(block: Block, clock: Clock) -> Array:
+def durations(block: WalkBlock, clock: Clock) -> Array:
     """Mean number of jumps in a block, by position or without axes.
 
     Raises:
@@ -93,7 +93,7 @@ def durations(block: Block, clock: Clock) -> Array:
     return time
 
 
-def law_moves(block: Block, scale: Array) -> Moves:
+def law_moves(block: WalkBlock, scale: Array) -> Moves:
     """The displacements of a block's law, its probabilities times a scale by position or without axes."""
     y, law = block.law.displacements, block.law
     ones = (1,) * len(block.grid)
@@ -102,21 +102,21 @@ def law_moves(block: Block, scale: Array) -> Moves:
 
 
 #: In the order of the network, with or without names.
-Blocks = Sequence[Block] | Mapping[str, Block]
+BlockSequence = Sequence[WalkBlock] | Mapping[str, WalkBlock]
 
 
-def check_blocks(blocks: Blocks, shape: tuple[int, ...]) -> tuple[Block, ...]:
+def check_blocks(blocks: BlockSequence, shape: tuple[int, ...]) -> tuple[WalkBlock, ...]:
     """The blocks, without names, if every one fits a grid of this shape.
 
     Raises:
-        TypeError: an entry that is not a Block.
+        TypeError: an entry that is not a WalkBlock.
         ValueError: a block for another grid.
 
     """
     listed = tuple(blocks.values() if isinstance(blocks, Mapping) else blocks)
     for k, block in enumerate(listed):
-        if not isinstance(block, Block):
-            raise TypeError(f"blocks must be a sequence of Block, entry {k} is {type(block).__name__}")
+        if not isinstance(block, WalkBlock):
+            raise TypeError(f"blocks must be a sequence of WalkBlock, entry {k} is {type(block).__name__}")
         if block.law.ndim != len(shape) or block.grid not in ((), shape):
             raise ValueError(
                 f"block {k} is for {block.law.ndim} axes{f' and grid {block.grid}' if block.grid else ''}, "

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
 
-from capalloc.depth_limit.block import Block, Blocks, Clock, durations, law_moves
+from capalloc.depth_limit.block import BlockSequence, Clock, WalkBlock, durations, law_moves
 from capalloc.depth_limit.drift_diffusion import coefficients, drift_diffusion_moves
 from capalloc.depth_limit.moves import Border, Grid, Moves
-from capalloc.depth_limit.propagation import Description, Method, evolve
+from capalloc.depth_limit.propagation import WalkDescription, WalkMethod, evolve
 from capalloc.depth_limit.propagators import EXPONENTIAL, STEP
 from capalloc.results.evolution import Evolution
 
 
 def chain(
-    blocks: Blocks,
+    blocks: BlockSequence,
     start: ArrayLike,
     border: Border | Sequence[Border] = "absorbing",
     *,
-    method: Method = "auto",
+    method: WalkMethod = "auto",
 ) -> Evolution:
     """Law of the walk through blocks of finite number, a Markov chain: exact under total decoupling.
 
@@ -43,7 +43,7 @@ def chain(
         law and absorbed mass after each block.
 
     Raises:
-        TypeError: an entry of blocks that is not a Block.
+        TypeError: an entry of blocks that is not a WalkBlock.
         ValueError: blocks that do not fit the grid, no law to start from, an unknown border or method, "fft" where it
             does not hold.
 
@@ -52,12 +52,12 @@ def chain(
 
 
 def jump(
-    blocks: Blocks,
+    blocks: BlockSequence,
     start: ArrayLike,
     border: Border | Sequence[Border] = "absorbing",
     *,
     clock: Clock = "rate",
-    method: Method = "auto",
+    method: WalkMethod = "auto",
 ) -> Evolution:
     """Law of the walk in the limit of many blocks of small rate, dq/dt = p * (lambda q) - lambda q, a jump process.
 
@@ -77,23 +77,23 @@ def jump(
         law and absorbed mass after each block.
 
     Raises:
-        TypeError: an entry of blocks that is not a Block.
+        TypeError: an entry of blocks that is not a WalkBlock.
         ValueError: as for `chain`, an unknown clock, or a plain layer on the clocks "rate" and "log".
 
     """
     rates = lambda block, _: law_moves(block, durations(block, clock))  # noqa: E731
-    description = Description("jump", rates, EXPONENTIAL, (("clock", clock),))
+    description = WalkDescription("jump", rates, EXPONENTIAL, (("clock", clock),))
     return evolve(description, blocks, start, border, method)
 
 
 def diffusion(
-    blocks: Blocks,
+    blocks: BlockSequence,
     start: ArrayLike,
     border: Border | Sequence[Border] = "absorbing",
     *,
     spacing: float = 1.0,
     clock: Clock = "rate",
-    method: Method = "auto",
+    method: WalkMethod = "auto",
 ) -> Evolution:
     """Law of the walk where steps are small beside it, dq/dt = -div(b q) + 1/2 sum_ab d_a d_b (D_ab q), Fokker-Planck.
 
@@ -113,22 +113,22 @@ def diffusion(
         law and absorbed mass after each block, coordinates in pixels.
 
     Raises:
-        TypeError: an entry of blocks that is not a Block.
+        TypeError: an entry of blocks that is not a WalkBlock.
         ValueError: as for `jump`, a spacing that is not positive, or a diffusion so elongated that its moves
             are wider than the grid.
 
     """
 
-    def rates(block: Block, grid: Grid) -> Moves:
+    def rates(block: WalkBlock, grid: Grid) -> Moves:
         moves = drift_diffusion_moves(*coefficients(block, clock, grid.spacing))
         _check_reach(moves, grid.shape)
         return moves
 
     settings = (("clock", str(clock)), ("spacing", f"{spacing:g}"))
-    return evolve(Description("diffusion", rates, EXPONENTIAL, settings), blocks, start, border, method, spacing)
+    return evolve(WalkDescription("diffusion", rates, EXPONENTIAL, settings), blocks, start, border, method, spacing)
 
 
-CHAIN = Description("chain", lambda block, _: law_moves(block, block.step_probability), STEP)
+CHAIN = WalkDescription("chain", lambda block, _: law_moves(block, block.step_probability), STEP)
 
 
 def _check_reach(moves: Moves, shape: tuple[int, ...]) -> None:

@@ -9,15 +9,15 @@ import numpy as np
 from scipy.special import exprel
 
 from capalloc._linalg.aliases import Array
-from capalloc.depth_limit.block import Block, Clock, durations
+from capalloc.depth_limit.block import Clock, WalkBlock, durations
 from capalloc.depth_limit.moves import Moves
 from capalloc.depth_limit.selling import selling
 
 #: Eigenvalues of D below this, relative to the largest, are zero: directions that the steps do not take.
-SINGULAR = 1e-13
+RANK_TOLERANCE = 1e-13
 
 
-def coefficients(block: Block, clock: Clock, spacing: float) -> tuple[Array, Array]:
+def coefficients(block: WalkBlock, clock: Clock, spacing: float) -> tuple[Array, Array]:
     """Drift b = lambda E[y] and diffusion D = lambda E[y y'] of a block, in cells of the given size.
 
     Args:
@@ -53,7 +53,7 @@ def drift_diffusion_moves(b: Array, D: Array) -> Moves:
     places, d = b.shape[:-1], b.shape[-1]
     flat_b, flat_D = b.reshape(-1, d), D.reshape(-1, d, d)
     offsets, weights = selling(flat_D)
-    towards = np.einsum("nab,nb->na", np.linalg.pinv(flat_D, rcond=SINGULAR, hermitian=True), flat_b)
+    towards = np.einsum("nab,nb->na", np.linalg.pinv(flat_D, rcond=RANK_TOLERANCE, hermitian=True), flat_b)
     peclet = 2 * np.einsum("pna,na->pn", offsets, towards)
     # B(z) = 1 / exprel(z): without cancellation at 0 and without overflow far from it
     with np.errstate(over="ignore"):

@@ -23,7 +23,7 @@ from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.sweep import pull
 from capalloc._energy.trace import Watch
 from capalloc._model.problem import ModelLike, OutputSelection, prepare
-from capalloc.depth_limit.block import Block
+from capalloc.depth_limit.block import WalkBlock
 from capalloc.depth_limit.step_law import StepLaw
 
 Place = tuple[int, ...]
@@ -35,7 +35,7 @@ def read(
     outputs: OutputSelection = None,
     *,
     products: Products | None = None,
-) -> dict[str, Block]:
+) -> dict[str, WalkBlock]:
     """The blocks of a convolutional model, by name, inputs first: what `chain`, `jump` and `diffusion` take.
 
     A residual block gets its rate, lambda = branch energy / skip energy, and the law of its branch; a layer that every
@@ -77,14 +77,14 @@ def read(
     return dict(_in_pixels(found))
 
 
-Segment = tuple[str, Block, Place]  # its law in pixels of the grid below, and its stride
+Segment = tuple[str, WalkBlock, Place]  # its law in pixels of the grid below, and its stride
 
 
-def _in_pixels(found: list[Segment]) -> Iterator[tuple[str, Block]]:
+def _in_pixels(found: list[Segment]) -> Iterator[tuple[str, WalkBlock]]:
     """Steps times the strides below them."""
     below = (1,) * len(found[0][2])
     for name, block, stride in found:
-        yield name, Block(block.law.dilated(below), float(block.rate))
+        yield name, WalkBlock(block.law.dilated(below), float(block.rate))
         below = tuple(a * b for a, b in zip(below, stride, strict=True))
 
 
@@ -136,7 +136,7 @@ class _Walks:
                 continue
             skip, branch = self.flow.parts(block) if block else (-math.inf, 0.0)
             name = block.name if block else trails.last_layer(below, above) or above.name
-            yield name, Block(_cropped(law, origin), 2 ** (branch - skip)), stride
+            yield name, WalkBlock(_cropped(law, origin), 2 ** (branch - skip)), stride
 
     def _start(self, above: Node, block: ResidualBlock | None) -> _Start | None:
         """Adjoints at a station, in a block's branch if there is one."""

@@ -10,40 +10,40 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from capalloc.depth_limit.block import Block, Blocks, check_blocks
+from capalloc.depth_limit.block import BlockSequence, WalkBlock, check_blocks
 from capalloc.depth_limit.moves import Border, Grid, Moves, make_grid
 from capalloc.depth_limit.propagators import Propagator, Ways
 from capalloc.depth_limit.start import check_start
 from capalloc.results.evolution import Evolution, on_grid
 
-Method = Literal["auto", "fft", "sparse"]
-METHODS = get_args(Method)
+WalkMethod = Literal["auto", "fft", "sparse"]
+WALK_METHODS = get_args(WalkMethod)
 
 
 @dataclass(frozen=True)
-class Description:
+class WalkDescription:
     """What makes one description of the walk: the moves of a block, and how a propagator comes from them."""
 
     name: str
-    moves_of: Callable[[Block, Grid], Moves]
+    moves_of: Callable[[WalkBlock, Grid], Moves]
     ways: Ways
     settings: tuple[tuple[str, str], ...] = ()
 
 
 def evolve(
-    description: Description,
-    blocks: Blocks,
+    description: WalkDescription,
+    blocks: BlockSequence,
     start: ArrayLike,
     border: Border | Sequence[Border],
-    method: Method,
+    method: WalkMethod,
     spacing: float = 1.0,
 ) -> Evolution:
     """The walk from `start` through the blocks, from the last to the first."""
     law = check_start(start)
     grid = make_grid(law.shape, border, spacing)
     passed = check_blocks(blocks, law.shape)[::-1]
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if method not in WALK_METHODS:
+        raise ValueError(f"method must be one of {WALK_METHODS}, got {method!r}")
     states = np.zeros((len(passed) + 1, grid.cells + 1))
     states[0, :-1] = law.ravel()
     previous = None
@@ -60,7 +60,7 @@ def evolve(
     return Evolution(laws, xr.DataArray(states[:, -1], [depth], name="absorbed"), settings)
 
 
-def _propagator(description: Description, block: Block, grid: Grid, method: Method) -> Propagator:
+def _propagator(description: WalkDescription, block: WalkBlock, grid: Grid, method: WalkMethod) -> Propagator:
     """By FFT where borders and coefficients allow it, by a sparse matrix elsewhere."""
     constant = grid.periodic and not block.grid
     if method == "fft" and not constant:

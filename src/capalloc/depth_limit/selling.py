@@ -18,7 +18,7 @@ from capalloc._linalg.aliases import Array, Indices
 #: A product of two vectors of the superbase counts as obtuse up to this, relative to the trace of D.
 OBTUSE = 1e-13
 #: Reductions before giving up; each lengthens the moves, and a ratio of eigenvalues of 1e6 takes some tens.
-ITERATIONS = 500
+MOST_REDUCTIONS = 500
 
 
 def selling(D: Array) -> tuple[Indices, Array]:
@@ -53,7 +53,7 @@ def obtuse_superbases(D: Array) -> Indices:
     bases = np.tile(np.vstack([-identity.sum(0), identity]), (places, 1, 1))
     scale = OBTUSE * np.trace(D, axis1=1, axis2=2)
     todo = np.arange(places)
-    for _ in range(ITERATIONS):
+    for _ in range(MOST_REDUCTIONS):
         products = _products(bases[todo], D[todo])
         products[:, range(d + 1), range(d + 1)] = -np.inf
         worst = products.reshape(len(todo), -1).argmax(1)

@@ -8,13 +8,13 @@ import numpy as np
 import xarray as xr
 from scipy.stats import multivariate_normal
 
-from capalloc.depth_limit.block import Blocks, Clock, check_blocks, durations
+from capalloc.depth_limit.block import BlockSequence, Clock, check_blocks, durations
 from capalloc.depth_limit.start import point
 from capalloc.results.evolution import on_grid
 
 
 def gaussian(
-    blocks: Blocks,
+    blocks: BlockSequence,
     shape: int | Sequence[int],
     position: int | Sequence[int] | None = None,
     *,

@@ -107,7 +107,7 @@ def depth() -> dict:
         model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Residual(), Residual())
         images = torch.randn(4, 1, 9, 9)
     diagnosis = capalloc.diagnose(model, images, generator=torch.Generator().manual_seed(0))
-    blocks = [capalloc.depth_limit.Block(capalloc.depth_limit.StepLaw.uniform(3), 0.5)] * 4
+    blocks = [capalloc.depth_limit.WalkBlock(capalloc.depth_limit.StepLaw.uniform(3), 0.5)] * 4
     return {
         "field": capalloc.receptive_field(model, images),
         "gates": capalloc.decoupling(model, images),
