@@ -17,7 +17,7 @@ from capalloc._decoupling.gate_decoupling import gate_moments
 from capalloc._decoupling.gaussian_gates import gaussian_gate_moment
 from capalloc._decoupling.second_moments import propagate_moments
 from capalloc._measure.measure import measure
-from capalloc.app.studies.decoupling_profile import Stack, equal_moment
+from capalloc.app.studies.decoupling_study import KernelStack, equal_moment
 from zoo import REFERENCE_CAPACITY, SCALED_REFERENCE_CAPACITY, dense, gaussian, reference_weights
 
 
@@ -169,7 +169,7 @@ def test_fresh_examples_and_theory_agree_within_sampling_error():
 @pytest.mark.proves("4", "Convolutions, away from borders, one output position", oracle="convolutions of laws in numpy")
 def test_shared_weights_of_a_convolution():
     """One channel, away from borders: kappa_x = sum_l 1_(k_l) * walk without step l - (L - 1) walk (section 4)."""
-    stack = Stack.random(4, 1, 3, torch.Generator().manual_seed(3))
+    stack = KernelStack.random(4, 1, 3, torch.Generator().manual_seed(3))
     matrices, tangents = stack.matrices(), stack.tangents()
     got = propagate_moments(matrices, equal(matrices, 1.0), tangents)[0]
     laws = [(k.flatten() ** 2 / k.square().sum()).numpy() for k in stack.kernels]

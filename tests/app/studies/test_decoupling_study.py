@@ -11,17 +11,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from capalloc._decoupling.gate_decoupling import gate_moments
-from capalloc._runtime.files import read_dataset
 from capalloc.app.cli import app
-from capalloc.app.studies.decoupling_plot import plot_study
-from capalloc.app.studies.decoupling_profile import (
-    FORMAT,
-    VERSION,
-    Stack,
-    decoupling_study,
-    equal_moment,
-    layer_decoupling,
-)
+from capalloc.app.studies.decoupling_command import DECOUPLING_FRAME
+from capalloc.app.studies.decoupling_figure import plot_decoupling_study
+from capalloc.app.studies.decoupling_study import KernelStack, decoupling_study, equal_moment, layer_decoupling
 from zoo import gaussian
 
 SMALL = {"depth": 3, "draws": 2, "num_examples": 300}
@@ -52,7 +45,7 @@ def test_seeds_repeat(study):
 
 
 def test_gate_moments_are_those_of_the_network():
-    stack = Stack.random(2, 2, 3, torch.Generator().manual_seed(0))
+    stack = KernelStack.random(2, 2, 3, torch.Generator().manual_seed(0))
     x = gaussian(500, 1, 5)
     (ours,) = stack.gate_moments(nn.ReLU(), x)
     z = nn.functional.conv1d(x, stack.kernels[0])
@@ -64,11 +57,11 @@ def test_gate_moments_are_those_of_the_network():
 
 
 def test_figure(study):
-    figure = plot_study(study)
+    figure = plot_decoupling_study(study)
     assert len(figure.axes) == 6
     labels = [text.get_text() for text in figure.axes[3].get_legend().get_texts()]
     assert labels[0] == "δ = 0, total 7"
-    assert plot_study(study, figure.axes) is figure
+    assert plot_decoupling_study(study, figure.axes) is figure
     plt.close(figure)
 
 
@@ -92,7 +85,7 @@ def test_command_writes_whole_files(tmp_path):
     assert done.exit_code == 0, done.output
     assert sorted(p.name for p in out.iterdir()) == ["decoupling-study.nc", "decoupling-study.png"]
     assert (out / "decoupling-study.png").read_bytes()[:4] == b"\x89PNG"
-    assert read_dataset(out / "decoupling-study.nc", FORMAT, VERSION).attrs["seed"] == 3
+    assert DECOUPLING_FRAME.read(out).attrs["seed"] == 3
     assert "sin(4 z)" in done.output
 
 

@@ -9,14 +9,14 @@ import torch
 import xarray as xr
 from typer.testing import CliRunner
 
-from capalloc._runtime.files import read_dataset
 from capalloc.app.cli import app
 from capalloc.app.studies import linear_study as study
-from capalloc.app.studies.linear_page import columns, groups, page
-from capalloc.app.studies.linear_plot import plot_study, smoothed
-from capalloc.app.studies.linear_study import ARCHITECTURES, FORMAT, PROCESSES, VERSION, Settings, linear_study
+from capalloc.app.studies.linear_command import LINEAR_FRAME
+from capalloc.app.studies.linear_figure import plot_linear_study, smoothed
+from capalloc.app.studies.linear_study import LINEAR_ARCHITECTURES, STUDY_PROCESSES, LinearSettings, linear_study
+from capalloc.app.studies.linear_table import columns, groups, page
 
-SMALL = Settings(lags=20, restarts=2, max_iterations=30)
+SMALL = LinearSettings(lags=20, restarts=2, max_iterations=30)
 NAMES = (["dense", "dilated", "recurrent"], ["AR(2)", "fractional noise"])
 
 
@@ -34,7 +34,7 @@ def test_the_table_holds_what_theory_says(small):
     np.testing.assert_allclose(small["within_lags"].sel(within=100), small["total"], atol=1e-9)
     np.testing.assert_allclose(dense["within_lags"], [[1, 10, 20]] * 2, atol=1e-9)
     np.testing.assert_allclose(small["loss"], (small["excess"] + small["best_loss"]), atol=1e-9)
-    variance = float(PROCESSES["AR(2)"]().autocovariance(1)[0])
+    variance = float(STUDY_PROCESSES["AR(2)"]().autocovariance(1)[0])
     assert float(small["best_loss"].sel(process="AR(2)")) == pytest.approx(1 / variance)
     filters = small["filter"].sel(architecture="dense", process="AR(2)")
     np.testing.assert_allclose(filters[:3], [0.6, -0.3, 0], atol=1e-6)
@@ -68,13 +68,13 @@ def test_a_run_goes_on_where_it_was_cut_short(small, tmp_path, monkeypatch):
     assert ("dense", "AR(2)") in done
     assert len(done) == 4
     done.clear()
-    other = Settings(lags=20, restarts=2, max_iterations=30, seed=1)
+    other = LinearSettings(lags=20, restarts=2, max_iterations=30, seed=1)
     linear_study(other, ["dilated"], ["AR(2)"], cells=tmp_path)
     assert done == [("dilated", "AR(2)")]  # another seed is another cell
 
 
 def test_a_saved_study_is_drawn_without_a_model(small, tmp_path):
-    figure = plot_study(small)
+    figure = plot_linear_study(small)
     try:
         assert len(figure.axes) == 2
         assert [ax.get_xscale() for ax in figure.axes] == ["linear", "log"]
@@ -82,9 +82,9 @@ def test_a_saved_study_is_drawn_without_a_model(small, tmp_path):
     finally:
         plt.close(figure)
     figure, axes = plt.subplots(1, 2)
-    assert plot_study(small, list(axes)) is figure
+    assert plot_linear_study(small, list(axes)) is figure
     with pytest.raises(ValueError, match="2 processes need as many axes"):
-        plot_study(small, [axes[0]])
+        plot_linear_study(small, [axes[0]])
     plt.close(figure)
 
 
@@ -111,7 +111,7 @@ def test_the_page_is_whole_and_escaped(small):
 
 
 def test_a_star_marks_training_cut_short():
-    cut = linear_study(Settings(lags=16, restarts=1, max_iterations=1), ["dilated x4"], ["fractional noise"])
+    cut = linear_study(LinearSettings(lags=16, restarts=1, max_iterations=1), ["dilated x4"], ["fractional noise"])
     assert groups(cut)[0].rows[0].cells[2].endswith(" *")
 
 
@@ -134,7 +134,7 @@ def test_the_command_writes_everything_the_same_each_time(tmp_path):
         assert result.exit_code == 0, result.output
         assert "dilated" in result.output
         files[name] = tmp_path / name
-    one, two = (read_dataset(folder / "linear-study.nc", FORMAT, VERSION) for folder in files.values())
+    one, two = (LINEAR_FRAME.read(folder) for folder in files.values())
     xr.testing.assert_identical(one, two)
     assert one.attrs["lags"] == 12
     for suffix in ("png", "html"):
@@ -145,13 +145,13 @@ def test_the_command_writes_everything_the_same_each_time(tmp_path):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Settings(lags=0), "lags must be at least 1"),
-        (lambda: Settings(seed=-1), "seed must be at least 0"),
-        (lambda: Settings(restarts=0), "restarts must be"),
-        (lambda: Settings(root="square"), "root must be one of"),
+        (lambda: LinearSettings(lags=0), "lags must be at least 1"),
+        (lambda: LinearSettings(seed=-1), "seed must be at least 0"),
+        (lambda: LinearSettings(restarts=0), "restarts must be"),
+        (lambda: LinearSettings(root="square"), "root must be one of"),
         (lambda: linear_study(SMALL, ["transformer"]), "'transformer'"),
         (lambda: linear_study(SMALL, ["dense"], []), "unknown or empty"),
-        (lambda: linear_study(Settings(lags=4), ["convolutions"]), "reach over 17 values"),
+        (lambda: linear_study(LinearSettings(lags=4), ["convolutions"]), "reach over 17 values"),
     ],
 )
 def test_bad_settings_are_clear_errors(call, words):
@@ -160,6 +160,6 @@ def test_bad_settings_are_clear_errors(call, words):
 
 
 def test_every_architecture_of_the_study_takes_its_default_window():
-    for build in ARCHITECTURES.values():
-        model = build(Settings().lags, torch.Generator())
-        assert model(torch.zeros(2, Settings().lags, dtype=torch.float64)).shape == (2, 1)
+    for build in LINEAR_ARCHITECTURES.values():
+        model = build(LinearSettings().lags, torch.Generator())
+        assert model(torch.zeros(2, LinearSettings().lags, dtype=torch.float64)).shape == (2, 1)

@@ -21,7 +21,7 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
-from capalloc._runtime.files import read_dataset, write_dataset
+from capalloc.app.studies.frame import kept
 from capalloc.linear.capacity import linear_capacity
 from capalloc.linear.filters import (
     dense_filter,
@@ -38,12 +38,9 @@ from capalloc.linear.processes import Process, autoregression, fractional_noise,
 from capalloc.linear.series import co2, sunspots
 from capalloc.linear.training import Trained, train
 
-FORMAT, VERSION = "capalloc-linear-study", 1
-CELL_FORMAT, CELL_VERSION = "capalloc-linear-cell", 1
+FilterBuilder = Callable[[int, torch.Generator], nn.Module]
 
-Builder = Callable[[int, torch.Generator], nn.Module]
-
-ARCHITECTURES: dict[str, Builder] = {
+LINEAR_ARCHITECTURES: dict[str, FilterBuilder] = {
     "dense": dense_filter,
     "convolutions": stacked_convolutions,
     "dilated": dilated_stack,
@@ -53,7 +50,7 @@ ARCHITECTURES: dict[str, Builder] = {
     "pooling x2": partial(pooling_hierarchy, channels=2),
     "recurrent": recurrent_filter,
 }
-PROCESSES: dict[str, Callable[[], Process]] = {
+STUDY_PROCESSES: dict[str, Callable[[], Process]] = {
     "white noise": white_noise,
     "AR(2)": partial(autoregression, [0.6, -0.3]),
     "fractional noise": partial(fractional_noise, 0.9),
@@ -62,12 +59,12 @@ PROCESSES: dict[str, Callable[[], Process]] = {
     "CO2": co2,
 }
 #: Lags up to which the table sums capacity.
-WITHIN = (1, 10, 100)
+WITHIN_LAGS = (1, 10, 100)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of a study; what two runs share that give the same numbers.
+class LinearSettings:
+    """The settings of a study; two runs that share them give the same numbers.
 
     Args:
         lags: values of the window.
@@ -98,7 +95,7 @@ class Settings:
 
 
 def linear_study(
-    settings: Settings | None = None,
+    settings: LinearSettings | None = None,
     architectures: Sequence[str] | None = None,
     processes: Sequence[str] | None = None,
     *,
@@ -112,9 +109,9 @@ def linear_study(
     computes on one thread, and the seed of a cell depends on its names alone.
 
     Args:
-        settings: see `Settings`.
-        architectures: of `ARCHITECTURES`; all by default.
-        processes: of `PROCESSES`; all by default. "sunspots" and "CO2" need statsmodels.
+        settings: see `LinearSettings`.
+        architectures: of `LINEAR_ARCHITECTURES`; all by default.
+        processes: of `STUDY_PROCESSES`; all by default. "sunspots" and "CO2" need statsmodels.
         cells: folder to keep finished cells in and to look for them; nothing is kept by default.
         progress: show a progress bar; None shows it on a terminal only.
 
@@ -128,11 +125,11 @@ def linear_study(
         ModuleNotFoundError: a real series without statsmodels.
 
     """
-    settings = settings or Settings()
-    chosen = _chosen(architectures, ARCHITECTURES, "architecture")
-    tasks = {name: PROCESSES[name]() for name in _chosen(processes, PROCESSES, "process")}
+    settings = settings or LinearSettings()
+    chosen = _chosen(architectures, LINEAR_ARCHITECTURES, "architecture")
+    tasks = {name: STUDY_PROCESSES[name]() for name in _chosen(processes, STUDY_PROCESSES, "process")}
     for name in chosen:  # a window too short shows before hours of training
-        ARCHITECTURES[name](settings.lags, torch.Generator())
+        LINEAR_ARCHITECTURES[name](settings.lags, torch.Generator())
     if cells is not None:
         cells.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -143,7 +140,7 @@ def linear_study(
             done = []
             for architecture in chosen:
                 bar.set_postfix_str(f"{architecture}, {process}")
-                done.append(_kept(cells, architecture, process, task, settings))
+                done.append(_kept_cell(cells, architecture, process, task, settings))
                 bar.update()
             row = xr.concat(done, dim=xr.Variable("architecture", chosen))
             best = float(task.loss(task.optimal_filter)) / task.variance
@@ -155,7 +152,7 @@ def linear_study(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in one order, and no time lost on threads that wait for one another."""
+    """Compute on one thread: sums in one order, and no time lost on threads that wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -172,29 +169,21 @@ def _chosen(names: Sequence[str] | None, known: dict[str, Any], kind: str) -> li
     return chosen
 
 
-def _kept(cells: Path | None, architecture: str, process: str, task: PredictionTask, settings: Settings) -> xr.Dataset:
-    """The cell from its file, or computed and then kept."""
+def _kept_cell(
+    cells: Path | None, architecture: str, process: str, task: PredictionTask, settings: LinearSettings
+) -> xr.Dataset:
     if cells is None:
         return cell(architecture, process, task, settings)
     path = cells / f"{architecture}, {process}.nc".replace(" ", "_")
     wanted = {"architecture": architecture, "process": process, "capalloc": version("capalloc"), **asdict(settings)}
-    if path.is_file():
-        try:
-            found = read_dataset(path, CELL_FORMAT, CELL_VERSION)
-        except ValueError:  # damaged: compute it again
-            found = xr.Dataset()
-        if found.attrs == wanted:
-            return found.drop_attrs()
-    result = cell(architecture, process, task, settings)
-    write_dataset(result.assign_attrs(wanted), path, CELL_FORMAT, CELL_VERSION)
-    return result
+    return kept(path, "capalloc-linear-cell", wanted, lambda: cell(architecture, process, task, settings))
 
 
-def cell(architecture: str, process: str, task: PredictionTask, settings: Settings) -> xr.Dataset:
-    """One architecture trained on one process from several initial weights, and its capacity at the best optimum."""
+def cell(architecture: str, process: str, task: PredictionTask, settings: LinearSettings) -> xr.Dataset:
+    """Train one architecture on one process from several initial weights, and measure it at the best optimum."""
     runs = [
         train(
-            ARCHITECTURES[architecture](settings.lags, generator(settings.seed, architecture, process, k)),
+            LINEAR_ARCHITECTURES[architecture](settings.lags, generator(settings.seed, architecture, process, k)),
             task,
             settings.max_iterations,
         )
@@ -204,20 +193,20 @@ def cell(architecture: str, process: str, task: PredictionTask, settings: Settin
 
 
 def generator(seed: int, architecture: str, process: str, restart: int) -> torch.Generator:
-    """Random numbers of one training run, whatever else the study runs."""
+    """Make the random numbers of one training run, whatever else the study runs."""
     words = [seed, zlib.crc32(architecture.encode()), zlib.crc32(process.encode()), restart]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)
 
 
-def _measured(run: Trained, task: PredictionTask, settings: Settings) -> xr.Dataset:
+def _measured(run: Trained, task: PredictionTask, settings: LinearSettings) -> xr.Dataset:
     J = model_jacobian(run.model, [settings.lags], lags=True)
     allocation = linear_capacity(J, task.metric, root=settings.root)
     capacity = allocation.capacity.drop_attrs().sortby("lag")
     return xr.Dataset(
         {
             "capacity": capacity,
-            "within_lags": ("within", [float(capacity[:limit].sum()) for limit in WITHIN]),
+            "within_lags": ("within", [float(capacity[:limit].sum()) for limit in WITHIN_LAGS]),
             "filter": ("lag", run.filter.flip(0).numpy()),
             "params": J.sizes["params"],
             "total": allocation.total,
@@ -226,5 +215,5 @@ def _measured(run: Trained, task: PredictionTask, settings: Settings) -> xr.Data
             "gradient": run.gradient,
             "converged": run.converged,
         },
-        coords={"within": list(WITHIN)},
+        coords={"within": list(WITHIN_LAGS)},
     )

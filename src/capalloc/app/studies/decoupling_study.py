@@ -20,20 +20,19 @@ from capalloc._decoupling.activations import Abs, Sine, slope
 from capalloc._decoupling.pair_estimates import decoupling_of
 from capalloc._decoupling.second_moments import propagate_moments
 
-FORMAT, VERSION = "capalloc-decoupling-study", 1
-DELTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-OMEGAS = (0.5, 1.0, 2.0, 4.0)
+STUDY_DELTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+STUDY_OMEGAS = (0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Stack:
+class KernelStack:
     """Kernels (outputs, inputs, entries) from the inputs to the one output."""
 
     kernels: tuple[Tensor, ...]
 
     @classmethod
-    def random(cls, depth: int, channels: int, kernel: int, generator: torch.Generator) -> Stack:
-        """Gaussian kernels of variance 1 / fan-in: one channel at the two ends, `channels` between."""
+    def random(cls, depth: int, channels: int, kernel: int, generator: torch.Generator) -> KernelStack:
+        """Draw Gaussian kernels of variance 1 / fan-in: one channel at the two ends, `channels` between."""
         sizes = [1, *[channels] * (depth - 1), 1]
         shapes = zip(sizes[1:], sizes[:-1], strict=True)
         draw = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -46,18 +45,18 @@ class Stack:
         return [1 + sum(reach[level:]) for level in range(len(reach) + 1)]
 
     def tangents(self) -> list[Tensor]:
-        """For each layer dW / d(kernel entry): (entries, channels x positions, channels x positions below)."""
+        """Return dW / d(kernel entry) of each layer: (entries, channels x positions, channels x positions below)."""
         return [
             _tangent(kernel, above, below)
             for kernel, below, above in zip(self.kernels, self.positions, self.positions[1:], strict=False)
         ]
 
     def matrices(self) -> list[Tensor]:
-        """The layers as matrices on flattened units."""
+        """Return the layers as matrices on flattened units."""
         return [torch.einsum("q,qji->ji", k.flatten(), t) for k, t in zip(self.kernels, self.tangents(), strict=True)]
 
     def gate_moments(self, activation: nn.Module, examples: Tensor) -> list[Tensor]:
-        """A = E[a a'] of every hidden layer, pre-activations of mean 0 by channel and variance 1 by layer.
+        """Measure A = E[a a'] of every hidden layer, pre-activations of mean 0 by channel and variance 1 by layer.
 
         One factor a layer leaves capacity as it is, and so do the offsets: they are no parameters here.
         """
@@ -80,11 +79,11 @@ def decoupling_study(
     draws: int = 8,
     num_examples: int = 4000,
     seed: int = 0,
-    deltas: Sequence[float] = DELTAS,
-    omegas: Sequence[float] = OMEGAS,
+    deltas: Sequence[float] = STUDY_DELTAS,
+    omegas: Sequence[float] = STUDY_OMEGAS,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Capacity profiles of a convolution stack at given decouplings, and with activations from linear to pseudo-random.
+    """Compute capacity profiles of a convolution stack, with gates from linear to pseudo-random.
 
     Gate moments are (1 - delta) 11' + delta I for the first, and measured on unit Gaussian inputs for ReLU, tanh,
     GELU, |z| and sin(omega z); profiles come from `propagate_moments` (docs/decoupling.md).
@@ -114,7 +113,7 @@ def decoupling_study(
     settings = _settings(deltas, omegas)
     profiles, measured = [], []
     for _ in tqdm(range(draws), disable=not progress, desc="networks"):
-        stack = Stack.random(depth, channels, kernel, generator)
+        stack = KernelStack.random(depth, channels, kernel, generator)
         shape = (num_examples, 1, stack.positions[0])
         examples = torch.randn(shape, generator=generator, dtype=torch.float64)
         rows = list(_profiles(stack, examples, settings))
@@ -154,8 +153,8 @@ def _settings(deltas: Sequence[float], omegas: Sequence[float]) -> list[Setting]
     ]
 
 
-def _profiles(stack: Stack, examples: Tensor, settings: Sequence[Setting]) -> Iterator[tuple[Tensor, float]]:
-    """Capacity at the inputs, and the mean layer decoupling, for every setting."""
+def _profiles(stack: KernelStack, examples: Tensor, settings: Sequence[Setting]) -> Iterator[tuple[Tensor, float]]:
+    """Compute capacity at the inputs, and the mean layer decoupling, for every setting."""
     matrices, tangents = stack.matrices(), stack.tangents()
     for _, _, gate in settings:
         if isinstance(gate, nn.Module):
@@ -166,14 +165,14 @@ def _profiles(stack: Stack, examples: Tensor, settings: Sequence[Setting]) -> It
 
 
 def layer_decoupling(moment: Tensor) -> float:
-    """delta: the mean of d_jj' over pairs of distinct units whose gates open (docs/theory.md, section 3)."""
+    """Return delta, the mean of d_jj' over pairs of distinct units whose gates open (docs/theory.md, section 3)."""
     j, k = torch.triu_indices(len(moment), len(moment), 1)
     own = moment.diagonal()
     return float(decoupling_of(moment[j, k], own[j], own[k]).nanmean())
 
 
 def equal_moment(units: int, delta: float) -> Tensor:
-    """A = (1 - delta) 11' + delta I: every pair of units decoupled alike."""
+    """Return A = (1 - delta) 11' + delta I: every pair of units decoupled alike."""
     eye = torch.eye(units, dtype=torch.float64)
     return (1 - delta) + delta * eye
 

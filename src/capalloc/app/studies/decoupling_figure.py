@@ -9,15 +9,17 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-TITLES = {
+from capalloc.app.studies.frame import figure_of, panels
+
+FAMILY_TITLES = {
     "delta": "equal decoupling δ of all pairs",
     "activation": "measured gates of activations",
     "omega": "measured gates of sin(ω z)",
 }
-MARKERS = "osD^vP"
+PROFILE_MARKERS = "osD^vP"
 
 
-def plot_study(study: xr.Dataset, axes: Sequence[Axes] | None = None) -> Figure:
+def plot_decoupling_study(study: xr.Dataset, axes: Sequence[Axes] | None = None) -> Figure:
     """Draw capacity profiles, one panel for each family of settings, coloured by their decoupling.
 
     Args:
@@ -29,11 +31,10 @@ def plot_study(study: xr.Dataset, axes: Sequence[Axes] | None = None) -> Figure:
 
     """
     if axes is None:
-        figure = plt.figure(figsize=(12.5, 7), layout="constrained")
-        axes = figure.subplots(2, len(TITLES), sharex=True, sharey="row").ravel().tolist()
-    for k, (family, title) in enumerate(TITLES.items()):
+        axes = panels(2, len(FAMILY_TITLES), (12.5, 7), sharex=True, sharey="row")
+    for k, (family, title) in enumerate(FAMILY_TITLES.items()):
         part = study.isel(setting=(study["family"] == family).to_numpy())
-        linear, logarithmic = axes[k], axes[k + len(TITLES)]
+        linear, logarithmic = axes[k], axes[k + len(FAMILY_TITLES)]
         for ax in (linear, logarithmic):
             _profiles(ax, part)
         linear.set_ylim(bottom=0)
@@ -41,11 +42,10 @@ def plot_study(study: xr.Dataset, axes: Sequence[Axes] | None = None) -> Figure:
         logarithmic.set_yscale("log")
         logarithmic.legend(fontsize="x-small", loc="lower center")
         logarithmic.set_xlabel("input, offset from the output's position")
-    axes[len(TITLES)].set_ylabel("the same, log scale")
+    axes[len(FAMILY_TITLES)].set_ylabel("the same, log scale")
     axes[0].set_ylabel("capacity, in parameters")
     sizes = ", ".join(f"{name} {study.attrs[name]}" for name in ("depth", "channels", "kernel", "draws"))
-    found = axes[0].get_figure(root=True)
-    assert isinstance(found, Figure)
+    found = figure_of(axes)
     found.suptitle(f"Capacity of a stack of 1-D convolutions ({sizes})", fontsize="medium")
     return found
 
@@ -57,5 +57,5 @@ def _profiles(ax: Axes, part: xr.Dataset) -> None:
         delta = float(row["decoupling"])
         measured = "" if str(name).startswith("δ") else f", d = {delta:.2f}"
         label = f"{name}{measured}, total {float(row['total']):.3g}"
-        marker = MARKERS[k % len(MARKERS)]
+        marker = PROFILE_MARKERS[k % len(PROFILE_MARKERS)]
         ax.plot(row["input"], row["capacity"], color=colours(0.9 * delta), marker=marker, markersize=4, label=label)
