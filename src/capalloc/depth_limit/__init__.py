@@ -3,7 +3,7 @@
 from capalloc.depth_limit.block import WalkBlock
 from capalloc.depth_limit.descriptions import chain, diffusion, jump
 from capalloc.depth_limit.model_blocks import read
-from capalloc.depth_limit.start import point
+from capalloc.depth_limit.moves import point
 from capalloc.depth_limit.step_law import StepLaw
 from capalloc.depth_limit.whole_space import gaussian
 from capalloc.results.evolution import Evolution

@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike
 from capalloc.depth_limit.block import BlockSequence, Clock, WalkBlock, durations, law_moves
 from capalloc.depth_limit.drift_diffusion import coefficients, drift_diffusion_moves
 from capalloc.depth_limit.moves import Border, Grid, Moves
-from capalloc.depth_limit.propagation import WalkDescription, WalkMethod, evolve
-from capalloc.depth_limit.propagators import EXPONENTIAL, STEP
+from capalloc.depth_limit.propagators import EXPONENTIAL, STEP, WalkMethod, evolve
 from capalloc.results.evolution import Evolution
 
 
@@ -48,7 +47,8 @@ def chain(
             does not hold.
 
     """
-    return evolve(CHAIN, blocks, start, border, method)
+    moves_of = lambda block, _: law_moves(block, block.step_probability)  # noqa: E731
+    return evolve("chain", moves_of, STEP, blocks, start, border, method, {})
 
 
 def jump(
@@ -82,8 +82,7 @@ def jump(
 
     """
     rates = lambda block, _: law_moves(block, durations(block, clock))  # noqa: E731
-    description = WalkDescription("jump", rates, EXPONENTIAL, (("clock", clock),))
-    return evolve(description, blocks, start, border, method)
+    return evolve("jump", rates, EXPONENTIAL, blocks, start, border, method, {"clock": clock})
 
 
 def diffusion(
@@ -124,11 +123,8 @@ def diffusion(
         _check_reach(moves, grid.shape)
         return moves
 
-    settings = (("clock", str(clock)), ("spacing", f"{spacing:g}"))
-    return evolve(WalkDescription("diffusion", rates, EXPONENTIAL, settings), blocks, start, border, method, spacing)
-
-
-CHAIN = WalkDescription("chain", lambda block, _: law_moves(block, block.step_probability), STEP)
+    settings = {"clock": str(clock), "spacing": f"{spacing:g}"}
+    return evolve("diffusion", rates, EXPONENTIAL, blocks, start, border, method, settings, spacing)
 
 
 def _check_reach(moves: Moves, shape: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What moves where: displacements with probabilities or rates at their source, and what borders do to them.
+"""The grid of a walk: where it starts, what moves where with which rates, and what borders do to that.
 
 Index convention: offsets are (moves, *places, axes) in cells, weights (moves, *places); `places` is the grid, or empty
 where they are the same everywhere. A state is (cells + 1,): the grid in C order, then what has been absorbed.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from capalloc._linalg.aliases import Array, Indices
@@ -94,3 +94,42 @@ def spectrum(moves: Moves, shape: tuple[int, ...]) -> NDArray[np.complex128]:
     np.add.at(wrapped, tuple((moves.offsets % np.array(shape)).T), moves.weights)
     transform: NDArray[np.complex128] = np.fft.rfftn(wrapped)
     return transform
+
+
+def check_start(start: ArrayLike) -> Array:
+    """A copy of the law that the walk starts from, in float64, if it is one.
+
+    Raises:
+        ValueError: entries that are negative or not finite, that do not sum to 1, or more than three axes.
+
+    """
+    law: Array = np.array(start, dtype=float)
+    if not 1 <= law.ndim <= 3 or not law.size:
+        raise ValueError(f"start must have one to three axes and some position, got shape {law.shape}")
+    if not (np.isfinite(law).all() and (law >= 0).all()):
+        raise ValueError("start must be a law: finite entries of at least 0")
+    # sums of many float32 entries miss 1 by about this
+    if not abs(law.sum() - 1) < 1e-6:
+        raise ValueError(f"start must sum to 1, got {law.sum():.8g}; divide it by its sum")
+    law /= law.sum()
+    return law
+
+
+def point(shape: int | Sequence[int], position: int | Sequence[int] | None = None) -> Array:
+    """The law of a walk that starts at one position, the centre n // 2 by default.
+
+    Args:
+        shape: of the grid, one to three axes.
+        position: index on every axis.
+
+    Raises:
+        ValueError: a position outside the grid or on another number of axes.
+
+    """
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    at = tuple(n // 2 for n in sizes) if position is None else np.atleast_1d(position).tolist()
+    if len(at) != len(sizes) or any(not 0 <= k < n for k, n in zip(at, sizes, strict=False)):
+        raise ValueError(f"position {tuple(at)} lies outside a grid of shape {sizes}")
+    law = np.zeros(sizes)
+    law[tuple(at)] = 1.0
+    return law

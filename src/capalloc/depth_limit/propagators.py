@@ -1,4 +1,4 @@
-"""What one block does to the law of the walk: one step or none, or the exponential of a generator.
+"""The walk through blocks: what each does to the law, one step or none or the exponential of a generator.
 
 Both keep mass to rounding, and laws non-negative: exactly as matrices, to rounding by FFT. A propagator maps a state
 (cells + 1,) to the next one.
@@ -6,16 +6,22 @@ Both keep mass to rounding, and laws non-negative: exactly as matrices, to round
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.stats import poisson
 
 from capalloc._linalg.aliases import Array
-from capalloc.depth_limit.moves import Grid, Moves, arrivals, spectrum
+from capalloc.depth_limit.block import BlockSequence, WalkBlock, check_blocks
+from capalloc.depth_limit.moves import Border, Grid, Moves, arrivals, check_start, make_grid, spectrum
+from capalloc.results.evolution import Evolution, on_grid
 
+WalkMethod = Literal["auto", "fft", "sparse"]
+WALK_METHODS = get_args(WalkMethod)
 Propagator = Callable[[Array], Array]
 Ways = tuple[Callable[[Moves, Grid], Propagator], Callable[[Moves, Grid], Propagator]]
 
@@ -85,3 +91,48 @@ def _multiplication(symbol: NDArray[np.complex128], shape: tuple[int, ...]) -> P
 #: For coefficients that are the same everywhere on a periodic grid, and for all.
 STEP: Ways = (fourier_step, sparse_step)
 EXPONENTIAL: Ways = (fourier_exponential, sparse_exponential)
+
+
+def evolve(
+    description: str,
+    moves_of: Callable[[WalkBlock, Grid], Moves],
+    ways: Ways,
+    blocks: BlockSequence,
+    start: ArrayLike,
+    border: Border | Sequence[Border],
+    method: WalkMethod,
+    settings: Mapping[str, str],
+    spacing: float = 1.0,
+) -> Evolution:
+    """The walk from `start` through the blocks, from the last to the first, each with the moves that it makes."""
+    law = check_start(start)
+    grid = make_grid(law.shape, border, spacing)
+    passed = check_blocks(blocks, law.shape)[::-1]
+    if method not in WALK_METHODS:
+        raise ValueError(f"method must be one of {WALK_METHODS}, got {method!r}")
+    states = np.zeros((len(passed) + 1, grid.cells + 1))
+    states[0, :-1] = law.ravel()
+    previous = None
+    for k, block in enumerate(passed):
+        if block is not previous:  # a stack of one block is built once
+            way = ways[0] if _by_fourier(block, grid, method) else ways[1]
+            propagate, previous = way(moves_of(block, grid), grid), block
+        states[k + 1] = propagate(states[k])
+    # the FFT rounds to either side of 0; clipped at the end, since clipping in each block would add up
+    states = states.clip(min=0)
+    borders = grid.borders if len(set(grid.borders)) > 1 else grid.borders[:1]
+    depth = ("depth", np.arange(len(states)))
+    laws = on_grid(states[:, :-1].reshape(-1, *grid.shape), spacing, depth)
+    attrs = {"description": description, "borders": ", ".join(borders), **settings}
+    return Evolution(laws, xr.DataArray(states[:, -1], [depth], name="absorbed"), attrs)
+
+
+def _by_fourier(block: WalkBlock, grid: Grid, method: WalkMethod) -> bool:
+    """Whether borders and coefficients allow the FFT, and the method does."""
+    constant = grid.periodic and not block.grid
+    if method == "fft" and not constant:
+        raise ValueError(
+            "method 'fft' needs periodic borders and blocks that are the same everywhere, got borders "
+            f"{grid.borders} and a block on grid {block.grid}; use 'auto' or 'sparse'"
+        )
+    return constant and method != "sparse"

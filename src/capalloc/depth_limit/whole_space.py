@@ -9,7 +9,7 @@ import xarray as xr
 from scipy.stats import multivariate_normal
 
 from capalloc.depth_limit.block import BlockSequence, Clock, check_blocks, durations
-from capalloc.depth_limit.start import point
+from capalloc.depth_limit.moves import point
 from capalloc.results.evolution import on_grid
 
 
