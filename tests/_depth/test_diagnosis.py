@@ -30,6 +30,11 @@ def test_parts_are_those_of_the_functions(diagnosis):
     np.testing.assert_allclose(diagnosis.data["field_deviation"], [e.deviation for e in axes.values()])
 
 
+def test_a_one_shot_stream_serves_all_parts(diagnosis):
+    found = capalloc.diagnose(seeded_module(Convolutional), iter(gaussian(6, 1, 8, 8).split(2)))
+    xr.testing.assert_allclose(found.data, diagnosis.data)
+
+
 def test_advice_is_an_act_that_mends():
     """Too strong branches are advised on by block; multiplied as told, nothing is left to say."""
     model, x = seeded_module(Convolutional, 8, 2.0), gaussian(6, 1, 8, 8)

@@ -19,7 +19,7 @@ from capalloc._energy.carriers import Products
 from capalloc._energy.rates import Flow, Tally, layers
 from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.trace import Watch
-from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._model.problem import ModelLike, OutputSelection, prepare
 from capalloc.results.scaling import Scaling
 
 #: Multipliers are found by walking again until every rate is this close to the balanced one, relative to it.
@@ -38,7 +38,7 @@ def scaling(
     products: Products | None = None,
     progress: bool = False,
 ) -> Scaling:
-    """How each residual block splits path energy, and how each plain layer changes it; and what would balance them.
+    """Split path energy at each residual block, find its gain through each plain layer, and what would balance them.
 
     lambda_l = branch energy / skip energy and T = sum_l log(1 + lambda_l), docs/theory.md, section 5 (Donier 2019,
     arXiv 1903.04455): T grows without bound if branches of unit gain are multiplied by more than 1/sqrt(depth), and
@@ -63,21 +63,8 @@ def scaling(
         UnsupportedOperatorError, ValueError, TypeError: as `propagate`.
 
     """
-    return scaling_of(
-        prepare(model, inputs, outputs, traced=True), batch_size, dtype=dtype, products=products, progress=progress
-    )
-
-
-def scaling_of(
-    problem: Problem,
-    batch_size: int | Literal["auto"] = "auto",
-    *,
-    dtype: Precision = "auto",
-    products: Products | None = None,
-    progress: bool = False,
-) -> Scaling:
-    """`scaling` of a problem that is checked."""
     started = time.perf_counter()
+    problem = prepare(model, inputs, outputs, traced=True)
     batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products)
     trails = Trails.of(batches.graph, batches.carriers)
     blocks, stretches = trails.blocks(), layers(trails)
@@ -116,7 +103,7 @@ def _walk(
 
 
 def _balance(batches: Batches, blocks: Sequence[ResidualBlock], rates: Tensor) -> Tensor:
-    """What to multiply every branch by, so that all rates are 1 / depth; NaN where a branch passes nothing.
+    """Factors of all branches with which all rates are 1 / depth; NaN where a branch passes nothing.
 
     Blocks that add one branch to several streams share its multiplier, which balances their mean.
     """

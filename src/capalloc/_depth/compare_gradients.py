@@ -38,7 +38,7 @@ def shattering(
     generator: torch.Generator | None = None,
     products: Products | None = None,
 ) -> Shattering:
-    """How far the gradients at different inputs are alike, by depth and along lines: measured, and predicted.
+    """Compare the gradients at different inputs, by depth and along lines: measured, and predicted.
 
     The correlation of the gradients at two inputs is the path average of the gate correlations met on the way,
     <prod_l (1 - d_l)>, with d_l the decoupling of the two inputs at gate l (docs/theory.md, section 6). It is exact on
@@ -67,30 +67,9 @@ def shattering(
     Reference: D. Balduzzi et al., The shattered gradients problem, ICML 2017.
 
     """
-    return shattering_of(
-        prepare(model, inputs, outputs, traced=True),
-        num_examples=num_examples,
-        step=step,
-        num_lines=num_lines,
-        num_probes=num_probes,
-        generator=generator,
-        products=products,
-    )
-
-
-def shattering_of(
-    problem: Problem,
-    *,
-    num_examples: int = 8,
-    step: float = 0.1,
-    num_lines: int = 4,
-    num_probes: int = 8,
-    generator: torch.Generator | None = None,
-    products: Products | None = None,
-) -> Shattering:
-    """`shattering` of a problem that is checked."""
     started = time.perf_counter()
     _check(num_examples, step, num_lines, num_probes)
+    problem = prepare(model, inputs, outputs, traced=True)
     compared = _Compared.of(problem, _first(problem, num_examples), products)
     generator = generator or torch.Generator().manual_seed(0)
     points, apart, near = examples_and_neighbours(compared.examples, step)
@@ -145,7 +124,7 @@ Grams = Callable[[Tensor], tuple[Tensor, Tensor]]  # of points: gradients by pla
 
 
 def _at_examples(prediction: Prediction, gradients: Tensor, gates: Tensor, apart: Pairs, near: Pairs) -> xr.Dataset:
-    """By place and by gate."""
+    """Correlations by place and by gate."""
     places, gate_names = prediction.observer.places, prediction.observer.gate_names
     columns: dict[str, Any] = {"kind": ("place", np.array([place.kind for place in places], object))}
     for name, pairs, column in (("independent", apart, "decoupling"), ("nearby", near, "decoupling_nearby")):

@@ -11,9 +11,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from capalloc._depth.balance_depth import scaling_of
-from capalloc._depth.compare_gradients import shattering_of
-from capalloc._depth.locate_field import field_of
+from capalloc._depth.balance_depth import scaling
+from capalloc._depth.compare_gradients import shattering
+from capalloc._depth.locate_field import receptive_field
 from capalloc._energy.carriers import Products
 from capalloc._energy.rules import RULES
 from capalloc._graph.capture import export_once
@@ -49,18 +49,18 @@ def diagnose(
 
     """
     problem = export_once(prepare(model, inputs, outputs, traced=True), RULES)
-    shattered = shattering_of(problem, num_examples=num_examples, generator=generator, products=products)
-    scaled = scaling_of(problem, products=products)
+    shattered = shattering(problem, problem.inputs, num_examples=num_examples, generator=generator, products=products)
+    scaled = scaling(problem, problem.inputs, products=products)
     attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}
     parts = [scaled.data, shattered.data, _field(problem)]
     return Diagnosis(xr.merge([part.drop_attrs() for part in parts]).assign_attrs(attrs))
 
 
 def _field(problem: Problem) -> xr.Dataset:
-    """By input axis; by none where no path reaches the central position on these examples."""
+    """The field by input axis; by none where no path reaches the central position on these examples."""
     axes: dict[str, Extent] = {}
     with suppress(ValueError):
-        axes.update(field_of(problem).axes)
+        axes.update(receptive_field(problem, problem.inputs).axes)
     columns = {
         name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))
         for name in FIELD[1:]

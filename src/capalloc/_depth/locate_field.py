@@ -19,7 +19,7 @@ from capalloc._energy.gates import GATE_SOURCES, GateSource
 from capalloc._energy.support import at_position
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
-from capalloc._model.problem import ModelLike, OutputSelection, Problem, axis_names, prepare, seeded
+from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
 from capalloc.results.receptive_field import NAMES, Extent, Index, ReceptiveField, shown
 from capalloc.results.regions import smallest_region
 
@@ -37,7 +37,7 @@ def receptive_field(
     batch_size: int = 1,
     progress: bool = False,
 ) -> ReceptiveField:
-    """Where one output position looks: its theoretical field, exact for any graph, and its effective one.
+    """Locate what one output position sees: its theoretical field, exact for any graph, and its effective one.
 
     The theoretical field is the support of the propagated map: the inputs where a path to the output position starts
     if every parameter is other than zero (docs/theory.md, section 6). The effective field is the law of the walk from
@@ -73,21 +73,7 @@ def receptive_field(
         raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
     if of not in NAMES:
         raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
-    return field_of(
-        prepare(model, inputs, outputs), output_position, gates=gates, of=of, batch_size=batch_size, progress=progress
-    )
-
-
-def field_of(
-    problem: Problem,
-    output_position: Position = None,
-    *,
-    gates: GateSource = "data",
-    of: str = "energy",
-    batch_size: int = 1,
-    progress: bool = False,
-) -> ReceptiveField:
-    """`receptive_field` of a problem that is checked."""
+    problem = prepare(model, inputs, outputs)
     batches = Batches.of(problem, gates, batch_size, progress=progress)
     with seeded(0, problem.probe.device):
         like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)

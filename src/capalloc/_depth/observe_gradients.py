@@ -31,7 +31,7 @@ Runs = Sequence[tuple[Values, int]]  # the values of each batch, and how many of
 
 @dataclass(frozen=True)
 class Place:
-    """Where gradients are compared: the inputs, the sums of residual blocks, what enters a gate."""
+    """A place where gradients are compared: the inputs, the sums of residual blocks, what enters a gate."""
 
     name: str
     kind: str
@@ -76,7 +76,7 @@ class Observer:
         return numbered([_name(gate) for gate in self.gates])
 
     def entry(self, gate: Node) -> Node:
-        """What a gate acts on."""
+        """The signal that a gate acts on."""
         return self.trails.before(gate)[0]
 
     def __call__(

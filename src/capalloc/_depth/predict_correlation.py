@@ -59,7 +59,7 @@ class Prediction:
         return sums[0] / sums[1]  # NaN where no gradient comes
 
     def _scale(self, flow: Flow, node: Node | None = None) -> float:
-        """What a batch's energies, or its adjoints at a node, are worth in those of the first batch."""
+        """The factor from a batch's energies, or its adjoints at a node, to those of the first batch."""
 
         def exponent(of: Flow) -> int:
             own = of.program.exponents
@@ -76,7 +76,7 @@ class Prediction:
 
 
 def _energies(flow: Flow, gate: Node, observer: Observer) -> Tensor | None:
-    """By unit; None where a gate has others than what it acts on."""
+    """Path energy by unit; None where a gate has others than what it acts on."""
     above, below = flow.slot(gate), flow.slot(observer.entry(gate))
     if above not in flow.down or below not in flow.up:
         return None

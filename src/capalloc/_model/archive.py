@@ -192,7 +192,7 @@ def _parsed(text: str) -> Iterator[ast.AST]:
 
 
 def _check_structure(text: str) -> None:
-    """How inputs and outputs are nested: an enumeration in it would import its module."""
+    """The nesting of inputs and outputs: an enumeration in it would import its module."""
     if "__enum__" in set(_keys(json.loads(text))):
         raise _RefusedError("an enumeration among its inputs or outputs")
 

@@ -93,7 +93,7 @@ class SavedModel(nn.Module):
             _place(self, path, value)
 
     def forward(self, x: Tensor) -> Any:
-        """What the program returns, for all examples."""
+        """Run the program on all examples."""
         size = self.shape[0]
         self.check(x)
         if size is None or len(x) == size:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from capalloc._model.archive import load_program
 from capalloc._model.exported import SavedModel
 
-ModelLike = nn.Module | ExportedProgram | str | os.PathLike[str]
+ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"]  # a checked problem stays as it is
 ParamSelection = Sequence[str] | Callable[[str], bool] | None
 OutputSelection = Callable[[Any], Tensor] | None
 
@@ -101,6 +101,8 @@ def prepare(
     A program whose own outputs are constrained and that will be `traced` is not run for the check: the trace finds
     out what there is to find.
     """
+    if isinstance(model, Problem):
+        return model
     program = load_program(model) if isinstance(model, (str, os.PathLike)) else model
     if isinstance(program, ExportedProgram):
         model = SavedModel(program)

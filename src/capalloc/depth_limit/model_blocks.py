@@ -119,7 +119,7 @@ class _Walks:
     axes: int
 
     def laws(self, trails: Trails, stations: list[Node], blocks: dict[Node, ResidualBlock]) -> Iterator[Segment]:
-        """Of every stretch between two stations, inputs first; those that pass nothing are left out."""
+        """Laws of the stretches between two stations, inputs first; those that pass nothing are left out."""
         for below, above in pairwise(stations):
             block = blocks.get(above)
             start, bottom = self._start(above, block), self.flow.slot(below)
@@ -151,7 +151,7 @@ class _Walks:
         return _Start(slot, adjoint_there, (self.flow.up[slot] * adjoint_there).sum((0, 1)) > 0)
 
     def _stride(self, start: _Start, at: Place, axis: int, bottom: int) -> int:
-        """How far the mean moves with the position, between the quarters of the grid."""
+        """The move of the mean with the position, between the quarters of the grid."""
         n = start.crossed.shape[axis]
         quarters = [start.nearest([*at[:axis], place, *at[axis + 1 :]]) for place in (n // 4, 3 * n // 4)]
         first, last = (q for q in quarters if q is not None)
@@ -161,7 +161,7 @@ class _Walks:
         return max(1, round(moved / (last[axis] - first[axis])))
 
     def _law(self, start: _Start, position: Place, bottom: int) -> Tensor:
-        """Where the walk from a position comes to the station below."""
+        """The law at the station below of the walk from a position."""
         seed = torch.zeros_like(start.adjoint)
         at: tuple[Any, ...] = (slice(None), slice(None), *position)
         seed[at] = start.adjoint[at]
@@ -172,7 +172,7 @@ class _Walks:
 
 @dataclass(frozen=True)
 class _Start:
-    """Where walks start."""
+    """The signal in which walks start."""
 
     slot: int
     adjoint: Tensor

@@ -44,7 +44,7 @@ class Grid:
 
     @property
     def periodic(self) -> bool:
-        """Whether it has no border at all."""
+        """True where it has no border at all."""
         return all(border == "periodic" for border in self.borders)
 
 

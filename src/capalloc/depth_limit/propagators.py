@@ -128,7 +128,7 @@ def evolve(
 
 
 def _by_fourier(block: WalkBlock, grid: Grid, method: WalkMethod) -> bool:
-    """Whether borders and coefficients allow the FFT, and the method does."""
+    """True where borders, coefficients and the method allow the FFT."""
     constant = grid.periodic and not block.grid
     if method == "fft" and not constant:
         raise ValueError(

@@ -167,13 +167,13 @@ def _filled(name: str, values: Sequence[Any]) -> list[Any]:
 
 
 def fill(name: str, reading: Reading) -> list[Any]:
-    """What a card shows of a reading: map, numbers, notes and code."""
+    """The parts of a card that show a reading: map, numbers, notes and code."""
     notes = [html.Li(note) for note in reading.notes]
     return [map_figure(reading, name), numbers(reading), notes, code(reading.design)]
 
 
 def together(first: Curves | None, second: Curves | None, compare: Sequence[str]) -> tuple[Any, ...]:
-    """What compares the designs, and the query that leads back to them."""
+    """Figures that compare the designs, and the query that leads back to them."""
     kept = {name: data for name, data in zip(CARDS, (first, second if compare else None), strict=True) if data}
     designs = [design_of(data["values"]) for data in kept.values()]
     query = to_query(*designs) if designs else no_update

@@ -196,7 +196,7 @@ def numbers(reading: Reading) -> Component:
 
 
 def facts(reading: Reading) -> dict[str, str]:
-    """What the table says, by what it is called."""
+    """The rows of the table by their names."""
     pixels = "positions" if reading.design.ndim == 1 else "pixels"
     areas = [int(region.sum()) for region in reading.regions]
     start, stop = reading.field

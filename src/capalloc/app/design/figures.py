@@ -102,7 +102,7 @@ def _line(reading: Reading, name: str) -> Figure:
 
 
 def _band(region: Any, height: float, label: str, opacity: float) -> Figure:
-    """Where a region lies, as a bar over every position of it."""
+    """A bar over every position of a region."""
     places = np.flatnonzero(region).tolist()
     return {
         "type": "bar",

@@ -131,7 +131,7 @@ def channel_flow(design: Design, gain: float) -> ChannelFlow:
 
 
 def _losses(layers: Sequence[ChannelLayer], through: Sequence[float]) -> list[float]:
-    """What symmetries take at every layer, per path energy that it writes.
+    """The capacity that symmetries take at every layer, per path energy that it writes.
 
     The channels of a stream rescale together: one symmetry each, shared by all that writes to the stream.
     """

@@ -27,7 +27,7 @@ def to_query(first: Design, second: Design | None = None) -> str:
 
 
 def from_query(query: str) -> tuple[Design, Design | None]:
-    """What `to_query` wrote, with or without a question mark; the second design is there if any of its settings is.
+    """Read what `to_query` wrote, with or without a question mark; the second is there if any of its settings is.
 
     Raises:
         ValueError: an unknown or repeated setting, or a value that it cannot take.

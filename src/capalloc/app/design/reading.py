@@ -91,12 +91,12 @@ class Reading:
 
     @property
     def cut(self) -> bool:
-        """Whether the input is too small to hold the theoretical field."""
+        """True where the input is too small to hold the theoretical field."""
         return self.field[1] - self.field[0] < self.extent
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know before trusting the numbers."""
+        """Warnings about the numbers."""
         return tuple(_notes(self))
 
     @staticmethod
@@ -107,7 +107,7 @@ class Reading:
 
 
 def read(design: Design) -> Reading:
-    """What a design does with its capacity: the maps and numbers of its central output position.
+    """Predict what a design does with its capacity: the maps and numbers of its central output position.
 
     All weights of a layer count as being of one magnitude, and pre-activations as Gaussians of variance 1. Then
     `capalloc.propagate`, `receptive_field` and `scaling` give the same on

@@ -86,13 +86,13 @@ class Design:
 
     @property
     def branch(self) -> float | None:
-        """What every branch is multiplied by, eps = multiplier x L^0, L^-1/2 or L^-1; None without skips."""
+        """The multiplier of every branch, eps = multiplier x L^0, L^-1/2 or L^-1; None without skips."""
         power = RESIDUALS[self.residual]
         return None if power is None else self.multiplier * self.depth**power
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the stem and of every layer, (depth + 1,)."""
+        """Strides of the stem and of every layer, (depth + 1,)."""
         strides = [1] * (self.depth + 1)
         for k in range(self.strided):
             strides[k * self.depth // self.strided] = self.stride  # 0 is the stem
@@ -100,17 +100,17 @@ class Design:
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """Of every layer, (depth,)."""
+        """Dilations of all layers, (depth,)."""
         return tuple(self.dilation * 2 ** (k % self.cycle) for k in range(self.depth))
 
     @property
     def skips(self) -> tuple[bool, ...]:
-        """Whether each layer has a skip connection, (depth,): none at a stride, nor without a residual law."""
+        """True for each layer with a skip connection, (depth,): none at a stride, nor without a residual law."""
         return tuple(self.branch is not None and stride == 1 for stride in self.strides[1:])
 
     @property
     def deviations(self) -> tuple[float, ...]:
-        """What each activation's input is divided by, those of the layers and the head's, (depth + 1,).
+        """The divisor of each activation's input, those of the layers and the head's, (depth + 1,).
 
         Its standard deviation at initial weights: 1 after the stem and after layers without a skip; a block multiplies
         it by sqrt(1 + eps^2). 1 throughout for homogeneous activations, to which it makes no difference.
