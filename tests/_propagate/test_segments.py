@@ -58,25 +58,25 @@ def test_one_attention_layer_measures_15_of_44():
 
 
 @pytest.mark.parametrize(
-    ("name", "exact"),
+    ("name", "exact", "draws"),  # as many examples, and draws of signs for each, as give the rank in full
     [
-        ("ResNet", True),
-        ("pre-activation ResNet", True),
-        ("MobileNet", True),
-        ("squeeze-and-excite", True),
-        ("DenseNet", True),
-        ("Inception", True),
-        ("ConvNeXt", False),
-        ("MLP-Mixer", False),
-        ("GRU", False),
-        ("Swin", False),
-        ("GPT", False),
+        ("ResNet", True, 6),
+        ("pre-activation ResNet", True, 4),
+        ("MobileNet", True, 6),
+        ("squeeze-and-excite", True, 4),
+        ("DenseNet", True, 4),
+        ("Inception", True, 4),
+        ("ConvNeXt", False, 5),
+        ("MLP-Mixer", False, 5),
+        ("GRU", False, 4),
+        ("Swin", False, 4),
+        ("GPT", False, 4),
     ],
 )
-def test_counted_symmetries_of_architectures_are_a_lower_bound(name, exact, counted):
+def test_counted_symmetries_of_architectures_are_a_lower_bound(name, exact, draws, counted):
     architecture = ARCHITECTURES[name]
-    model, x = architecture.build(), 3 * gaussian(6, *architecture.shape)
-    found = capalloc.propagate(model, x, solver=Segments(6))
+    model, x = architecture.build(), 3 * gaussian(6, *architecture.shape)[:draws]
+    found = capalloc.propagate(model, x, solver=Segments(draws))
     total = counted(model, x)
     assert total == found.attrs["rank"] if exact else total >= found.attrs["rank"]
     assert total <= round(capalloc.propagate(model, x, table=False).total)

@@ -72,10 +72,10 @@ CASES = {
     "three maps, rank 1": (lambda: bottleneck(4, 3, 1, 4), (20, 4), None, 4 + 4 - 1),
     "wide, wider, narrow": (lambda: bottleneck(2, 5, 3, 4), (20, 2), None, 4 * 2),
     "narrower and narrower": (lambda: bottleneck(4, 3, 2, 1), (20, 4), None, 4),
-    "gated bottleneck": (gated_bottleneck, (400, 4), None, None),
-    "ungated residual stream": (PreNorm, (400, 4), None, None),
+    "gated bottleneck": (gated_bottleneck, (100, 4), None, None),
+    "ungated residual stream": (PreNorm, (100, 4), None, None),
     "values and output": (lambda: Attention(3, 4, 2), (20, 5, 3), VO, 6),
     "two heads": (lambda: Attention(6, 4, 5, heads=2), (20, 5, 6), VO, 44 - 2 * 4),
     "values with a bias": (lambda: Attention(6, 4, 5, 2, True), (20, 5, 6), [*VO, "v.bias", "o.bias"], 36 + 5),
-    "bias before a norm": (ConvolutionBeforeNorm, (300, 1, 8), None, None),
+    "bias before a norm": (ConvolutionBeforeNorm, (100, 1, 8), None, None),
 }
