@@ -16,11 +16,10 @@ from benchmarks.table import Table
 from capalloc._derivatives import Constraints, choose_jacobian
 from capalloc._linalg.gram_root import gram_error, root_of_gram, streamed_gram
 from capalloc._linalg.leverage import ACCURACY, Scores, score_in_passes, streamed_triangular
-from capalloc._linalg.row_block import Block
+from capalloc._linalg.row_block import RowBlock
 from capalloc._measure.task import make_task
 from capalloc._model.problem import seeded
 from capalloc._runtime.distributed import Local
-from capalloc._runtime.memory import Plan
 
 EXAMPLES = 32
 BATCH = 4
@@ -45,9 +44,9 @@ def constraints_of(net: nn.Module, x: Tensor) -> tuple[Constraints, list[int]]:
     """The rows of constraints as `measure` makes them, and the sizes of the parameter tensors."""
     task = make_task(net, x, None, None, None, True, None, Local())
     choice = choose_jacobian(task.problem, task.x[:2], partial(task.replay, 0))
-    plan = Plan(BATCH, task.space.num_inputs, keep=True)
+    chunk = task.space.num_inputs
     sizes = [p.numel() for p in task.problem.params.values()]
-    return Constraints(task.problem, choice, task.space, task.x, plan, task.replay, len(x)), sizes
+    return Constraints(task.problem, choice.jacobian, task.space, task.x, BATCH, chunk, task.replay, len(x)), sizes
 
 
 def run() -> Table:
@@ -72,7 +71,7 @@ def compare() -> Table:
     num_slots = constraints.space.num_slots
     assert gram_error(float(gram.trace()), RIDGE, len(C), torch.float64) < ACCURACY  # else the solver would take QR
 
-    def solved(made: list[Block], ridge: float, accuracy: float = ACCURACY) -> Scores:
+    def solved(made: list[RowBlock], ridge: float, accuracy: float = ACCURACY) -> Scores:
         return score_in_passes(lambda: made, sizes, num_slots, len(C), ridge, accuracy)
 
     filled = [replace(block, filled=torch.ones_like(block.filled)) for block in blocks]

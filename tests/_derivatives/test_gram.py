@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from capalloc._derivatives import gram_work as work
-from capalloc._derivatives.gram_choice import choose_parts
-from capalloc._derivatives.gram_columns import Form
-from capalloc._derivatives.gram_factors import PlainParts, TappedParts
+from capalloc._derivatives.autograd import exact_derivatives
+from capalloc._derivatives.gram_factors import Form, PlainParts, TappedParts
 from capalloc._derivatives.gram_sums import cheaper_for_outputs, cheaper_for_params
-from capalloc._derivatives.output_grams import exact_kernels, output_gram
+from capalloc._derivatives.output_grams import output_gram
+from capalloc._derivatives.verify import choose_parts
 from capalloc._linalg.symmetric import add_gram, mirror
 from capalloc._model.problem import prepare
 from measured import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
@@ -93,7 +93,7 @@ def jacobian(model: nn.Module, x: Tensor) -> Tensor:
     def f(values: dict[str, Tensor], point: Tensor) -> Tensor:
         return functional_call(model, values, (point[None],)).reshape(-1)
 
-    with exact_kernels():
+    with exact_derivatives():
         rows = [jacrev(f)(params, one) for one in x]
     return torch.stack([torch.cat([row[name].flatten(1) for name in params], 1) for row in rows]).detach()
 
@@ -112,7 +112,7 @@ def assert_close(a: Tensor, b: Tensor, rtol: float = 1e-10) -> None:
 
 
 def source_of(model: nn.Module, x: Tensor):
-    with torch.no_grad(), exact_kernels(), torch.random.fork_rng([]):
+    with exact_derivatives():
         return choose_parts(prepare(model, x), x[:2])
 
 
@@ -138,7 +138,7 @@ def test_factors_and_rows_give_the_same(name, factored, monkeypatch):
     monkeypatch.setattr(work, "cheaper_for_outputs", lambda form, examples, outputs: factored)
     monkeypatch.setattr(work, "cheaper_for_params", lambda form, outputs: factored and form.positions == 1)
     monkeypatch.setattr("capalloc._derivatives.gram_sums.PAIR_NUMBERS", 2**9)  # several blocks of pairs
-    monkeypatch.setattr("capalloc._derivatives.gram_sums.BLOCK", 6)
+    monkeypatch.setattr("capalloc._derivatives.gram_sums.MOST_ROWS", 6)
     J = jacobian(model, x)
     for side in SIDES:
         assert_close(output_gram(model, x, side=side), expected(J, side))

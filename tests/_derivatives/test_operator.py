@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capalloc._derivatives import choose_jacobian, differentiable_kernels, input_metric
-from capalloc._derivatives.elementary import WRITTEN_OUT, Elementary
-from capalloc._derivatives.piecewise import PiecewiseOperator
-from capalloc._derivatives.products import ForwardOperator, ReverseOperator, choose_operator, disagreement, recast
+from capalloc._derivatives import choose_jacobian, exact_derivatives, input_metric
+from capalloc._derivatives.products import PRODUCT_WAYS, ConstraintOperator, ForwardProducts
+from capalloc._derivatives.tape import ELEMENTARY, Tape
+from capalloc._derivatives.verify import choose_operator, disagreement
 from capalloc._model.problem import prepare, seeded
 from measured import build, data
 
@@ -95,7 +95,7 @@ MODELS = {
     "layer norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ELU(), nn.Linear(4, 2)), (3,)),
     "attention": (Attention, (3, 4)),
 }
-OPERATORS = [ForwardOperator, ReverseOperator]
+WAYS = ["forward", "reverse"]
 
 
 def replay():
@@ -109,7 +109,7 @@ def operands(model: nn.Module, shape: tuple[int, ...], metric=None, intercept=Tr
     space = input_metric(metric, problem.probe, intercept)
     outputs = problem(x).shape[1]
     units = torch.eye(outputs, dtype=torch.float64)[:, None].expand(outputs, examples, outputs)
-    with differentiable_kernels():
+    with exact_derivatives():
         jacobian = choose_jacobian(problem, x[:2], replay).jacobian
         (directions,) = space.chunks(10**6)
         parts = jacobian(x, directions, replay)
@@ -117,11 +117,11 @@ def operands(model: nn.Module, shape: tuple[int, ...], metric=None, intercept=Tr
     return problem, space, x, units, rows
 
 
-def assert_equals_rows(build_operator, problem, space, x, units, rows) -> None:
-    operator = build_operator(problem, space)
+def assert_equals_rows(way, problem, space, x, units, rows) -> None:
+    products = ConstraintOperator(problem, space, way).at(x, units, replay)
     w, r = data(2, problem.num_params, seed=5), data(2, *rows.shape[:3], seed=6)
-    with torch.no_grad(), differentiable_kernels():
-        forward, back = operator.apply(w, x, units, replay), operator.adjoint(r, x, units, replay)
+    with exact_derivatives():
+        forward, back = products.apply(w), products.adjoint(r)
     torch.testing.assert_close(forward, torch.einsum("oesp,kp->koes", rows, w), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(back, torch.einsum("oesp,koes->kp", rows, r), rtol=1e-10, atol=1e-10)
     inner, outer = (forward * r).flatten(1).sum(1), (w * back).sum(1)
@@ -129,33 +129,33 @@ def assert_equals_rows(build_operator, problem, space, x, units, rows) -> None:
 
 
 @pytest.mark.proves("2", "rows D_v g_o and (1 - D_x) g_o", oracle="dense rows by another derivative")
-@pytest.mark.parametrize("build_operator", OPERATORS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODELS)
-def test_products_equal_the_dense_rows(name, build_operator) -> None:
+def test_products_equal_the_dense_rows(name, way) -> None:
     make, shape = MODELS[name]
-    assert_equals_rows(build_operator, *operands(build(make), shape))
+    assert_equals_rows(way, *operands(build(make), shape))
 
 
-@pytest.mark.parametrize("build_operator", OPERATORS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["variances", "covariance"])
 @pytest.mark.parametrize("intercept", [True, False])
-def test_products_in_a_metric(kind, intercept, build_operator) -> None:
+def test_products_in_a_metric(kind, intercept, way) -> None:
     root = data(3, 3, seed=9)
     metric = root @ root.T if kind == "covariance" else data(3, seed=9).square()
-    assert_equals_rows(build_operator, *operands(build(MODELS["tanh"][0]), (3,), metric, intercept))
+    assert_equals_rows(way, *operands(build(MODELS["tanh"][0]), (3,), metric, intercept))
 
 
-@pytest.mark.parametrize("build_operator", OPERATORS)
-def test_products_of_selected_parameters(build_operator) -> None:
-    assert_equals_rows(build_operator, *operands(build(conv_net), (1, 4, 4), params=["3.weight", "0.bias"]))
+@pytest.mark.parametrize("way", WAYS)
+def test_products_of_selected_parameters(way) -> None:
+    assert_equals_rows(way, *operands(build(conv_net), (1, 4, 4), params=["3.weight", "0.bias"]))
 
 
-@pytest.mark.parametrize("build_operator", OPERATORS)
-def test_combinations_of_outputs(build_operator) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_combinations_of_outputs(way) -> None:
     problem, space, x, _, rows = operands(build(conv_net), (1, 4, 4))
     mix = data(2, len(x), 3, seed=3)
     mixed = torch.einsum("qeo,oesp->qesp", mix, rows)
-    assert_equals_rows(build_operator, problem, space, x, mix, mixed)
+    assert_equals_rows(way, problem, space, x, mix, mixed)
 
 
 def frozen_net() -> nn.Module:
@@ -175,7 +175,7 @@ def frozen_net() -> nn.Module:
 @pytest.mark.parametrize("params", [None, lambda name: name != "0.weight"])
 def test_piecewise_products_equal_the_dense_rows(make, params) -> None:
     shape = (3,) if make is MODELS["no bias"][0] else (1, 4, 4)
-    assert_equals_rows(PiecewiseOperator, *operands(build(make), shape, params=params))
+    assert_equals_rows("piecewise", *operands(build(make), shape, params=params))
 
 
 def test_gates_that_move_are_found_out() -> None:
@@ -183,24 +183,40 @@ def test_gates_that_move_are_found_out() -> None:
     problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
     space = input_metric(None, problem.probe, True)
     with torch.no_grad():
-        assert "wrong derivatives" in disagreement(PiecewiseOperator(problem, space), x[:1], replay)
+        assert "wrong derivatives" in disagreement(ConstraintOperator(problem, space, "piecewise"), x[:1], replay)
         assert choose_operator(problem, space, x, replay).name == "forward"
 
 
 def test_a_parameter_without_a_rule_is_named() -> None:
     x = data(2, 3)
-    problem = prepare(build(MODELS["layer norm"][0]), x, dtype=torch.float64)
+    problem = prepare(build(lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU())), x, dtype=torch.float64)
     space = input_metric(None, problem.probe, True)
-    with torch.no_grad(), pytest.raises(NotImplementedError, match="enters layer_norm, for which there is no rule"):
-        PiecewiseOperator(problem, space).at(x, torch.zeros(1, 2, 2), replay)
+    with (
+        torch.no_grad(),
+        pytest.raises(NotImplementedError, match=r"1\.weight enters prelu, for which there is no rule"),
+    ):
+        ConstraintOperator(problem, space, "piecewise").at(x, torch.zeros(1, 2, 4), replay)
+
+
+def test_calls_without_an_axis_of_examples_are_left_to_other_products() -> None:
+    class Turned(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[None].expand(4, *x.shape)).sum(0)
+
+    x = data(2, 3)
+    problem = prepare(build(lambda: Turned(3, 2)), x, dtype=torch.float64)
+    space = input_metric(None, problem.probe, True)
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="no leading axis of examples"):
+        ConstraintOperator(problem, space, "piecewise").at(x, torch.zeros(1, 2, 2), replay)
+    assert choose_operator(problem, space, x, replay).name == "forward"
 
 
 def test_gram_products_are_symmetric_and_positive() -> None:
     problem, space, x, units, _ = operands(build(conv_net), (1, 4, 4))
-    operator = ForwardOperator(problem, space)
+    products = ConstraintOperator(problem, space, "forward").at(x, units, replay)
     w = torch.eye(problem.num_params, dtype=torch.float64)
     with torch.no_grad():
-        G = operator.adjoint(operator.apply(w, x, units, replay), x, units, replay)
+        G = products.adjoint(products.apply(w))
     torch.testing.assert_close(G, G.T, rtol=1e-10, atol=1e-10)
     assert torch.linalg.eigvalsh(G)[0] > -1e-10 * G.trace()
 
@@ -209,11 +225,11 @@ def test_a_model_without_forward_mode_gets_reverse_mode() -> None:
     x = data(2, 3)
     problem = prepare(build(Custom), x, dtype=torch.float64)
     space = input_metric(None, problem.probe, True)
-    assert "forward mode" not in disagreement(ReverseOperator(problem, space), x[:1], replay)
-    assert disagreement(ForwardOperator(problem, space), x[:1], replay).startswith("fails")
+    assert "forward mode" not in disagreement(ConstraintOperator(problem, space, "reverse"), x[:1], replay)
+    assert disagreement(ConstraintOperator(problem, space, "forward"), x[:1], replay).startswith("fails")
     with torch.no_grad():
         assert choose_operator(problem, space, x, replay).name == "reverse"
-    assert_equals_rows(ReverseOperator, *operands(build(Custom), (3,)))
+    assert_equals_rows("reverse", *operands(build(Custom), (3,)))
 
 
 def test_random_draws_repeat_in_both_products() -> None:
@@ -222,56 +238,67 @@ def test_random_draws_repeat_in_both_products() -> None:
     space = input_metric(None, problem.probe, True)
     units = torch.eye(2, dtype=torch.float64)[:, None].expand(2, 3, 2)
     w, r = data(2, problem.num_params, seed=5), data(2, 2, 3, 4, seed=6)
-    for build_operator in OPERATORS:
-        operator = build_operator(problem, space)
+    for way in WAYS:
+        products = ConstraintOperator(problem, space, way).at(x, units, lambda: seeded(3, x.device))
         with torch.no_grad():
-            forward = operator.apply(w, x, units, lambda: seeded(3, x.device))
-            back = operator.adjoint(r, x, units, lambda: seeded(3, x.device))
+            forward, back = products.apply(w), products.adjoint(r)
         torch.testing.assert_close((forward * r).flatten(1).sum(1), (w * back).sum(1), rtol=1e-10, atol=1e-10)
 
 
 def test_single_precision_is_near_double() -> None:
     problem, space, x, units, rows = operands(build(conv_net), (1, 4, 4))
-    operator = recast(ForwardOperator(problem, space), torch.float32)
+    operator = ConstraintOperator(problem, space, "forward").recast(torch.float32)
     w = data(1, problem.num_params, seed=5)
     with torch.no_grad():
-        got = operator.apply(w.float(), x.float(), units.float(), replay)
+        got = operator.at(x.float(), units.float(), replay).apply(w.float())
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), torch.einsum("oesp,kp->koes", rows, w), rtol=1e-4, atol=1e-4)
     assert next(iter(problem.params.values())).dtype == torch.float64  # the original stays as it was
 
 
-class Wrong(ForwardOperator):
+class Wrong(ForwardProducts):
     """Its C w is not what its C' r is the adjoint of."""
 
-    def apply(self, w, x, units, replay):
-        return 2 * super().apply(w, x, units, replay)
+    def apply(self, w):
+        return 2 * super().apply(w)
 
 
-class WrongBack(ForwardOperator):
-    def adjoint(self, r, x, units, replay):
-        return super().adjoint(r, x, units, replay).abs()
+class WrongBack(ForwardProducts):
+    def adjoint(self, r):
+        return super().adjoint(r).abs()
 
 
-def test_wrong_products_are_found_out() -> None:
+def test_wrong_products_are_found_out(monkeypatch) -> None:
     x = data(2, 3)
     problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
     space = input_metric(None, problem.probe, True)
-    with torch.no_grad():
-        assert "not adjoint" in disagreement(Wrong(problem, space), x[:1], replay)
-        assert "wrong derivatives for" in disagreement(WrongBack(problem, space), x[:1], replay)
+    for products, said in ((Wrong, "not adjoint"), (WrongBack, "wrong derivatives for")):
+        monkeypatch.setitem(PRODUCT_WAYS, "forward", products)
+        with torch.no_grad():
+            assert said in disagreement(ConstraintOperator(problem, space, "forward"), x[:1], replay)
 
 
-def test_no_operator_is_an_error(monkeypatch) -> None:
+def test_no_operator_is_an_error() -> None:
+    class Once(Cube):
+        """An activation that cannot be differentiated twice."""
+
+        backward = staticmethod(torch.autograd.function.once_differentiable(Cube.backward))
+
+    class Model(Custom):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(Once.apply(self.first(x)))
+
     x = data(2, 3)
-    problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
+    problem = prepare(build(Model), x, dtype=torch.float64)
     space = input_metric(None, problem.probe, True)
-    monkeypatch.setattr("capalloc._derivatives.products.disagreement", lambda *_: "fails")
-    with pytest.raises(TypeError, match=r"no products with its constraints \(piecewise mode fails; forward"):
+    with pytest.raises(TypeError, match=r"no products with its constraints \(piecewise mode fails: .*; forward"):
         choose_operator(problem, space, x, replay)
 
 
-@pytest.mark.parametrize("function", WRITTEN_OUT, ids=lambda f: f.__name__)
+NORMS = [F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm]
+
+
+@pytest.mark.parametrize("function", [*NORMS, *ELEMENTARY], ids=lambda f: f.__name__)
 def test_functions_written_out_are_the_functions(function) -> None:
     x, weight, bias = data(2, 4, 3), data(4, seed=1), data(4, seed=2)
     arguments = {
@@ -281,8 +308,9 @@ def test_functions_written_out_are_the_functions(function) -> None:
         F.instance_norm: (x, None, None, weight, bias),
         F.silu: (x,),
         F.hardsigmoid: (4 * x,),
+        F.prelu: (x, weight),
     }[function]
-    with Elementary():
+    with Tape():
         got = function(*arguments)
     torch.testing.assert_close(got, function(*arguments), rtol=1e-12, atol=1e-12)
 
@@ -294,6 +322,6 @@ def test_norms_with_statistics_elsewhere_run_as_they_are(function) -> None:
         arguments, kwargs = (x, None, None), {"training": True}
     else:
         arguments, kwargs = (x, data(4, seed=3), data(4, seed=4).square() + 0.1), {"use_input_stats": False}
-    with Elementary():
+    with Tape():
         got = function(*arguments, **kwargs)
     torch.testing.assert_close(got, function(*arguments, **kwargs))

@@ -12,7 +12,7 @@ from torch import Tensor
 from capalloc._linalg import leverage as dense
 from capalloc._linalg.gram_root import gram_error, gram_root, largest_trace, root_of_gram, streamed_gram
 from capalloc._linalg.leverage import score_in_memory, score_in_passes
-from capalloc._linalg.row_block import SPANS, Block, block_of, joined
+from capalloc._linalg.row_block import SPANS, RowBlock, block_of, joined
 
 SLOTS = 3
 
@@ -32,7 +32,7 @@ def blocks(C: Tensor, size: int):
     return lambda: map(block_of, C.split(size), slots.split(size))
 
 
-def parts(C: Tensor, size: int) -> list[Block]:
+def parts(C: Tensor, size: int) -> list[RowBlock]:
     return list(blocks(C, size)())
 
 

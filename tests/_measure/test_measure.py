@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from capalloc._derivatives.affine import RULES
-from capalloc._linalg.row_block import Block
+from capalloc._derivatives.affine import RECOGNISERS
+from capalloc._linalg.row_block import RowBlock
 from capalloc._measure.forecast import duration
 from capalloc._measure.measure import CapacityWarning, measure
 from capalloc._runtime.memory import Plan, available_bytes
@@ -54,9 +54,7 @@ def test_every_model_equals_brute_force(name):
     model = build(make)
     p = sum(q.numel() for q in model.parameters())
     allocation = assert_equals_reference(model, data(max(6, p // 8), *shape), ridge=1e-3)
-    # the backward of SiLU has no forward mode, that of PReLU does not batch
-    expected = {"norms": "reverse", "prelu": "loop"}.get(name, "forward")
-    assert allocation.attrs["differentiation"] == expected, allocation.attrs["notes"]
+    assert allocation.attrs["differentiation"] == "forward", allocation.attrs["notes"]
 
 
 @pytest.mark.proves(
@@ -283,8 +281,8 @@ def test_weights_of_other_outputs_are_skipped(monkeypatch, settings):
     """The last layer's weights into one output are no columns of the others' rows; the answer does not know it."""
     model, x = build(lambda: nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3))), data(40, 4)
     seen: list[list] = []
-    spans = Block.spans
-    monkeypatch.setattr(Block, "spans", lambda self: (seen.append(spans(self)[1]), spans(self))[1])
+    spans = RowBlock.spans
+    monkeypatch.setattr(RowBlock, "spans", lambda self: (seen.append(spans(self)[1]), spans(self))[1])
     found = measure(model, x, **settings)
     assert all(len(own) == 3 and all(own) for own in seen)  # each output has columns of its own
     monkeypatch.setattr("capalloc._linalg.row_block.FILLED", 0.0)
@@ -361,7 +359,7 @@ def test_every_call_rule_agrees_with_autograd():
         with tap:
             build(make)(data(1, *shape))
         tapped |= tap.functions
-    untested = {rule.__name__ for rule in RULES.values()} - {RULES[f].__name__ for f in tapped}
+    untested = {rule.__name__ for rule in RECOGNISERS.values()} - {RECOGNISERS[f].__name__ for f in tapped}
     assert not untested
 
 
@@ -373,7 +371,7 @@ class Watch(TorchFunctionMode):
         self.functions = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in RULES and any(isinstance(a, nn.Parameter) for a in (*args, *(kwargs or {}).values())):
+        if func in RECOGNISERS and any(isinstance(a, nn.Parameter) for a in (*args, *(kwargs or {}).values())):
             self.functions.add(func)
         return func(*args, **(kwargs or {}))
 

@@ -1,8 +1,9 @@
 """The mixed derivative d/dtheta grad_x f of a model: rows of constraints, example by example."""
 
+from capalloc._derivatives.autograd import exact_derivatives
 from capalloc._derivatives.constraints import Constraints
 from capalloc._derivatives.metric import Directions, InputMetric, input_metric
-from capalloc._derivatives.verify import Choice, choose_jacobian, differentiable_kernels
+from capalloc._derivatives.verify import Choice, choose_jacobian
 
 __all__ = [
     "Choice",
@@ -10,6 +11,6 @@ __all__ = [
     "Directions",
     "InputMetric",
     "choose_jacobian",
-    "differentiable_kernels",
+    "exact_derivatives",
     "input_metric",
 ]

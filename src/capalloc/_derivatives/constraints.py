@@ -16,45 +16,44 @@ import torch
 from torch import Tensor
 
 from capalloc._derivatives.metric import InputMetric
-from capalloc._derivatives.verify import Choice
-from capalloc._linalg.row_block import Block, block_of
+from capalloc._derivatives.rows import RowMaker
+from capalloc._linalg.row_block import RowBlock, block_of
 from capalloc._model.problem import Problem
-from capalloc._runtime.memory import Plan
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """Rows of constraints of this process's examples, block by block; each pass gives the same rows."""
+    """Rows of constraints of some examples, block by block; each pass gives the same rows."""
 
     problem: Problem
-    choice: Choice
+    jacobian: RowMaker
     space: InputMetric
     x: Tensor
-    plan: Plan
+    batch_size: int
+    chunk: int  # directions at a time
     replay: Callable[[int], AbstractContextManager[None]]
-    num_examples: int  # of all processes
-    offset: int = 0  # examples of the processes before this one
+    num_examples: int  # over which C'C is a mean
 
-    def __call__(self, start: int = 0) -> Iterator[Block]:
+    def __call__(self, start: int = 0) -> Iterator[RowBlock]:
         """One pass, from block `start` on."""
-        size = self.plan.batch_size
+        size = self.batch_size
         first, skipped = divmod(start, self._chunks)
         for index in range(first, math.ceil(len(self.x) / size)):
-            x, replay = self.x[index * size : (index + 1) * size], partial(self.replay, self.offset + index)
-            for directions in itertools.islice(self.space.chunks(self.plan.chunk), skipped, None):
-                rows = self.rows(self.choice.jacobian(x, directions, replay))
+            x, replay = self.x[index * size : (index + 1) * size], partial(self.replay, index)
+            for directions in itertools.islice(self.space.chunks(self.chunk), skipped, None):
+                rows = self.rows(self.jacobian(x, directions, replay))
                 outputs, examples = rows.shape[:2]
                 yield block_of(rows.flatten(0, 2), directions.slots.repeat(outputs * examples), outputs)
             skipped = 0
 
     def __len__(self) -> int:
         """Number of blocks in one pass."""
-        return math.ceil(len(self.x) / self.plan.batch_size) * self._chunks
+        return math.ceil(len(self.x) / self.batch_size) * self._chunks
 
     @property
     def _chunks(self) -> int:
         """Blocks of one batch."""
-        return math.ceil(self.space.num_inputs / self.plan.chunk)
+        return math.ceil(self.space.num_inputs / self.chunk)
 
     def rows(self, parts: dict[str, Tensor]) -> Tensor:
         """Parameter tensors side by side, scaled so that C'C is a mean over examples: (o, e, d, params)."""

@@ -9,16 +9,16 @@ Index convention: e examples, o outputs, t positions; a parameter's block of J h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from capalloc._derivatives.affine import OuterProducts
-from capalloc._derivatives.autograd import differentiable
-from capalloc._derivatives.tape import Site, TappedModel
+from capalloc._derivatives.autograd import differentiable, gradients_of
+from capalloc._derivatives.tape import TappedCall, TappedModel
 from capalloc._linalg.symmetric import blocks_of
 from capalloc._model.problem import Problem
 
@@ -35,12 +35,9 @@ class Part:
 
     @property
     def rows(self) -> Tensor:
-        """The columns themselves: (e, o, params)."""
-        if self.right is None:
-            return self.left[:, :, 0]
-        e, o, t, width = self.left.shape
-        left = self.left.transpose(2, 3).reshape(e, o * width, t)
-        return (left @ self.right).reshape(e, o, -1)
+        """The columns themselves, of a part that is not factored: (e, o, params)."""
+        assert self.right is None
+        return self.left[:, :, 0]
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,7 @@ class TappedParts:
     """Parts from the sensitivities at tapped calls and at opaque parameters."""
 
     tapped: TappedModel
+    sensitivity_bytes: int = SENSITIVITY_BYTES
 
     def __call__(
         self, x: Tensor, factored: Collection[str] = (), weights: Tensor | None = None
@@ -59,34 +57,42 @@ class TappedParts:
         values = tuple(_per_example(t, len(x)) for t in self.tapped.values())
         zeros = tuple(_per_example(t, len(x)) for t in self.tapped.zeros())
         with torch.enable_grad():
-            out, *entered = vmap(self.run, randomness="different")(x, values, zeros)
+            out, entered = vmap(self.tapped.run, randomness="different")(x, values, zeros)
             out = out if weights is None else (weights * out).sum(1, keepdim=True)
-        inputs = [site_input(s, h.detach()) for s, h in zip(self.tapped.sites, entered, strict=True)]
-        entered.clear()
+        calls = self.tapped.calls
+        inputs = [
+            h.new_empty(0) if call.weight is None else call.rule.right(h.detach())
+            for call, h in zip(calls, entered, strict=True)
+        ]
+        del entered
         leaves = (*values, *zeros)
-        size = max(1, SENSITIVITY_BYTES // (1 + sum(t.numel() * t.itemsize for t in leaves)))
+        size = max(1, self.sensitivity_bytes // (1 + sum(t.numel() * t.itemsize for t in leaves)))
         for start, stop in blocks_of(out.shape[1], size):
             grads = stacked_gradients(out, leaves, range(start, stop))
             yield slice(start, stop), self.parts(grads, inputs, factored)
 
     def parts(self, grads: list[Tensor], inputs: list[Tensor], factored: Collection[str]) -> dict[str, Part]:
-        """Parts from gradients to opaque parameters and sites, and from what entered the sites."""
+        """Parts from gradients to opaque parameters and calls, and from the factors of what entered the calls."""
         opaque = self.tapped.opaque
         parts = {name: as_rows(g) for name, g in zip(opaque, grads, strict=False)}
-        for s, delta, h in zip(self.tapped.sites, grads[len(opaque) :], inputs, strict=True):
-            for name, part in site_parts(s, delta, h, factored):
+        for call, delta, h in zip(self.tapped.calls, grads[len(opaque) :], inputs, strict=True):
+            for name, part in call_parts(call, delta, h, factored):
                 parts[name] = as_rows(parts[name].rows + part.rows) if name in parts else part
         return parts
 
-    def run(self, x: Tensor, values: tuple[Tensor, ...], zeros: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Outputs, (outputs,), then what entered each site, of one example."""
-        out, entered = self.tapped(x, values, zeros)
-        return (out, *entered)
 
+@dataclass(frozen=True)
+class PlainParts:
+    """Parts by plain autograd, an example and an output at a time: slow, and right for any model."""
 
-def _per_example(t: Tensor, count: int) -> Tensor:
-    """A leaf of its own for every example, without memory of its own."""
-    return t.expand(count, *t.shape).requires_grad_()
+    problem: Problem
+
+    def __call__(self, x: Tensor, factored: Collection[str] = ()) -> Iterator[tuple[slice, dict[str, Part]]]:
+        """Parts of the examples `x` and all outputs, all as rows."""
+        with torch.enable_grad(), differentiable(self.problem):
+            rows = [gradients_of(self.problem, self.problem(one[None])[0]) for one in x]
+        columns = [torch.stack(part) for part in zip(*rows, strict=True)]
+        yield slice(None), {name: as_rows(part) for name, part in zip(self.problem.params, columns, strict=True)}
 
 
 def as_rows(gradients: Tensor) -> Part:
@@ -109,46 +115,77 @@ def stacked_gradients(out: Tensor, leaves: tuple[Tensor, ...], chosen: range) ->
     return [torch.stack(rows, 1) if len(rows) > 1 else rows[0][:, None] for rows in zip(*grads, strict=True)]
 
 
-def site_input(s: Site, h: Tensor) -> Tensor:
-    """What a site's parameter gradients read of what entered it, (e, *in): a factor (e, t, right) if there is one."""
-    if isinstance(s.weight_gradient, OuterProducts):
-        return s.weight_gradient.right(h) if s.weight is not None else h.new_empty(0)
-    return h
+def call_parts(call: TappedCall, delta: Tensor, right: Tensor, factored: Collection[str]) -> Iterator[tuple[str, Part]]:
+    """Parts of a call's weight and bias from the sensitivities (e, o, *out) and the factor of its input."""
+    left = call.rule.left(delta.flatten(0, 1)).unflatten(0, delta.shape[:2])
+    if call.weight is not None and call.weight in factored:
+        yield call.weight, Part(left[:, :, 0], right[:, 0])
+    elif call.weight is not None:
+        yield call.weight, as_rows(call.rule.weight_gradient(left, right[:, None])[:, :, 0])
+    if call.bias is not None:
+        yield call.bias, as_rows(call.rule.bias_gradient(left))
 
 
-def site_parts(s: Site, delta: Tensor, h: Tensor, factored: Collection[str]) -> Iterator[tuple[str, Part]]:
-    """Parts of a site's weight and bias from the sensitivities (e, o, *out) and `site_input`."""
-    rule, count = s.weight_gradient, delta.shape[:2]
-    if s.weight is not None and isinstance(rule, OuterProducts):
-        part = Part(rule.left(delta.flatten(0, 1)).unflatten(0, count), h)
-        yield s.weight, part if s.weight in factored else as_rows(part.rows)
-    elif s.weight is not None:
-        yield s.weight, as_rows(vmap(rule)(delta, h[:, None])[:, :, 0])
-    if s.bias is not None:
-        yield s.bias, as_rows(s.bias_gradient(delta.flatten(0, 1)).unflatten(0, count))
+def _per_example(t: Tensor, count: int) -> Tensor:
+    """A leaf of its own for every example, without memory of its own."""
+    return t.expand(count, *t.shape).requires_grad_()
 
 
 @dataclass(frozen=True)
-class PlainParts:
-    """Parts by plain autograd, an example and an output at a time: slow, and right for any model."""
+class Form:
+    """How a parameter's columns are kept: as factors, with their sizes, or as rows."""
 
-    problem: Problem
+    positions: int
+    left: int
+    right: int
 
-    def __call__(self, x: Tensor, factored: Collection[str] = ()) -> Iterator[tuple[slice, dict[str, Part]]]:
-        """Parts of the examples `x` and all outputs, all as rows."""
-        with torch.enable_grad(), differentiable(self.problem):
-            rows = [self.example(one[None]) for one in x]
-        columns = [torch.stack(part) for part in zip(*rows, strict=True)]
-        parts = {name: as_rows(part) for name, part in zip(self.problem.params, columns, strict=True)}
-        yield slice(None), parts
+    @property
+    def columns(self) -> int:
+        """Entries of the parameter."""
+        return self.left * self.right
 
-    def example(self, x: Tensor) -> list[Tensor]:
-        """One example's rows: for every parameter, (o, entries)."""
-        params = list(self.problem.params.values())
-        out = self.problem(x)[0]
-        if not out.requires_grad:
-            return [p.new_zeros(len(out), p.numel()) for p in params]
-        rows = [
-            torch.autograd.grad(f, params, retain_graph=True, allow_unused=True, materialize_grads=True) for f in out
-        ]
-        return [torch.stack(parts).flatten(1) for parts in zip(*rows, strict=True)]
+
+def possible_forms(tapped: TappedModel) -> dict[str, Form]:
+    """Parameters whose one use is a sum of outer products, with the sizes of their factors."""
+    uses = [name for call in tapped.calls for name in (call.weight, call.bias) if name is not None]
+    forms = {}
+    for call in tapped.calls:
+        if call.weight is not None and uses.count(call.weight) == 1 and call.rule.is_outer:
+            left, *right = tapped.problem.params[call.weight].shape
+            forms[call.weight] = Form(math.prod(call.shape) // left, left, math.prod(right))
+    return forms
+
+
+@dataclass(frozen=True)
+class Columns:
+    """J's columns of some examples: factors of the parameters in `forms`, the others side by side in `rows`."""
+
+    rows: Tensor  # (e, o, columns)
+    places: Mapping[str, slice]  # of the parameters among the rows' columns
+    factored: Mapping[str, Part]
+
+    def fill(self, start: int, outputs: slice, parts: Mapping[str, Part]) -> None:
+        """Keep the parts of some outputs of the examples from `start` on."""
+        for name, part in parts.items():
+            examples = slice(start, start + len(part.left))
+            if name in self.places:
+                self.rows[examples, outputs, self.places[name]] = part.rows
+                continue
+            kept = self.factored[name]
+            kept.left[examples, outputs] = part.left
+            if kept.right is not None and part.right is not None:
+                kept.right[examples] = part.right
+
+
+def empty_columns(problem: Problem, forms: Mapping[str, Form], examples: int, outputs: int) -> Columns:
+    """Room for the parts of some examples."""
+    like, places, factored, start = problem.probe, {}, {}, 0
+    for name, p in problem.params.items():
+        form = forms.get(name)
+        if form is None:
+            places[name] = slice(start, start + p.numel())
+            start += p.numel()
+        else:
+            left = like.new_empty(examples, outputs, form.positions, form.left)
+            factored[name] = Part(left, like.new_empty(examples, form.positions, form.right))
+    return Columns(like.new_empty(examples, outputs, start), places, factored)

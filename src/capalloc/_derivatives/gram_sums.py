@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capalloc._derivatives.gram_columns import Columns, Form
-from capalloc._linalg.symmetric import BLOCK, add_gram, add_product, blocks_of
+from capalloc._derivatives.gram_factors import Columns, Form
+from capalloc._linalg.symmetric import MOST_ROWS, add_gram, add_product, blocks_of
 
 #: Numbers in a block of products of pairs of examples.
 PAIR_NUMBERS = 2**21
 #: A factored product must be this much cheaper than rows: it runs in smaller pieces.
-GAIN = 1.5
+FACTORED_GAIN = 1.5
 
 
 def cheaper_for_outputs(form: Form, examples: int, outputs: int) -> bool:
@@ -35,12 +35,12 @@ def cheaper_for_outputs(form: Form, examples: int, outputs: int) -> bool:
     rows = outputs**2 * left * right + 2 * t * left * right * outputs / examples
     if t == 1:
         return right + outputs**2 * (left + 1) < rows
-    return GAIN * (t**2 * (right + outputs * left) + t * outputs**2 * left) < rows
+    return FACTORED_GAIN * (t**2 * (right + outputs * left) + t * outputs**2 * left) < rows
 
 
 def cheaper_for_params(form: Form, outputs: int) -> bool:
     """Whether J' J takes fewer products with the outputs summed first: 1 + o / right^2 + 4 / right against o."""
-    return form.positions == 1 and GAIN * (1 + outputs / form.right**2 + 4 / form.right) < outputs
+    return form.positions == 1 and FACTORED_GAIN * (1 + outputs / form.right**2 + 4 / form.right) < outputs
 
 
 def add_output_gram(out: Tensor, columns: Columns) -> None:
@@ -57,7 +57,7 @@ def add_output_gram(out: Tensor, columns: Columns) -> None:
 def add_entrywise(out: Tensor, left: Tensor, right: Tensor) -> None:
     """Lower triangle of out += (left left') o (right right'), for left (e, o, a) and right (e, b)."""
     outputs = left.shape[1]
-    for start, stop in blocks_of(len(left), max(1, BLOCK // outputs)):
+    for start, stop in blocks_of(len(left), max(1, MOST_ROWS // outputs)):
         products = left[start:stop].flatten(0, 1) @ left[:stop].flatten(0, 1).T
         products = products.reshape(stop - start, outputs, stop, outputs)
         products *= (right[start:stop] @ right[:stop].T)[:, None, :, None]

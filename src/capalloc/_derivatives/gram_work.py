@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capalloc._derivatives.gram_choice import Source
-from capalloc._derivatives.gram_columns import Columns, Form, empty_columns, possible_forms
-from capalloc._derivatives.gram_factors import PlainParts, TappedParts
+from capalloc._derivatives.gram_factors import (
+    Columns,
+    Form,
+    PlainParts,
+    TappedParts,
+    empty_columns,
+    possible_forms,
+)
 from capalloc._derivatives.gram_sums import (
     add_output_gram,
     add_param_gram,
@@ -26,21 +31,21 @@ from capalloc._model.problem import Problem, seeded
 from capalloc._runtime.memory import SHARE, available_bytes, require
 
 #: Bytes of working memory that a batch aims at: more is no faster, and a core's cache holds less.
-BATCH_BYTES = 3 * 2**23
+GRAM_BATCH_BYTES = 3 * 2**23
 #: Parts of J that are gathered before their products are added to J' J: this many bytes, or ...
 GATHERED_BYTES = 2**25
 #: ... this share of the result, if that is more: every addition passes over the whole result.
 GATHERED_SHARE = 1 / 8
 #: Tensors as large as all activations that one run and its backward passes hold.
-COPIES = 3
+ACTIVATION_COPIES = 3
 
 
 @dataclass(frozen=True)
-class Work:
+class GramWork:
     """Where J's parts come from, for which examples, and what their products are added up in."""
 
     problem: Problem
-    source: Source
+    source: TappedParts | PlainParts
     x: Tensor
     num_outputs: int
     dtype: torch.dtype
@@ -85,8 +90,8 @@ class Work:
         if isinstance(self.source, PlainParts):
             return 2 * self.num_outputs * self.problem.num_params
         tapped = self.source.tapped
-        leaves = sum(math.prod(s.shape) for s in tapped.sites) + sum(t.numel() for t in tapped.values())
-        return COPIES * tapped.elements + 2 * leaves
+        leaves = sum(math.prod(s.shape) for s in tapped.calls) + sum(t.numel() for t in tapped.values())
+        return ACTIVATION_COPIES * tapped.elements + 2 * leaves
 
     def plan(self, size: int, forms: Mapping[str, Form], examples: int, batch_size: int | str) -> int:
         """Examples at a time, or `MemoryError`: for a result of `size` and parts of `examples` kept at once."""
@@ -100,7 +105,7 @@ class Work:
             "take fewer examples or the other side, or fewer parameters with params= or outputs with outputs=",
         )
         if isinstance(batch_size, str):
-            batch_size = int(min(BATCH_BYTES, budget - stored) / each)
+            batch_size = int(min(GRAM_BATCH_BYTES, budget - stored) / each)
         else:
             require(
                 stored + min(batch_size, len(self.x)) * each,

@@ -1,6 +1,7 @@
 """Input directions whose derivatives are the constraints: columns of the metric's symmetric root.
 
-Index convention: d directions over the input's own axes; slot i is input i, the last slot the constant input.
+Index convention: d directions over the input's own axes; slot i is input i, the last slot the constant input. Rows of
+constraints are (..., o, e, s) for outputs, examples and slots.
 """
 
 from __future__ import annotations
@@ -75,6 +76,28 @@ class InputMetric:
         unit = self.like.new_zeros(stop - start, self.num_inputs)
         unit[index, index + start] = 1.0 if self.root is None else self.root[start:stop]
         return unit.reshape(-1, *self.shape)
+
+    def rows(self, slope: Tensor, value: Tensor, x: Tensor) -> Tensor:
+        """Rows from changes of the slopes (..., o, e, *inputs) and of the outputs (..., o, e): (..., o, e, s)."""
+        flat = slope.flatten(value.ndim)
+        rows = self.times_root(flat)
+        if not self.intercept:
+            return rows
+        constant = value - (flat * x.flatten(1)).sum(-1)
+        return torch.cat([rows, constant[..., None]], -1)
+
+    def directions(self, r: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The transpose: rows (..., o, e, s) to input directions (..., o, e, *inputs) and weights of the output."""
+        n = self.num_inputs
+        v = self.times_root(r[..., :n])
+        constant = r[..., n] if self.intercept else r.new_zeros(r.shape[:-1])
+        return (v - x.flatten(1) * constant[..., None]).unflatten(-1, self.shape), constant
+
+    def times_root(self, flat: Tensor) -> Tensor:
+        """S^(1/2) along the last axis."""
+        if self.root is None:
+            return flat
+        return flat * self.root if self.root.ndim == 1 else flat @ self.root
 
 
 def input_metric(metric: Tensor | None, probe: Tensor, intercept: bool) -> InputMetric:

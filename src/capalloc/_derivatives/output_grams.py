@@ -5,21 +5,20 @@ Index convention: J has rows (examples, outputs) and columns parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from capalloc._derivatives.gram_choice import choose_parts
-from capalloc._derivatives.gram_work import Work
-from capalloc._derivatives.verify import differentiable_kernels
+from capalloc._derivatives.autograd import exact_derivatives
+from capalloc._derivatives.gram_work import GramWork
+from capalloc._derivatives.verify import choose_parts
 from capalloc._linalg.symmetric import mirror
 from capalloc._model.checks import check_examples
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, prepare
 
-Side = Literal["outputs", "params"]
+GramSide = Literal["outputs", "params"]
 #: Gram matrices are computed in these.
 DTYPES = (torch.float32, torch.float64)
 
@@ -30,7 +29,7 @@ def output_gram(
     outputs: OutputSelection = None,
     *,
     params: ParamSelection = None,
-    side: Side = "outputs",
+    side: GramSide = "outputs",
     batch_size: int | str = "auto",
     dtype: torch.dtype | None = None,
     accumulate: torch.dtype | None = None,
@@ -73,14 +72,14 @@ def output_gram(
 
     """
     _check_settings(side, batch_size, dtype, accumulate)
-    with torch.inference_mode(False), torch.no_grad(), exact_kernels(), torch.random.fork_rng([]):
+    with exact_derivatives():
         problem = prepare(model, inputs, outputs, params, dtype)
         if problem.dtype not in DTYPES:
             raise ValueError(f"dtype must be torch.float32 or torch.float64, and the model is {problem.dtype}; pass it")
         x = torch.cat(list(problem.batches(1024)))
         num_outputs, draws = check_examples(problem, x[:2])
         source = choose_parts(problem, x[: 1 if draws else 2])
-        work = Work(problem, source, x, num_outputs, accumulate or problem.dtype)
+        work = GramWork(problem, source, x, num_outputs, accumulate or problem.dtype)
         gram = work.output_gram(batch_size) if side == "outputs" else work.param_gram(batch_size)
     if not torch.isfinite(gram.diagonal()).all():  # where J is not finite, a sum of its squares is not
         raise ValueError(
@@ -100,11 +99,3 @@ def _check_settings(
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in DTYPES:
             raise ValueError(f"{name} must be torch.float32 or torch.float64, got {value!r}")
-
-
-@contextmanager
-def exact_kernels() -> Iterator[None]:
-    """Attention in its mathematical form, and convolutions on a GPU in full float32."""
-    cudnn = torch.backends.cudnn
-    with differentiable_kernels(), cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
-        yield

@@ -16,28 +16,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import grad, vmap
 
-from capalloc._derivatives.autograd import LoopJacobian, differentiable
-from capalloc._derivatives.elementary import Elementary
-from capalloc._derivatives.layerwise import Replay
-from capalloc._derivatives.metric import Directions, InputMetric
-from capalloc._derivatives.piecewise import PiecewiseOperator
-from capalloc._derivatives.vectors import directions_of, own_values, slots_of, split, times_root
+from capalloc._derivatives.autograd import differentiable
+from capalloc._derivatives.metric import InputMetric
+from capalloc._derivatives.piecewise import piecewise_products
+from capalloc._derivatives.rows import Replay, any_jvp, any_vjp
+from capalloc._derivatives.tape import Tape, outputs_with
 from capalloc._model.problem import Problem
 
-#: their stubs promise three results, which hold with has_aux only
-_jvp: Callable[..., Any] = jvp
-_vjp: Callable[..., Any] = vjp
-#: Relative error up to which two float64 products that should be equal count as equal.
-AGREEMENT = 1e-8
 
-
-class Bound(Protocol):
+class BatchProducts(Protocol):
     """Products with the constraints of one batch."""
 
     def apply(self, w: Tensor, /) -> Tensor:
@@ -47,107 +40,78 @@ class Bound(Protocol):
         """C' r: (k, o, e, s) to (k, params)."""
 
 
-class ConstraintOperator(Protocol):
-    """Products with the constraints of a batch; `units` (o, e, outputs) are the combinations of outputs."""
+@dataclass(frozen=True)
+class ConstraintOperator:
+    """Products with the constraints of any batch, by one of `PRODUCT_WAYS`."""
 
-    @property
-    def problem(self) -> Problem:
-        """The model."""
+    problem: Problem
+    space: InputMetric
+    name: str
 
-    @property
-    def space(self) -> InputMetric:
-        """The slots and their metric."""
+    def at(self, x: Tensor, units: Tensor, replay: Replay) -> BatchProducts:
+        """Those of a batch; `units` (o, e, outputs) are the combinations of outputs."""
+        return PRODUCT_WAYS[self.name](self.problem, self.space, x, units, replay)
 
-    @property
-    def name(self) -> str:
-        """How it differentiates."""
-
-    def at(self, x: Tensor, units: Tensor, replay: Replay) -> Bound:
-        """The constraints of a batch, ready for products."""
-
-    def apply(self, w: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
-        """C w: (k, params) to (k, o, e, s)."""
-
-    def adjoint(self, r: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
-        """C' r: (k, o, e, s) to (k, params)."""
+    def recast(self, dtype: torch.dtype) -> ConstraintOperator:
+        """The same in another precision."""
+        problem, space = self.problem, self.space
+        model = copy.deepcopy(problem.model).to(dtype)
+        own = dict(model.named_parameters())
+        probe = problem.probe.to(dtype)
+        moved = replace(problem, model=model, params={name: own[name] for name in problem.params}, probe=probe)
+        root = None if space.root is None else space.root.to(dtype)
+        return ConstraintOperator(moved, replace(space, root=root, like=probe), self.name)
 
 
 @dataclass(frozen=True)
-class Given:
-    """A batch and its operator: nothing is kept between products."""
+class ForwardProducts:
+    """Forward over reverse for C w, reverse over forward for C' r, batched over vectors and outputs."""
 
-    operator: ConstraintOperator
+    problem: Problem
+    space: InputMetric
     x: Tensor
     units: Tensor
     replay: Replay
 
     def apply(self, w: Tensor) -> Tensor:
         """C w."""
-        return self.operator.apply(w, self.x, self.units, self.replay)
-
-    def adjoint(self, r: Tensor) -> Tensor:
-        """C' r."""
-        return self.operator.adjoint(r, self.x, self.units, self.replay)
-
-
-@dataclass(frozen=True)
-class ForwardOperator:
-    """Forward over reverse for C w, reverse over forward for C' r, batched over vectors and outputs."""
-
-    problem: Problem
-    space: InputMetric
-    name: str = "forward"
-
-    def at(self, x: Tensor, units: Tensor, replay: Replay) -> Bound:
-        """The constraints of a batch."""
-        return Given(self, x, units, replay)
-
-    def apply(self, w: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
-        """C w."""
-        values = own_values(self.problem)
 
         def slopes(params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            out, pull = _vjp(lambda at: self._outputs(params, at), x)
-            slope = vmap(lambda u: pull(u)[0], randomness="same")(units)
-            return slope, (units * out).sum(2)
+            out, pull = any_vjp(lambda at: outputs_with(self.problem, params, at), self.x)
+            slope = vmap(lambda u: pull(u)[0], randomness="same")(self.units)
+            return slope, (self.units * out).sum(2)
 
         def along(tangent: Tensor) -> Tensor:
-            moved = _jvp(slopes, (values,), (split(self.problem, tangent),))[1]
-            return slots_of(self.space, moved[0], moved[1], x)
+            slope, value = any_jvp(slopes, (own_values(self.problem),), (split(self.problem, tangent),))[1]
+            return self.space.rows(slope, value, self.x)
 
-        with replay():
+        with self.replay(), Tape():
             rows: Tensor = vmap(along, randomness="same")(w)
         return rows
 
-    def adjoint(self, r: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
+    def adjoint(self, r: Tensor) -> Tensor:
         """C' r."""
-        values = own_values(self.problem)
 
         def combined(params: dict[str, Tensor], v: Tensor, constant: Tensor) -> Tensor:
             def derivative(u: Tensor, v: Tensor, constant: Tensor) -> Tensor:
-                out, moved = _jvp(lambda at: self._outputs(params, at), (x,), (v,))
+                out, moved = any_jvp(lambda at: outputs_with(self.problem, params, at), (self.x,), (v,))
                 total: Tensor = (u * (moved + constant[:, None] * out)).sum()
                 return total
 
-            total: Tensor = vmap(derivative, randomness="same")(units, v, constant).sum()
+            total: Tensor = vmap(derivative, randomness="same")(self.units, v, constant).sum()
             return total
 
         def back(v: Tensor, constant: Tensor) -> Tensor:
-            gradient = grad(combined)(values, v, constant)
+            gradient = grad(combined)(own_values(self.problem), v, constant)
             return torch.cat([g.flatten() for g in gradient.values()])
 
-        with replay():
-            vectors: Tensor = vmap(back, randomness="same")(*directions_of(self.space, r, x))
+        with self.replay(), Tape():
+            vectors: Tensor = vmap(back, randomness="same")(*self.space.directions(r, self.x))
         return vectors
-
-    def _outputs(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        with Elementary():
-            returned = functional_call(self.problem.model, params, (x,))
-        return self.problem.select(returned).reshape(len(x), -1)
 
 
 @dataclass(frozen=True)
-class ReverseOperator:
+class ReverseProducts:
     """Reverse mode alone, for models that function transforms or forward mode cannot enter.
 
     C' r by reverse over reverse; it is linear in r, so that C w is the gradient of <C' r, w> in r.
@@ -155,126 +119,58 @@ class ReverseOperator:
 
     problem: Problem
     space: InputMetric
-    name: str = "reverse"
+    x: Tensor
+    units: Tensor
+    replay: Replay
 
-    def at(self, x: Tensor, units: Tensor, replay: Replay) -> Bound:
-        """The constraints of a batch."""
-        return Given(self, x, units, replay)
-
-    def apply(self, w: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
+    def apply(self, w: Tensor) -> Tensor:
         """C w."""
-        r = x.new_zeros(len(units), len(x), self.space.num_slots, requires_grad=True)
+        r = self.x.new_zeros(len(self.units), len(self.x), self.space.num_slots, requires_grad=True)
         with torch.enable_grad(), differentiable(self.problem):
-            vector = self._gradient(r, x, units, replay)
+            vector = self._gradient(r)
             if not vector.requires_grad:
-                return x.new_zeros(len(w), *r.shape)
+                return r.new_zeros(len(w), *r.shape)
             rows = [torch.autograd.grad(vector @ one, r, retain_graph=True)[0] for one in w]
         return torch.stack(rows)
 
-    def adjoint(self, r: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
+    def adjoint(self, r: Tensor) -> Tensor:
         """C' r."""
         with torch.enable_grad(), differentiable(self.problem):
-            return torch.stack([self._gradient(one, x, units, replay).detach() for one in r])
+            return torch.stack([self._gradient(one).detach() for one in r])
 
-    def _gradient(self, r: Tensor, x: Tensor, units: Tensor, replay: Replay) -> Tensor:
+    def _gradient(self, r: Tensor) -> Tensor:
         """C' r of one vector r, (o, e, s) to (params), differentiable in r."""
         params = list(self.problem.params.values())
-        at = x.clone().requires_grad_()
-        with replay():
+        at = self.x.clone().requires_grad_()
+        with self.replay():
             out = self.problem(at)
-        v, constant = directions_of(self.space, r, x)
-        combined = (units * (constant[..., None] * out)).sum()
-        for u, one in zip(units, v, strict=True):
+        v, constant = self.space.directions(r, self.x)
+        combined = (self.units * (constant[..., None] * out)).sum()
+        for u, one in zip(self.units, v, strict=True):
             slope = torch.autograd.grad((u * out).sum(), at, create_graph=True, materialize_grads=True)[0]
             combined = combined + (slope * one).sum()
         if not combined.requires_grad:
-            return x.new_zeros(self.problem.num_params)
+            return at.new_zeros(self.problem.num_params)
         parts = torch.autograd.grad(
             combined, params, create_graph=r.requires_grad, allow_unused=True, materialize_grads=True
         )
         return torch.cat([part.flatten() for part in parts])
 
 
-#: By name, the fastest first.
-OPERATORS: dict[str, Callable[[Problem, InputMetric], ConstraintOperator]] = {
-    "piecewise": PiecewiseOperator,
-    "forward": ForwardOperator,
-    "reverse": ReverseOperator,
+#: (model, metric, examples, combinations of outputs, replay) -> products, by name, the fastest first
+PRODUCT_WAYS: dict[str, Callable[[Problem, InputMetric, Tensor, Tensor, Replay], BatchProducts]] = {
+    "piecewise": piecewise_products,
+    "forward": ForwardProducts,
+    "reverse": ReverseProducts,
 }
 
 
-def recast(operator: ConstraintOperator, dtype: torch.dtype) -> ConstraintOperator:
-    """The same operator in another precision."""
-    problem, space = operator.problem, operator.space
-    model = copy.deepcopy(problem.model).to(dtype)
-    own = dict(model.named_parameters())
-    probe = problem.probe.to(dtype)
-    moved = replace(problem, model=model, params={name: own[name] for name in problem.params}, probe=probe)
-    root = None if space.root is None else space.root.to(dtype)
-    return OPERATORS[operator.name](moved, replace(space, root=root, like=probe))
+def own_values(problem: Problem) -> dict[str, Tensor]:
+    """The selected parameters' own values."""
+    return {name: p.detach() for name, p in problem.params.items()}
 
 
-def choose_operator(problem: Problem, space: InputMetric, x: Tensor, replay: Replay) -> ConstraintOperator:
-    """The first operator that runs on an example of `x` and agrees with plain autograd.
-
-    Raises:
-        TypeError: neither does; the message says why.
-
-    """
-    reasons = []
-    for build in OPERATORS.values():
-        operator = build(problem, space)
-        failure = disagreement(operator, x[:1], replay)
-        if not failure:
-            return operator
-        reasons.append(f"{operator.name} mode {failure}")
-    raise TypeError(
-        f"model allows no products with its constraints ({'; '.join(reasons)}); "
-        'use solver="dense", which needs fewer derivatives'
-    )
-
-
-def disagreement(operator: ConstraintOperator, x: Tensor, replay: Replay) -> str:
-    """Why an operator cannot serve on example `x`, (1, *inputs); empty if it can.
-
-    C' r is compared with plain autograd for a random r, and C w with C' r by the adjoint identity.
-    """
-    random = torch.Generator().manual_seed(0)
-    problem, space = operator.problem, operator.space
-    weights, rho, w = (
-        torch.randn(size, generator=random, dtype=x.dtype).to(x.device)
-        for size in (problem(x).shape[1], space.num_slots, problem.num_params)
-    )
-    try:
-        back = operator.adjoint(rho[None, None, None], x, weights[None, None], replay)[0]
-        rows = operator.apply(w[None], x, weights[None, None], replay)[0, 0, 0]
-    except Exception as error:  # whatever a model does not stand, another way may
-        lines = str(error).strip().splitlines() or [""]
-        return f"fails: {type(error).__name__}: {lines[0]}"
-    expected = _by_autograd(problem, space, x[0], rho, weights, replay)
-    wrong = [
-        name
-        for name, part in split(problem, back).items()
-        if not _near(part, expected[name], expected[name].abs().max() + 1e-6)
-    ]
-    if wrong:
-        return f"gives wrong derivatives for {', '.join(wrong)}"
-    one, other = rows @ rho, w @ back
-    if not _near(one, other, rows.norm() * rho.norm() + 1e-6):
-        return f"gives products that are not adjoint, {float(one):.8g} and {float(other):.8g}"
-    return ""
-
-
-def _by_autograd(
-    problem: Problem, space: InputMetric, x: Tensor, rho: Tensor, weights: Tensor, replay: Replay
-) -> dict[str, Tensor]:
-    """C' r of one example by reverse over reverse, for r = weights (x) rho."""
-    n = space.num_inputs
-    along = times_root(space, rho[:n]).reshape(1, *space.shape)
-    directions = Directions(along, space.intercept, torch.arange(1 + space.intercept))
-    rows = LoopJacobian(problem).mixed(x, directions, weights, replay)
-    return {name: part[0] + (rho[n] * part[1] if space.intercept else 0) for name, part in rows.items()}
-
-
-def _near(a: Tensor, b: Tensor, scale: Tensor) -> bool:
-    return bool(((a - b).abs() <= AGREEMENT * scale).all())
+def split(problem: Problem, vector: Tensor) -> dict[str, Tensor]:
+    """A vector over all parameters, (params), as tensors by name."""
+    parts = vector.split([p.numel() for p in problem.params.values()])
+    return {name: part.view_as(p) for (name, p), part in zip(problem.params.items(), parts, strict=True)}

@@ -1,35 +1,39 @@
-"""Which way to the mixed derivative works for a model: the fastest that runs on a few examples.
+"""The first way to a model's derivatives that runs, and agrees with plain autograd on a few examples.
 
-Order: per-layer products with forward mode, the same with reverse mode, plain autograd in a loop.
+Rows of constraints: per-call products or gradients' derivatives in forward mode, the same in reverse mode, plain
+autograd in a loop. Products with constraints: piecewise, forward, reverse. Parts of the output Jacobian: tapped, plain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capalloc._derivatives.autograd import LoopJacobian
-from capalloc._derivatives.layerwise import Push, Replay, StructuredJacobian, push_forward, push_reverse
-from capalloc._derivatives.metric import Directions
+from capalloc._derivatives.autograd import LoopRows, differentiable
+from capalloc._derivatives.gram_factors import PlainParts, TappedParts
+from capalloc._derivatives.metric import Directions, InputMetric
+from capalloc._derivatives.products import PRODUCT_WAYS, ConstraintOperator, split
+from capalloc._derivatives.rows import FactoredRows, GradientRows, Push, Replay, RowMaker, push_forward, push_reverse
 from capalloc._derivatives.tape import tap_model
-from capalloc._model.problem import Problem
+from capalloc._model.checks import agree, run
+from capalloc._model.problem import Problem, seeded
 
-Jacobian = Callable[[Tensor, Directions, Replay], dict[str, Tensor]]
-WAYS: tuple[tuple[str, Push], ...] = (("forward", push_forward), ("reverse", push_reverse))
-#: Relative error up to which two float64 gradients of the same function count as equal.
-AGREEMENT = 1e-8
+P = ParamSpec("P")
+#: Numbers that differ by less than rounding of this size are equal: gradients that should be zero may have rounding.
+LEAST_SCALE = 1e-6
+PUSHES: tuple[tuple[str, Push], ...] = (("forward", push_forward), ("reverse", push_reverse))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way that runs, its name, and why faster ones do not."""
+    """A way to rows that serves, its name, and why faster ones do not."""
 
-    jacobian: Jacobian
+    jacobian: RowMaker
     name: str
     reasons: tuple[str, ...]
     elements: int = 0  # that one forward pass of an example makes
@@ -40,73 +44,147 @@ class Choice:
 
 
 def choose_jacobian(problem: Problem, x: Tensor, replay: Replay) -> Choice:
-    """Try each way on a few examples `x`, fastest first; a way must run and agree with plain autograd.
+    """Try each way on a few examples `x`, fastest first: on one if the model draws random numbers.
 
-    Parameters that come out wrong, or all of them if the way does not run, are tapped at themselves in a second
-    attempt: they may have uses that no torch call shows, as inside a custom autograd function.
+    Together examples get other draws than one by one.
     """
-    loop = LoopJacobian(problem)
+    loop = LoopRows(problem)
     reasons: list[str] = []
-    for name, push in WAYS:
-        trial = try_structured(loop, push, (), x, replay)
-        if trial.wrong and trial.wrong != set(trial.opaque):
-            trial = try_structured(loop, push, trial.wrong, x, replay)
-        if trial.jacobian is not None and not trial.wrong:
-            return Choice(trial.jacobian, name, tuple(reasons), trial.jacobian.tapped.elements)
-        reasons.append(f"{name} mode {trial.failure}")
+    for name, push in PUSHES:
+        rows = GradientRows(problem, push)
+        failure = row_errors(rows, loop, x, replay)
+        if failure:
+            reasons.append(f"{name} mode {failure}")
+            continue
+        with replay():
+            tapped = tap_model(problem)
+        factored = FactoredRows(tapped, push, rows)
+        serves = not tapped.opaque and not row_errors(factored, loop, x, replay)
+        return Choice(factored if serves else rows, name, tuple(reasons), tapped.elements)
     return Choice(loop, "loop", tuple(reasons))
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What came of per-layer products with some parameters opaque."""
+def choose_operator(problem: Problem, space: InputMetric, x: Tensor, replay: Replay) -> ConstraintOperator:
+    """The first operator that serves on an example of `x`.
 
-    jacobian: StructuredJacobian | None
-    opaque: tuple[str, ...]
-    wrong: set[str]
-    failure: str
+    Raises:
+        TypeError: none does; the message says why.
 
-
-def try_structured(loop: LoopJacobian, push: Push, opaque: Collection[str], x: Tensor, replay: Replay) -> Trial:
-    """Run per-layer products with `opaque` parameters tapped at themselves, and compare with plain autograd."""
-    try:
-        with replay():
-            jacobian = StructuredJacobian(tap_model(loop.problem, opaque), push)
-        wrong = {name for one in x.split(1) for name in disagreeing(jacobian, loop, one, replay)}
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return Trial(None, tuple(opaque), set(loop.problem.params), f"does not run: {reason[0][:200]}")
-    failure = f"gives other derivatives than plain autograd for {', '.join(sorted(wrong))}"
-    return Trial(jacobian, jacobian.tapped.opaque, wrong, failure)
+    """
+    reasons = []
+    for name in PRODUCT_WAYS:
+        operator = ConstraintOperator(problem, space, name)
+        failure = disagreement(operator, x[:1], replay)
+        if not failure:
+            return operator
+        reasons.append(f"{name} mode {failure}")
+    raise TypeError(
+        f"model allows no products with its constraints ({'; '.join(reasons)}); "
+        'use solver="dense", which needs fewer derivatives'
+    )
 
 
-def disagreeing(jacobian: StructuredJacobian, loop: LoopJacobian, x: Tensor, replay: Replay) -> list[str]:
-    """Parameters whose constraints differ from plain autograd's, along a random direction and the radial one.
+def choose_parts(problem: Problem, x: Tensor) -> TappedParts | PlainParts:
+    """Sensitivities at tapped calls if they give the gradients of plain autograd on the examples `x`, else that.
 
-    Some operators have wrong second derivatives under batched transforms (the weight of a layer norm in torch
-    2.13), so this is checked on real examples. One random sum over outputs keeps it cheap.
+    Parameters that come out wrong may have uses that no torch call shows: they are tapped at themselves. Models that
+    `vmap` cannot enter may take another path through their calls for every example, and are not tapped at all.
+    """
+    weights, expected = _gradients(problem, x)
+    opaque: set[str] = set()
+    for _ in range(2):
+        try:
+            source = TappedParts(tap_model(problem, opaque))
+            with seeded(0, x.device):
+                ((_, parts),) = source(x, weights=weights)
+        except Exception:  # transforms run the model's own code, which may raise anything
+            break
+        opaque = wrong_names({name: part.rows.sum((0, 1)) for name, part in parts.items()}, expected)
+        if not opaque:
+            return source
+    return PlainParts(problem)
+
+
+def explained(trial: Callable[P, str]) -> Callable[P, str]:
+    """A trial that says how a way fails instead of failing."""
+
+    @wraps(trial)
+    def run_trial(*args: P.args, **kwargs: P.kwargs) -> str:
+        try:
+            return trial(*args, **kwargs)
+        except Exception as error:  # transforms run the model's own code, which may raise anything
+            lines = str(error).strip().splitlines() or [""]
+            return f"fails: {type(error).__name__}: {lines[0][:200]}"
+
+    return run_trial
+
+
+@explained
+def row_errors(rows: RowMaker, loop: LoopRows, x: Tensor, replay: Replay) -> str:
+    """Why rows cannot serve on examples `x`; empty if they can.
+
+    They are compared with plain autograd's along a random direction and the radial one: some operators have wrong
+    second derivatives under batched transforms. One random sum over outputs keeps it cheap.
     """
     random = torch.Generator().manual_seed(0)
-    shared = torch.randn(x.shape, generator=random, dtype=x.dtype).to(x.device)
+    shared = torch.randn(x[:1].shape, generator=random, dtype=x.dtype).to(x.device)
     directions = Directions(shared, True, torch.zeros(2, dtype=torch.long))
-    rows = jacobian(x, directions, replay)
-    weights = torch.randn(next(iter(rows.values())).shape[1], generator=random, dtype=x.dtype).to(x.device)
-    expected = loop.mixed(x[0], directions, weights, replay)
-    return [name for name, r in rows.items() if not agree(torch.tensordot(weights, r[0], 1), expected[name])]
+    found = rows(x, directions, replay)
+    weights = torch.randn(next(iter(found.values())).shape[1], generator=random, dtype=x.dtype).to(x.device)
+    wrong: set[str] = set()
+    for k, one in enumerate(x):
+        mixed = {name: torch.tensordot(weights, part[k], 1) for name, part in found.items()}
+        wrong |= wrong_names(mixed, loop.mixed(one, directions, weights, replay))
+    return f"gives wrong derivatives for {', '.join(sorted(wrong))}" if wrong else ""
 
 
-def agree(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding."""
-    return bool(((a - b).abs() <= AGREEMENT * (1e-6 + b.abs().max())).all())
+@explained
+def disagreement(operator: ConstraintOperator, x: Tensor, replay: Replay) -> str:
+    """Why an operator cannot serve on example `x`, (1, *inputs); empty if it can.
+
+    C' r is compared with plain autograd for a random r, and C w with C' r by the adjoint identity.
+    """
+    random = torch.Generator().manual_seed(0)
+    problem, space = operator.problem, operator.space
+    weights, rho, w = (
+        torch.randn(size, generator=random, dtype=x.dtype).to(x.device)
+        for size in (problem(x).shape[1], space.num_slots, problem.num_params)
+    )
+    at = operator.at(x, weights[None, None], replay)
+    back, rows = at.adjoint(rho[None, None, None])[0], at.apply(w[None])[0, 0, 0]
+    wrong = wrong_names(split(problem, back), _by_autograd(problem, space, x[0], rho, weights, replay))
+    if wrong:
+        return f"gives wrong derivatives for {', '.join(sorted(wrong))}"
+    one, other = rows @ rho, w @ back
+    if not agree(one, other, rows.norm() * rho.norm() + LEAST_SCALE):
+        return f"gives products that are not adjoint, {float(one):.8g} and {float(other):.8g}"
+    return ""
 
 
-@contextmanager
-def differentiable_kernels() -> Iterator[None]:
-    """Keep attention to its mathematical form: fused kernels have no second derivative and no forward mode."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+def wrong_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:
+    """Names whose tensors differ by more than rounding, whatever their shape."""
+    scales = {name: part.abs().max() + LEAST_SCALE for name, part in expected.items()}
+    return {name for name, part in found.items() if not agree(part.flatten(), expected[name].flatten(), scales[name])}
+
+
+def _by_autograd(
+    problem: Problem, space: InputMetric, x: Tensor, rho: Tensor, weights: Tensor, replay: Replay
+) -> dict[str, Tensor]:
+    """C' r of one example by reverse over reverse, for r = weights (x) rho."""
+    n = space.num_inputs
+    along = space.times_root(rho[:n]).reshape(1, *space.shape)
+    directions = Directions(along, space.intercept, torch.arange(1 + space.intercept))
+    rows = LoopRows(problem).mixed(x, directions, weights, replay)
+    return {name: part[0] + (rho[n] * part[1] if space.intercept else 0) for name, part in rows.items()}
+
+
+def _gradients(problem: Problem, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Random weights (examples, outputs), and the gradients of the weighted sum of outputs, by plain autograd."""
+    params = list(problem.params.values())
+    with torch.enable_grad(), differentiable(problem):
+        out = run(problem, x, 0)
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+        grads = tuple(torch.zeros_like(p) for p in params)
+        if out.requires_grad:
+            grads = torch.autograd.grad(out, params, weights, allow_unused=True, materialize_grads=True)
+    return weights, dict(zip(problem.params, grads, strict=True))

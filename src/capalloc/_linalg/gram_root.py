@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capalloc._linalg.row_block import Block, joined
-from capalloc._linalg.symmetric import TERMS, add_gram, mirror
+from capalloc._linalg.row_block import RowBlock, joined
+from capalloc._linalg.symmetric import ROUNDED_TERMS, add_gram, mirror
 from capalloc._runtime.passes import ALONE, Pass, Passes
 
 #: Rounding errors are taken as independent, and their sum to stay within this many standard deviations.
@@ -54,12 +54,12 @@ def gram_error(trace: float, ridge: float, terms: int, dtype: torch.dtype) -> fl
 
 
 def gram_root(
-    blocks: Callable[..., Iterable[Block]], ridge: float, num_rows: int, accuracy: float, passes: Passes = ALONE
+    blocks: Callable[..., Iterable[RowBlock]], ridge: float, num_rows: int, accuracy: float, passes: Passes = ALONE
 ) -> Root | None:
     """(G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough by `gram_error`; None if none is."""
     if ridge == 0:
         return None
-    for dtype, terms in ((torch.float32, TERMS), (torch.float64, num_rows)):
+    for dtype, terms in ((torch.float32, ROUNDED_TERMS), (torch.float64, num_rows)):
         if accuracy < READING * torch.finfo(dtype).eps:
             continue
         most = largest_trace(accuracy, ridge, terms, dtype)
@@ -74,7 +74,7 @@ def largest_trace(accuracy: float, ridge: float, terms: int, dtype: torch.dtype)
     return accuracy / (1 + accuracy) * ridge / (DEVIATIONS * math.sqrt(terms) * torch.finfo(dtype).eps / 2)
 
 
-def streamed_gram(blocks: Iterable[Block], dtype: torch.dtype, most: float = math.inf) -> Tensor | None:
+def streamed_gram(blocks: Iterable[RowBlock], dtype: torch.dtype, most: float = math.inf) -> Tensor | None:
     """G = C'C from blocks of rows, products in `dtype`, sums in float64; None as soon as its trace exceeds `most`."""
     return whole_gram(gram_pass(dtype, most).over(blocks), most)
 
@@ -84,7 +84,7 @@ class GramSum:
     """The lower triangle of G so far, blocks that are not in it yet, and the trace of both."""
 
     gram: Tensor | None = None
-    pending: tuple[Block, ...] = ()
+    pending: tuple[RowBlock, ...] = ()
     trace: float = 0.0
 
     def added(self, dtype: torch.dtype) -> GramSum:
@@ -101,7 +101,7 @@ class GramSum:
 def gram_pass(dtype: torch.dtype, most: float) -> Pass[GramSum]:
     """Sums for G over blocks of rows; a trace above `most` ends the pass and leaves nothing else."""
 
-    def advance(state: GramSum, block: Block) -> GramSum:
+    def advance(state: GramSum, block: RowBlock) -> GramSum:
         trace = state.trace + float(torch.linalg.vector_norm(block.rows)) ** 2
         if trace > most:
             return GramSum(trace=trace)

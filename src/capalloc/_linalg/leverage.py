@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.gram_root import Root, gram_root
-from capalloc._linalg.row_block import Block, block_of
+from capalloc._linalg.row_block import RowBlock, block_of
 from capalloc._runtime.passes import ALONE, Pass, Passes
 
 #: Relative error that the rounding of products may leave in a capacity.
 ACCURACY = 1e-8
 
 #: A re-iterable pass over blocks of rows; with a number, from that block on.
-Blocks = Callable[..., Iterable[Block]]
+Blocks = Callable[..., Iterable[RowBlock]]
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def score_in_memory(
     """Scores from all rows at once; `accuracy` as in `score_in_passes`. One process solves for all."""
 
     def solve() -> Scores | None:
-        keep: Pass[tuple[Block, ...]] = Pass((), lambda kept, block: (*kept, block), lambda a, b: a + b)
+        keep: Pass[tuple[RowBlock, ...]] = Pass((), lambda kept, block: (*kept, block), lambda a, b: a + b)
         parts = passes.gather("rows", blocks, keep)
         return None if parts is None else score_rows(parts, sizes, num_slots, ridge, accuracy)
 
     return passes.once("scores", lambda: cast(Scores, solve()))
 
 
-def score_rows(parts: Sequence[Block], sizes: list[int], num_slots: int, ridge: float, accuracy: float) -> Scores:
+def score_rows(parts: Sequence[RowBlock], sizes: list[int], num_slots: int, ridge: float, accuracy: float) -> Scores:
     """Scores of the rows in all of `parts`."""
     C, slots = torch.cat([block.rows for block in parts]), torch.cat([block.slots for block in parts])
     root = gram_root(lambda: [block_of(C.T, slots)], ridge, C.shape[1], accuracy)
@@ -112,7 +112,7 @@ def score_in_passes(
 
     root = passes.once("root", factored)
 
-    def add(table: Tensor, block: Block) -> Tensor:
+    def add(table: Tensor, block: RowBlock) -> Tensor:
         accumulate(table, block.times(root.matrix), block.slots, sizes)
         return table
 
@@ -174,9 +174,9 @@ def inverse_root(factor: Tensor, ridge: float, size: int, eps: float | None = No
 
 def cached(blocks: Blocks) -> Blocks:
     """The same blocks, kept once a pass over all of them has come to its end."""
-    kept: list[Block] = []
+    kept: list[RowBlock] = []
 
-    def again(start: int = 0) -> Iterator[Block]:
+    def again(start: int = 0) -> Iterator[RowBlock]:
         if kept or start:
             yield from kept[start:] or blocks(start)
             return

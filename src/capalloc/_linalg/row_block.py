@@ -2,7 +2,7 @@
 
 Index convention: a block is (rows, params); its rows are groups of equal height, one after the other, one for each
 output. A weight of the last layer touches its own output alone, so that most columns of that layer are zero in most
-groups. Columns are told apart in tiles of `TILE`: a tile is empty in a group where all its numbers are zero.
+groups. Columns are told apart in tiles of `COLUMN_TILE`: a tile is empty in a group where all its numbers are zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from capalloc._linalg.symmetric import add_gram, add_product
 
 #: Columns of a tile.
-TILE = 16
+COLUMN_TILE = 16
 #: Share of filled tiles from which on nothing is skipped, and number of spans: many narrow products are slow.
 FILLED, SPANS = 0.9, 8
 
@@ -26,7 +26,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Rows of constraints, the slot of each, and which tiles of columns each group fills; made by `block_of`."""
 
     rows: Tensor  # (r, params)
@@ -61,23 +61,25 @@ class Block:
             _add_pairs(out, part, sorted(shared + spans), spans)
 
 
-def block_of(rows: Tensor, slots: Tensor, groups: int = 1) -> Block:
+def block_of(rows: Tensor, slots: Tensor, groups: int = 1) -> RowBlock:
     """A block of rows in `groups` parts of equal height; one group counts as filled."""
-    tiles = -(-rows.shape[1] // TILE)
+    tiles = -(-rows.shape[1] // COLUMN_TILE)
     if groups == 1:
-        return Block(rows, slots, torch.ones(1, tiles, dtype=torch.bool, device=rows.device))
+        return RowBlock(rows, slots, torch.ones(1, tiles, dtype=torch.bool, device=rows.device))
     filled = torch.stack([(part != 0).any(0) for part in rows.chunk(groups)])  # no mask as large as the rows
-    return Block(rows, slots, F.pad(filled, (0, tiles * TILE - rows.shape[1])).unflatten(1, (tiles, TILE)).any(2))
+    return RowBlock(
+        rows, slots, F.pad(filled, (0, tiles * COLUMN_TILE - rows.shape[1])).unflatten(1, (tiles, COLUMN_TILE)).any(2)
+    )
 
 
-def joined(blocks: Sequence[Block]) -> Block:
+def joined(blocks: Sequence[RowBlock]) -> RowBlock:
     """Blocks of as many groups each as one: rows of a group stay together."""
     if len(blocks) == 1:
         return blocks[0]
     groups = len(blocks[0].filled)
     rows = torch.cat([block.rows.unflatten(0, (groups, -1)) for block in blocks], 1).flatten(0, 1)
     slots = torch.cat([block.slots.unflatten(0, (groups, -1)) for block in blocks], 1).flatten()
-    return Block(rows, slots, torch.stack([block.filled for block in blocks]).any(0))
+    return RowBlock(rows, slots, torch.stack([block.filled for block in blocks]).any(0))
 
 
 def _spans(filled: Tensor, params: int) -> list[Span]:
@@ -85,7 +87,7 @@ def _spans(filled: Tensor, params: int) -> list[Span]:
     runs = [(full, sum(1 for _ in run)) for full, run in groupby(filled.tolist())]
     ends = [0]
     for _, tiles in runs:
-        ends.append(min(ends[-1] + tiles * TILE, params))
+        ends.append(min(ends[-1] + tiles * COLUMN_TILE, params))
     return [span for (full, _), span in zip(runs, pairwise(ends), strict=True) if full]
 
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 #: Rows of a block of the triangle, at least and at most: products of these heights run at full speed ...
-SMALLEST, BLOCK = 128, 512
+LEAST_ROWS, MOST_ROWS = 128, 512
 #: ... and this many blocks or more waste little above the diagonal.
-BLOCKS = 8
+LEAST_BLOCKS = 8
 #: Products of a lower precision that are added up in it before their sum is added to the Gram matrix.
-TERMS = 512
+ROUNDED_TERMS = 512
 #: Rows and columns of a tile that is transposed at once: it stays in a core's cache.
-TILE = 256
+TRANSPOSED_TILE = 256
 
 
-def blocks_of(n: int, size: int = BLOCK) -> Iterator[tuple[int, int]]:
+def blocks_of(n: int, size: int = MOST_ROWS) -> Iterator[tuple[int, int]]:
     """Where blocks of `size` start and stop."""
     return ((start, min(start + size, n)) for start in range(0, n, size))
 
@@ -36,22 +36,22 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> None:
         return
     if fresh:
         out.zero_()
-    for first, last in blocks_of(a.shape[1], TERMS):
+    for first, last in blocks_of(a.shape[1], ROUNDED_TERMS):
         for start, stop in blocks_of(len(out)):
             out[start:stop] += a[start:stop, first:last] @ b[first:last]
 
 
 def add_gram(out: Tensor, X: Tensor, fresh: bool = False) -> None:
     """Lower triangle of out += X X'; blocks on the diagonal are filled whole."""
-    for start, stop in blocks_of(len(X), min(BLOCK, max(SMALLEST, len(X) // BLOCKS))):
+    for start, stop in blocks_of(len(X), min(MOST_ROWS, max(LEAST_ROWS, len(X) // LEAST_BLOCKS))):
         add_product(out[start:stop, :stop], X[start:stop], X[:stop].T, fresh)
 
 
 def mirror(out: Tensor) -> Tensor:
     """Copy the lower triangle to the upper one, in place."""
     n = len(out)
-    for start, stop in blocks_of(n, TILE):
-        for first, last in blocks_of(start, TILE):
+    for start, stop in blocks_of(n, TRANSPOSED_TILE):
+        for first, last in blocks_of(start, TRANSPOSED_TILE):
             out[first:last, start:stop] = out[start:stop, first:last].T
         corner = out[start:stop, start:stop]
         corner.copy_(corner.tril() + corner.tril(-1).T)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from capalloc._derivatives import Choice, Constraints, InputMetric, choose_jacobian
 from capalloc._linalg.leverage import ACCURACY, Blocks, Scores, cached, score_in_memory, score_in_passes
-from capalloc._linalg.row_block import Block
+from capalloc._linalg.row_block import RowBlock
 from capalloc._measure.forecast import forecast_dense
 from capalloc._measure.task import Task
 from capalloc._model.problem import Problem, axis_names
@@ -22,7 +22,7 @@ from capalloc._runtime.passes import Passes
 from capalloc.results.allocation import Allocation
 
 #: Examples on which a way to the mixed derivative is tried and checked.
-TRIAL_EXAMPLES = 2
+TRIAL_EXAMPLES = 3
 #: A numerical rank is called unclear when the singular values on its two sides differ by less than this factor.
 CLEAR_GAP = 10.0
 
@@ -41,7 +41,7 @@ def measure_dense(task: Task, settings: Settings, start: float, passes: Passes) 
     """Exact scores of all constraints."""
     size, x, ridge = task.size, task.x, settings.ridge
     check_solver(size, x.device)
-    choice = choose_jacobian(task.problem, x[:TRIAL_EXAMPLES], partial(task.replay, 0))
+    choice = choose_jacobian(task.problem, x[: 1 if task.draws else TRIAL_EXAMPLES], partial(task.replay, 0))
     forecast = choice.forecast(size.outputs, size.params)
     plan = passes.once("plan", lambda: make_plan(size, forecast, settings.batch_size, x.device))
     expected = passes.once("forecast", lambda: forecast_dense(task, choice, plan, ridge, passes.reducer.size))
@@ -49,7 +49,14 @@ def measure_dense(task: Task, settings: Settings, start: float, passes: Passes) 
         expected.announce(settings.progress)
     own = passes.reducer.shard(size.examples)
     constraints = Constraints(
-        task.problem, choice, task.space, x[own], plan, task.replay, size.examples, offset=own.start
+        task.problem,
+        choice.jacobian,
+        task.space,
+        x[own],
+        plan.batch_size,
+        plan.chunk,
+        lambda index: task.replay(own.start + index),
+        size.examples,
     )
     scores = passes.once("answer", lambda: solve(constraints, size, plan, settings, passes).small())
     attrs = {
@@ -84,7 +91,7 @@ def solve(constraints: Constraints, size: Size, plan: Plan, settings: Settings, 
 def watched(blocks: Blocks, tick: Callable[[], Any]) -> Blocks:
     """The same blocks, with a tick after each."""
 
-    def again(*start: int) -> Iterator[Block]:
+    def again(*start: int) -> Iterator[RowBlock]:
         for block in blocks(*start):
             yield block
             tick()

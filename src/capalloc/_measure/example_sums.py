@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from capalloc._derivatives.products import Bound, ConstraintOperator
+from capalloc._derivatives.products import BatchProducts, ConstraintOperator
 from capalloc._model.problem import random_signs
 
 #: Sums a tensor over the processes that share the examples; alone, the identity.
@@ -56,7 +56,7 @@ class Products:
     seed: int
     num_examples: int  # of all processes
     offset: int = 0  # examples of the processes before this one
-    ready: tuple[Bound, ...] = ()  # the constraints of every batch, where memory holds them
+    ready: tuple[BatchProducts, ...] = ()  # the constraints of every batch, where memory holds them
     reduce: Reduce = alone
     announce: Callable[..., object] = silent
 
@@ -173,7 +173,7 @@ class Products:
         """C' of one batch, undivided."""
         return self._at(batch).adjoint(rows).double()
 
-    def _at(self, batch: Batch) -> Bound:
+    def _at(self, batch: Batch) -> BatchProducts:
         if self.ready:
             return self.ready[batch.index]
         return self.operator.at(batch.x, batch.units, partial(self.replay, batch.index))

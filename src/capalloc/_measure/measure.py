@@ -15,9 +15,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from capalloc._derivatives import exact_derivatives
 from capalloc._linalg.gram_root import GramSum, Root
 from capalloc._linalg.leverage import Scores
-from capalloc._linalg.row_block import Block
+from capalloc._linalg.row_block import RowBlock
 from capalloc._measure.dense import Settings as DenseSettings
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.fingerprint import digest, fingerprint
@@ -32,7 +33,7 @@ from capalloc._measure.stochastic import (
     products_of,
     seconds_of_product,
 )
-from capalloc._measure.task import Task, make_task, private
+from capalloc._measure.task import Task, make_task
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
 from capalloc._runtime.distributed import Local, Reducer, joined
 from capalloc._runtime.memory import Plan, Size, check_solver
@@ -51,7 +52,7 @@ from capalloc._settings import (
 from capalloc.results.allocation import Allocation
 
 #: What checkpoints hold and ranks exchange.
-TYPES = (Plan, Root, Scores, GramSum, Block, Forecast, *STORED)
+TYPES = (Plan, Root, Scores, GramSum, RowBlock, Forecast, *STORED)
 
 
 class CapacityWarning(UserWarning):
@@ -162,7 +163,7 @@ def measure(
     asked = settings_of(solver, MEASURE_SOLVERS)
     ridges = _ridges(ridge, asked)
     _check_batch_size(batch_size)
-    with private(), joined(run.distributed, TYPES) as reducer:
+    with exact_derivatives(), joined(run.distributed, TYPES) as reducer:
         task = make_task(model, inputs, outputs, metric, params, intercept, generator, reducer)
         passes = _passes(task, reducer, run, _told(task, asked, ridges, batch_size))
         chosen = _chosen(task, ridges, asked, passes)
@@ -206,7 +207,7 @@ def mean_eigenvalue(
 
     """
     settings = Settings((1.0,), Stochastic(num_probes=num_probes))
-    with private():
+    with exact_derivatives():
         task = make_task(model, inputs, outputs, metric, params, intercept, None, Local())
         products, _ = products_of(task.problem, task.space, task.x.to(task.precision), task.replay, settings)
         trace = float(products.noise(0, num_probes).square().sum()) / num_probes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from capalloc._derivatives.products import ConstraintOperator
-from capalloc._derivatives.tape import Scan
+from capalloc._derivatives.tape import Tape
 from capalloc._measure.settings import Settings
 from capalloc._runtime.memory import FLOAT64, SHARE, available_bytes, require
 
@@ -72,11 +72,10 @@ class Load:
 def load_of(operator: ConstraintOperator, outputs: int, num_examples: int) -> Load:
     """By one run over one example."""
     problem = operator.problem
-    scan = Scan({id(p): name for name, p in problem.params.items()})
-    with scan:
+    with Tape() as tape:
         problem(problem.probe)
     size = torch.finfo(problem.dtype).bits // 8
-    elements = scan.elements + problem.probe.numel()
+    elements = tape.elements + problem.probe.numel()
     slots = operator.space.num_slots
     return Load(elements, outputs, slots, problem.num_params, size, num_examples * outputs * slots)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from capalloc._derivatives import InputMetric
-from capalloc._derivatives.products import OPERATORS, ConstraintOperator, choose_operator, recast
+from capalloc._derivatives.products import ConstraintOperator
+from capalloc._derivatives.verify import choose_operator
 from capalloc._linalg.block_cg import Iterate, Mark
 from capalloc._linalg.kronecker import Kronecker
 from capalloc._linalg.lanczos import Quadrature, Recurrence, quadrature
@@ -142,10 +143,9 @@ def products_of(
     batch_size: int | str = "auto",
 ) -> tuple[Products, Cut]:
     """Products with the constraints of the examples, cut to the memory."""
-    operator = choose_operator(problem, space, x[:1].to(problem.dtype), lambda: replay(0))
-    operator = recast(operator, x.dtype)
+    operator = choose_operator(problem, space, x[:1].to(problem.dtype), lambda: replay(0)).recast(x.dtype)
     if gates_move(operator, x, replay):
-        operator = OPERATORS["forward"](operator.problem, operator.space)
+        operator = replace(operator, name="forward")
     num_outputs = operator.problem(x[:1]).shape[1]
     probes = settings.probes_of(num_outputs)
     cut = make_cut(load_of(operator, probes or num_outputs, len(x)), x, settings, batch_size)
@@ -159,13 +159,13 @@ def gates_move(operator: ConstraintOperator, x: Tensor, replay: Callable[[int], 
     """Whether piecewise products are wrong at any example, by one product with each in forward mode beside."""
     if operator.name != "piecewise":
         return False
-    other = OPERATORS["forward"](operator.problem, operator.space)
+    other = replace(operator, name="forward")
     random = torch.Generator().manual_seed(0)
     for index, one in enumerate(x.split(CHECKED)):
         shape = (1, 1, len(one), operator.space.num_slots)
         rows = torch.randn(shape, generator=random).to(one)
         units = torch.randn(1, len(one), operator.problem(one[:1]).shape[1], generator=random).to(one)
-        here, there = (o.adjoint(rows, one, units, partial(replay, index)) for o in (operator, other))
+        here, there = (o.at(one, units, partial(replay, index)).adjoint(rows) for o in (operator, other))
         if (here - there).norm() > APART * there.norm():
             return True
     return False

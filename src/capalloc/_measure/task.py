@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from capalloc._derivatives import InputMetric, differentiable_kernels, input_metric
+from capalloc._derivatives import InputMetric, input_metric
 from capalloc._model.checks import check_examples
 from capalloc._model.problem import (
     ModelLike,
@@ -35,6 +35,7 @@ class Task:
     x: Tensor
     size: Size
     seed: int
+    draws: bool  # random numbers, whenever the model runs
     precision: torch.dtype  # the model's own, or float32 for a smaller one
 
     def replay(self, index: int) -> AbstractContextManager[None]:
@@ -55,13 +56,6 @@ class Task:
         }
 
 
-@contextmanager
-def private() -> Iterator[None]:
-    """No gradients, no fused kernels, and the global random state left as it was."""
-    with torch.inference_mode(False), torch.no_grad(), differentiable_kernels(), torch.random.fork_rng([]):
-        yield
-
-
 def make_task(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
@@ -77,10 +71,10 @@ def make_task(
     space = input_metric(metric, problem.probe, bool(intercept))
     seed = reducer.share(_seed(generator))
     x = torch.cat(list(problem.batches(1024)))
-    num_outputs, _ = check_examples(problem, x[:2], seed)
+    num_outputs, draws = check_examples(problem, x[:2], seed)
     size = Size(len(x), num_outputs, space.num_slots, problem.num_params)
     given = next(iter(iterate_batches(problem.inputs))).dtype
-    return Task(problem, space, x, size, seed, torch.promote_types(given, torch.float32))
+    return Task(problem, space, x, size, seed, draws, torch.promote_types(given, torch.float32))
 
 
 def _seed(generator: torch.Generator | None) -> int:
