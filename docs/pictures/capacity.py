@@ -10,8 +10,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from capalloc.app.demo import run_demo
+from capalloc.results.images import limits
 from capalloc.results.plots import plot_map
-from capalloc.results.regions import limits
 
 HERE = Path(__file__).parent
 

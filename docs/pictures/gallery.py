@@ -23,8 +23,8 @@ from torch import nn
 
 import capalloc
 from capalloc import architectures
+from capalloc.results.images import smallest_region
 from capalloc.results.plots import plot_field, plot_map
-from capalloc.results.regions import smallest_region
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "gallery.md"

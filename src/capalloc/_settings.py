@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from capalloc._runtime.distributed import Distributed
-from capalloc.results.partitions import Partition
+from capalloc.results.regions import Partition
 
 
 @dataclass(frozen=True)

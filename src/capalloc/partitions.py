@@ -1,5 +1,5 @@
 """Ready partitions of the inputs, for `Allocation.by` and the stochastic solver."""
 
-from capalloc.results.partitions import Partition, bands, patches, regions
+from capalloc.results.regions import Partition, bands, patches, regions
 
 __all__ = ["Partition", "bands", "patches", "regions"]

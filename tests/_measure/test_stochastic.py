@@ -33,7 +33,7 @@ from capalloc._measure.settings import Settings
 from capalloc._measure.stochastic import Measured, allocation, parts_of_slots, products_of
 from capalloc._model.problem import prepare, seeded
 from capalloc._settings import Markov, Stochastic
-from capalloc.results.partitions import patches
+from capalloc.partitions import patches
 from measured import data
 from zoo import seeded_module
 

@@ -372,7 +372,7 @@ def test_repr_says_it_all(square):
 def test_it_becomes_a_dataset_and_comes_back(square):
     data = square.to_xarray()
     assert data.attrs == {"description": "jump", "borders": "absorbing", "clock": "rate"}
-    again = Evolution(data["law"], data["absorbed"], data.attrs)
+    again = Evolution(data)
     xr.testing.assert_identical(again.law, square.law)
     assert repr(again) == repr(square)
 
@@ -450,8 +450,8 @@ def test_a_block_is_a_block():
 
 def test_the_result_checks_what_it_is_given(square):
     with pytest.raises(ValueError, match=r"law has axes \('row', 'column'\); it needs \(depth, \*\)"):
-        Evolution(square.final, square.absorbed)
+        Evolution(square.data.isel(depth=-1))
     with pytest.raises(ValueError, match="law must be at least -1e-10, but holds -"):
-        Evolution(square.law - 1e-6, square.absorbed)
+        Evolution(square.data.assign(law=square.law - 1e-6))
     with pytest.raises(ValueError, match="law and absorbed must sum to 1 at every depth"):
-        Evolution(square.law, square.absorbed + 0.1)
+        Evolution(square.data.assign(absorbed=square.absorbed + 0.1))

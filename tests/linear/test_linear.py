@@ -24,8 +24,8 @@ from capalloc.linear import (
     orthonormal_basis,
     principal_basis,
 )
+from capalloc.partitions import bands
 from capalloc.results.allocation import Allocation
-from capalloc.results.partitions import bands
 
 SEEDS = st.integers(0, 2**32 - 1)
 

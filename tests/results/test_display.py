@@ -14,12 +14,12 @@ import xarray as xr
 
 from allocations import allocation
 from capalloc import Allocation
-from capalloc._depth.locate_field import Extent
 from capalloc.depth_limit import Evolution, StepLaw, WalkBlock, jump, point
-from capalloc.results import Decoupling, Diagnosis, ReceptiveField, Scaling, Shattering
+from capalloc.results import Decoupling, Diagnosis, Extent, ReceptiveField, Scaling, Shattering
 from capalloc.results.base import Result
 from capalloc.results.card import CARD_ROWS, NAMED_CELLS, as_html
 from capalloc.results.kinds import RESULTS
+from capalloc.results.receptive_field import extent_columns
 from capalloc.results.text import TEXT_ROWS, as_text
 from capalloc.results.view import Table, View
 
@@ -67,14 +67,21 @@ def made(name: str = "layer") -> dict[str, Result]:
         attrs={"notes": [name], "num_examples": 2},
     )
     law = xr.DataArray(np.full((2, 3), 1 / 6), dims=("row", "column"))
-    extents = {n: Extent(1, 0, 1, 0.0, 1.0, False, 0.0) for n in law.dims}
-    field = ReceptiveField(extents, law, law > 0, 1, 2, ("row", "column"), (None,), "energy", "data", (name,))
+    extents = extent_columns({n: Extent(1, 0, 1, 0.0, 1.0, False, 0.0) for n in law.dims})
+    values = (1, 2, ("row", "column"), (None,), "energy", "data", (name,))
+    field = ReceptiveField(
+        xr.Dataset(
+            {"map": law, "support": law > 0, **extents},
+            {"axis": ["row", "column"]},
+            dict(zip(ReceptiveField.SETTINGS, values, strict=True)),
+        )
+    )
     walk = jump([WalkBlock(StepLaw.uniform(3, 2), 0.5)], point((4, 5)))
     found = [
         a,
         Decoupling(decoupling),
         Diagnosis(xr.merge([scaling, shattering, axis])),
-        Evolution(walk.law, walk.absorbed, {name: name}),
+        Evolution(walk.data.drop_attrs().assign_attrs({name: name})),
         field,
         Scaling(scaling),
         Shattering(shattering),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import FrozenInstanceError
 from typing import ClassVar
 
 import matplotlib
@@ -33,10 +35,15 @@ class Wear(Result):
     SETTINGS = ("tool",)
     ROWS: ClassVar = {"layers": axis_rows("layer")}
 
+    VALUES = ("mean", "tool")
+
+    @property
+    def mean(self) -> float:
+        return float(self.worn.mean())
+
     def view(self) -> View:
-        names, worn = self.data["layer"].to_numpy().tolist(), self.data["worn"].to_numpy()
-        return View(
-            kind=self._kind,
+        names, worn = self.layer.to_numpy().tolist(), self.worn.to_numpy()
+        return self._view(
             title="Wear",
             heading=f"{len(names)} layers",
             about="Where the network is worn.",
@@ -50,13 +57,9 @@ class Wear(Result):
                     Axis("share"),
                 )
             ],
-            map=Map(self.data["place"], "wear", caption="wear"),
+            map=Map(self.place, "wear", caption="wear"),
             advice=[f"mend {names[int(worn.argmax())]}"],
-            notes=self._notes,
-            values={"mean": float(worn.mean()), "tool": self.data.attrs["tool"]},
             series={"layers": dict(zip(names, worn.tolist(), strict=True))},
-            rows=tuple(self.ROWS),
-            settings=self._settings,
         )
 
 
@@ -100,6 +103,17 @@ def test_it_is_saved_and_loaded(wear, tmp_path):
 def test_its_schema_is_checked(dataset, change, error, match):
     with pytest.raises(error, match=match):
         Wear(change(dataset))
+
+
+def test_variables_and_settings_are_attributes(wear):
+    xr.testing.assert_identical(wear.worn, wear.data["worn"])
+    assert wear.tool == "file"
+    assert not hasattr(wear, "notes")  # neither declared
+    with pytest.raises(AttributeError, match="Wear has no attribute 'colour'"):
+        _ = wear.colour
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'tool'"):
+        wear.tool = "saw"
+    assert pickle.loads(pickle.dumps(wear)).tool == "file"
 
 
 def test_it_is_text_and_a_card(wear):
@@ -156,7 +170,7 @@ class Silent(Result):
     FORMAT, MAKER, SCHEMA, ROWS = "tests-silent", "nothing", {}, {}
 
     def view(self) -> View:
-        return View(self._kind, "Silence", "nothing")
+        return self._view(title="Silence", heading="nothing")
 
 
 def test_nothing_is_drawn_of_a_result_without_a_picture():

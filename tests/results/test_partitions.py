@@ -8,8 +8,8 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capalloc.partitions import bands, patches, regions
 from capalloc.results.allocation import Allocation
-from capalloc.results.partitions import bands, patches, regions
 from capalloc.results.regions import grid
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import xml.etree.ElementTree as ET
 
 import matplotlib
@@ -14,8 +15,9 @@ import xarray as xr
 from matplotlib.image import imread
 
 from allocations import allocation
+from capalloc.results.images import image, limits
 from capalloc.results.plots import plot_map
-from capalloc.results.regions import VERTICAL, grid, image, limits, thirds
+from capalloc.results.regions import VERTICAL, grid, thirds
 from capalloc.results.svg import MAX_CELLS, colours, gradient, map_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -141,9 +143,10 @@ def test_thirds_are_symmetrical_and_complete():
     for length in range(1, 40):
         parts = thirds(length)
         assert len(parts) == len(VERTICAL)
-        assert parts[0][0] == 0
-        assert parts[-1][1] == length
-        assert parts[0][1] - parts[0][0] == parts[2][1] - parts[2][0]
+        assert parts[0].start == 0
+        assert parts[-1].stop == length
+        assert all(a.stop == b.start for a, b in itertools.pairwise(parts))
+        assert parts[0].stop - parts[0].start == parts[2].stop - parts[2].start
 
 
 def test_regions_need_an_image():

@@ -20,8 +20,8 @@ from capalloc._energy.support import at_position
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
 from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
-from capalloc.results.receptive_field import NAMES, Extent, Index, ReceptiveField, shown
-from capalloc.results.regions import smallest_region
+from capalloc.results.images import smallest_region
+from capalloc.results.receptive_field import Extent, Index, ReceptiveField, extent_columns, shown
 
 CUT_NOTE = "cut by the border: use a larger input"
 
@@ -85,18 +85,17 @@ def receptive_field(
     extents = {name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)}
     still = [k for k in range(found.ndim) if k not in field.moving]
     places = (found.sum(still) if still else found).numpy()
-    return ReceptiveField(
-        axes=extents,
-        map=xr.DataArray(found.numpy(), dims=names, name=NAMES[of]),
-        support=xr.DataArray(field.seen.numpy(), dims=names, name="support"),
-        area_68=int(smallest_region(places, 0.68).sum()),
-        area_95=int(smallest_region(places, 0.95).sum()),
-        moving=tuple(names[k] for k in field.moving),
-        output_position=position,
-        of=of,
-        gates=gates,
-        notes=tuple(f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut),
-    )
+    maps = {"map": (names, found.numpy()), "support": (names, field.seen.numpy())}
+    attrs = {
+        "area_68": int(smallest_region(places, 0.68).sum()),
+        "area_95": int(smallest_region(places, 0.95).sum()),
+        "moving": [names[k] for k in field.moving],
+        "output_position": position,
+        "of": of,
+        "gates": gates,
+        "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut],
+    }
+    return ReceptiveField(xr.Dataset(maps | extent_columns(extents), {"axis": list(extents)}, attrs))
 
 
 def _extent(field: Field, axis: int, deviation: float) -> Extent:

@@ -33,7 +33,7 @@ from capalloc._model.problem import Problem, axis_names
 from capalloc._runtime.distributed import Reducer
 from capalloc._runtime.passes import ALONE, Passes
 from capalloc.results.allocation import Allocation
-from capalloc.results.partitions import Partition, labels, patches
+from capalloc.results.regions import Partition, labels, patches
 
 #: A patch of 4 x 4 inputs, or as many of a single axis.
 PATCH, PATCH_OF_ONE_AXIS = (4, 4), (16,)

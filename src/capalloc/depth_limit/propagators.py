@@ -124,7 +124,7 @@ def evolve(
     depth = ("depth", np.arange(len(states)))
     laws = on_grid(states[:, :-1].reshape(-1, *grid.shape), spacing, depth)
     attrs = {"description": description, "borders": ", ".join(borders), **settings}
-    return Evolution(laws, xr.DataArray(states[:, -1], [depth], name="absorbed"), attrs)
+    return Evolution(xr.Dataset({"law": laws, "absorbed": ("depth", states[:, -1])}, attrs=attrs))
 
 
 def _by_fourier(block: WalkBlock, grid: Grid, method: WalkMethod) -> bool:

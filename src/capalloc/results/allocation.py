@@ -6,19 +6,15 @@ Nothing here knows a model: whatever comes after an `Allocation` works from a sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import xarray as xr
 
 from capalloc.results.base import Result, Variable
 from capalloc.results.frames import input_frame, param_frame, spectrum_frame, table_frame, unit_frame
 from capalloc.results.invariants import check_axes, check_sums, check_values
-from capalloc.results.partitions import Partition, sum_parts
-from capalloc.results.regions import grid
+from capalloc.results.regions import Partition, grid, sum_parts
 from capalloc.results.view import Fact, Map, Table, View, estimate
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Attributes that are worth a line beside the capacity, and how each is written.
 COUNTED = {"symmetries": ",", "unseen_params": ",", "unused_params": ",", "seconds": ".3g"}
@@ -31,6 +27,11 @@ class Allocation(Result):
     `capacity.sum() + bias == total == by_parameter.sum()`, `table.sum("parameter") == capacity` and
     `table.sum(input axes) + table.bias == by_parameter`, where the coordinate `table.bias` is the share
     of the constant input.
+
+    `to_pandas` has a row for each of "inputs", with a column for each of its axes (coordinates, or else positions) and
+    for what else is known of it, such as `standard_error`; the constant input is no row, its capacity is
+    `frame.attrs["bias"]`. For "params", each parameter tensor, with its `share` of the total; "table", each parameter
+    tensor and input; "units", each unit of a layer, numbered row by row; "spectrum", each node.
 
     Args:
         capacity: kappa_i over the input's own axes, non-negative.
@@ -64,6 +65,8 @@ class Allocation(Result):
         "units": unit_frame,
         "spectrum": spectrum_frame,
     }
+    capacity: xr.DataArray
+    by_parameter: xr.DataArray
     #: Relative to the total: sums of up to 1e7 float64 terms, or of float32 energies, stay well inside it.
     TOLERANCE = 1e-4
 
@@ -96,19 +99,9 @@ class Allocation(Result):
         check_sums(self)
 
     @property
-    def capacity(self) -> xr.DataArray:
-        """kappa_i over the input's own axes."""
-        return self.data["capacity"]
-
-    @property
     def bias(self) -> float:
         """Capacity of the constant input."""
         return float(self.data["bias"])
-
-    @property
-    def by_parameter(self) -> xr.DataArray:
-        """Capacity that each parameter tensor brings, over "parameter"."""
-        return self.data["by_parameter"]
 
     @property
     def table(self) -> xr.DataArray | None:
@@ -155,38 +148,20 @@ class Allocation(Result):
         """
         return sum_parts(self.capacity, partition)
 
-    def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
-        """Make a tidy table of capacity, in parameters.
-
-        Args:
-            rows: "inputs", a row for each with a column for each of its axes (coordinates, or else positions) and for
-                what else is known of it, such as `standard_error`; the constant input is no row, its capacity is
-                `frame.attrs["bias"]`. "params", a row for each parameter tensor, with `share` of the total. "table",
-                a row for each parameter tensor and input. "units", a row for each unit of a layer, numbered row by
-                row. "spectrum", a row for each node.
-
-        Raises:
-            ValueError: other rows, or ones that this allocation does not hold.
-
-        """
-        return super().to_pandas(rows)
-
     def view(self) -> View:
         """Totals with their doubt, parameter tensors, and the map."""
         kind = str(self.attrs.get("kind", "allocated"))
         doubts = ("total_standard_error", "bias_standard_error")
-        return View(
-            kind=self._kind,
+        return self._view(
             title="Capacity",
             heading=kind,
             facts=self._facts(),
+            brief=4 if self.total > 0 else 2,
             tables=[self._tensors()],
             map=Map(self.capacity, title=f"{kind} capacity, {self.total:.5g} in total"),
-            notes=self._notes,
             values={"total": self.total, "bias": self.bias} | {d: self.attrs[d] for d in doubts if d in self.attrs},
             series={"layers": self._by_layer()},
             rows=("params",),
-            settings=self._settings,
         )
 
     def _facts(self) -> list[Fact]:
@@ -202,7 +177,7 @@ class Allocation(Result):
             facts.append(Fact("on bias", bias, f"({self.bias / total:.1%})"))
             facts.append(Fact("most on", _most(self.capacity, total)))
         return facts + [
-            Fact(name.replace("_params", " parameters"), f"{attrs[name]:{written}}", detail=True)
+            Fact(name.replace("_params", " parameters"), f"{attrs[name]:{written}}")
             for name, written in COUNTED.items()
             if attrs.get(name) is not None
         ]

@@ -51,10 +51,10 @@ class Variable:
 
 
 class Result(ABC):
-    """A Dataset whose variables are those of the class's schema, settings among its attributes.
+    """A Dataset with the variables of the class's schema, and settings among its attributes.
 
-    A kind of result is a subclass with a schema, `view` and what else it wants to check; add it to
-    `capalloc.results.kinds.RESULTS` for `load` to know its files.
+    Variables and settings are attributes of the result too. A kind of result is a subclass with a schema, `view` and
+    what else it wants to check; in `capalloc.results.kinds.RESULTS`, `load` knows its files.
 
     Args:
         data: the Dataset.
@@ -74,6 +74,8 @@ class Result(ABC):
     SETTINGS: ClassVar[tuple[str, ...]] = ()
     #: Tables of `to_pandas` by what they have a row for each of, the default first.
     ROWS: ClassVar[Mapping[str, Callable[[Any], pd.DataFrame]]]
+    #: Properties that a program reads.
+    VALUES: ClassVar[tuple[str, ...]] = ()
 
     data: xr.Dataset
 
@@ -83,6 +85,15 @@ class Result(ABC):
         object.__setattr__(self, "data", held)
         self._check_schema()
         self.check()
+
+    def __getattr__(self, name: str) -> Any:
+        """A variable of the schema, or a setting; lists, as JSON keeps them, are tuples again."""
+        if name in self.SCHEMA:
+            return self.data[name]
+        if name not in self.SETTINGS:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}", name=name, obj=self)
+        value = self.data.attrs[name]
+        return tuple(value) if isinstance(value, list) else value
 
     def __setattr__(self, name: str, value: Any) -> Never:
         raise FrozenInstanceError(f"cannot assign to field {name!r}")
@@ -100,6 +111,18 @@ class Result(ABC):
     @abstractmethod
     def view(self) -> View:
         """What it says of itself, as plain data."""
+
+    def _view(self, **parts: Any) -> View:
+        """A view of these parts, and of what every result says."""
+        attrs = self.data.attrs
+        common = {
+            "kind": f"{type(self).__module__.partition('.')[0]}.{type(self).__name__}",
+            "notes": [str(note) for note in attrs.get("notes") or ()],
+            "values": {name: getattr(self, name) for name in self.VALUES},
+            "rows": tuple(self.ROWS),
+            "settings": {name: value for name, value in attrs.items() if name != "notes"},
+        }
+        return View(**(common | parts))
 
     def replace(self, **changes: Any) -> Self:
         """The same result with other values for some of the arguments that it is made from."""
@@ -182,18 +205,6 @@ class Result(ABC):
 
     def _repr_html_(self) -> str:
         return results.card.as_html(self.view())
-
-    @property
-    def _kind(self) -> str:
-        return f"{type(self).__module__.partition('.')[0]}.{type(self).__name__}"
-
-    @property
-    def _notes(self) -> list[str]:
-        return [str(note) for note in self.data.attrs.get("notes") or ()]
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        return {name: value for name, value in self.data.attrs.items() if name != "notes"}
 
 
 def axis_rows(axis: str) -> Callable[[Result], pd.DataFrame]:

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
-from capalloc.results.regions import limits
+from capalloc.results.images import limits
 from capalloc.results.svg import TEMPLATES, colours, gradient, map_svg, png
 from capalloc.results.view import Map, View
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from capalloc.results.base import Result, Variable, axis_rows
-from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, estimate
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth, estimate
 
 #: Levels of the quantiles, and the number of bins of the histograms, of decoupling over pairs.
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -81,17 +81,14 @@ class Decoupling(Result):
         means = {
             label: values.mean() for name, label in ESTIMATES.items() if len(values := self.data[name].dropna("layer"))
         }
-        return View(
-            kind=self._kind,
+        return self._view(
             title="Decoupling by depth",
             heading=f"{len(self)} gates on {examples} examples",
             facts=[
-                Fact("gates", str(len(self)), f"on {examples} examples", detail=True),
-                *(
-                    Fact(f"mean over gates, {label}", f"{mean:.3f}", "0 linear, 1 total", detail=True)
-                    for label, mean in means.items()
-                ),
+                Fact("gates", str(len(self)), f"on {examples} examples"),
+                *(Fact(f"mean over gates, {label}", f"{m:.3f}", "0 linear, 1 total") for label, m in means.items()),
             ],
+            brief=0,
             tables=[
                 Table(
                     "gates",
@@ -101,10 +98,7 @@ class Decoupling(Result):
                 )
             ],
             charts=[self._chart()],
-            notes=self._notes,
-            series={"layers": self.data["decoupling"].to_series().to_dict()},
-            rows=tuple(self.ROWS),
-            settings=self._settings,
+            series={"layers": self.decoupling.to_series().to_dict()},
         )
 
     def _row(self, layer: str) -> list[str]:
@@ -130,7 +124,7 @@ class Decoupling(Result):
         return Chart(
             "Decoupling of each gate; bars are two standard errors",
             lines,
-            Axis("gate, inputs first", 0.5, len(self) + 0.5, whole=True, names=names),
+            by_depth("gate", names),
             Axis("decoupling (0 linear, 1 total)", -0.03, 1.03),
         )
 

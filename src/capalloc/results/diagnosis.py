@@ -65,24 +65,19 @@ class Diagnosis(Result):
     def view(self) -> View:
         """Everything of the parts, and the receptive field."""
         parts = {"scaling": self.scaling.view(), "shattering": self.shattering.view()}
-        own = {name: value for name, value in self._settings.items() if name not in parts}
-        return View(
-            kind=self._kind,
+        own = {name: value for name, value in self.data.attrs.items() if name not in (*parts, "notes")}
+        return self._view(
             title="Diagnosis of depth",
             heading=self.summary,
             facts=[fact for part in parts.values() for fact in part.facts],
+            brief=0,
             tables=[*(table for part in parts.values() for table in part.tables), *self._field()],
             charts=[chart for part in parts.values() for chart in part.charts],
             advice=self.advice,
-            notes=[*self._notes, *(note for part in parts.values() for note in part.notes)],
-            values={
-                "summary": self.summary,
-                **parts["scaling"].values,
-                **parts["shattering"].values,
-                "advice": self.advice,
-            },
+            notes=[note for part in parts.values() for note in part.notes],
+            values={"summary": self.summary, **parts["scaling"].values, **parts["shattering"].values}
+            | {"advice": self.advice},
             series=parts["scaling"].series,
-            rows=tuple(self.ROWS),
             settings=own | {f"{name}: {key}": v for name, part in parts.items() for key, v in part.settings.items()},
         )
 

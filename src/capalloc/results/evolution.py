@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -33,10 +32,14 @@ def on_grid(values: NDArray[np.float64], spacing: float, *leading: tuple[str, ND
 class Evolution(Result):
     """Where one unit of capacity is after each block, counted from the output: a law, and what the border absorbed.
 
+    - `law`: probabilities, (depth, *space), depth 0 being the start; coordinates of space in pixels;
+    - `absorbed`: probability lost at the borders up to each depth.
+
+    `to_pandas` has a row for each of "depths", the number of blocks passed: `absorbed`, and by axis `mean_...` and
+    `deviation_...`, in pixels; or of "positions", each depth and position, with its `probability`.
+
     Args:
-        law: probabilities, (depth, *space), depth 0 being the start; coordinates of space in pixels.
-        absorbed: probability lost at the borders up to each depth, (depth,).
-        settings: what it was made by: description, borders and the like.
+        data: the Dataset with those variables; its attributes say how it was made: description, borders and the like.
 
     Raises:
         ValueError: axes that do not fit, probabilities below 0, or a total that is not 1 at some depth.
@@ -44,32 +47,20 @@ class Evolution(Result):
     """
 
     FORMAT = "capalloc-evolution"
-    MAKER = "Evolution.to_xarray()"
+    MAKER = "capalloc.depth_limit"
     SCHEMA: ClassVar = {
         "law": Variable(("depth", "*"), low=-MASS_TOLERANCE),
         "absorbed": Variable(("depth",), low=-MASS_TOLERANCE),
     }
 
-    def __init__(self, law: xr.DataArray, absorbed: xr.DataArray, settings: Mapping[str, str] | None = None) -> None:
-        for name, values in {"law": law, "absorbed": absorbed}.items():
-            self.SCHEMA[name].check(name, values)
-        super().__init__(xr.Dataset({"law": law, "absorbed": absorbed}, attrs=dict(settings or {})))
+    law: xr.DataArray
+    absorbed: xr.DataArray
 
     def check(self) -> None:
         """Probabilities sum to 1 at every depth."""
         total = self.law.sum(self.space) + self.absorbed
         if not float(abs(total - 1).max()) < MASS_TOLERANCE:
             raise ValueError(f"law and absorbed must sum to 1 at every depth, got {total.to_numpy().tolist()}")
-
-    @property
-    def law(self) -> xr.DataArray:
-        """Probabilities, (depth, *space)."""
-        return self.data["law"]
-
-    @property
-    def absorbed(self) -> xr.DataArray:
-        """Probability lost at the borders up to each depth, (depth,)."""
-        return self.data["absorbed"]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -113,19 +104,6 @@ class Evolution(Result):
         squares = self.covariance.to_numpy().diagonal(axis1=1, axis2=2)
         return xr.zeros_like(self.mean).copy(data=np.sqrt(squares.clip(min=0))).rename("deviation")
 
-    def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
-        """A tidy table of the walk.
-
-        Args:
-            rows: "depths", a row for each number of blocks passed: `absorbed`, and by axis `mean_...` and
-                `deviation_...`, in pixels; "positions", a row for each depth and position, with its `probability`.
-
-        Raises:
-            ValueError: other rows.
-
-        """
-        return super().to_pandas(rows)
-
     def _depths(self) -> pd.DataFrame:
         moments = {"mean": self.mean, "deviation": self.deviation}
         columns = {
@@ -168,15 +146,15 @@ class Evolution(Result):
         made = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         ends = list(zip(self.space, mean[-1], deviation[-1], strict=True))
         spread = [Line(name, range(blocks + 1), deviation[:, k], "line", k) for k, name in enumerate(self.space)]
-        return View(
-            kind=self._kind,
+        return self._view(
             title="Walk through depth",
             heading=f"{blocks} blocks on {size}" + (f": {made}" if made else ""),
             about="Where one unit of capacity, let go at an output position, ends among the inputs.",
             facts=[
-                *(Fact(f"deviation, {name}", f"{sd:.4g}", "pixels", detail=True) for name, _, sd in ends),
                 Fact("absorbed", f"{float(self.absorbed[-1]):.4g}", "at the borders"),
+                *(Fact(f"deviation, {name}", f"{sd:.4g}", "pixels") for name, _, sd in ends),
             ],
+            brief=1,
             tables=[
                 Table(
                     "at the inputs, in pixels",
@@ -200,5 +178,4 @@ class Evolution(Result):
                 100,
             ),
             rows=("depths",),
-            settings=self.settings,
         )

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from capalloc._runtime.files import atomically
-from capalloc.results.regions import RING_SHARES, image, limits, ring, smallest_region
+from capalloc.results.images import RING_SHARES, image, limits, ring, smallest_region
 from capalloc.results.svg import DIVERGING, SEQUENTIAL
 from capalloc.results.view import Chart, Line
 
 #: Line styles of the rings of a field.
 RING_STYLES = dict(zip(RING_SHARES, ("solid", "dashed"), strict=True))
 #: Markers of dots, by their colour.
-MARKERS = "o^sD"
+DOT_MARKERS = "o^sD"
 #: Up to so many names along an axis are level, up to so many are written at all.
 LEVEL_NAMES, MOST_NAMES = 4, 32
 
@@ -145,7 +145,7 @@ def _plot_line(line: Line, ax: Axes) -> None:
         thin = {"color": "black", "linewidth": 0.8} if line.style == "thin" else {"color": colour}
         ax.plot(x, y, linestyle="dashed" if line.style == "dashed" else "solid", label=line.name or None, **thin)
         return
-    marker = MARKERS[line.colour % len(MARKERS)]
+    marker = DOT_MARKERS[line.colour % len(DOT_MARKERS)]
     joined = "-" if line.spread is None else ""
     ax.errorbar(x, y, line.spread, fmt=marker + joined, color=colour, capsize=2, markersize=5, label=line.name)
     if line.band is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from capalloc import results
 from capalloc.results.base import Result, Variable, axis_rows
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 Index = tuple[int | None, ...]  # one entry for each output axis, None for all of it
 #: What the map holds.
-NAMES = {"energy": "probability", "capacity": "capacity"}
+MAP_NAMES = {"energy": "probability", "capacity": "capacity"}
 #: What float32 may cost the sum of a law.
 SUM_TOLERANCE = 1e-6
 
@@ -46,30 +47,27 @@ class Extent:
 EXTENT: dict[str, type] = get_type_hints(Extent)
 
 
-def _setting(name: str, about: str) -> Any:
-    """A property that reads an attribute of the Dataset; lists, as JSON keeps them, are tuples again."""
-
-    def read(result: Result) -> Any:
-        value = result.data.attrs[name]
-        return tuple(value) if isinstance(value, list) else value
-
-    return property(read, doc=about)
+def extent_columns(axes: Mapping[str, Extent]) -> dict[str, tuple[str, NDArray[Any]]]:
+    """Extents as variables over "axis"."""
+    extents = axes.values()
+    return {name: ("axis", np.array([getattr(e, name) for e in extents], kind)) for name, kind in EXTENT.items()}
 
 
 class ReceptiveField(Result):
     """Where one output position looks: the support of its paths, and the map of what they carry.
 
+    - `map`: probability (`of` "energy") or capacity in parameters, over the input's own axes;
+    - `support`: whether any path starts there;
+    - along "axis", the fields of an `Extent`; together they are `axes`, by name;
+    - `area_68`, `area_95`: places of the smallest regions that hold 68 % and 95 % of the map;
+    - `moving`: axes that regions are counted over; the map is summed over the others;
+    - `output_position`: one index for each output axis, None for all of it;
+    - `of`, `gates`, `notes`: what the map holds, where the gates come from, what to know of it.
+
+    `to_pandas` has a row for each of "axes", or of "inputs", with `probability` or `capacity` and `support`.
+
     Args:
-        axes: the extent along each of the input's own axes, by name.
-        map: probability (`of` "energy") or capacity in parameters, over the input's own axes.
-        support: whether any path starts there.
-        area_68: places of the smallest region that holds 68 % of the map.
-        area_95: the same for 95 %.
-        moving: axes that regions are counted over; the map is summed over the others.
-        output_position: one index for each output axis, None for all of it.
-        of: "energy" or "capacity".
-        gates: where the gates come from.
-        notes: what to know of it.
+        data: the Dataset with those variables, the others among its attributes.
 
     Raises:
         ValueError: axes that do not fit each other, a map that is negative or not finite, or a law that does not sum
@@ -78,46 +76,29 @@ class ReceptiveField(Result):
     """
 
     FORMAT = "capalloc-receptive-field"
-    MAKER = "ReceptiveField.to_xarray()"
+    MAKER = "capalloc.receptive_field()"
     SCHEMA: ClassVar = {
         "map": Variable(("*",), low=0, finite=True),
         "support": Variable(("*",)),
         **dict.fromkeys(("axis", *EXTENT), Variable(("axis",))),
     }
     SETTINGS = ("area_68", "area_95", "moving", "output_position", "of", "gates", "notes")
+    VALUES = ("shown_position", "of", "gates", "area_68", "area_95", "moving", "notes")
 
-    area_68: int = _setting("area_68", "Places of the smallest region that holds 68 % of the map.")
-    area_95: int = _setting("area_95", "Places of the smallest region that holds 95 % of the map.")
-    moving: tuple[str, ...] = _setting("moving", "Axes that regions are counted over; others are summed.")
-    output_position: Index = _setting("output_position", "One index for each output axis, None for all of it.")
-    of: str = _setting("of", 'Whether the map holds "energy" or "capacity".')
-    gates: str = _setting("gates", "Where the gates come from.")
-    notes: tuple[str, ...] = _setting("notes", "What to know of it.")
-
-    def __init__(
-        self,
-        axes: Mapping[str, Extent],
-        map: xr.DataArray,
-        support: xr.DataArray,
-        area_68: int,
-        area_95: int,
-        moving: tuple[str, ...],
-        output_position: Index,
-        of: str,
-        gates: str,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        attrs = dict(zip(self.SETTINGS, (area_68, area_95, moving, output_position, of, gates, notes), strict=True))
-        variables: dict[str, Any] = {"map": map.rename("map"), "support": support}
-        for name, kind in EXTENT.items():
-            variables[name] = ("axis", np.array([getattr(extent, name) for extent in axes.values()], kind))
-        super().__init__(xr.Dataset(variables, coords={"axis": list(axes)}, attrs=attrs))
+    support: xr.DataArray
+    area_68: int
+    area_95: int
+    moving: tuple[str, ...]
+    output_position: Index
+    of: str
+    gates: str
+    notes: tuple[str, ...]
 
     def check(self) -> None:
         """Axes fit each other, and a law sums to 1."""
-        if self.of not in NAMES:
-            raise ValueError(f"of must be one of {tuple(NAMES)}, got {self.of!r}")
-        axes, names, total = tuple(self.axes), self.data["map"].dims, float(self.data["map"].sum())
+        if self.of not in MAP_NAMES:
+            raise ValueError(f"of must be one of {tuple(MAP_NAMES)}, got {self.of!r}")
+        axes, names, total = tuple(self.axes), self.map.dims, float(self.map.sum())
         if axes != names or self.support.dims != names:
             raise ValueError(
                 f"axes, map and support must be over the same axes, got {axes}, {names} and {self.support.dims}"
@@ -137,12 +118,7 @@ class ReceptiveField(Result):
     @property
     def map(self) -> xr.DataArray:
         """Probability or capacity in parameters, over the input's own axes."""
-        return self.data["map"].rename(NAMES[self.of])
-
-    @property
-    def support(self) -> xr.DataArray:
-        """Whether any path starts at an input, over the input's own axes."""
-        return self.data["support"]
+        return self.data["map"].rename(MAP_NAMES[self.of])
 
     @property
     def shown_position(self) -> str:
@@ -154,21 +130,8 @@ class ReceptiveField(Result):
         """Theoretical size along every input axis."""
         return {name: extent.size for name, extent in self.axes.items()}
 
-    def to_pandas(self, rows: str | None = None) -> pd.DataFrame:
-        """Make a tidy table of the field.
-
-        Args:
-            rows: "axes", a row for each input axis: `size`, `start`, `stop`, `centre`, `stride`, `cut`, `deviation`;
-                "inputs", a row for each input: its axes, `probability` or `capacity`, and `support`.
-
-        Raises:
-            ValueError: other rows.
-
-        """
-        return super().to_pandas(rows)
-
     def _inputs(self) -> pd.DataFrame:
-        both = xr.Dataset({NAMES[self.of]: self.map, "support": self.support})
+        both = xr.Dataset({MAP_NAMES[self.of]: self.map, "support": self.support})
         return both.to_dataframe(dim_order=list(self.axes)).reset_index()
 
     ROWS: ClassVar = {"axes": axis_rows("axis"), "inputs": _inputs}
@@ -191,14 +154,13 @@ class ReceptiveField(Result):
         """Where the field is, and what lies in it."""
         energy, over = self.of == "energy", " × ".join(self.moving)
         box = {name: (extent.start, extent.stop) for name, extent in self.axes.items()}
-        return View(
-            kind=self._kind,
+        return self._view(
             title="Receptive field",
             heading=f"of output position {self.shown_position}",
             about="Where one output position looks: the frame is the theoretical extent, the rings hold 68 % and 95 % "
             f"of {'path energy' if energy else 'its capacity'}, averaged over neighbouring places.",
             facts=[
-                Fact("output position", self.shown_position, detail=True),
+                Fact("output position", self.shown_position),
                 Fact("theoretical extent", " × ".join(str(self.axes[axis].size) for axis in self.moving), over),
                 Fact(f"68 % of {self.of}", f"{self.area_68:,}", f"places of {over}"),
                 Fact(f"95 % of {self.of}", f"{self.area_95:,}", f"places of {over}"),
@@ -212,9 +174,6 @@ class ReceptiveField(Result):
                 over=self.moving[-2:],
                 box=box,
             ),
-            notes=self._notes,
-            values={"shown_position": self.shown_position}
-            | {name: getattr(self, name) for name in self.SETTINGS if name != "output_position"},
             rows=("axes",),
             settings={"output_position": self.shown_position, "of": self.of, "gates": self.gates},
         )

@@ -1,39 +1,98 @@
-"""Regions of an input: a grid over its last two axes, and the smallest ones that hold a share of a map.
+"""Partitions of the inputs, and capacity summed over their parts.
 
-Index convention: maps are (*leading axes, rows, columns); the leading axes (channels, depth) are summed.
+A partition is a label for every input: the name of an axis, an array of labels, or a function from a capacity map to
+labels, such as those made below. Parts that are no sets of inputs, such as Fourier bands, need the map in another
+basis first: `capalloc.linear.fourier_basis`.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator, Sequence
 
-import lazy_loader
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-scipy = lazy_loader.load("scipy")
+from capalloc.results.images import image
 
 VERTICAL = ("top", "middle", "bottom")
 HORIZONTAL = ("left", "centre", "right")
-#: Shares of a field's map that its rings hold.
-RING_SHARES = (0.68, 0.95)
+#: From a capacity map to labels over some of its axes, or all.
+Labelling = Callable[[xr.DataArray], xr.DataArray]
+Partition = str | ArrayLike | xr.DataArray | Labelling
 
 
-def image(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
-    """Sum over every axis but the last two, and `keep` where it is given."""
-    axes = [str(dim) for dim in values.dims if dim != keep]
-    return values.sum(axes[:-2])
+def sum_parts(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
+    """Capacity of every part, over the axis "part", in the order in which labels first appear.
+
+    Args:
+        capacity: over the inputs' own axes.
+        partition: one label for every input: the name of an axis (a part for each of its values); an array of the map's
+            shape or, for a map with one axis, its length; a DataArray over some of the map's axes; or a function that
+            makes one from the map: `regions`, `patches(size)`, `bands(edges)`.
+
+    Raises:
+        TypeError: labels of no kind that can be compared.
+        ValueError: labels that do not fit the map.
+
+    """
+    given = labels(capacity, partition).broadcast_like(capacity).transpose(*capacity.dims).to_numpy().ravel()
+    if given.dtype.kind == "f" and np.isnan(given).any():
+        raise ValueError("the partition leaves inputs without a label (NaN); give every input one")
+    values, first, part = np.unique(given, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    sums = np.bincount(part.ravel(), weights=capacity.to_numpy().ravel(), minlength=len(values))
+    result = xr.DataArray(sums[order], dims="part", coords={"part": values[order]})
+    total, parts = float(capacity.sum()), float(sums.sum())
+    assert abs(parts - total) <= 1e-9 * max(1.0, float(abs(capacity).sum())), (parts, total)
+    return result
 
 
-def limits(values: xr.DataArray, signed: bool = False) -> tuple[float, float]:
-    """The colour scale of a map: from zero, or symmetrical around it."""
-    high = float(abs(image(values)).max()) or 1.0
-    return (-high if signed else 0.0, high)
+def labels(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
+    """Labels of the inputs, over some of the map's axes or all; arguments as in `sum_parts`."""
+    axes = tuple(map(str, capacity.dims))
+    if isinstance(partition, str):
+        if partition not in axes:
+            raise ValueError(f"the map has no axis {partition!r}; it has {axes}")
+        return capacity[partition] if partition in capacity.coords else _positions(capacity, partition)
+    given = partition(capacity) if callable(partition) else partition
+    if not isinstance(given, xr.DataArray):
+        array = np.asarray(given)
+        if array.shape != capacity.shape:
+            raise ValueError(
+                f"labels have shape {array.shape}, the map {dict(capacity.sizes)}; for labels of one axis pass an "
+                "xarray.DataArray that names it"
+            )
+        given = xr.DataArray(array, dims=axes)
+    if not set(given.dims) <= set(axes) or any(given.sizes[dim] != capacity.sizes[dim] for dim in given.dims):
+        raise ValueError(f"labels are over {dict(given.sizes)}, the map is over {dict(capacity.sizes)}")
+    if given.dtype.kind not in "biufUS" and not all(isinstance(label, str) for label in given.values.flat):
+        raise TypeError(f"labels must be numbers, booleans or strings, got {given.dtype}")
+    bare = given.reset_coords(drop=True).drop_vars(list(given.coords))
+    return bare.astype(str) if bare.dtype.kind == "O" else bare
+
+
+def _positions(capacity: xr.DataArray, axis: str) -> xr.DataArray:
+    return xr.DataArray(np.arange(capacity.sizes[axis]), dims=axis)
+
+
+def regions(capacity: xr.DataArray) -> xr.DataArray:
+    """Label a 3 x 3 grid over the last two axes, "top left" to "bottom right".
+
+    Raises:
+        ValueError: the map has fewer than two axes.
+
+    """
+    row, column = _last_two(capacity)
+    names = np.empty((capacity.sizes[row], capacity.sizes[column]), dtype=object)
+    for name, rows, columns in _cells(*names.shape):
+        names[rows, columns] = name
+    return xr.DataArray(names.astype(str), dims=(row, column))
 
 
 def grid(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
-    """Capacity in a 3 x 3 grid of regions, named "top left" to "bottom right", over the axis "region".
+    """Sum capacity in a 3 x 3 grid of regions, named "top left" to "bottom right", over the axis "region".
 
     Args:
         values: a map (*axes), or with the axis `keep` beside them, of at least two axes.
@@ -46,59 +105,86 @@ def grid(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
         ValueError: the map has fewer than two axes.
 
     """
-    axes = [str(dim) for dim in values.dims if dim != keep]
-    if len(axes) < 2:
-        raise ValueError(f"a grid of regions needs a map of at least two axes, got {tuple(axes)}")
-    row, column = axes[-2:]
+    row, column = _last_two(values, keep)
     flat = image(values, keep)
-    cells, names = [], []
-    for (top, bottom), vertical in zip(thirds(flat.sizes[row]), VERTICAL, strict=True):
-        for (left, right), horizontal in zip(thirds(flat.sizes[column]), HORIZONTAL, strict=True):
-            if bottom > top and right > left:
-                cell = flat.isel({row: slice(top, bottom), column: slice(left, right)})
-                cells.append(cell.sum([row, column]))
-                names.append(region_name(vertical, horizontal))
-    return xr.concat(cells, dim="region").assign_coords(region=names).transpose(..., "region")
+    cells = {
+        name: flat.isel({row: rows, column: columns}).sum([row, column])
+        for name, rows, columns in _cells(flat.sizes[row], flat.sizes[column])
+    }
+    return xr.concat(cells.values(), dim="region").assign_coords(region=list(cells)).transpose(..., "region")
 
 
-def region_name(row: str, column: str) -> str:
-    """Of a cell: "top left", and "centre" for the one in the middle."""
-    return "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
+def _last_two(values: xr.DataArray, keep: str | None = None) -> tuple[str, str]:
+    axes = tuple(str(dim) for dim in values.dims if dim != keep)
+    if len(axes) < 2:
+        raise ValueError(f"a grid of regions needs a map of at least two axes, got {axes}")
+    return axes[-2], axes[-1]
 
 
-def thirds(length: int) -> list[tuple[int, int]]:
-    """Symmetrical cuts of 0 .. length into three: 8 -> (0, 3), (3, 5), (5, 8)."""
+def _cells(rows: int, columns: int) -> Iterator[tuple[str, slice, slice]]:
+    """Name, rows and columns of the cells that hold a pixel."""
+    for vertical, down in zip(VERTICAL, thirds(rows), strict=True):
+        for horizontal, along in zip(HORIZONTAL, thirds(columns), strict=True):
+            if down.stop > down.start and along.stop > along.start:
+                centre = (vertical, horizontal) == ("middle", "centre")
+                yield "centre" if centre else f"{vertical} {horizontal}", down, along
+
+
+def thirds(length: int) -> list[slice]:
+    """Symmetrical cuts of 0 .. length into three: 8 -> 0:3, 3:5, 5:8."""
     first = round(length / 3)
-    return list(itertools.pairwise([0, first, length - first, length]))
+    return [slice(*ends) for ends in itertools.pairwise([0, first, length - first, length])]
 
 
-def smallest_region(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
-    """The fewest places that hold at least `share` of the sum of `values` >= 0: True there."""
-    order = np.argsort(-values, axis=None, kind="stable")
-    held = np.cumsum(values.ravel()[order])
-    # A sum that falls short by rounding alone holds its share.
-    count = int(np.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1
-    region = np.zeros(values.size, dtype=bool)
-    region[order[:count]] = True
-    return region.reshape(values.shape)
+def patches(*size: int) -> Labelling:
+    """Blocks of `size` over the last axes, named by their place: "0, 0", "0, 1" ...; the last may be smaller.
 
+    Raises:
+        ValueError: a size that is no positive number; on use, more sizes than the map has axes.
 
-def ring(values: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
-    """The smallest region of the map averaged over windows of a third of its standard deviation.
-
-    Strides leave a grid in a map, and a line round each of its places would hide the field. Such a window adds half a
-    percent to the deviation.
     """
-    return smallest_region(
-        scipy.ndimage.uniform_filter(values, [max(1, int(s / 3)) for s in _deviations(values)], mode="constant"), share
-    )
+    if not size or any(length < 1 for length in size):
+        raise ValueError(f"patches need a positive size for each axis, got {size}")
+
+    def label(capacity: xr.DataArray) -> xr.DataArray:
+        if len(size) > capacity.ndim:
+            raise ValueError(f"patches of {len(size)} axes on a map over {capacity.dims}")
+        dims = capacity.dims[capacity.ndim - len(size) :]
+        places = [[k // step for k in range(capacity.sizes[dim])] for dim, step in zip(dims, size, strict=True)]
+        names = [", ".join(map(str, place)) for place in itertools.product(*places)]
+        return xr.DataArray(np.array(names).reshape([len(place) for place in places]), dims=dims)
+
+    return label
 
 
-def _deviations(values: NDArray[np.float64]) -> list[float]:
-    """Standard deviation of the places along each axis, weighted by the map."""
-    found = []
-    for axis, length in enumerate(values.shape):
-        weights = values.sum(tuple(k for k in range(values.ndim) if k != axis))
-        places = np.arange(length) - np.average(np.arange(length), weights=weights)
-        found.append(float(np.sqrt(np.average(places**2, weights=weights))))
-    return found
+def bands(edges: Sequence[float], axis: str | None = None) -> Labelling:
+    """Intervals of an axis by its coordinate, such as frequencies or lags: below the first edge, then from each on.
+
+    Args:
+        edges: increasing; a value on an edge goes to the band above it.
+        axis: whose coordinate; the only axis by default. Without a coordinate the positions 0, 1, ... count.
+
+    Raises:
+        ValueError: edges that do not increase; on use, no such axis, or several and none chosen.
+
+    """
+    if len(edges) == 0 or any(b <= a for a, b in itertools.pairwise(edges)):
+        raise ValueError(f"edges must increase, got {list(edges)}")
+    limits = [f"{edge:g}" for edge in edges]
+    names = [f"below {limits[0]}", *(f"{a} to {b}" for a, b in itertools.pairwise(limits)), f"from {limits[-1]}"]
+
+    def label(capacity: xr.DataArray) -> xr.DataArray:
+        if axis is None and capacity.ndim != 1:
+            raise ValueError(f"say which axis the bands are of: bands(edges, axis=...), one of {capacity.dims}")
+        own = capacity.dims[0] if axis is None else axis
+        if own not in capacity.dims:
+            raise ValueError(
+                f"the map has no axis {own!r}; it has {capacity.dims}. For frequencies, compute it with "
+                "linear_capacity(..., basis=fourier_basis(n))"
+            )
+        places = capacity[own] if own in capacity.coords else _positions(capacity, str(own))
+        if places.dtype.kind not in "iuf":
+            raise ValueError(f"bands need numbers along {own!r}, got {places.dtype}")
+        return xr.DataArray(np.array(names)[np.digitize(places, edges)], dims=str(own))
+
+    return label

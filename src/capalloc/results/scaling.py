@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from capalloc.results.base import Result, Variable, axis_rows
-from capalloc.results.view import Axis, Chart, Fact, Line, Table, View
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth
 
 #: What the shape of a network means for its training.
 PHASES = {
@@ -60,6 +60,7 @@ class Scaling(Result):
         **dict.fromkeys(("layer", "gain", "gradient_gain", "mean_squared_gate", "rescaled"), Variable(("layer",))),
     }
     ROWS: ClassVar = {"blocks": axis_rows("block"), "layers": axis_rows("layer")}
+    VALUES = ("phase", "T", "skip_share", "total_gain", "advice")
 
     @property
     def T(self) -> float:  # noqa: N802
@@ -158,32 +159,28 @@ class Scaling(Result):
                 for r in self._rows("layer")
             ]),
         ]  # fmt: skip
-        return View(
-            kind=self._kind,
+        return self._view(
             title="Scaling",
             heading=f"{number} residual blocks, {layers} layers: {phase}",
             facts=self._facts(),
+            brief=0,
             tables=tables if number else tables[1:],
             charts=[self._rates() if number else self._gains()],
             advice=self.advice,
-            notes=self._notes,
-            values={name: getattr(self, name) for name in ("phase", "T", "skip_share", "total_gain", "advice")},
-            series=self._series(),
-            rows=tuple(self.ROWS),
-            settings=self._settings,
+            series={"gains": self._along("gain")} if self.phase == "plain" else {"rates": self._along("rate")},
         )
 
     def _facts(self) -> list[Fact]:
-        facts = [Fact("regime", self.phase, PHASES[self.phase], detail=True)]
+        facts = [Fact("regime", self.phase, PHASES[self.phase])]
         if self.phase == "plain":
             gain = f"{self.total_gain:.4g}"
-            return [*facts, Fact("gain of path energy in all", gain, "1 keeps its scale", detail=True)]
+            return [*facts, Fact("gain of path energy in all", gain, "1 keeps its scale")]
         number, share = self.data.sizes["block"], self.skip_share
         written = "–" if math.isnan(share) else f"{share:.2g}" if share < 1e-3 else f"{share:.1%}"
         return [
             *facts,
-            Fact("T, the sum of log(1 + λ)", f"{self.T:.3g}", f"over {number} residual blocks", detail=True),
-            Fact("path energy that takes no branch", written, "e^−T", detail=True),
+            Fact("T, the sum of log(1 + λ)", f"{self.T:.3g}", f"over {number} residual blocks"),
+            Fact("path energy that takes no branch", written, "e^−T"),
         ]
 
     def _rates(self) -> Chart:
@@ -191,10 +188,10 @@ class Scaling(Result):
         return Chart(
             f"Strength of blocks: {self.phase}, T = {self.T:.3g}",
             [
-                Line("branch over skip", np.arange(1, number + 1), self.data["rate"], "dots", named=True),
+                Line("branch over skip", np.arange(1, number + 1), self.rate, "dots", named=True),
                 Line(f"balanced, 1/{number}", [0.5, number + 0.5], [1 / number] * 2, "dashed", 1),
             ],
-            Axis("residual block, inputs first", 0.5, number + 0.5, whole=True, names=self._names("block")),
+            by_depth("residual block", list(self._along("rate"))),
             Axis("rate λ", log=True),
         )
 
@@ -204,20 +201,17 @@ class Scaling(Result):
         return Chart(
             "Gain of each layer; 1 keeps the scale",
             [
-                Line("energy, upwards", depth, self.data["gain"], "dots", named=True),
-                Line("gradients, downwards", depth, self.data["gradient_gain"], "dots", 1, named=True),
+                Line("energy, upwards", depth, self.gain, "dots", named=True),
+                Line("gradients, downwards", depth, self.gradient_gain, "dots", 1, named=True),
                 Line("", ends, [1, 1], "thin", 3),
             ],
-            Axis("layer, inputs first", *ends, whole=True, names=self._names("layer")),
+            by_depth("layer", list(self._along("gain"))),
             Axis("gain", log=True),
         )
 
-    def _series(self) -> dict[str, dict[str, float]]:
-        along = {"rates": "rate"} if self.phase != "plain" else {"gains": "gain"}
-        return {name: self.data[variable].to_series().to_dict() for name, variable in along.items()}
-
-    def _names(self, axis: str) -> list[str]:
-        return [str(name) for name in self.data[axis].to_numpy()]
+    def _along(self, variable: str) -> dict[str, float]:
+        """A variable by the names of its axis."""
+        return {str(name): float(value) for name, value in self.data[variable].to_series().items()}
 
     def _rows(self, axis: str) -> Iterator[dict[str, Any]]:
         """The variables along an axis, entry by entry."""

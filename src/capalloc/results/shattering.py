@@ -56,6 +56,7 @@ class Shattering(Result):
         ),
     }
     ROWS: ClassVar = {f"{axis}s": axis_rows(axis) for axis in ("place", "gate", "distance")}
+    VALUES = ("index", "correlation", "advice")
 
     @property
     def index(self) -> float:
@@ -65,15 +66,15 @@ class Shattering(Result):
     @property
     def correlation(self) -> float:
         """Predicted correlation of the gradients at the inputs of independent examples."""
-        return float(self.data["predicted_independent"][0])
+        return float(self.predicted_independent[0])
 
     @property
     def advice(self) -> list[str]:
         """What the correlation at the inputs means; empty where it is not lost."""
-        measured, predicted = float(self.data["measured_independent"][0]), self.correlation
+        measured, predicted = float(self.measured_independent[0]), self.correlation
         if not min(predicted, 1) < SHATTERED:
             return []
-        worst = [str(name) for name in self.data["gate"].to_numpy()[self._losses.to_numpy().argsort()[::-1][:3]]]
+        worst = [str(name) for name in self.gate.to_numpy()[self._losses.to_numpy().argsort()[::-1][:3]]]
         return [
             f"gradients at independent examples are unlike: correlation {predicted:.2g} predicted, {measured:.2g} "
             f"measured, {self.index:.3g} decouplings on a path, most at {', '.join(worst)}; give paths a way around "
@@ -86,27 +87,18 @@ class Shattering(Result):
 
     def view(self) -> View:
         """Correlations of gradients by depth and by distance, the gates that cost them, and what to change."""
-        measured = float(self.data["measured_independent"][0])
-        return View(
-            kind=self._kind,
+        at_inputs = f"at the inputs, predicted; {float(self.measured_independent[0]):.3g} measured"
+        return self._view(
             title="Shattering",
             heading=f"index {self.index:.3g}, correlation of gradients {self.correlation:.3g}",
             facts=[
-                Fact(
-                    "correlation of gradients",
-                    f"{self.correlation:.3g}",
-                    f"at the inputs, predicted; {measured:.3g} measured",
-                    detail=True,
-                ),
-                Fact("shattering index", f"{self.index:.3g}", "mean number of decouplings on a path", detail=True),
+                Fact("correlation of gradients", f"{self.correlation:.3g}", at_inputs),
+                Fact("shattering index", f"{self.index:.3g}", "mean number of decouplings on a path"),
             ],
+            brief=0,
             tables=[self._correlations(), self._gates()],
             charts=[self._depth(), self._line()],
             advice=self.advice,
-            notes=self._notes,
-            values={name: getattr(self, name) for name in ("index", "correlation", "advice")},
-            rows=tuple(self.ROWS),
-            settings=self._settings,
         )
 
     @property
@@ -149,10 +141,10 @@ class Shattering(Result):
         )
 
     def _line(self) -> Chart:
-        at, spread = self.data["distance"], 2 * self.data["measured_line_error"].fillna(0).to_numpy()
+        spread = 2 * self.measured_line_error.fillna(0).to_numpy()
         lines = [
-            Line("predicted", at, self.data["predicted_line"]),
-            Line("measured", at, self.data["measured_line"], "dots", 0, spread),
+            Line("predicted", self.distance, self.predicted_line),
+            Line("measured", self.distance, self.measured_line, "dots", 0, spread),
         ]
         apart = Axis("distance, two examples apart = 1")
         return Chart("Likeness of gradients, by distance of the inputs", lines, apart, LIKENESS)

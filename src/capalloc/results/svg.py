@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from capalloc.results.regions import image, limits
+from capalloc.results.images import image, limits
 from capalloc.results.templating import Templates
 
 #: Colours that keep their order in grey and for colour-blind readers: for maps, and for differences.

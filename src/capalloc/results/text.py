@@ -13,7 +13,7 @@ TEXT_ROWS = 12
 def as_text(view: View) -> str:
     """The heading, facts, tables with aligned columns, advice and notes; details are left out."""
     lines = [f"<{view.kind}, {view.heading}>"]
-    lines += aligned([[fact.name, f"{fact.value} {fact.more}"] for fact in view.facts if not fact.detail])
+    lines += aligned([[fact.name, f"{fact.value} {fact.more}"] for fact in view.facts[: view.brief]])
     for table in view.tables:
         if not table.detail:
             lines += ["", f"  {table.title}", *aligned([table.head, *table.first(TEXT_ROWS)])]

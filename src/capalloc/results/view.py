@@ -24,7 +24,6 @@ class Fact:
     name: str
     value: str
     more: str = ""
-    detail: bool = False  # left out of a few lines of text
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,11 @@ class Axis:
     names: Sequence[str] = ()
 
 
+def by_depth(what: str, names: Sequence[str]) -> Axis:
+    """The axis of layers, blocks or gates: places 1, 2, ... with their names."""
+    return Axis(f"{what}, inputs first", 0.5, len(names) + 0.5, whole=True, names=names)
+
+
 @dataclass(frozen=True)
 class Chart:
     """Lines on two axes, the first drawn lowest."""
@@ -122,6 +126,7 @@ class View:
     heading: str  # in a few words
     about: str = ""  # a sentence for those who see such a result for the first time
     facts: Sequence[Fact] = ()
+    brief: int | None = None  # so many of the facts are enough where only a few lines fit; None for all
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     map: Map | None = None

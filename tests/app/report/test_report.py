@@ -31,7 +31,7 @@ from capalloc.app.report.layout import parts
 from capalloc.app.report.outlines import outline
 from capalloc.app.report.section import exact, number, plain
 from capalloc.results import load
-from capalloc.results.regions import ring, smallest_region
+from capalloc.results.images import ring, smallest_region
 from capalloc.results.svg import gradient
 from capalloc.results.view import Axis, Chart, Line
 

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from capalloc.results.base import Result
-from capalloc.results.regions import image, limits
+from capalloc.results.images import image, limits
 from capalloc.results.svg import colours
 
 #: Pixels of a picture's longer side, and of its shorter one, at least.

@@ -13,7 +13,7 @@ from capalloc._linalg.aliases import Array
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.one_channel import channel_flow, theoretical_interval
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
-from capalloc.results.regions import smallest_region
+from capalloc.results.images import smallest_region
 from capalloc.results.scaling import DEGENERATE, TRIVIAL
 
 #: Shares of the walk's law that the effective field's regions hold.

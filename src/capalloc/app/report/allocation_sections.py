@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from capalloc.app.pages import PAGES
 from capalloc.app.report.charts import draw
 from capalloc.app.report.encode import encode
-from capalloc.app.report.explorer import Explorer, LayerShares, Panel
+from capalloc.app.report.explorer import Explorer, LayerShares, MapPanel
 from capalloc.app.report.layout import flat, high
 from capalloc.app.report.pairs import compared
 from capalloc.app.report.region_table import by_region
@@ -96,17 +96,17 @@ def explorer(group: AllocationGroup) -> Explorer:
     )
 
 
-def _figures(members: list[tuple[str, Allocation]]) -> list[Panel]:
+def _figures(members: list[tuple[str, Allocation]]) -> list[MapPanel]:
     top = max(high(a.capacity) for _, a in members)
-    figures = [Panel(name, "map", (k,), _bare(a.capacity), (0.0, top)) for k, (name, a) in enumerate(members)]
+    figures = [MapPanel(name, "map", (k,), _bare(a.capacity), (0.0, top)) for k, (name, a) in enumerate(members)]
     if len(members) == 2:
         (first, a), (second, b) = members
         difference = _bare(a.capacity).copy(data=b.capacity.to_numpy() - a.capacity.to_numpy())
         reach = float(abs(flat(difference)).max()) or 1.0
-        figures.append(Panel(f"{second} − {first}", "difference", (0, 1), difference, (-reach, reach)))
+        figures.append(MapPanel(f"{second} − {first}", "difference", (0, 1), difference, (-reach, reach)))
     for k, (name, a) in enumerate(members):
         if (error := _error(a)) is not None:
-            figures.append(Panel(f"standard error of {name}", "error", (k,), error, (0.0, high(error))))
+            figures.append(MapPanel(f"standard error of {name}", "error", (k,), error, (0.0, high(error))))
     return figures
 
 

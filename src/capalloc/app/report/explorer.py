@@ -31,7 +31,7 @@ MAP_BYTES = 800_000
 
 
 @dataclass(frozen=True)
-class Panel:
+class MapPanel:
     """A map on the page: its name, what it shows of which results, and its still picture."""
 
     name: str
@@ -76,7 +76,7 @@ class Explorer:
     key: str
     names: list[str]  # of the results
     unit: str
-    figures: list[Panel]
+    figures: list[MapPanel]
     maps: Encoded  # (results, *axes)
     errors: Mapping[int, Encoded] = field(default_factory=dict)  # by result, stacks of one
     layers: LayerShares | None = None
@@ -140,7 +140,7 @@ def explorer_of(key: str, name: str, shown: Map) -> Explorer:
         key=key,
         names=[name],
         unit=shown.unit,
-        figures=[Panel(title, "map", (0,), values, (0.0, high(values)), lines, edges)],
+        figures=[MapPanel(title, "map", (0,), values, (0.0, high(values)), lines, edges)],
         maps=encode(values.to_numpy()[None].astype(float), MAP_BYTES),
     )
 
@@ -164,7 +164,7 @@ def describe(name: str, values: xr.DataArray, unit: str, signed: bool = False) -
     return "; ".join(said)
 
 
-def still(figure: Panel, unit: str) -> Markup:
+def still(figure: MapPanel, unit: str) -> Markup:
     """Draw the picture or chart that stands where no script runs, and on paper."""
     words = describe(figure.name, figure.values, unit, figure.signed)
     shown = flat(figure.values)

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from capalloc.results.regions import grid, image, limits, thirds
+from capalloc.results.images import image, limits
+from capalloc.results.regions import grid, thirds
 
 #: Regions of a line.
 THIRDS = ("first third", "middle third", "last third")
@@ -43,7 +44,7 @@ def parts(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
     length = last.sizes[axes[-1]]
     if length < len(THIRDS):
         return last.sum(axes[-1]).expand_dims(region=["inputs"], axis=-1)
-    sums = [last.isel({axes[-1]: slice(*cut)}).sum(axes[-1]) for cut in thirds(length)]
+    sums = [last.isel({axes[-1]: cut}).sum(axes[-1]) for cut in thirds(length)]
     return xr.concat(sums, dim="region").assign_coords(region=list(THIRDS)).transpose(..., "region")
 
 

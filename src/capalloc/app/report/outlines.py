@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from capalloc.results.regions import RING_SHARES, ring, smallest_region
+from capalloc.results.images import RING_SHARES, ring, smallest_region
 
 Box = Mapping[str, tuple[int, int]]
 
