@@ -21,7 +21,7 @@ from capalloc._energy.theoretical_field import Field, Position, resolve, theoret
 from capalloc._energy.trace import trace
 from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
 from capalloc.results.images import smallest_region
-from capalloc.results.receptive_field import Extent, Index, ReceptiveField, extent_columns, shown
+from capalloc.results.receptive_field import MAP_NAMES, Extent, Index, ReceptiveField, extent_columns, shown
 
 CUT_NOTE = "cut by the border: use a larger input"
 
@@ -71,7 +71,7 @@ def receptive_field(
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
     if gates not in GATE_SOURCES:
         raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
-    if of not in NAMES:
+    if of not in MAP_NAMES:
         raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
     problem = prepare(model, inputs, outputs)
     batches = Batches.of(problem, gates, batch_size, progress=progress)
