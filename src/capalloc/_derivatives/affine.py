@@ -32,12 +32,12 @@ class AffineRule(ABC):
 
     @property
     def is_outer(self) -> bool:
-        """Whether the weight's entries are (left, right) in this order, in one group."""
+        """The weight's entries are (left, right) in this order, in one group."""
         return False
 
     @property
     def overlap(self) -> int:
-        """How many times larger than the input its factor is."""
+        """The size of the input's factor over that of the input."""
         return 1
 
     @abstractmethod
@@ -138,7 +138,7 @@ class ConvolutionRule(AffineRule):
         return d.movedim(1, 3).flatten(3).mT
 
     def right(self, h: Tensor) -> Tensor:
-        """What each position reads: (b, groups, examples and positions, in per group and kernel)."""
+        """The entries that each position reads: (b, groups, examples and positions, in per group and kernel)."""
         dims = len(self.stride)
         pads = [side for pad in reversed(self.padding) for side in (pad, pad)]
         h = _patches(F.pad(h.flatten(0, 1), pads), self.shape[2:], self.stride, self.dilation).unflatten(0, h.shape[:2])
@@ -165,7 +165,7 @@ class ConvolutionRule(AffineRule):
         return back.reshape(len(weight), *d.shape[:2], *self.size)
 
     def to_weight(self, h: Tensor, d: Tensor) -> Tensor:
-        """By torch's own kernel, which copies no patches."""
+        """The gradient by torch's own kernel, which copies no patches."""
         weight = d.new_empty(()).expand(self.shape)
         return torch.stack([self._back(d.flatten(0, 1), one.flatten(0, 1), weight, 1) for one in h])
 
@@ -223,7 +223,7 @@ class AffineCall:
     bias: Tensor | None
 
     def output(self) -> Tensor:
-        """What leaves it."""
+        """The output."""
         return self.rule.output(self.input, self.weight, self.bias)
 
 

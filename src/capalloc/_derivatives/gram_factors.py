@@ -45,7 +45,6 @@ class TappedParts:
     """Parts from the sensitivities at tapped calls and at opaque parameters."""
 
     tapped: TappedModel
-    sensitivity_bytes: int = SENSITIVITY_BYTES
 
     def __call__(
         self, x: Tensor, factored: Collection[str] = (), weights: Tensor | None = None
@@ -66,7 +65,7 @@ class TappedParts:
         ]
         del entered
         leaves = (*values, *zeros)
-        size = max(1, self.sensitivity_bytes // (1 + sum(t.numel() * t.itemsize for t in leaves)))
+        size = max(1, SENSITIVITY_BYTES // (1 + sum(t.numel() * t.itemsize for t in leaves)))
         for start, stop in blocks_of(out.shape[1], size):
             grads = stacked_gradients(out, leaves, range(start, stop))
             yield slice(start, stop), self.parts(grads, inputs, factored)
@@ -133,7 +132,7 @@ def _per_example(t: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Form:
-    """How a parameter's columns are kept: as factors, with their sizes, or as rows."""
+    """The form in which a parameter's columns are kept: as factors, with their sizes, or as rows."""
 
     positions: int
     left: int

@@ -26,7 +26,7 @@ FACTORED_GAIN = 1.5
 
 
 def cheaper_for_outputs(form: Form, examples: int, outputs: int) -> bool:
-    """Whether J J' takes fewer products from the factors than from rows, per pair of examples.
+    """Tell if J J' takes fewer products from the factors than from rows, per pair of examples.
 
     Rows: o^2 left right, and t left right o / e to form them. One position: right + o^2 left. More of them:
     t^2 right for the inputs, t^2 o left to mix with sensitivities, t o^2 left to close.
@@ -39,7 +39,7 @@ def cheaper_for_outputs(form: Form, examples: int, outputs: int) -> bool:
 
 
 def cheaper_for_params(form: Form, outputs: int) -> bool:
-    """Whether J' J takes fewer products with the outputs summed first: 1 + o / right^2 + 4 / right against o."""
+    """Tell if J' J takes fewer products with the outputs summed first: 1 + o / right^2 + 4 / right against o."""
     return form.positions == 1 and FACTORED_GAIN * (1 + outputs / form.right**2 + 4 / form.right) < outputs
 
 
@@ -77,7 +77,7 @@ def add_pairs(out: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Panel:
+class ColumnPanel:
     """Neighbouring columns of J: those of one factored parameter, or rows of several, (e, o, columns)."""
 
     start: int
@@ -91,28 +91,28 @@ class Panel:
 
     @property
     def columns(self) -> slice:
-        """Where they are in J."""
+        """Their place in J."""
         return slice(self.start, self.start + self.width)
 
 
-def panels(columns: Columns, names: Iterable[str]) -> list[Panel]:
+def panels(columns: Columns, names: Iterable[str]) -> list[ColumnPanel]:
     """Columns in the order of the parameters, neighbouring rows together."""
-    found: list[Panel] = []
+    found: list[ColumnPanel] = []
     start = 0
     for are_rows, group in itertools.groupby(names, columns.places.__contains__):
         if are_rows:
             places = [columns.places[name] for name in group]
-            found.append(Panel(start, columns.rows[:, :, places[0].start : places[-1].stop]))
+            found.append(ColumnPanel(start, columns.rows[:, :, places[0].start : places[-1].stop]))
             start += found[-1].width
             continue
         for part in (columns.factored[name] for name in group):
             assert part.right is not None
-            found.append(Panel(start, part.left[:, :, 0], part.right[:, 0]))
+            found.append(ColumnPanel(start, part.left[:, :, 0], part.right[:, 0]))
             start += found[-1].width
     return found
 
 
-def add_param_gram(out: Tensor, ordered: list[Panel], fresh: bool) -> None:
+def add_param_gram(out: Tensor, ordered: list[ColumnPanel], fresh: bool) -> None:
     """Lower triangle of out += J' J, (p, p), from panels of some examples; of out = J' J where it is `fresh`."""
     for index, below in enumerate(ordered):
         if below.right is None:
@@ -130,7 +130,7 @@ def add_param_gram(out: Tensor, ordered: list[Panel], fresh: bool) -> None:
                 add_product(block, below.left.flatten(0, 1).T, beside.left.flatten(0, 1), fresh)
 
 
-def add_factored(out: Tensor, a: Panel, b: Panel, fresh: bool) -> None:
+def add_factored(out: Tensor, a: ColumnPanel, b: ColumnPanel, fresh: bool) -> None:
     """Add the products of a's columns, which are factored, and b's to `out`; below the diagonal if a is b.
 
     The outputs are summed first: mixed_ik = sum_o left_i left_k, one number an example. Where it is zero for all

@@ -42,7 +42,7 @@ ACTIVATION_COPIES = 3
 
 @dataclass(frozen=True)
 class GramWork:
-    """Where J's parts come from, for which examples, and what their products are added up in."""
+    """The source of J's parts, the examples, and the dtype in which products are added up."""
 
     problem: Problem
     source: TappedParts | PlainParts

@@ -8,15 +8,17 @@ section 2). So
     C' r  = d/dtheta sum_o (D_v_o f_o + r_o,const f_o),                       v_o = S^(1/2) r_o - x r_o,const.
 
 Index convention: k vectors, o outputs, e examples, s slots. Parameter vectors are (k, params), all tensors flattened
-side by side; rows are (k, o, e, s), not yet divided by the root of the number of examples.
+side by side; rows are (k, o, e, s), not yet divided by the root of the number of examples; factors at a call are
+(k, o, e, *own).
 """
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,19 +26,27 @@ from torch.func import grad, vmap
 
 from capalloc._derivatives.autograd import differentiable
 from capalloc._derivatives.metric import InputMetric
-from capalloc._derivatives.piecewise import piecewise_products
-from capalloc._derivatives.rows import Replay, any_jvp, any_vjp
-from capalloc._derivatives.tape import Tape, outputs_with
+from capalloc._derivatives.rows import Replay, add_use, any_jvp, any_vjp
+from capalloc._derivatives.tape import Tape, TappedCall, names_of, outputs_with
 from capalloc._model.problem import Problem
 
 
-class BatchProducts(Protocol):
-    """Products with the constraints of one batch."""
+@dataclass(frozen=True)
+class BatchProducts(ABC):
+    """Products with the constraints of one batch; `units` (o, e, outputs) are the combinations of outputs."""
 
-    def apply(self, w: Tensor, /) -> Tensor:
+    problem: Problem
+    space: InputMetric
+    x: Tensor
+    units: Tensor
+    replay: Replay
+
+    @abstractmethod
+    def apply(self, w: Tensor) -> Tensor:
         """C w: (k, params) to (k, o, e, s)."""
 
-    def adjoint(self, r: Tensor, /) -> Tensor:
+    @abstractmethod
+    def adjoint(self, r: Tensor) -> Tensor:
         """C' r: (k, o, e, s) to (k, params)."""
 
 
@@ -64,14 +74,8 @@ class ConstraintOperator:
 
 
 @dataclass(frozen=True)
-class ForwardProducts:
+class ForwardProducts(BatchProducts):
     """Forward over reverse for C w, reverse over forward for C' r, batched over vectors and outputs."""
-
-    problem: Problem
-    space: InputMetric
-    x: Tensor
-    units: Tensor
-    replay: Replay
 
     def apply(self, w: Tensor) -> Tensor:
         """C w."""
@@ -111,17 +115,11 @@ class ForwardProducts:
 
 
 @dataclass(frozen=True)
-class ReverseProducts:
+class ReverseProducts(BatchProducts):
     """Reverse mode alone, for models that function transforms or forward mode cannot enter.
 
     C' r by reverse over reverse; it is linear in r, so that C w is the gradient of <C' r, w> in r.
     """
-
-    problem: Problem
-    space: InputMetric
-    x: Tensor
-    units: Tensor
-    replay: Replay
 
     def apply(self, w: Tensor) -> Tensor:
         """C w."""
@@ -155,6 +153,97 @@ class ReverseProducts:
             combined, params, create_graph=r.requires_grad, allow_unused=True, materialize_grads=True
         )
         return torch.cat([part.flatten() for part in parts])
+
+
+@dataclass(frozen=True)
+class PiecewiseProducts(BatchProducts):
+    """Products call by call, about four convolutions for each layer, its sensitivities at hand.
+
+    Where gates do not move with the input, sensitivities delta_o of the outputs to what leaves a call do not either,
+    and with h what enters it a row is delta_o (x) (D_v + alpha) h (docs/theory.md, section 2). So C' r is one sweep of
+    input directions forward and a product of two factors at every call, C w its transpose: dW' delta_o at every call,
+    and one sweep backward. The sensitivities are made once for a batch and serve any number of vectors.
+    """
+
+    calls: tuple[TappedCall, ...]  # with their inputs h
+    deltas: tuple[Tensor, ...]  # sensitivities to every call's output: (o, e, *out)
+    pull: Callable[..., tuple[Tensor, ...]]  # cotangents of every h -> of x
+
+    def apply(self, w: Tensor) -> Tensor:
+        """C w: (k, params) to (k, o, e, s)."""
+        params = self.problem.params
+        split = zip(params.items(), w.split([p.numel() for p in params.values()], 1), strict=True)
+        parts = {name: part.unflatten(1, p.shape or (1,)) for (name, p), part in split}
+        num_outputs = len(self.deltas[0])
+        value: Tensor = w.new_zeros(len(w), num_outputs, len(self.x))
+        back = []
+        for call, delta in zip(self.calls, self.deltas, strict=True):
+            if call.weight is None:
+                back.append(call.input.new_zeros(()).expand(len(w), num_outputs, *call.input.shape))
+            else:
+                back.append(call.rule.to_input(parts[call.weight], delta))
+                value = value + (back[-1] * call.input).flatten(3).sum(3)
+            if call.bias is not None:
+                value = value + torch.einsum("oec,kc->koe", bias_gradients(call, delta), parts[call.bias].flatten(1))
+        slope = vmap(vmap(lambda c: self.pull(c)[0]))(tuple(back))
+        return self.space.rows(slope, value, self.x)
+
+    def adjoint(self, r: Tensor) -> Tensor:
+        """C' r: (k, o, e, s) to (k, params)."""
+        v, constant = self.space.directions(r, self.x)
+        with self.replay():
+            moved = vmap(vmap(lambda v: any_jvp(partial(enter, self.problem), (self.x,), (v,))[1]))(v)
+        total: dict[str, Tensor] = {}
+        for call, delta, dh in zip(self.calls, self.deltas, moved, strict=True):
+            if call.weight is not None:
+                weights = constant.reshape(*constant.shape, *(1,) * (dh.ndim - 3))
+                along = torch.addcmul(dh, call.input, weights)
+                add_use(total, call.weight, call.rule.to_weight(along, delta))
+            if call.bias is not None:
+                add_use(total, call.bias, torch.einsum("oec,koe->kc", bias_gradients(call, delta), constant))
+        params = self.problem.params
+        parts = [total.get(name, r.new_zeros(len(r), p.numel())).flatten(1) for name, p in params.items()]
+        return torch.cat(parts, 1)
+
+
+def piecewise_products(
+    problem: Problem, space: InputMetric, x: Tensor, units: Tensor, replay: Replay
+) -> PiecewiseProducts:
+    """Products for a model whose gates do not move with the input, all of its parameters in calls with a rule.
+
+    Raises:
+        NotImplementedError: a parameter enters another call, or one whose leading axis is not the examples.
+
+    """
+    with replay():
+        tape = recorded(problem, x)[1]
+    for name, function in tape.opaque.items():
+        raise NotImplementedError(f"{name} enters {function}, for which there is no rule")
+    if any(len(call.input) != len(x) for call in tape.calls):
+        raise NotImplementedError("what enters a call has no leading axis of examples")
+    with replay():
+        back = any_vjp(lambda *z: recorded(problem, x, z)[0], *(x.new_zeros(call.shape) for call in tape.calls))[1]
+    with replay():
+        pull = any_vjp(partial(enter, problem), x)[1]
+    return PiecewiseProducts(problem, space, x, units, replay, tuple(tape.calls), vmap(back)(units), pull)
+
+
+def recorded(problem: Problem, x: Tensor, zeros: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tape]:
+    """Outputs (e, outputs) and the calls of a run."""
+    with Tape(names_of(problem), zeros) as tape:
+        returned = problem.model(x)
+    return problem.select(returned).reshape(len(x), -1), tape
+
+
+def enter(problem: Problem, x: Tensor) -> tuple[Tensor, ...]:
+    """The inputs of every call."""
+    return tuple(call.input for call in recorded(problem, x)[1].calls)
+
+
+def bias_gradients(call: TappedCall, delta: Tensor) -> Tensor:
+    """Gradients of a bias from sensitivities (o, e, *out), example by example: (o, e, entries)."""
+    alone = delta.flatten(0, 1)[:, None]
+    return call.rule.bias_gradient(call.rule.left(alone)).reshape(*delta.shape[:2], -1)
 
 
 #: (model, metric, examples, combinations of outputs, replay) -> products, by name, the fastest first

@@ -120,7 +120,7 @@ class FactoredRows:
         return tuple(deltas)
 
     def _entered(self, x: Tensor, s: Tensor) -> TensorTuple:
-        """What enters the calls."""
+        """The inputs of the calls."""
         return tuple(s * h for h in self.tapped.run(x, (), self.tapped.zeros())[1])
 
     def _combine(self, alpha: Tensor, deltas: TensorTuple, entered: TensorTuple) -> dict[str, Tensor]:

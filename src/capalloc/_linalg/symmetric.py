@@ -22,7 +22,7 @@ TRANSPOSED_TILE = 256
 
 
 def blocks_of(n: int, size: int = MOST_ROWS) -> Iterator[tuple[int, int]]:
-    """Where blocks of `size` start and stop."""
+    """Starts and stops of blocks of `size`."""
     return ((start, min(start + size, n)) for start in range(0, n, size))
 
 
