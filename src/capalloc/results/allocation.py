@@ -21,7 +21,7 @@ COUNTED = {"symmetries": ",", "unseen_params": ",", "unused_params": ",", "secon
 
 
 class Allocation(Result):
-    """Where capacity goes: kappa_i for every input and the constant input, in units of one parameter.
+    """The map of capacity: kappa_i for every input and the constant input, in units of one parameter.
 
     The invariants (docs/theory.md, sections 1, 2 and 4) hold to a relative `TOLERANCE` where it is built:
     `capacity.sum() + bias == total == by_parameter.sum()`, `table.sum("parameter") == capacity` and
@@ -119,12 +119,12 @@ class Allocation(Result):
 
     @property
     def spectrum(self) -> xr.DataArray | None:
-        """How many eigenvalues of G lie at each node, for methods that have a G."""
+        """Numbers of eigenvalues of G at each node, for methods that have a G."""
         return self.data.get("spectrum")
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """How it was made."""
+        """The settings that it was made with."""
         return dict(self.data.attrs)
 
     @property

@@ -110,7 +110,7 @@ class Result(ABC):
 
     @abstractmethod
     def view(self) -> View:
-        """What it says of itself, as plain data."""
+        """Say everything it has to show, as plain data."""
 
     def _view(self, **parts: Any) -> View:
         """A view of these parts, and of what every result says."""

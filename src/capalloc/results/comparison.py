@@ -1,4 +1,4 @@
-"""How far two capacity maps agree."""
+"""Distances of two capacity maps."""
 
 from __future__ import annotations
 

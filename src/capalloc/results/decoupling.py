@@ -29,7 +29,7 @@ ESTIMATES = {"decoupling": "units", "coupled_decoupling": "units, by coupling", 
 
 
 class Decoupling(Result):
-    """How far each gate of a network decouples what passes it: 0 as a linear map, 1 totally.
+    """Decoupling of what passes each gate of a network: 0 as a linear map, 1 totally.
 
     One entry along "layer" for each gate, in order of depth (docs/theory.md, section 3):
 

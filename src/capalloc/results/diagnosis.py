@@ -52,7 +52,7 @@ class Diagnosis(Result):
 
     @property
     def advice(self) -> list[str]:
-        """What to change; empty where nothing is out of balance."""
+        """Changes to make; empty where nothing is out of balance."""
         return [*self.scaling.advice, *self.shattering.advice]
 
     @property

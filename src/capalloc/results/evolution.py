@@ -30,7 +30,7 @@ def on_grid(values: NDArray[np.float64], spacing: float, *leading: tuple[str, ND
 
 
 class Evolution(Result):
-    """Where one unit of capacity is after each block, counted from the output: a law, and what the border absorbed.
+    """The law of one unit of capacity after each block, counted from the output, and what the border absorbed.
 
     - `law`: probabilities, (depth, *space), depth 0 being the start; coordinates of space in pixels;
     - `absorbed`: probability lost at the borders up to each depth.
@@ -139,7 +139,7 @@ class Evolution(Result):
         return xr.DataArray(list(self.space), dims=name, name=name)
 
     def view(self) -> View:
-        """Where the walk ends, and how it spreads on the way."""
+        """Show where the walk ends, and how it spreads on the way."""
         blocks = self.law.sizes["depth"] - 1
         mean, deviation = self.mean.to_numpy(), self.deviation.to_numpy()
         size = " x ".join(f"{name} {self.law.sizes[name]}" for name in self.space)

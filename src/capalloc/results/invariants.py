@@ -1,4 +1,4 @@
-"""What holds for every allocation: its axes, its values, and the sums that agree (docs/theory.md, sections 1, 2, 4)."""
+"""Invariants of every allocation: its axes, its values, and the sums that agree (docs/theory.md, sections 1, 2, 4)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def extent_columns(axes: Mapping[str, Extent]) -> dict[str, tuple[str, NDArray[A
 
 
 class ReceptiveField(Result):
-    """Where one output position looks: the support of its paths, and the map of what they carry.
+    """The inputs that one output position sees: the support of its paths, and the map of what they carry.
 
     - `map`: probability (`of` "energy") or capacity in parameters, over the input's own axes;
     - `support`: whether any path starts there;
@@ -151,7 +151,7 @@ class ReceptiveField(Result):
         return results.plots.plot_field(drawn.small, drawn.box, label, ax, title)
 
     def view(self) -> View:
-        """Where the field is, and what lies in it."""
+        """Show where the field is, and what lies in it."""
         energy, over = self.of == "energy", " × ".join(self.moving)
         box = {name: (extent.start, extent.stop) for name, extent in self.axes.items()}
         return self._view(

@@ -29,7 +29,7 @@ MOST_ADVICE = 5
 
 
 class Scaling(Result):
-    """Whether depth is scaled well: residual blocks by their rates, plain layers by their gains.
+    """The balance of depth: residual blocks by their rates, plain layers by their gains.
 
     Along "block", inputs first (docs/theory.md, section 5):
 
@@ -75,7 +75,7 @@ class Scaling(Result):
 
     @property
     def phase(self) -> str:
-        """Of the residual blocks: "degenerate" shatters, "balanced", "trivial" propagates nothing; or "plain"."""
+        """The word for its depth: "degenerate" shatters, "balanced", "trivial" propagates nothing; or "plain"."""
         if not self.data.sizes["block"]:
             return "plain"
         if self.skip_share < DEGENERATE:
@@ -91,7 +91,7 @@ class Scaling(Result):
 
     @property
     def advice(self) -> list[str]:
-        """What to change, in order of depth; empty where nothing is out of balance."""
+        """Changes to make, in order of depth; empty where nothing is out of balance."""
         return [*self._phase_advice(), *self._block_advice(), *self._layer_advice()]
 
     def _phase_advice(self) -> Iterator[str]:

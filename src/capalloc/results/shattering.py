@@ -22,7 +22,7 @@ LIKENESS = Axis("correlation of gradients", -0.1, 1.05)
 
 
 class Shattering(Result):
-    """How far the gradients at different inputs are alike, measured and predicted (docs/theory.md, section 6).
+    """Likeness of the gradients at different inputs, measured and predicted (docs/theory.md, section 6).
 
     Along "place" (the inputs, sums of residual blocks, entries of gates; inputs first), correlations of the gradients
     of the outputs there:
@@ -70,7 +70,7 @@ class Shattering(Result):
 
     @property
     def advice(self) -> list[str]:
-        """What the correlation at the inputs means; empty where it is not lost."""
+        """Changes that the correlation at the inputs asks for; empty where it is not lost."""
         measured, predicted = float(self.measured_independent[0]), self.correlation
         if not min(predicted, 1) < SHATTERED:
             return []

@@ -1,4 +1,4 @@
-"""What a result shows, as plain data: facts, tables, charts, a map and advice.
+"""The view of a result, as plain data: facts, tables, charts, a map and advice.
 
 `Result.view()` makes one. Text, notebook card, command-line table, JSON, training log and report each render as much
 of it as they have room for. Nothing here knows a result, and nothing here knows how it is drawn.
@@ -44,7 +44,7 @@ class Table:
         return replace(self, head=[self.head[k] for k in kept], rows=rows, spare=())
 
     def first(self, most: int) -> Sequence[Sequence[str]]:
-        """At most so many rows, the last of which says how many are left out."""
+        """Return at most so many rows, the last of which says how many are left out."""
         if len(self.rows) <= most:
             return self.rows
         return [*self.rows[: most - 1], [f"… {len(self.rows) - most + 1} more", *[""] * (len(self.head) - 1)]]

@@ -42,14 +42,14 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is computed at a step, by group of tags, and what becomes of an error there."""
+    """The methods computed at a step, by group of tags, and how an error there is answered."""
 
     methods: Mapping[str, Callable[[nn.Module, Inputs], Result]]
     on_error: OnError = "raise"
 
     @classmethod
     def of(cls, method: LoggedMethod | Mapping[str, LoggedMethod], on_error: OnError) -> Snapshot:
-        """Of methods by name or as functions.
+        """Take methods by name or as functions.
 
         Raises:
             ValueError: an unknown name, or another `on_error`.
@@ -104,7 +104,7 @@ def check_inputs(inputs: Any) -> Inputs:
 
 
 def check_every(name: str, every: Any) -> int:
-    """How often, in steps or epochs.
+    """Return a number of steps or epochs, checked.
 
     Raises:
         ValueError: it is no positive integer.

@@ -1,4 +1,4 @@
-"""What a training log holds of a result: scalars, pictures and histograms by tag, all from its view.
+"""The part of a result that a training log holds: scalars, pictures and histograms by tag, all from its view.
 
 A tag is "group/name"; the group is what a board folds together.
 """
@@ -23,7 +23,7 @@ LONG, SHORT = 128, 16
 
 @dataclass(frozen=True)
 class Summary:
-    """What is written at one step, by tag."""
+    """Everything written at one step, by tag."""
 
     scalars: Mapping[str, float]
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # (colour, row, column)

@@ -140,7 +140,7 @@ def write(writer: Any, summary: Summary, step: int) -> None:
 
 
 def write_pictures(writer: Any, summary: Summary, step: int) -> None:
-    """What is no scalar."""
+    """Write the pictures and histograms of a summary."""
     for tag, pixels in summary.images.items():
         writer.add_image(tag, pixels, step)
     for tag, values in summary.histograms.items():
@@ -149,6 +149,6 @@ def write_pictures(writer: Any, summary: Summary, step: int) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the only one, or the first of its group."""
+    """Tell whether this process is the only one, or the first of its group."""
     group = torch.distributed
     return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0

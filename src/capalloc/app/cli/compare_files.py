@@ -57,7 +57,7 @@ def agreement(a: Allocation, b: Allocation) -> dict[str, float]:
 
 
 def differences(a: Allocation, b: Allocation) -> pd.DataFrame:
-    """By parameter tensor, 0 where one has none of the name; the largest difference first."""
+    """Capacity by parameter tensor, 0 where one has none of the name; the largest difference first."""
     both = pd.DataFrame({"first": a.by_parameter.to_series(), "second": b.by_parameter.to_series()}).fillna(0.0)
     both["difference"] = both["second"] - both["first"]
     order = both["difference"].abs().sort_values(ascending=False, kind="stable").index

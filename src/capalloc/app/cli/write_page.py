@@ -19,7 +19,7 @@ def run_report(files: Sequence[Path], out: Path, title: str) -> None:
 
 
 def names(files: Sequence[Path]) -> dict[str, Path]:
-    """What the page calls each file: its name, with the folder where two have one name.
+    """Name each file for the page: its stem, with the folder where two have one stem.
 
     Raises:
         ValueError: a file is given twice.

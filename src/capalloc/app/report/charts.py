@@ -92,7 +92,7 @@ def _finite(line: Line, x: Axis, y: Axis) -> tuple[Line, list[str]]:
 
 
 def _scale(axis: Axis, values: list[ArrayLike], start: float, stop: float) -> Scale:
-    """From the lowest to the highest value, with room where neither is given."""
+    """Span the lowest to the highest value, with room where neither is given."""
     found = np.concatenate([np.ravel(np.asarray(v, dtype=float)) for v in values] or [np.zeros(0)])
     found = found[np.isfinite(found) & ((found > 0) | (not axis.log))]
     low, high = (float(found.min()), float(found.max())) if found.size else (0.1, 1.0)

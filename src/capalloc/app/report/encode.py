@@ -34,7 +34,7 @@ class Encoded:
 
     @property
     def note(self) -> str:
-        """What was lost, in words; empty where nothing was."""
+        """The loss in words; empty where there is none."""
         levels = {"f4": 0, "u2": 65535, "u1": 255}[self.type]
         said = [f"rounded to 1/{levels} of the largest value"] if levels else []
         if max(self.block) > 1:

@@ -44,12 +44,12 @@ class MapPanel:
 
     @property
     def signed(self) -> bool:
-        """Whether its colours diverge around zero."""
+        """True where its colours diverge around zero."""
         return self.kind == "difference"
 
     @property
     def ends(self) -> tuple[str, str]:
-        """What is written at the ends of its colours."""
+        """The numbers at the ends of its colours."""
         low, high = self.limits
         return exact(low), f"+{exact(high)}" if self.signed else exact(high)
 
@@ -96,7 +96,7 @@ class Explorer:
         )
 
     def _note(self, summed: bool) -> str:
-        """What the page leaves out, and what to know of its sums."""
+        """Say what the page leaves out, and what to know of its sums."""
         said = []
         if self.errors and summed:
             said.append("Standard errors are summed too: upper bounds.")
@@ -107,7 +107,7 @@ class Explorer:
         return " ".join(said)
 
     def data(self) -> dict[str, Any]:
-        """What the script reads."""
+        """Return what the script reads."""
         values = self.figures[0].values
         return {
             "line": is_line(values),

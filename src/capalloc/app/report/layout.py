@@ -1,4 +1,4 @@
-"""How a map over the inputs is laid out: a picture over its last two axes, or a line over its last one.
+"""The layout of a map over the inputs: a picture over its last two axes, or a line over its last one.
 
 Leading axes are summed. A line is a map of one axis, or one whose last axis but one has a single entry.
 """
@@ -19,7 +19,7 @@ THIRDS = ("first third", "middle third", "last third")
 
 
 def is_line(values: xr.DataArray) -> bool:
-    """Whether the map is over one axis, up to axes of one entry."""
+    """Tell whether the map is over one axis, up to axes of one entry."""
     return values.ndim == 1 or values.shape[-2] == 1
 
 
@@ -49,7 +49,7 @@ def parts(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
 
 
 def positions(shown: xr.DataArray) -> NDArray[np.float64]:
-    """Where the entries of a line stand: coordinates that are numbers, or else their places."""
+    """Positions of the entries of a line: coordinates that are numbers, or else their places."""
     found = shown.coords.get(shown.dims[0])
     if found is not None and np.issubdtype(found.dtype, np.number):
         return np.asarray(found, dtype=float)
@@ -62,10 +62,10 @@ def high(values: xr.DataArray) -> float:
 
 
 def labels(values: xr.DataArray, axis: Any) -> list[str]:
-    """What the places along an axis are called."""
+    """Names of the places along an axis."""
     return [str(label(values, axis, k)) for k in range(values.sizes[axis])]
 
 
 def label(values: xr.DataArray, axis: Any, index: int) -> Any:
-    """What one place along an axis is called: its coordinate, or else its number."""
+    """The name of one place along an axis: its coordinate, or else its number."""
     return values[axis].values[index].item() if axis in values.coords else int(index)

@@ -21,7 +21,7 @@ def lines_over(flat: xr.DataArray, box: Box) -> dict[str, str]:
 
 
 def edges_over(flat: xr.DataArray, box: Box) -> dict[str, tuple[float, float]]:
-    """Where box and regions start and stop on a line."""
+    """The ends of box and regions on a line."""
     start, stop = box[str(flat.dims[0])]
     regions = {f"{share:.0%}": _ends(smallest_region(flat.to_numpy(), share)) for share in RING_SHARES}
     return {"theoretical": (start - 0.5, stop - 0.5), **regions}

@@ -78,7 +78,7 @@ def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
 
 
 def _density(x: NDArray[np.float64], y: NDArray[np.float64], edge: float) -> str:
-    """How many points fall into each cell, on a logarithmic scale."""
+    """Draw how many points fall into each cell, on a logarithmic scale."""
     counts = np.histogram2d(y, x, bins=DENSITY_BINS, range=[[0, edge], [0, edge]])[0][::-1]
     shares = np.log1p(counts) / np.log1p(counts.max())
     return png(colours(shares))

@@ -1,4 +1,4 @@
-"""What a page is made of."""
+"""The pieces of a page, and numbers as it writes them."""
 
 from __future__ import annotations
 
