@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from capalloc._decoupling import quadrature
-from capalloc._decoupling.activations import slope
 from capalloc._depth.shattering_law import crossing, family_rates
+from capalloc._operators.calls import slope
 from capalloc.gates import gaussian_gate_moment
 
 #: Weights of a batch of networks held at once, in numbers.

@@ -1,14 +1,15 @@
-"""Every test starts with the library's own rules and one torch thread: the suite runs one process a core."""
+"""Every test starts with the library's own records and one torch thread: the suite runs one process a core."""
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from browsing import chromium
-from capalloc._energy.rules import RULES
+from capalloc._operators.records import RECORDS
 
 torch.set_num_threads(1)
 
@@ -27,8 +28,6 @@ def _figures_are_closed() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _registered_rules_are_restored() -> Iterator[None]:
-    before = dict(RULES)
-    yield
-    RULES.clear()
-    RULES.update(before)
+def _records_are_restored() -> Iterator[None]:
+    with mock.patch.dict(RECORDS):
+        yield

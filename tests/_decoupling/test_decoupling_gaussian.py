@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capalloc._decoupling.activations import NAMES, Sine, resolve, slope
+from capalloc._decoupling.activations import NAMED_ACTIVATIONS, Sine, resolve
 from capalloc._decoupling.closed_forms import CLOSED_FORMS
 from capalloc._decoupling.gaussian_gates import gaussian_decoupling, gaussian_gate_moment
 from capalloc._decoupling.kinks import find_kinks
+from capalloc._operators.calls import slope
 from closed_forms import CLOSED
 from zoo import gaussian
 
@@ -38,7 +39,7 @@ def test_quadrature_meets_the_closed_form(kind, variance):
 
 
 @pytest.mark.proves("3", "closed forms of Gaussian gates", oracle="Monte Carlo")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMED_ACTIVATIONS)
 def test_moments_meet_monte_carlo(name):
     activation, samples = resolve(name), 200_000
     x, y = gaussian(2, samples, seed=5)

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capalloc._decoupling.activations import NAMES, resolve
-from capalloc._decoupling.feature_moments import FEATURE_MOMENTS, feature_moment
+from capalloc._decoupling.activations import NAMED_ACTIVATIONS, resolve
+from capalloc._decoupling.closed_forms import CLOSED_FORMS
+from capalloc._decoupling.gaussian_gates import feature_moment
 from capalloc._decoupling.kinks import find_kinks
 from capalloc._decoupling.quadrature import REACH, moment
 from capalloc._depth.shattering_law import FAMILIES, crossing, family_rates, gradient_correlation
@@ -44,7 +45,7 @@ def slope_of(values, at, low, high):
 
 
 def test_every_feature_moment_is_tested():
-    assert set(CLOSED) == set(FEATURE_MOMENTS)
+    assert set(CLOSED) == set(CLOSED_FORMS)
 
 
 @pytest.mark.proves("6", "the arc-cosine map", oracle="quadrature")
@@ -60,7 +61,7 @@ def test_feature_moments_meet_quadrature(kind, variance):
 
 
 @pytest.mark.proves("6", "the arc-cosine map", oracle="Monte Carlo")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMED_ACTIVATIONS)
 def test_feature_moments_meet_monte_carlo(name):
     activation, samples = resolve(name), 100_000
     x, y = gaussian(2, samples, seed=5)

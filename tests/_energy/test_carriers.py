@@ -13,11 +13,11 @@ from torch.nn import functional as F
 import capalloc
 from capalloc._energy.carriers import find
 from capalloc._energy.program import Program
-from capalloc._energy.rules import RULES, UnsupportedOperatorError
+from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.trace import trace
 from capalloc._graph.capture import capture
-from capalloc._graph.decompositions import table
 from capalloc._model.problem import prepare
+from capalloc._operators.decompositions import table
 from energies import Function, assert_is_squared_jacobian, captured, counted, energies
 from zoo import gaussian, seeded_module
 
@@ -27,7 +27,7 @@ A, B = gaussian(4, 4, seed=11), gaussian(4, 4, seed=12)
 
 def model_program(model: nn.Module, x: Tensor, **options: object) -> Program:
     problem = prepare(model, x)
-    graph = capture(problem, len(x), RULES)
+    graph = capture(problem, len(x))
     return trace(graph, x, "data", set(problem.params), carriers=find(graph, **options))
 
 

@@ -18,7 +18,7 @@ from capalloc._energy import sweep
 from capalloc._energy.linear_map import LinearMap
 from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.rules import UnsupportedOperatorError
-from capalloc._energy.rules import linear_rule as generic
+from capalloc._energy.rules import any_linear_operator as generic
 from capalloc._energy.trace import trace
 from energies import captured
 from zoo import gaussian, seeded_module

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from architectures import ARCHITECTURES
 from capalloc._energy.carriers import Carriers, find
 from capalloc._energy.residual import Trails
-from capalloc._energy.rules import RULES
 from capalloc._graph.capture import Graph, capture
 from capalloc._model.problem import prepare
 from transformer_models import CASES, built
@@ -23,7 +22,7 @@ aten = torch.ops.aten
 
 
 def trails_of(model: nn.Module, x: Tensor) -> Trails:
-    graph = capture(prepare(model, x, traced=True), len(x), RULES)
+    graph = capture(prepare(model, x, traced=True), len(x))
     return Trails.of(graph, find(graph))
 
 
@@ -236,7 +235,8 @@ def graphs(draw: st.DrawFn) -> Trails:
         nodes.append(graph.call_function(target, (pick(), *arguments)))
     everything = (nodes[0], weight, *nodes[1:])
     captured = Graph(everything, {"w": "layer.weight"}, {}, "x", nodes[-1], 1)
-    return Trails.of(captured, Carriers(carrying=frozenset(everything)))
+    signals = frozenset(everything) - {weight}
+    return Trails.of(captured, Carriers(carrying=frozenset(everything), signals=signals))
 
 
 def paths(trails: Trails, source: object, target: object) -> Iterator[list[object]]:

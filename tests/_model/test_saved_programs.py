@@ -16,7 +16,6 @@ from torch.export import Dim, export, save
 
 import capalloc
 from capalloc._derivatives.tape import tap_model
-from capalloc._energy.rules import RULES
 from capalloc._graph.capture import capture
 from capalloc._model.archive import load_program
 from capalloc._model.problem import prepare
@@ -159,7 +158,7 @@ def test_parameters_can_be_chosen_by_name(net, images, program):
 def test_a_fixed_batch_size_is_the_size_of_every_chunk(net, images):
     program = export(net, (images[:3],))
     problem = prepare(program, images, CHOICES["leaf"])
-    assert capture(problem, 64, RULES).batch_size == 3
+    assert capture(problem, 64).batch_size == 3
     with torch.no_grad():
         for number in (1, 2, 3, 5):
             torch.testing.assert_close(problem(images[:number]), net(images[:number])["hidden"])

@@ -11,7 +11,6 @@ import capalloc
 from architectures import ARCHITECTURES
 from capalloc._energy.carriers import find
 from capalloc._energy.decoupled import Decoupled
-from capalloc._energy.rules import RULES
 from capalloc._graph.capture import capture
 from capalloc._model.problem import prepare
 from capalloc._propagate import by_solver
@@ -117,7 +116,7 @@ def test_networks_gated_everywhere_have_the_markov_rules_map_and_its_error_falls
 def test_the_decoupled_network_is_the_network_where_nothing_is_gated():
     model, x = build(lambda: bottleneck(4, 3, 2, bias=True)), gaussian(1, 4)
     problem = prepare(model, x)
-    graph = capture(problem, 1, RULES)
+    graph = capture(problem, 1)
     network = Decoupled(graph, find(graph))
     params = {name: p.detach() for name, p in problem.params.items()}
     np.testing.assert_allclose(network(params, x, x, []), model(x).detach(), rtol=1e-12)
@@ -127,7 +126,7 @@ def test_the_decoupled_network_is_the_network_where_nothing_is_gated():
 def test_mean_square_over_signs_is_the_path_energy():
     model, x = build(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))), gaussian(1, 4)
     problem = prepare(model, x)
-    graph = capture(problem, 1, RULES)
+    graph = capture(problem, 1)
     network = Decoupled(graph, find(graph))
     generator = torch.Generator().manual_seed(0)
     (signs,) = network.signs(4096, generator)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import capalloc
 from capalloc._energy.carriers import find
-from capalloc._energy.rules import RULES
 from capalloc._energy.trace import trace
 from capalloc._graph.capture import capture
 from capalloc._model.problem import prepare
@@ -43,7 +42,7 @@ def test_what_paths_do_not_see_are_queries_keys_and_gating_branches(allocations,
     allocation, case = allocations[name], CASES[name]
     params = dict(built(name, "eager").named_parameters())
     problem = prepare(built(name, "eager"), gaussian(2, *case.shape))
-    steering = find(capture(problem, 2, RULES)).steering
+    steering = find(capture(problem, 2)).steering
     assert steering == {key for key in params if re.search(case.steering, key)}
     share = 2 / 3 if name == "gpt2" else 1  # queries, keys and values in one tensor
     assert allocation.attrs["unseen_params"] == round(share * sum(params[key].numel() for key in steering))
@@ -101,7 +100,7 @@ def test_one_attention_layer_in_closed_form():
     v, out = model.v.weight.detach().square(), model.out.weight.detach().square()
     expected = torch.einsum("jc,ncts,ci->ntjsi", out, attention, v)
     problem = prepare(model, x)
-    forward, backward = energies(trace(capture(problem, 2, RULES), x, "data", set(problem.params)))
+    forward, backward = energies(trace(capture(problem, 2), x, "data", set(problem.params)))
     np.testing.assert_allclose(forward, expected.sum((3, 4)), rtol=1e-10)
     np.testing.assert_allclose(backward, expected.sum((1, 2)), rtol=1e-10)
     walked = capalloc.walk(model, x)
@@ -160,7 +159,7 @@ def block_energies(model: Block, x: Tensor) -> Tensor:
 def test_a_whole_block_against_its_squared_network():
     model, x = seeded_module(Block), gaussian(2, 5, 3)
     problem = prepare(model, x)
-    forward, _ = energies(trace(capture(problem, 2, RULES), x, "data", set(problem.params)))
+    forward, _ = energies(trace(capture(problem, 2), x, "data", set(problem.params)))
     np.testing.assert_allclose(forward, block_energies(model, x), rtol=1e-10)
     allocation = capalloc.propagate(model, x)
     assert allocation.attrs["unseen_params"] == 24 + 16
@@ -191,5 +190,5 @@ def test_a_frozen_attention_layer_is_linear_in_its_values():
     model, x = seeded_module(OneLayer, 1), gaussian(2, 3, 3)
     model.v.weight.data, model.out.weight.data = torch.eye(4, 3).double(), torch.eye(2, 4).double()
     problem = prepare(model, x)
-    program = trace(capture(problem, 2, RULES), x, "data", set(problem.params))
+    program = trace(capture(problem, 2), x, "data", set(problem.params))
     assert_is_squared_jacobian(program, lambda z: (model.weights(x)[:, 0].detach() @ z)[..., :2], x)

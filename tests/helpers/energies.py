@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import capalloc
 from capalloc._energy import sweep
 from capalloc._energy.program import Program
-from capalloc._energy.rules import RULES
 from capalloc._graph.capture import capture
 from capalloc._model.problem import Problem
 
@@ -27,7 +26,7 @@ class Function(nn.Module):
 
 def captured(function: Callable[[Tensor], Tensor], x: Tensor):
     problem = Problem(Function(function), x, probe=x)
-    return capture(Problem(problem.model, x, probe=x[:1]), len(x), RULES)
+    return capture(Problem(problem.model, x, probe=x[:1]), len(x))
 
 
 def energies(program: Program) -> tuple[Tensor, Tensor]:

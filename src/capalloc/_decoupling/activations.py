@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Activation = Callable[[Tensor], Tensor]
+from capalloc._operators.calls import slope
+
+Elementwise = Callable[[Tensor], Tensor]
 
 
 class Abs(nn.Module):
@@ -44,7 +46,7 @@ class Sine(nn.Module):
 
 
 #: Activations that `gaussian_decoupling` knows by name.
-NAMES: dict[str, Callable[[], nn.Module]] = {
+NAMED_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -68,15 +70,15 @@ NAMES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def resolve(activation: str | Activation) -> Activation:
+def resolve(activation: str | Elementwise) -> Elementwise:
     """The activation itself: from its name, or a private float64 copy of a module, or the callable given."""
     if isinstance(activation, str):
-        if activation not in NAMES:
+        if activation not in NAMED_ACTIVATIONS:
             raise ValueError(
-                f"activation {activation!r} is not known by name; use one of {sorted(NAMES)}, "
+                f"activation {activation!r} is not known by name; use one of {sorted(NAMED_ACTIVATIONS)}, "
                 "a torch.nn module or an elementwise function of a tensor"
             )
-        return NAMES[activation]()
+        return NAMED_ACTIVATIONS[activation]()
     if not callable(activation):
         raise TypeError(
             f"activation must be a name, a torch.nn module or a function of a tensor, got {type(activation).__name__}"
@@ -91,18 +93,7 @@ def resolve(activation: str | Activation) -> Activation:
     return activation
 
 
-def slope(activation: Activation, z: Tensor) -> Tensor:
-    """phi'(z) at every entry of z, same shape and dtype."""
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        y = activation(leaf)
-        if not y.requires_grad:  # no path from z to y: a constant
-            return torch.zeros_like(z)
-        (gradient,) = torch.autograd.grad(y.sum(), leaf)
-    return gradient.detach()
-
-
-def checked_slope(activation: Activation) -> Activation:
+def checked_slope(activation: Elementwise) -> Elementwise:
     """The slope function of an activation that was tried on a few values first."""
     z = torch.linspace(-2.0, 2.0, 8, dtype=torch.float64)
     y = activation(z)

@@ -1,80 +1,73 @@
-"""Gate moments A(rho) = E[phi'(z) phi'(z')] in closed form (docs/theory.md, section 3).
+"""Moments of activations and of their slopes in closed form (docs/theory.md, sections 3 and 6).
 
-z and z' are centred Gaussians of variance v and correlation rho. One registered function per activation.
+z and z' are centred Gaussians of variance v and correlation rho.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from capalloc._decoupling.activations import Abs, Erf, Sine
+from capalloc._linalg.aliases import Array
 
-Array = NDArray[np.float64]
-ClosedForm = Callable[[Any, Array, Array], Array]
-CLOSED_FORMS: dict[type[nn.Module], ClosedForm] = {}
-
-
-def closed_form(*kinds: type[nn.Module]) -> Callable[[ClosedForm], ClosedForm]:
-    """Register A(activation, rho, v) for exactly these types of module."""
-
-    def register(function: ClosedForm) -> ClosedForm:
-        CLOSED_FORMS.update(dict.fromkeys(kinds, function))
-        return function
-
-    return register
+Moment = Callable[[Any, Array, Any], Array]  # of an activation, rho and v
 
 
-@closed_form(nn.Identity)
-def linear(_: nn.Identity, rho: Array, variance: Array) -> Array:
-    """A = 1."""
-    return np.ones(np.broadcast_shapes(rho.shape, variance.shape))
+@dataclass(frozen=True)
+class GaussianMoments:
+    """Gate moments A(rho) = E[phi'(z) phi'(z')] and feature moments B(rho) = E[phi(z) phi(z')] of an activation."""
+
+    gates: Moment
+    features: Moment
 
 
-@closed_form(nn.ReLU)
-def relu(_: nn.ReLU, rho: Array, variance: Array) -> Array:
-    """A = 1/4 + arcsin(rho) / (2 pi)."""
-    return two_slopes(0.0, rho, variance)
+def two_slopes(negative: Callable[[Any], float]) -> GaussianMoments:
+    """phi = m z + j |z| with slopes s below zero and 1 above, m = (1 + s) / 2 and j = (1 - s) / 2.
+
+    A = m^2 + j^2 (2 / pi) arcsin(rho) and B = v [m^2 rho + j^2 (2 / pi) (sqrt(1 - rho^2) + rho arcsin rho)]: cross
+    terms vanish by symmetry. For ReLU A = 1/4 + arcsin(rho) / (2 pi), and B is the arc-cosine kernel of order 1.
+    """
+
+    def parts(activation: Any) -> tuple[float, float]:
+        s = float(negative(activation))
+        return ((1 + s) / 2) ** 2, ((1 - s) / 2) ** 2 * 2 / np.pi
+
+    def gates(activation: Any, rho: Array, variance: Any) -> Array:
+        mean, jump = parts(activation)
+        return np.broadcast_to(mean + jump * np.arcsin(rho), np.broadcast_shapes(rho.shape, np.shape(variance))).copy()
+
+    def features(activation: Any, rho: Array, variance: Any) -> Array:
+        mean, jump = parts(activation)
+        moment: Array = variance * (mean * rho + jump * (np.sqrt((1 - rho) * (1 + rho)) + rho * np.arcsin(rho)))
+        return moment
+
+    return GaussianMoments(gates, features)
 
 
-@closed_form(nn.LeakyReLU)
-def leaky_relu(activation: nn.LeakyReLU, rho: Array, variance: Array) -> Array:
-    """The negative side has the slope `negative_slope`."""
-    return two_slopes(float(activation.negative_slope), rho, variance)
+def _sine(activation: Sine, rho: Array, variance: Any) -> tuple[Array, Array]:
+    """exp(-omega^2 v (1 - rho)) and exp(-omega^2 v (1 + rho)), which do not overflow for large omega."""
+    power = activation.omega**2 * variance
+    return np.exp(-power * (1 - rho)), np.exp(-power * (1 + rho))
 
 
-@closed_form(nn.PReLU)
-def prelu(activation: nn.PReLU, rho: Array, variance: Array) -> Array:
-    """The negative side has the learned slope."""
-    return two_slopes(float(activation.weight), rho, variance)
-
-
-@closed_form(Abs)
-def absolute(_: Abs, rho: Array, variance: Array) -> Array:
-    """A = (2 / pi) arcsin(rho): slopes -1 and 1."""
-    return two_slopes(-1.0, rho, variance)
-
-
-@closed_form(Erf)
-def erf(_: Erf, rho: Array, variance: Array) -> Array:
-    """A = (4 / pi) / sqrt((1 + 2v)^2 - 4 v^2 rho^2)."""
-    return 4 / np.pi / np.sqrt((1 + 2 * variance) ** 2 - 4 * variance**2 * rho**2)
-
-
-@closed_form(Sine)
-def sine(activation: Sine, rho: Array, variance: Array) -> Array:
-    """A = (omega^2 / 2) [exp(-omega^2 v (1 - rho)) + exp(-omega^2 v (1 + rho))]."""
-    power = activation.omega**2
-    return power / 2 * (np.exp(-power * variance * (1 - rho)) + np.exp(-power * variance * (1 + rho)))
-
-
-def two_slopes(negative: float, rho: Array, variance: Array) -> Array:
-    """A = ((1 + s) / 2)^2 + ((1 - s) / 2)^2 (2 / pi) arcsin(rho), for slopes s below zero and 1 above."""
-    mean, jump = (1 + negative) / 2, (1 - negative) / 2
-    return np.broadcast_to(
-        mean**2 + jump**2 * 2 / np.pi * np.arcsin(rho), np.broadcast_shapes(rho.shape, variance.shape)
-    ).copy()
+#: By exact type of module. B of erf: C. Williams, Computing with infinite networks, NIPS 1996.
+CLOSED_FORMS: dict[type[nn.Module], GaussianMoments] = {
+    nn.Identity: GaussianMoments(lambda _, rho, v: np.ones_like(rho * v), lambda _, rho, v: v * rho),
+    nn.ReLU: two_slopes(lambda _: 0.0),
+    nn.LeakyReLU: two_slopes(lambda activation: activation.negative_slope),
+    nn.PReLU: two_slopes(lambda activation: activation.weight),
+    Abs: two_slopes(lambda _: -1.0),
+    Erf: GaussianMoments(
+        lambda _, rho, v: 4 / np.pi / np.sqrt((1 + 2 * v) ** 2 - 4 * v**2 * rho**2),
+        lambda _, rho, v: 2 / np.pi * np.arcsin(2 * v * rho / (1 + 2 * v)),
+    ),
+    Sine: GaussianMoments(
+        lambda activation, rho, v: activation.omega**2 / 2 * sum(_sine(activation, rho, v)),
+        lambda activation, rho, v: np.subtract(*_sine(activation, rho, v)) / 2,
+    ),
+}

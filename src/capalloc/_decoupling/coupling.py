@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +15,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from capalloc._energy.rules.parametric import CONVOLUTIONS
-from capalloc._graph.calls import bind
 from capalloc._graph.capture import Graph
+from capalloc._operators.calls import arguments_of, per_axis
+from capalloc._operators.records import record
 
-aten = torch.ops.aten
-#: Operators that leave the directions of the rows as they are, with their signal in the first argument.
-PASSED = (
-    aten.clone.default,
-    aten.dropout.default,
-    aten.neg.default,
-    aten._native_batch_norm_legit_no_training.default,
-)
 #: Draws of a batch of pairs before settling for fewer than asked for.
-ROUNDS = 64
+PAIR_DRAWS = 64
 
 
 def all_pairs(units: int) -> Tensor:
@@ -90,7 +83,7 @@ class ConvolutionRows:
         per_group = len(self.weight) // self.groups
         draw = lambda high, rows: torch.randint(high, (rows,), generator=generator)  # noqa: E731
         kept: list[Tensor] = []
-        for _ in range(ROUNDS):
+        for _ in range(PAIR_DRAWS):
             channel, partner = draw(len(self.weight), number), draw(per_group, number)
             partner = channel // per_group * per_group + partner
             first, second, fits = channel, partner, torch.ones(number, dtype=torch.bool)
@@ -134,37 +127,36 @@ Rows = DenseRows | ConvolutionRows
 
 
 def feeding_rows(graph: Graph, node: Node, depends: frozenset[Node]) -> Rows | None:
-    """The rows of the linear map that an activation reads directly, None where there is not one alone."""
+    """Find the rows of the linear map that an activation reads directly, None where there is not one alone."""
     source = node.args[0]
     while isinstance(source, Node) and source.op == "call_function":
-        if source.target is aten.linear.default:
-            weight = _weight(graph, source, depends)
-            return None if weight is None else DenseRows(weight)
-        if source.target in CONVOLUTIONS:
-            return _convolution(graph, source, depends)
+        kind = record(source.target).kind
+        if kind in ("dense", "convolution"):
+            weight, given = _weight(graph, source, depends), arguments_of(source)
+            transposed = given.get("transposed", "output_padding" in given)
+            if weight is None or kind == "dense":
+                return None if weight is None else DenseRows(weight)
+            return None if transposed else _convolution(source, weight, given)
         source = _through(source, depends)
     return None
 
 
 def _through(node: Node, depends: frozenset[Node]) -> Any:
-    """The signal that `node` passes on without turning rows, None if it does something else."""
-    if node.target in PASSED or not hasattr(node.target, "_schema"):  # getitem
+    """Find the signal that `node` passes on without turning rows, None if it does something else."""
+    known = record(node.target)
+    steady = known.kind == "normalisation" and known.steady(arguments_of(node))
+    if known.kind == "copy" or steady or node.target is operator.getitem:
         return node.args[0]
-    if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor):
+    if known.kind in ("sum", "product", "quotient"):
         signals = [a for a in node.args if isinstance(a, Node) and a in depends]
         same_shape = [a for a in signals if a.meta["val"].shape == node.meta["val"].shape]
         return same_shape[0] if len(signals) == 1 and same_shape else None
     return None
 
 
-def _convolution(graph: Graph, node: Node, depends: frozenset[Node]) -> ConvolutionRows | None:
-    weight = _weight(graph, node, depends)
-    if weight is None:
-        return None
-    args, ndim = bind(node.target, node.args, dict(node.kwargs)), weight.ndim - 2
-    full = lambda v: (v,) * ndim if isinstance(v, int) else tuple(v) * (ndim // len(v))  # noqa: E731
-    positions = tuple(node.meta["val"].shape[2:])
-    return ConvolutionRows(weight, full(args["stride"]), full(args["dilation"]), int(args["groups"]), positions)
+def _convolution(node: Node, weight: Tensor, given: dict[str, Any]) -> ConvolutionRows:
+    stride, dilation = (tuple(per_axis(given[name], weight.ndim - 2)) for name in ("stride", "dilation"))
+    return ConvolutionRows(weight, stride, dilation, int(given["groups"]), tuple(node.meta["val"].shape[2:]))
 
 
 def _weight(graph: Graph, node: Node, depends: frozenset[Node]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,17 @@ import xarray as xr
 from torch import Tensor
 
 from capalloc._decoupling.coupling import feeding_rows, some_pairs
-from capalloc._decoupling.pair_estimates import Estimate, ExamplePairs, UnitPairs, Units
-from capalloc._decoupling.sites import Gated, Seen, Site
+from capalloc._decoupling.pair_estimates import ExamplePairs, PairEstimate, UnitPairs, Units
+from capalloc._decoupling.sites import Gated, GateSite, SeenGates
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._operators.calls import Operation
+from capalloc._operators.records import record
 from capalloc.results.decoupling import BINS, QUANTILES, Decoupling
 
 #: Gates up to this share of the largest possible count as saturated.
 SATURATED = 0.01
+#: Pre-activations over which the largest slope of an activation is sought.
+STEEP_RANGE = 5.0
 #: Examples compared with one another, all pairs of them, and units over which they are compared.
 MAX_EXAMPLES, MAX_UNITS = 128, 4096
 #: Gate moments are units x units matrices: the most units a layer may have.
@@ -27,7 +32,7 @@ MAX_MOMENT_UNITS = 8192
 
 
 @dataclass
-class Tally:
+class GateTally:
     """What is kept of one site while examples stream by."""
 
     units: Units
@@ -36,10 +41,10 @@ class Tally:
     examples: ExamplePairs
 
     @classmethod
-    def of(cls, gated: Gated, seen: Seen, num_pairs: int, chosen: Tensor, generator: torch.Generator) -> Tally:
+    def of(cls, gated: Gated, seen: SeenGates, num_pairs: int, chosen: Tensor, generator: torch.Generator) -> GateTally:
         """Choose pairs and units when the first gates tell how many there are."""
         site, number = seen.site, seen.gates.shape[1]
-        largest = site.reader.largest(seen.operation)
+        largest = largest_gate(seen.operation)
         pairs = some_pairs(number, num_pairs, generator)
         compared = torch.arange(number)
         if number > MAX_UNITS:
@@ -51,7 +56,7 @@ class Tally:
             ExamplePairs(chosen, compared, complete=number <= MAX_UNITS),
         )
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: SeenGates) -> None:
         """The gates of a batch."""
         self.units.add(seen.gates)
         self.examples.add(seen.gates, seen.start)
@@ -103,16 +108,16 @@ def decoupling(
     gated = _gated(prepare(model, inputs, outputs), batch_size)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     chosen = torch.randperm(gated.examples, generator=generator)[:MAX_EXAMPLES].sort().values
-    tallies: dict[Site, Tally] = {}
+    tallies: dict[GateSite, GateTally] = {}
     for seen in gated(progress):
         if seen.site not in tallies:
-            tallies[seen.site] = Tally.of(gated, seen, num_pairs, chosen, generator)
+            tallies[seen.site] = GateTally.of(gated, seen, num_pairs, chosen, generator)
         tallies[seen.site].add(seen)
     attrs = {
         "num_examples": gated.examples,
         "num_pairs": num_pairs,
         "examples_compared": len(chosen),
-        "notes": [f"{name}: a product of two signals, whose gate is not known" for name in gated.products],
+        "notes": list(gated.notes),
         "seconds": time.perf_counter() - started,
     }
     return Decoupling(_dataset(tallies, gated.examples).assign_attrs(attrs))
@@ -162,6 +167,16 @@ def gate_moments(
     return moments
 
 
+def largest_gate(operation: Operation) -> float | None:
+    """Give the largest gate there can be, for activations among pre-activations from -5 to 5; None without a bound."""
+    kind = record(operation.op).kind
+    if kind == "activation":
+        z = STEEP_RANGE * torch.arange(-500, 501, dtype=torch.float64) / 500  # with 0, where poles are
+        top = float(operation.slope(z).double().abs().max())
+        return top if math.isfinite(top) else None
+    return None if kind == "normalisation" else 1.0
+
+
 def _gated(problem: Problem, batch_size: int) -> Gated:
     if problem.count() < 2:
         raise ValueError("inputs hold 1 example, and decoupling compares examples: pass at least 2")
@@ -185,7 +200,7 @@ def _check_units(name: str, units: int) -> None:
         )
 
 
-def _coupled(gated: Gated, site: Site, units: int, num_pairs: int, generator: torch.Generator) -> UnitPairs | None:
+def _coupled(gated: Gated, site: GateSite, units: int, num_pairs: int, generator: torch.Generator) -> UnitPairs | None:
     """Pairs that the layer's weight couples, with the squared cosines of their rows."""
     rows = feeding_rows(gated.graph, site.node, gated.depends) if site.kind == "activation" else None
     if rows is None:
@@ -195,11 +210,11 @@ def _coupled(gated: Gated, site: Site, units: int, num_pairs: int, generator: to
     return UnitPairs(pairs, complete, rows.squared_cosines(pairs)) if len(pairs) else None
 
 
-def _dataset(tallies: dict[Site, Tally], examples: int) -> xr.Dataset:
+def _dataset(tallies: dict[GateSite, GateTally], examples: int) -> xr.Dataset:
     rows: list[dict[str, Any]] = []
     for site, tally in tallies.items():
         units = tally.pairs.estimate(examples)
-        coupled = tally.coupled.estimate(examples) if tally.coupled else Estimate(np.nan, np.nan, torch.empty(0))
+        coupled = tally.coupled.estimate(examples) if tally.coupled else PairEstimate(np.nan, np.nan, torch.empty(0))
         between = tally.examples.estimate()
         square, dead, saturated = tally.units.summary()
         assert tally.units.squares is not None

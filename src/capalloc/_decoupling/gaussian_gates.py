@@ -3,49 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, cast, overload
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from capalloc._decoupling import quadrature
-from capalloc._decoupling.activations import Activation, checked_slope, resolve
+from capalloc._decoupling.activations import Elementwise, checked_slope, resolve
 from capalloc._decoupling.closed_forms import CLOSED_FORMS
 from capalloc._decoupling.kinks import find_kinks
+from capalloc._linalg.aliases import Array
 
-Array = NDArray[np.float64]
-Method = Literal["auto", "quadrature"]
-METHODS = ("auto", "quadrature")
+QUADRATURE_CHOICES = ("auto", "quadrature")
+QuadratureChoice = Literal["auto", "quadrature"]
 
 
-@overload
+class GaussianFunction(Protocol):
+    """A function of correlated Gaussians: a tensor of a tensor, an array of anything else."""
+
+    @overload
+    def __call__(
+        self,
+        activation: str | Elementwise,
+        correlation: Tensor,
+        variance: Tensor | ArrayLike = ...,
+        *,
+        kinks: Sequence[float] | None = ...,
+        method: QuadratureChoice = ...,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        activation: str | Elementwise,
+        correlation: ArrayLike,
+        variance: ArrayLike = ...,
+        *,
+        kinks: Sequence[float] | None = ...,
+        method: QuadratureChoice = ...,
+    ) -> Array: ...
+
+
+def _typed(function: Callable[..., Any]) -> GaussianFunction:
+    return cast(GaussianFunction, function)
+
+
+@_typed
 def gaussian_decoupling(
-    activation: str | Activation,
-    correlation: Tensor,
-    variance: Tensor | ArrayLike = ...,
-    *,
-    kinks: Sequence[float] | None = ...,
-    method: Method = ...,
-) -> Tensor: ...
-@overload
-def gaussian_decoupling(
-    activation: str | Activation,
-    correlation: ArrayLike,
-    variance: ArrayLike = ...,
-    *,
-    kinks: Sequence[float] | None = ...,
-    method: Method = ...,
-) -> Array: ...
-def gaussian_decoupling(
-    activation: str | Activation,
+    activation: str | Elementwise,
     correlation: Tensor | ArrayLike,
     variance: Tensor | ArrayLike = 1.0,
     *,
     kinks: Sequence[float] | None = None,
-    method: Method = "auto",
+    method: QuadratureChoice = "auto",
 ) -> Tensor | Array:
     """How far an activation decouples two units whose Gaussian pre-activations correlate: 0 linear, 1 total.
 
@@ -84,31 +96,14 @@ def gaussian_decoupling(
     return torch.from_numpy(d) if as_tensor else d
 
 
-@overload
+@_typed
 def gaussian_gate_moment(
-    activation: str | Activation,
-    correlation: Tensor,
-    variance: Tensor | ArrayLike = ...,
-    *,
-    kinks: Sequence[float] | None = ...,
-    method: Method = ...,
-) -> Tensor: ...
-@overload
-def gaussian_gate_moment(
-    activation: str | Activation,
-    correlation: ArrayLike,
-    variance: ArrayLike = ...,
-    *,
-    kinks: Sequence[float] | None = ...,
-    method: Method = ...,
-) -> Array: ...
-def gaussian_gate_moment(
-    activation: str | Activation,
+    activation: str | Elementwise,
     correlation: Tensor | ArrayLike,
     variance: Tensor | ArrayLike = 1.0,
     *,
     kinks: Sequence[float] | None = None,
-    method: Method = "auto",
+    method: QuadratureChoice = "auto",
 ) -> Tensor | Array:
     """The gate moment A(rho) = E[phi'(z) phi'(z')] of Gaussian pre-activations (docs/theory.md, section 3).
 
@@ -138,14 +133,14 @@ def gaussian_gate_moment(
 
 
 def _moments(
-    activation: Activation, rho: Array, variance: Array, kinks: Sequence[float] | None, method: str
+    activation: Elementwise, rho: Array, variance: Array, kinks: Sequence[float] | None, method: str
 ) -> tuple[Array, Array]:
     """A(rho) and A(1)."""
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    closed = CLOSED_FORMS.get(type(activation)) if isinstance(activation, nn.Module) else None
+    if method not in QUADRATURE_CHOICES:
+        raise ValueError(f"method must be one of {QUADRATURE_CHOICES}, got {method!r}")
+    closed = CLOSED_FORMS.get(type(activation))  # type: ignore[arg-type]
     if closed is not None and method == "auto":
-        return closed(activation, rho, variance), closed(activation, np.ones_like(rho), variance)
+        return closed.gates(activation, rho, variance), closed.gates(activation, np.ones_like(rho), variance)
     gate = checked_slope(activation)
     cross, own = np.empty_like(rho), np.empty_like(rho)
     for v in np.unique(variance):
@@ -158,6 +153,27 @@ def _moments(
         cross[here] = values.numpy()[back.ravel()]
         own[here] = quadrature.mean_square(gate, scale, points)
     return cross, own
+
+
+def feature_moment(activation: Elementwise, rho: Array, variance: float, kinks: Sequence[float]) -> Array:
+    """B(rho) = E[phi(z) phi(z')], in closed form where one is known.
+
+    The kernel map k(rho) = B(rho) / B(1) is the correlation that a random layer of infinite width gives to what
+    follows it (docs/theory.md, section 6).
+
+    Args:
+        activation: phi, elementwise on float64 tensors.
+        rho: correlations in [-1, 1], shape (pairs,).
+        variance: v of both pre-activations.
+        kinks: points where phi' or phi'' jumps; not used by closed forms.
+
+    """
+    closed = CLOSED_FORMS.get(type(activation))  # type: ignore[arg-type]
+    if closed is not None:
+        return closed.features(activation, rho, variance)
+    distinct, back = np.unique(rho, return_inverse=True)
+    values: Array = quadrature.moment(activation, torch.from_numpy(distinct), math.sqrt(variance), kinks).numpy()
+    return values[back]
 
 
 def _checked_kinks(kinks: Sequence[float]) -> tuple[float, ...]:

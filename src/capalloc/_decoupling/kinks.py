@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capalloc._decoupling.activations import Activation, slope
+from capalloc._decoupling.activations import Elementwise
+from capalloc._operators.calls import slope
 
 #: Intervals searched; two kinks in one of them are found as one.
 INTERVALS = 4096
@@ -14,7 +15,7 @@ HALVINGS = 40
 JUMP = 1e-6
 
 
-def find_kinks(activation: Activation, radius: float) -> tuple[float, ...]:
+def find_kinks(activation: Elementwise, radius: float) -> tuple[float, ...]:
     """Points in (-radius, radius) where phi' or phi'' jumps, in order.
 
     Every interval of a grid is halved towards its larger change: across an interval 2^-40 as long a smooth
@@ -30,7 +31,7 @@ def find_kinks(activation: Activation, radius: float) -> tuple[float, ...]:
     return tuple(merged)
 
 
-def _jumps(function: Activation, radius: float) -> list[float]:
+def _jumps(function: Elementwise, radius: float) -> list[float]:
     grid = torch.linspace(-radius, radius, INTERVALS + 1, dtype=torch.float64)
     low, high = grid[:-1], grid[1:]
     f_low, f_high = function(low), function(high)
@@ -47,7 +48,7 @@ def _jumps(function: Activation, radius: float) -> list[float]:
     return [0.0 if abs(place) < 1e-9 * radius else place for place in places.tolist()]
 
 
-def _curvature(activation: Activation, z: Tensor) -> Tensor:
+def _curvature(activation: Elementwise, z: Tensor) -> Tensor:
     """phi''(z), 0 where phi has no second derivative."""
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()

@@ -17,7 +17,7 @@ FOLDS = 20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PairEstimate:
     """A mean decoupling with its standard error, and the decoupling of each pair (NaN where a gate is dead)."""
 
     mean: float
@@ -51,7 +51,7 @@ class UnitPairs:
         for k, product in enumerate((a * b, a * a, b * b)):
             self.sums[k].index_add_(0, fold, product)
 
-    def estimate(self, examples: int) -> Estimate:
+    def estimate(self, examples: int) -> PairEstimate:
         """Weighted mean over pairs; the error joins the jackknife over examples and the choice of pairs."""
         total = self.sums.sum(1)
         each = decoupling_of(*total)
@@ -59,12 +59,12 @@ class UnitPairs:
         weights = torch.where(each.isnan(), 0, weights)
         whole = weights.sum()
         if not whole > 0:
-            return Estimate(math.nan, math.nan, each)
+            return PairEstimate(math.nan, math.nan, each)
         mean = (weights * each.nan_to_num()).sum() / whole
         left_out = [decoupling_of(*(total - self.sums[:, f])) for f in range(min(FOLDS, examples))]
         means = [(weights * d.nan_to_num()).sum() / weights[~d.isnan()].sum() for d in left_out]
         choice = 0.0 if self.complete else float((weights * (each - mean).nan_to_num()).norm() / whole)
-        return Estimate(float(mean), math.hypot(jackknife(means), choice), each)
+        return PairEstimate(float(mean), math.hypot(jackknife(means), choice), each)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class ExamplePairs:
         rows = gates[(self.examples[here] - start).to(gates.device)]
         self.kept[here] = rows[:, self.units.to(gates.device)].to("cpu", self.kept.dtype)
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> PairEstimate:
         """Mean over all pairs of the chosen examples; jackknife over them and over groups of units."""
         gates = self.kept.to(torch.float64)
         folds = min(FOLDS, len(self.units))
@@ -94,7 +94,7 @@ class ExamplePairs:
         table = _table(whole)
         each = table[torch.triu(torch.ones_like(table, dtype=torch.bool), 1)]
         if each.isnan().all():
-            return Estimate(math.nan, math.nan, each)
+            return PairEstimate(math.nan, math.nan, each)
         mean = each.nanmean()
         known, zeroed = ~table.isnan(), table.nan_to_num()
         # Leaving example n out takes away its row and its column.
@@ -104,7 +104,7 @@ class ExamplePairs:
         over_units = 0.0
         if not self.complete:
             over_units = jackknife([_table(whole - gram).nanmean() for gram in grams])
-        return Estimate(float(mean), math.hypot(over_examples, over_units), each)
+        return PairEstimate(float(mean), math.hypot(over_examples, over_units), each)
 
 
 @dataclass

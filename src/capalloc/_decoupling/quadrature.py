@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Function = Callable[[Tensor], Tensor]
+Integrand = Callable[[Tensor], Tensor]
 #: Gaussian mass beyond this many standard deviations is 1e-19.
 REACH = 9.0
 #: Gauss-Hermite nodes: even, so that none is at 0; doubled until two answers agree.
@@ -30,7 +30,7 @@ AGREE = 1e-9
 CHUNK = 2**20
 
 
-def moment(function: Function, rho: Tensor, scale: float, kinks: Sequence[float]) -> Tensor:
+def moment(function: Integrand, rho: Tensor, scale: float, kinks: Sequence[float]) -> Tensor:
     """E[g(z) g(z')] for every correlation in rho (any number, one axis).
 
     Args:
@@ -67,27 +67,27 @@ def moment(function: Function, rho: Tensor, scale: float, kinks: Sequence[float]
     return answer
 
 
-def mean_square(function: Function, scale: float, kinks: Sequence[float]) -> float:
+def mean_square(function: Integrand, scale: float, kinks: Sequence[float]) -> float:
     """E[g(z)^2], by the panels that `moment` uses."""
     x, weight = _nodes(_breaks(kinks, scale), PANEL_PARTS[2])
     return float((weight * function(scale * x).square()).sum())
 
 
-Rule = Callable[[Function, Tensor, float], Tensor]
+MomentRule = Callable[[Integrand, Tensor, float], Tensor]
 
 
-def _hermite_rules() -> list[Rule]:
+def _hermite_rules() -> list[MomentRule]:
     return [lambda g, rho, scale, n=n: _hermite(g, rho, scale, n) for n in HERMITE_NODES]  # type: ignore[misc]
 
 
-def _panel_rules(kinks: Sequence[float], scale: float) -> list[Rule]:
-    def rule(parts: int) -> Rule:
+def _panel_rules(kinks: Sequence[float], scale: float) -> list[MomentRule]:
+    def rule(parts: int) -> MomentRule:
         return lambda g, rho, _: torch.stack([_panels(g, float(r), scale, kinks, parts) for r in rho])
 
     return [rule(parts) for parts in PANEL_PARTS]
 
 
-def _hermite(function: Function, rho: Tensor, scale: float, nodes: int) -> Tensor:
+def _hermite(function: Integrand, rho: Tensor, scale: float, nodes: int) -> Tensor:
     x, weight = _hermite_nodes(nodes)
     left = weight * function(scale * x)
     answers = []
@@ -98,7 +98,7 @@ def _hermite(function: Function, rho: Tensor, scale: float, nodes: int) -> Tenso
     return torch.cat(answers) if answers else torch.zeros_like(rho)
 
 
-def _panels(function: Function, rho: float, scale: float, kinks: Sequence[float], parts: int) -> Tensor:
+def _panels(function: Integrand, rho: float, scale: float, kinks: Sequence[float], parts: int) -> Tensor:
     sigma = math.sqrt(max(0.0, (1 - rho) * (1 + rho)))
     outer = [*_breaks(kinks, scale), *_crossings(kinks, scale, rho, sigma)]
     x, weight = _nodes(sorted(outer), parts)

@@ -14,37 +14,30 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
-from capalloc._decoupling.readers import Operation, Reader, reader_of
-from capalloc._energy.rules import RULES
-from capalloc._graph.calls import bind, invoke
+from capalloc._energy.rules import read_gates
 from capalloc._graph.capture import Graph, capture, module_path
-from capalloc._graph.interpret import fill
+from capalloc._graph.interpret import interpret, placeholders
 from capalloc._model.problem import Problem, seeded
-
-aten = torch.ops.aten
-PRODUCTS = (aten.bmm.default, aten.matmul.default)
-MAXIMA = (aten.amax.default, aten.max.dim)
-#: Operators that pass attention weights on as they are.
-PASSED = (aten.dropout.default, aten.clone.default, aten.view.default, aten.expand.default, aten._unsafe_view.default)
+from capalloc._operators.calls import Operation, arguments_of, invoke
+from capalloc._operators.records import record
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class GateSite:
     """A gate of the network: an operator call of the graph, named after its module."""
 
     name: str
     kind: str
     operator: str
     node: Node
-    reader: Reader
     axis: int  # of the examples in the result
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenGates:
     """Gates of one site on some consecutive examples."""
 
-    site: Site
+    site: GateSite
     start: int  # number of the first example
     gates: Tensor  # (examples, units)
     operation: Operation
@@ -52,12 +45,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Gated:
-    """A captured model with its gates in order of depth, and the products of signals that none of them describes."""
+    """A captured model with its gates in order of depth."""
 
     problem: Problem
     graph: Graph
-    sites: tuple[Site, ...]
-    products: tuple[str, ...]
+    sites: tuple[GateSite, ...]
+    notes: tuple[str, ...]  # on gates that none of the sites describes
     depends: frozenset[Node]  # nodes that the inputs reach
     examples: int
 
@@ -66,19 +59,19 @@ class Gated:
         """Capture the model; a second time at another batch size, which shows where the examples axis is."""
         examples = problem.count()
         size = min(batch_size, examples)
-        graph = capture(problem, size, RULES)
+        graph = capture(problem, size)
         depends = _dependent(graph)
-        other = capture(problem, 3 if graph.batch_size == 2 else 2, RULES)
+        other = capture(problem, 3 if graph.batch_size == 2 else 2)
         if other.batch_size == graph.batch_size:
             raise ValueError(
                 f"the program was exported for exactly {graph.batch_size} examples, which hides where the examples "
                 "axis is; export it with dynamic_shapes that leave the first axis free"
             )
         axes = example_axes(graph, other)
-        sites, products = _find(graph, depends, axes)
-        return cls(problem, graph, sites, products, depends, examples)
+        sites, notes = _find(graph, depends, axes)
+        return cls(problem, graph, sites, notes, depends, examples)
 
-    def __call__(self, progress: bool = False) -> Iterator[Seen]:
+    def __call__(self, progress: bool = False) -> Iterator[SeenGates]:
         """Every site's gates on every batch."""
         size = self.graph.batch_size
         number = -(-self.examples // size)
@@ -87,27 +80,20 @@ class Gated:
             with torch.no_grad(), seeded(k, batch.device), sdpa_kernel(SDPBackend.MATH):
                 yield from self._run(batch, count, k * size)
 
-    def _run(self, batch: Tensor, count: int, start: int) -> Iterator[Seen]:
+    def _run(self, batch: Tensor, count: int, start: int) -> Iterator[SeenGates]:
         at = {site.node: site for site in self.sites}
-        known: dict[Node, Any] = {}
-        last_use = {used: node for node in self.graph.nodes for used in node.all_input_nodes}
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                known[node] = batch if node.name == self.graph.input else self.graph.constants.get(node.name)
-            elif node.op == "call_function":
-                operation = _evaluate(node, known)
-                known[node] = operation.result
-                if node in at:
-                    gates = at[node].reader.gates(operation)
-                    yield Seen(at[node], start, by_example(gates, at[node].axis, len(batch))[:count], operation)
-                for used in node.all_input_nodes:  # nobody asks for it again
-                    if last_use[used] is node:
-                        known.pop(used, None)
+        seen: list[SeenGates] = []
 
+        def call(node: Node, arguments: dict[str, Any]) -> Any:
+            operation = Operation(node.target, arguments, invoke(node.target, arguments))
+            if site := at.get(node):
+                gates = by_example(read_gates(operation), site.axis, len(batch))[:count]
+                seen.append(SeenGates(site, start, gates, operation))
+            return operation.result
 
-def _evaluate(node: Node, known: dict[Node, Any]) -> Operation:
-    arguments = fill(bind(node.target, node.args, dict(node.kwargs)), known)
-    return Operation(node.target, arguments, invoke(node.target, arguments))
+        for _ in interpret(self.graph, placeholders(self.graph, batch), call):
+            while seen:
+                yield seen.pop()
 
 
 def by_example(gates: Tensor, axis: int, examples: int) -> Tensor:
@@ -150,39 +136,37 @@ def _shape(node: Node) -> tuple[int, ...]:
     return tuple(leaves[0].shape) if leaves else ()
 
 
-def _find(graph: Graph, depends: frozenset[Node], axes: dict[Node, int]) -> tuple[tuple[Site, ...], tuple[str, ...]]:
-    sites, products, used = [], [], Counter[str]()
+def _find(
+    graph: Graph, depends: frozenset[Node], axes: dict[Node, int]
+) -> tuple[tuple[GateSite, ...], tuple[str, ...]]:
+    sites, notes, used = [], [], Counter[str]()
     for node in graph.calls():
         if node not in depends or node not in axes:
             continue
-        found = reader_of(node.target)
-        if found is not None and _steered(node, depends):
-            kind = "attention" if found.kind == "softmax" and _multiplies(node) else found.kind
-            path = module_path(node) or node.name
+        known, path = record(node.target), module_path(node) or node.name
+        if known.gates is not None and (known.kind != "selection" or node.args[0] in depends):  # no fixed mask
+            kind = "attention" if known.kind == "softmax" and _multiplies(node) else known.kind
             used[path] += 1
             name = path if used[path] == 1 else f"{path}:{used[path]}"
-            shaped = node.args[0] if node.target in MAXIMA else node  # their gates have the shape of the input
-            axis = axes.get(shaped, 0) if isinstance(shaped, Node) else 0
-            sites.append(Site(name, kind, _operator(node), node, found, axis))
-        elif node.target is aten.mul.Tensor and sum(a in depends for a in node.args if isinstance(a, Node)) == 2:
-            products.append(module_path(node) or node.name)
-    return tuple(sites), tuple(products)
-
-
-def _steered(node: Node, depends: frozenset[Node]) -> bool:
-    """A selection by a fixed mask is no gate."""
-    return node.target is not aten.where.self or node.args[0] in depends
+            sites.append(GateSite(name, kind, operator_name(node), node, axes[node]))
+        elif known.gates is None and known.decouples:
+            notes.append(f"{path}: {operator_name(node)}, whose gates are not read")
+        elif known.kind == "product" and sum(a in depends for a in node.args if isinstance(a, Node)) == 2:
+            notes.append(f"{path}: a product of two signals, whose gate is not known")
+    return tuple(sites), tuple(notes)
 
 
 def _multiplies(node: Node) -> bool:
-    """Whether softmax weights go on to be the left factor of a matrix product."""
+    """Tell whether softmax weights go on to be the left factor of a matrix product."""
     for user in node.users:
-        if user.target in PRODUCTS and user.args[0] is node:
+        known = record(user.target)
+        if known.kind == "contraction" and known.factors and arguments_of(user)[known.factors[0]] is node:
             return True
-        if user.target in PASSED and _multiplies(user):
+        if known.kind in ("copy", "movement") and _multiplies(user):
             return True
     return False
 
 
-def _operator(node: Node) -> str:
+def operator_name(node: Node) -> str:
+    """Give a node's operator without its package and overload."""
     return str(node.target).removeprefix("aten.").split(".")[0].strip("_")

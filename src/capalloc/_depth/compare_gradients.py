@@ -19,7 +19,6 @@ from capalloc._depth.predict_correlation import Prediction
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._energy.residual import Trails
-from capalloc._energy.rules import RULES
 from capalloc._energy.trace import Watch
 from capalloc._graph.capture import capture
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
@@ -102,7 +101,7 @@ class _Compared:
         if fitting < 2 * len(examples):
             batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), products=products)
         graph = batches.graph
-        other = capture(problem, 3 if graph.batch_size == 2 else 2, RULES)
+        other = capture(problem, 3 if graph.batch_size == 2 else 2)
         fixed = other.batch_size == graph.batch_size
         axes = first_axes(graph) if fixed else example_axes(graph, other)
         number = len(examples) if fixed else graph.batch_size // 2

@@ -15,7 +15,6 @@ from capalloc._depth.balance_depth import scaling
 from capalloc._depth.compare_gradients import shattering
 from capalloc._depth.locate_field import receptive_field
 from capalloc._energy.carriers import Products
-from capalloc._energy.rules import RULES
 from capalloc._graph.capture import export_once
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc.results.diagnosis import FIELD, Diagnosis
@@ -48,7 +47,7 @@ def diagnose(
         UnsupportedOperatorError, ValueError, TypeError: as `shattering` and `propagate`.
 
     """
-    problem = export_once(prepare(model, inputs, outputs, traced=True), RULES)
+    problem = export_once(prepare(model, inputs, outputs, traced=True))
     shattered = shattering(problem, problem.inputs, num_examples=num_examples, generator=generator, products=products)
     scaled = scaling(problem, problem.inputs, products=products)
     attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}

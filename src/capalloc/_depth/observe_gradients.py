@@ -14,17 +14,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capalloc._decoupling.activations import slope
-from capalloc._decoupling.readers import Operation, reader_of
-from capalloc._decoupling.sites import by_example
-from capalloc._energy.carriers import Activation
-from capalloc._energy.rates import BATCH_NORM
+from capalloc._decoupling.sites import by_example, operator_name
 from capalloc._energy.residual import Trails
-from capalloc._energy.rules import DECOUPLING
+from capalloc._energy.rules import read_gates
 from capalloc._graph.capture import module_path
 from capalloc._graph.interpret import Values, evaluate, fill
-from capalloc._graph.structure import arguments
 from capalloc._model.problem import Problem, random_signs, seeded
+from capalloc._operators.calls import Operation, arguments_of, slope
+from capalloc._operators.records import record
 
 Runs = Sequence[tuple[Values, int]]  # the values of each batch, and how many of its points count
 
@@ -51,18 +48,14 @@ class Observer:
     def of(cls, trails: Trails, axes: Mapping[Node, int]) -> Observer:
         """Find places and gates."""
         on_path = [n for n in trails.order if trails.ancestors[trails.graph.output] >> trails.order[n] & 1]
-        gates = tuple(
-            node
-            for node in on_path
-            if _is_gate(trails, node) and node.target is not BATCH_NORM and _has_examples(trails, node, axes)
-        )
+        gates = tuple(node for node in on_path if _is_gate(trails, node) and _shaped_as(trails, node) in axes)
         streams = {block.sum: block.name for block in trails.blocks()}
         first = next(iter(trails.order))
         found = {first: Place("inputs", "inputs", first)}
         for node in on_path:
             if node in streams and node in axes:
                 found[node] = Place(streams[node], "stream", node)
-            elif node in gates and trails.is_gate(node):
+            elif node in gates and trails.carriers.decouples(node):
                 entry = trails.before(node)[0]
                 if entry in axes:
                     found.setdefault(entry, Place(_name(node), "gate", entry))
@@ -98,12 +91,7 @@ class Observer:
                     runs.append((evaluate(self.trails.graph, x.clone().requires_grad_()), count))
             gradients = self._gradients(runs, num_probes, generator)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            gates = [
-                _gram(
-                    [self._rows(self._gate(node, values), self._axis(node), n) for values, n in runs], weights.get(node)
-                )
-                for node in self.gates
-            ]
+            gates = [self._gates(node, runs, weights.get(node)) for node in self.gates]
         return gradients, torch.stack(gates) if gates else gradients[:0]
 
     def _gradients(self, runs: Runs, num_probes: int, generator: torch.Generator) -> Tensor:
@@ -129,22 +117,19 @@ class Observer:
     def _rows(self, value: Tensor, axis: int, count: int) -> Tensor:
         return by_example(value.detach(), axis, self.trails.graph.batch_size)[:count].to(torch.float64)
 
-    def _axis(self, node: Node) -> int:
-        frozen = _frozen(self.trails, node)
-        return self.axes.get(frozen if frozen is not None else node, 0)
+    def _gates(self, node: Node, runs: Runs, weights: Tensor | None) -> Tensor:
+        axis = self.axes.get(_shaped_as(self.trails, node), 0)
+        return _gram([self._rows(self._gate(node, values), axis, n) for values, n in runs], weights)
 
     def _gate(self, node: Node, values: Values) -> Tensor:
-        """The gates of a call at every point."""
-        activation: Activation | None = self.trails.carriers.activations.get(node)
-        if activation is not None:
-            return slope(activation.function(values), values[activation.root])
-        read = reader_of(node.target)
-        if read is not None:
-            return read.gates(Operation(node.target, fill(arguments(node), values), values[node]))
-        frozen = _frozen(self.trails, node)
-        assert frozen is not None
-        gate: Tensor = values[frozen]
-        return gate
+        """Read the gates of a call at every point."""
+        self_gated = self.trails.carriers.self_gated.get(node)
+        if self_gated is not None:
+            return slope(self_gated.function(values), values[self_gated.root])
+        if record(node.target).gates is not None:
+            return read_gates(Operation(node.target, fill(arguments_of(node), values), values[node]))
+        factor: Tensor = values[_shaped_as(self.trails, node)]
+        return factor
 
 
 def _gram(rows: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
@@ -155,28 +140,27 @@ def _gram(rows: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
 
 
 def _is_gate(trails: Trails, node: Node) -> bool:
-    if trails.is_gate(node):
-        return node in trails.carriers.activations or reader_of(node.target) is not None
-    return reader_of(node.target) is not None or _frozen(trails, node) is not None
+    """Tell whether a call has gates that can be read and that examples may differ in."""
+    known = record(node.target)
+    if known.gates is not None:
+        return known.kind != "normalisation" or not known.steady(arguments_of(node))
+    return node in trails.carriers.self_gated or _shaped_as(trails, node) is not node
 
 
-def _frozen(trails: Trails, node: Node) -> Node | None:
-    """The factor of a product that is a gate of the examples' own."""
-    if node.target in DECOUPLING or reader_of(node.target) is not None:
-        return None
-    given = arguments(node)
+def _shaped_as(trails: Trails, node: Node) -> Node:
+    """Find the node that gates have the shape of: the factor of a product that is a gate, or the call itself."""
+    known = record(node.target)
+    if known.gates is not None or known.decouples:
+        return node
+    given = arguments_of(node)
     names = trails.carriers.frozen.get(node, frozenset())
-    return next((given[name] for name in names if given[name] in trails.carriers.signals), None)
-
-
-def _has_examples(trails: Trails, node: Node, axes: Mapping[Node, int]) -> bool:
-    frozen = _frozen(trails, node)
-    return (node if frozen is None else frozen) in axes
+    factors = [given[name] for name in names if given[name] in trails.carriers.signals]
+    return factors[0] if factors else node
 
 
 def _name(gate: Node) -> str:
-    operator, path = str(gate.target).removeprefix("aten.").split(".")[0].strip("_"), module_path(gate)
-    return f"{path} ({operator})" if path else gate.name
+    path = module_path(gate)
+    return f"{path} ({operator_name(gate)})" if path else gate.name
 
 
 def numbered(names: Sequence[str]) -> list[str]:

@@ -13,9 +13,9 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from capalloc._decoupling import quadrature
-from capalloc._decoupling.activations import Activation, resolve
-from capalloc._decoupling.feature_moments import FEATURE_MOMENTS, feature_moment
-from capalloc._decoupling.gaussian_gates import gaussian_gate_moment
+from capalloc._decoupling.activations import Elementwise, resolve
+from capalloc._decoupling.closed_forms import CLOSED_FORMS
+from capalloc._decoupling.gaussian_gates import feature_moment, gaussian_gate_moment
 from capalloc._decoupling.kinks import find_kinks
 from capalloc._linalg.aliases import Array
 
@@ -50,7 +50,7 @@ def family_rates(family: str, depth: int) -> Array:
 def gradient_correlation(
     rates: ArrayLike,
     correlation: ArrayLike = 0.0,
-    activation: str | Activation = "relu",
+    activation: str | Elementwise = "relu",
     *,
     variance: ArrayLike = 1.0,
     decoupling: ArrayLike | None = None,
@@ -110,7 +110,7 @@ def crossing(rate: Array) -> Array:
     return 1 - 1 / (1 + rate)
 
 
-def _carried(rates: Array, start: Array, activation: Activation, variances: Array) -> tuple[Array, Array]:
+def _carried(rates: Array, start: Array, activation: Elementwise, variances: Array) -> tuple[Array, Array]:
     """The stream's and the gates' correlation at every block, (depth, pairs)."""
     rho, streams = start, []
     kinks = _kinks(activation, variances)
@@ -127,8 +127,8 @@ def _carried(rates: Array, start: Array, activation: Activation, variances: Arra
     return stream, np.clip(gates, -1.0, 1.0)
 
 
-def _kinks(activation: Activation, variances: Array) -> Sequence[float]:
-    if type(activation) in FEATURE_MOMENTS:
+def _kinks(activation: Elementwise, variances: Array) -> Sequence[float]:
+    if type(activation) in CLOSED_FORMS:
         return ()  # closed forms need none
     return find_kinks(activation, quadrature.REACH * float(np.sqrt(variances.max())))
 

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from capalloc._energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
 from capalloc._energy.gates import GateSource
 from capalloc._energy.markov import Batch
-from capalloc._energy.rules import RULES
 from capalloc._energy.trace import NOTHING_WATCHED, Watch, trace
 from capalloc._graph.capture import Graph, capture
 from capalloc._model.problem import Problem, seeded
@@ -56,13 +55,13 @@ class Batches:
         """Capture the model at the batch size; without data gates one example stands for all."""
         examples = problem.count() if gates == "data" else 1
         size = min(examples, batch_size if isinstance(batch_size, int) else DEFAULT_BATCH)
-        graph = capture(problem, size, RULES)
+        graph = capture(problem, size)
         if isinstance(dtype, str):
             dtype = torch.float64 if graph.entries() <= FLOAT64_LIMIT * size else problem.dtype
         kept = KEPT * dtype.itemsize * graph.entries()
         fitting = (available_bytes(problem.probe.device) // 2 * size) // kept
         if batch_size == "auto" and fitting < size:
-            graph = capture(problem, max(1, fitting), RULES)
+            graph = capture(problem, max(1, fitting))
         products = products or NO_PRODUCTS
         carriers = find(graph, products)
         check_gates(carriers, gates)

@@ -10,40 +10,37 @@ as x * sigmoid(x): then the product is an activation. In attention the weights a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from capalloc._energy.rules.registry import DECOUPLING
 from capalloc._graph.capture import Graph, module_path
-from capalloc._graph.operators import COPIES, MOVES, PIECES, SUMS
-from capalloc._graph.structure import Side, Structure, arguments, nodes_in
+from capalloc._graph.structure import GateSide, Structure, nodes_in
+from capalloc._operators.calls import arguments_of
+from capalloc._operators.records import record
 
-Products = Mapping[str, Side]
-SIDES = ("left", "right", "both")
+Products = Mapping[str, GateSide]
+GATE_SIDES = ("left", "right", "both")
 NO_PRODUCTS: Products = {}
-aten = torch.ops.aten
-ATTENTION = aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True)
-class Activation:
+class SelfGated:
     """A product that is a function of one tensor, entry by entry: the calls from `root` to it, in order."""
 
     root: Node
     calls: tuple[Node, ...]
 
     def reads(self) -> set[Node]:
-        """Every node whose value the calls need from outside."""
+        """List the nodes whose values the calls need from outside."""
         return {used for node in self.calls for used in node.all_input_nodes} - set(self.calls)
 
     def function(self, values: Mapping[Node, Any]) -> Callable[[Tensor], Any]:
-        """What the calls make of another value of `root`, everything else as in `values`."""
+        """Give what the calls make of another value of `root`, everything else as in `values`."""
 
         def phi(z: Tensor) -> Any:
             made = {used: values[used] for used in self.reads() - {self.root}} | {self.root: z}
@@ -61,7 +58,7 @@ class Carriers:
 
     carrying: frozenset[Node] = frozenset()
     frozen: Mapping[Node, frozenset[str]] = field(default_factory=dict)  # product -> its arguments that are gates
-    activations: Mapping[Node, Activation] = field(default_factory=dict)
+    self_gated: Mapping[Node, SelfGated] = field(default_factory=dict)
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
     signals: frozenset[Node] = frozenset()  # depend on the inputs
@@ -72,15 +69,25 @@ class Carriers:
         """Parameters that reach the model through a function of their entries."""
         return frozenset(self.bent.values())
 
-    def gates(self, node: Node) -> bool:
-        """Whether a node decouples what goes through it."""
-        return node.target in DECOUPLING or node in self.activations
+    def decouples(self, node: Node) -> bool:
+        """Tell whether a node is a gate of paths from the inputs, where linear segments end."""
+        gate = node in self.self_gated or record(node.target).decouples
+        return gate and node in self.carrying and node in self.signals
+
+    def sources(self, node: Node) -> Iterable[Node]:
+        """List what a call reads except as a gate, each once."""
+        if node in self.self_gated:
+            return [self.self_gated[node].root]
+        gates = self.frozen.get(node, frozenset())
+        return dict.fromkeys(nodes_in({name: a for name, a in arguments_of(node).items() if name not in gates}))
 
     def feeds(self, node: Node) -> list[Node]:
-        """The nodes whose paths go on through `node`, parameters among them."""
-        if node not in self.carrying or node.op != "call_function":
-            return []
-        return [used for used in _ungated(node, self.activations, self.frozen) if used in self.carrying]
+        """List the nodes whose paths go on through `node`, parameters among them."""
+        return [used for used in self.sources(node) if used in self.carrying] if node in self.carrying else []
+
+    def reads(self, node: Node) -> set[Node]:
+        """List the nodes whose values a trace needs at `node`."""
+        return {*node.all_input_nodes, *(self.self_gated[node].reads() if node in self.self_gated else ())}
 
 
 def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
@@ -88,38 +95,33 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     structure = Structure.of(graph)
     _check_products(graph, structure, products)
     frozen: dict[Node, frozenset[str]] = {}
-    activations: dict[Node, Activation] = {}
+    self_gated: dict[Node, SelfGated] = {}
     for node in graph.calls():
-        if node in structure.signals and node.target is ATTENTION:
+        steered_by = record(node.target).steered_by
+        if steered_by and node in structure.signals:
             _check_attention(node, products)
-            frozen[node] = frozenset({"query", "key", "attn_mask"})
+            frozen[node] = frozenset(steered_by)
         elif tangled := structure.tangled(node):
             frozen[node] = frozenset(tangled)
         elif (sides := structure.factors(node)) is not None:
             chosen = products.get(module_path(node))
             one = None if chosen else structure.common(node)
             if one is not None:
-                activations[node] = Activation(one, structure.between(one, node))
+                self_gated[node] = SelfGated(one, structure.between(one, node))
             else:
                 frozen[node] = frozenset(_gates(sides, chosen or structure.steers(node)))
-
-    def carried(node: Node) -> list[Node]:
-        return [used for used in _ungated(node, activations, frozen) if used in structure.live]
-
-    carrying = _reached(graph.output, carried)
-    reachable = _reached(graph.output, lambda node: [used for used in node.all_input_nodes if used in structure.live])
+    found = Carriers(frozen=frozen, self_gated=self_gated, bent=structure.bent, signals=frozenset(structure.signals))
+    carrying = _reached(graph.output, found.sources, structure.live)
+    reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
-    return Carriers(
+    return replace(
+        found,
         carrying=frozenset(carrying),
-        frozen=frozen,
-        activations=activations,
-        bent=structure.bent,
         steering=frozenset(
             name
             for node, name in names.items()
             if node in reachable and (node not in carrying or _is_split(node, carrying, reachable, structure))
         ),
-        signals=frozenset(structure.signals),
         data_gates=tuple(n for n in graph.calls() if n in carrying and structure.needs_data(n, frozen.get(n, ()))),
     )
 
@@ -135,32 +137,21 @@ def check_gates(carriers: Carriers, gates: str) -> None:
         )
 
 
-def _ungated(
-    node: Node, activations: Mapping[Node, Activation], frozen: Mapping[Node, frozenset[str]]
-) -> Iterable[Node]:
-    """What a node reads except as a gate, each once."""
-    if node in activations:
-        return [activations[node].root]
-    gates = frozen.get(node, frozenset())
-    return dict.fromkeys(nodes_in({name: a for name, a in arguments(node).items() if name not in gates}))
-
-
-def _gates(sides: tuple[str, str], side: Side) -> tuple[str, ...]:
+def _gates(sides: tuple[str, str], side: GateSide) -> tuple[str, ...]:
     return {"left": sides[:1], "right": sides[1:], "both": ()}[side]
 
 
-def _reached(start: Node, towards: Callable[[Node], list[Node]]) -> set[Node]:
+def _reached(start: Node, towards: Callable[[Node], Iterable[Node]], among: set[Node]) -> set[Node]:
     found, pending = {start}, [start]
     while pending:
-        for used in towards(pending.pop()):
-            if used not in found:
-                found.add(used)
-                pending.append(used)
+        new = [used for used in towards(pending.pop()) if used in among and used not in found]
+        found.update(new)
+        pending += new
     return found
 
 
 def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], structure: Structure) -> bool:
-    """Whether pieces of what the parameter makes go to gates alone, other pieces on."""
+    """Tell whether pieces of what the parameter makes go to gates alone, other pieces on."""
     if parameter not in carrying:
         return False
     pending, seen = [parameter], {parameter}
@@ -169,20 +160,23 @@ def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], struct
         for user in node.users:
             if user in seen or user not in reachable:
                 continue
-            if user.target in PIECES and user not in carrying:
+            known = record(user.target)
+            if known.kind == "piece" and user not in carrying:
                 return True
             seen.add(user)
             weighs = node not in structure.signals and user in structure.signals
-            if user in carrying and (weighs or user.target in MOVES | COPIES | SUMS):
+            if user in carrying and (weighs or known.moves or known.kind == "sum"):
                 pending.append(user)
     return False
 
 
 def _check_products(graph: Graph, structure: Structure, products: Products) -> None:
     for path, side in products.items():
-        if side not in SIDES:
-            raise ValueError(f"products[{path!r}] must be one of {SIDES}, the factor that is the gate; got {side!r}")
-    known = {module_path(node) for node in graph.calls() if structure.factors(node) or node.target is ATTENTION}
+        if side not in GATE_SIDES:
+            raise ValueError(
+                f"products[{path!r}] must be one of {GATE_SIDES}, the factor that is the gate; got {side!r}"
+            )
+    known = {module_path(node) for node in graph.calls() if structure.factors(node) or record(node.target).steered_by}
     unknown = sorted(set(products) - known)
     if unknown:
         raise ValueError(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from capalloc._energy.carriers import Activation, Carriers
-from capalloc._energy.rules.norms import NORMS, normalise
-from capalloc._graph.calls import bind
+from capalloc._energy.carriers import Carriers, SelfGated
+from capalloc._energy.rules.normalisations import normalise
 from capalloc._graph.capture import Graph
-from capalloc._graph.interpret import Values, evaluate, fill, invoke
-from capalloc._graph.operators import PRODUCTS
+from capalloc._graph.interpret import Values, evaluate, fill
 from capalloc._model.problem import random_signs
+from capalloc._operators.calls import arguments_of, invoke
+from capalloc._operators.records import record
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,13 @@ class Decoupled:
     carriers: Carriers
 
     def boundaries(self) -> list[Node]:
-        """The gates: nodes where segments end and signs are drawn."""
-        return [node for node in self.graph.calls() if node in self.carriers.carrying and self._is_gate(node)]
+        """List the gates: nodes where segments end and signs are drawn."""
+        return [node for node in self.graph.calls() if self.carriers.decouples(node)]
 
     def signs(self, count: int, generator: torch.Generator) -> list[Tensor]:
-        """Random signs of every gate, (count, *shape of the gate)."""
-        drawn = []
-        for node in self.boundaries():
-            value = _first(node.meta["val"])
-            drawn.append(random_signs((count, *value.shape), torch.empty(0, dtype=value.dtype), generator))
-        return drawn
+        """Draw random signs of every gate, (count, *shape of the gate)."""
+        values = [_first(node.meta["val"]) for node in self.boundaries()]
+        return [random_signs((count, *v.shape), torch.empty(0, dtype=v.dtype), generator) for v in values]
 
     def __call__(self, params: Mapping[str, Tensor], h: Tensor, x: Tensor, signs: list[Tensor]) -> Tensor:
         """f_s(h): the amplitude of the outputs, with the parameters `params`."""
@@ -49,41 +46,33 @@ class Decoupled:
         amplitudes: Values = {}
         pending = iter(signs)
         for node in self.graph.nodes:
-            if node not in self.carriers.carrying:
-                continue
-            if node.op == "placeholder":
+            if node in self.carriers.carrying and node.op == "placeholder":
                 name = self.graph.params.get(node.name, "")
                 amplitudes[node] = h if node.name == self.graph.input else params.get(name, values[node])
-            elif node.op == "call_function":
+            elif node in self.carriers.carrying:
                 amplitudes[node] = self._amplitude(node, values, amplitudes, pending)
         out: Tensor = amplitudes[self.graph.output]
         return out
 
-    def _is_gate(self, node: Node) -> bool:
-        return node in self.carriers.signals and self.carriers.gates(node)
-
     def _amplitude(self, node: Node, values: Values, amplitudes: Values, signs: Iterator[Tensor]) -> Any:
-        frozen = self.carriers.frozen.get(node, frozenset())
-        arguments = bind(node.target, node.args, dict(node.kwargs))
-        mixed = {
-            name: fill(argument, values if name in frozen else values | amplitudes)
-            for name, argument in arguments.items()
-        }
-        if self._is_gate(node):
+        if self.carriers.decouples(node):
             return self._gate(node, values, amplitudes, next(signs))
-        if node.target in NORMS:
-            return normalise(node.target, mixed, fill(arguments, values))
-        sides = PRODUCTS.get(node.target, ())
+        frozen = self.carriers.frozen.get(node, frozenset())
+        arguments, known = arguments_of(node), record(node.target)
+        at, moving = fill(arguments, values), fill(arguments, values | amplitudes)
+        mixed = {name: at[name] if name in frozen else moving[name] for name in arguments}
+        if known.kind == "normalisation" and not known.steady(at):
+            return normalise(node.target, mixed, at)
+        sides = known.factors or ()
         if sides and not frozen and all(arguments[side] in self.carriers.signals for side in sides):
-            first, second = (mixed | {side: fill(arguments[side], values)} for side in sides)  # both carry in turn
+            first, second = (mixed | {side: at[side]} for side in sides)  # both carry in turn
             return invoke(node.target, first) + invoke(node.target, second)
         return invoke(node.target, mixed)
 
     def _gate(self, node: Node, values: Values, amplitudes: Values, sign: Tensor) -> Any:
-        """The gate's derivative along the amplitude, with a random sign."""
-        found = self.carriers.activations.get(node)
-        if found is None:
-            found = Activation(next(a for a in node.all_input_nodes if a in amplitudes), (node,))
+        """Give the gate's derivative along the amplitude, with a random sign."""
+        root = next(a for a in node.all_input_nodes if a in amplitudes)
+        found = self.carriers.self_gated.get(node) or SelfGated(root, (node,))
         phi = found.function(values)
         _, slope, *_ = torch.func.jvp(lambda z: _first(phi(z)), (values[found.root],), (amplitudes[found.root],))
         through: Tensor = slope * sign

@@ -12,19 +12,19 @@ from torch import Tensor
 GateSource = Literal["data", "gaussian", "unit"]
 GATE_SOURCES: tuple[str, ...] = ("data", "gaussian", "unit")
 #: Even, so that no node falls on a kink at 0: E[relu'^2] = 1/2 comes out exactly.
-NODES = 256
+HERMITE_DEGREE = 256
 
 
-def squared_slope(activation: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """phi'(z)^2 of an elementwise activation at `value`, same shape."""
-    with torch.enable_grad():
-        z = value.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(activation(z).sum(), z)
-    return slope.square()
+def squared_gates(slope: Callable[[Tensor], Tensor], value: Tensor, source: GateSource) -> Tensor | float:
+    """Give a(z)^2 at `value`; E[a(z)^2] for z a unit Gaussian, by Gauss-Hermite quadrature; or 1.
 
-
-def gaussian_squared_slope(activation: Callable[[Tensor], Tensor]) -> float:
-    """E[phi'(z)^2] for z a unit Gaussian, by Gauss-Hermite quadrature."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    slopes = squared_slope(activation, torch.from_numpy(nodes))
+    A slope may be boolean, as that of ReLU is.
+    """
+    if source == "unit":
+        return 1.0
+    if source == "data":
+        gates = slope(value)
+        return gates if gates.dtype == torch.bool else gates.square()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(HERMITE_DEGREE)
+    slopes = slope(torch.from_numpy(nodes)).double().square()
     return float(slopes @ torch.from_numpy(weights / weights.sum()))

@@ -15,28 +15,8 @@ from torch.fx import Node
 from capalloc._energy.paths import Energies, adjoint, from_inputs
 from capalloc._energy.program import Program, Step
 from capalloc._energy.residual import ResidualBlock, Trails
-from capalloc._energy.rules.norms import NORMS
 from capalloc._energy.sweep import pull
-
-aten = torch.ops.aten
-#: Averages over positions: their energy is that of paths that add up, so it says nothing of the weights around them.
-AVERAGES = frozenset(
-    {
-        aten.mean.default,
-        aten.mean.dim,
-        aten.sum.default,
-        aten.sum.dim_IntList,
-        aten.avg_pool1d.default,
-        aten.avg_pool2d.default,
-        aten.avg_pool3d.default,
-        aten.adaptive_avg_pool1d.default,
-        aten.adaptive_avg_pool2d.default,
-        aten.adaptive_avg_pool3d.default,
-        aten._adaptive_avg_pool2d.default,
-        aten._adaptive_avg_pool3d.default,
-    }
-)
-BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+from capalloc._operators.records import record
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,7 @@ class Layer:
 def layers(trails: Trails) -> tuple[Layer, ...]:
     """Every stretch that has weights, in order of depth; sums of blocks break it."""
     sums = {block.sum for block in trails.blocks()}
-    ends = [node for node in trails.order if trails.is_gate(node) or node is trails.graph.output]
+    ends = [node for node in trails.order if trails.carriers.decouples(node) or node is trails.graph.output]
     found = (_stretch(trails, end, sums) for end in ends)
     return tuple(layer for layer in found if layer is not None)
 
@@ -71,18 +51,18 @@ def _stretch(trails: Trails, end: Node, sums: set[Node]) -> Layer | None:
     while pending:
         node = pending.pop(0)
         names += trails.weights(node)
-        rescaled |= node.target in NORMS or node.target in AVERAGES or node.target is BATCH_NORM
+        rescaled |= record(node.target).kind in ("normalisation", "average")
         for used in trails.before(node):
             if used in sums:
                 return None
-            if trails.is_gate(used) or used.name == trails.graph.input:
+            if trails.carriers.decouples(used) or used.name == trails.graph.input:
                 starts[used] = None
             elif used not in seen:
                 seen.add(used)
                 pending.append(used)
     if not names or end in sums:
         return None
-    entry = trails.before(end)[0] if trails.is_gate(end) else None
+    entry = trails.before(end)[0] if trails.carriers.decouples(end) else None
     return Layer(names[0].removesuffix(".weight").removesuffix(".bias"), tuple(starts), entry, end, rescaled)
 
 

@@ -13,21 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
 from torch.fx import Node
 
 from capalloc._energy.carriers import Carriers
 from capalloc._graph.capture import Graph, module_path
-from capalloc._graph.operators import COPIES, MOVES, PIECES, SUMS
+from capalloc._operators.records import record
 
-aten = torch.ops.aten
-#: Operators that a factor goes through, if it is positive.
-HOMOGENEOUS = (
-    MOVES
-    | COPIES
-    | {aten.relu.default, aten.leaky_relu.default, aten.abs.default, aten.mul.Tensor, aten.div.Tensor}
-    | {aten.mean.dim, aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}
-)
 Cost = tuple[int, int, int]  # pieces taken, gates, weights on the cheapest way
 
 
@@ -71,13 +62,9 @@ class Trails:
         """The signals whose paths go on through a node."""
         return [used for used in self.carriers.feeds(node) if used in self.order]
 
-    def is_gate(self, node: Node) -> bool:
-        """Whether a node decouples what goes through it."""
-        return node in self.order and self.carriers.gates(node)
-
     def weights(self, node: Node) -> list[str]:
         """Names of the parameters that a node's paths go through there."""
-        if node.target in SUMS:
+        if record(node.target).kind == "sum":
             return []
         found: list[str] = []
         pending = [used for used in self.carriers.feeds(node) if used not in self.order]
@@ -110,7 +97,7 @@ class Trails:
         inside = self._between(source, target)
         costs: dict[Node, Cost] = {source: (0, 0, 0)}
         for node in inside:
-            own = (_takes_a_piece(node), self.is_gate(node), bool(self.weights(node)))
+            own = (_takes_a_piece(node), self.carriers.decouples(node), bool(self.weights(node)))
             reached = [costs[used] for used in self.before(node) if used in costs]
             if reached:
                 costs[node] = tuple(a + b for a, b in zip(min(reached), own, strict=True))  # type: ignore[assignment]
@@ -136,8 +123,8 @@ class Trails:
             node = pending.pop()
             if node is last:
                 continue
-            held = node in self.carriers.frozen or node in self.carriers.activations
-            if node.target not in HOMOGENEOUS or held or self.order[node] <= self.order[source]:
+            held = node in self.carriers.frozen or node in self.carriers.self_gated
+            if not record(node.target).homogeneous or held or self.order[node] <= self.order[source]:
                 return False
             pending += [used for used in self.before(node) if used not in seen]
             seen.update(self.before(node))
@@ -164,7 +151,7 @@ class Trails:
     def _block(self, node: Node) -> ResidualBlock | None:
         used = self.ancestors[self.graph.output] >> self.order[node] & 1
         terms = [a for a in node.args[:2] if isinstance(a, Node) and a in self.order]
-        if not used or node.target not in SUMS or len(terms) < 2 or terms[0] is terms[1]:
+        if not used or record(node.target).kind != "sum" or len(terms) < 2 or terms[0] is terms[1]:
             return None
         source = self.common(*terms)
         (skip, skip_cost), (branch, branch_cost) = sorted(
@@ -176,10 +163,9 @@ class Trails:
 
 
 def _takes_a_piece(node: Node) -> bool:
-    """Whether a node keeps a part of a signal; of an operator with several results the first is its signal."""
-    if node.target is operator.getitem:
-        return node.args[0].target in PIECES  # type: ignore[union-attr]
-    return node.target in PIECES
+    """Tell whether a node keeps a part of a signal; of an operator with several results the first is its signal."""
+    taken = node.args[0] if node.target is operator.getitem else node
+    return record(taken.target).kind == "piece"  # type: ignore[union-attr]
 
 
 def _named(blocks: list[ResidualBlock]) -> Iterator[ResidualBlock]:

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import map_arg
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from capalloc._energy.carriers import Carriers, find
-from capalloc._energy.gates import GateSource, gaussian_squared_slope, squared_slope
+from capalloc._energy.gates import GateSource
 from capalloc._energy.program import Energy, Program
-from capalloc._energy.rules import RULES, Call, Traced, linear_operator, value_of
+from capalloc._energy.rules import Call, Traced, value_of
+from capalloc._energy.rules.any_linear_operator import linear_operator
 from capalloc._energy.symmetries.labels import GROUND
 from capalloc._energy.symmetries.sharing import relate_uses
-from capalloc._graph.calls import bind, invoke
 from capalloc._graph.capture import Graph, module_path
+from capalloc._graph.interpret import interpret
+from capalloc._operators.calls import invoke, slope
+from capalloc._operators.records import record
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def trace(
     carriers: Carriers | None = None,
     watch: Watch = NOTHING_WATCHED,
 ) -> Program:
-    """The energy network of a batch.
+    """Trace the energy network of a batch.
 
     Args:
         graph: the captured model.
@@ -61,29 +64,24 @@ def trace(
     """
     carriers = carriers or find(graph)
     program = Program(dtype, found=graph.found)
-    known: dict[Node, Traced] = {}
+    tracing = _Tracing(program, gates, carriers, watch)
+    tracing.start(graph, batch, selected)
+    known = tracing.known
     users: Counter[int] = Counter()  # nodes to come that hold an energy
-    last_use = {used: node for node in graph.nodes for used in _reads(node, carriers)}
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        for node in graph.nodes:
-            if node.op == "placeholder":
-                known[node] = _leaf(graph, node, batch, program, selected, carriers)
-            elif node.op == "call_function":
-                made = len(program.values)
-                known[node] = _multiplied(program, _call(node, known, program, gates, carriers), watch, node)
-                _name_layer(program, node, known[node].energy)
-                if layers:
-                    program.needed.update(program.layers.values())
-                slots = _slots(known[node])
-                if node in watch.nodes and slots:
-                    program.nodes[node.name] = slots[0]
-                users.update(slots)
-                program.release({*range(made, len(program.values))} - set(slots))
-                for used in _reads(node, carriers):  # values are needed for gates only: let them go
-                    if last_use[used] is node and used is not graph.output:
-                        users.subtract(_slots(known[used]))
-                        program.release(slot for slot in _slots(known[used]) if users[slot] <= 0)
-                        known[used] = Traced(None)
+        made = len(program.values)
+        for node, done in interpret(graph, known, tracing.call, carriers.reads):
+            slots = _slots(known[node])
+            _name_layer(program, node, known[node].energy)
+            if layers:
+                program.needed.update(program.layers.values())
+            if node in watch.nodes and slots:
+                program.nodes[node.name] = slots[0]
+            users.update(slots)
+            program.release({*range(made, len(program.values))} - set(slots))
+            users.subtract(slot for traced in done for slot in _slots(traced))
+            program.release(slot for traced in done for slot in _slots(traced) if users[slot] <= 0)
+            made = len(program.values)
     energy = known[graph.output].energy
     if not isinstance(energy, Energy) or not energy.is_signal:
         raise ValueError("outputs do not depend on inputs along any path that carries energy")
@@ -96,84 +94,75 @@ def trace(
     return program
 
 
-def _multiplied(program: Program, traced: Traced, watch: Watch, node: Node) -> Traced:
-    factor = watch.multipliers.get(node, 1.0)
-    if factor == 1.0:
-        return traced
-    return Traced(traced.value * factor, program.gate(traced.energy, factor**2))
+@dataclass(frozen=True)
+class _Tracing:
+    """A program in the making."""
 
+    program: Program
+    gates: GateSource
+    carriers: Carriers
+    watch: Watch
+    known: dict[Node, Traced] = field(default_factory=dict)
+    leaves: dict[Node, Energy] = field(default_factory=dict)  # of parameters seen through functions of their entries
 
-def _reads(node: Node, carriers: Carriers) -> set[Node]:
-    activation = carriers.activations.get(node)
-    return {*node.all_input_nodes, *(activation.reads() if activation else ())}
+    def start(self, graph: Graph, batch: Tensor, selected: set[str]) -> None:
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self.known[node] = self._leaf(graph, node, batch, selected)
 
+    def _leaf(self, graph: Graph, node: Node, batch: Tensor, selected: set[str]) -> Traced:
+        if node.name == graph.input:
+            return Traced(batch, self.program.start(torch.ones_like(batch)))
+        value, name = graph.constants.get(node.name), graph.params.get(node.name)
+        if name is None or name not in selected or value is None:
+            return Traced(value)
+        if node not in self.carriers.reparametrised:
+            energy = self.program.parameter(name, value)
+            return Traced(value, energy if node in self.carriers.carrying else None)
+        # A parameter seen through functions of its entries counts as one whatever they are: its leaf is 1, and each
+        # use multiplies it by the square of what it makes of the entry.
+        self.leaves[node] = self.program.parameter(name, torch.ones_like(value))
+        direct = any(user in self.carriers.carrying and user not in self.carriers.bent for user in node.users)
+        return Traced(value, self._made_of(node, value) if direct else None)
 
-def _leaf(graph: Graph, node: Node, batch: Tensor, program: Program, selected: set[str], carriers: Carriers) -> Traced:
-    if node.name == graph.input:
-        return Traced(batch, program.start(torch.ones_like(batch)))
-    value = graph.constants.get(node.name)
-    name = graph.params.get(node.name)
-    if name is None or value is None:
-        return Traced(value)
-    if name not in selected:
-        return Traced(value)
-    # A parameter seen through functions of its entries counts as one whatever they are: its leaf is 1, and each
-    # use multiplies it by the square of what it makes of the entry.
-    energy = program.parameter(name, torch.ones_like(value) if node in carriers.reparametrised else value)
-    return Traced(value, energy if node in carriers.carrying else None)
+    def _made_of(self, leaf: Node, value: Tensor) -> Energy | None:
+        energy = self.leaves.get(leaf)
+        return None if energy is None else self.program.gate(energy, value.to(self.program.dtype).square())
 
+    def call(self, node: Node, arguments: dict[str, Any]) -> Traced:
+        """Run a node on values and on energies."""
+        result = invoke(node.target, {name: value_of(argument) for name, argument in arguments.items()})
+        traced = Traced(result, self._energy(node, arguments, result) if node in self.carriers.carrying else None)
+        factor = self.watch.multipliers.get(node, 1.0)
+        if factor == 1.0:
+            return traced
+        return Traced(traced.value * factor, self.program.gate(traced.energy, factor**2))
 
-def _call(node: Node, known: dict[Node, Traced], program: Program, gates: GateSource, carriers: Carriers) -> Traced:
-    def fill(argument: Any) -> Any:
-        if not isinstance(argument, Node):
-            return argument
-        traced = known[argument]
-        if argument in carriers.reparametrised and node in carriers.carrying and node not in carriers.bent:
-            return Traced(traced.value, _made_of(program, traced, traced.value))
-        return traced
-
-    args, kwargs = map_arg((node.args, dict(node.kwargs)), fill)
-    arguments = bind(node.target, args, kwargs)
-    result = invoke(node.target, {name: value_of(argument) for name, argument in arguments.items()})
-    if node not in carriers.carrying:
-        return Traced(result)
-    if node in carriers.bent:
-        return Traced(result, _made_of(program, known[carriers.bent[node]], result))
-    call = Call(node.target, arguments, program, gates, module_path(node), result)  # type: ignore[arg-type]
-    if carriers.gates(node):
-        gated = {carriers.activations[node].root} if node in carriers.activations else set(node.all_input_nodes)
-        energies = [known[used].energy for used in gated]
-        program.decoupled += [e for e in energies if isinstance(e, Energy) and e.is_signal]
-    if node in carriers.activations:
-        return Traced(result, _activation(node, known, call, carriers))
-    arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
-    leaves = pytree.tree_leaves(arguments, is_leaf=lambda a: isinstance(a, Traced))
-    carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
-    if not carried or not _has_gradient(result):
-        return Traced(result)
-    return Traced(result, RULES.get(node.target, linear_operator)(call))
-
-
-def _made_of(program: Program, leaf: Traced, value: Tensor) -> Energy | None:
-    return None if leaf.energy is None else program.gate(leaf.energy, value.to(program.dtype).square())
+    def _energy(self, node: Node, arguments: dict[str, Any], result: Any) -> Any:
+        carriers = self.carriers
+        if node in carriers.bent:
+            return self._made_of(carriers.bent[node], result)
+        arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
+        call = Call(node.target, arguments, self.program, self.gates, module_path(node), result)  # type: ignore[arg-type]
+        if carriers.decouples(node):
+            energies = [self.known[used].energy for used in carriers.sources(node)]
+            self.program.decoupled += [e for e in energies if isinstance(e, Energy) and e.is_signal]
+        if node in carriers.self_gated:
+            found = carriers.self_gated[node]
+            root, values = self.known[found.root], {used: self.known[used].value for used in found.reads()}
+            if not isinstance(root.energy, Energy):
+                return None
+            return call.gated(root.energy, partial(slope, found.function(values)), root.value)
+        leaves = pytree.tree_leaves(arguments)
+        carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
+        if not carried or not _has_gradient(result):
+            return None
+        return (record(node.target).energy or linear_operator)(call)
 
 
 def _frozen(argument: Any) -> Any:
     """An argument that is a gate: its value, without its paths."""
     return Traced(argument.value) if isinstance(argument, Traced) else argument
-
-
-def _activation(node: Node, known: dict[Node, Traced], call: Call, carriers: Carriers) -> Energy | None:
-    """A product whose factors are functions of one tensor, entry by entry: the squared slope there."""
-    found = carriers.activations[node]
-    values = {used: known[used].value for used in found.reads()}
-    root = known[found.root]
-    if not isinstance(root.energy, Energy) or call.gates == "unit":
-        return root.energy if isinstance(root.energy, Energy) else None
-
-    phi = found.function(values)
-    slope = gaussian_squared_slope(phi) if call.gates == "gaussian" else squared_slope(phi, root.value)
-    return call.program.gate(root.energy, slope)
 
 
 def _has_gradient(result: Any) -> bool:

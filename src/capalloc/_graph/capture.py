@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,9 +18,10 @@ from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from capalloc._graph.decompositions import table
 from capalloc._model.exported import input_shape, user_inputs
 from capalloc._model.problem import Problem, seeded
+from capalloc._operators.decompositions import table
+from capalloc._operators.records import record
 
 #: Where the wrapper keeps the model.
 PREFIX = "model."
@@ -72,8 +73,8 @@ class _Selected(nn.Module):
         return self.select(pytree.tree_unflatten(list(leaves), self.spec))
 
 
-def capture(problem: Problem, batch_size: int, known: Collection[Any]) -> Graph:
-    """The model's graph at `batch_size`, functional, composite operators that are `known` kept whole.
+def capture(problem: Problem, batch_size: int) -> Graph:
+    """Capture the model's graph at `batch_size`: functional, with composite operators whole where they have a rule.
 
     An exported program is not exported again: its own graph serves, at its own batch size where that is fixed.
     """
@@ -82,10 +83,10 @@ def capture(problem: Problem, batch_size: int, known: Collection[Any]) -> Graph:
         with _exporting(problem):
             if program is not None:
                 size = input_shape(program)[0] or batch_size
-                return _own(problem, decomposed(program, known), size, known)
+                return _own(problem, decomposed(program), size)
             example = problem.probe.expand(batch_size, *problem.input_shape).clone()
             wrapped = _Constrained(problem.model, problem.select).eval()
-            program = decomposed(torch.export.export(wrapped, (example,), strict=False), known)
+            program = decomposed(torch.export.export(wrapped, (example,), strict=False))
     except Exception as error:
         raise ValueError(
             "torch.export cannot capture this model, which propagation needs "
@@ -94,7 +95,7 @@ def capture(problem: Problem, batch_size: int, known: Collection[Any]) -> Graph:
     return _exported(program, batch_size)
 
 
-def export_once(problem: Problem, known: Collection[Any]) -> Problem:
+def export_once(problem: Problem) -> Problem:
     """The problem with its model exported for any number of examples: graphs of all batch sizes then cost one export.
 
     As it is where a program was given, or where the model cannot be exported without fixing that number.
@@ -105,7 +106,7 @@ def export_once(problem: Problem, known: Collection[Any]) -> Problem:
     with suppress(Exception), _exporting(problem):
         program = torch.export.export(problem.model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
         if input_shape(program)[0] is None:
-            return replace(problem, program=decomposed(program, known))
+            return replace(problem, program=decomposed(program))
     return problem
 
 
@@ -116,19 +117,19 @@ def _exporting(problem: Problem) -> Iterator[None]:
         yield
 
 
-def decomposed(program: ExportedProgram, known: Collection[Any]) -> ExportedProgram:
-    """Functional, and in `known` operators where they can be had; as it is where that holds already."""
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Make a program functional and of operators with a rule where they can be had; leave one that is."""
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
     decompositions = dict(table())  # the decomposing takes entries out
-    if not any(target in decompositions or _is_composite(target, known) for target in calls):
+    if not any(target in decompositions or _is_composite(target) for target in calls):
         return program
     functional: ExportedProgram = program.run_decompositions(decompositions)
     return functional
 
 
-def _is_composite(target: Any, known: Collection[Any]) -> bool:
-    """Whether an operator that is not known writes in place or is made of others; sizes are none of these."""
-    if target in known or target is torch.ops.aten.sym_size.int:
+def _is_composite(target: Any) -> bool:
+    """Tell whether an operator without a rule writes in place or is made of others; sizes are none of these."""
+    if record(target).energy is not None or target is torch.ops.aten.sym_size.int:
         return False
     if not isinstance(target, OpOverload):
         return isinstance(target, HigherOrderOperator)
@@ -147,7 +148,7 @@ def _exported(program: ExportedProgram, batch_size: int) -> Graph:
     return Graph(tuple(program.graph.nodes), params, constants, user_inputs(program)[0], output, batch_size)
 
 
-def _own(problem: Problem, program: ExportedProgram, batch_size: int, known: Collection[Any]) -> Graph:
+def _own(problem: Problem, program: ExportedProgram, batch_size: int) -> Graph:
     """A copy of the graph of a given program, for a batch size, followed by the choice of constraint outputs."""
     params, constants, replaced = _values(program)
     name = user_inputs(program)[0]
@@ -162,7 +163,7 @@ def _own(problem: Problem, program: ExportedProgram, batch_size: int, known: Col
         node.meta["nn_module_stack"] = {key: (PREFIX + path, kind) for key, (path, kind) in stack.items()}
     for tied, first in replaced.items():
         nodes[tied].replace_all_uses_with(nodes[first])
-    output = _choose(problem, graph, list(returned), constants, batch_size, known)
+    output = _choose(problem, graph, list(returned), constants, batch_size)
     graph.output((output,))
     params = {nodes[node].name: path for node, path in params.items()}
     constants = {nodes[node].name if node in nodes else node: value for node, value in constants.items()}
@@ -210,7 +211,6 @@ def _choose(
     returned: list[Any],
     constants: dict[str, Any],
     batch_size: int,
-    known: Collection[Any],
 ) -> Node:
     """The node of the constraint outputs; what `outputs` computes itself is exported and appended."""
     if problem.outputs is None and len(returned) == 1 and isinstance(returned[0], Node):
@@ -223,7 +223,7 @@ def _choose(
             return node
     examples = tuple(x.expand(batch_size, *x.shape[1:]).clone() if isinstance(x, Tensor) else x for x in leaves)
     select = _Selected(problem.select, spec)
-    program = decomposed(torch.export.export(select, examples, strict=False), known)
+    program = decomposed(torch.export.export(select, examples, strict=False))
     copies: dict[Node, Node] = {}
     _, values, _ = _values(program)
     given = dict(zip(user_inputs(program), returned[-len(leaves) :], strict=True))

@@ -1,24 +1,44 @@
-"""The values of a captured graph on a batch, by operators that function transforms and autograd know."""
+"""Run a captured graph call by call; values are let go after their last use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from capalloc._graph.calls import bind
-from capalloc._graph.calls import invoke as invoke_operator
 from capalloc._graph.capture import Graph
-from capalloc._model.exported import FUNCTIONS
+from capalloc._operators.calls import arguments_of, invoke
 
 Values = dict[Node, Any]
 
 
-def evaluate(graph: Graph, batch: Tensor) -> Values:
-    """The value of every node; parameters are constants."""
+def interpret(
+    graph: Graph,
+    known: Values,
+    call: Callable[[Node, dict[str, Any]], Any],
+    reads: Callable[[Node], Iterable[Node]] = lambda node: node.all_input_nodes,
+) -> Iterator[tuple[Node, list[Any]]]:
+    """Give every call's node in turn, once it has run, and the values that nobody reads after it.
+
+    Args:
+        graph: a captured graph.
+        known: what its placeholders stand for; holds the other values too while they are needed.
+        call: hook that makes a node's value from its arguments, by name, with values in the place of nodes.
+        reads: the nodes whose values a call needs.
+
+    """
+    last_use = {used: node for node in graph.calls() for used in reads(node)}
+    for node in graph.calls():
+        known[node] = call(node, fill(arguments_of(node), known))
+        done = [used for used in reads(node) if last_use[used] is node and used is not graph.output]
+        yield node, [known.pop(used) for used in done]
+
+
+def placeholders(graph: Graph, batch: Tensor) -> Values:
+    """Give the values of the inputs, and of parameters as constants."""
     values: Values = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -26,22 +46,18 @@ def evaluate(graph: Graph, batch: Tensor) -> Values:
             values[node] = constant.detach() if isinstance(constant, Tensor) else constant
             if node.name == graph.input:
                 values[node] = batch
-        elif node.op == "call_function":
-            values[node] = call(node, values)
     return values
 
 
-def call(node: Node, values: Mapping[Node, Any]) -> Any:
-    """An operator call on the values of its arguments."""
-    return invoke(node.target, fill(bind(node.target, node.args, dict(node.kwargs)), values))
-
-
-def invoke(op: Any, arguments: dict[str, Any]) -> Any:
-    """An operator, as the function that it came from where that is what function transforms know."""
-    return FUNCTIONS[op](*arguments.values()) if op in FUNCTIONS else invoke_operator(op, arguments)
+def evaluate(graph: Graph, batch: Tensor) -> Values:
+    """Give the value of every node."""
+    known = placeholders(graph, batch)
+    values = dict(known)
+    for node, _ in interpret(graph, known, lambda node, arguments: invoke(node.target, arguments)):
+        values[node] = known[node]
+    return values
 
 
 def fill(tree: Any, values: Mapping[Node, Any]) -> Any:
-    """Arguments with values in the place of nodes."""
-    is_node = lambda a: isinstance(a, Node)  # noqa: E731
-    return pytree.tree_map(lambda a: values[a] if isinstance(a, Node) else a, tree, is_leaf=is_node)
+    """Put values in the place of nodes."""
+    return pytree.tree_map(lambda a: values[a] if isinstance(a, Node) else a, tree)

@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-aten = torch.ops.aten
-#: Operators that only behave as they do while a model is trained: the position and name of the flag.
-TRAINING_FLAGS: dict[Any, tuple[int, str]] = {
-    aten.dropout.default: (2, "train"),
-    aten.feature_dropout.default: (2, "train"),
-    aten.alpha_dropout.default: (2, "train"),
-    aten.feature_alpha_dropout.default: (2, "train"),
-    aten.native_dropout.default: (2, "train"),
-    aten.batch_norm.default: (5, "training"),
-    aten.native_batch_norm.default: (5, "training"),
-    aten._native_batch_norm_legit.default: (5, "training"),
-    aten._native_batch_norm_legit_functional.default: (5, "training"),
-    aten.rrelu.default: (3, "training"),
-}
-#: Checks of what a program was exported with; here the caller checks that, and may choose another precision.
-ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg}
-
-
-def _batch_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, _: bool
-) -> Tensor:
-    return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-
-
-def _frozen_batch_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = x.new_zeros(0)  # of the batch, which a frozen layer does not compute
-    return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), statistics, statistics
-
-
-def _layer_norm(
-    x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, _: bool = True
-) -> Tensor:
-    return F.layer_norm(x, shape, weight, bias, eps)
-
-
-#: Operators as the functions they came from, by which `measure` knows an affine layer.
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    aten.linear.default: F.linear,
-    aten.conv1d.default: torch.conv1d,
-    aten.conv2d.default: torch.conv2d,
-    aten.conv3d.default: torch.conv3d,
-    aten.matmul.default: torch.matmul,
-    aten.batch_norm.default: _batch_norm,
-    aten._native_batch_norm_legit_no_training.default: _frozen_batch_norm,
-    aten.layer_norm.default: _layer_norm,
-    aten.view.default: torch.reshape,  # a view holds for the strides of the kernels it was exported with
-}
+from capalloc._operators.calls import arguments_of
+from capalloc._operators.records import record
 
 
 class SavedModel(nn.Module):
@@ -155,10 +107,10 @@ class _Run(Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator."""
-        if target in ASSERTIONS:
+        if target.__name__.startswith("_assert"):  # of what it was exported with, which the caller checks
             return None
         args, kwargs = pytree.tree_map_only(torch.dtype, lambda d: self.cast.get(d, d), (args, kwargs))
-        return super().call_function(FUNCTIONS.get(target, target), args, kwargs)
+        return super().call_function(record(target).function or target, args, kwargs)
 
 
 def user_inputs(program: ExportedProgram) -> list[str]:
@@ -207,10 +159,7 @@ def _check_mode(program: ExportedProgram) -> None:
 
 
 def _is_training(node: Node) -> bool:
-    if node.target in TRAINING_FLAGS:
-        position, name = TRAINING_FLAGS[node.target]
-        flag = node.args[position] if len(node.args) > position else node.kwargs.get(name, False)
-        return flag is not False
-    if node.target is aten.scaled_dot_product_attention.default:
-        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0))
-    return False
+    """Tell whether an operator behaves as it does only while a model is trained."""
+    given = arguments_of(node)
+    probability = given.get("dropout_p", given.get("dropout", 1.0))  # of attention, of recurrent layers
+    return probability != 0 and given.get("train", given.get("training", "dropout_p" in given)) is not False

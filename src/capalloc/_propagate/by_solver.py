@@ -12,7 +12,6 @@ from capalloc._energy import hessian, markov
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import find
 from capalloc._energy.decoupled import Decoupled
-from capalloc._energy.rules import RULES
 from capalloc._graph.capture import capture
 from capalloc._model.problem import Problem, axis_names
 from capalloc._propagate import segments, unitwise
@@ -70,7 +69,7 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
             f"more than {DENSE_LIMIT} parameters: the map is the Markov rule's, scaled to the count of linear segments"
         )
         return counted.replace(attrs={**attrs, "notes": [*attrs["notes"], note]})
-    graph = capture(problem, 1, RULES)
+    graph = capture(problem, 1)
     network = Decoupled(graph, find(graph, batches.products))
     generator = torch.Generator().manual_seed(settings.seed)
     found = segments.solve(problem, network, settings.num_probes, generator)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import capalloc
-from capalloc._decoupling.activations import NAMES
+from capalloc._decoupling.activations import NAMED_ACTIVATIONS
 from capalloc.app.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read, serve
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.query import from_query, to_query
@@ -132,7 +132,7 @@ def test_activations_read_variance_one(activation: str) -> None:
     for seed in range(24):
         model = build(design, seed)
         for module in model.modules():
-            if type(module) is type(NAMES[activation]()):
+            if type(module) is type(NAMED_ACTIVATIONS[activation]()):
                 module.register_forward_pre_hook(note)
         model(examples(design).float())
     np.testing.assert_allclose(np.reshape(found, (24, design.depth + 1)).mean(0), 1, atol=0.2)
@@ -283,7 +283,7 @@ def test_moments_are_those_of_quadrature(activation: str) -> None:
         float(capalloc.gates.gaussian_gate_moment(activation, 1.0)), abs=1e-9
     )
     z = torch.randn(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert series.mean_square == pytest.approx(float(NAMES[activation]()(z).square().mean()), rel=0.02)
+    assert series.mean_square == pytest.approx(float(NAMED_ACTIVATIONS[activation]()(z).square().mean()), rel=0.02)
 
 
 def test_the_theoretical_field_of_a_wavenet_is_the_published_one() -> None:

@@ -1,36 +1,34 @@
-"""Every rule, registered by importing its module."""
+"""Every rule of the library, registered by importing its module."""
 
-from capalloc._energy.rules import attention_weights as attention
-from capalloc._energy.rules import contractions as products
-from capalloc._energy.rules import movement as shape
-from capalloc._energy.rules import norms, parametric, pointwise, pooling
-from capalloc._energy.rules import sums as arithmetic
-from capalloc._energy.rules.linear_rule import linear_operator
-from capalloc._energy.rules.registry import (
-    DECOUPLING,
-    RULES,
-    Call,
-    Traced,
-    UnsupportedOperatorError,
-    rule,
-    value_of,
+from capalloc._energy.rules import (
+    additions,
+    any_linear_operator,
+    attention_and_softmax,
+    average_pooling,
+    data_movement,
+    dense_and_convolution,
+    matrix_products,
+    max_pooling,
+    normalisations,
+    pointwise_activations,
 )
+from capalloc._energy.rules.registration import Call, Traced, UnsupportedOperatorError, read_gates, rule, value_of
 
 __all__ = [
-    "DECOUPLING",
-    "RULES",
     "Call",
     "Traced",
     "UnsupportedOperatorError",
-    "arithmetic",
-    "attention",
-    "linear_operator",
-    "norms",
-    "parametric",
-    "pointwise",
-    "pooling",
-    "products",
+    "additions",
+    "any_linear_operator",
+    "attention_and_softmax",
+    "average_pooling",
+    "data_movement",
+    "dense_and_convolution",
+    "matrix_products",
+    "max_pooling",
+    "normalisations",
+    "pointwise_activations",
+    "read_gates",
     "rule",
-    "shape",
     "value_of",
 ]

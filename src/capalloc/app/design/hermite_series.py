@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.polynomial.polynomial import polyval
 
-from capalloc._decoupling.activations import resolve, slope
+from capalloc._decoupling.activations import resolve
 from capalloc._depth.shattering_law import crossing
 from capalloc._linalg.aliases import Array
+from capalloc._operators.calls import slope
 
 #: Terms of a Hermite series; what is left out counts as one more term.
 HERMITE_TERMS: Final = 96

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from capalloc._decoupling.activations import NAMES
+from capalloc._decoupling.activations import NAMED_ACTIVATIONS
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.stack import Design
 
@@ -33,14 +33,14 @@ class Network(nn.Module):
         super().__init__()
         conv = nn.Conv1d if design.ndim == 1 else nn.Conv2d
         width, kernel, half = design.width, design.kernel, design.kernel // 2
-        self.act = NAMES[design.activation]()
+        self.act = NAMED_ACTIVATIONS[design.activation]()
         self.deviation = design.deviations[-1]
         self.stem = conv(1, width, kernel, stride=design.strides[0], padding=half, bias=False)
         self.layers = nn.Sequential(
             *(
                 StackLayer(
                     conv(width, width, kernel, stride, dilation * half, dilation, bias=False),
-                    NAMES[design.activation](),
+                    NAMED_ACTIVATIONS[design.activation](),
                     deviation,
                     design.branch if skip else None,
                 )

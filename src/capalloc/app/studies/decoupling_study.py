@@ -16,9 +16,10 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from capalloc._decoupling.activations import Abs, Sine, slope
+from capalloc._decoupling.activations import Abs, Sine
 from capalloc._decoupling.pair_estimates import decoupling_of
 from capalloc._decoupling.second_moments import propagate_moments
+from capalloc._operators.calls import slope
 
 STUDY_DELTAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STUDY_OMEGAS = (0.5, 1.0, 2.0, 4.0)

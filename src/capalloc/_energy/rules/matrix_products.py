@@ -11,11 +11,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from capalloc._energy.gates import squared_slope
 from capalloc._energy.program import Energy
-from capalloc._energy.rules.parametric import last_axis_product, scale, times_constant
-from capalloc._energy.rules.registry import Call, rule
+from capalloc._energy.rules.dense_and_convolution import last_axis_product, scale, times_constant
+from capalloc._energy.rules.registration import Call, rule
 from capalloc._energy.symmetries.labels import NOTHING, Channels
+from capalloc._operators.calls import slope
 
 aten = torch.ops.aten
 
@@ -44,7 +44,8 @@ def divide(call: Call) -> Energy:
     if below is not None:
         if not below.is_signal:
             raise call.unsupported("division by a parameter is not known: multiply by its inverse")
-        terms.append(call.program.gate(below, squared_slope(call.replaced("other"), _whole(call, "other"))))
+        gates = slope(call.replaced("other"), call["other"].expand(call.result.shape))
+        terms.append(call.program.gate(below, gates.square()))
     if above is not None:
         other = call["other"]
         terms.append(
@@ -194,9 +195,3 @@ def _mirrored(call: Call, x: Energy, weight: Energy) -> Energy:
     if len(weight.shape) == 1:
         return _weighed(call, program.move(turn, x), weight)
     return program.move(turn, _weighed(call, program.move(turn, x), program.move(turn, weight)))
-
-
-def _whole(call: Call, name: str) -> Tensor:
-    """A factor, broadcast to the result."""
-    factor: Tensor = call[name]
-    return factor.expand(call.result.shape)

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from capalloc._energy.program import Energy
-from capalloc._energy.rules.linear_rule import linear_operator
-from capalloc._energy.rules.registry import Call, rule
+from capalloc._energy.rules.any_linear_operator import linear_operator
+from capalloc._energy.rules.registration import Call, rule
 
 aten = torch.ops.aten
 

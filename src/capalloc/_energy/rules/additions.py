@@ -1,4 +1,4 @@
-"""Sums: residual additions, biases, constants."""
+"""Additions: residual sums, biases, constants; selections."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.program import Energy
-from capalloc._energy.rules.parametric import times_constant
-from capalloc._energy.rules.registry import Call, Traced, rule
+from capalloc._energy.rules.dense_and_convolution import times_constant
+from capalloc._energy.rules.registration import Call, Traced, rule
+from capalloc._operators.calls import Operation
 
 aten = torch.ops.aten
 
@@ -48,7 +49,13 @@ def blocked(call: Call) -> None:
     """No gradient passes, so no path does."""
 
 
-@rule(aten.where.self)
+def chosen_first(operation: Operation) -> Tensor:
+    """Read 1 where the first of the two is let through."""
+    condition: Tensor = operation["condition"]
+    return condition.to(operation.result.dtype).expand(operation.result.shape)
+
+
+@rule(aten.where.self, gates=chosen_first)
 def where(call: Call) -> Energy:
     """Each entry lets one of two through: a gate that the condition steers."""
     chosen = call["condition"]

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capalloc._decoupling.readers import KINDS, READERS, Operation, reader_of
-from capalloc._decoupling.sites import Gated
-from capalloc._energy.rules import RULES, pointwise
-from capalloc._graph.calls import bind
-from capalloc._model.problem import prepare
+from capalloc._decoupling.gate_decoupling import largest_gate
+from capalloc._energy.rules import read_gates
+from capalloc._operators.calls import Operation, bind
+from capalloc._operators.records import RECORDS, of_kind, record
 from zoo import gaussian
 
 aten = torch.ops.aten
@@ -48,10 +47,10 @@ MASK = torch.ones(4, 5, dtype=torch.bool).tril(2)
 #: operator -> its arguments, and how its gates and its signal give its result.
 CASES: dict[object, Case] = {
     aten.relu.default: ((X,), times()),
-    aten.prelu.default: ((X, gaussian(4)), times()),
     aten.scaled_dot_product_attention.default: ((Q, gaussian(2, 3, 5, 2, seed=9), V), attended(V)),
     aten.softmax.int: ((X, -1), lambda _, gates: gates),
     aten._softmax.default: ((X, -1, False), lambda _, gates: gates),
+    aten._safe_softmax.default: ((X, -1), lambda _, gates: gates),
     aten.layer_norm.default: ((X, [6]), times(layer_centred)),
     aten.rms_norm.default: ((X, [6]), times()),
     aten.group_norm.default: ((X, 2), times(group_centred)),
@@ -64,7 +63,6 @@ CASES: dict[object, Case] = {
         times(),
     ),
     aten.where.self: ((X > 0, X, -X), lambda _, gates: gates * X - (1 - gates) * X),
-    aten.glu.default: ((X, 1), lambda x, gates: gates * x[:, :2]),
 }
 
 #: Pooling: gates in windows, tested below.
@@ -72,20 +70,26 @@ POOLING = {
     aten.max_pool1d.default: (X, [3], [2], [1], [1], True),
     aten.max_pool2d.default: (IMAGE, [3, 2], [], [1, 0], [1, 2], False),
     aten.max_pool3d.default: (VOLUME, [2, 2, 2], [2, 1, 2]),
+    aten.max_pool1d_with_indices.default: (X, [3], [2], [1]),
+    aten.max_pool2d_with_indices.default: (IMAGE, [3, 2], [], [1, 0], [1, 2], False),
+    aten.max_pool3d_with_indices.default: (VOLUME, [2, 2, 2], [2, 1, 2]),
     aten.adaptive_max_pool1d.default: (X, [4]),
     aten.adaptive_max_pool2d.default: (IMAGE, [4, 3]),
     aten.adaptive_max_pool3d.default: (VOLUME, [3, 2, 4]),
 }
-MAXIMA = {aten.amax.default: (IMAGE, [2, 3]), aten.max.dim: (IMAGE, -1)}
+#: Over whole axes: arguments, and the axes.
+EXTREMES = {
+    aten.amax.default: ((IMAGE, [1, 3]), (1, 3)),
+    aten.amin.default: ((IMAGE, [], True), (0, 1, 2, 3)),
+    aten.max.dim: ((IMAGE, -2), (2,)),
+    aten.min.dim: ((IMAGE, 1, True), (1,)),
+}
 
 
 def read(op: object, arguments: tuple[object, ...]) -> tuple[Operation, Tensor]:
     named = bind(op, arguments, {})
     operation = Operation(op, named, op(*arguments))  # type: ignore[operator]
-    found = reader_of(op)
-    assert found is not None
-    assert found.kind in KINDS
-    return operation, found.gates(operation)
+    return operation, read_gates(operation)
 
 
 def first_of(result: object) -> Tensor:
@@ -93,7 +97,8 @@ def first_of(result: object) -> Tensor:
 
 
 def test_every_reader_is_tested():
-    assert set(READERS) == {*CASES, *POOLING, *MAXIMA}
+    readable = {op for op, known in RECORDS.items() if known.gates and known.kind != "activation"}
+    assert {*readable, aten.relu.default} == {*CASES, *POOLING, *EXTREMES}
 
 
 @pytest.mark.parametrize("op", CASES, ids=str)
@@ -115,7 +120,7 @@ def test_attention_weights_with_options(options):
     op = aten.scaled_dot_product_attention.default
     arguments = bind(op, (Q, key, value), options)
     operation = Operation(op, arguments, op(Q, key, value, **options))
-    gates = READERS[op].gates(operation)
+    gates = read_gates(operation)
     np.testing.assert_allclose(gates @ value, operation.result, atol=1e-12)
     np.testing.assert_allclose(gates.sum(-1), 1)
 
@@ -144,62 +149,31 @@ def test_windows_count_only_inputs_that_exist():
     np.testing.assert_array_equal(gates[..., 2:5].argmax(-1) + 1, winner[..., 1])
 
 
-@pytest.mark.parametrize("op", MAXIMA, ids=str)
-def test_maxima_let_their_winner_through(op):
-    operation, gates = read(op, MAXIMA[op])
-    dims = MAXIMA[op][1]
-    np.testing.assert_allclose((gates * IMAGE).sum(dims), first_of(operation.result))
+@pytest.mark.parametrize("op", EXTREMES, ids=str)
+def test_extremes_let_their_winner_through(op):
+    arguments, dims = EXTREMES[op]
+    operation, gates = read(op, arguments)
+    result = first_of(operation.result)
+    kept = [k for k in range(IMAGE.ndim) if k not in dims]
+    entries = IMAGE.permute(*kept, *dims).flatten(len(kept))  # those of one result in a last axis
+    np.testing.assert_array_equal(gates.shape[:-1], result.shape)
+    gates = gates.reshape(entries.shape)
+    np.testing.assert_allclose((gates * entries).sum(-1), result.reshape(entries.shape[:-1]))
+    np.testing.assert_array_equal(gates.sum(-1), 1)
 
 
-def test_whatever_propagates_as_an_activation_is_read_as_one():
-    ops = [op for op, rule in RULES.items() if rule is pointwise.activation]
+def test_activations_are_read_by_their_slope():
+    ops = of_kind("activation")
     assert len(ops) > 20
-    assert {reader_of(op).kind for op in ops} == {"activation"}
-    assert reader_of(aten.linear.default) is None
+    assert all(record(op).gates for op in ops)
+    assert record(aten.linear.default).gates is None
     _, gates = read(aten.tanh.default, (X,))
     np.testing.assert_allclose(gates, 1 - X.tanh().square())
+
+
+def test_largest_gates():
+    assert largest_gate(read(aten.tanh.default, (X,))[0]) == 1
+    assert largest_gate(read(aten.softmax.int, (X, -1))[0]) == 1
+    assert largest_gate(read(aten.rms_norm.default, (X, [6]))[0]) is None
     # No bound on the slope of the logarithm: no share of it is saturation.
-    operation, _ = read(aten.log.default, (X.abs(),))
-    assert reader_of(aten.log.default).largest(operation) is None
-
-
-class Turned(nn.Module):
-    """The examples axis moves, as in attention modules that put time first, and merges with another."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.scale * x.transpose(0, 1))  # (time, examples, features)
-        top = y.amax(0)
-        merged = torch.tanh(x.reshape(-1, x.shape[2])).reshape(x.shape).sum(1)
-        return top + merged
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1).double())
-
-
-def test_gates_follow_the_examples_axis():
-    x = gaussian(6, 3, 5)  # batches of 3 examples of 3 times: lengths cannot tell the axes apart
-    gated = Gated.of(prepare(Turned().double(), x), batch_size=3)
-    gates: dict[str, list[Tensor]] = {}
-    for seen in gated():
-        gates.setdefault(seen.site.operator, []).append(seen.gates)
-    read_all = {name: torch.cat(parts) for name, parts in gates.items()}
-    np.testing.assert_array_equal(read_all["relu"], (x > 0).flatten(1))
-    np.testing.assert_allclose(read_all["tanh"], 1 - x.tanh().square().flatten(1))
-    relu = x.relu()
-    np.testing.assert_array_equal(read_all["amax"], (relu == relu.amax(1, keepdim=True)).flatten(1))
-
-
-class ByBatchSize(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        return y.relu() if len(x) > 2 else y.tanh().sin()
-
-
-def test_a_model_that_changes_with_the_batch_size_is_refused():
-    with pytest.raises(ValueError, match="other operators at another batch size"):
-        Gated.of(prepare(ByBatchSize(), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))), 5)
+    assert largest_gate(read(aten.log.default, (X.abs(),))[0]) is None

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 from capalloc._energy.linear_map import LinearMap, columns, spread
 from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.program import Energy
-from capalloc._energy.rules.registry import Call, Traced
+from capalloc._energy.rules.registration import Call, Traced
 from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels
-from capalloc._graph.calls import invoke
+from capalloc._operators.calls import invoke
 
 Operator = Callable[..., list[Any]]  # the carried arguments -> the results
 

@@ -9,25 +9,13 @@ from torch import Tensor
 
 from capalloc._energy.maps import Convolution, Dense, Product, as_map
 from capalloc._energy.program import Energy, Program
-from capalloc._energy.rules.registry import Call, rule
+from capalloc._energy.rules.registration import Call, rule
 from capalloc._energy.symmetries.classes import positions, share, share_entries
 from capalloc._energy.symmetries.convolution import Convolved
+from capalloc._operators.calls import per_axis
+from capalloc._operators.records import of_kind
 
 aten = torch.ops.aten
-CONVOLUTIONS = (
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.conv3d.default,
-    aten.conv3d.padding,
-)
-MAYBE_TRANSPOSED = (
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-    aten.convolution.default,
-)
 
 
 @rule(aten.linear.default)
@@ -39,7 +27,7 @@ def linear(call: Call) -> Energy:
     return add_bias(call, out, channel_axis=-1)
 
 
-@rule(*CONVOLUTIONS, *MAYBE_TRANSPOSED)
+@rule(*of_kind("convolution"))
 def convolution(call: Call) -> Energy:
     """Convolution with squared weights, transposed or not; a channel rescales at all positions alike."""
     program, x, weight = call.program, call.signal("input"), call.weight("weight")
@@ -64,14 +52,10 @@ def _convolution_map(call: Call) -> Convolution | Callable[..., Tensor]:
     if isinstance(call["padding"], str):  # "same" may pad one side more than the other
         return call.replaced("input", "weight", bias=None)
     ndim = len(call.result.shape) - 2
-
-    def full(name: str) -> tuple[int, ...]:
-        value = call[name]
-        return (value,) * ndim if isinstance(value, int) else tuple(value) * (ndim // len(value))
-
     transposed = bool(call.args.get("transposed", "output_padding" in call.args))
-    output_padding = full("output_padding") if transposed else ()
-    return Convolution(full("stride"), full("padding"), full("dilation"), call["groups"], transposed, output_padding)
+    names = ("stride", "padding", "dilation", *(["output_padding"] if transposed else []))
+    stride, padding, dilation, *more = (tuple(per_axis(call[name], ndim)) for name in names)
+    return Convolution(stride, padding, dilation, call["groups"], transposed, *more)
 
 
 def last_axis_product(call: Call, x: Energy, weight: Energy) -> Energy:
@@ -142,31 +126,6 @@ def _made_by(program: Program, weight: Energy, product: Callable[..., Tensor]) -
         return None
     left, right = (Energy(slot, tuple(program.values[slot].shape)) for slot in made.args)
     return left, right
-
-
-@rule(aten._native_batch_norm_legit_no_training.default)
-def batch_norm(call: Call) -> tuple[Energy, None, None]:
-    """Frozen statistics: y = (x - mean) / std * gamma + beta is affine.
-
-    The mean's path and beta's path start at the constant and meet without a gate between them: they are one
-    path, of weight beta - mean * gamma / std, and its parameter is beta.
-    """
-    program, x = call.program, call.signal("input")
-    shape = [1, -1, *[1] * (len(x.shape) - 2)]
-    mean, std = call["running_mean"], (call["running_var"] + call["eps"]).sqrt()
-    out = program.gate(x, (1 / std.to(program.dtype)).square().reshape(shape))
-    offset = -mean / std
-    gamma, beta = call.weight("weight"), call.weight("bias")
-    if gamma is not None:
-        out = scale(call, out, program.move(lambda w: w.reshape(shape), gamma))
-        offset = offset * call["weight"]
-    if beta is not None:
-        value = offset + call["bias"]
-        bias = program.revalue(beta, value)
-        return program.add(out, program.begin(program.move(lambda b: b.reshape(shape), bias))), None, None
-    if bool((offset != 0).any()):
-        return program.add(out, program.fixed(offset.reshape(shape))), None, None
-    return out, None, None
 
 
 def times_constant(call: Call, energy: Energy, constant: Tensor | float) -> Energy:

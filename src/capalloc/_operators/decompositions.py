@@ -1,4 +1,4 @@
-"""Composite operators as the products and activations they are made of: the table for `torch.export`.
+"""Composite operators as the products and activations they are made of, for `torch.export`.
 
 Index convention: sequences are (time, examples, features) inside; a recurrent layer's parameters are (w_ih, w_hh),
 then (b_ih, b_hh) with biases, then w_hr with a projection.
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from capalloc._operators.records import RECORDS, extend
 
 aten = torch.ops.aten
 State = tuple[Tensor, ...]
@@ -142,24 +144,27 @@ def _cell(step: Cell) -> Callable[..., Any]:
 
 
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
-_TABLE: dict[Any, Callable[..., Any]] = {
-    aten.glu.default: _glu,
-    aten.lerp.Tensor: _lerp,
-    aten.addcmul.default: _addcmul,
-    aten.prelu.default: _prelu,
-    aten._weight_norm.default: _weight_norm,
-    aten.lstm.input: _recurrent(_lstm_step),
-    aten.gru.input: _recurrent(_gru_step),
-    aten.rnn_tanh.input: _recurrent(_TANH),
-    aten.rnn_relu.input: _recurrent(_RELU),
-    aten.lstm_cell.default: _cell(_lstm_step),
-    aten.gru_cell.default: _cell(_gru_step),
-    aten.rnn_tanh_cell.default: _cell(_TANH),
-    aten.rnn_relu_cell.default: _cell(_RELU),
-}
+extend(aten.glu.default, made_of=_glu)
+extend(aten.lerp.Tensor, made_of=_lerp)
+extend(aten.addcmul.default, made_of=_addcmul)
+extend(aten.prelu.default, made_of=_prelu)
+extend(aten._weight_norm.default, made_of=_weight_norm)
+extend(aten.lstm.input, made_of=_recurrent(_lstm_step))
+extend(aten.gru.input, made_of=_recurrent(_gru_step))
+extend(aten.rnn_tanh.input, made_of=_recurrent(_TANH))
+extend(aten.rnn_relu.input, made_of=_recurrent(_RELU))
+extend(aten.lstm_cell.default, made_of=_cell(_lstm_step))
+extend(aten.gru_cell.default, made_of=_cell(_gru_step))
+extend(aten.rnn_tanh_cell.default, made_of=_cell(_TANH))
+extend(aten.rnn_relu_cell.default, made_of=_cell(_RELU))
+
+
+def table() -> dict[Any, Callable[..., Any]]:
+    """Map operators to the functions that `torch.export` puts in their place, unless they have a rule."""
+    known = {op: r.made_of for op, r in RECORDS.items() if r.made_of is not None and r.energy is None}
+    return known | {aten.einsum.default: _default_decompositions()[aten.einsum.default]}
 
 
 @cache
-def table() -> dict[Any, Callable[..., Any]]:
-    """Operator -> the function that `torch.export` puts in its place."""
-    return _TABLE | {aten.einsum.default: torch.export.default_decompositions()[aten.einsum.default]}
+def _default_decompositions() -> Any:
+    return torch.export.default_decompositions()

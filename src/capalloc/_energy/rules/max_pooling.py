@@ -1,0 +1,167 @@
+"""Maxima and minima: over windows, over whole axes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from capalloc._energy.program import Energy
+from capalloc._energy.rules.average_pooling import pooled
+from capalloc._energy.rules.registration import Call, rule
+from capalloc._operators.calls import Operation, per_axis
+
+aten = torch.ops.aten
+
+
+def windows_won(operation: Operation) -> Tensor:
+    """Read one gate for each output and each input in its window: 1 for the input that won."""
+    winner, ndim = _winner(operation), _ndim(operation)
+    sizes = operation["self"].shape[-ndim:]
+    if operation["output_size"] is None:
+        settings = zip(*_settings(operation), strict=True)
+        windows = [
+            [[o * s - p + d * t for t in range(k)] for o in range(n)]
+            for n, (k, s, p, d) in zip(winner.shape[-ndim:], settings, strict=True)
+        ]
+    else:  # output j pools the inputs from floor(j n / m) to ceil((j + 1) n / m)
+        windows = [
+            [list(range(o * n // m, -(-(o + 1) * n // m))) for o in range(m)]
+            for n, m in zip(sizes, winner.shape[-ndim:], strict=True)
+        ]
+    outputs, entries = [], []
+    for o, window in enumerate(itertools.product(*windows)):
+        for place in itertools.product(*window):
+            if all(0 <= p < n for p, n in zip(place, sizes, strict=True)):
+                outputs.append(o)
+                entries.append(sum(p * math.prod(sizes[k + 1 :]) for k, p in enumerate(place)))
+    chosen = winner.flatten(-ndim)[..., torch.tensor(outputs, device=winner.device)]
+    return (chosen == torch.tensor(entries, device=winner.device)).to(torch.float32)
+
+
+def axes_won(operation: Operation) -> Tensor:
+    """Read 1 for the entries along the axes that won, in a last axis of the result's."""
+    x, top = operation["self"], _first(operation.result)
+    dims = _dims(operation["dim"], x.ndim)
+    won = (x == (top if operation["keepdim"] else _kept(top, dims))).to(x.dtype)
+    won = won.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
+    return _kept(won, dims) if operation["keepdim"] else won
+
+
+@rule(
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.max_pool1d_with_indices.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    gates=windows_won,
+)
+def maximum(call: Call) -> Energy | tuple[Energy, None]:
+    """A gate that lets one of k through: the one that won on the example, each with weight 1/k without data."""
+    operation = call.operation
+    if call.gates == "data":
+        return _with_indices(call, _take(operation))
+    adaptive = operation["output_size"] is not None
+    mean = getattr(F, f"{'adaptive_' if adaptive else ''}avg_pool{_ndim(operation)}d")
+    if adaptive:
+        return _with_indices(call, lambda e: mean(e, call["output_size"]))
+    size, stride, padding, dilation = _settings(operation)
+    if any(d != 1 for d in dilation):
+        raise call.unsupported("dilated max pooling needs gates='data'")
+    return _with_indices(call, lambda e: mean(e, size, stride, padding, bool(call["ceil_mode"]), False))
+
+
+@rule(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default)
+def fractional_maximum(call: Call) -> Energy | tuple[Energy, None]:
+    """Windows of random sizes, drawn anew for every batch, and the gate of `maximum`."""
+    if call.gates != "data":
+        raise call.unsupported("fractional max pooling needs gates='data'")
+    return _with_indices(call, _take(call.operation))
+
+
+@rule(aten.amax.default, aten.amin.default, gates=axes_won)
+def extreme(call: Call) -> Energy:
+    """The largest or smallest of k entries: `maximum` over whole axes; entries that tie share evenly."""
+    value = call["self"]
+    dims = _dims(call["dim"], value.ndim)
+    winners = (value == (call.result if call["keepdim"] else _kept(call.result, dims))).double()
+    return _select(call, winners, dims)
+
+
+@rule(aten.max.dim, aten.min.dim, gates=axes_won)
+def extreme_with_index(call: Call) -> tuple[Energy, None]:
+    """The same over one axis, with the winner as a second result."""
+    index = call.result[1] if call["keepdim"] else call.result[1].unsqueeze(call["dim"])
+    winners = torch.zeros_like(call["self"], dtype=torch.double).scatter(call["dim"], index, 1.0)
+    return _select(call, winners, _dims(call["dim"], winners.ndim)), None
+
+
+def _select(call: Call, winners: Tensor, dims: tuple[int, ...]) -> Energy:
+    """Let each group's winners through; without data, where all are, each with 1/k of the energy."""
+    x, keepdim, data = call.signal("self"), call["keepdim"], call.gates == "data"
+    assert x.labels is not None
+    winners = winners if data else torch.ones_like(winners)
+    number = winners.sum(dims, keepdim=True)
+    gates = (winners / (number.square() if data else number)).to(call.program.dtype)
+    labels = call.program.channels.merge(x.labels, x.shape, dims, forced=True)
+    labels = labels if keepdim else labels.squeeze(dims)
+    return call.program.step(lambda e: (e * gates).sum(dims, keepdim=keepdim), [x], labels)
+
+
+def _with_indices(call: Call, fn: Callable[[Tensor], Tensor]) -> Energy | tuple[Energy, None]:
+    energy = pooled(call, fn)
+    return energy if isinstance(call.result, Tensor) else (energy, None)
+
+
+def _ndim(operation: Operation) -> int:
+    return len(operation["output_size"] or operation["kernel_size"])
+
+
+def _settings(operation: Operation) -> list[list[int]]:
+    """Kernel size, stride, padding and dilation by axis."""
+    size = per_axis(operation["kernel_size"], _ndim(operation))
+    return [size, *(per_axis(operation[name], len(size), size) for name in ("stride", "padding", "dilation"))]
+
+
+def _winner(operation: Operation) -> Tensor:
+    """Number, among the inputs of a channel, of the one that won in each window."""
+    if not isinstance(operation.result, Tensor):
+        indices: Tensor = operation.result[1]
+        return indices
+    size, stride, padding, dilation = _settings(operation)
+    pool = getattr(F, f"max_pool{len(size)}d")
+    _, winner = pool(
+        operation["self"], size, stride, padding, dilation, ceil_mode=bool(operation["ceil_mode"]), return_indices=True
+    )
+    return winner  # type: ignore[no-any-return]
+
+
+def _take(operation: Operation) -> Callable[[Tensor], Tensor]:
+    winner, ndim = _winner(operation), _ndim(operation)
+    return lambda e: e.flatten(-ndim).gather(-1, winner.flatten(-ndim)).reshape(winner.shape)
+
+
+def _first(result: Any) -> Tensor:
+    top: Tensor = result if isinstance(result, Tensor) else result[0]
+    return top
+
+
+def _dims(dims: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """The axes that are reduced, all where none is named, in order."""
+    named = [dims] if isinstance(dims, int) else dims
+    return tuple(sorted(d % ndim for d in named or range(ndim)))
+
+
+def _kept(result: Tensor, dims: Sequence[int]) -> Tensor:
+    for d in dims:
+        result = result.unsqueeze(d)
+    return result
