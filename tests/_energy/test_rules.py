@@ -15,8 +15,8 @@ import capalloc
 from capalloc._energy import sweep
 from capalloc._energy.rules import Call, UnsupportedOperatorError, rule
 from capalloc._energy.trace import trace
-from energies import Function, captured
 from capalloc._operators.records import RECORDS
+from energies import Function, captured
 from zoo import gaussian
 
 aten = torch.ops.aten
