@@ -1,5 +1,6 @@
 """Every test starts with the library's own records and one torch thread: the suite runs one process a core."""
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -12,6 +13,7 @@ from browsing import chromium
 from capalloc._operators.records import RECORDS
 
 torch.set_num_threads(1)
+importlib.import_module("capalloc._energy.rules")  # the library's rules are there before a test adds its own
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_the_decoupled_network_is_the_network_where_nothing_is_gated():
     graph = capture(problem, 1)
     network = Decoupled(graph, find(graph))
     params = {name: p.detach() for name, p in problem.params.items()}
-    np.testing.assert_allclose(network(params, x, x, []), model(x).detach(), rtol=1e-12)
+    np.testing.assert_allclose(network.at(x)(params, x, []), model(x).detach(), rtol=1e-12)
 
 
 @pytest.mark.proves("4", "random signs of frozen gates", oracle="squared weights and gates by hand")
@@ -132,7 +132,8 @@ def test_mean_square_over_signs_is_the_path_energy():
     (signs,) = network.signs(4096, generator)
     params = {name: p.detach() for name, p in problem.params.items()}
     inputs = (torch.randint(0, 2, (4096, 1, 4), generator=generator) * 2 - 1).double()
-    out = torch.func.vmap(lambda h, s: network(params, h, x, [s]))(inputs, signs)
+    frozen = network.at(x)
+    out = torch.func.vmap(lambda h, s: frozen(params, h, [s]))(inputs, signs)
     first, _, second = model
     gate = (first(x) > 0).double()
     energy = ((first.weight**2).sum(1) + first.bias**2) * gate @ second.weight.T**2 + second.bias**2

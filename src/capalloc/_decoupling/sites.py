@@ -169,4 +169,4 @@ def _multiplies(node: Node) -> bool:
 
 def operator_name(node: Node) -> str:
     """Give a node's operator without its package and overload."""
-    return str(node.target).removeprefix("aten.").split(".")[0].strip("_")
+    return str(node.target).removeprefix("aten.").rsplit(".", 1)[0].strip("_")

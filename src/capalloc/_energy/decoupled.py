@@ -7,7 +7,7 @@ the energy of products, (W2 W1)^2, in the linear segments. Parameters that steer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,18 @@ from torch import Tensor
 from torch.fx import Node
 
 from capalloc._energy.carriers import Carriers, SelfGated
+from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.rules.normalisations import normalise
 from capalloc._graph.capture import Graph
 from capalloc._graph.interpret import Values, evaluate, fill
 from capalloc._model.problem import random_signs
-from capalloc._operators.calls import arguments_of, invoke
+from capalloc._operators.calls import Operation, arguments_of, invoke, slope
 from capalloc._operators.records import record
 
 
 @dataclass(frozen=True)
 class Decoupled:
-    """A captured graph of one example as f_s(h; theta), the gates those of an example x."""
+    """A captured graph of one example, with random signs at its gates."""
 
     graph: Graph
     carriers: Carriers
@@ -40,43 +41,72 @@ class Decoupled:
         values = [_first(node.meta["val"]) for node in self.boundaries()]
         return [random_signs((count, *v.shape), torch.empty(0, dtype=v.dtype), generator) for v in values]
 
-    def __call__(self, params: Mapping[str, Tensor], h: Tensor, x: Tensor, signs: list[Tensor]) -> Tensor:
-        """f_s(h): the amplitude of the outputs, with the parameters `params`."""
+    def at(self, x: Tensor) -> AtExample:
+        """Freeze the gates at an example."""
         values = evaluate(self.graph, x)
+        slopes: dict[Node, Tensor] = {}
+        for node in self.boundaries():
+            if node in self.carriers.self_gated:
+                found = self.carriers.self_gated[node]
+                slopes[node] = slope(found.function(values), values[found.root])
+            elif record(node.target).kind == "activation":
+                operation = Operation(node.target, fill(arguments_of(node), values), values[node])
+                slopes[node] = operation.slope(operation.signal)
+            elif getattr(node.target, "namespace", "aten") != "aten":  # their derivatives would come out as 0
+                raise UnsupportedOperatorError(
+                    f"linear segments need the derivative of {node.target} along a direction, which operators of "
+                    "torch.library lack; give its slope if it acts entry by entry, or use another solver"
+                )
+        return AtExample(self, values, slopes)
+
+
+@dataclass(frozen=True)
+class AtExample:
+    """f_s(h; theta) with the gates of an example."""
+
+    network: Decoupled
+    values: Values
+    slopes: dict[Node, Tensor]  # of activations
+
+    def __call__(self, params: Mapping[str, Tensor], h: Tensor, signs: list[Tensor]) -> Tensor:
+        """f_s(h): the amplitude of the outputs, with the parameters `params`."""
+        graph, carriers = self.network.graph, self.network.carriers
         amplitudes: Values = {}
         pending = iter(signs)
-        for node in self.graph.nodes:
-            if node in self.carriers.carrying and node.op == "placeholder":
-                name = self.graph.params.get(node.name, "")
-                amplitudes[node] = h if node.name == self.graph.input else params.get(name, values[node])
-            elif node in self.carriers.carrying:
-                amplitudes[node] = self._amplitude(node, values, amplitudes, pending)
-        out: Tensor = amplitudes[self.graph.output]
+        for node in graph.nodes:
+            if node in carriers.carrying and node.op == "placeholder":
+                name = graph.params.get(node.name, "")
+                amplitudes[node] = h if node.name == graph.input else params.get(name, self.values[node])
+            elif carriers.decouples(node):
+                amplitudes[node] = self._gate(node, amplitudes, next(pending))
+            elif node in carriers.carrying and node.op == "call_function":
+                amplitudes[node] = self._amplitude(node, amplitudes)
+        out: Tensor = amplitudes[graph.output]
         return out
 
-    def _amplitude(self, node: Node, values: Values, amplitudes: Values, signs: Iterator[Tensor]) -> Any:
-        if self.carriers.decouples(node):
-            return self._gate(node, values, amplitudes, next(signs))
-        frozen = self.carriers.frozen.get(node, frozenset())
+    def _amplitude(self, node: Node, amplitudes: Values) -> Any:
+        carriers = self.network.carriers
+        frozen = carriers.frozen.get(node, frozenset())
         arguments, known = arguments_of(node), record(node.target)
-        at, moving = fill(arguments, values), fill(arguments, values | amplitudes)
+        at, moving = fill(arguments, self.values), fill(arguments, self.values | amplitudes)
         mixed = {name: at[name] if name in frozen else moving[name] for name in arguments}
         if known.kind == "normalisation" and not known.steady(at):
             return normalise(node.target, mixed, at)
         sides = known.factors or ()
-        if sides and not frozen and all(arguments[side] in self.carriers.signals for side in sides):
+        if sides and not frozen and all(arguments[side] in carriers.signals for side in sides):
             first, second = (mixed | {side: at[side]} for side in sides)  # both carry in turn
             return invoke(node.target, first) + invoke(node.target, second)
         return invoke(node.target, mixed)
 
-    def _gate(self, node: Node, values: Values, amplitudes: Values, sign: Tensor) -> Any:
+    def _gate(self, node: Node, amplitudes: Values, sign: Tensor) -> Any:
         """Give the gate's derivative along the amplitude, with a random sign."""
-        root = next(a for a in node.all_input_nodes if a in amplitudes)
-        found = self.carriers.self_gated.get(node) or SelfGated(root, (node,))
-        phi = found.function(values)
-        _, slope, *_ = torch.func.jvp(lambda z: _first(phi(z)), (values[found.root],), (amplitudes[found.root],))
-        through: Tensor = slope * sign
-        return (through, None) if isinstance(values[node], tuple) else through
+        root = next(used for used in self.network.carriers.sources(node) if used in amplitudes)
+        if node in self.slopes:
+            return self.slopes[node] * amplitudes[root] * sign
+        phi = SelfGated(root, (node,)).function(self.values)
+        _, along, *_ = torch.func.jvp(lambda z: _first(phi(z)), (self.values[root],), (amplitudes[root],))
+        through: Tensor = along * sign
+        return (through, None) if isinstance(self.values[node], tuple) else through
 
 
 def _first(value: Any) -> Any:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capalloc._energy.decoupled import Decoupled
+from capalloc._energy.decoupled import AtExample, Decoupled
 from capalloc._linalg.leverage import accumulate, inverse_root, streamed_triangular
 from capalloc._model.problem import Problem, random_signs, seeded
 
@@ -72,10 +72,11 @@ def _rows(problem: Problem, network: Decoupled, num_probes: int, seed: int) -> I
     at_once = max(1, ROWS_AT_ONCE // per_draw)
     for index, x in enumerate(problem.batches(1)):
         with seeded(index, x.device), sdpa_kernel(SDPBackend.MATH):
+            frozen = network.at(x)
             for first in range(0, num_probes, at_once):
                 count = min(at_once, num_probes - first)
                 signs, mixes = network.signs(count, generator), _mixes(count, outputs, generator).to(x)
-                mixed = torch.func.jacrev(lambda p, s, m, x=x: _affine(network, p, x, s, m))
+                mixed = torch.func.jacrev(lambda p, s, m, x=x, f=frozen: _affine(f, p, x, s, m))
                 jacobian = torch.func.vmap(mixed, (None, 0, 0))(params, signs, mixes)
                 yield first, torch.cat([jacobian[name].flatten(3) for name in params], 3)
 
@@ -87,8 +88,8 @@ def _mixes(count: int, outputs: int, generator: torch.Generator) -> Tensor:
     return torch.div(random_signs((count, MIXES, outputs), torch.empty(0), generator), MIXES**0.5)
 
 
-def _affine(network: Decoupled, params: dict[str, Tensor], x: Tensor, signs: list[Tensor], mixes: Tensor) -> Tensor:
+def _affine(network: AtExample, params: dict[str, Tensor], x: Tensor, signs: list[Tensor], mixes: Tensor) -> Tensor:
     """Slopes along every input and the intercept of mixed outputs, (mixes, inputs + 1)."""
-    offset, back, *_ = torch.func.vjp(lambda h: mixes @ network(params, h, x, signs).reshape(-1), torch.zeros_like(x))
+    offset, back, *_ = torch.func.vjp(lambda h: mixes @ network(params, h, signs).reshape(-1), torch.zeros_like(x))
     (slope,) = torch.func.vmap(back)(torch.eye(len(offset), dtype=offset.dtype, device=offset.device))
     return torch.cat([slope.flatten(1), offset[:, None]], 1)
