@@ -21,8 +21,7 @@ Pulled = list[Tensor]
 class EnergyMap(Protocol):
     """A step's map: call it for the energies, `pull` for the cotangents of the wanted arguments."""
 
-    def __call__(self, *args: Tensor) -> Tensor:
-        """Energies of the output."""
+    def __call__(self, *args: Tensor) -> Tensor: ...
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
         """Cotangents of the arguments at the positions `wanted`."""
@@ -30,16 +29,14 @@ class EnergyMap(Protocol):
 
 @dataclass(frozen=True)
 class Function:
-    """Any differentiable function."""
+    """Any differentiable function, pulled back by autograd."""
 
     function: Callable[..., Tensor]
 
     def __call__(self, *args: Tensor) -> Tensor:
-        """The function itself."""
         return self.function(*args)
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        """By autograd."""
         known = list(args)
 
         def forward(*values: Tensor) -> Tensor:
@@ -58,11 +55,9 @@ class Gate:
     squared: Tensor | float
 
     def __call__(self, *args: Tensor) -> Tensor:
-        """Energies let through."""
         return args[0] * self.squared
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        """The same gates on the way back."""
         return [(cotangent * self.squared).sum_to_size(args[0].shape)]
 
 
@@ -71,11 +66,9 @@ class Sum:
     """Addition of two energies, broadcast."""
 
     def __call__(self, *args: Tensor) -> Tensor:
-        """Energies add."""
         return args[0] + args[1]
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        """Both terms get the cotangent."""
         return [cotangent.sum_to_size(args[k].shape) for k in wanted]
 
 
@@ -84,32 +77,28 @@ class Product:
     """A signal times a weight, entry by entry, broadcast."""
 
     def __call__(self, *args: Tensor) -> Tensor:
-        """Energies times squared weights."""
         return args[0] * args[1]
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        """Each factor gets the cotangent times the other."""
         return [(cotangent * args[1 - k]).sum_to_size(args[k].shape) for k in wanted]
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseMap:
     """x (..., inputs) times a weight (outputs, inputs)."""
 
     def __call__(self, *args: Tensor) -> Tensor:
-        """x W'."""
         return F.linear(*args)
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        """c W for the signal, c' x for the weight."""
         x, weight = args
         pulled = {0: lambda: cotangent @ weight, 1: lambda: cotangent.flatten(0, -2).mT @ x.flatten(0, -2)}
         return [pulled[k]() for k in wanted]
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """Convolution by a weight, transposed or not, as `aten.convolution` has it."""
+class ConvolutionMap:
+    """A convolution by a weight, transposed or not, as `aten.convolution` has it."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -119,11 +108,10 @@ class Convolution:
     output_padding: tuple[int, ...] = ()
 
     def __call__(self, *args: Tensor) -> Tensor:
-        """The convolution."""
         return torch.ops.aten.convolution(*args, None, *self._settings)  # type: ignore[no-any-return]
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        """By the backward kernels, which need of a signal that is not wanted nothing but its shape."""
+        # The kernels need nothing of a signal that is not wanted but its shape.
         mask = [0 in wanted, 1 in wanted, False]
         both = torch.ops.aten.convolution_backward(cotangent, *args, None, *self._settings, mask)
         return [both[k] for k in wanted]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from capalloc._energy.maps import Convolution, Dense, Product, as_map
+from capalloc._energy.maps import ConvolutionMap, DenseMap, Product, as_map
 from capalloc._energy.program import Energy, Program
 from capalloc._energy.rules.registration import Call, rule
 from capalloc._energy.symmetries.classes import positions, share, share_entries
@@ -29,7 +29,7 @@ def linear(call: Call) -> Energy:
 
 @rule(*of_kind("convolution"))
 def convolution(call: Call) -> Energy:
-    """Convolution with squared weights, transposed or not; a channel rescales at all positions alike."""
+    """A convolution with squared weights, transposed or not; a channel rescales at all positions alike."""
     program, x, weight = call.program, call.signal("input"), call.weight("weight")
     assert weight is not None
     assert x.labels is not None
@@ -42,20 +42,20 @@ def convolution(call: Call) -> Energy:
         return found
 
     used = (program.values[weight.slot] > 0).cpu()
-    convolved = Convolved(run, used, groups, isinstance(fn, Convolution) and fn.transposed)
+    convolved = Convolved(run, used, groups, isinstance(fn, ConvolutionMap) and fn.transposed)
     sides, out_labels = convolved.around(program.channels, x.labels, x.shape)
     out = program.weigh(fn, x, weight, *sides[0], out_labels, sides[1:])
     return add_bias(call, out, channel_axis=1)
 
 
-def _convolution_map(call: Call) -> Convolution | Callable[..., Tensor]:
+def _convolution_map(call: Call) -> ConvolutionMap | Callable[..., Tensor]:
     if isinstance(call["padding"], str):  # "same" may pad one side more than the other
         return call.replaced("input", "weight", bias=None)
     ndim = len(call.result.shape) - 2
     transposed = bool(call.args.get("transposed", "output_padding" in call.args))
     names = ("stride", "padding", "dilation", *(["output_padding"] if transposed else []))
     stride, padding, dilation, *more = (tuple(per_axis(call[name], ndim)) for name in names)
-    return Convolution(stride, padding, dilation, call["groups"], transposed, *more)
+    return ConvolutionMap(stride, padding, dilation, call["groups"], transposed, *more)
 
 
 def last_axis_product(call: Call, x: Energy, weight: Energy) -> Energy:
@@ -82,7 +82,7 @@ def last_axis_product(call: Call, x: Energy, weight: Energy) -> Energy:
     written = share(program.channels, found.read[:, None], used[None])[:, 0]
     sides = tuple((r.reshape(1, -1), w.reshape(-1, 1)) for r, w in zip(found.read, written, strict=True))
     out_labels = written[0] if len(written) == 1 else written[found.place]
-    return program.weigh(Dense(), x, weight, *sides[0], out_labels, sides[1:])
+    return program.weigh(DenseMap(), x, weight, *sides[0], out_labels, sides[1:])
 
 
 def add_bias(call: Call, out: Energy, channel_axis: int) -> Energy:
