@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
-from capalloc._energy.gates import GateSource
+from capalloc._energy.gate_sources import GateSource
 from studies.receptive_field_stacks import Array, Stack
 
 MODULES = {"linear": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh}

@@ -14,7 +14,7 @@ from capalloc._decoupling.activations import NAMED_ACTIVATIONS, resolve
 from capalloc._decoupling.closed_forms import CLOSED_FORMS
 from capalloc._decoupling.gaussian_gates import feature_moment
 from capalloc._decoupling.kinks import find_kinks
-from capalloc._decoupling.quadrature import REACH, moment
+from capalloc._decoupling.quadrature import GAUSSIAN_REACH, moment
 from capalloc._depth.shattering_law import FAMILIES, crossing, family_rates, gradient_correlation
 from capalloc.gates import gaussian_decoupling
 from closed_forms import CLOSED
@@ -54,7 +54,7 @@ def test_every_feature_moment_is_tested():
 def test_feature_moments_meet_quadrature(kind, variance):
     activation = resolve(CLOSED[kind])
     scale = math.sqrt(variance)
-    kinks = find_kinks(activation, REACH * scale)
+    kinks = find_kinks(activation, GAUSSIAN_REACH * scale)
     numeric = moment(activation, torch.from_numpy(CORRELATIONS), scale, kinks)
     exact = feature_moment(activation, CORRELATIONS, variance, kinks)
     np.testing.assert_allclose(exact, numeric, atol=1e-8 * max(1, np.abs(exact).max()))  # the quadrature asks for 1e-9
@@ -69,7 +69,7 @@ def test_feature_moments_meet_monte_carlo(name):
         scale = math.sqrt(variance)
         products = activation(scale * x) * activation(scale * (rho * x + math.sqrt(1 - rho**2) * y))
         error = float(products.std()) / math.sqrt(samples)
-        found = feature_moment(activation, np.array([rho]), variance, find_kinks(activation, REACH * scale))
+        found = feature_moment(activation, np.array([rho]), variance, find_kinks(activation, GAUSSIAN_REACH * scale))
         assert abs(found[0] - float(products.mean())) < 4.5 * error
 
 

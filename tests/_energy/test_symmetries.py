@@ -118,7 +118,7 @@ def test_a_forced_tie_that_what_came_before_implies_costs_nothing():
 @pytest.mark.parametrize("name", ["mixer_without_biases", "iterated", "rezero"])
 def test_large_blocks_place_symmetries_without_changing_their_number(monkeypatch, name):
     exact, _ = solved(*NETWORKS[name]())
-    monkeypatch.setattr(potentials, "DENSE_LIMIT", 0)
+    monkeypatch.setattr(potentials, "LEVERAGE_LIMIT", 0)
     coarse, rank = solved(*NETWORKS[name]())
     assert coarse.total == pytest.approx(rank, abs=1e-6)
     assert capalloc.total_variation(exact, coarse) < 0.1

@@ -24,12 +24,12 @@ PAIR_DRAWS = 64
 
 
 def all_pairs(units: int) -> Tensor:
-    """Every pair of distinct units."""
+    """List every pair of distinct units."""
     return torch.combinations(torch.arange(units), 2)
 
 
 def some_pairs(units: int, number: int, generator: torch.Generator) -> Tensor:
-    """Uniform pairs of distinct units, with replacement; all of them if there are no more than `number`."""
+    """Draw pairs of distinct units, with replacement; all of them if there are no more than `number`."""
     if units * (units - 1) // 2 <= number:
         return all_pairs(units)
     first = torch.randint(units, (number,), generator=generator)
@@ -44,7 +44,7 @@ class DenseRows:
     weight: Tensor  # (outputs, inputs)
 
     def pairs(self, units: int, number: int, generator: torch.Generator) -> Tensor:
-        """Pairs at one position."""
+        """Draw pairs at one position; all of them if there are no more than `number`."""
         outputs = len(self.weight)
         positions = units // outputs
         if positions * outputs * (outputs - 1) // 2 <= number:
@@ -100,7 +100,7 @@ class ConvolutionRows:
     def squared_cosines(self, pairs: Tensor) -> Tensor:
         """(pairs,), 0 where kernels do not meet on the same inputs."""
         area = math.prod(self.positions)
-        channels, places = pairs // area, _unravel(pairs % area, self.positions)
+        channels, places = pairs // area, torch.unravel_index(pairs % area, self.positions)
         per_group = len(self.weight) // self.groups
         rows = _directions(self.weight)
         cosines = torch.zeros(len(pairs), dtype=rows.dtype)
@@ -171,11 +171,3 @@ def _directions(weight: Tensor) -> Tensor:
     """Rows of unit length; a row of zeros has no direction and couples with nothing."""
     norms = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
     return torch.where(norms > 0, weight / norms, 0)
-
-
-def _unravel(places: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
-    found = []
-    for n in reversed(sizes):
-        found.append(places % n)
-        places = places // n
-    return found[::-1]

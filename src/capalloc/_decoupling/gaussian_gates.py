@@ -145,7 +145,7 @@ def _moments(
     cross, own = np.empty_like(rho), np.empty_like(rho)
     for v in np.unique(variance):
         scale = math.sqrt(v)
-        points = find_kinks(activation, quadrature.REACH * scale) if kinks is None else _checked_kinks(kinks)
+        points = find_kinks(activation, quadrature.GAUSSIAN_REACH * scale) if kinks is None else _checked_kinks(kinks)
         here = variance == v
         # Repeated correlations, as in a matrix of them, are integrated once.
         distinct, back = np.unique(rho[here], return_inverse=True)

@@ -18,16 +18,16 @@ from torch import Tensor
 
 Integrand = Callable[[Tensor], Tensor]
 #: Gaussian mass beyond this many standard deviations is 1e-19.
-REACH = 9.0
+GAUSSIAN_REACH = 9.0
 #: Gauss-Hermite nodes: even, so that none is at 0; doubled until two answers agree.
 HERMITE_NODES = (40, 80, 160)
 #: Gauss-Legendre nodes on a panel, and the numbers of parts each panel is cut into until two answers agree.
-PANEL_NODES = 12
+PANEL_DEGREE = 12
 PANEL_PARTS = (1, 2, 4, 8)
 #: Agreement asked for, relative to E[g^2].
 AGREE = 1e-9
 #: Values held at once.
-CHUNK = 2**20
+VALUES_AT_ONCE = 2**20
 
 
 def moment(function: Integrand, rho: Tensor, scale: float, kinks: Sequence[float]) -> Tensor:
@@ -91,7 +91,7 @@ def _hermite(function: Integrand, rho: Tensor, scale: float, nodes: int) -> Tens
     x, weight = _hermite_nodes(nodes)
     left = weight * function(scale * x)
     answers = []
-    for part in rho.split(max(1, CHUNK // nodes**2)):
+    for part in rho.split(max(1, VALUES_AT_ONCE // nodes**2)):
         sigma = ((1 - part) * (1 + part)).clamp(min=0).sqrt()
         z = part[:, None, None] * x[:, None] + sigma[:, None, None] * x
         answers.append(function(scale * z) @ weight @ left)
@@ -108,9 +108,9 @@ def _panels(function: Integrand, rho: float, scale: float, kinks: Sequence[float
     total = torch.zeros((), dtype=torch.float64)
     base = torch.tensor(_breaks((), scale), dtype=torch.float64)
     edges = torch.tensor(kinks, dtype=torch.float64) / scale
-    width = (len(base) + len(edges) - 1) * parts * PANEL_NODES
-    for some, factor in zip(*(t.split(max(1, CHUNK // width)) for t in (x, left)), strict=True):
-        moving = ((edges - rho * some[:, None]) / sigma).clamp(-REACH, REACH)
+    width = (len(base) + len(edges) - 1) * parts * PANEL_DEGREE
+    for some, factor in zip(*(t.split(max(1, VALUES_AT_ONCE // width)) for t in (x, left)), strict=True):
+        moving = ((edges - rho * some[:, None]) / sigma).clamp(-GAUSSIAN_REACH, GAUSSIAN_REACH)
         breaks = torch.cat([base.expand(len(some), -1), moving], 1).sort(1).values
         y, inner = _legendre(breaks, parts)
         z = scale * (rho * some[:, None] + sigma * y)
@@ -121,17 +121,17 @@ def _panels(function: Integrand, rho: float, scale: float, kinks: Sequence[float
 def _breaks(kinks: Sequence[float], scale: float) -> list[float]:
     """Panels of unit length at most, finer around 0 where features of a wide z are narrow in x, and the kinks."""
     fine = [side * 2.0**k / scale for k in range(-2, 4) for side in (-1, 1)] if scale > 1 else []
-    regular = np.linspace(-REACH, REACH, 13).tolist()
-    return sorted(max(-REACH, min(REACH, b)) for b in [*regular, *fine, *(k / scale for k in kinks)])
+    regular = np.linspace(-GAUSSIAN_REACH, GAUSSIAN_REACH, 13).tolist()
+    return sorted(max(-GAUSSIAN_REACH, min(GAUSSIAN_REACH, b)) for b in [*regular, *fine, *(k / scale for k in kinks)])
 
 
 def _crossings(kinks: Sequence[float], scale: float, rho: float, sigma: float) -> list[float]:
     """Where z' passes a kink as x moves: around kink / (s rho), at the scale sigma / |rho| and doublings of it."""
     if rho == 0:
         return []
-    offsets = [0.0] + [side * 2.0**k for k in range(0, 40) for side in (-1, 1) if sigma * 2.0**k < 2 * REACH]
+    offsets = [0.0] + [side * 2.0**k for k in range(0, 40) for side in (-1, 1) if sigma * 2.0**k < 2 * GAUSSIAN_REACH]
     places = [(kink / scale + offset * sigma) / rho for kink in kinks for offset in offsets]
-    return [place for place in places if abs(place) < REACH]
+    return [place for place in places if abs(place) < GAUSSIAN_REACH]
 
 
 def _nodes(breaks: Sequence[float], parts: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def _nodes(breaks: Sequence[float], parts: int) -> tuple[Tensor, Tensor]:
 
 def _legendre(breaks: Tensor, parts: int) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre on the panels between consecutive breaks (rows, breaks), each cut into equal parts."""
-    node, weight = _legendre_nodes(PANEL_NODES)
+    node, weight = _legendre_nodes(PANEL_DEGREE)
     start, length = breaks[:, :-1, None, None], breaks.diff(dim=1)[..., None, None] / parts
     x = start + length * (torch.arange(parts, dtype=torch.float64)[:, None] + node)
     density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)

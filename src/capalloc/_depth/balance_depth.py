@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
-from capalloc._energy.rates import Flow, Tally, layers
+from capalloc._energy.rates import NotedEnergies, SummedEnergies, stretches_of
 from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.trace import Watch
 from capalloc._model.problem import ModelLike, OutputSelection, prepare
@@ -67,8 +67,8 @@ def scaling(
     problem = prepare(model, inputs, outputs, traced=True)
     batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products)
     trails = Trails.of(batches.graph, batches.carriers)
-    blocks, stretches = trails.blocks(), layers(trails)
-    tally = Tally(blocks, stretches)
+    blocks, stretches = trails.blocks(), stretches_of(trails)
+    tally = SummedEnergies(blocks, stretches)
     _walk(batches, tally)
     rates = tally.rates()
     multipliers = _balance(replace(batches, progress=False), blocks, rates)
@@ -92,13 +92,13 @@ def scaling(
 
 
 def _walk(
-    batches: Batches, tally: Tally, multipliers: Mapping[Node, float] | None = None, most: int | None = None
+    batches: Batches, tally: SummedEnergies, multipliers: Mapping[Node, float] | None = None, most: int | None = None
 ) -> None:
     """Walk the batches, `most` of them, with some branches multiplied, and add up their energies."""
     nodes = {block.sum for block in tally.blocks}.union(*(layer.nodes for layer in tally.stretches))
     watch = Watch(frozenset(nodes), multipliers or {})
     for program, seed in islice(replace(batches, watch=watch)(), most):
-        tally.add(Flow.of(program, seed))
+        tally.add(NotedEnergies.of(program, seed))
         program.forget()
 
 
@@ -119,7 +119,7 @@ def _balance(batches: Batches, blocks: Sequence[ResidualBlock], rates: Tensor) -
         if not bool((far.abs() > SETTLED).any()):
             break
         logs -= far / 2
-        tally = Tally(blocks, ())
+        tally = SummedEnergies(blocks, ())
         _walk(batches, tally, dict(zip(branches, logs.exp().tolist(), strict=True)), enough)
         rates = tally.rates()
     return torch.where(open_, (share.T @ logs).exp(), torch.nan)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches
-from capalloc._energy.gates import GATE_SOURCES, GateSource
+from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._energy.support import at_position
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace

@@ -17,7 +17,7 @@ from capalloc._decoupling.sites import by_example
 from capalloc._depth.observe_gradients import Observer
 from capalloc._energy.batches import Batches
 from capalloc._energy.paths import adjoint
-from capalloc._energy.rates import Flow
+from capalloc._energy.rates import NotedEnergies
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Prediction:
     """The energy networks of some points, swept from the outputs, in batches that count by their energy."""
 
     observer: Observer
-    flows: tuple[Flow, ...]
+    flows: tuple[NotedEnergies, ...]
     seeds: tuple[Tensor, ...]
     weights: Mapping[Node, Tensor]  # path energy that each unit of a gate would pass if it were open
 
@@ -33,7 +33,7 @@ class Prediction:
     def of(cls, batches: Batches, observer: Observer) -> Prediction:
         """Every output of every example with energy 1."""
         pairs = list(batches())
-        flows = tuple(Flow.of(program, seed) for program, seed in pairs)
+        flows = tuple(NotedEnergies.of(program, seed) for program, seed in pairs)
         found = cls(observer, flows, tuple(seed for _, seed in pairs), {})
         return replace(found, weights=dict(found._weights()))
 
@@ -58,10 +58,10 @@ class Prediction:
                 row += scales * torch.tensor([_sum(energies.get(slot)) for slot in slots], dtype=torch.float64)
         return sums[0] / sums[1]  # NaN where no gradient comes
 
-    def _scale(self, flow: Flow, node: Node | None = None) -> float:
+    def _scale(self, flow: NotedEnergies, node: Node | None = None) -> float:
         """The factor from a batch's energies, or its adjoints at a node, to those of the first batch."""
 
-        def exponent(of: Flow) -> int:
+        def exponent(of: NotedEnergies) -> int:
             own = of.program.exponents
             return own[of.program.output] - (own[of.slot(node)] if node else 0)
 
@@ -75,7 +75,7 @@ class Prediction:
                 yield gate, found
 
 
-def _energies(flow: Flow, gate: Node, observer: Observer) -> Tensor | None:
+def _energies(flow: NotedEnergies, gate: Node, observer: Observer) -> Tensor | None:
     """Path energy by unit; None where a gate has others than what it acts on."""
     above, below = flow.slot(gate), flow.slot(observer.entry(gate))
     if above not in flow.down or below not in flow.up:

@@ -130,7 +130,7 @@ def _carried(rates: Array, start: Array, activation: Elementwise, variances: Arr
 def _kinks(activation: Elementwise, variances: Array) -> Sequence[float]:
     if type(activation) in CLOSED_FORMS:
         return ()  # closed forms need none
-    return find_kinks(activation, quadrature.REACH * float(np.sqrt(variances.max())))
+    return find_kinks(activation, quadrature.GAUSSIAN_REACH * float(np.sqrt(variances.max())))
 
 
 def _dataset(given: dict[str, Array], gates: Array, cross: Array) -> xr.Dataset:

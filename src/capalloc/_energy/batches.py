@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from capalloc._energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
-from capalloc._energy.gates import GateSource
+from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.markov import Batch
 from capalloc._energy.trace import NOTHING_WATCHED, Watch, trace
 from capalloc._graph.capture import Graph, capture

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from capalloc._energy.paths import replay
 from capalloc._energy.program import Program
 
 #: Eigenvalues of G, scaled to a unit diagonal, that count as zero. They are sums of at most p products of
@@ -49,7 +50,7 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
         total = e.new_zeros(())
         for batch, seed in batches:
             scale = 2.0 ** (batch.exponents[batch.output] - reference)
-            total = total + (_replay(batch, leaves) * seed).sum() * scale
+            total = total + (replay(batch, leaves, [batch.output])[batch.output] * seed).sum() * scale
         return total
 
     gradient = torch.func.grad(energy)
@@ -77,10 +78,3 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
     table = torch.func.jacrev(shares)(inputs) * inputs
     used = (g.diagonal() > 0).to(torch.float64)
     return Exact(table, int(kept.sum()), torch.zeros(len(slots), dtype=torch.float64).index_add(0, rows, used))
-
-
-def _replay(program: Program, leaves: dict[int, Tensor]) -> Tensor:
-    values = dict(enumerate(program.values)) | leaves
-    for step in program.steps:
-        values[step.out] = step.run([values[slot] for slot in step.args])
-    return values[program.output]

@@ -11,13 +11,13 @@ from torch import Tensor
 from capalloc._energy import sweep
 from capalloc._energy.program import Program
 from capalloc._energy.symmetries import linear_spaces as spaces
-from capalloc._energy.usage import Cotangents, Flow, Usage, add_usage, shares
+from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, add_usage, shares
 
 Batch = tuple[Program, Tensor]  # a program and the seed of its outputs: 0 for the examples that only pad it
 
 
 @dataclass(frozen=True)
-class Markov:
+class MarkovCapacity:
     """Capacity at the inputs and, where asked for, at every layer."""
 
     names: tuple[str, ...]
@@ -32,7 +32,7 @@ class Markov:
 
 def solve(
     batches: Callable[[bool], Iterable[Batch]], *, single: bool, layers: bool, table: bool, linear: bool = False
-) -> Markov:
+) -> MarkovCapacity:
     """Walk all batches twice: first for the path energy of every parameter, then for the capacity it carries.
 
     Args:
@@ -59,10 +59,9 @@ def solve(
         if not single:
             flow = sweep.law(program, seed * usage.output_weight(program))
         for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, tuple(slots.values())).items():
-            summed = _over_examples(capacity, len(seed))
-            held[slot] = held[slot] + summed if slot in held else summed
+            accumulate(held, [slot], [_over_examples(capacity, len(seed))])
         program.forget()
-    result = Markov(
+    result = MarkovCapacity(
         names=names,
         by_input=held.get(program.input, loss.new_zeros(len(loss), *shape)),
         bias=held.get(program.constant, loss.new_zeros(len(loss))),
@@ -75,7 +74,7 @@ def solve(
     return _without(lost, result) if lost else result
 
 
-def _without(lost: spaces.Spaces, result: Markov) -> Markov:
+def _without(lost: spaces.Spaces, result: MarkovCapacity) -> MarkovCapacity:
     by_parameter = result.by_parameter - torch.tensor([lost.lost[name] for name in result.names])
     share = float(by_parameter.sum() / result.by_parameter.sum())
     return replace(
@@ -90,36 +89,32 @@ def _without(lost: spaces.Spaces, result: Markov) -> Markov:
 
 def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The law of one unit of capacity placed at the outputs: at the inputs, the constant, every layer."""
-    held: dict[str, Tensor] = {}
+    held: Cotangents = {}
     usage: Usage | None = None
     for program, seed in batches:
         usage = usage or Usage(program.channels.resolve())
-        slots = {"inputs": program.input, "constant": program.constant}
-        slots |= {"layer " + name: slot for name, slot in program.layers.items()}
-        flow = sweep.law(program, seed * usage.output_weight(program), tuple(slots.values()))
-        for name, slot in slots.items():
-            if slot in flow.at_slots:
-                mass = _over_examples((program.values[slot] * flow.at_slots[slot])[None], len(seed))[0].cpu()
-                held[name] = held[name] + mass if name in held else mass
+        slots = {program.input, program.constant, *program.layers.values()}
+        adjoint = sweep.law(program, seed * usage.output_weight(program), tuple(slots)).at_slots
+        for slot in slots & adjoint.keys():
+            accumulate(held, [slot], [_over_examples((program.values[slot] * adjoint[slot])[None], len(seed))[0]])
         program.forget()
-    inputs = held["inputs"]
-    constant = held.get("constant", inputs.new_zeros(()))
+    inputs = held[program.input]
+    constant = held.get(program.constant, inputs.new_zeros(()))
     whole = inputs.sum() + constant
-    marked = {name.removeprefix("layer "): mass / whole for name, mass in held.items() if name.startswith("layer ")}
+    marked = {name: held[slot] / whole for name, slot in program.layers.items() if slot in held}
     return inputs / whole, constant / whole, marked
 
 
-def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, Flow]]:
+def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, FirstAdjoint]]:
+    """Sum what paths use over all batches; keep the last batch."""
     usage: Usage | None = None
     last = None
     for program, seed in batches:
         if last:
             last[0].forget()
-        if usage is None:
-            usage = Usage(program.channels.resolve())
-        flow = sweep.law(program, seed * usage.output_weight(program))
-        add_usage(usage, program, flow)
-        last = (program, seed, flow)
+        usage = usage or Usage(program.channels.resolve())
+        last = (program, seed, sweep.law(program, seed * usage.output_weight(program)))
+        add_usage(usage, program, last[2])
     assert usage is not None
     assert last is not None
     return usage, last

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from capalloc._energy.linear_map import LinearMap, Matrix
 
-Function = Callable[[Tensor], Tensor]
+LinearFunction = Callable[[Tensor], Tensor]
 #: Combs, or unit vectors, tried for one operator: a matrix without structure may have this many rows or columns.
 PROBE_LIMIT = 4096
 #: Relative size below which a response to an impulse is rounding.
-ROUNDING = 1e-12
+IMPULSE_ROUNDING = 1e-12
 PERIODS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
 
 
@@ -28,7 +28,7 @@ class OperatorError(ValueError):
     """An operator has no matrix, or none that can be found."""
 
 
-def find(function: Function, ins: Sequence[int], outs: Sequence[int], generator: torch.Generator) -> LinearMap:
+def find(function: LinearFunction, ins: Sequence[int], outs: Sequence[int], generator: torch.Generator) -> LinearMap:
     """The matrix of a linear operator.
 
     Args:
@@ -60,7 +60,7 @@ def find(function: Function, ins: Sequence[int], outs: Sequence[int], generator:
     return found
 
 
-def _is_linear(function: Function, shape: Sequence[int], generator: torch.Generator) -> bool:
+def _is_linear(function: LinearFunction, shape: Sequence[int], generator: torch.Generator) -> bool:
     """Whether f(0) = 0 and f(a x + y) = a f(x) + f(y), on random x and y and at very different scales."""
     x, y = (_random(shape, generator) for _ in range(2))
     if bool((function(torch.zeros_like(x)) != 0).any()):
@@ -69,8 +69,8 @@ def _is_linear(function: Function, shape: Sequence[int], generator: torch.Genera
 
 
 def _free_axes(
-    function: Function, ins: tuple[int, ...], outs: tuple[int, ...], generator: torch.Generator
-) -> tuple[Function, list[tuple[int, int]]]:
+    function: LinearFunction, ins: tuple[int, ...], outs: tuple[int, ...], generator: torch.Generator
+) -> tuple[LinearFunction, list[tuple[int, int]]]:
     """The operator on one slice, and the pairs of free axes."""
     free: list[tuple[int, int]] = []
     for i, length in enumerate(ins):
@@ -86,8 +86,8 @@ def _free_axes(
 
 
 def _sliced(
-    function: Function, one: tuple[int, ...], i: int, j: int, length: int, generator: torch.Generator
-) -> Function | None:
+    function: LinearFunction, one: tuple[int, ...], i: int, j: int, length: int, generator: torch.Generator
+) -> LinearFunction | None:
     """The operator on one slice of axes i and j, None if these are not free: f(c (x) x) = c (x) f(x) for random c."""
     x, heights = _random(one, generator), _random((length,), generator)
     y = function(x * heights.reshape(-1, *[1] * (len(one) - 1 - i)))
@@ -105,7 +105,7 @@ def _sliced(
 
 
 def _matrix(
-    function: Function, ins: tuple[int, ...], outs: tuple[int, ...], generator: torch.Generator
+    function: LinearFunction, ins: tuple[int, ...], outs: tuple[int, ...], generator: torch.Generator
 ) -> Matrix | None:
     def adjoint(y: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -130,7 +130,7 @@ def _matrix(
 
 
 def _plans(
-    function: Function, adjoint: Function, ins: tuple[int, ...], outs: tuple[int, ...]
+    function: LinearFunction, adjoint: LinearFunction, ins: tuple[int, ...], outs: tuple[int, ...]
 ) -> Iterator[tuple[bool, tuple[int, ...]]]:
     """Combs to try, few impulses apart first: on the operator, or (True) on its adjoint."""
     yield False, (1,) * len(ins)
@@ -147,12 +147,12 @@ def _plans(
         yield transposed, shape
 
 
-def _line_periods(function: Function, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _line_periods(function: LinearFunction, shape: tuple[int, ...]) -> tuple[int, ...]:
     """For each axis, how far apart impulses on one line along it must be so that no output sees two."""
     return tuple(_line_period(function, shape, k) for k in range(len(shape)))
 
 
-def _line_period(function: Function, shape: tuple[int, ...], axis: int) -> int:
+def _line_period(function: LinearFunction, shape: tuple[int, ...], axis: int) -> int:
     length = shape[axis]
     where = tuple(slice(None) if k == axis else n // 2 for k, n in enumerate(shape))
 
@@ -169,7 +169,9 @@ def _line_period(function: Function, shape: tuple[int, ...], axis: int) -> int:
     return length
 
 
-def _probe(function: Function, shape: tuple[int, ...], periods: Sequence[int]) -> tuple[Tensor, Tensor, Tensor] | None:
+def _probe(
+    function: LinearFunction, shape: tuple[int, ...], periods: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """(outputs, impulses that reached them, weights) by combs of these periods, None where one output saw two."""
     found = []
     index = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64).reshape(shape)
@@ -177,7 +179,7 @@ def _probe(function: Function, shape: tuple[int, ...], periods: Sequence[int]) -
         comb = torch.zeros(shape, dtype=torch.float64)
         comb[tuple(slice(s, None, p) for s, p in zip(starts, periods, strict=True))] = 1
         weight, labelled = function(comb).reshape(-1), function(comb * index).reshape(-1)
-        present = (weight.abs() > ROUNDING) | (labelled.abs() > ROUNDING * index.numel())
+        present = (weight.abs() > IMPULSE_ROUNDING) | (labelled.abs() > IMPULSE_ROUNDING * index.numel())
         outputs = present.nonzero()[:, 0]
         weight, origin = weight[outputs], labelled[outputs] / weight[outputs]
         column = origin.round()
@@ -192,7 +194,7 @@ def _probe(function: Function, shape: tuple[int, ...], periods: Sequence[int]) -
 
 def _rounded(weights: Tensor) -> Tensor:
     """Weights that are 1 but for rounding, made 1, so that data movement is seen as such."""
-    return torch.where((weights - 1).abs() < ROUNDING, 1.0, weights)
+    return torch.where((weights - 1).abs() < IMPULSE_ROUNDING, 1.0, weights)
 
 
 def _random(shape: Sequence[int], generator: torch.Generator) -> Tensor:

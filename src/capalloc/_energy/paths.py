@@ -14,22 +14,24 @@ from torch import Tensor
 
 from capalloc._energy.program import Program
 from capalloc._energy.sweep import pull
+from capalloc._energy.usage import accumulate
 
 Energies = dict[int, Tensor]  # by slot
 
 
 def from_inputs(program: Program, start: Tensor, keep: Collection[int]) -> Energies:
-    """Energies of the paths that start at the inputs with energies `start`, and none at the constant.
-
-    On the program's own scale.
-    """
+    """Give the energies, on the program's own scale, of paths that start at the inputs with energies `start`."""
     zero = torch.zeros_like(program.values[program.constant])
-    known = {program.input: start, program.constant: zero}
-    uses = Counter(slot for step in program.steps if program.is_signal[step.out] for slot in step.args)
+    return replay(program, {program.input: start, program.constant: zero}, keep)
+
+
+def replay(program: Program, leaves: Mapping[int, Tensor], keep: Collection[int]) -> Energies:
+    """Run the steps again that other leaves change, and give what they make of the slots `keep`."""
+    known = dict(leaves)
+    uses = Counter(slot for step in program.steps for slot in step.args)
     for step in program.steps:
-        if not program.is_signal[step.out]:
-            continue
-        known[step.out] = step.run([known.get(slot, program.values[slot]) for slot in step.args])
+        if any(slot in known for slot in step.args):
+            known[step.out] = step.run([known.get(slot, program.values[slot]) for slot in step.args])
         for slot in step.args:
             uses[slot] -= 1
             if not uses[slot] and slot not in keep:
@@ -55,6 +57,5 @@ def adjoint(
         if step.out in damping:
             g = g * damping[step.out]
         wanted = [slot for slot in dict.fromkeys(step.args) if program.is_signal[slot]]
-        for slot, pulled in zip(wanted, pull(program, step, g, wanted), strict=True):
-            waiting[slot] = waiting[slot] + pulled if slot in waiting else pulled
+        accumulate(waiting, wanted, pull(program, step, g, wanted))
     return found | {slot: waiting[slot] for slot in keep if slot in waiting}

@@ -234,6 +234,15 @@ class Program:
         self.values.clear()
         self.steps.clear()
 
+    def owners(self) -> dict[int, frozenset[str]]:
+        """Map slots that are made of parameters alone to the names of those."""
+        owners = {slot: frozenset([name]) for name, slot in self.params.items()}
+        for step in self.steps:
+            mine = frozenset[str]().union(*(owners.get(slot, ()) for slot in step.args))
+            if mine and not self.is_signal[step.out]:
+                owners[step.out] = mine
+        return owners
+
     # -- internals ------------------------------------------------------------------------------------------
 
     def _constant(self) -> Energy:

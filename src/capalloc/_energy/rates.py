@@ -20,7 +20,7 @@ from capalloc._operators.records import record
 
 
 @dataclass(frozen=True)
-class Layer:
+class Stretch:
     """A stretch of the network without residual sums: from the gates before it to its own gate, or to the outputs."""
 
     name: str
@@ -35,7 +35,7 @@ class Layer:
         return {*self.before, self.end} | ({self.entry} if self.entry else set())
 
 
-def layers(trails: Trails) -> tuple[Layer, ...]:
+def stretches_of(trails: Trails) -> tuple[Stretch, ...]:
     """Every stretch that has weights, in order of depth; sums of blocks break it."""
     sums = {block.sum for block in trails.blocks()}
     ends = [node for node in trails.order if trails.carriers.decouples(node) or node is trails.graph.output]
@@ -43,7 +43,7 @@ def layers(trails: Trails) -> tuple[Layer, ...]:
     return tuple(layer for layer in found if layer is not None)
 
 
-def _stretch(trails: Trails, end: Node, sums: set[Node]) -> Layer | None:
+def _stretch(trails: Trails, end: Node, sums: set[Node]) -> Stretch | None:
     starts: dict[Node, None] = {}
     names: list[str] = []
     rescaled = False
@@ -63,7 +63,7 @@ def _stretch(trails: Trails, end: Node, sums: set[Node]) -> Layer | None:
     if not names or end in sums:
         return None
     entry = trails.before(end)[0] if trails.carriers.decouples(end) else None
-    return Layer(names[0].removesuffix(".weight").removesuffix(".bias"), tuple(starts), entry, end, rescaled)
+    return Stretch(names[0].removesuffix(".weight").removesuffix(".bias"), tuple(starts), entry, end, rescaled)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Flow:
+class NotedEnergies:
     """Path energy of one batch at the noted nodes, for paths that start at the inputs."""
 
     program: Program
@@ -85,12 +85,13 @@ class Flow:
     steps: Mapping[int, Step]  # by the slot that they make
 
     @classmethod
-    def of(cls, program: Program, seed: Tensor) -> Flow:
+    def of(cls, program: Program, seed: Tensor) -> NotedEnergies:
         """Two sweeps; arguments of residual sums are noted with the sums. Examples without a seed have no paths."""
         steps = {step.out: step for step in program.steps}
         noted = {program.input, *program.nodes.values()}
         for slot in program.nodes.values():
-            noted.update(used for used in _branching(steps, slot) if program.is_signal[used])
+            adding = _adding(steps, slot)
+            noted.update(used for used in (adding.args if adding else ()) if program.is_signal[used])
         energies = program.values[program.input]
         seeded = (seed.flatten(1)[:, 0] > 0).reshape(-1, *[1] * (energies.ndim - 1))
         up = from_inputs(program, energies * seeded, noted)
@@ -116,9 +117,8 @@ class Flow:
 
     def sum(self, block: ResidualBlock) -> Step:
         """The step that adds a block's skip and its branch; multipliers and copies may follow it."""
-        step = self.steps[self.program.nodes[block.sum.name]]
-        while len(step.args) == 1:
-            step = self.steps[step.args[0]]
+        step = _adding(self.steps, self.program.nodes[block.sum.name])
+        assert step is not None
         return step
 
     def parts(self, block: ResidualBlock) -> tuple[float, float]:
@@ -138,17 +138,17 @@ class Flow:
         return (exponents[slot] if sign > 0 else exponents[self.program.output] - exponents[slot]) + _log2(mean)
 
 
-class Tally:
+class SummedEnergies:
     """Path energies of all batches, as log2: parts of blocks, and means at the ends of layers."""
 
-    def __init__(self, blocks: Sequence[ResidualBlock], stretches: Sequence[Layer]) -> None:
+    def __init__(self, blocks: Sequence[ResidualBlock], stretches: Sequence[Stretch]) -> None:
         self.blocks = blocks
         self.stretches = stretches
         self.parts = torch.full((len(blocks), 2), -math.inf, dtype=torch.float64)
         self.up: dict[Node, float] = {}
         self.down: dict[Node, float] = {}
 
-    def add(self, flow: Flow) -> None:
+    def add(self, flow: NotedEnergies) -> None:
         """Energies add over examples."""
         parts = torch.tensor([flow.parts(block) for block in self.blocks], dtype=torch.float64).reshape(-1, 2)
         self.parts = torch.logaddexp2(self.parts, parts)
@@ -161,7 +161,7 @@ class Tally:
         skip, branch = self.parts.unbind(1)
         return torch.where(branch == -math.inf, 0.0, (branch - skip).exp2())
 
-    def gain(self, layer: Layer) -> Gain:
+    def gain(self, layer: Stretch) -> Gain:
         """How a layer changes the mean energy per unit."""
         return Gain(
             up=_above(self.up[layer.end], [self.up[node] for node in layer.before]),
@@ -170,11 +170,11 @@ class Tally:
         )
 
 
-def _branching(steps: Mapping[int, Step], slot: int) -> tuple[int, ...]:
-    """What the last step with several arguments reads, on the way to a slot."""
+def _adding(steps: Mapping[int, Step], slot: int) -> Step | None:
+    """Find the last step with several arguments on the way to a slot."""
     while slot in steps and len(steps[slot].args) == 1:
         slot = steps[slot].args[0]
-    return steps[slot].args if slot in steps else ()
+    return steps.get(slot)
 
 
 def _log2(value: float) -> float:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.program import Edge, Program, Step
-from capalloc._energy.usage import Cotangents, Flow, Usage, accumulate, sum_to
+from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, sum_to
 
 
-def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> Flow:
+def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoint:
     """The first adjoint: g = dE/de with `seed` at the outputs, kept at edges, leaves and `keep`."""
-    flow = Flow()
+    flow = FirstAdjoint()
     edges = {edge.step: edge for edge in program.edges}
     kept = {*keep, program.input, program.constant, *program.params.values(), *(e.weight for e in program.edges)}
     waiting: Cotangents = {program.output: seed}
@@ -58,7 +58,7 @@ def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tens
 
 
 def capacity(
-    program: Program, flow: Flow, usage: Usage, loss: Tensor, rows: Mapping[str, int], keep: Sequence[int] = ()
+    program: Program, flow: FirstAdjoint, usage: Usage, loss: Tensor, rows: Mapping[str, int], keep: Sequence[int] = ()
 ) -> Cotangents:
     """The second adjoint of a batch: capacity kappa = e * r at the inputs, the constant and `keep`.
 

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from capalloc._energy.carriers import Carriers, find
-from capalloc._energy.gates import GateSource
+from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.program import Energy, Program
 from capalloc._energy.rules import Call, Traced, value_of
 from capalloc._energy.rules.any_linear_operator import linear_operator

@@ -16,7 +16,7 @@ Rescaled = tuple[Tensor, Tensor]  # components, and how many parameters each res
 
 
 @dataclass
-class Flow:
+class FirstAdjoint:
     """The first adjoint of a batch, at the places where the second needs it."""
 
     at_edges: dict[int, Tensor] = field(default_factory=dict)  # step -> g at its output
@@ -47,7 +47,7 @@ class Usage:
         return float(2.0 ** (program.exponents[program.output] - self.reference))
 
 
-def add_usage(usage: Usage, program: Program, flow: Flow) -> None:
+def add_usage(usage: Usage, program: Program, flow: FirstAdjoint) -> None:
     """Count a batch's path energy through parameters and channels."""
     if not len(usage.through_channels):
         usage.through_channels = torch.zeros(usage.potentials.number, dtype=torch.float64)
@@ -95,7 +95,7 @@ class Shares:
 def shares(program: Program, usage: Usage) -> Shares:
     """Count parameters in use and split each symmetry over the parameter tensors it rescales, by their number."""
     names = tuple(program.params)
-    names_of = owners(program)
+    names_of = program.owners()
     total = torch.zeros(len(usage.through_channels), dtype=torch.float64)
     mine: dict[str, list[Rescaled]] = {name: [] for name in names}
     for edge in program.edges:
@@ -124,16 +124,6 @@ def _count_used(usage: Usage, slot: int) -> float:
     if used is None:
         return 0.0
     return float(used.numel() if usage.all_used(slot) else torch.count_nonzero(used))
-
-
-def owners(program: Program) -> dict[int, set[str]]:
-    """Slots that are made of parameters alone -> their names."""
-    owners = {slot: {name} for name, slot in program.params.items()}
-    for step in program.steps:
-        mine = set().union(*(owners.get(slot, set()) for slot in step.args))
-        if mine and not program.is_signal[step.out]:
-            owners[step.out] = mine
-    return owners
 
 
 def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Rescaled:

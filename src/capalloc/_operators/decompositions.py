@@ -21,17 +21,8 @@ State = tuple[Tensor, ...]
 Cell = Callable[[Tensor, State, Sequence[Tensor]], State]  # projected input, state, parameters -> state
 
 
-def _glu(x: Tensor, dim: int = -1) -> Tensor:
-    kept, gate = x.chunk(2, dim)
-    return kept * gate.sigmoid()
-
-
 def _lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     return (1 - weight) * start + weight * end
-
-
-def _addcmul(x: Tensor, left: Tensor, right: Tensor, *, value: float = 1) -> Tensor:
-    return x + value * (left * right)
 
 
 def _prelu(x: Tensor, slope: Tensor) -> Tensor:
@@ -144,9 +135,7 @@ def _cell(step: Cell) -> Callable[..., Any]:
 
 
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
-extend(aten.glu.default, made_of=_glu)
 extend(aten.lerp.Tensor, made_of=_lerp)
-extend(aten.addcmul.default, made_of=_addcmul)
 extend(aten.prelu.default, made_of=_prelu)
 extend(aten._weight_norm.default, made_of=_weight_norm)
 extend(aten.lstm.input, made_of=_recurrent(_lstm_step))
@@ -162,9 +151,10 @@ extend(aten.rnn_relu_cell.default, made_of=_cell(_RELU))
 def table() -> dict[Any, Callable[..., Any]]:
     """Map operators to the functions that `torch.export` puts in their place, unless they have a rule."""
     known = {op: r.made_of for op, r in RECORDS.items() if r.made_of is not None and r.energy is None}
-    return known | {aten.einsum.default: _default_decompositions()[aten.einsum.default]}
+    return _torchs() | known
 
 
 @cache
-def _default_decompositions() -> Any:
-    return torch.export.default_decompositions()
+def _torchs() -> dict[Any, Callable[..., Any]]:
+    found = torch.export.default_decompositions()
+    return {op: found[op] for op in (aten.einsum.default, aten.glu.default, aten.addcmul.default)}

@@ -84,7 +84,7 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
     }
     names = list(problem.params)
     joint = found.table[:, :-1].reshape(len(names), *problem.input_shape)
-    result = markov.Markov(
+    result = markov.MarkovCapacity(
         names=tuple(names),
         by_input=joint,
         bias=found.table[:, -1],
@@ -105,7 +105,7 @@ def by_hessian(problem: Problem, batches: Batches) -> Allocation:
     exact = hessian.solve(programs)
     names = tuple(programs[0][0].params)
     by_input = exact.table[:, :-1].reshape(len(names), *problem.input_shape)
-    result = markov.Markov(
+    result = markov.MarkovCapacity(
         names=names,
         by_input=by_input,
         bias=exact.table[:, -1],
@@ -118,7 +118,7 @@ def by_hessian(problem: Problem, batches: Batches) -> Allocation:
     return _allocation(problem, result, attrs, True)
 
 
-def _count_params(problem: Problem, batches: Batches, result: markov.Markov, attrs: Counts) -> None:
+def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapacity, attrs: Counts) -> None:
     """How many parameters no path uses, those that steer gates apart from those in no use."""
     unseen: dict[str, int] = {}
     for name, alive in zip(result.names, result.alive.tolist(), strict=True):
@@ -137,7 +137,7 @@ def _count_params(problem: Problem, batches: Batches, result: markov.Markov, att
         )
 
 
-def _allocation(problem: Problem, result: markov.Markov, attrs: Counts, table: bool) -> Allocation:
+def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, table: bool) -> Allocation:
     dims = axis_names(len(problem.input_shape))
     names = list(result.names)
     joint = None

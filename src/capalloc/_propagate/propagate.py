@@ -14,7 +14,7 @@ from torch import Tensor
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
-from capalloc._energy.gates import GATE_SOURCES, GateSource
+from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
 from capalloc._propagate.by_solver import DENSE_LIMIT, by_block, by_hessian, by_markov, by_segments, unit_names
 from capalloc._settings import (

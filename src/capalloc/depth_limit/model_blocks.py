@@ -18,7 +18,7 @@ from torch.fx import Node
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._energy.paths import adjoint
-from capalloc._energy.rates import Flow
+from capalloc._energy.rates import NotedEnergies
 from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.sweep import pull
 from capalloc._energy.trace import Watch
@@ -69,7 +69,7 @@ def read(
     stations, blocks = _stations(trails, axes)
     nodes = frozenset({*stations, *(block.sum for block in blocks.values())})
     program, seed = next(iter(replace(batches, watch=Watch(nodes))()))
-    walks = _Walks(Flow.of(program, seed), axes)
+    walks = _Walks(NotedEnergies.of(program, seed), axes)
     found = list(walks.laws(trails, stations, blocks))
     if not found:
         raise ValueError("no layer of the model keeps the grid of its inputs: (examples, channels, *positions)")
@@ -115,7 +115,7 @@ def _positions(node: Node, axes: int) -> Place:
 class _Walks:
     """Walks from one position of one station's grid, near its middle, to the station below."""
 
-    flow: Flow
+    flow: NotedEnergies
     axes: int
 
     def laws(self, trails: Trails, stations: list[Node], blocks: dict[Node, ResidualBlock]) -> Iterator[Segment]:

@@ -13,11 +13,9 @@ from torch.utils import _pytree as pytree
 from capalloc._energy.linear_map import LinearMap, columns, spread
 from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.program import Energy
-from capalloc._energy.rules.registration import Call, Traced
+from capalloc._energy.rules.registration import Call, Traced, value_of
 from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels
 from capalloc._operators.calls import invoke
-
-Operator = Callable[..., list[Any]]  # the carried arguments -> the results
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +35,10 @@ class Through:
     maps: list[LinearMap]
 
     def __call__(self, *args: Tensor) -> Tensor:
-        """Energies through every argument's matrix."""
         first, *rest = (m.energies(e) for m, e in zip(self.maps, args, strict=True))
         return sum(rest, first)
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
-        """Through the transposed matrices."""
         return [self.maps[k].adjoint(cotangent.expand(self.maps[k].out_shape)) for k in wanted]
 
 
@@ -51,20 +47,20 @@ def linear_operator(call: Call) -> Energy | tuple[Energy | None, ...] | None:
 
     Raises UnsupportedOperatorError where the operator is not linear, or its matrix is large and has no structure.
     """
-    carried = list({id(a): a for a in _leaves(call) if _carries(a)}.values())  # x once in f(x, x)
-    affine = _affine(call, carried)
-    results = tuple(None if maps is None else _result(call, carried, affine, k) for k, maps in enumerate(affine.maps))
+    carried = list({id(a): a for a in pytree.tree_leaves(call.args) if _carries(a)}.values())  # x once in f(x, x)
+    operator = Operator(call, carried)
+    affine = _affine(call, operator)
+    results = tuple(None if maps is None else _result(operator, affine, k) for k, maps in enumerate(affine.maps))
     return results[0] if isinstance(call.result, Tensor) else results
 
 
-def _result(call: Call, carried: list[Traced], affine: Affine, k: int) -> Energy | None:
-    maps, offset = affine.maps[k], affine.offsets[k]
+def _result(operator: Operator, affine: Affine, k: int) -> Energy | None:
+    call, carried, maps, offset = operator.call, operator.carried, affine.maps[k], affine.offsets[k]
     assert maps is not None
     if all(m.empty for m in maps):
         return None
     if len(carried) == 1 and maps[0].moves and affine.homogeneous[k]:
-        run = _operator(call, carried)
-        return call.program.move(lambda e: run(e.contiguous())[k], _whole(call, carried[0], carried[0].energy))
+        return call.program.move(lambda e: operator(e.contiguous())[k], _whole(call, carried[0], carried[0].energy))
     terms = [(m, _whole(call, a, call.as_signal(a))) for m, a in zip(maps, carried, strict=True) if not m.empty]
     labels = _joined(call.program.channels, [_labels(call.program.channels, m, e) for m, e in terms])
     through = Through([m for m, _ in terms])
@@ -115,106 +111,88 @@ def _labels(channels: Channels, operator: LinearMap, energy: Energy) -> Tensor:
     return spread(written, [out_shape[j] if j in outs else n for j, n in enumerate(operator.out_shape)], outs)
 
 
-def _affine(call: Call, carried: list[Traced]) -> Affine:
-    """The operator's matrices, found once for equal arguments: they are kept with the program."""
-    constants = [_value(a) for a in _leaves(call) if isinstance(_value(a), Tensor) and not _carries(a)]
-    key = (call.op, repr(pytree.tree_map(_outline, call.args, is_leaf=_is_traced)))
+def _affine(call: Call, operator: Operator) -> Affine:
+    """Find the operator's matrices, once for equal arguments: they are kept with the program."""
+    leaves = pytree.tree_leaves(call.args)
+    constants = [value_of(a) for a in leaves if isinstance(value_of(a), Tensor) and not _carries(a)]
+    key = (call.op, repr(pytree.tree_map(_outline, call.args)))
     known = call.program.found.get(key)
     if known is None or not all(map(torch.equal, known.constants, constants)):
-        known = call.program.found[key] = _find(call, carried, constants)
+        known = call.program.found[key] = operator.affine(constants)
     return known
 
 
-def _find(call: Call, carried: list[Traced], constants: list[Tensor]) -> Affine:
-    generator = torch.Generator().manual_seed(0)
-    run = _operator(call, carried)
-    zeros = [torch.zeros(tuple(a.value.shape), dtype=torch.float64) for a in carried]
-    offsets = run(*zeros)
-    homogeneous = [isinstance(offset, Tensor) and not bool((offset != 0).any()) for offset in offsets]
-    maps: list[list[LinearMap] | None] = []
-    for k, offset in enumerate(offsets):
-        if not isinstance(offset, Tensor) or not offset.is_floating_point():
-            maps.append(None)
-            continue
-        # A constant that is not finite, such as a mask of -inf, starts no path.
-        finite = offsets[k] = torch.nan_to_num(offset, 0.0, 0.0, 0.0)
-        maps.append([_one(call, _part(run, zeros, j, k, finite), x, finite, generator) for j, x in enumerate(zeros)])
-        _check_additive(call, run, zeros, k, finite, generator)
-    if all(m is None for m in maps):
-        raise call.unsupported("its results are not real numbers")
-    return Affine(maps, offsets, homogeneous, constants)
-
-
-def _part(run: Operator, zeros: list[Tensor], j: int, k: int, offset: Tensor) -> Callable[[Tensor], Tensor]:
-    """The part of result k that is linear in argument j."""
-    shifted = bool((offset != 0).any())
-
-    def part(x: Tensor) -> Tensor:
-        y: Tensor = torch.nan_to_num(run(*zeros[:j], x, *zeros[j + 1 :])[k], 0.0, 0.0, 0.0)
-        return y - offset if shifted else y
-
-    return part
-
-
-def _one(
-    call: Call, part: Callable[[Tensor], Tensor], like: Tensor, offset: Tensor, generator: torch.Generator
-) -> LinearMap:
-    try:
-        return find(part, like.shape, offset.shape, generator)
-    except OperatorError as error:
-        raise call.unsupported(f"it has none, and {error}") from error
-
-
-def _check_additive(
-    call: Call, run: Operator, zeros: list[Tensor], k: int, offset: Tensor, generator: torch.Generator
-) -> None:
-    """Linear in each argument is not linear in all: x y is not."""
-    if len(zeros) == 1:
-        return
-    xs = [torch.randn(z.shape, generator=generator, dtype=z.dtype) for z in zeros]
-    whole = run(*xs)[k] - offset
-    parts = torch.stack([_part(run, zeros, j, k, offset)(x) for j, x in enumerate(xs)]).sum(0)
-    if not torch.allclose(torch.nan_to_num(whole, 0.0, 0.0, 0.0), parts, rtol=1e-8, atol=1e-8):
-        raise call.unsupported("it has none, and the operator is not linear in what depends on the inputs")
-
-
-def _operator(call: Call, carried: list[Traced]) -> Operator:
+@dataclass(frozen=True)
+class Operator:
     """The operator as a function of the carried arguments, constants in their precision or better."""
 
-    def run(*values: Tensor) -> list[Any]:
-        given = {id(a): v for a, v in zip(carried, values, strict=True)}
+    call: Call
+    carried: list[Traced]
+
+    def __call__(self, *values: Tensor) -> list[Any]:
+        given = {id(a): v for a, v in zip(self.carried, values, strict=True)}
 
         def fill(a: Any) -> Any:
-            value = given.get(id(a), _value(a))
+            value = given.get(id(a), value_of(a))
             if not isinstance(value, Tensor):
                 return value
             return value.to(values[0].device, values[0].dtype if value.is_floating_point() else value.dtype)
 
-        result = invoke(call.op, pytree.tree_map(fill, call.args, is_leaf=_is_traced))
+        result = invoke(self.call.op, pytree.tree_map(fill, self.call.args))
         return [result] if isinstance(result, Tensor) else list(result)
 
-    return run
+    @property
+    def zeros(self) -> list[Tensor]:
+        return [torch.zeros(tuple(a.value.shape), dtype=torch.float64) for a in self.carried]
+
+    def affine(self, constants: list[Tensor]) -> Affine:
+        """Find the matrices, and check that the results are linear in all arguments together: x y is not."""
+        generator = torch.Generator().manual_seed(0)
+        offsets = self(*self.zeros)
+        homogeneous = [isinstance(offset, Tensor) and not bool((offset != 0).any()) for offset in offsets]
+        maps: list[list[LinearMap] | None] = [None] * len(offsets)
+        for k, offset in enumerate(offsets):
+            if isinstance(offset, Tensor) and offset.is_floating_point():
+                offsets[k] = _finite(offset)
+                parts = [self._part(j, k, offsets[k]) for j in range(len(self.carried))]
+                try:
+                    maps[k] = [
+                        find(part, x.shape, offset.shape, generator) for part, x in zip(parts, self.zeros, strict=True)
+                    ]
+                except OperatorError as error:
+                    raise self.call.unsupported(f"it has none, and {error}") from error
+                xs = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in self.zeros]
+                added = torch.stack([part(x) for part, x in zip(parts, xs, strict=True)]).sum(0)
+                if len(xs) > 1 and not torch.allclose(_finite(self(*xs)[k] - offsets[k]), added, rtol=1e-8, atol=1e-8):
+                    raise self.call.unsupported(
+                        "it has none, and the operator is not linear in what depends on the inputs"
+                    )
+        if all(m is None for m in maps):
+            raise self.call.unsupported("its results are not real numbers")
+        return Affine(maps, offsets, homogeneous, constants)
+
+    def _part(self, j: int, k: int, offset: Tensor) -> Callable[[Tensor], Tensor]:
+        """Give the part of result k that is linear in argument j."""
+        zeros, shifted = self.zeros, bool((offset != 0).any())
+
+        def part(x: Tensor) -> Tensor:
+            y = _finite(self(*zeros[:j], x, *zeros[j + 1 :])[k])
+            return y - offset if shifted else y
+
+        return part
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Take out what is not finite: a constant such as a mask of -inf starts no path."""
+    return torch.nan_to_num(x, 0.0, 0.0, 0.0)
 
 
 def _outline(a: Any) -> Any:
-    value = _value(a)
+    value = value_of(a)
     if isinstance(value, Tensor):
         return ("carried" if _carries(a) else "constant", tuple(value.shape), str(value.dtype))
     return value
 
 
-def _leaves(call: Call) -> list[Any]:
-    leaves: list[Any] = pytree.tree_leaves(call.args, is_leaf=_is_traced)
-    return leaves
-
-
-def _is_traced(a: Any) -> bool:
-    return isinstance(a, Traced)
-
-
 def _carries(a: Any) -> bool:
     return isinstance(a, Traced) and a.energy is not None
-
-
-def _value(a: Any) -> Any:
-    return a.value if isinstance(a, Traced) else a

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from capalloc._energy.gates import GateSource, squared_gates
+from capalloc._energy.gate_sources import GateSource, squared_gates
 from capalloc._energy.program import Energy, Program
 from capalloc._operators.calls import Operation, invoke
 from capalloc._operators.records import GateRank, extend, record

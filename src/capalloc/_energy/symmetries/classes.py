@@ -18,14 +18,14 @@ CLASS_LIMIT = 4_000_000
 
 
 @dataclass(frozen=True)
-class Positions:
+class PositionClasses:
     """What the positions of a map read: position p has the labels read[place[p]]."""
 
     read: Tensor  # (classes, entries)
     place: Tensor  # broadcastable to the positions
 
 
-def positions(channels: Channels, labels: Tensor, outputs: int) -> Positions:
+def positions(channels: Channels, labels: Tensor, outputs: int) -> PositionClasses:
     """Group positions, all axes of the labels but the last, by the labels they read."""
     shape = labels.shape
     dims = range(labels.ndim - 1)
@@ -37,11 +37,11 @@ def positions(channels: Channels, labels: Tensor, outputs: int) -> Positions:
     _, first, place = np.unique(packed, return_index=True, return_inverse=True)
     if len(first) > 1 and len(first) * outputs > CLASS_LIMIT:
         merged = channels.merge(labels, labels.shape, tuple(dims), forced=True)
-        return Positions(merged.reshape(1, -1), torch.zeros([1] * len(dims), dtype=torch.long))
+        return PositionClasses(merged.reshape(1, -1), torch.zeros([1] * len(dims), dtype=torch.long))
     # The class that carries most comes first: it stands for the others where one has to.
     order = np.argsort(-(rows[first] > NOTHING).sum(1).numpy(), kind="stable")
     rank = np.argsort(order)
-    return Positions(rows[first[order]], torch.from_numpy(rank[place.reshape(-1)]).reshape(labels.shape[:-1]))
+    return PositionClasses(rows[first[order]], torch.from_numpy(rank[place.reshape(-1)]).reshape(labels.shape[:-1]))
 
 
 def share(channels: Channels, read: Tensor, used: Tensor) -> Tensor:

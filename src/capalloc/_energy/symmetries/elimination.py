@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array, eye_array
 
 #: Coefficients that are not exactly 0 by rounding of thirds and the like; all others are 1/2 at least.
-ROUNDING = 1e-9
+COEFFICIENT_ROUNDING = 1e-9
 
 
 def eliminate(equations: csr_array, limit: int) -> tuple[csr_array, NDArray[np.bool_]] | None:
@@ -49,7 +49,7 @@ def eliminate(equations: csr_array, limit: int) -> tuple[csr_array, NDArray[np.b
 
 
 def _cleaned(equations: csr_array) -> csr_array:
-    equations.data[abs(equations.data) < ROUNDING] = 0
+    equations.data[abs(equations.data) < COEFFICIENT_ROUNDING] = 0
     equations.eliminate_zeros()
     equations = equations[np.diff(equations.indptr) > 0]
     equations.sort_indices()

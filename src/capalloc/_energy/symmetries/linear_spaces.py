@@ -17,6 +17,7 @@ or written by full matrices alone: these absorb g, and their signature stands in
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from capalloc._energy.maps import Gate, Product, Sum
 from capalloc._energy.program import Edge, Program
-from capalloc._energy.usage import Usage, owners, sum_to
+from capalloc._energy.usage import Usage, sum_to
 
 Mask = NDArray[np.bool_]
 
@@ -82,7 +83,7 @@ def find(program: Program, usage: Usage) -> Spaces:
     free = _free(usage) & ~gated
     shifting = _shifting(program, usage, links, size) & ~gated & (usage.through_channels > 0)
     lost = dict.fromkeys(program.params, 0.0)
-    names = owners(program)
+    names = program.owners()
     share = shifting / _writers(links, size).clamp(
         min=1
     )  # of several biases that write a channel one is as good as none
@@ -108,7 +109,7 @@ def find(program: Program, usage: Usage) -> Spaces:
     return Spaces(lost)
 
 
-def _share(lost: dict[str, float], names: set[str], amount: float) -> None:
+def _share(lost: dict[str, float], names: Collection[str], amount: float) -> None:
     for name in names:
         lost[name] += amount / len(names)
 

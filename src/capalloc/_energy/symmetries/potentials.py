@@ -21,7 +21,7 @@ from capalloc._energy.symmetries.relations import GROUND, Sharing, relations
 
 #: Entries of the largest dense block whose freedom is shared out by leverage; above it the count stays exact,
 #: but each symmetry is put whole on one of its components.
-DENSE_LIMIT = 4_000_000
+LEVERAGE_LIMIT = 4_000_000
 #: Numbers that the solution of the relations may take; beyond it relations are replaced by ties.
 SOLUTION_LIMIT = 20_000_000
 Integers = NDArray[np.int64]
@@ -61,7 +61,7 @@ class Potentials:
         single, shares = _single(basis, energy[where])
         free[where[single]] = shares
         for rows, block in _blocks(basis, np.setdiff1d(np.arange(len(where)), single)):
-            if block.shape[0] * block.shape[1] > DENSE_LIMIT:
+            if block.shape[0] * block.shape[1] > LEVERAGE_LIMIT:
                 free[where[rows[_pivots(block.T.tocsr())]]] = 1.0
             else:
                 free[where[rows]] = _leverage(block, energy[where[rows]])

@@ -12,12 +12,12 @@ Entries = Tensor  # which entry of a parameter stands where, counted from 1; 0 f
 
 def relate_uses(program: Program) -> None:
     """Relate the channels around all uses of each shared parameter."""
-    made = _made_of(program)
-    for leaf in program.params.values():
-        derived = {slot for slot, leaves in made.items() if leaf in leaves}
+    owners = program.owners()
+    for name, leaf in program.params.items():
+        derived = {slot for slot, names in owners.items() if name in names}
         uses = [edge for edge in program.edges if edge.weight in derived]
         size = program.values[leaf].numel()
-        simple = len(uses) == 1 and program.values[uses[0].weight].numel() <= size and len(made[uses[0].weight]) == 1
+        simple = len(uses) == 1 and program.values[uses[0].weight].numel() <= size and len(owners[uses[0].weight]) == 1
         if uses and not simple:
             entries = _entries(program, leaf, derived)
             known = [(edge, place) for edge in uses if (place := entries[edge.weight]) is not None]
@@ -25,15 +25,6 @@ def relate_uses(program: Program) -> None:
                 program.channels.exact = False
             if known:
                 _relate(program, known)
-
-
-def _made_of(program: Program) -> dict[int, frozenset[int]]:
-    """Slots that are made of parameters alone -> the parameters in them."""
-    made = {slot: frozenset([slot]) for slot in program.params.values()}
-    for step in program.steps:
-        if not program.is_signal[step.out] and any(slot in made for slot in step.args):
-            made[step.out] = frozenset().union(*(made.get(slot, frozenset()) for slot in step.args))
-    return made
 
 
 def _entries(program: Program, leaf: int, derived: set[int]) -> dict[int, Entries | None]:

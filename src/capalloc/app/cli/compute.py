@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 import capalloc
-from capalloc._energy.gates import GateSource
+from capalloc._energy.gate_sources import GateSource
 from capalloc._settings import Auto, Block, MeasureSolver, PropagateSolver, Run, Segments, Stochastic
 from capalloc.app.cli.deliver import check_targets, deliver
 from capalloc.app.cli.input_source import parse_integers
