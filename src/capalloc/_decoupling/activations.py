@@ -17,7 +17,6 @@ class Abs(nn.Module):
     """|z|: gates are hard signs, of mean zero for symmetric pre-activations."""
 
     def forward(self, z: Tensor) -> Tensor:
-        """Elementwise."""
         return z.abs()
 
 
@@ -25,7 +24,6 @@ class Erf(nn.Module):
     """erf(z)."""
 
     def forward(self, z: Tensor) -> Tensor:
-        """Elementwise."""
         return torch.erf(z)
 
 
@@ -37,11 +35,9 @@ class Sine(nn.Module):
         self.omega = float(omega)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Elementwise."""
         return torch.sin(self.omega * z)
 
     def extra_repr(self) -> str:
-        """The frequency."""
         return f"omega={self.omega:g}"
 
 
@@ -71,7 +67,7 @@ NAMED_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def resolve(activation: str | Elementwise) -> Elementwise:
-    """The activation itself: from its name, or a private float64 copy of a module, or the callable given."""
+    """Take an activation from its name, a private float64 copy of a module, or the callable given."""
     if isinstance(activation, str):
         if activation not in NAMED_ACTIVATIONS:
             raise ValueError(
@@ -94,7 +90,7 @@ def resolve(activation: str | Elementwise) -> Elementwise:
 
 
 def checked_slope(activation: Elementwise) -> Elementwise:
-    """The slope function of an activation that was tried on a few values first."""
+    """Give the slope function of an activation that was tried on a few values first."""
     z = torch.linspace(-2.0, 2.0, 8, dtype=torch.float64)
     y = activation(z)
     if not isinstance(y, Tensor) or y.shape != z.shape:

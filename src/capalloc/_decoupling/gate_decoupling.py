@@ -33,7 +33,7 @@ MAX_MOMENT_UNITS = 8192
 
 @dataclass
 class GateTally:
-    """What is kept of one site while examples stream by."""
+    """Sums and pairs of one site, kept while examples stream by."""
 
     units: Units
     pairs: UnitPairs
@@ -57,7 +57,6 @@ class GateTally:
         )
 
     def add(self, seen: SeenGates) -> None:
-        """The gates of a batch."""
         self.units.add(seen.gates)
         self.examples.add(seen.gates, seen.start)
         self.pairs.add(seen.gates, seen.start)
@@ -75,7 +74,7 @@ def decoupling(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Decoupling:
-    """How far every activation of a network decouples its units, and its examples, measured on examples.
+    """Measure on examples how far every activation of a network decouples its units, and its examples.
 
     d_jj' = 1 - |A_jj'| / sqrt(A_jj A_j'j') with A_jj' = E[a_j a_j'] over examples, for pairs of units; the same with
     the mean over units, for pairs of examples (docs/theory.md, section 3). Gates are read from the captured graph
@@ -131,7 +130,7 @@ def gate_moments(
     batch_size: int = 64,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """The gate moments A = E[a a'] of every activation, on examples (docs/theory.md, section 3).
+    """Measure the gate moments A = E[a a'] of every activation on examples (docs/theory.md, section 3).
 
     What `propagate_moments` takes for a dense network.
 
@@ -253,7 +252,7 @@ def _quantiles(each: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _histogram(each: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Shares of the pairs."""
+    """Count pairs by bin, as shares."""
     known = each[~each.isnan()].numpy()
     counts, _ = np.histogram(known, bins=BINS, range=(0, 1))
     return counts / max(len(known), 1)

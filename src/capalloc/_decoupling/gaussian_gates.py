@@ -59,7 +59,7 @@ def gaussian_decoupling(
     kinks: Sequence[float] | None = None,
     method: QuadratureChoice = "auto",
 ) -> Tensor | Array:
-    """How far an activation decouples two units whose Gaussian pre-activations correlate: 0 linear, 1 total.
+    """Decoupling of two units whose Gaussian pre-activations correlate: 0 linear, 1 total.
 
     d = 1 - |A(rho)| / A(1), with A(rho) = E[phi'(z) phi'(z')] (docs/theory.md, section 3). For ReLU
     d = arccos(rho) / pi.
@@ -135,7 +135,7 @@ def gaussian_gate_moment(
 def _moments(
     activation: Elementwise, rho: Array, variance: Array, kinks: Sequence[float] | None, method: str
 ) -> tuple[Array, Array]:
-    """A(rho) and A(1)."""
+    """Give A(rho) and A(1)."""
     if method not in QUADRATURE_CHOICES:
         raise ValueError(f"method must be one of {QUADRATURE_CHOICES}, got {method!r}")
     closed = CLOSED_FORMS.get(type(activation))  # type: ignore[arg-type]

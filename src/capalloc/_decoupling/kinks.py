@@ -1,4 +1,4 @@
-"""Where the slope of an activation jumps, or its curvature does: found by bisection."""
+"""Kinks of an activation, where its slope or its curvature jumps: found by bisection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JUMP = 1e-6
 
 
 def find_kinks(activation: Elementwise, radius: float) -> tuple[float, ...]:
-    """Points in (-radius, radius) where phi' or phi'' jumps, in order.
+    """Find the points in (-radius, radius) where phi' or phi'' jumps, in order.
 
     Every interval of a grid is halved towards its larger change: across an interval 2^-40 as long a smooth
     function changes by rounding only, and a jump stays what it was.

@@ -44,7 +44,7 @@ class UnitPairs:
         self.sums = torch.zeros(3, FOLDS, len(self.pairs), dtype=torch.float64)
 
     def add(self, gates: Tensor, start: int) -> None:
-        """Gates of examples `start` and on."""
+        """Add the gates of examples `start` and on."""
         fold = torch.arange(start, start + len(gates)) % FOLDS
         a = gates[:, self.pairs[:, 0].to(gates.device)].to("cpu", torch.float64)
         b = gates[:, self.pairs[:, 1].to(gates.device)].to("cpu", torch.float64)
@@ -52,7 +52,7 @@ class UnitPairs:
             self.sums[k].index_add_(0, fold, product)
 
     def estimate(self, examples: int) -> PairEstimate:
-        """Weighted mean over pairs; the error joins the jackknife over examples and the choice of pairs."""
+        """Estimate the weighted mean over pairs; the error joins a jackknife over examples and the choice of pairs."""
         total = self.sums.sum(1)
         each = decoupling_of(*total)
         weights = torch.ones_like(each) if self.weights is None else self.weights
@@ -80,13 +80,13 @@ class ExamplePairs:
         self.kept = torch.zeros(len(self.examples), len(self.units))
 
     def add(self, gates: Tensor, start: int) -> None:
-        """Gates of examples `start` and on."""
+        """Keep the gates of examples `start` and on."""
         here = (self.examples >= start) & (self.examples < start + len(gates))
         rows = gates[(self.examples[here] - start).to(gates.device)]
         self.kept[here] = rows[:, self.units.to(gates.device)].to("cpu", self.kept.dtype)
 
     def estimate(self) -> PairEstimate:
-        """Mean over all pairs of the chosen examples; jackknife over them and over groups of units."""
+        """Estimate the mean over all pairs of the chosen examples; jackknife over them and over groups of units."""
         gates = self.kept.to(torch.float64)
         folds = min(FOLDS, len(self.units))
         grams = torch.stack([gates[:, f::folds] @ gates[:, f::folds].T for f in range(folds)])
@@ -117,7 +117,6 @@ class Units:
     examples: int = 0
 
     def add(self, gates: Tensor) -> None:
-        """Gates of some more examples."""
         squares = gates.square().sum(0, dtype=torch.float64)
         self.squares = squares if self.squares is None else self.squares + squares
         self.examples += len(gates)

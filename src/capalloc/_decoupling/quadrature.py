@@ -126,7 +126,7 @@ def _breaks(kinks: Sequence[float], scale: float) -> list[float]:
 
 
 def _crossings(kinks: Sequence[float], scale: float, rho: float, sigma: float) -> list[float]:
-    """Where z' passes a kink as x moves: around kink / (s rho), at the scale sigma / |rho| and doublings of it."""
+    """Places of x where z' passes a kink: around kink / (s rho), at the scale sigma / |rho| and doublings of it."""
     if rho == 0:
         return []
     offsets = [0.0] + [side * 2.0**k for k in range(0, 40) for side in (-1, 1) if sigma * 2.0**k < 2 * GAUSSIAN_REACH]
@@ -158,6 +158,6 @@ def _hermite_nodes(nodes: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def _legendre_nodes(nodes: int) -> tuple[Tensor, Tensor]:
-    """On [0, 1]."""
+    """Nodes and weights on [0, 1]."""
     x, weight = np.polynomial.legendre.leggauss(nodes)
     return torch.from_numpy((x + 1) / 2), torch.from_numpy(weight / 2)

@@ -1,4 +1,4 @@
-"""Where the gates of a captured graph are, and their values batch by batch."""
+"""Gates of a captured graph, and their values batch by batch."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Gated:
         return cls(problem, graph, sites, notes, depends, examples)
 
     def __call__(self, progress: bool = False) -> Iterator[SeenGates]:
-        """Every site's gates on every batch."""
+        """Give every site's gates on every batch."""
         size = self.graph.batch_size
         number = -(-self.examples // size)
         bar = tqdm(self.problem.padded_batches(size), total=number, disable=not progress, desc="gates")
@@ -97,7 +97,7 @@ class Gated:
 
 
 def by_example(gates: Tensor, axis: int, examples: int) -> Tensor:
-    """(examples, units): an axis that merges examples with something else has the examples first."""
+    """Reshape gates to (examples, units): an axis that merges examples with something else has the examples first."""
     return gates.movedim(axis, 0).reshape(examples, -1)
 
 
@@ -110,7 +110,7 @@ def _dependent(graph: Graph) -> frozenset[Node]:
 
 
 def example_axes(graph: Graph, other: Graph) -> dict[Node, int]:
-    """The axis of each result that changes with the batch size."""
+    """Find the axis of each result that changes with the batch size."""
     if [n.target for n in graph.calls()] != [n.target for n in other.calls()]:
         raise ValueError(
             "the model runs other operators at another batch size, so which axis holds the examples is not known; "
@@ -126,7 +126,7 @@ def example_axes(graph: Graph, other: Graph) -> dict[Node, int]:
 
 
 def first_axes(graph: Graph) -> dict[Node, int]:
-    """The first axis of each result that has room for the examples there: where no other batch size tells."""
+    """Find the first axis of each result that has room for the examples: no other batch size can tell."""
     lengths = {node: _shape(node)[:1] for node in graph.calls()}
     return {node: 0 for node, length in lengths.items() if length and length[0] % graph.batch_size == 0}
 

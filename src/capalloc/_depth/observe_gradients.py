@@ -46,7 +46,6 @@ class Observer:
 
     @classmethod
     def of(cls, trails: Trails, axes: Mapping[Node, int]) -> Observer:
-        """Find places and gates."""
         on_path = [n for n in trails.order if trails.ancestors[trails.graph.output] >> trails.order[n] & 1]
         gates = tuple(node for node in on_path if _is_gate(trails, node) and _shaped_as(trails, node) in axes)
         streams = {block.sum: block.name for block in trails.blocks()}
@@ -65,7 +64,6 @@ class Observer:
 
     @property
     def gate_names(self) -> list[str]:
-        """The gates for people."""
         return numbered([_name(gate) for gate in self.gates])
 
     def entry(self, gate: Node) -> Node:
@@ -164,7 +162,7 @@ def _name(gate: Node) -> str:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Names that occur more than once, counted."""
+    """Count names that occur more than once."""
     several = Counter(names)
     counts = [names[:k].count(name) + 1 for k, name in enumerate(names)]
     return [f"{name}:{k}" if several[name] > 1 else name for name, k in zip(names, counts, strict=True)]

@@ -29,7 +29,7 @@ Precision = torch.dtype | Literal["auto"]
 
 @dataclass(frozen=True)
 class Batches:
-    """Calling it gives every batch's program and output seed, the same each time."""
+    """The batches of a problem; calling it gives every batch's program and output seed, the same each time."""
 
     problem: Problem
     graph: Graph
@@ -69,7 +69,6 @@ class Batches:
 
     @property
     def number(self) -> int:
-        """Number of batches."""
         return -(-self.examples // self.graph.batch_size)
 
     def __call__(self, layers: bool = False) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Which nodes of a captured graph carry path energy, and which only steer gates (docs/theory.md, section 4).
+"""Carriers of path energy in a captured graph, and nodes that only steer gates (docs/theory.md, section 4).
 
 A product of two tensors that both depend on the inputs is no linear step: one factor has to be the gate, frozen at its
 value. The factor that ends more like a gate is one: a statistic or a denominator (a normalisation's 1/std) before a
@@ -54,7 +54,7 @@ class SelfGated:
 
 @dataclass(frozen=True)
 class Carriers:
-    """What carries path energy in a graph; `find` decides it."""
+    """Nodes of a graph that carry path energy, and how; `find` decides it."""
 
     carrying: frozenset[Node] = frozenset()
     frozen: Mapping[Node, frozenset[str]] = field(default_factory=dict)  # product -> its arguments that are gates
@@ -91,7 +91,7 @@ class Carriers:
 
 
 def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
-    """Decide for every node of the graph; `products` sets the gate of a module's products by hand."""
+    """Decide what every node of a graph carries; `products` sets the gate of a module's products by hand."""
     structure = Structure.of(graph)
     _check_products(graph, structure, products)
     frozen: dict[Node, frozenset[str]] = {}

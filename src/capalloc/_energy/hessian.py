@@ -33,7 +33,7 @@ class Exact:
 
 
 def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
-    """kappa_i = trace(H^+ H_i) for every input, by parameter tensor, from each batch's program and output seed."""
+    """Solve kappa_i = trace(H^+ H_i) for every input, by parameter tensor, from programs and output seeds."""
     program = batches[0][0]
     slots = list(program.params.values())
     shapes = [program.values[s].shape for s in slots]

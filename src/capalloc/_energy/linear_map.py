@@ -29,11 +29,11 @@ class Matrix:
 
     @cached_property
     def squared(self) -> tuple[Tensor, Tensor]:
-        """M^2 entry by entry and its transpose."""
+        """Give M^2 entry by entry and its transpose."""
         return self._compressed(self.weights.square()), self._compressed(self.weights.square(), transposed=True)
 
     def times(self, x: Tensor) -> Tensor:
-        """M x for x (ins, slices)."""
+        """Give M x for x (ins, slices)."""
         return self._compressed(self.weights) @ x
 
     def _compressed(self, weights: Tensor, *, transposed: bool = False) -> Tensor:
@@ -55,32 +55,31 @@ class LinearMap:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing goes through."""
         return not len(self.matrix.rows)
 
     @cached_property
     def moves(self) -> bool:
-        """Whether every output is one input or nothing."""
+        """Tell whether every output is one input or nothing."""
         rows, weights = self.matrix.rows, self.matrix.weights
         return len(rows.unique()) == len(rows) and bool((weights == 1).all())
 
     @cached_property
     def covers(self) -> bool:
-        """Whether every output has an input."""
+        """Tell whether every output has an input."""
         return len(self.matrix.rows.unique()) == self.matrix.shape[0]
 
     def energies(self, e: Tensor) -> Tensor:
-        """Path energies through the operator: M^2 entry by entry."""
+        """Send path energies through the operator: M^2 entry by entry."""
         product: Tensor = _Product.apply(columns(e, self._ins), self.matrix, False)
         return spread(product, self.out_shape, self._outs)
 
     def adjoint(self, g: Tensor) -> Tensor:
-        """Cotangents of the energies that go in."""
+        """Send cotangents of the energies back."""
         product: Tensor = _Product.apply(columns(g, self._outs), self.matrix, True)
         return spread(product, self.in_shape, self._ins)
 
     def values(self, x: Tensor) -> Tensor:
-        """The operator itself."""
+        """Apply the operator itself."""
         return spread(self.matrix.times(columns(x, self._ins)), self.out_shape, self._outs)
 
     @property
@@ -93,13 +92,13 @@ class LinearMap:
 
 
 def columns(x: Tensor, free: Sequence[int]) -> Tensor:
-    """A tensor as (entries of the other axes, slices of the free ones)."""
+    """Reshape a tensor to (entries of the other axes, slices of the free ones)."""
     core = [k for k in range(x.ndim) if k not in free]
     return x.permute([*core, *free]).reshape(math.prod(x.shape[k] for k in core), -1)
 
 
 def spread(columns: Tensor, shape: Sequence[int], free: Sequence[int]) -> Tensor:
-    """The way back, to a tensor of that shape."""
+    """Undo `columns`, to a tensor of a shape."""
     order = [k for k in range(len(shape)) if k not in free] + list(free)
     return columns.reshape([shape[k] for k in order]).permute([order.index(k) for k in range(len(order))])
 

@@ -24,7 +24,7 @@ class EnergyMap(Protocol):
     def __call__(self, *args: Tensor) -> Tensor: ...
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        """Cotangents of the arguments at the positions `wanted`."""
+        """Give cotangents of the arguments at the positions `wanted`."""
 
 
 @dataclass(frozen=True)
@@ -123,5 +123,5 @@ class ConvolutionMap:
 
 
 def as_map(fn: EnergyMap | Callable[..., Tensor]) -> EnergyMap:
-    """A map as it is, a plain function as a `Function`."""
+    """Make a plain function a `Function`; leave a map as it is."""
     return fn if hasattr(fn, "pull") else Function(fn)

@@ -88,7 +88,7 @@ def _without(lost: spaces.Spaces, result: MarkovCapacity) -> MarkovCapacity:
 
 
 def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The law of one unit of capacity placed at the outputs: at the inputs, the constant, every layer."""
+    """Give the law of one unit of capacity placed at the outputs: at the inputs, the constant, every layer."""
     held: Cotangents = {}
     usage: Usage | None = None
     for program, seed in batches:

@@ -29,7 +29,7 @@ class OperatorError(ValueError):
 
 
 def find(function: LinearFunction, ins: Sequence[int], outs: Sequence[int], generator: torch.Generator) -> LinearMap:
-    """The matrix of a linear operator.
+    """Find the matrix of a linear operator.
 
     Args:
         function: the operator, in float64.
@@ -61,7 +61,7 @@ def find(function: LinearFunction, ins: Sequence[int], outs: Sequence[int], gene
 
 
 def _is_linear(function: LinearFunction, shape: Sequence[int], generator: torch.Generator) -> bool:
-    """Whether f(0) = 0 and f(a x + y) = a f(x) + f(y), on random x and y and at very different scales."""
+    """Try f(0) = 0 and f(a x + y) = a f(x) + f(y), on random x and y and at very different scales."""
     x, y = (_random(shape, generator) for _ in range(2))
     if bool((function(torch.zeros_like(x)) != 0).any()):
         return False
@@ -71,7 +71,7 @@ def _is_linear(function: LinearFunction, shape: Sequence[int], generator: torch.
 def _free_axes(
     function: LinearFunction, ins: tuple[int, ...], outs: tuple[int, ...], generator: torch.Generator
 ) -> tuple[LinearFunction, list[tuple[int, int]]]:
-    """The operator on one slice, and the pairs of free axes."""
+    """Find the operator on one slice, and the pairs of free axes."""
     free: list[tuple[int, int]] = []
     for i, length in enumerate(ins):
         left = [j for j in range(len(outs)) if outs[j] == length > 1 and j not in dict(free).values()]
@@ -88,7 +88,7 @@ def _free_axes(
 def _sliced(
     function: LinearFunction, one: tuple[int, ...], i: int, j: int, length: int, generator: torch.Generator
 ) -> LinearFunction | None:
-    """The operator on one slice of axes i and j, None if these are not free: f(c (x) x) = c (x) f(x) for random c."""
+    """Give the operator on one slice of axes i and j, None if these are not free: f(c (x) x) = c (x) f(x)."""
     x, heights = _random(one, generator), _random((length,), generator)
     y = function(x * heights.reshape(-1, *[1] * (len(one) - 1 - i)))
     part = y.narrow(j, 0, 1) / heights[0]
@@ -148,7 +148,7 @@ def _plans(
 
 
 def _line_periods(function: LinearFunction, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """For each axis, how far apart impulses on one line along it must be so that no output sees two."""
+    """Find how far apart impulses on one line along each axis must be so that no output sees two."""
     return tuple(_line_period(function, shape, k) for k in range(len(shape)))
 
 
@@ -193,7 +193,7 @@ def _probe(
 
 
 def _rounded(weights: Tensor) -> Tensor:
-    """Weights that are 1 but for rounding, made 1, so that data movement is seen as such."""
+    """Make weights 1 that are so but for rounding, so that data movement is seen as such."""
     return torch.where((weights - 1).abs() < IMPULSE_ROUNDING, 1.0, weights)
 
 

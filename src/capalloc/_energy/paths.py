@@ -42,7 +42,7 @@ def replay(program: Program, leaves: Mapping[int, Tensor], keep: Collection[int]
 def adjoint(
     program: Program, seeds: Mapping[int, Tensor], keep: Collection[int], damping: Mapping[int, float] | None = None
 ) -> Energies:
-    """g = dE/de at the slots `keep`, with E = <seeds, energies>; every path times `damping` of the slots it crosses."""
+    """Give g = dE/de at the slots `keep`, E = <seeds, energies>; every path times `damping` of the slots it crosses."""
     damping = damping or {}
     waiting = dict(seeds)
     found: Energies = {}

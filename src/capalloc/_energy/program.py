@@ -35,7 +35,7 @@ class Energy:
 
     @property
     def is_signal(self) -> bool:
-        """Whether paths from the inputs end here; otherwise it is made of parameters alone."""
+        """Tell whether paths from the inputs end here; otherwise it is made of parameters alone."""
         return self.labels is not None
 
 
@@ -57,7 +57,7 @@ class Step:
     def pull(
         self, cotangent: Tensor, values: Sequence[Tensor], wanted: Sequence[int], instead: Mapping[int, Tensor]
     ) -> list[Tensor]:
-        """The adjoint: cotangents of the slots `wanted`, at `values`, or `instead` where it has them."""
+        """Give cotangents of the slots `wanted`, at `values`, or `instead` where it has them."""
         args = [_times(instead.get(slot, values[slot]), f) for slot, f in zip(self.args, self.factors, strict=True)]
         positions = [k for k, slot in enumerate(self.args) if slot in wanted]
         pulled: dict[int, Tensor] = {}
@@ -80,7 +80,7 @@ class Edge:
 
     @property
     def sides(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """(read, written) for every class of positions that the weight serves."""
+        """Give (read, written) for every class of positions that the weight serves."""
         return ((self.read, self.written), *self.others)
 
 
@@ -113,12 +113,12 @@ class Program:
     # -- leaves ---------------------------------------------------------------------------------------------
 
     def leaf(self, energy: Tensor, exponent: int = 0, labels: Tensor | None = None) -> Energy:
-        """A tensor that no step makes."""
+        """Add a tensor that no step makes."""
         mantissa, shift = _normalise(energy.to(self.dtype))
         return self._slot(mantissa, exponent + shift, labels)
 
     def start(self, input_energy: Tensor) -> Energy:
-        """The inputs, and the constant input of energy 1."""
+        """Add the inputs, and the constant input of energy 1."""
         ground = torch.tensor(GROUND)
         self.constant = self.leaf(torch.ones((), dtype=self.dtype, device=input_energy.device), labels=ground).slot
         energy = self.leaf(input_energy, labels=ground)
@@ -127,7 +127,7 @@ class Program:
         return energy
 
     def parameter(self, name: str, value: Tensor) -> Energy:
-        """A selected parameter; squares are taken of the rescaled value, so none is lost to underflow."""
+        """Add a selected parameter; squares are taken of the rescaled value, so none is lost to underflow."""
         mantissa, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
         energy = self.leaf(mantissa.square(), 2 * exponent)
         self.params[name] = energy.slot
@@ -135,12 +135,12 @@ class Program:
         return energy
 
     def fixed_weight(self, value: Tensor) -> Energy:
-        """A weight that is not a selected parameter."""
+        """Add a weight that is not a selected parameter."""
         mantissa, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
         return self.leaf(mantissa.square(), 2 * exponent)
 
     def revalue(self, weight: Energy, value: Tensor) -> Energy:
-        """A leaf parameter whose paths carry another weight than its own, such as a bias with a mean folded in."""
+        """Replace a leaf whose paths carry another weight than its own, such as a bias with a mean folded in."""
         names = [name for name, slot in self.params.items() if slot == weight.slot]
         return self.parameter(names[0], value) if names else self.fixed_weight(value)
 
@@ -164,7 +164,7 @@ class Program:
         return out
 
     def move(self, fn: EnergyFunction, *args: Energy) -> Energy:
-        """Data movement: every output entry is one input entry, or nothing; labels move along."""
+        """Move data: every output entry is one input entry, or nothing; labels move along."""
         if not any(a.is_signal for a in args):
             return self.step(fn, args, None, moves=True)
         full = (a.labels.expand(a.shape).to(torch.float64) for a in args if a.labels is not None)
@@ -178,7 +178,7 @@ class Program:
         return self.step(Gate(gates), [energy], energy.labels)
 
     def add(self, *terms: Energy) -> Energy:
-        """A residual addition: energies add, channels are tied."""
+        """Add residually: energies add, channels are tied."""
         first, *rest = terms
         for other in rest:
             assert first.labels is not None
@@ -199,7 +199,7 @@ class Program:
         out_labels: Tensor,
         others: tuple[tuple[Tensor, Tensor], ...] = (),
     ) -> Energy:
-        """A parametric linear map: edges from channels `read` to channels `written`, tied where not free."""
+        """Apply a parametric linear map: edges from channels `read` to channels `written`, tied where not free."""
         out = self.step(fn, [signal, weight], out_labels)
         if self.free[weight.slot]:
             self.edges.append(Edge(len(self.steps) - 1, weight.slot, read, written, out_labels, others))
@@ -213,13 +213,13 @@ class Program:
         return out
 
     def begin(self, weight: Energy) -> Energy:
-        """Paths that start at the constant input with a parameter: a bias."""
+        """Start paths at the constant input with a parameter: a bias."""
         labels = self.channels.fresh(weight.shape)
         ground = torch.full((), GROUND)
         return self.weigh(Product(), self._constant(), weight, ground, labels, labels)
 
     def fixed(self, value: Tensor) -> Energy:
-        """Paths that start at the constant input with a fixed number."""
+        """Start paths at the constant input with a fixed number."""
         labels = torch.where(value != 0, GROUND, NOTHING).cpu()  # where it is 0 no path starts
         return self.step(Product(), [self._constant(), self.fixed_weight(value)], labels)
 
@@ -257,7 +257,7 @@ class Program:
 
 
 def _normalise(value: Tensor, of_square: bool = False) -> tuple[Tensor, int]:
-    """Mantissa with its largest entry in range, and the power of two taken out."""
+    """Split a value into a mantissa with its largest entry in range, and the power of two taken out."""
     if not value.numel():
         return value, 0
     low, high = (float(x) for x in value.aminmax()) if of_square else (0.0, float(value.max()))

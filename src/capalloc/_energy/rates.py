@@ -1,4 +1,4 @@
-"""Energy by block and by layer: how it parts into skip and branch, and how it grows (docs/theory.md, section 5)."""
+"""Energy by block and by layer: its parts in skip and branch, and its growth (docs/theory.md, section 5)."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Stretch:
 
     @property
     def nodes(self) -> set[Node]:
-        """Where energies are needed."""
+        """Nodes at which energies are needed."""
         return {*self.before, self.end} | ({self.entry} if self.entry else set())
 
 
 def stretches_of(trails: Trails) -> tuple[Stretch, ...]:
-    """Every stretch that has weights, in order of depth; sums of blocks break it."""
+    """List every stretch that has weights, in order of depth; sums of blocks break it."""
     sums = {block.sum for block in trails.blocks()}
     ends = [node for node in trails.order if trails.carriers.decouples(node) or node is trails.graph.output]
     found = (_stretch(trails, end, sums) for end in ends)
@@ -86,7 +86,7 @@ class NotedEnergies:
 
     @classmethod
     def of(cls, program: Program, seed: Tensor) -> NotedEnergies:
-        """Two sweeps; arguments of residual sums are noted with the sums. Examples without a seed have no paths."""
+        """Sweep twice; arguments of residual sums are noted with them, and examples without a seed have no paths."""
         steps = {step.out: step for step in program.steps}
         noted = {program.input, *program.nodes.values()}
         for slot in program.nodes.values():
@@ -105,24 +105,24 @@ class NotedEnergies:
         return float((self.up[self.program.input] * self.down[self.program.input]).sum()) or math.nan
 
     def slot(self, node: Node) -> int:
-        """Where a noted node's energies are; only the inputs need no note."""
+        """Find the slot of a noted node's energies; only the inputs need no note."""
         return self.program.nodes.get(node.name, self.program.input)
 
     def crossing(self, node: Node) -> float:
-        """Energy of the paths that cross a node, as a share of the whole."""
+        """Give the energy of the paths that cross a node, as a share of the whole."""
         slot = self.slot(node)
         if slot not in self.up or slot not in self.down:
             return 0.0
         return float((self.up[slot] * self.down[slot]).sum()) / self.whole
 
     def sum(self, block: ResidualBlock) -> Step:
-        """The step that adds a block's skip and its branch; multipliers and copies may follow it."""
+        """Find the step that adds a block's skip and its branch; multipliers and copies may follow it."""
         step = _adding(self.steps, self.program.nodes[block.sum.name])
         assert step is not None
         return step
 
     def parts(self, block: ResidualBlock) -> tuple[float, float]:
-        """log2 of the energy in a block's skip and in its branch, summed over units."""
+        """Give log2 of the energy in a block's skip and in its branch, summed over units."""
         step = self.sum(block)
         if len(step.args) != 2:  # an operator with a rule of its own
             return math.nan, math.nan
@@ -132,7 +132,7 @@ class NotedEnergies:
         return (first, second) if block.sum.args[0] is block.skip else (second, first)
 
     def level(self, node: Node, energies: Energies, sign: int) -> float:
-        """log2 of a node's mean energy per unit, of `up` (sign 1) or `down` (sign -1)."""
+        """Give log2 of a node's mean energy per unit, of `up` (sign 1) or `down` (sign -1)."""
         slot, exponents = self.slot(node), self.program.exponents
         mean = float(energies[slot].double().mean()) if slot in energies else 0.0
         return (exponents[slot] if sign > 0 else exponents[self.program.output] - exponents[slot]) + _log2(mean)
@@ -149,7 +149,7 @@ class SummedEnergies:
         self.down: dict[Node, float] = {}
 
     def add(self, flow: NotedEnergies) -> None:
-        """Energies add over examples."""
+        """Add a batch."""
         parts = torch.tensor([flow.parts(block) for block in self.blocks], dtype=torch.float64).reshape(-1, 2)
         self.parts = torch.logaddexp2(self.parts, parts)
         for node in {node for layer in self.stretches for node in layer.nodes}:
@@ -157,12 +157,12 @@ class SummedEnergies:
                 known[node] = float(np.logaddexp2(known.get(node, -math.inf), flow.level(node, energies, sign)))
 
     def rates(self) -> Tensor:
-        """lambda = branch energy / skip energy by block; 0 where no energy comes at all."""
+        """Give lambda = branch energy / skip energy by block; 0 where no energy comes at all."""
         skip, branch = self.parts.unbind(1)
         return torch.where(branch == -math.inf, 0.0, (branch - skip).exp2())
 
     def gain(self, layer: Stretch) -> Gain:
-        """How a layer changes the mean energy per unit."""
+        """Tell how a stretch changes the mean energy per unit."""
         return Gain(
             up=_above(self.up[layer.end], [self.up[node] for node in layer.before]),
             down=-_above(self.down[layer.end], [self.down[node] for node in layer.before]),

@@ -1,4 +1,4 @@
-"""Where a captured graph has residual blocks: sums of a skip and a branch that part at one node.
+"""Residual blocks of a captured graph: sums of a skip and a branch that part at one node.
 
 Only edges that carry path energy count (carriers.py). In a sum of two signals the block's source is the last node that
 both come from. The skip is the term that the source reaches with fewer gates and weights, without any gate and
@@ -59,11 +59,11 @@ class Trails:
         return cls(graph, carriers, order, ancestors)
 
     def before(self, node: Node) -> list[Node]:
-        """The signals whose paths go on through a node."""
+        """List the signals whose paths go on through a node."""
         return [used for used in self.carriers.feeds(node) if used in self.order]
 
     def weights(self, node: Node) -> list[str]:
-        """Names of the parameters that a node's paths go through there."""
+        """Name the parameters that a node's paths go through there."""
         if record(node.target).kind == "sum":
             return []
         found: list[str] = []
@@ -76,7 +76,7 @@ class Trails:
         return found
 
     def trunk(self) -> list[Node]:
-        """The nodes that every path from the inputs to the outputs passes, in order."""
+        """List the nodes that every path from the inputs to the outputs passes, in order."""
         output = self.graph.output
         inside = [n for n in self.order if self.ancestors[output] >> self.order[n] & 1]
         to_here = {inside[0]: 1}
@@ -89,11 +89,11 @@ class Trails:
         return [n for n in inside if to_here[n] * onwards[n] == to_here[output]]
 
     def common(self, first: Node, second: Node) -> Node:
-        """The last node that both come from."""
+        """Find the last node that both come from."""
         return self._nodes[(self.ancestors[first] & self.ancestors[second]).bit_length() - 1]
 
     def cost(self, source: Node, target: Node) -> Cost:
-        """Of the cheapest way from one node to another."""
+        """Count what the cheapest way from one node to another takes."""
         inside = self._between(source, target)
         costs: dict[Node, Cost] = {source: (0, 0, 0)}
         for node in inside:
@@ -104,17 +104,17 @@ class Trails:
         return costs[target]
 
     def last_weighing(self, source: Node, branch: Node) -> Node | None:
-        """The last node with parameters on the way from `source` to `branch`."""
+        """Find the last node with parameters on the way from `source` to `branch`."""
         way = reversed(self._between(source, branch))
         return next((node for node in way if node is not source and self.weights(node)), None)
 
     def last_layer(self, source: Node, branch: Node) -> str:
-        """The last layer with parameters on the way from `source` to `branch`, named after its weight."""
+        """Name the last layer with parameters on the way from `source` to `branch`, after its weight."""
         node = self.last_weighing(source, branch)
         return self.weights(node)[0].removesuffix(".weight").removesuffix(".bias") if node else ""
 
     def stands_for(self, source: Node, branch: Node) -> bool:
-        """Whether multiplying the last layer's parameters multiplies the branch, and nothing else."""
+        """Tell whether multiplying the last layer's parameters multiplies the branch, and nothing else."""
         last = self.last_weighing(source, branch)
         if last is None or any(self._uses[name] > 1 for name in self.weights(last)):
             return False
@@ -131,7 +131,7 @@ class Trails:
         return True
 
     def blocks(self) -> tuple[ResidualBlock, ...]:
-        """The residual blocks that the outputs come from, inputs first."""
+        """List the residual blocks that the outputs come from, inputs first."""
         found = list(_named([block for node in self.order if (block := self._block(node))]))
         return tuple(b if self.stands_for(b.source, b.branch) else replace(b, last_layer="") for b in found)
 
@@ -141,7 +141,7 @@ class Trails:
 
     @cached_property
     def _uses(self) -> Counter[str]:
-        """How often each parameter is read."""
+        """Count how often each parameter is read."""
         return Counter(name for node in self.order for name in self.weights(node))
 
     def _between(self, source: Node, target: Node) -> list[Node]:
@@ -169,7 +169,7 @@ def _takes_a_piece(node: Node) -> bool:
 
 
 def _named(blocks: list[ResidualBlock]) -> Iterator[ResidualBlock]:
-    """Blocks of one module, or of none, are named after their last layer; what is still alike is counted."""
+    """Name blocks of one module, or of none, after their last layer; count what is still alike."""
     modules = Counter(block.name for block in blocks)
     names = [b.name if b.name and modules[b.name] == 1 else b.last_layer or b.sum.name for b in blocks]
     several, seen = Counter(names), Counter[str]()

@@ -1,4 +1,4 @@
-"""Where the paths to one output position start, whatever the weights: a sweep of supports through a program.
+"""Support of the paths to one output position, whatever the weights: a sweep through a program.
 
 Index convention: an output is (examples, *output axes), an input (examples, *input axes).
 """
@@ -16,14 +16,14 @@ from capalloc.results.receptive_field import Index
 
 
 def at_position(position: Index, like: Tensor) -> Tensor:
-    """1 at the output position, 0 elsewhere, shaped as the outputs."""
+    """Mark the output position with 1, all else with 0, shaped as the outputs."""
     mask = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
     mask[(slice(None), *(slice(None) if k is None else k for k in position))] = 1
     return mask
 
 
 def support(program: Program, position: Index) -> Tensor:
-    """The inputs where a path to the position starts if every free weight is other than zero: boolean.
+    """Find the inputs where a path to the position starts if every free weight is other than zero: boolean.
 
     Cotangents are 0 or 1 after every step, so that nothing underflows however deep the network is.
     """
@@ -45,7 +45,7 @@ def support(program: Program, position: Index) -> Tensor:
 
 
 def _ones(program: Program, step: Step) -> dict[int, Tensor]:
-    """Every free weight as 1; a fixed one, such as a filter with holes, keeps its zeros."""
+    """Set every free weight to 1; a fixed one, such as a filter with holes, keeps its zeros."""
     ones = {}
     for slot in step.args:
         if not program.is_signal[slot]:

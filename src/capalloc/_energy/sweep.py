@@ -21,7 +21,7 @@ from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, 
 
 
 def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoint:
-    """The first adjoint: g = dE/de with `seed` at the outputs, kept at edges, leaves and `keep`."""
+    """Sweep the first adjoint: g = dE/de with `seed` at the outputs, kept at edges, leaves and `keep`."""
     flow = FirstAdjoint()
     edges = {edge.step: edge for edge in program.edges}
     kept = {*keep, program.input, program.constant, *program.params.values(), *(e.weight for e in program.edges)}
@@ -45,7 +45,7 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
 
 
 def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tensor:
-    """Path energy through every channel that an edge writes: theta^2 dE/d theta^2, or e g where labels ask for it."""
+    """Give path energy through every channel that an edge writes: theta^2 dE/d theta^2, or e g where labels ask it."""
     if edge.out_labels.numel() != edge.written.numel():
         energy = program.values[program.steps[edge.step].out] * g
         return sum_to(energy, edge.out_labels)
@@ -60,7 +60,7 @@ def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tens
 def capacity(
     program: Program, flow: FirstAdjoint, usage: Usage, loss: Tensor, rows: Mapping[str, int], keep: Sequence[int] = ()
 ) -> Cotangents:
-    """The second adjoint of a batch: capacity kappa = e * r at the inputs, the constant and `keep`.
+    """Sweep the second adjoint of a batch: capacity kappa = e * r at the inputs, the constant and `keep`.
 
     Args:
         program: the batch's energy network.
@@ -103,7 +103,7 @@ def capacity(
 def pull(
     program: Program, step: Step, cotangent: Tensor, wanted: Sequence[int], instead: Mapping[int, Tensor] | None = None
 ) -> list[Tensor]:
-    """Adjoint of one step: cotangents of the wanted arguments."""
+    """Give cotangents of the wanted arguments of one step."""
     return step.pull(cotangent, program.values, wanted, instead or {})
 
 
@@ -138,7 +138,7 @@ class _Duals:
     rows: Mapping[str, int]
 
     def of(self, slot: int) -> dict[int, Tensor]:
-        """What the parameters in a slot bring, by the row they belong to."""
+        """Give the parts of the parameters in a slot, by the row they belong to."""
         for name, leaf in self.program.params.items():
             if leaf == slot:
                 return {self.rows[name]: self._inverse(slot)} if slot in self.usage.through_params else {}

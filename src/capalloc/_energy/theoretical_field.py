@@ -19,7 +19,7 @@ Interval = tuple[int, int]  # start, stop
 
 
 def resolve(wanted: Position, shape: tuple[int, ...]) -> Index:
-    """The position with one entry for each output axis: the central one by default, all of an axis of classes."""
+    """Complete a position to one entry for each output axis: the central one by default, all of an axis of classes."""
     if wanted is None:
         return (None, *(n // 2 for n in shape[1:]))
     given: tuple[int | None, ...] = (wanted,) if isinstance(wanted, int) else tuple(wanted)
@@ -47,18 +47,18 @@ class Field:
 
     @property
     def moving(self) -> tuple[int, ...]:
-        """The input axes that the field moves along with the position."""
+        """Axes of the input that the field moves along with the position."""
         found = tuple(k for k in range(self.seen.ndim) if any(any(edges) for _, *edges in self.moves(k)))
         return found if len(found) >= len(self.aligned) else tuple(sorted({*found, *self.aligned}))
 
     def moves(self, axis: int) -> list[tuple[int, int, int]]:
-        """(direction, how far the lower edge moves per position, the same of the upper edge)."""
+        """Give (direction, how far the lower edge moves per position, the same of the upper edge)."""
         a, b = self.interval[axis]
         return [(up, up * (n[axis][0] - a), up * (n[axis][1] - b)) for up, n in self.neighbours]
 
 
 def theoretical(program: Program, position: Index) -> Field:
-    """The field of a position, exact whatever the weights, and those of its neighbours."""
+    """Find the field of a position, exact whatever the weights, and those of its neighbours."""
     shape = program.values[program.output].shape[1:]
     seen = support(program, position)
     if not bool(seen.any()):

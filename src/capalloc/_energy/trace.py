@@ -29,7 +29,7 @@ from capalloc._operators.records import record
 
 @dataclass(frozen=True)
 class Watch:
-    """What a trace notes and changes beside the plain walk."""
+    """Nodes that a trace notes and values that it changes, beside the plain walk."""
 
     nodes: frozenset[Node] = frozenset()  # nodes whose slots are noted in `Program.nodes`
     multipliers: Mapping[Node, float] = field(default_factory=dict)  # of the values of some nodes
@@ -161,12 +161,12 @@ class _Tracing:
 
 
 def _frozen(argument: Any) -> Any:
-    """An argument that is a gate: its value, without its paths."""
+    """Leave of an argument that is a gate its value, without its paths."""
     return Traced(argument.value) if isinstance(argument, Traced) else argument
 
 
 def _has_gradient(result: Any) -> bool:
-    """Whether gradients can pass: masks and indices carry no path."""
+    """Tell whether gradients can pass: masks and indices carry no path."""
     tensors = (r for r in pytree.tree_leaves(result) if isinstance(r, Tensor))
     return any(r.dtype.is_floating_point or r.dtype.is_complex for r in tensors)
 

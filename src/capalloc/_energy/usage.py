@@ -1,4 +1,4 @@
-"""What paths use: energy through parameters and channels, parameters in use, and what symmetries take from them."""
+"""Use of a program by its paths: energy through parameters and channels, and the share of symmetries."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Usage:
     whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
 
     def all_used(self, slot: int) -> bool:
-        """Whether a path uses every parameter in a slot, once all batches are counted."""
+        """Tell whether a path uses every parameter in a slot, once all batches are counted."""
         if slot not in self.whole:
             self.whole[slot] = bool(self.through_params[slot].amin() > 0)
         return self.whole[slot]
 
     def output_weight(self, program: Program) -> float:
-        """What the outputs of this batch count for."""
+        """Give the factor that the outputs of this batch count for."""
         if self.reference is None:
             self.reference = program.exponents[program.output]
         return float(2.0 ** (program.exponents[program.output] - self.reference))
@@ -74,12 +74,12 @@ class Shares:
 
     @property
     def lost(self) -> Tensor:
-        """What symmetries take from each tensor: shared out by the number of parameters that each rescales."""
+        """Share of each tensor in the symmetries: by the number of parameters that each rescales."""
         rate = self._rate
         return torch.stack([(counts * rate[components]).sum() for components, counts in self.rescaled])
 
     def loss(self, apart: bool) -> Tensor:
-        """What symmetries take, by component: (tensors, components) with tensors apart, else (1, components)."""
+        """Give the share of symmetries by component: (tensors, components) with tensors apart, else (1, components)."""
         if not apart:
             return torch.where(self.total > 0, self.freedom, 0.0)[None]
         rows = torch.zeros(len(self.names), len(self.freedom), dtype=torch.float64)
@@ -147,6 +147,5 @@ def sum_to(values: Tensor, like: Tensor) -> Tensor:
 
 
 def accumulate(into: Cotangents, slots: Sequence[int], cotangents: Sequence[Tensor]) -> None:
-    """Add cotangents to what their slots hold."""
     for slot, cotangent in zip(slots, cotangents, strict=True):
         into[slot] = into[slot] + cotangent if slot in into else cotangent

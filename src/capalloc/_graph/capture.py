@@ -40,11 +40,10 @@ class Graph:
     found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule, for all batches
 
     def calls(self) -> Iterator[Node]:
-        """The operator calls in order."""
         return (node for node in self.nodes if node.op == "call_function")
 
     def entries(self) -> int:
-        """How many numbers the calls compute."""
+        """Count the numbers that the calls compute."""
         values = [leaf for node in self.calls() for leaf in pytree.tree_leaves(node.meta.get("val"))]
         return sum(value.numel() for value in values if isinstance(value, Tensor))
 
@@ -196,7 +195,7 @@ def _sizes(symbolic: Sequence[Any], shape: Sequence[int]) -> dict[Any, int]:
 
 
 def _concrete(value: Any, sizes: dict[Any, int]) -> Any:
-    """What a node computes, at sizes that are known: tensors without data, numbers."""
+    """Fill known sizes into what a node computes: tensors without data, numbers."""
     if isinstance(value, torch.SymInt):
         return int(value.node.expr.subs(sizes))
     if isinstance(value, Tensor):
@@ -240,7 +239,7 @@ def _choose(
 
 
 def module_path(node: Node) -> str:
-    """Path of the innermost module a node belongs to, '' for the model itself."""
+    """Give the path of the innermost module a node belongs to, '' for the model itself."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
     return path.removeprefix("model").removeprefix(".")

@@ -19,7 +19,7 @@ GateSide = Literal["left", "right", "both"]
 
 @dataclass
 class Structure:
-    """What a forward pass over the graph tells of every node."""
+    """Dependence, weights and ranks of every node, found in a forward pass over the graph."""
 
     signals: set[Node] = field(default_factory=set)  # depend on the inputs through floating point
     live: set[Node] = field(default_factory=set)  # those, and what is made of parameters

@@ -1,1 +1,1 @@
-"""What the library knows of each operator, and how a call of one is bound and run."""
+"""Records of operators, and how a call of one is bound and run."""

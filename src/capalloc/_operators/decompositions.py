@@ -73,7 +73,7 @@ def _project(x: Tensor, params: Sequence[Tensor]) -> Tensor:
 
 
 def _unroll(step: Cell, x: Tensor, state: State, params: Sequence[Tensor], backward: bool) -> tuple[Tensor, State]:
-    """One layer in one direction: its outputs, (time, examples, features), and its last state."""
+    """Run one layer in one direction: its outputs, (time, examples, features), and its last state."""
     projected = _project(x, params)
     outputs = []
     for t in reversed(range(len(x))) if backward else range(len(x)):
@@ -83,7 +83,7 @@ def _unroll(step: Cell, x: Tensor, state: State, params: Sequence[Tensor], backw
 
 
 def _recurrent(step: Cell) -> Callable[..., tuple[Tensor, ...]]:
-    """An operator on whole sequences: layers and directions, each with its own state and parameters."""
+    """Make an operator on whole sequences: layers and directions, each with its own state and parameters."""
 
     def run(
         x: Tensor,
@@ -117,7 +117,7 @@ def _recurrent(step: Cell) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _cell(step: Cell) -> Callable[..., Any]:
-    """An operator for one moment."""
+    """Make an operator for one moment."""
 
     def run(
         x: Tensor,

@@ -43,7 +43,7 @@ HOMOGENEOUS_KINDS = frozenset(
 
 
 class GateRank(IntEnum):
-    """How much a result looks like a gate: of a product's factors the higher one is."""
+    """Likeness of a result to a gate: of a product's factors the higher one is the gate."""
 
     NONE = 0
     ACTIVATION = 1
@@ -54,7 +54,7 @@ class GateRank(IntEnum):
 
 @dataclass(frozen=True)
 class OperatorRecord:
-    """What the methods ask of an operator."""
+    """Facts of an operator that the methods ask for."""
 
     kind: str = "other"
     factors: tuple[str, str] | None = None  # names of a product's factors
@@ -78,12 +78,12 @@ class OperatorRecord:
 
     @property
     def moves(self) -> bool:
-        """Whether every entry of the result is one of an argument's, or a fill."""
+        """Tell whether every entry of the result is one of an argument's, or a fill."""
         return self.kind in ("movement", "piece", "selection", "copy")
 
     @property
     def pointwise(self) -> bool:
-        """Whether a result's entry depends on the same entry of the arguments alone."""
+        """Tell whether a result's entry depends on the same entry of the arguments alone."""
         return self.kind in ("activation", "sum", "copy", "product", "quotient")
 
 
@@ -92,7 +92,7 @@ RECORDS: dict[Any, OperatorRecord] = {}
 
 
 def record(op: Any) -> OperatorRecord:
-    """The record of an operator; of kind "other" where nobody declared it."""
+    """Give the record of an operator; of kind "other" where nobody declared it."""
     return RECORDS.get(op, UNDECLARED)
 
 
@@ -102,12 +102,12 @@ def extend(op: Any, **facts: Any) -> None:
 
 
 def of_kind(kind: str) -> list[Any]:
-    """The operators of a kind."""
+    """List the operators of a kind."""
     return [op for op, known in RECORDS.items() if known.kind == kind]
 
 
 def _declare(kind: str, names: str, **facts: Any) -> None:
-    """Records of ATen operators by name, of the overload "default" where none is named."""
+    """Declare ATen operators by name, of the overload "default" where none is named."""
     for name in names.split():
         packet, _, overload = name.partition(".")
         extend(getattr(getattr(torch.ops.aten, packet), overload or "default"), kind=kind, **facts)

@@ -19,7 +19,7 @@ CLASS_LIMIT = 4_000_000
 
 @dataclass(frozen=True)
 class PositionClasses:
-    """What the positions of a map read: position p has the labels read[place[p]]."""
+    """Labels that positions read, by class: position p has the labels read[place[p]]."""
 
     read: Tensor  # (classes, entries)
     place: Tensor  # broadcastable to the positions

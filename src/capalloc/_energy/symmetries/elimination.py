@@ -57,7 +57,7 @@ def _cleaned(equations: csr_array) -> csr_array:
 
 
 def _one_for_each_pivot(equations: csr_array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each unknown that is the last of an equation, the shortest such equation, those with coefficient 1 first."""
+    """Choose for each unknown that is the last of an equation the shortest one, those with coefficient 1 first."""
     last = equations.indptr[1:] - 1
     pivot, leading = equations.indices[last], abs(equations.data[last])
     order = np.lexsort((np.diff(equations.indptr), leading != 1, pivot))

@@ -1,4 +1,4 @@
-"""Which units a rescaling must treat alike: labels of channels, and what binds them.
+"""Labels of channels, which name the units that a rescaling must treat alike, and what binds them.
 
 Give every unit a potential a; multiply each free parameter between units by exp(a_written - a_read). Path
 energies stay as they are if a = 0 at the inputs, the constant and the outputs (`GROUND`), if units joined

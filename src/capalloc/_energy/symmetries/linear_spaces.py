@@ -34,13 +34,12 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Spaces:
-    """What linear segments lose beside rescalings."""
+    """Symmetries that linear segments have beside rescalings."""
 
     lost: dict[str, float]  # by parameter tensor; a lower bound, exact on most convolutional networks
 
     @property
     def total(self) -> int:
-        """Symmetries of GL(d) that are no rescalings, and shifts."""
         return round(sum(self.lost.values()))
 
 
@@ -55,21 +54,20 @@ class _Link:
     kernel: int  # weights for each pair
 
     def reaching(self, value: Tensor) -> Tensor:
-        """Sum of a component's value over what every written component reads, in the shape of `written`."""
+        """Sum a component's value over what every written component reads, in the shape of `written`."""
         return sum_to(value[self.read].expand(self.shape), self.written)
 
     def reached(self, value: Tensor) -> Tensor:
-        """Sum of a component's value over what reads every read component, in the shape of `read`."""
+        """Sum a component's value over what reads every read component, in the shape of `read`."""
         return sum_to(value[self.written].expand(self.shape), self.read)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the pairs."""
         return tuple(torch.broadcast_shapes(self.read.shape, self.written.shape))
 
 
 def find(program: Program, usage: Usage) -> Spaces:
-    """Count them for a program whose path energies are known."""
+    """Count the spaces of a program whose path energies are known."""
     links = _links(program, usage)
     uses = Counter(link.edge.weight for link in links)
     size = usage.potentials.number
@@ -180,7 +178,7 @@ def _add(into: Tensor, where: Tensor, values: Tensor) -> None:
 
 
 def _degrees(links: list[_Link], size: int) -> tuple[Tensor, Tensor]:
-    """How many edges read, and how many but biases write, each component."""
+    """Count the edges that read, and those but biases that write, each component."""
     reads, writes = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     for link in links:
         reads[torch.unique(link.read)] += 1
@@ -190,7 +188,7 @@ def _degrees(links: list[_Link], size: int) -> tuple[Tensor, Tensor]:
 
 
 def _writers(links: list[_Link], size: int) -> Tensor:
-    """How many biases write each component."""
+    """Count the biases that write each component."""
     count = torch.zeros(size)
     for link in links:
         if link.kind == "bias":
@@ -212,7 +210,7 @@ def _spaces(signature: Tensor, links: list[_Link], free: Tensor) -> list[Tensor]
 
 
 def _columns(link: _Link, c: int, rank: Tensor, shifting: Tensor) -> float:
-    """How many columns an edge writes into the space of a component; a bias that shifts undo is none."""
+    """Count the columns that an edge writes into the space of a component; a bias that shifts undo is none."""
     here = link.written == c
     if not bool(here.any()):
         return 0.0
@@ -222,7 +220,7 @@ def _columns(link: _Link, c: int, rank: Tensor, shifting: Tensor) -> float:
 
 
 def _rows(link: _Link, c: int) -> float:
-    """How many rows of an edge read the space of a component."""
+    """Count the rows of an edge that read the space of a component."""
     here = link.read == c
     if not bool(here.any()):
         return 0.0

@@ -1,4 +1,4 @@
-"""How many ways there are to rescale: components and relations -> independent potentials.
+"""Independent potentials, the ways there are to rescale: from components and relations.
 
 Index convention: a component is a set of labels that ties join, component 0 that of GROUND (and of NOTHING). A
 relation w - r - w' + r' = 0 is a row of components (w, r, w', r').
@@ -38,7 +38,7 @@ class Potentials:
     exact: bool  # False where labels were tied for want of a finer description
 
     def freedom(self, through: Tensor) -> Tensor:
-        """How much of each component is free to be rescaled, from 0 to 1; the sum is the number of symmetries.
+        """Share of each component that is free to be rescaled, from 0 to 1; the sum is the number of symmetries.
 
         The leverage of each component in the space of potentials, in the metric of the path energy that passes
         the component. Components that no path passes are nobody's loss and bind nothing.
@@ -68,7 +68,7 @@ class Potentials:
         return torch.from_numpy(free)
 
     def equal(self, pairs: Integers) -> bool:
-        """Whether the labels of each pair rescale alike."""
+        """Tell whether the labels of each pair rescale alike."""
         first, second = self.component.numpy()[pairs].T
         return not (self.basis[first] - self.basis[second]).count_nonzero()
 
@@ -191,7 +191,7 @@ def _blocks(basis: csr_array, rows: Integers) -> Iterator[tuple[Integers, csr_ar
 
 
 def _pivots(equations: csr_array) -> Integers:
-    """As many independent columns as there are."""
+    """Choose as many independent columns as there are."""
     found = eliminate(equations, np.iinfo(np.int64).max)
     assert found is not None
     return np.flatnonzero(found[1])

@@ -40,7 +40,7 @@ class Served:
     used: Flags  # (g, o, j): which weights are not 0
 
     def alive(self, passed: Flags) -> tuple[Integers, Integers, Integers]:
-        """As `Uses.alive`; one output and one entry speak for the rest where all classes are passed alike."""
+        """List uses as `Uses.alive`; one output and one entry speak for the rest where all classes are passed alike."""
         writes: Flags = passed[self.written]
         reads: Flags = passed[self.read]
         on: Flags = np.logical_and(np.any(writes, axis=2), np.any(reads, axis=2))  # (k, g)

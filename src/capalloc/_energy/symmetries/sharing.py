@@ -28,7 +28,7 @@ def relate_uses(program: Program) -> None:
 
 
 def _entries(program: Program, leaf: int, derived: set[int]) -> dict[int, Entries | None]:
-    """Where the leaf's entries stand in the slots derived from it, None where that is not known."""
+    """Places of the leaf's entries in the slots derived from it, None where they are not known."""
     shape = program.values[leaf].shape
     found: dict[int, Entries | None] = {
         leaf: torch.arange(1, shape.numel() + 1, dtype=torch.float64).reshape(shape),
@@ -63,7 +63,7 @@ def _relate(program: Program, uses: list[tuple[Edge, Entries]]) -> None:
 
 
 def _is_dense(edge: Edge) -> bool:
-    """Whether the label written depends on the first axis of the weight alone, that read on the second."""
+    """Tell whether the label written depends on the first axis of the weight alone, that read on the second."""
     axis = lambda labels, k: labels.ndim >= 2 and labels.shape[k] == labels.numel()  # noqa: E731
     return axis(edge.written, 0) and axis(edge.read, 1) and edge.written.ndim == edge.read.ndim
 
