@@ -92,12 +92,19 @@ def test_beyond_the_limits_the_count_is_a_lower_bound(monkeypatch, module, limit
     assert markov.total > rank - 1e-6
 
 
+def balance(channels: Channels, *labels: torch.Tensor) -> None:
+    """One parameter in two places, entry by entry: written, read, written too, read too."""
+    written, read = (torch.stack([labels[k].reshape(-1), labels[k + 2].reshape(-1)], 1) for k in (0, 1))
+    parameter = torch.arange(len(written)).repeat_interleave(2)
+    channels.uses(parameter, written.reshape(-1), read.reshape(-1))
+
+
 def test_a_forced_tie_that_what_came_before_implies_costs_nothing():
     def merged(*ties: tuple[int, int], late: bool = False, related: bool = False) -> bool:
         channels = Channels()
         labels = channels.fresh((4,))
         if related:  # a - b = c - d; with c tied to d this ties a to b
-            channels.balance(*labels)
+            balance(channels, *labels)
         for _ in range(2):
             if late:
                 channels.merge(labels[:2], (2,), (0,), forced=True)
@@ -192,7 +199,7 @@ def random_relations(rng: np.random.Generator, labels: int, relations: int) -> t
     channels = Channels()
     channels.fresh((labels,))
     rows = rng.integers(1, labels + 2, size=(relations, 4))
-    channels.balance(*torch.from_numpy(rows).T)
+    balance(channels, *torch.from_numpy(rows).T)
     dense = np.zeros((relations, labels + 2))
     for column, sign in zip(rows.T, (1, -1, -1, 1), strict=True):
         np.add.at(dense, (np.arange(relations), column), sign)

@@ -36,10 +36,10 @@ OPERATOR_KINDS = {
 }
 #: Kinds whose operators are gates that vary with the inputs: linear segments end there.
 DECOUPLING_KINDS = frozenset({"activation", "pooling", "softmax"})
+#: Kinds whose arguments methods know by name.
+KINDS_BY_NAME = frozenset({"activation", "product", "quotient", "contraction", "dense", "convolution", "constant"})
 #: Kinds f with f(c x) = c f(x) for c > 0.
-HOMOGENEOUS_KINDS = frozenset(
-    {"pooling", "selection", "product", "quotient", "average", "copy", "movement", "piece"},
-)
+HOMOGENEOUS_KINDS = frozenset({"pooling", "selection", "product", "quotient", "average", "copy", "movement", "piece"})
 
 
 class GateRank(IntEnum):
@@ -161,10 +161,7 @@ _declare("normalisation", "layer_norm", function=_layer_norm)
 _declare("normalisation", "instance_norm", steady=lambda arguments: not arguments["use_input_stats"])
 _declare("normalisation", "batch_norm", steady=lambda arguments: True, function=_batch_norm)
 _declare(
-    "normalisation",
-    "_native_batch_norm_legit_no_training",
-    steady=lambda arguments: True,
-    function=_frozen_batch_norm,
+    "normalisation", "_native_batch_norm_legit_no_training", steady=lambda arguments: True, function=_frozen_batch_norm
 )
 _declare("sum", "add.Tensor sub.Tensor rsub.Scalar rsub.Tensor")
 _declare("product", "mul.Tensor", factors=("self", "other"))
@@ -190,8 +187,5 @@ _declare(
     "repeat_interleave.self_int flip roll pad cat stack native_dropout",
 )
 _declare("selection", "where.self masked_fill.Scalar masked_fill.Tensor")
-_declare(
-    "piece",
-    "slice.Tensor select.int split.Tensor split_with_sizes unbind.int index.Tensor index_select gather",
-)
+_declare("piece", "slice.Tensor select.int split.Tensor split_with_sizes unbind.int index.Tensor index_select gather")
 extend(operator.getitem, kind="piece")

@@ -13,23 +13,10 @@ from torch import Tensor
 from capalloc._energy.gate_sources import GateSource, squared_gates
 from capalloc._energy.program import Energy, Program
 from capalloc._operators.calls import Operation, invoke
-from capalloc._operators.records import GateRank, extend, record
+from capalloc._operators.records import KINDS_BY_NAME, OPERATOR_KINDS, GateRank, extend, record
 
 #: Kinds that a rule of one's own may give: the others have arguments that methods know by name.
-OWN_KINDS = (
-    "pooling",
-    "softmax",
-    "attention",
-    "normalisation",
-    "selection",
-    "sum",
-    "average",
-    "copy",
-    "movement",
-    "piece",
-    "statistic",
-    "other",
-)
+OWN_KINDS = tuple(kind for kind in OPERATOR_KINDS if kind not in KINDS_BY_NAME)
 RANKS = {rank.name.lower(): rank for rank in GateRank}
 EnergyRule = Callable[["Call"], Any]
 GateReader = Callable[[Operation], Tensor]

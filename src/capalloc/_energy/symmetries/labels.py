@@ -52,13 +52,6 @@ class Channels:
         if len(pairs):
             self._ties.append(pairs)
 
-    def balance(self, written: Tensor, read: Tensor, written_too: Tensor, read_too: Tensor) -> None:
-        """One parameter in two places: the same difference of potentials, entry by entry (broadcast)."""
-        rows = _rows(written, read, written_too, read_too)
-        if len(rows):
-            parameter = np.arange(len(rows)).repeat(2)
-            self._sharing.append(Uses(parameter, rows[:, ::2].reshape(-1), rows[:, 1::2].reshape(-1)))
-
     def uses(self, parameter: Tensor, written: Tensor, read: Tensor) -> None:
         """Uses of free parameters, one a row: a parameter's uses ask for the same difference of potentials.
 
