@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capalloc._energy.maps import Convolution
+from capalloc._energy.maps import ConvolutionMap
 from capalloc._linalg.aliases import Array
 from capalloc.app.design.stack import Design
 
@@ -33,7 +33,7 @@ class ChannelLayer:
 
     """
 
-    convolution: Convolution
+    convolution: ConvolutionMap
     share: Tensor
     along: Tensor
     params: int
@@ -72,7 +72,7 @@ def channel_layers(design: Design, gain: float) -> list[ChannelLayer]:
         strides, reach, dilations = ((n,) * design.ndim for n in (stride, dilation * (kernel // 2), dilation))
         share = torch.full((1, 1, *[kernel] * design.ndim), energy / kernel**design.ndim, dtype=torch.float64)
         along = _band(kernel, dilation, stride, size) * (energy**0.5 / kernel) if design.ndim == 2 else share
-        layers.append(ChannelLayer(Convolution(strides, reach, dilations), share, along, params, channels, skip))
+        layers.append(ChannelLayer(ConvolutionMap(strides, reach, dilations), share, along, params, channels, skip))
         size = -(-size // stride)
 
     append(design.kernel, 1, design.strides[0], 1.0, width, width, False)
