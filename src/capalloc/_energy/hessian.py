@@ -20,7 +20,7 @@ from capalloc._energy.program import Program
 
 #: Eigenvalues of G, scaled to a unit diagonal, that count as zero. They are sums of at most p products of
 #: float64 ratios in [0, 1]: rounding stays near p * 1e-16, genuine ones are far above 1e-9 on the tested zoo.
-RANK_TOLERANCE = 1e-9
+HESSIAN_RANK_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
     g = gram(inputs)
     unit = torch.where(g.diagonal() > 0, g.diagonal().rsqrt(), 0.0)
     values, vectors = torch.linalg.eigh(unit[:, None] * g * unit)
-    kept = values > RANK_TOLERANCE * values.max()
+    kept = values > HESSIAN_RANK_TOLERANCE * values.max()
     half = vectors[:, kept] * values[kept].rsqrt()  # half half' = pinv; P's diagonal block by block below
     half = half @ vectors[:, kept].T * unit  # symmetric root of the pseudo-inverse, then the scaling
     rows = torch.repeat_interleave(torch.arange(len(slots)), torch.tensor([shape.numel() for shape in shapes]))
