@@ -35,6 +35,42 @@ def test_a_one_shot_stream_serves_all_parts(diagnosis):
     xr.testing.assert_allclose(found.data, diagnosis.data)
 
 
+def count_exports(monkeypatch):
+    exports, export = [], torch.export.export
+
+    def counted(*args, **settings):
+        exports.append(args)
+        return export(*args, **settings)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    return exports
+
+
+def test_one_export_serves_all_parts(monkeypatch):
+    exports = count_exports(monkeypatch)
+    capalloc.diagnose(seeded_module(Convolutional), gaussian(6, 1, 8, 8))
+    assert len(exports) == 1
+
+
+class Counting(Convolutional):
+    """Examples are doubled where their number is one that `doubled` holds for."""
+
+    doubled = staticmethod(lambda number: False)
+
+    def forward(self, x):
+        return super().forward(2 * x if self.doubled(len(x)) else x)
+
+
+@pytest.mark.parametrize("doubled", [lambda n: n == 3, lambda n: 2 < n < 6, lambda n: n % 2 == 1])
+def test_a_model_that_looks_at_the_number_of_examples_is_exported_for_each_part(doubled, diagnosis, monkeypatch):
+    model = seeded_module(Counting)
+    model.doubled = doubled
+    exports = count_exports(monkeypatch)
+    found = capalloc.diagnose(model, gaussian(6, 1, 8, 8))
+    assert len(exports) > 3
+    xr.testing.assert_allclose(found.data, diagnosis.data)
+
+
 def test_advice_is_an_act_that_mends():
     """Too strong branches are advised on by block; multiplied as told, nothing is left to say."""
     model, x = seeded_module(Convolutional, 8, 2.0), gaussian(6, 1, 8, 8)

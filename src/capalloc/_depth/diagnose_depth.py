@@ -59,7 +59,7 @@ def _field(problem: Problem) -> xr.Dataset:
     """The field by input axis; by none where no path reaches the central position on these examples."""
     axes: dict[str, Extent] = {}
     with suppress(ValueError):
-        axes.update(receptive_field(problem, problem.inputs).axes)
+        axes.update(receptive_field(problem, problem.inputs, batch_size=2).axes)  # what is shared holds from 2 on
     columns = {
         name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))
         for name in FIELD[1:]

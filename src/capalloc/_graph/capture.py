@@ -95,16 +95,16 @@ def capture(problem: Problem, batch_size: int) -> Graph:
 
 
 def export_once(problem: Problem) -> Problem:
-    """The problem with its model exported for any number of examples: graphs of all batch sizes then cost one export.
+    """The problem with its model exported for any number of examples from 2 on: graphs of all sizes cost one export.
 
-    As it is where a program was given, or where the model cannot be exported without fixing that number.
+    As it is where a program was given, and where what the model does depends on that number.
     """
     if problem.program is not None:
         return problem
-    example = problem.probe.expand(3, *problem.input_shape).clone()  # 0, 1 and 2 may mean something else
+    example = problem.probe.expand(3, *problem.input_shape).clone()  # export takes 0 and 1 for numbers of their own
     with suppress(Exception), _exporting(problem):
         program = torch.export.export(problem.model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-        if input_shape(program)[0] is None:
+        if getattr(program, "_guards_code", None) == []:  # else it holds for some numbers only
             return replace(problem, program=decomposed(program))
     return problem
 
