@@ -1,6 +1,6 @@
-"""Where a neural network spends its modelling capacity (Donier, 2019).
+"""Capacity allocation: how many effective parameters a network devotes to every input, region and layer (Donier, 2019).
 
-How many effective, independent parameters a model devotes to every input, region and layer. The public names stand in
+The public names stand in
 `__init__.pyi`, in groups; each is loaded when it is first used.
 """
 

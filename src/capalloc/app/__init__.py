@@ -1,1 +1,1 @@
-"""What a person sees: command line, report, design page, callbacks, studies."""
+"""The parts that a person sees: command line, report, design page, callbacks, studies."""

@@ -36,7 +36,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found."""
+    """The findings of the demo."""
 
     accuracy: float  # on the test images
     num_hidden: int  # hidden channels: what rescaling takes from the number of parameters
@@ -46,7 +46,7 @@ class Demo:
 
     @property
     def correlation(self) -> float:
-        """Of the measured and the predicted map."""
+        """Correlation of the measured and the predicted map."""
         return correlation(self.measured, self.predicted)
 
     @property

@@ -29,7 +29,7 @@ from capalloc.app.cli.declare import named
 from capalloc.app.cli.options import REFERENCE_NAMES, complete_model
 from capalloc.app.cli.run_demo import summary
 from capalloc.app.demo import Demo
-from capalloc.app.studies.linear_study import Settings
+from capalloc.app.studies.linear_study import LinearSettings
 
 RUNNER = CliRunner()
 COMMANDS = {command.name for command in app.registered_commands}
@@ -102,7 +102,7 @@ def test_what_is_said_twice_is_said_alike():
     """Declarations stand apart from what they speak of."""
     assert list(REFERENCE_NAMES) == architectures.names()
     declared = inspect.signature(linear_study).parameters
-    settings = Settings()
+    settings = LinearSettings()
     for name in ("lags", "steps", "seed", "restarts", "root"):
         assert declared[name].default == getattr(settings, name)
 

@@ -1,4 +1,4 @@
-"""`capalloc compare`: how far two saved capacity maps agree."""
+"""`capalloc compare`: the agreement of two saved capacity maps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
-from capalloc.app.cli.as_json import print_json, records
+from capalloc.app.cli.as_json import records
+from capalloc.app.cli.deliver import show
 from capalloc.app.cli.options import Verbosity
 from capalloc.app.cli.tables import LARGEST, table_of
 from capalloc.results import load
@@ -18,21 +18,18 @@ from capalloc.results.comparison import correlation, total_variation
 
 
 def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
-    """`capalloc compare`."""
+    """Run `capalloc compare`."""
     a, b = (_allocation(path) for path in (first, second))
     facts, tensors = agreement(a, b), differences(a, b)
-    if verbosity.as_json:
-        print_json({"first": first, "second": second, **facts, "params": records(tensors)})
-        return
-    console = Console()
+    numbers = {"first": first, "second": second, **facts, "params": records(tensors)}
     rows = [
         [str(name), *(f"{tensors.loc[name, column]:,.2f}" for column in tensors.columns)]
         for name in tensors.index[:LARGEST]
     ]
     title = "parameter tensors that differ most"
-    console.print(table_of(title, ["parameter tensor", first.stem, second.stem, "difference"], rows))
-    for name, value in facts.items():
-        console.print(f"{name.replace('_', ' ')}: {'–' if math.isnan(value) else f'{value:,.6g}'}", highlight=False)
+    table = table_of(title, ["parameter tensor", first.stem, second.stem, "difference"], rows)
+    lines = (f"{name.replace('_', ' ')}: {'–' if math.isnan(v) else f'{v:,.6g}'}" for name, v in facts.items())
+    show(verbosity, numbers, table, *lines)
 
 
 def agreement(a: Allocation, b: Allocation) -> dict[str, float]:

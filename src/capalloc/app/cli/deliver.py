@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
 
 from capalloc._runtime.files import check_target
 from capalloc.app.cli.as_json import as_dict, print_json
-from capalloc.app.cli.options import OutputOptions
+from capalloc.app.cli.options import OutputOptions, Verbosity
 from capalloc.app.cli.tables import print_view
 from capalloc.results.base import Result
 from capalloc.results.plots import save_figure
@@ -17,6 +21,16 @@ def check_targets(*paths: Path | None) -> None:
     for path in paths:
         if path is not None:
             check_target(path)
+
+
+def show(verbosity: Verbosity, numbers: Mapping[str, Any], *shown: RenderableType) -> None:
+    """Print numbers as JSON, or what shows them on a terminal."""
+    if verbosity.as_json:
+        print_json(numbers)
+        return
+    console = Console()
+    for part in shown:
+        console.print(part, highlight=False)
 
 
 def deliver(result: Result, output: OutputOptions, model: str) -> None:

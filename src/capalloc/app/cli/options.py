@@ -107,7 +107,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Verbosity:
-    """How much a command prints, and for whom."""
+    """The form and the amount of what a command prints."""
 
     as_json: Annotated[
         bool, result_option("--json", help="Print the numbers as JSON, and nothing else, on stdout.")
@@ -116,7 +116,7 @@ class Verbosity:
 
     @property
     def bars(self) -> bool:
-        """Whether to draw progress bars: on a terminal, unless quiet."""
+        """True where progress bars are drawn: on a terminal, unless quiet."""
         return not self.quiet and sys.stderr.isatty()
 
     def tell(self, text: str) -> None:

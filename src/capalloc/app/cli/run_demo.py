@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from capalloc._runtime.files import check_target
-from capalloc.app.cli.as_json import print_json
+from capalloc.app.cli.deliver import check_targets, show
 from capalloc.app.cli.options import Verbosity
 from capalloc.app.cli.tables import table_of
 from capalloc.app.demo import Demo, run_demo
 
 
 def run(verbosity: Verbosity, out: Path, seed: int) -> None:
-    """`capalloc demo`."""
-    check_target(out)  # before the work, not after it
+    """Run `capalloc demo`."""
+    check_targets(out)  # before the work, not after it
     verbosity.tell("training a small network on handwritten digits, measuring its capacity, predicting it ...")
     found = run_demo(seed, progress=verbosity.bars)
     found.write(out)
-    if verbosity.as_json:
-        print_json(facts(found))
-    else:
-        Console().print(summary(found))
+    show(verbosity, facts(found), summary(found))
     verbosity.tell(f"wrote {out}: open it in a browser")
 
 
 def facts(found: Demo) -> dict[str, object]:
-    """The numbers of the demo by name."""
+    """Name the numbers of the demo."""
     return {
         "num_params": found.measured.attrs["num_params"],
         "num_hidden": found.num_hidden,
@@ -43,7 +38,7 @@ def facts(found: Demo) -> dict[str, object]:
 
 
 def summary(found: Demo) -> Table:
-    """The numbers of the demo as a table."""
+    """Make a table of the numbers of the demo."""
     parameters = found.measured.attrs["num_params"]
     rows = [
         [name, f"{a.total:.2f}", f"{a.bias:.2f}", f"{found.seconds[step]:.1f}"]

@@ -12,11 +12,11 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from capalloc._runtime.files import read_dataset, write_dataset, write_text
-from capalloc.app.cli.as_json import print_json, records
+from capalloc.app.cli.as_json import records
+from capalloc.app.cli.deliver import show
 from capalloc.app.cli.options import Verbosity
 from capalloc.results.plots import save_figure
 
@@ -50,11 +50,8 @@ class StudyFrame:
         save_figure(self.plot(study), stem.with_suffix(".png"))
         if self.page is not None:
             write_text(stem.with_suffix(".html"), self.page(study, stem.with_suffix(".png").read_bytes()))
-        if verbosity.as_json:
-            word, rows = self.rows
-            print_json({"settings": study.attrs, word: records(rows(study))})
-        else:
-            Console().print(self.table(study))
+        word, rows = self.rows
+        show(verbosity, {"settings": study.attrs, word: records(rows(study))}, self.table(study))
         verbosity.tell(f"wrote {stem}{'.nc and .png' if self.page is None else '.nc, .png and .html'}")
 
     def read(self, folder: Path) -> xr.Dataset:
