@@ -14,17 +14,20 @@ from torch import Tensor, nn
 import capalloc
 from benchmarks.table import Table
 from capalloc._derivatives import Constraints, choose_jacobian
-from capalloc._linalg.gram_root import gram_error, root_of_gram, streamed_gram
-from capalloc._linalg.leverage import ACCURACY, Scores, score_in_passes, streamed_triangular
+from capalloc._linalg.gram_root import GramPass, gram_error, root_of_gram
+from capalloc._linalg.leverage import Scores, Triangle
 from capalloc._linalg.row_block import RowBlock
+from capalloc._measure.dense import scores_in_passes
 from capalloc._measure.task import make_task
 from capalloc._model.problem import seeded
-from capalloc._runtime.distributed import Local
+from capalloc._runtime.steps import Steps
 
 EXAMPLES = 32
 BATCH = 4
 REPEATS = 3
 RIDGE = 1e-3
+#: Relative error of capacities that products in float64 keep.
+ACCURACY = 1e-8
 #: A ridge and a relative error of capacities at which float32 products may be taken.
 COARSE_RIDGE, COARSE = 0.1, 1e-2
 
@@ -42,7 +45,7 @@ def problem() -> tuple[nn.Module, Tensor]:
 
 def constraints_of(net: nn.Module, x: Tensor) -> tuple[Constraints, list[int]]:
     """The rows of constraints as `measure` makes them, and the sizes of the parameter tensors."""
-    task = make_task(net, x, None, None, None, True, None, Local())
+    task = make_task(net, x)
     choice = choose_jacobian(task.problem, task.x[:2], partial(task.replay, 0))
     chunk = task.space.num_inputs
     sizes = [p.numel() for p in task.problem.params.values()]
@@ -60,6 +63,14 @@ def run() -> Table:
         torch.set_num_threads(threads)
 
 
+def gram_stage(blocks: list[RowBlock], dtype: torch.dtype) -> Tensor:
+    """G by products in that dtype, both triangles."""
+    stage = GramPass(dtype)
+    gram = stage.whole(stage.over(blocks))
+    assert gram is not None
+    return gram
+
+
 def compare() -> Table:
     """Stages of the solver over the plain product of the same shapes and dtype."""
     net, x = problem()
@@ -67,21 +78,21 @@ def compare() -> Table:
     blocks = list(constraints())
     C = torch.cat([block.rows for block in blocks])
     single = C.float()
-    gram = streamed_gram(blocks, torch.float64)
+    gram = gram_stage(blocks, torch.float64)
     num_slots = constraints.space.num_slots
     assert gram_error(float(gram.trace()), RIDGE, len(C), torch.float64) < ACCURACY  # else the solver would take QR
 
     def solved(made: list[RowBlock], ridge: float, accuracy: float = ACCURACY) -> Scores:
-        return score_in_passes(lambda: made, sizes, num_slots, len(C), ridge, accuracy)
+        return scores_in_passes(Steps(lambda start: made), sizes, num_slots, len(C), ridge, accuracy)
 
     filled = [replace(block, filled=torch.ones_like(block.filled)) for block in blocks]
     product = {torch.float64: "torch.mm, float64", torch.float32: "torch.mm, float32"}
     calls: dict[str, Callable[[], object]] = {
         product[torch.float64]: lambda: torch.mm(C.T, C),
         product[torch.float32]: lambda: torch.mm(single.T, single),
-        "Gram stage, float64": lambda: streamed_gram(blocks, torch.float64),
-        "Gram stage, float32 products, float64 sums": lambda: streamed_gram(blocks, torch.float32),
-        "QR stage (no ridge)": lambda: streamed_triangular(block.rows for block in blocks),
+        "Gram stage, float64": lambda: gram_stage(blocks, torch.float64),
+        "Gram stage, float32 products, float64 sums": lambda: gram_stage(blocks, torch.float32),
+        "QR stage (no ridge)": lambda: Triangle().over(blocks),
         "root of the Gram matrix": lambda: root_of_gram(gram, RIDGE, len(C), torch.float64),
         "Gram, root and scores, float64": lambda: solved(blocks, RIDGE),
         "Gram, root and scores, float64, no column skipped": lambda: solved(filled, RIDGE),

@@ -9,7 +9,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.table import Table
-from capalloc._derivatives import input_metric
-from capalloc._measure.measure import mean_eigenvalue, measure
-from capalloc._measure.settings import Settings
-from capalloc._measure.stochastic import products_of
-from capalloc._model.problem import prepare
+from capalloc._measure.example_sums import ExampleSums
+from capalloc._measure.examples import plan_examples
+from capalloc._measure.measure import measure
+from capalloc._measure.ridge import mean_eigenvalue
+from capalloc._measure.task import make_task
+from capalloc._runtime.steps import Steps
 from capalloc._settings import Stochastic
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
@@ -134,20 +134,17 @@ def growth(what: str, cases: list[tuple[int, int]]) -> tuple[str, ...]:
 
 def product_seconds(width: int, examples: int) -> tuple[int, float]:
     """Parameters, and CPU seconds of one product with G and four vectors: the fastest of three."""
-    problem = prepare(built(lambda: cnn(width)), images(examples, 32), dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
-    x = images(examples, 32)
     with torch.no_grad():
-        products, _ = products_of(
-            problem, space, x, lambda index: nullcontext(), Settings((1.0,), Stochastic(num_probes=4))
-        )
-        w = products.normal_params(0, 4)
+        task = make_task(built(lambda: cnn(width)), images(examples, 32))
+        found, _ = plan_examples(task, Stochastic(num_probes=4))
+        sums = ExampleSums(found, Steps(found))
+        w = found.normal_params(0, 4)
         seconds = []
         for _ in range(3):
             start = time.process_time()
-            products.gram(w)
+            sums.gram(w)
             seconds.append(time.process_time() - start)
-    return products.num_params, min(seconds)
+    return found.num_params, min(seconds)
 
 
 def in_fresh_process(*arguments: object) -> tuple[str, ...]:

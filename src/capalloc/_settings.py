@@ -21,6 +21,8 @@ class Dense:
     Args:
         accuracy: with a ridge, the relative error that the rounding of products may leave in a capacity; from about
             1e-5 on products in float32 may do, which take less time (`precision` in the answer's `attrs` tells).
+        kept_share: share of the memory left beside the solver's matrices up to which rows of constraints are kept
+            between its two passes over the examples; more are computed again, as all are for 0.
 
     Raises:
         ValueError: `accuracy` is no number between 0 and 1.
@@ -28,6 +30,7 @@ class Dense:
     """
 
     accuracy: float = 1e-8
+    kept_share: float = 0.5
 
     def __post_init__(self) -> None:
         if not isinstance(self.accuracy, (int, float)) or not 0 < self.accuracy < 1:
@@ -161,6 +164,11 @@ class Run:
         distributed: share the examples among the ranks of the default process group (True) or of the one given, all
             of which make the same call and get the same answer.
         progress: say the forecast of memory and time, then show a progress bar; None does so on a terminal only.
+        silence: seconds without a sign of life after which a rank is taken for dead: far more than a busy machine
+            delays a thread.
+        arrival: seconds that ranks may take to make the call: they may load models and data before.
+        max_bytes: memory that the work may fill; by default 70 % of what is free on the model's device. Give each rank
+            its part where several share a machine.
 
     Raises:
         ValueError: `checkpoint_seconds` is negative.
@@ -171,6 +179,9 @@ class Run:
     checkpoint_seconds: float = 60.0
     distributed: Distributed = False
     progress: bool | None = False
+    silence: float = 10.0
+    arrival: float = 1800.0
+    max_bytes: float | None = None
 
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0:

@@ -1,7 +1,6 @@
 """Settings of the solvers of `measure` and `propagate`, and scales for the ridge."""
 
-from capalloc._measure.measure import mean_eigenvalue
-from capalloc._measure.ridge import ridge_from_noise
+from capalloc._measure.ridge import mean_eigenvalue, ridge_from_noise
 from capalloc._settings import Auto, Block, Dense, Hessian, Markov, Segments, Stochastic
 
 __all__ = [

@@ -19,7 +19,8 @@ from capalloc._derivatives.affine import RECOGNISERS
 from capalloc._linalg.row_block import RowBlock
 from capalloc._measure.forecast import duration
 from capalloc._measure.measure import CapacityWarning, measure
-from capalloc._runtime.memory import Plan, available_bytes
+from capalloc._measure.task import make_task
+from capalloc._runtime.memory import Size, available_bytes
 from capalloc._settings import Dense, Run, Stochastic
 from measured import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 from reference import by_tensor, capacity_table, constraints, dense_markov, whiten
@@ -90,11 +91,15 @@ def test_metric_mixes_inputs_by_its_symmetric_root(form):
     assert_equals_reference(model, x, metric=metric, covariance=covariance.numpy(), ridge=0.1)
 
 
-def test_directions_come_in_chunks_where_one_example_is_too_large(monkeypatch):
+def test_directions_come_in_chunks_where_one_example_is_too_large():
+    """Two of four at a time, where memory holds the solver and two and a half."""
     model, x = build(MODELS["tanh"][0]), data(20, 3)
     whole = measure(model, x)
-    monkeypatch.setattr("capalloc._runtime.memory.Plan", lambda batch_size, chunk, keep, forecast: Plan(1, 2, keep))
-    np.testing.assert_allclose(slots(measure(model, x)), slots(whole), rtol=1e-9, atol=1e-9)
+    size = Size(20, 2, 4, whole.attrs["num_params"])
+    one = (whole.attrs["forecast_bytes"] - size.solver_bytes - size.stored_bytes) / (20 * 4)
+    found = measure(model, x, run=Run(max_bytes=size.solver_bytes + 2.5 * one))
+    assert found.attrs["forecast_bytes"] == size.solver_bytes + 2 * one
+    np.testing.assert_allclose(slots(found), slots(whole), rtol=1e-9, atol=1e-9)
 
 
 # Closed forms
@@ -269,11 +274,11 @@ def test_batch_size_and_kind_of_batches_do_not_matter(name):
         np.testing.assert_allclose(slots(other), slots(whole), rtol=1e-7, atol=1e-9)
 
 
-def test_rows_recomputed_equal_rows_kept(monkeypatch):
+def test_rows_recomputed_equal_rows_kept():
     model, x = build(MODELS["relu"][0]), data(30, 4)
-    kept = measure(model, x, batch_size=7)
-    monkeypatch.setattr("capalloc._runtime.memory.KEPT_SHARE", 0.0)
-    np.testing.assert_allclose(slots(measure(model, x, batch_size=7)), slots(kept), rtol=1e-12, atol=1e-12)
+    kept, again = (measure(model, x, batch_size=7, solver=Dense(kept_share=share)) for share in (0.5, 0.0))
+    assert again.attrs["forecast_bytes"] < kept.attrs["forecast_bytes"]
+    np.testing.assert_allclose(slots(again), slots(kept), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("settings", [{"ridge": 0.1}, {"ridge": 0.1, "batch_size": 3}, {}])
@@ -540,32 +545,35 @@ def test_derivatives_that_are_not_finite_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("available", "batch_size", "match"),
+    ("max_bytes", "batch_size", "match"),
     [
-        (2**10, "auto", "the exact solver for 37 parameters and 300 rows .* params="),
-        (1.9e5, "auto", "one example along one of 5 directions.*outputs="),
-        (1e6, 10**6, "a batch of .* lower batch_size"),
+        (700, "auto", "the exact solver for 37 parameters and 300 rows .* params="),
+        (1.33e5, "auto", "one example along one of 5 directions.*outputs="),
+        (7e5, 10**6, "a batch of .* lower batch_size"),
     ],
 )
-def test_what_would_not_fit_is_refused(monkeypatch, available, batch_size, match):
-    monkeypatch.setattr("capalloc._runtime.memory.available_bytes", lambda device: available)
+def test_what_would_not_fit_is_refused(max_bytes, batch_size, match):
     with pytest.raises(MemoryError, match=match):
-        measure(build(MODELS["relu"][0]), data(30, 4), batch_size=batch_size)
+        measure(build(MODELS["relu"][0]), data(30, 4), batch_size=batch_size, run=Run(max_bytes=max_bytes))
 
 
-@pytest.mark.parametrize("solver", ["dense", "stochastic"])
-def test_what_would_not_fit_is_refused_before_any_work(monkeypatch, solver):
-    """Neither solver begins, nor does the dense one look for a way to the derivative, which is work of its own."""
-    for name in (
-        "capalloc._measure.dense.solve",
-        "capalloc._measure.dense.choose_jacobian",
-        "capalloc._measure.stochastic.solve",
-    ):
-        monkeypatch.setattr(name, None)
-    for module in ("capalloc._runtime.memory", "capalloc._measure.plan"):
-        monkeypatch.setattr(f"{module}.available_bytes", lambda device: 2**10)
-    with pytest.raises(MemoryError, match=r"solver for 37 parameters .*take fewer parameters with params="):
-        measure(build(MODELS["relu"][0]), data(30, 4), ridge=0.1, solver=solver)
+@pytest.mark.parametrize(("solver", "runs"), [("dense", 0), ("stochastic", 1)])
+def test_what_would_not_fit_is_refused_before_any_work(solver, runs):
+    """Neither solver begins, nor looks for a way to the derivative; one looks at a run over one example."""
+    calls = []
+
+    class Counting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(len(x))
+            return super().forward(x)
+
+    model, x = Counting(3, 2).double(), data(30, 3)
+    make_task(model, x)
+    checks = list(calls)
+    calls.clear()
+    with pytest.raises(MemoryError, match=r"solver for 8 parameters .*take fewer parameters with params="):
+        measure(model, x, ridge=0.1, solver=solver, run=Run(max_bytes=700))
+    assert calls == checks + runs * [1]
 
 
 @pytest.mark.parametrize(

@@ -16,23 +16,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from capalloc import Allocation
-from capalloc._derivatives import input_metric
-from capalloc._linalg.block_cg import begin, step, whitened
+from capalloc._linalg.block_cg import begin, begin_fit, step, step_fit, whitened
 from capalloc._linalg.kronecker import Block, kronecker, merged_axes, turn
 from capalloc._linalg.lanczos import quadrature, recurrence
-from capalloc._linalg.row_fit import begin_fit, step_fit
-from capalloc._measure import plan as cut_module
-from capalloc._measure.estimates import Tally, perturbed, tallied
-from capalloc._measure.example_sums import Products
-from capalloc._measure.measure import mean_eigenvalue, measure
-from capalloc._measure.plan import Cut, Load, make_cut
+from capalloc._measure.estimates import Estimate, estimated, perturbed
+from capalloc._measure.estimators import Perturbed, Regressed
+from capalloc._measure.example_sums import ExampleSums
+from capalloc._measure.examples import Examples, plan_examples
+from capalloc._measure.forecast import Forecast
+from capalloc._measure.measure import measure
 from capalloc._measure.precondition import precondition
-from capalloc._measure.probe import Run, solve
-from capalloc._measure.ridge import ridge_from_noise
-from capalloc._measure.settings import Settings
-from capalloc._measure.stochastic import Measured, allocation, parts_of_slots, products_of
-from capalloc._model.problem import prepare, seeded
-from capalloc._settings import Markov, Stochastic
+from capalloc._measure.probe import Probing, advance, begin_state
+from capalloc._measure.ridge import mean_eigenvalue, ridge_from_noise
+from capalloc._measure.stochastic import Measured, allocation, parts_of_slots
+from capalloc._measure.task import make_task
+from capalloc._runtime.memory import Budget, ProductCost
+from capalloc._runtime.steps import Steps
+from capalloc._settings import Auto, Markov, Run, Stochastic
 from capalloc.partitions import patches
 from measured import data
 from zoo import seeded_module
@@ -82,10 +82,12 @@ def stochastic(seed: int = 0, make: Callable[[], nn.Module] = conv_net, **kwargs
     return measure(make(), IMAGES, generator=generator, solver=solver, **others)
 
 
-def prepared(model: nn.Module, x: Tensor, asked: Settings) -> tuple[Products, Cut]:
-    problem = prepare(model, x, dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
-    return products_of(problem, space, x, lambda index: seeded(index, x.device), asked)
+def examples_of(model: nn.Module, x: Tensor) -> Examples:
+    return plan_examples(make_task(model, x), Stochastic())[0]
+
+
+def sums_of(examples: Examples) -> ExampleSums:
+    return ExampleSums(examples, Steps(examples))
 
 
 @cache
@@ -97,15 +99,22 @@ def one() -> Allocation:
 def repeats(rtol: float = 0.01, examples: int = 24, number: int = 40) -> list[Allocation]:
     """Answers from many seeds, the preconditioner shared; 2 examples have fewer rows than there are parameters."""
     make, ridge = OF[examples]
-    asked = Settings((ridge,), Stochastic(rtol=rtol, num_probes=6, spectrum=False))
+    settings = Stochastic(rtol=rtol, num_probes=6, spectrum=False)
     found = []
     with torch.no_grad():
-        made, cut = prepared(make(), IMAGES[:examples], asked)
+        task = make_task(make(), IMAGES[:examples])
+        made, plan = plan_examples(task, settings)
         assert made.fewer_rows == (examples == 2)
-        run = Run(made, precondition(made), asked, parts_of_slots(made.operator.space, None), cut.block)
+        preconditioner = precondition(made)
         for seed in range(number):
-            own = replace(run, products=replace(made, seed=seed))
-            found.append(allocation(Measured(own, solve(own), cut, None, 0.0), 0, {}))
+            sums = sums_of(replace(made, seed=seed))
+            estimator = Regressed(sums) if made.fewer_rows else Perturbed(sums, made)
+            vars(estimator)["preconditioner"] = preconditioner
+            probing = Probing(estimator, settings, (ridge,), parts_of_slots(task.space, None), plan.probes)
+            state = begin_state(probing)
+            while not state.reason:
+                state = advance(probing, state)
+            found.append(allocation(Measured(probing, state, Forecast(0, 0), plan), 0, {}))
     return found
 
 
@@ -168,12 +177,12 @@ def test_with_fewer_rows_than_parameters_maps_are_right() -> None:
 def test_fitted_rows_grow_from_below() -> None:
     K, xi, ridge = spd(40, 3), data(3, 40, seed=4).sign(), 0.05
     exact = float((xi @ K @ torch.linalg.inv(K + ridge * torch.eye(40, dtype=torch.float64)) * xi).sum())
-    now = begin_fit(xi, lambda y: y @ K)
+    now = begin_fit(xi, xi @ K)
     energies = []
     for _ in range(12):
         now = step_fit(now, lambda y: y @ K, ridge)
-        q = xi - now.residual - ridge * now.y
-        torch.testing.assert_close(q, now.y @ K)
+        q = xi - now.residual - ridge * now.solution
+        torch.testing.assert_close(q, now.solution @ K)
         energies.append(now.energy)
         assert now.energy == pytest.approx(float((q * (xi + now.residual)).sum()))
         assert now.energy <= exact * (1 + 1e-10)
@@ -186,10 +195,8 @@ def test_gates_that_move_anywhere_are_found() -> None:
     model = seeded_model(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), nn.Hardswish()))
     model[2].bias.data.fill_(5.0)
     x = torch.cat([torch.zeros(1, 3, dtype=torch.float64), 20 * data(15, 3)])
-    made, _ = prepared(model, x, Settings((1.0,), Stochastic()))
-    assert made.operator.name == "forward"
-    made, _ = prepared(model, x[:1], Settings((1.0,), Stochastic()))
-    assert made.operator.name == "piecewise"
+    assert examples_of(model, x).operator.name == "forward"
+    assert examples_of(model, x[:1]).operator.name == "piecewise"
 
 
 def test_every_number_has_an_error_and_sums_agree() -> None:
@@ -316,13 +323,13 @@ def test_mean_eigenvalue_is_that_of_the_exact_spectrum() -> None:
 # ---- choice of the solver, time and memory
 
 
-def test_auto_takes_the_dense_solver_where_it_fits(monkeypatch) -> None:
+def test_auto_takes_the_dense_solver_where_it_fits() -> None:
     assert measure(conv_net(), IMAGES, ridge=RIDGE).attrs["solver"] == "dense"
-    size = 8 * 12 * dense().attrs["num_params"] ** 2
-    monkeypatch.setattr("capalloc._runtime.memory.available_bytes", lambda device: size)
-    assert measure(conv_net(), IMAGES, ridge=RIDGE).attrs["solver"] == "stochastic"
+    run = Run(max_bytes=0.7 * 8 * 12 * dense().attrs["num_params"] ** 2)
+    solver = Auto(stochastic=Stochastic(num_probes=2))
+    assert measure(conv_net(), IMAGES, ridge=RIDGE, solver=solver, run=run).attrs["solver"] == "stochastic"
     with pytest.raises(MemoryError, match="or give a ridge > 0, with which the stochastic solver takes over"):
-        measure(conv_net(), IMAGES)
+        measure(conv_net(), IMAGES, run=run)
 
 
 def test_out_of_time_is_said() -> None:
@@ -332,19 +339,18 @@ def test_out_of_time_is_said() -> None:
     assert any("more than the 0.001 asked" in note for note in found.attrs["notes"])
 
 
-def test_what_would_not_fit_is_refused_before_it_starts(monkeypatch) -> None:
-    load = Load(elements=10**6, outputs=10, slots=1000, params=10**6, bytes_per_number=4)
-    x, wanted = torch.zeros(8, 1), Settings((1.0,), Stochastic())
-    monkeypatch.setattr(cut_module, "available_bytes", lambda device: 10**8)
-    with pytest.raises(MemoryError, match="the stochastic solver for 1000000 parameters needs"):
-        make_cut(load, x, wanted, "auto")
-    monkeypatch.setattr(cut_module, "available_bytes", lambda device: 4 * 10**8)
+@pytest.mark.parametrize("params", [10**6, 10**4])  # more than rows, and fewer
+def test_what_would_not_fit_is_refused_before_it_starts(params) -> None:
+    cost = ProductCost(elements=10**6, outputs=10, slots=1000, params=params, itemsize=4, examples=8)
+    with pytest.raises(MemoryError, match=f"the stochastic solver for {params} parameters needs"):
+        cost.plan(4, "auto", Budget(cost.vectors(2) - 1))
     with pytest.raises(MemoryError, match="one example with 10 constrained outputs"):
-        make_cut(load, x, wanted, "auto")
-    monkeypatch.setattr(cut_module, "available_bytes", lambda device: 2 * 10**9)
-    assert make_cut(load, x, wanted, "auto").forecast < 2 * 10**9
+        cost.plan(4, "auto", Budget(cost.vectors(2) + cost.product(1, 1) - 1))
+    plan = cost.plan(4, "auto", Budget(1.4e9))
+    assert plan.num_bytes < 1.4e9
+    assert plan.batch_size < 8
     with pytest.raises(MemoryError, match="a batch of 8 examples"):
-        make_cut(load, x, wanted, 8)
+        cost.plan(4, 8, Budget(1.4e9))
 
 
 def test_forecasts_are_written_down() -> None:
@@ -424,9 +430,9 @@ def test_block_conjugate_gradients_solve(n, k, seed) -> None:
     while len(now.directions) and now.iterations < 3 * n and float(now.residual.norm()) > 1e-12:
         now = step(now, lambda w: w @ A, lambda r: r)
         energies.append(now.energy)
-    torch.testing.assert_close(now.w @ A, u, rtol=0, atol=1e-7)
+    torch.testing.assert_close(now.solution @ A, u, rtol=0, atol=1e-7)
     assert all(b >= a for a, b in itertools.pairwise(energies))
-    assert now.energy == pytest.approx(float((u * now.w).sum()), rel=1e-8)
+    assert now.energy == pytest.approx(float((u * now.solution).sum()), rel=1e-8)
 
 
 def test_the_error_of_a_solve_is_estimated() -> None:
@@ -435,7 +441,7 @@ def test_the_error_of_a_solve_is_estimated() -> None:
     now = begin(u, lambda r: r)
     for _ in range(12):
         now = step(now, lambda w: w @ A, lambda r: r)
-    missing = exact - now.w
+    missing = exact - now.solution
     true = float((missing @ A * missing).sum() / (exact @ A * exact).sum())
     assert 0.2 < now.error() / true < 5
 
@@ -444,7 +450,7 @@ def test_a_known_solution_needs_no_iteration() -> None:
     A, u = spd(20), data(3, 20, seed=1)
     v = torch.linalg.solve(A, u.T).T
     now = begin(u, lambda r: r, (v, v @ A))
-    torch.testing.assert_close(now.w, v)
+    torch.testing.assert_close(now.solution, v)
     assert float(now.residual.norm()) < 1e-10
 
 
@@ -527,21 +533,21 @@ def sphere(k: int, n: int, generator: torch.Generator) -> Tensor:
     return z * (n**0.5 / z.norm(dim=1, keepdim=True))
 
 
-def test_tally_knows_the_mean_and_the_variance_of_its_probes() -> None:
+def test_an_estimate_knows_the_mean_and_the_variance_of_its_probes() -> None:
     """Against the closed form on the sphere, with probes enough to see it."""
     generator, n = torch.Generator().manual_seed(0), 8
     B = spd(n, condition=20)
     z = sphere(3000, n, generator).reshape(300, 10, n)
     none = torch.zeros(1, dtype=torch.float64)
-    tally = Tally.of((z @ B @ z.mT)[:1], none)
+    found = Estimate.of((z @ B @ z.mT)[:1], none)
     for block in z[1:]:
-        tally = tally + Tally.of((block @ B @ block.T)[None], none)
+        found = found + Estimate.of((block @ B @ block.T)[None], none)
     mean = float(B.trace())
     variance = 2 * n / (n + 2) * (float(B.square().sum()) - mean**2 / n)
-    assert tally.probes == 3000
-    assert tally.pairs == 300 * 45
-    assert float(tally.mean) == pytest.approx(mean, abs=5 * math.sqrt(variance / 3000))
-    assert float(tally.variance(n)) == pytest.approx(variance, rel=0.1)
+    assert found.probes == 3000
+    assert found.pairs == 300 * 45
+    assert float(found.mean) == pytest.approx(mean, abs=5 * math.sqrt(variance / 3000))
+    assert float(found.variance(n)) == pytest.approx(variance, rel=0.1)
     seen = torch.stack([(one @ B * one).sum() for one in z.flatten(0, 1)]).var()
     assert float(seen) == pytest.approx(variance, rel=0.15)
 
@@ -556,7 +562,7 @@ def test_exact_solutions_in_every_direction_give_the_exact_answer() -> None:
     w = torch.linalg.solve(A, u.T).T
     by_row = torch.einsum("rp,kp,rq,lq->rkl", rows, w, rows, w)
     inner = perturbed(w, u, data(5, 5), ridge, by_row, [2, 3])
-    found = tallied(inner, inner, 1.0, False, torch.tensor([0, 0, 0, 1, 1, -1]))
+    found = estimated(inner, inner, 1.0, False, torch.tensor([0, 0, 0, 1, 1, -1]))
     leverage = (rows @ torch.linalg.inv(A) * rows).sum(1)
     torch.testing.assert_close(found.slots.mean, leverage)
     torch.testing.assert_close(found.parts.mean, torch.stack([leverage[:3].sum(), leverage[3:5].sum()]))
@@ -564,25 +570,33 @@ def test_exact_solutions_in_every_direction_give_the_exact_answer() -> None:
 
 
 def test_products_sum_over_examples_in_one_place() -> None:
-    """Two halves, joined by the reducer, are the whole: what several processes would do."""
-    model, x = conv_net(), IMAGES
+    """Two halves are the whole: what several processes add up."""
     with torch.no_grad():
-        whole = products(model, x)
-        halves = [products(model, x[:12], 24, 0), products(model, x[12:], 24, 12)]
-        w = data(2, whole.num_params, seed=1)
+        examples = examples_of(conv_net(), IMAGES)
+        whole, *halves = map(sums_of, (examples, examples.shard(slice(0, 12)), examples.shard(slice(12, 24))))
+        w = data(2, examples.num_params, seed=1)
         torch.testing.assert_close(sum(half.gram(w) for half in halves), whole.gram(w))
         torch.testing.assert_close(sum(half.noise(0, 2) for half in halves), whole.noise(0, 2))
-        torch.testing.assert_close(sum(half.inner(w) for half in halves), whole.inner(w))
+        first, second = (list(half.inner(w, w[:1])) for half in halves)
+        for a, b, both in zip(first, second, whole.inner(w, w[:1]), strict=True):
+            torch.testing.assert_close(a + b, both)
 
 
-def products(model: nn.Module, x: Tensor, num_examples: int | None = None, offset: int = 0) -> Products:
-    made, _ = prepared(model, x, Settings((1.0,), Stochastic()))
-    return replace(made, num_examples=num_examples or len(x), offset=offset)
+def test_one_pass_gives_products_and_their_inner_products() -> None:
+    with torch.no_grad():
+        sums = sums_of(replace(examples_of(conv_net(), IMAGES), vectors=2))
+        w, others = data(3, sums.examples.num_params, seed=1), data(2, sums.examples.num_params, seed=2)
+        product, inner, other = sums.inner(w, others)
+        assert torch.equal(product, sums.gram(w))
+        for vectors, found in ((w, inner), (others, other)):
+            rows = sums.examples.by_slot(sums.push(vectors))
+            torch.testing.assert_close(found, rows @ rows.mT)
+        assert list(sums.inner(w, w[:0]))[2].shape == (65, 0, 0)
 
 
 def test_noise_has_the_covariance_of_the_constraints() -> None:
     with torch.no_grad():
-        made = replace(products(seeded_model(lambda: nn.Linear(2, 1)), data(5, 2)), vectors=20_000)
+        made = sums_of(replace(examples_of(seeded_model(lambda: nn.Linear(2, 1)), data(5, 2)), vectors=20_000))
         w = torch.eye(3, dtype=torch.float64)
         drawn = made.noise(0, 20_000)
     torch.testing.assert_close(drawn.T @ drawn / 20_000, made.gram(w), rtol=0.05, atol=0.05)

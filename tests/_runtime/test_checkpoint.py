@@ -22,12 +22,12 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from capalloc import Allocation, Run, measure
-from capalloc._linalg.leverage import triangular
+from capalloc._linalg.fold import Fold, Total
 from capalloc._runtime.checkpoint import CHECKPOINT_VERSION, Checkpoint, Clock
 from capalloc._runtime.distributed import Local
 from capalloc._runtime.packing import pack, unpack
-from capalloc._runtime.passes import Journal, Pass, Passes, passes_of
-from capalloc.solvers import Auto, Stochastic
+from capalloc._runtime.steps import Journal, Steps, open_steps
+from capalloc.solvers import Auto, Dense, Stochastic
 from ranks import asked, data, net
 
 MARK = {"model": "abc", "ridge": 0.5, "outputs": [1.0, 2.0]}
@@ -259,11 +259,37 @@ class StopError(Exception):
     """The process ends here."""
 
 
-def journal(path, mark=MARK, seconds=0.0) -> Passes:
-    return passes_of(Local(), path, lambda: mark, seconds, TYPES, torch.device("cpu"))
+def journal(path, mark=MARK, seconds=0.0) -> Steps:
+    return open_steps(Local(), path, lambda: mark, seconds, TYPES, torch.device("cpu"))
 
 
-def factors(run: Passes, blocks: list[Tensor], stop: int | None = None, seen: list[int] | None = None) -> Tensor:
+class Factor(Fold[Tensor]):
+    """R of the rows so far."""
+
+    def begin(self, source):
+        return torch.zeros(0, 4, dtype=torch.float64)
+
+    def advance(self, state, block):
+        return torch.linalg.qr(torch.cat([state, block]), mode="r").R
+
+    def merge(self, a, b):
+        return self.advance(a, b)
+
+
+@dataclass(frozen=True)
+class Squares(Total):
+    """Sum of squares of rows times a root."""
+
+    root: Tensor
+
+    def begin(self, source):
+        return (torch.zeros(1),)
+
+    def advance(self, state, block):
+        return (state[0] + (block @ self.root).square().sum(),)
+
+
+def factors(run: Steps, blocks: list[Tensor], stop: int | None = None, seen: list[int] | None = None) -> Tensor:
     """Two passes, the second with the first's result: QR, then a sum that depends on it."""
     left = [stop]
 
@@ -277,22 +303,21 @@ def factors(run: Passes, blocks: list[Tensor], stop: int | None = None, seen: li
                 seen.append(k)
             yield blocks[k]
 
-    def compute() -> Tensor:
-        zero = blocks[0].new_zeros(0, blocks[0].shape[1])
-        first = Pass(zero, lambda R, C: triangular(torch.cat([R, C])), lambda a, b: a)
-        R = run.fold("factor", given, first)
-        root = run.once("root", lambda: torch.linalg.inv(R))
-        second = Pass(torch.zeros(1), lambda s, C: s + (C @ root).square().sum(), torch.add)
-        return run.fold("sum", given, second)
+    run = run.over(given)
 
-    return run.once("answer", compute)
+    def compute() -> Tensor:
+        R = run.fold("factor", Factor())
+        root = run.once("root", lambda: torch.linalg.inv(R))
+        return run.fold("sum", Squares(root))[0]
+
+    return run.lead("answer", compute)
 
 
 BLOCKS = list(torch.randn(5, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
 
 
 def test_interrupted_anywhere_the_passes_go_on_to_the_same_answer(tmp_path):
-    expected = factors(Passes(), BLOCKS)
+    expected = factors(Steps(), BLOCKS)
     assert expected == pytest.approx(4)  # the rank: leverage scores sum to it
     for stop in range(10):
         path = tmp_path / f"{stop}.safetensors"
@@ -312,7 +337,7 @@ def test_interrupted_at_every_block(tmp_path):
     for _ in range(9):
         with pytest.raises(StopError):
             factors(journal(path), BLOCKS, 1)
-    assert torch.equal(factors(journal(path), BLOCKS, 1), factors(Passes(), BLOCKS))
+    assert torch.equal(factors(journal(path), BLOCKS, 1), factors(Steps(), BLOCKS))
 
 
 def test_finished_steps_forget_those_inside(tmp_path):
@@ -354,6 +379,8 @@ def test_bad_intervals_are_refused(seconds):
 RUNS = {
     "orthogonal": {"batch_size": 3},
     "gram": {"ridge": 0.1, "batch_size": 3},
+    "orthogonal again": {"batch_size": 3, "solver": Dense(kept_share=0)},
+    "gram again": {"ridge": 0.1, "batch_size": 3, "solver": Dense(kept_share=0)},
     "small ridge": {"ridge": 1e-9, "batch_size": 4},
     "stochastic": {"solver": Stochastic(num_probes=24), "ridge": 0.1, "batch_size": 4},
     "stochastic wide": {"solver": Stochastic(num_probes=8), "ridge": 0.1, "batch_size": 2},
@@ -371,40 +398,43 @@ def outcome(allocation: Allocation) -> tuple:
 def stopped_after(monkeypatch, count: int) -> None:
     """The run dies right after that many points at which it could be resumed."""
     left = [count]
-    stand = Journal.stand
+    pause = Journal.pause
 
     def once_more(self, step, state) -> None:
-        stand(self, step, state)
+        pause(self, step, state)
         left[0] -= 1
         if left[0] == 0:
             raise StopError
 
-    monkeypatch.setattr(Journal, "stand", once_more)
+    monkeypatch.setattr(Journal, "pause", once_more)
 
 
-@pytest.mark.parametrize(("name", "kept"), [*((name, True) for name in RUNS), ("orthogonal", False), ("gram", False)])
-def test_a_measurement_goes_on_where_it_stopped(tmp_path, name, kept):
+def points_of(patch, points: list[str]) -> None:
+    """The points at which a run could be resumed are noted."""
+    pause = Journal.pause
+    patch.setattr(Journal, "pause", lambda self, step, state: (points.append(step), pause(self, step, state)))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_measurement_goes_on_where_it_stopped(tmp_path, name):
     """Bit for bit the unbroken answer, and all points of the run are met once in the two parts together."""
     x = data(3 if "wide" in name else 12, 5)  # three examples have fewer rows than there are parameters
     keep = {"run": Run(tmp_path / "run.safetensors", checkpoint_seconds=0)}
     unbroken = measure(net(), x, **RUNS[name])
     points: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("capalloc._runtime.memory.KEPT_SHARE", 0.5 if kept else 0.0)
-        stand = Journal.stand
-        patch.setattr(Journal, "stand", lambda self, step, state: (points.append(step), stand(self, step, state)))
+        points_of(patch, points)
         whole = measure(net(), x, run=Run(tmp_path / "whole.safetensors", checkpoint_seconds=0), **RUNS[name])
     assert outcome(whole) == outcome(unbroken)
     total = len(points)
     for count in sorted({1, total // 2, total - 1} - {0}):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("capalloc._runtime.memory.KEPT_SHARE", 0.5 if kept else 0.0)
             stopped_after(patch, count)
             with pytest.raises(StopError):
                 measure(net(), x, **RUNS[name], **keep)
         points.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Journal, "stand", lambda self, step, state: (points.append(step), stand(self, step, state)))
+            points_of(patch, points)
             assert outcome(measure(net(), x, **RUNS[name], **keep)) == outcome(unbroken)
         assert len(points) == total - count
         (tmp_path / "run.safetensors").unlink()
@@ -434,13 +464,13 @@ def test_time_counts_over_all_starts(tmp_path, monkeypatch, before, reason):
         stopped_after(patch, 3)
         with pytest.raises(StopError):
             measure(net(), data(12, 5), **settings, **keep)
-    stood = Journal.stood
+    resume = Journal.resume
 
     def later(self, step):
-        state = stood(self, step)
+        state = resume(self, step)
         return (state[0] + before, state[1])
 
-    monkeypatch.setattr(Journal, "stood", later)
+    monkeypatch.setattr(Journal, "resume", later)
     assert measure(net(), data(12, 5), **settings, **keep).attrs["stopped_by"] == reason
 
 

@@ -123,7 +123,7 @@ def test_an_error_of_one_is_an_error_of_all(tmp_path):
             assert ranks[rank][call]["error"] == "RankError"
             assert ranks[rank][call]["message"] == f"rank 1 failed with ValueError: {message}"
             assert ranks[rank][call]["rank"] == 1
-            assert ranks[rank][call]["seconds"] < 10
+            assert ranks[rank][call]["end"] - ranks[1][call]["end"] < 10
     expected = pytest.approx(alone("orthogonal").total, rel=1e-10)
     assert [one["valid"]["total"] for one in ranks] == [expected] * 3
     assert ranks[0]["outsider"]["total"] == expected  # a group of rank 0 alone
@@ -136,21 +136,21 @@ def test_an_error_of_one_is_an_error_of_all(tmp_path):
 @pytest.mark.parametrize(
     ("scenario", "victim", "message"),
     [
-        ("last dies", 2, "rank 2 has died or hangs: no sign of life for 3 seconds; look at its output"),
+        ("last dies", 2, "rank 2 has died or hangs: no sign of life for 6 seconds; look at its output"),
         ("first dies", 0, "the process that holds it, rank 0 or torchrun's agent, has died"),
-        pytest.param("hangs", 1, "rank 1 has died or hangs: no sign of life for 3 seconds", marks=pytest.mark.slow),
+        pytest.param("hangs", 1, "rank 1 has died or hangs: no sign of life for 6 seconds", marks=pytest.mark.slow),
     ],
     ids=["last dies", "first dies", "hangs"],
 )
 def test_a_rank_that_dies_ends_the_run_of_all(tmp_path, scenario, victim, message):
-    """SIGKILL, or SIGSTOP, a second after the start; signs of life are missed after three seconds instead of ten."""
+    """SIGKILL, or SIGSTOP, in the middle; signs of life are missed after six seconds instead of ten."""
     asked("run", tmp_path, scenario, 3)
     found = said(tmp_path, 3)
     assert not found[victim]
     for rank in {0, 1, 2} - {victim}:
         assert found[rank]["error"] == "RankError"
         assert message in found[rank]["message"]
-        assert found[rank]["seconds"] < 12
+        assert found[rank]["end"] - float((tmp_path / "3" / "death").read_text()) < 12
     exits = json.loads((tmp_path / "3" / "exits.json").read_text())
     assert [code for rank, code in enumerate(exits) if rank != victim] == [0, 0]
 
@@ -160,7 +160,7 @@ def test_a_death_is_noticed_within_twenty_seconds(tmp_path):
     asked("run", tmp_path, "dies, as users have it", 2)
     (survivor, _) = said(tmp_path, 2)
     assert "rank 1 has died" in survivor["message"]
-    assert survivor["seconds"] < 20
+    assert survivor["end"] - float((tmp_path / "2" / "death").read_text()) < 20
 
 
 class Broken:
@@ -182,17 +182,16 @@ def test_an_exchange_that_fails_is_an_error_that_says_so(tmp_path, monkeypatch, 
             Broken().wait()
         return Broken()
 
-    monkeypatch.setattr("capalloc._runtime.heartbeat.SILENCE", 0.1)
-    monkeypatch.setattr("capalloc._runtime.heartbeat.BEAT", 0.02)
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
-        assert measure(line(), data(4, 3), run=Run(distributed=True)).total == pytest.approx(4, rel=1e-9)
+        run = Run(distributed=True, silence=0.1)
+        assert measure(line(), data(4, 3), run=run).total == pytest.approx(4, rel=1e-9)
         monkeypatch.setattr(dist, "broadcast", broadcast)
         with pytest.raises(
             RankError,
             match="an exchange between the ranks failed: connection reset by peer; look at the others' output",
         ) as caught:
-            measure(line(), data(4, 3), run=Run(distributed=True))
+            measure(line(), data(4, 3), run=run)
         assert caught.value.rank is None
     finally:
         dist.destroy_process_group()

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -29,9 +28,8 @@ from torch import Tensor, nn
 
 import capalloc
 from capalloc import Run
-from capalloc._runtime import heartbeat, memory
 from capalloc._runtime.distributed import joined
-from capalloc.solvers import Stochastic
+from capalloc.solvers import Dense, Stochastic
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -67,6 +65,21 @@ class Slow(nn.Module):
         return self.inner(x)
 
 
+class Mortal(Slow):
+    """It writes the time into a file at a late call, and gets its process a signal."""
+
+    def __init__(self, sign: int, file: Path) -> None:
+        super().__init__()
+        self.sign, self.file, self.left = sign, file, 100
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            self.file.write_text(str(time.monotonic()))
+            os.kill(os.getpid(), self.sign)
+        return super().forward(x)
+
+
 STOCHASTIC = {"solver": Stochastic(num_probes=16), "ridge": 0.1}
 #: Measurements whose answer must not depend on the number of ranks.
 CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
@@ -95,10 +108,10 @@ def cases(rank: int, folder: Path) -> dict[str, Any]:
         make, inputs, settings = CASES[name]
         found = capalloc.measure(make(), inputs, run=Run(distributed=True, progress=name in FEW), **settings)
         found.save(folder / f"{name}.{rank}.nc")
-    memory.KEPT_SHARE = 0.0
     for name in ("orthogonal", "gram"):
         make, inputs, settings = CASES[name]
-        found = capalloc.measure(make(), inputs, run=Run(distributed=True), batch_size=4, **settings)
+        again = Dense(kept_share=0)
+        found = capalloc.measure(make(), inputs, solver=again, run=Run(distributed=True), batch_size=4, **settings)
         found.save(folder / f"{name} again.{rank}.nc")
     found = capalloc.measure(
         net(), data(31, 5), ridge=[0.1, 1.0], solver=Stochastic(num_probes=8), run=Run(distributed=dist.group.WORLD)
@@ -136,31 +149,28 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
         "valid": lambda: capalloc.measure(net(), data(31, 5), run=together),
     }
     found = {name: raised(call) for name, call in calls.items()}
-    heartbeat.ARRIVAL = 1.0
+    hasty = Run(distributed=True, arrival=2.5)
     if rank == 1:
-        time.sleep(4)
+        time.sleep(6)
         return found
-    return found | {"absent": raised(calls["valid"])}
+    return found | {"absent": raised(lambda: capalloc.measure(net(), data(31, 5), run=hasty))}
 
 
 def raised(call: Callable[[], Any]) -> dict[str, Any]:
-    """The error of a call, or the total it found, and how long that took."""
-    began = time.monotonic()
+    """The error of a call, or the total it found, and the time at its end."""
     try:
         said: dict[str, Any] = {"total": float(call().total)}
     except Exception as error:
         said = {"error": type(error).__name__, "message": str(error), "rank": getattr(error, "rank", None)}
-    return said | {"seconds": time.monotonic() - began}
+    return said | {"end": time.monotonic()}
 
 
-def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 3.0, **settings: Any) -> Callable[..., Any]:
+def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 6.0, **settings: Any) -> Callable[..., Any]:
     """One rank gets a signal in the middle."""
 
     def scenario(rank: int, folder: Path) -> dict[str, Any]:
-        heartbeat.SILENCE = silence
-        if rank == victim:
-            threading.Timer(1.0, os.kill, (os.getpid(), sign)).start()
-        capalloc.measure(Slow(), data(2000, 5), run=Run(distributed=True), batch_size=2, **settings)
+        model = Mortal(sign, folder / "death") if rank == victim else Slow()
+        capalloc.measure(model, data(2000, 5), run=Run(distributed=True, silence=silence), batch_size=2, **settings)
         return {}
 
     return scenario
@@ -190,7 +200,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "last dies": dying(2, ridge=0.1),
     "first dies": dying(0, **STOCHASTIC),
     "hangs": dying(1, signal.SIGSTOP),
-    "dies, as users have it": dying(1, silence=heartbeat.SILENCE),
+    "dies, as users have it": dying(1, silence=Run().silence),
     "resumed": resumed,
 }
 
@@ -200,12 +210,11 @@ def child(rank: int, size: int, port: int, scenario: str, folder: Path) -> None:
     os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    began = time.monotonic()
     try:
         said = {"value": SCENARIOS[scenario](rank, folder)}
     except Exception as error:
         said = {"error": type(error).__name__, "message": str(error)}
-    (folder / f"{rank}.json").write_text(json.dumps(said | {"seconds": time.monotonic() - began}))
+    (folder / f"{rank}.json").write_text(json.dumps(said | {"end": time.monotonic()}))
 
 
 def fork(run: Callable[[], None]) -> int:

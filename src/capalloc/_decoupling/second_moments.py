@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from capalloc._runtime.memory import FLOAT64, SHARE, available_bytes, require
+from capalloc._runtime.memory import FLOAT64, budget_of
 
 #: Eigenvalues of the normalised Gram matrix below this share of the largest count as zero.
 RTOL = 1e-12
@@ -239,9 +239,8 @@ def _check_memory(weights: list[Tensor], numbers: list[int]) -> None:
         functions += number
         largest = max(largest, max(weight.shape) ** 2 * functions**2)
     # The moments of a layer, those of the layer below, and the product between them.
-    require(
+    budget_of(weights[0].device).set_aside(
         3 * FLOAT64 * largest,
-        SHARE * available_bytes(weights[0].device),
         "the moment recursion, units^2 x parameters^2 numbers,",
         "tie or fix weights with constraints=, or use propagate(), whose cost is a few passes",
     )

@@ -28,7 +28,7 @@ from capalloc._derivatives.gram_sums import (
     panels,
 )
 from capalloc._model.problem import Problem, seeded
-from capalloc._runtime.memory import SHARE, available_bytes, require
+from capalloc._runtime.memory import Budget
 
 #: Bytes of working memory that a batch aims at: more is no faster, and a core's cache holds less.
 GRAM_BATCH_BYTES = 3 * 2**23
@@ -49,6 +49,7 @@ class GramWork:
     x: Tensor
     num_outputs: int
     dtype: torch.dtype
+    budget: Budget
 
     def output_gram(self, batch_size: int | str) -> Tensor:
         """J J', lower triangle."""
@@ -95,25 +96,14 @@ class GramWork:
 
     def plan(self, size: int, forms: Mapping[str, Form], examples: int, batch_size: int | str) -> int:
         """Examples at a time, or `MemoryError`: for a result of `size` and parts of `examples` kept at once."""
-        budget = SHARE * available_bytes(self.x.device)
         stored = self.dtype.itemsize * size**2 + self.x.itemsize * examples * self.kept(forms)
         each = self.x.itemsize * self.needed()
-        require(
+        self.budget.set_aside(
             stored + each,
-            budget,
             f"a Gram matrix of {size} rows with one example's derivatives",
             "take fewer examples or the other side, or fewer parameters with params= or outputs with outputs=",
         )
-        if isinstance(batch_size, str):
-            batch_size = int(min(GRAM_BATCH_BYTES, budget - stored) / each)
-        else:
-            require(
-                stored + min(batch_size, len(self.x)) * each,
-                budget,
-                f"a batch of {batch_size} examples",
-                'lower batch_size or leave it "auto"',
-            )
-        return max(1, min(batch_size, examples))
+        return Budget(self.budget.num_bytes - stored).batch_size(each, examples, batch_size, GRAM_BATCH_BYTES)
 
     def gathered(self, forms: Mapping[str, Form], batch_size: int, examples: int) -> Iterator[Columns]:
         """J's columns of all examples, `examples` at a time, from runs over `batch_size` of them."""

@@ -17,6 +17,7 @@ from capalloc._derivatives.verify import choose_parts
 from capalloc._linalg.symmetric import mirror
 from capalloc._model.checks import check_examples
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, prepare
+from capalloc._runtime.memory import budget_of
 
 GramSide = Literal["outputs", "params"]
 #: Gram matrices are computed in these.
@@ -33,6 +34,7 @@ def output_gram(
     batch_size: int | str = "auto",
     dtype: torch.dtype | None = None,
     accumulate: torch.dtype | None = None,
+    max_bytes: float | None = None,
 ) -> Tensor:
     """Gram matrix of the output Jacobian J = d f_o(x_n) / d theta, exactly, without J where its factors are smaller.
 
@@ -58,6 +60,7 @@ def output_gram(
         dtype: of the derivatives and their products, float32 or float64; the model's own by default.
         accumulate: of the sums and of the result; `dtype` by default. float64 over a float32 `dtype` adds up products
             of blocks exactly enough that only the rounding of J itself remains.
+        max_bytes: memory that the work may fill; by default 70 % of what is free on the model's device.
 
     Returns:
         J J' as (examples, outputs, examples, outputs), outputs flattened, or J' J as (params, params), parameters in
@@ -79,7 +82,7 @@ def output_gram(
         x = torch.cat(list(problem.batches(1024)))
         num_outputs, draws = check_examples(problem, x[:2])
         source = choose_parts(problem, x[: 1 if draws else 2])
-        work = GramWork(problem, source, x, num_outputs, accumulate or problem.dtype)
+        work = GramWork(problem, source, x, num_outputs, accumulate or problem.dtype, budget_of(x.device, max_bytes))
         gram = work.output_gram(batch_size) if side == "outputs" else work.param_gram(batch_size)
     if not torch.isfinite(gram.diagonal()).all():  # where J is not finite, a sum of its squares is not
         raise ValueError(

@@ -1,17 +1,26 @@
-"""Block conjugate gradients with a preconditioner: several systems with one symmetric positive matrix A at once.
+"""Block conjugate gradients: several systems with one symmetric positive matrix A at once.
 
-Every iterate is the best in the Krylov space of all right-hand sides: w'u = w'A w grows towards u'A^-1 u, and what
-is missing is the squared error in the norm of A. Directions are kept A-conjugate to the last block and whitened;
-those that have become dependent are dropped (deflation).
+*With a preconditioner.* Every iterate is the best in the Krylov space of all right-hand sides: w'u = w'A w grows
+towards u'A^-1 u, and what is missing is the squared error in the norm of A. Directions are kept A-conjugate to the last
+block and whitened; those that have become dependent are dropped (deflation).
+
+*In the space of rows.* With K = CC', random rows xi are regressed on the columns of C: w = C'y with (K + ridge) y = xi,
+fitted values q = K y. Iterates minimise the error of w in the norm of G + ridge, so that
+
+    q'(xi + residual),    residual = xi - (K + ridge) y,
+
+grows towards xi'K(K + ridge)^-1 xi from below, with an error of second order, entry by entry in the mean: what is
+missing is K(K + ridge)^-1 times the square of a polynomial in K. No vector is longer than the number of rows.
 
 Index convention: k right-hand sides, blocks are (k, n).
-Reference: D. O'Leary, The block conjugate gradient algorithm, Linear Algebra Appl. 29 (1980) 293-322.
+Reference: M. Hestenes, E. Stiefel, Methods of conjugate gradients for solving linear systems, J. Res. Nat. Bur.
+Standards 49 (1952) 409-436; D. O'Leary, The block conjugate gradient algorithm, Linear Algebra Appl. 29 (1980) 293-322.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,8 +29,8 @@ Apply = Callable[[Tensor], Tensor]
 #: Squared length below which, relative to the longest, a direction counts as dependent: float64 rounding squared is
 #: far below, and directions this short carry no progress.
 DEPENDENT = 1e-14
-#: Iterations over which the rate of convergence is read.
-WINDOW = 3
+#: Iterations over which the rate of convergence is read: without a preconditioner it is slow, and steady.
+PRECONDITIONED_WINDOW, PLAIN_WINDOW = 3, 6
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,13 @@ class Mark:
 class Iterate:
     """Everything that the next iteration needs: plain tensors and numbers."""
 
-    w: Tensor  # solutions so far, (k, n)
-    residual: Tensor  # u - A w, (k, n)
+    solution: Tensor  # so far, (k, n)
+    residual: Tensor  # (k, n)
     directions: Tensor  # (at most k, n)
-    gains: tuple[float, ...] = ()  # growth of the sum of w'u in each iteration
-    energy: float = 0.0  # sum of w'u
+    moved: Tensor | None = None  # K times the directions, in the space of rows
+    window: int = PRECONDITIONED_WINDOW
+    gains: tuple[float, ...] = ()  # growth of the energy in each iteration
+    energy: float = 0.0  # sum of w'u, or of q'(xi + residual)
     marks: tuple[Mark, ...] = ()
 
     @property
@@ -52,53 +63,89 @@ class Iterate:
 
     @property
     def missing(self) -> float:
-        """Estimate of the squared error in the norm of A, summed over solutions."""
-        return missing_of(self.gains, WINDOW)
+        """Estimate of what the energy still grows by: the squared error in the norm of A, summed over solutions."""
+        return missing_of(self.gains, self.window)
 
     def error(self, ridge: float = 0.0) -> float:
-        """What is missing relative to w'(A - ridge) w, the part of the energy that is not the ridge's.
+        """Return what is missing, relative to the part of the energy that is not the ridge's.
 
-        As w is A-orthogonal to the error, that is w'u - ridge w'w.
+        As w is A-orthogonal to the error, w'(A - ridge) w = w'u - ridge w'w.
         """
-        found = self.energy - ridge * float(self.w.square().sum())
+        found = self.energy - (ridge * float(self.solution.square().sum()) if ridge else 0.0)
         return self.missing / found if found > 0 else float("inf")
+
+    def along(self, shadow: Tensor, product: Tensor) -> tuple[Iterate, Tensor]:
+        """Return the best iterate along the directions P, and their curvature, (k, k).
+
+        Args:
+            shadow: M P, where M is the metric that makes A symmetric.
+            product: A P.
+
+        """
+        curvature, along = shadow @ product.T, shadow @ self.residual.T
+        a = torch.linalg.solve(curvature, along)
+        gain = float((a * along).sum())
+        after = replace(
+            self,
+            solution=self.solution + a.T @ self.directions,
+            residual=self.residual - a.T @ product,
+            gains=(*self.gains, gain),
+            energy=self.energy + gain,
+            marks=marked(self.marks, Mark(self.solution, self.residual, self.energy, self.iterations), self.window),
+        )
+        return after, curvature
 
 
 def begin(u: Tensor, precondition: Apply, start: tuple[Tensor, Tensor] | None = None) -> Iterate:
-    """From zero, or from the best solution in the span of known vectors `start` = (v, A v)."""
+    """Return the iterate at zero, or the best one in the span of known vectors `start` = (v, A v)."""
     w, residual, energy = torch.zeros_like(u), u, 0.0
     if start is not None:
         v, Av = start
         coefficients = torch.linalg.lstsq(v @ Av.T, v @ u.T).solution
         w, residual = coefficients.T @ v, u - coefficients.T @ Av
         energy = float((w * u).sum())
-    return Iterate(w, residual, whitened(precondition(residual)), (), energy)
+    return Iterate(w, residual, whitened(precondition(residual)), energy=energy)
 
 
 def step(now: Iterate, product: Apply, precondition: Apply) -> Iterate:
-    """One product with A."""
+    """Return the next iterate, by one product with A."""
     P = now.directions
     Q = product(P)
-    curvature, along = P @ Q.T, P @ now.residual.T
-    a = torch.linalg.solve(curvature, along)
-    gain = float((a * along).sum())
-    residual = now.residual - a.T @ Q
-    Z = precondition(residual)
+    after, curvature = now.along(P, Q)
+    Z = precondition(after.residual)
     b = torch.linalg.solve(curvature, Q @ Z.T)
-    directions = whitened(Z - b.T @ P)
-    marks = marked(now.marks, Mark(now.w, now.residual, now.energy, now.iterations), WINDOW)
-    return Iterate(now.w + a.T @ P, residual, directions, (*now.gains, gain), now.energy + gain, marks)
+    return replace(after, directions=whitened(Z - b.T @ P))
+
+
+def begin_fit(xi: Tensor, image: Tensor) -> Iterate:
+    """Return the regression of xi at zero, from `image` = K xi."""
+    turn = whitening(xi)
+    return Iterate(torch.zeros_like(xi), xi, turn @ xi, turn @ image, PLAIN_WINDOW)
+
+
+def step_fit(now: Iterate, product: Apply, ridge: float) -> Iterate:
+    """Return the next iterate of a regression, by one product with K."""
+    P, KP = now.directions, now.moved
+    assert KP is not None
+    Q = KP + ridge * P
+    after, curvature = now.along(KP, Q)
+    Z = after.residual
+    KZ = product(Z)
+    b = torch.linalg.solve(curvature, Q @ KZ.T)
+    directions = Z - b.T @ P
+    turn = whitening(directions)
+    return replace(after, directions=turn @ directions, moved=turn @ (KZ - b.T @ KP))
 
 
 def marked(marks: tuple[Mark, ...], now: Mark, window: int) -> tuple[Mark, ...]:
-    """The last two marks, `window` iterations apart: the first is at least as old, once there are two."""
+    """Return the last two marks, `window` iterations apart: the first is at least as old, once there are two."""
     if marks and now.iterations < marks[-1].iterations + window:
         return marks
     return (*marks, now)[-2:]
 
 
 def missing_of(gains: tuple[float, ...], window: int) -> float:
-    """What is still to come of a sum of gains.
+    """Return what is still to come of a sum of gains.
 
     A geometric series, at a rate half as far from 1 as that of the last `window` gains: convergence slows down as what
     is easy has been found.
@@ -114,12 +161,12 @@ def missing_of(gains: tuple[float, ...], window: int) -> float:
 
 
 def whitened(P: Tensor) -> Tensor:
-    """An orthonormal basis of the span of the rows, dependent ones dropped."""
+    """Return an orthonormal basis of the span of the rows, dependent ones dropped."""
     return whitening(P) @ P
 
 
 def whitening(P: Tensor) -> Tensor:
-    """What turns rows into an orthonormal basis of their span, dependent ones dropped: (at most k, k)."""
+    """Return what turns rows into an orthonormal basis of their span, dependent ones dropped: (at most k, k)."""
     lengths = P.norm(dim=1, keepdim=True)
     lengths = torch.where(lengths > 0, lengths, 1)
     unit = P / lengths

@@ -6,15 +6,15 @@ Index convention: C is (rows, params), in blocks of rows; G is (params, params).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from capalloc._linalg.fold import Fold
 from capalloc._linalg.row_block import RowBlock, joined
 from capalloc._linalg.symmetric import ROUNDED_TERMS, add_gram, mirror
-from capalloc._runtime.passes import ALONE, Pass, Passes
 
 #: Rounding errors are taken as independent, and their sum to stay within this many standard deviations.
 DEVIATIONS = 4.0
@@ -53,30 +53,16 @@ def gram_error(trace: float, ridge: float, terms: int, dtype: torch.dtype) -> fl
     return d / (ridge - d) if ridge > d else math.inf
 
 
-def gram_root(
-    blocks: Callable[..., Iterable[RowBlock]], ridge: float, num_rows: int, accuracy: float, passes: Passes = ALONE
-) -> Root | None:
-    """(G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough by `gram_error`; None if none is."""
-    if ridge == 0:
-        return None
-    for dtype, terms in ((torch.float32, ROUNDED_TERMS), (torch.float64, num_rows)):
-        if accuracy < READING * torch.finfo(dtype).eps:
-            continue
-        most = largest_trace(accuracy, ridge, terms, dtype)
-        gram = whole_gram(passes.fold(f"Gram matrix in {dtype}", blocks, gram_pass(dtype, most)), most)
-        if gram is not None:
-            return root_of_gram(gram, ridge, max(num_rows, len(gram)), dtype)
-    return None
-
-
 def largest_trace(accuracy: float, ridge: float, terms: int, dtype: torch.dtype) -> float:
-    """Of a Gram matrix whose `gram_error` is at most `accuracy`."""
+    """Return the trace of a Gram matrix above which its `gram_error` exceeds `accuracy`."""
     return accuracy / (1 + accuracy) * ridge / (DEVIATIONS * math.sqrt(terms) * torch.finfo(dtype).eps / 2)
 
 
-def streamed_gram(blocks: Iterable[RowBlock], dtype: torch.dtype, most: float = math.inf) -> Tensor | None:
-    """G = C'C from blocks of rows, products in `dtype`, sums in float64; None as soon as its trace exceeds `most`."""
-    return whole_gram(gram_pass(dtype, most).over(blocks), most)
+def gram_passes(ridge: float, num_rows: int, accuracy: float) -> Iterator[GramPass]:
+    """Yield the passes that may give G as `accuracy` asks, from the lowest precision up; none without a ridge."""
+    for dtype, terms in ((torch.float32, ROUNDED_TERMS), (torch.float64, num_rows)):
+        if ridge > 0 and accuracy >= READING * torch.finfo(dtype).eps:
+            yield GramPass(dtype, largest_trace(accuracy, ridge, terms, dtype))
 
 
 @dataclass(frozen=True)
@@ -87,44 +73,51 @@ class GramSum:
     pending: tuple[RowBlock, ...] = ()
     trace: float = 0.0
 
-    def added(self, dtype: torch.dtype) -> GramSum:
-        """The same with no blocks pending, by products in `dtype`."""
-        if not self.pending:
-            return self
-        block = joined(self.pending)
-        p = block.rows.shape[1]
-        gram = block.rows.new_zeros(p, p, dtype=torch.float64) if self.gram is None else self.gram
-        block.add_gram(gram, dtype)
-        return GramSum(gram, (), self.trace)
 
+@dataclass(frozen=True)
+class GramPass(Fold[GramSum]):
+    """G = C'C from blocks of rows, products in `dtype`, sums in float64; it ends once the trace exceeds `most`."""
 
-def gram_pass(dtype: torch.dtype, most: float) -> Pass[GramSum]:
-    """Sums for G over blocks of rows; a trace above `most` ends the pass and leaves nothing else."""
+    dtype: torch.dtype
+    most: float = math.inf
 
-    def advance(state: GramSum, block: RowBlock) -> GramSum:
+    def begin(self, source: object) -> GramSum:
+        """Return an empty sum."""
+        return GramSum()
+
+    def advance(self, state: GramSum, block: RowBlock) -> GramSum:
+        """Gather rows, and add their products once they are many."""
         trace = state.trace + float(torch.linalg.vector_norm(block.rows)) ** 2
-        if trace > most:
-            return GramSum(trace=trace)
         grown = GramSum(state.gram, (*state.pending, block), trace)
-        return grown.added(dtype) if sum(len(part.rows) for part in grown.pending) >= GATHERED else grown
-
-    def merge(a: GramSum, b: GramSum) -> GramSum:
-        trace = a.trace + b.trace
-        if trace > most:
+        if self.enough(grown):
             return GramSum(trace=trace)
-        if a.gram is None or b.gram is None:  # a process without examples
-            return GramSum(b.gram if a.gram is None else a.gram, (), trace)
-        return GramSum(a.gram + b.gram, (), trace)
+        return self.finish(grown) if sum(len(part.rows) for part in grown.pending) >= GATHERED else grown
 
-    return Pass(GramSum(), advance, merge, lambda state: state.added(dtype), lambda state: state.trace > most)
+    def finish(self, state: GramSum) -> GramSum:
+        """Add the products of the rows gathered."""
+        if not state.pending:
+            return state
+        block = joined(state.pending)
+        p = block.rows.shape[1]
+        gram = block.rows.new_zeros(p, p, dtype=torch.float64) if state.gram is None else state.gram
+        block.add_gram(gram, self.dtype)
+        return GramSum(gram, (), state.trace)
 
+    def merge(self, a: GramSum, b: GramSum) -> GramSum:
+        """Add two sums; either may be of no rows."""
+        both = GramSum(trace=a.trace + b.trace)
+        if self.enough(both):
+            return both
+        grams = [part.gram for part in (a, b) if part.gram is not None]
+        return replace(both, gram=grams[0] + grams[1] if len(grams) == 2 else grams[0] if grams else None)
 
-def whole_gram(found: GramSum, most: float) -> Tensor | None:
-    """Both triangles of G; None where its trace exceeds `most`."""
-    if found.trace > most:
-        return None
-    assert found.gram is not None
-    return mirror(found.gram)
+    def enough(self, state: GramSum) -> bool:
+        """Return True for a trace that is too large for the precision."""
+        return state.trace > self.most
+
+    def whole(self, found: GramSum) -> Tensor | None:
+        """Return both triangles of G; None where its trace is too large."""
+        return None if found.gram is None or self.enough(found) else mirror(found.gram)
 
 
 def root_of_gram(gram: Tensor, ridge: float, size: int, dtype: torch.dtype) -> Root:

@@ -14,22 +14,15 @@ root of that, and a smaller one brings less than `accuracy`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from capalloc._linalg.gram_root import Root, gram_root
-from capalloc._linalg.row_block import RowBlock, block_of
-from capalloc._runtime.passes import ALONE, Pass, Passes
-
-#: Relative error that the rounding of products may leave in a capacity.
-ACCURACY = 1e-8
-
-#: A re-iterable pass over blocks of rows; with a number, from that block on.
-Blocks = Callable[..., Iterable[RowBlock]]
+from capalloc._linalg.fold import Fold, Total
+from capalloc._linalg.gram_root import Root
+from capalloc._linalg.row_block import RowBlock
 
 
 @dataclass(frozen=True)
@@ -59,95 +52,68 @@ def polar_factor(C: Tensor, ridge: float = 0.0, eps: float | None = None) -> tup
     return (Q @ root.polar).T, root
 
 
-def score_in_memory(
-    blocks: Blocks, sizes: list[int], num_slots: int, ridge: float, accuracy: float = ACCURACY, passes: Passes = ALONE
-) -> Scores:
-    """Scores from all rows at once; `accuracy` as in `score_in_passes`. One process solves for all."""
+@dataclass(frozen=True)
+class AllRows(Fold[tuple[RowBlock, ...]]):
+    """All blocks of rows, kept."""
 
-    def solve() -> Scores | None:
-        keep: Pass[tuple[RowBlock, ...]] = Pass((), lambda kept, block: (*kept, block), lambda a, b: a + b)
-        parts = passes.gather("rows", blocks, keep)
-        return None if parts is None else score_rows(parts, sizes, num_slots, ridge, accuracy)
+    def begin(self, source: object) -> tuple[RowBlock, ...]:
+        """Return no block."""
+        return ()
 
-    return passes.once("scores", lambda: cast(Scores, solve()))
+    def advance(self, state: tuple[RowBlock, ...], block: RowBlock) -> tuple[RowBlock, ...]:
+        """Keep one more."""
+        return (*state, block)
 
-
-def score_rows(parts: Sequence[RowBlock], sizes: list[int], num_slots: int, ridge: float, accuracy: float) -> Scores:
-    """Scores of the rows in all of `parts`."""
-    C, slots = torch.cat([block.rows for block in parts]), torch.cat([block.slots for block in parts])
-    root = gram_root(lambda: [block_of(C.T, slots)], ridge, C.shape[1], accuracy)
-    if root is None:
-        polar, root = polar_factor(C, ridge)
-    else:
-        polar = root.matrix @ C.to(root.matrix.dtype)
-    table = C.new_zeros(len(sizes), num_slots)
-    accumulate(table, polar, slots, sizes)
-    return Scores(table, root)
+    def merge(self, a: tuple[RowBlock, ...], b: tuple[RowBlock, ...]) -> tuple[RowBlock, ...]:
+        """Return both."""
+        return a + b
 
 
-def score_in_passes(
-    blocks: Blocks,
-    sizes: list[int],
-    num_slots: int,
-    num_rows: int,
-    ridge: float,
-    accuracy: float = ACCURACY,
-    passes: Passes = ALONE,
-) -> Scores:
-    """Scores of a tall matrix in two passes over its blocks: one factors it, one reads the scores off.
+@dataclass(frozen=True)
+class ScoreTable(Total):
+    """Scores of blocks of rows, from the root of G: capacity by (parameter tensor, slot)."""
 
-    With a ridge, products are taken in the lowest precision that keeps the relative error of capacities within
-    `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation.
-    """
+    root: Tensor  # (params, params)
+    sizes: tuple[int, ...]
+    num_slots: int
 
-    def factored() -> Root:
-        root = gram_root(blocks, ridge, num_rows, accuracy, passes)
-        if root is None:
-            (factor,) = passes.fold("triangular factor", parts, TRIANGLE)
-            root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]))
-        return root
+    def begin(self, source: object) -> tuple[Tensor, ...]:
+        """Return a table of zeros."""
+        return (self.root.new_zeros(len(self.sizes), self.num_slots, dtype=torch.float64),)
 
-    def parts(*start: int) -> Iterator[Tensor]:
-        return (block.rows for block in blocks(*start))
-
-    root = passes.once("root", factored)
-
-    def add(table: Tensor, block: RowBlock) -> Tensor:
-        accumulate(table, block.times(root.matrix), block.slots, sizes)
-        return table
-
-    table = passes.fold("table", blocks, Pass(root.singular.new_zeros(len(sizes), num_slots), add, torch.add))
-    return Scores(table, root)
+    def advance(self, state: tuple[Tensor, ...], block: RowBlock) -> tuple[Tensor, ...]:
+        """Add the scores of a block."""
+        accumulate(state[0], block.times(self.root), block.slots, self.sizes)
+        return state
 
 
-def accumulate(table: Tensor, polar: Tensor, slots: Tensor, sizes: list[int]) -> None:
+def accumulate(table: Tensor, polar: Tensor, slots: Tensor, sizes: Sequence[int]) -> None:
     """Add squared entries of the polar factor to their (parameter tensor, slot)."""
     by_tensor = torch.stack([part.square().sum(1) for part in polar.split(sizes, dim=1)])
     table.index_add_(1, slots, by_tensor.to(table.dtype))
 
 
-def triangular(C: Tensor) -> Tensor:
-    """The factor R of C = QR: R'R = C'C."""
-    factor: Tensor = torch.linalg.qr(C, mode="r").R
-    return factor
+@dataclass(frozen=True)
+class Triangle(Fold[tuple[Tensor, ...]]):
+    """The factor R of C = QR, R'R = C'C, from blocks of rows that are gathered until they outnumber the columns."""
 
+    def begin(self, source: object) -> tuple[Tensor, ...]:
+        """Return no row."""
+        return ()
 
-def streamed_triangular(parts: Iterable[Tensor]) -> Tensor:
-    """The same factor from blocks of rows, gathered until they outnumber the columns."""
-    return TRIANGLE.over(parts)[0]
+    def advance(self, state: tuple[Tensor, ...], block: RowBlock | Tensor) -> tuple[Tensor, ...]:
+        """Gather rows, and factor them once they are many."""
+        rows = block if isinstance(block, Tensor) else block.rows
+        gathered = (*state, rows)
+        return self.finish(gathered) if sum(map(len, gathered)) >= 3 * rows.shape[1] else gathered
 
+    def finish(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the factor alone; none of no rows."""
+        return (torch.linalg.qr(torch.cat(state), mode="r").R,) if state else ()
 
-def _gathered(pending: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
-    pending = (*pending, rows)
-    return _factored(pending) if sum(len(part) for part in pending) >= 3 * rows.shape[1] else pending
-
-
-def _factored(pending: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (triangular(torch.cat(pending)),) if pending else ()
-
-
-#: The triangular factor, alone in a tuple, of blocks of rows.
-TRIANGLE: Pass[tuple[Tensor, ...]] = Pass((), _gathered, lambda a, b: _factored(a + b), _factored)
+    def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Factor two factors."""
+        return self.finish(a + b)
 
 
 def inverse_root(factor: Tensor, ridge: float, size: int, eps: float | None = None) -> Root:
@@ -170,20 +136,3 @@ def inverse_root(factor: Tensor, ridge: float, size: int, eps: float | None = No
     matrix, polar = (vectors.T / scale) @ vectors, (left * (kept / scale)) @ vectors
     capacity = float((kept.square() / (kept.square() + ridge)).sum())
     return Root(matrix, kept, float(dropped.max()) if len(dropped) else 0.0, tolerance, capacity, polar)
-
-
-def cached(blocks: Blocks) -> Blocks:
-    """The same blocks, kept once a pass over all of them has come to its end."""
-    kept: list[RowBlock] = []
-
-    def again(start: int = 0) -> Iterator[RowBlock]:
-        if kept or start:
-            yield from kept[start:] or blocks(start)
-            return
-        fresh = []
-        for block in blocks():
-            fresh.append(block)
-            yield block
-        kept.extend(fresh)
-
-    return again

@@ -1,69 +1,62 @@
-"""The dense solver's answer to a measurement as an `Allocation`."""
+"""The dense solver: exact scores of all constraints, as an `Allocation`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
-from tqdm.auto import tqdm
 
 from capalloc._derivatives import Choice, Constraints, InputMetric, choose_jacobian
-from capalloc._linalg.leverage import ACCURACY, Blocks, Scores, cached, score_in_memory, score_in_passes
-from capalloc._linalg.row_block import RowBlock
-from capalloc._measure.forecast import forecast_dense
+from capalloc._linalg.gram_root import GramPass, GramSum, Root, gram_passes, root_of_gram
+from capalloc._linalg.leverage import AllRows, Scores, ScoreTable, Triangle, accumulate, inverse_root, polar_factor
+from capalloc._linalg.row_block import RowBlock, block_of
+from capalloc._measure.forecast import forecast_dense, progress_bar
 from capalloc._measure.task import Task
 from capalloc._model.problem import Problem, axis_names
-from capalloc._runtime.memory import Plan, Size, check_solver, make_plan
-from capalloc._runtime.passes import Passes
+from capalloc._runtime.memory import Size
+from capalloc._runtime.steps import Steps
+from capalloc._settings import Dense, Run
 from capalloc.results.allocation import Allocation
 
 #: Examples on which a way to the mixed derivative is tried and checked.
 TRIAL_EXAMPLES = 3
 #: A numerical rank is called unclear when the singular values on its two sides differ by less than this factor.
 CLEAR_GAP = 10.0
+#: Dataclasses of the states that are kept in files, and of the passes that rank 0 asks for.
+DENSE_TYPES = (Root, Scores, GramSum, RowBlock)
+DENSE_PASSES = (GramPass, Triangle, ScoreTable, AllRows)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the dense solver is told; `accuracy` is the relative error that rounding may leave, checked once."""
-
-    ridge: float = 0.0
-    batch_size: int | str = "auto"
-    accuracy: float = ACCURACY
-    progress: bool | None = False
-
-
-def measure_dense(task: Task, settings: Settings, start: float, passes: Passes) -> Allocation:
-    """Exact scores of all constraints."""
-    size, x, ridge = task.size, task.x, settings.ridge
-    check_solver(size, x.device)
+def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: Steps) -> Allocation:
+    """Return the exact capacity."""
+    size, x, reducer = task.size, task.x, steps.reducer
+    size.beside_solver(task.budget)
     choice = choose_jacobian(task.problem, x[: 1 if task.draws else TRIAL_EXAMPLES], partial(task.replay, 0))
-    forecast = choice.forecast(size.outputs, size.params)
-    plan = passes.once("plan", lambda: make_plan(size, forecast, settings.batch_size, x.device))
-    expected = passes.once("forecast", lambda: forecast_dense(task, choice, plan, ridge, passes.reducer.size))
-    if passes.reducer.rank == 0:
-        expected.announce(settings.progress)
-    own = passes.reducer.shard(size.examples)
+    numbers = choice.forecast(size.outputs, size.params)
+    plan = steps.agree("plan", lambda: size.plan(numbers, task.batch_size, task.budget, settings.kept_share))
+    expected = steps.agree("forecast", lambda: forecast_dense(task, choice, plan, ridge, reducer.size))
+    if reducer.rank == 0:
+        expected.announce(run.progress)
+    own = reducer.shard(size.examples)
     constraints = Constraints(
-        task.problem,
-        choice.jacobian,
-        task.space,
-        x[own],
-        plan.batch_size,
-        plan.chunk,
-        lambda index: task.replay(own.start + index),
-        size.examples,
+        *(task.problem, choice.jacobian, task.space, x[own], plan.batch_size, plan.chunk),
+        replay=lambda index: task.replay(own.start + index),
+        num_examples=size.examples,
     )
-    scores = passes.once("answer", lambda: solve(constraints, size, plan, settings, passes).small())
+    total = (1 if plan.keep else 2) * len(constraints)
+    with progress_bar(run.progress, reducer.rank, total=total) as bar:
+        steps = steps.over(Rows(constraints, plan.keep and not size.wide, bar.update))
+        scores = steps.lead("answer", lambda: solve(steps, task, ridge, settings.accuracy).small())
     attrs = {
         "solver": "dense",
         "rank": scores.root.rank,
         "tolerance": scores.root.tolerance,
-        "ridge": float(ridge),
+        "ridge": ridge,
         "accuracy": settings.accuracy,
         "precision": str(scores.root.matrix.dtype).removeprefix("torch."),
         "differentiation": choice.name,
@@ -72,31 +65,85 @@ def measure_dense(task: Task, settings: Settings, start: float, passes: Passes) 
         "forecast_seconds": expected.seconds,
         "notes": _notes(choice, scores, size, ridge),
     }
-    return _allocation(scores, task.problem, task.space, task.attrs(start) | attrs)
+    return _allocation(scores, task.problem, task.space, task.attrs() | attrs)
 
 
-def solve(constraints: Constraints, size: Size, plan: Plan, settings: Settings, passes: Passes) -> Scores:
-    """Scores of all constraints, on the smaller side of their matrix."""
-    sizes = [p.numel() for p in constraints.problem.params.values()]
-    total = (1 if plan.keep else 2) * len(constraints)
-    hidden = passes.reducer.rank > 0 or (None if settings.progress is None else not settings.progress)
-    with tqdm(total=total, desc="measure", disable=hidden) as bar:
-        blocks = watched(constraints, bar.update)
-        if size.wide:
-            return score_in_memory(blocks, sizes, size.slots, settings.ridge, settings.accuracy, passes)
-        blocks = cached(blocks) if plan.keep else blocks
-        return score_in_passes(blocks, sizes, size.slots, size.rows, settings.ridge, settings.accuracy, passes)
+@dataclass
+class Rows:
+    """Rows of constraints, kept once a pass over all of them has come to its end, with a tick for each block made."""
 
+    made: Constraints
+    keep: bool
+    tick: Callable[[], object]
+    kept: list[RowBlock] = field(default_factory=list)
 
-def watched(blocks: Blocks, tick: Callable[[], Any]) -> Blocks:
-    """The same blocks, with a tick after each."""
-
-    def again(*start: int) -> Iterator[RowBlock]:
-        for block in blocks(*start):
+    def __call__(self, start: int = 0) -> Iterator[RowBlock]:
+        """Yield the blocks from one on."""
+        if self.kept:
+            yield from self.kept[start:]
+            return
+        fresh = []
+        for block in self.made(start):
+            if self.keep:
+                fresh.append(block)
             yield block
-            tick()
+            self.tick()
+        self.kept = [] if start else fresh
 
-    return again
+
+def solve(steps: Steps, task: Task, ridge: float, accuracy: float) -> Scores:
+    """Return the scores of all constraints, on the smaller side of their matrix."""
+    sizes = [p.numel() for p in task.problem.params.values()]
+    size = task.size
+    if size.wide:
+        return scores_in_memory(steps, sizes, size.slots, ridge, accuracy)
+    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy)
+
+
+def scores_in_memory(steps: Steps, sizes: Sequence[int], num_slots: int, ridge: float, accuracy: float) -> Scores:
+    """Return the scores of a wide matrix from all its rows; one process solves for all."""
+    parts = steps.gather(AllRows(), "rows")
+    C, slots = torch.cat([block.rows for block in parts]), torch.cat([block.slots for block in parts])
+    transposed = Steps(lambda start: [block_of(C.T, slots)])
+    root = root_from_gram(transposed, ridge, C.shape[1], accuracy)
+    if root is None:
+        polar, root = polar_factor(C, ridge)
+    else:
+        polar = root.matrix @ C.to(root.matrix.dtype)
+    table = C.new_zeros(len(sizes), num_slots)
+    accumulate(table, polar, slots, sizes)
+    return Scores(table, root)
+
+
+def scores_in_passes(
+    steps: Steps, sizes: Sequence[int], num_slots: int, num_rows: int, ridge: float, accuracy: float
+) -> Scores:
+    """Return the scores of a tall matrix in two passes over its blocks: one factors it, one reads the scores off.
+
+    With a ridge, products are taken in the lowest precision that keeps the relative error of capacities within
+    `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation.
+    """
+    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy))
+    (table,) = steps.fold("table", ScoreTable(root.matrix, tuple(sizes), num_slots))
+    return Scores(table, root)
+
+
+def root_of_rows(steps: Steps, ridge: float, num_rows: int, accuracy: float) -> Root:
+    """Return (G + ridge)^(-1/2), by G where that is accurate enough, else by a triangular factor."""
+    root = root_from_gram(steps, ridge, num_rows, accuracy)
+    if root is None:
+        (factor,) = steps.fold("triangular factor", Triangle())
+        root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]))
+    return root
+
+
+def root_from_gram(steps: Steps, ridge: float, num_rows: int, accuracy: float) -> Root | None:
+    """Return (G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough; None if none is."""
+    for work in gram_passes(ridge, num_rows, accuracy):
+        gram = work.whole(steps.fold(f"Gram matrix in {work.dtype}", work))
+        if gram is not None:
+            return root_of_gram(gram, ridge, max(num_rows, len(gram)), work.dtype)
+    return None
 
 
 def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str]:

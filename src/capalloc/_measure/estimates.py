@@ -1,4 +1,4 @@
-"""What the probes add up to, and the standard errors that follow.
+"""Estimates: sums over probes, and the standard errors that follow.
 
 A probe z, uniform on the sphere of radius root p in the coordinates A^(1/2) w, gives z'B z with mean trace B: the
 capacity of a slot, a part or a tensor, according to B. Its variance is 2 p/(p + 2) (trace B^2 - (trace B)^2 / p), and
@@ -7,8 +7,9 @@ two probes give trace B^2 without a bias, as E (z_1'B z_2)^2: k probes have k (k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,8 +18,16 @@ from torch import Tensor
 FLOOR = 0.1
 
 
+class Additive:
+    """A dataclass that adds field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        """Return the sums."""
+        return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Tally:
+class Estimate(Additive):
     """Sums over probes and pairs of probes, for many B at once: plain tensors (b,) and counts."""
 
     sums: Tensor
@@ -29,8 +38,8 @@ class Tally:
     pairs: int = 0
 
     @classmethod
-    def of(cls, inner: Tensor, drift: Tensor, diagonal: Tensor | None = None) -> Tally:
-        """From the inner products z_i'B z_j of one block of probes, (b, k, k).
+    def of(cls, inner: Tensor, drift: Tensor, diagonal: Tensor | None = None) -> Estimate:
+        """Return the sums of one block of probes from the inner products z_i'B z_j, (b, k, k).
 
         Args:
             inner: symmetric.
@@ -43,18 +52,8 @@ class Tally:
         known = torch.zeros_like(squares) if diagonal is None else above(diagonal)
         return cls(inner.diagonal(dim1=1, dim2=2).sum(1), squares, known, drift, k, k * (k - 1) // 2)
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.sums + other.sums,
-            self.squares + other.squares,
-            self.known + other.known,
-            self.drift + other.drift,
-            self.probes + other.probes,
-            self.pairs + other.pairs,
-        )
-
-    def unsettled(self, missing: float, sizes: Sequence[int]) -> Tally:
-        """With what all solves miss among the errors of each B, but no more than half of its size for each probe.
+    def unsettled(self, missing: float, sizes: Sequence[int]) -> Estimate:
+        """Count what all solves miss among the errors of each B, but no more than half of its size for each probe.
 
         It may all lie in one small tensor, which has then not begun to change.
         """
@@ -67,41 +66,36 @@ class Tally:
         return self.sums / self.probes
 
     def variance(self, dimension: float) -> Tensor:
-        """Of one probe, uniform on a sphere of so many dimensions; infinitely many where none is known."""
+        """Return that of one probe, uniform on a sphere of so many dimensions; infinitely many where none is known."""
         second = self.squares / self.pairs
         inner = torch.maximum(second - self.known / self.pairs - self.mean.square() / dimension, FLOOR * second)
         return inner * (2 / (1 + 2 / dimension))
 
     def sampling_error(self, dimension: float) -> Tensor:
-        """Standard error of the mean over probes, were the solves exact."""
+        """Return the standard error of the mean over probes, were the solves exact."""
         return (self.variance(dimension) / self.probes).sqrt()
 
     def standard_error(self, dimension: float) -> Tensor:
-        """Of sampling and solves together."""
+        """Return that of sampling and solves together."""
         return (self.variance(dimension) / self.probes + (self.drift / self.probes).square()).sqrt()
 
 
 def above(inner: Tensor) -> Tensor:
-    """Sum over pairs, (b, k, k) to (b,)."""
+    """Return the sum over pairs, (b, k, k) to (b,)."""
     return (inner.sum((1, 2)) - inner.diagonal(dim1=1, dim2=2).sum(1)) / 2
 
 
 @dataclass(frozen=True)
-class Tallies:
-    """Of slots, of parts of the inputs, of parameter tensors, and of the total, (1,)."""
+class Estimates(Additive):
+    """Estimates of slots, of parts of the inputs, of parameter tensors, and of the total, (1,)."""
 
-    slots: Tally
-    parts: Tally
-    tensors: Tally
-    total: Tally
-
-    def __add__(self, other: Tallies) -> Tallies:
-        return Tallies(
-            self.slots + other.slots, self.parts + other.parts, self.tensors + other.tensors, self.total + other.total
-        )
+    slots: Estimate
+    parts: Estimate
+    tensors: Estimate
+    total: Estimate
 
     def relative_error(self, dimension: float, sampling: bool = False) -> float:
-        """The largest relative standard error of a part that has any capacity; of sampling alone if so asked."""
+        """Return the largest relative error of a part that has any capacity; of sampling alone if so asked."""
         mean = self.parts.mean
         error = self.parts.sampling_error(dimension) if sampling else self.parts.standard_error(dimension)
         used = mean > 0
@@ -118,7 +112,7 @@ class Inner:
 
 
 def perturbed(w: Tensor, u: Tensor, eta: Tensor, ridge: float, by_slot: Tensor, sizes: Sequence[int]) -> Inner:
-    """From solutions w of (G + ridge) w = u = C'xi + sqrt(ridge) eta, and the inner products of C w by slot, (s, k, k).
+    """Return what solutions w of (G + ridge) w = u = C'xi + sqrt(ridge) eta tell; `by_slot` are inner products of C w.
 
     For slots each probe is scaled so that w'u = p: on the sphere it has the same mean, and less variance. A tensor t of
     p_t parameters has the capacity E |sqrt(ridge) w - eta|_t^2, and p_t - E ridge |w_t|^2: the two are independent, and
@@ -134,7 +128,7 @@ def perturbed(w: Tensor, u: Tensor, eta: Tensor, ridge: float, by_slot: Tensor, 
 
 
 def weighed(taken: Tensor, left: Tensor, size: int) -> Tensor:
-    """Inner products (k, k) of one tensor, from those of the parts of a probe that are taken up and left."""
+    """Return the inner products (k, k) of one tensor, from those of the parts of a probe that are taken up and left."""
     one, other = (float(above(t.square()[None])) for t in (taken, left))
     share = other / (one + other) if one + other > 0 else 1.0
     free = size * torch.eye(len(taken), dtype=taken.dtype, device=taken.device) - left
@@ -142,7 +136,7 @@ def weighed(taken: Tensor, left: Tensor, size: int) -> Tensor:
 
 
 def fitted(xi: Tensor, q: Tensor, pulled: tuple[Tensor, Tensor], sizes: Sequence[int]) -> Inner:
-    """From fits (`capalloc._linalg.row_fit`): xi + residual and q by slot, (s, k, n), and their C', (k, params).
+    """Return what regressions tell, from xi + residual and q by slot, (s, k, n), and their C', (k, params).
 
     Args:
         xi: xi + residual.
@@ -157,8 +151,8 @@ def fitted(xi: Tensor, q: Tensor, pulled: tuple[Tensor, Tensor], sizes: Sequence
     return Inner((slots + slots.mT) / 2, (tensors + tensors.mT) / 2, diagonal @ diagonal.mT)
 
 
-def tallied(now: Inner, before: Inner, share: float, correct: bool, parts: Tensor) -> Tallies:
-    """Sums and errors; an earlier iterate tells what the solves leave out.
+def estimated(now: Inner, before: Inner, share: float, correct: bool, parts: Tensor) -> Estimates:
+    """Return sums and errors; an earlier iterate tells what the solves leave out.
 
     Args:
         now: inner products of the last iterate.
@@ -170,28 +164,21 @@ def tallied(now: Inner, before: Inner, share: float, correct: bool, parts: Tenso
     """
     inside, count = parts >= 0, int(parts.max()) + 1
 
-    def tally(one: Tensor, earlier: Tensor, diagonal: Tensor | None) -> Tally:
+    def estimate(one: Tensor, earlier: Tensor, diagonal: Tensor | None) -> Estimate:
         drift = share * (one - earlier).diagonal(dim1=1, dim2=2).sum(1)
-        found = Tally.of(one, drift, diagonal)
+        found = Estimate.of(one, drift, diagonal)
         return replace(found, sums=found.sums + drift) if correct else found
 
-    def summed(slots: Tensor | None) -> Tensor | None:
-        if slots is None:
-            return None
+    def by_part(slots: Tensor) -> Tensor:
         return slots.new_zeros(count, *slots.shape[1:]).index_add_(0, parts[inside], slots[inside])
 
-    def whole(slots: Tensor | None) -> Tensor | None:
-        return None if slots is None else slots.sum(0, keepdim=True)
+    def pooled(pool: Callable[[Tensor], Tensor]) -> Estimate:
+        diagonal = None if now.diagonal is None else pool(now.diagonal)
+        return estimate(pool(now.slots), pool(before.slots), diagonal)
 
-    slots, earlier, own = now.slots, before.slots, now.diagonal
-    return Tallies(
-        tally(slots, earlier, own),
-        tally(_given(summed(slots)), _given(summed(earlier)), summed(own)),
-        tally(now.tensors, before.tensors, None),
-        tally(_given(whole(slots)), _given(whole(earlier)), whole(own)),
+    return Estimates(
+        slots=pooled(lambda slots: slots),
+        parts=pooled(by_part),
+        tensors=estimate(now.tensors, before.tensors, None),
+        total=pooled(lambda slots: slots.sum(0, keepdim=True)),
     )
-
-
-def _given(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value

@@ -1,10 +1,11 @@
-"""What a measurement will take, known and said before it starts: memory and time."""
+"""Forecasts of what a measurement takes, memory and time, and its progress."""
 
 from __future__ import annotations
 
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -36,8 +37,13 @@ class Forecast:
             tqdm.write(text, file=sys.stderr)
 
 
+def progress_bar(progress: bool | None, rank: int, **options: Any) -> tqdm[Any]:
+    """Return a bar on the standard error of rank 0: shown, hidden, or (None) shown on a terminal."""
+    return tqdm(desc="measure", disable=rank > 0 or (None if progress is None else not progress), **options)
+
+
 def forecast_dense(task: Task, choice: Choice, plan: Plan, ridge: float, ranks: int) -> Forecast:
-    """Of the dense solver: by timing one example and one matrix product, and counting operations."""
+    """Forecast the dense solver, by timing one example and one matrix product, and counting operations."""
     size = task.size
     passes = 1 if plan.keep else 2
     rows = passes * size.examples * seconds_of_example(task, choice, plan)
@@ -45,11 +51,11 @@ def forecast_dense(task: Task, choice: Choice, plan: Plan, ridge: float, ranks: 
     per_row, per_column = WITH_RIDGE if ridge else WITHOUT
     shared = 1 if size.wide else ranks  # one process solves for all
     work = per_row / shared * large * small**2 + per_column * small**3
-    return Forecast(plan.forecast, rows / ranks + work * seconds_of_operation(task.x.device))
+    return Forecast(plan.num_bytes, rows / ranks + work * seconds_of_operation(task.x.device))
 
 
 def seconds_of_example(task: Task, choice: Choice, plan: Plan) -> float:
-    """For all rows of one example."""
+    """Time all rows of one example."""
     directions = next(task.space.chunks(min(plan.chunk, TIMED_DIRECTIONS)))
     began = _now(task.x.device)
     choice.jacobian(task.x[:1], directions, lambda: task.replay(0))
@@ -57,7 +63,7 @@ def seconds_of_example(task: Task, choice: Choice, plan: Plan) -> float:
 
 
 def seconds_of_operation(device: torch.device) -> float:
-    """For an addition or a multiplication, in a product of float64 matrices."""
+    """Time an addition or a multiplication, in a product of float64 matrices."""
     matrix = torch.ones(TIMED_ROWS, TIMED_ROWS, dtype=torch.float64, device=device)
     torch.mm(matrix, matrix)
     began = _now(device)
@@ -66,7 +72,7 @@ def seconds_of_operation(device: torch.device) -> float:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """Return a time in the unit that suits it."""
     for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= length:
             return f"{seconds / length:.2g} {unit}"
@@ -74,7 +80,7 @@ def duration(seconds: float) -> str:
 
 
 def _now(device: torch.device) -> float:
-    """When all that was asked of the device is done."""
+    """Wait until all that was asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -6,9 +6,8 @@ Index convention: a batch of constraints is (examples, outputs, directions, para
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -16,28 +15,16 @@ import torch
 from torch import Tensor
 
 from capalloc._derivatives import exact_derivatives
-from capalloc._linalg.gram_root import GramSum, Root
-from capalloc._linalg.leverage import Scores
-from capalloc._linalg.row_block import RowBlock
-from capalloc._measure.dense import Settings as DenseSettings
-from capalloc._measure.dense import measure_dense
+from capalloc._measure.dense import DENSE_PASSES, DENSE_TYPES, measure_dense
 from capalloc._measure.fingerprint import digest, fingerprint
 from capalloc._measure.forecast import Forecast
-from capalloc._measure.settings import Settings, check_ridge
-from capalloc._measure.stochastic import (
-    STORED,
-    Measured,
-    allocation,
-    measure_stochastic,
-    parts_of_slots,
-    products_of,
-    seconds_of_product,
-)
+from capalloc._measure.ridge import check_ridge
+from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, measure_stochastic, parts_of_slots
 from capalloc._measure.task import Task, make_task
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
-from capalloc._runtime.distributed import Local, Reducer, joined
-from capalloc._runtime.memory import Plan, Size, check_solver
-from capalloc._runtime.passes import Passes, passes_of
+from capalloc._runtime.distributed import joined
+from capalloc._runtime.memory import Plan, Size
+from capalloc._runtime.steps import open_steps
 from capalloc._settings import (
     MEASURE_SOLVERS,
     PLAIN_RUN,
@@ -51,8 +38,8 @@ from capalloc._settings import (
 )
 from capalloc.results.allocation import Allocation
 
-#: What checkpoints hold and ranks exchange.
-TYPES = (Plan, Root, Scores, GramSum, RowBlock, Forecast, *STORED)
+#: Dataclasses that checkpoints hold and ranks exchange.
+TYPES = (Plan, Forecast, *DENSE_TYPES, *DENSE_PASSES, *STOCHASTIC_TYPES, *STOCHASTIC_SUMS)
 
 
 class CapacityWarning(UserWarning):
@@ -159,59 +146,29 @@ def measure(
     Reference: J. Donier, Capacity allocation through neural network layers, arXiv 1902.08572.
 
     """
-    start = time.perf_counter()
     asked = settings_of(solver, MEASURE_SOLVERS)
     ridges = _ridges(ridge, asked)
     _check_batch_size(batch_size)
-    with exact_derivatives(), joined(run.distributed, TYPES) as reducer:
-        task = make_task(model, inputs, outputs, metric, params, intercept, generator, reducer)
-        passes = _passes(task, reducer, run, _told(task, asked, ridges, batch_size))
-        chosen = _chosen(task, ridges, asked, passes)
-        if isinstance(chosen, Stochastic):
-            settings = Settings(ridges, chosen, task.seed, run.progress)
-            found = _stochastic(task, settings, batch_size, passes)
-            answers = {r: allocation(found, k, task.attrs(start)) for k, r in enumerate(ridges)}
+    with exact_derivatives(), joined(run.distributed, TYPES, run.silence, run.arrival) as reducer:
+        task = make_task(
+            *(model, inputs, outputs, metric, intercept, params),
+            generator=generator,
+            batch_size=batch_size,
+            max_bytes=run.max_bytes,
+            reducer=reducer,
+        )
+        mark = partial(fingerprint, task.problem, task.space, task.x, task.seed, _told(task, asked, ridges))
+        steps = open_steps(reducer, run.checkpoint, mark, run.checkpoint_seconds, TYPES, task.x.device)
+        if isinstance(asked, Auto):
+            scale = steps.agree("solver", lambda: len(ridges) > 1 or _must_be_stochastic(task, ridges[0]))
+            asked = asked.stochastic if scale else asked.dense
+        if isinstance(asked, Stochastic):
+            answers = measure_stochastic(task, ridges, asked, run, steps)
         else:
             _warn_if_flat(task.size, ridges[0])
-            dense = DenseSettings(ridges[0], batch_size, chosen.accuracy, run.progress)
-            answers = {ridges[0]: measure_dense(task, dense, start, passes)}
-        passes.close()
+            answers = {ridges[0]: measure_dense(task, ridges[0], asked, run, steps)}
+        steps.close()
     return answers[ridges[0]] if isinstance(ridge, (int, float)) else answers
-
-
-def mean_eigenvalue(
-    model: ModelLike,
-    inputs: Tensor | Iterable[Any],
-    outputs: OutputSelection = None,
-    metric: Tensor | None = None,
-    intercept: bool = True,
-    *,
-    params: ParamSelection = None,
-    num_probes: int = 8,
-) -> float:
-    """Mean of G's eigenvalues, a scale for the ridge: trace G / min(params, rows), trace G = E |C'xi|^2, xi normal.
-
-    With fewer rows of constraints (examples x outputs x (inputs + 1)) than parameters the others are zero: left out.
-
-    Args:
-        model: as in `measure`, and so are the next ones.
-        inputs: the examples.
-        outputs: the outputs that count.
-        metric: the metric of the inputs.
-        intercept: give the bias an input of its own.
-        params: the parameters that count.
-        num_probes: more make it more precise; its relative standard error is root 2 / num_probes at most.
-
-    Raises:
-        ValueError, TypeError, MemoryError: as `measure`.
-
-    """
-    settings = Settings((1.0,), Stochastic(num_probes=num_probes))
-    with exact_derivatives():
-        task = make_task(model, inputs, outputs, metric, params, intercept, None, Local())
-        products, _ = products_of(task.problem, task.space, task.x.to(task.precision), task.replay, settings)
-        trace = float(products.noise(0, num_probes).square().sum()) / num_probes
-        return trace / min(products.num_params, products.num_rows)
 
 
 def _ridges(ridge: float | Sequence[float], asked: Auto | Dense | Stochastic) -> tuple[float, ...]:
@@ -236,11 +193,9 @@ def _check_batch_size(batch_size: int | str) -> None:
         raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
 
 
-def _told(
-    task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float, ...], batch_size: int | str
-) -> dict[str, Any]:
+def _told(task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float, ...]) -> dict[str, Any]:
     """Return the settings that make another run of it, by name."""
-    told: dict[str, Any] = {"solver": word_of(asked), "batch_size": batch_size}
+    told: dict[str, Any] = {"solver": word_of(asked), "batch_size": task.batch_size}
     told["ridge"] = ridges[0] if len(ridges) == 1 else list(ridges)
     for settings in (asked.dense, asked.stochastic) if isinstance(asked, Auto) else (asked,):
         told |= vars(settings)
@@ -249,26 +204,10 @@ def _told(
     return told
 
 
-def _passes(task: Task, reducer: Reducer, run: Run, told: Mapping[str, Any]) -> Passes:
-    mark = partial(fingerprint, task.problem, task.space, task.x, task.seed, told)
-    return passes_of(reducer, run.checkpoint, mark, run.checkpoint_seconds, TYPES, task.x.device)
-
-
-def _chosen(
-    task: Task, ridges: tuple[float, ...], asked: Auto | Dense | Stochastic, passes: Passes
-) -> Dense | Stochastic:
-    """Return the solver: one for all ranks, and for all of a run that was interrupted."""
-    if not isinstance(asked, Auto):
-        return asked
-    several = len(ridges) > 1
-    scale = passes.once("solver", lambda: several or _must_be_stochastic(task, ridges[0]))
-    return asked.stochastic if scale else asked.dense
-
-
 def _must_be_stochastic(task: Task, ridge: float) -> bool:
-    """Whether the dense solver's matrices alone would not fit; an error if the other solver lacks a ridge."""
+    """Return True where the dense solver's matrices alone would not fit; the other solver needs a ridge then."""
     try:
-        check_solver(task.size, task.x.device)
+        task.size.beside_solver(task.budget)
     except MemoryError as error:
         if ridge == 0:
             raise MemoryError(
@@ -276,14 +215,6 @@ def _must_be_stochastic(task: Task, ridge: float) -> bool:
             ) from error
         return True
     return False
-
-
-def _stochastic(task: Task, settings: Settings, batch_size: int | str, passes: Passes) -> Measured:
-    x = task.x.to(task.precision)
-    products, cut = products_of(task.problem, task.space, x, task.replay, settings, batch_size)
-    if passes.reducer.rank == 0 and settings.progress is not False:
-        Forecast(cut.forecast, seconds_of_product(products, cut)).announce(settings.progress, "for a solve")
-    return measure_stochastic(products, cut, settings, passes)
 
 
 def _warn_if_flat(size: Size, ridge: float) -> None:

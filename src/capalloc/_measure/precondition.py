@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.kronecker import Kronecker, kronecker
-from capalloc._measure.example_sums import Products
+from capalloc._measure.examples import Examples
 
 #: Random constraints that the preconditioner is made from, on at most so many examples.
 SAMPLES, SAMPLED_EXAMPLES = 128, 64
@@ -18,19 +18,18 @@ SAMPLES, SAMPLED_EXAMPLES = 128, 64
 MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
 
 
-def precondition(products: Products) -> Kronecker:
-    """From random constraints of single examples."""
-    shapes = [tuple(p.shape) for p in products.operator.problem.params.values()]
-    return kronecker(shapes, partial(samples, products))
+def precondition(examples: Examples) -> Kronecker:
+    """Return the preconditioner that random constraints of single examples make."""
+    shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
+    return kronecker(shapes, partial(samples, examples))
 
 
-def samples(products: Products, stream: int) -> Iterator[Tensor]:
-    """C'xi of single examples, whose second moment is G."""
-    chosen = torch.linspace(0, len(products.x) - 1, min(len(products.x), SAMPLED_EXAMPLES)).round().long()
-    wanted = SAMPLES if products.num_params < MOST_PARAMS else FEW_SAMPLES
+def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
+    """Yield C'xi of single examples, whose second moment is G."""
+    count = len(examples.x)
+    chosen = torch.linspace(0, count - 1, min(count, SAMPLED_EXAMPLES)).round().long()
+    wanted = SAMPLES if examples.num_params < MOST_PARAMS else FEW_SAMPLES
     each = max(1, wanted // len(chosen))
-    alone = replace(products, x=products.x[chosen.to(products.x.device)], batch_size=1)
-    for batch in alone.batches():
-        for part in torch.arange(each).split(products.vectors):
-            drawn = alone.adjoint(batch, alone.normal_rows(batch, len(part), 3, stream, int(part[0])))
-            yield drawn.to(batch.x.dtype)
+    for batch in replace(examples, x=examples.x[chosen.to(examples.x.device)], batch_size=1)():
+        for part in torch.arange(each).split(examples.vectors):
+            yield batch.adjoint(batch.normal_rows(len(part), 3, stream, int(part[0]))).to(batch.x.dtype)

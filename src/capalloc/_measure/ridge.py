@@ -1,8 +1,20 @@
-"""The ridge that a noise level and a prior stand for."""
+"""Scales for the ridge: that of a noise level and a prior, and that of G."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from capalloc._derivatives import exact_derivatives
+from capalloc._measure.example_sums import ExampleSums
+from capalloc._measure.examples import plan_examples
+from capalloc._measure.task import make_task
+from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
+from capalloc._runtime.steps import Steps
+from capalloc._settings import Stochastic
 
 
 def ridge_from_noise(noise_variance: float, num_examples: int, prior_variance: float) -> float:
@@ -28,3 +40,49 @@ def ridge_from_noise(noise_variance: float, num_examples: int, prior_variance: f
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
     return noise_variance / (num_examples * prior_variance)
+
+
+def mean_eigenvalue(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    metric: Tensor | None = None,
+    intercept: bool = True,
+    *,
+    params: ParamSelection = None,
+    num_probes: int = 8,
+) -> float:
+    """Mean of G's eigenvalues, a scale for the ridge: trace G / min(params, rows), trace G = E |C'xi|^2, xi normal.
+
+    With fewer rows of constraints (examples x outputs x (inputs + 1)) than parameters the others are zero: left out.
+
+    Args:
+        model: as in `measure`, and so are the next ones.
+        inputs: the examples.
+        outputs: the outputs that count.
+        metric: the metric of the inputs.
+        intercept: give the bias an input of its own.
+        params: the parameters that count.
+        num_probes: more make it more precise; its relative standard error is root 2 / num_probes at most.
+
+    Raises:
+        ValueError, TypeError, MemoryError: as `measure`.
+
+    """
+    settings = Stochastic(num_probes=num_probes)
+    with exact_derivatives():
+        task = make_task(model, inputs, outputs, metric, intercept, params)
+        examples, _ = plan_examples(task, settings)
+        noise = ExampleSums(examples, Steps(examples)).noise(0, num_probes)
+        return float(noise.square().sum()) / num_probes / min(examples.num_params, examples.num_rows)
+
+
+def check_ridge(ridge: float) -> None:
+    """Refuse a ridge that leaves the stochastic solver without an answer, and say how to choose one."""
+    if not 0 < ridge < math.inf:
+        raise ValueError(
+            f"the stochastic solver needs a ridge > 0, got {ridge!r}; with noise of variance s2 on the "
+            "constraints of N examples and parameters of prior variance t2 it is s2 / (N t2), see "
+            "capalloc.solvers.ridge_from_noise; or take 1e-2 of capalloc.solvers.mean_eigenvalue(model, "
+            "inputs), 0.1 of it where rows are fewer than parameters"
+        )

@@ -1,4 +1,4 @@
-"""Model, examples and metric of a measurement, checked together: what both solvers start from."""
+"""The task of a measurement: model, examples and metric, checked together, which both solvers start from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from capalloc._model.problem import (
     prepare,
     seeded,
 )
-from capalloc._runtime.distributed import Reducer
-from capalloc._runtime.memory import Size
+from capalloc._runtime.distributed import Local, Reducer
+from capalloc._runtime.memory import Budget, Size, budget_of
 
 
 @dataclass(frozen=True)
 class Task:
-    """What both solvers start from."""
+    """Model, examples, metric, and the limits of the work on them."""
 
     problem: Problem
     space: InputMetric
@@ -37,13 +37,16 @@ class Task:
     seed: int
     draws: bool  # random numbers, whenever the model runs
     precision: torch.dtype  # the model's own, or float32 for a smaller one
+    batch_size: int | str
+    budget: Budget
+    started: float
 
     def replay(self, index: int) -> AbstractContextManager[None]:
-        """The random draws of batch `index`."""
+        """Repeat the random draws of batch `index`."""
         return seeded(self.seed + index, self.x.device)
 
-    def attrs(self, start: float) -> dict[str, Any]:
-        """What is written down whatever the solver."""
+    def attrs(self) -> dict[str, Any]:
+        """Return what is written down whatever the solver."""
         root = self.space.root
         return {
             "kind": "measured",
@@ -52,29 +55,34 @@ class Task:
             "num_outputs": self.size.outputs,
             "intercept": self.space.intercept,
             "metric": "identity" if root is None else ("variances", "covariance")[root.ndim - 1],
-            "seconds": time.perf_counter() - start,
+            "seconds": time.perf_counter() - self.started,
         }
 
 
 def make_task(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
-    outputs: OutputSelection,
-    metric: Tensor | None,
-    params: ParamSelection,
-    intercept: bool,
-    generator: torch.Generator | None,
-    reducer: Reducer,
+    outputs: OutputSelection = None,
+    metric: Tensor | None = None,
+    intercept: bool = True,
+    params: ParamSelection = None,
+    *,
+    generator: torch.Generator | None = None,
+    batch_size: int | str = "auto",
+    max_bytes: float | None = None,
+    reducer: Reducer | None = None,
 ) -> Task:
     """Prepare and check everything; all ranks take the seed of the first."""
+    started = time.perf_counter()
     problem = prepare(model, inputs, outputs, params, dtype=torch.float64)
     space = input_metric(metric, problem.probe, bool(intercept))
-    seed = reducer.share(_seed(generator))
+    seed = (reducer or Local()).share(_seed(generator))
     x = torch.cat(list(problem.batches(1024)))
     num_outputs, draws = check_examples(problem, x[:2], seed)
     size = Size(len(x), num_outputs, space.num_slots, problem.num_params)
     given = next(iter(iterate_batches(problem.inputs))).dtype
-    return Task(problem, space, x, size, seed, draws, torch.promote_types(given, torch.float32))
+    precision = torch.promote_types(given, torch.float32)
+    return Task(problem, space, x, size, seed, draws, precision, batch_size, budget_of(x.device, max_bytes), started)
 
 
 def _seed(generator: torch.Generator | None) -> int:

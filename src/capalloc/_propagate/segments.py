@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capalloc._energy.decoupled import AtExample, Decoupled
-from capalloc._linalg.leverage import accumulate, inverse_root, streamed_triangular
+from capalloc._linalg.leverage import Triangle, accumulate, inverse_root
 from capalloc._model.problem import Problem, random_signs, seeded
 
 #: Outputs above which a draw has this many randomly signed sums of outputs in their place: G is the same on average.
@@ -52,7 +52,7 @@ def solve(problem: Problem, network: Decoupled, num_probes: int, generator: torc
             num_rows += rows[..., 0].numel()
             yield rows.flatten(0, -2)
 
-    factor = streamed_triangular(flat())
+    (factor,) = Triangle().over(flat())
     root = inverse_root(factor, 0.0, max(num_rows, sum(sizes)))
     tables = factor.new_zeros(num_probes, len(sizes), problem.probe[0].numel() + 1)
     for first, rows in _rows(problem, network, num_probes, seed):

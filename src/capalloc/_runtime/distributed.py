@@ -1,4 +1,4 @@
-"""One measurement by many processes: each has its share of the examples, and all have the same sums.
+"""Exchanges between the processes of one measurement, each of which has its share of the examples.
 
 `Local` is a process of its own, `Group` a rank of a `torch.distributed` process group; what both do is in `Reducer`.
 All ranks call the same methods in the same order. Sums are added in the order of the ranks and in the tensor's own
@@ -25,27 +25,27 @@ Distributed = bool | ProcessGroup
 
 
 class Reducer(Protocol):
-    """What a solver needs to know of other processes."""
+    """The processes of a run."""
 
     @property
     def rank(self) -> int:
-        """Which of the processes this is."""
+        """Number of this process."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     def shard(self, count: int) -> slice:
         """Return the part of `count` examples that this process has."""
 
     def sum(self, part: Tensor) -> Tensor:
-        """The sum over processes, on all of them."""
+        """Return the sum over processes, on all of them."""
 
     def fold(self, part: Any, merge: Callable[[Any, Any], Any]) -> Any:
-        """All parts merged, in the order of the ranks, on rank 0; None elsewhere."""
+        """Return all parts merged, in the order of the ranks, on rank 0; None elsewhere."""
 
     def share(self, value: Any) -> Any:
-        """The value of rank 0, on all."""
+        """Return the value of rank 0, on all."""
 
     def check(self) -> None:
         """Raise what is wrong with another process."""
@@ -57,23 +57,23 @@ class Local:
     rank, size = 0, 1
 
     def shard(self, count: int) -> slice:
-        """All of them."""
+        """Return all of them."""
         return slice(0, count)
 
     def sum(self, part: Tensor) -> Tensor:
-        """Itself."""
+        """Return the one part."""
         return part
 
     def fold(self, part: Any, merge: Callable[[Any, Any], Any]) -> Any:
-        """Itself."""
+        """Return the one part."""
         return part
 
     def share(self, value: Any) -> Any:
-        """Itself."""
+        """Return the value."""
         return value
 
     def check(self) -> None:
-        """Nothing can be wrong."""
+        """Do nothing: there is no other process."""
 
 
 class Group:
@@ -87,11 +87,11 @@ class Group:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def shard(self, count: int) -> slice:
-        """Contiguous parts whose sizes differ by one at most; empty ones where there are more ranks than examples."""
+        """Return contiguous parts whose sizes differ by one at most; empty ones for more ranks than examples."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def sum(self, part: Tensor) -> Tensor:
-        """Every rank adds one piece of the parts, in the order of the ranks, and hands it to all."""
+        """Add one piece of the parts on each rank, in the order of the ranks, and hand it to all."""
         flat = self._carried(part.flatten())
         width = -(-flat.numel() // self.size)
         pieces = flat.new_zeros(self.size * width)
@@ -103,7 +103,7 @@ class Group:
         return whole[: flat.numel()].view(part.shape).to(part.device)
 
     def fold(self, part: Any, merge: Callable[[Any, Any], Any]) -> Any:
-        """Along a tree: neighbours merge, then neighbours of those."""
+        """Merge along a tree: neighbours, then neighbours of those."""
         step = 1
         while step < self.size:
             sends = self.rank % (2 * step) == step
@@ -114,7 +114,7 @@ class Group:
         return part if self.rank == 0 else None
 
     def share(self, value: Any) -> Any:
-        """By broadcast, tensors as they are and the rest as JSON."""
+        """Broadcast tensors as they are and the rest as JSON."""
         tensors: list[Tensor] = []
         head = _encoded(value, tensors) if self.rank == 0 else torch.empty(0, dtype=torch.uint8)
         length = self._broadcast(torch.tensor([head.numel()]))
@@ -165,7 +165,7 @@ class Group:
         return unpack(tree, filled, self._types)
 
     def _exchange(self, start: Callable[[], Any]) -> None:
-        """One collective that all ranks have come to, or an error on all."""
+        """Run one collective that all ranks have come to, or raise an error on all."""
         self._heartbeat.meet()
         try:
             work = start()
@@ -177,7 +177,6 @@ class Group:
             raise self._heartbeat.explain(error) from error
 
     def _carried(self, tensor: Tensor) -> Tensor:
-        """On a device that the group's backend serves."""
         served = set(dict(_pairs(dist.get_backend_config(self._group))))
         if tensor.device.type in served:
             return tensor.contiguous()
@@ -185,12 +184,16 @@ class Group:
 
 
 @contextmanager
-def joined(distributed: Distributed, types: tuple[type, ...] = ()) -> Iterator[Reducer]:
-    """The processes that share the work within the block; an error in one of them is an error in all.
+def joined(
+    distributed: Distributed, types: tuple[type, ...] = (), silence: float = 10.0, arrival: float = 1800.0
+) -> Iterator[Reducer]:
+    """Give the processes that share the work within the block; an error in one of them is an error in all.
 
     Args:
         distributed: False for this process alone, True for the default process group, or a group of it.
         types: dataclasses that may travel.
+        silence: seconds without a sign of life after which a rank is taken for dead.
+        arrival: seconds that ranks may take to arrive.
 
     Raises:
         RankError: on the other ranks, when one fails, dies or hangs.
@@ -203,7 +206,7 @@ def joined(distributed: Distributed, types: tuple[type, ...] = ()) -> Iterator[R
         return
     group = _group_of(distributed)
     store = call_store(group.get_group_store(), dist.get_rank(group))
-    heartbeat = Heartbeat(store, dist.get_rank(group), dist.get_world_size(group))
+    heartbeat = Heartbeat(store, dist.get_rank(group), dist.get_world_size(group), silence, arrival)
     try:
         yield Group(group, heartbeat, types)
         heartbeat.meet()
@@ -229,18 +232,18 @@ def _group_of(distributed: object) -> ProcessGroup:
 
 
 def _pairs(config: str) -> list[tuple[str, str]]:
-    """Device types and their backends, from "cpu:gloo,cuda:nccl"."""
+    """Return device types and their backends, from "cpu:gloo,cuda:nccl"."""
     return [(device, backend) for device, _, backend in (pair.partition(":") for pair in config.split(","))]
 
 
 def _encoded(value: Any, tensors: list[Tensor]) -> Tensor:
-    """JSON of everything but the tensors' content."""
+    """Return JSON of everything but the tensors' content."""
     tree = pack(value, tensors)
     shapes = [[list(t.shape), str(t.dtype).removeprefix("torch."), t.device.type] for t in tensors]
     return torch.frombuffer(bytearray(json.dumps([tree, shapes]).encode()), dtype=torch.uint8)
 
 
 def _decoded(head: Tensor) -> tuple[Any, list[Tensor]]:
-    """The tree, and tensors to be filled, on this process's own device of that type."""
+    """Return the tree, and tensors to be filled, on this process's own device of that type."""
     tree, shapes = json.loads(bytes(head.cpu().numpy()))
     return tree, [torch.empty(shape, dtype=getattr(torch, dtype), device=device) for shape, dtype, device in shapes]

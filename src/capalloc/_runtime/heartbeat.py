@@ -1,7 +1,7 @@
 """Signs of life: who among the processes of a group has died, fallen silent or failed, known within bounded time.
 
 Every rank writes a growing number to the group's store, twice a second, and reads those of the others; a number that
-stands still for too long is a rank that is gone. The first error that a rank reports is kept for all to read.
+does not grow for too long is a rank that is gone. The first error that a rank reports is kept for all to read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-#: Seconds between two signs of life.
-BEAT = 0.5
-#: Seconds without one after which a rank is taken for dead: far more than a busy machine delays a thread.
-SILENCE = 10.0
-#: Seconds that ranks may take to arrive at their first meeting: they may load models and data before.
-ARRIVAL = 1800.0
+#: Signs of life in the time after which a silent rank is taken for dead.
+BEATS = 20
 
 
 class RankError(RuntimeError):
@@ -31,11 +27,20 @@ class RankError(RuntimeError):
 
 
 class Heartbeat:
-    """The signs of life of this rank, from a thread of its own, and its view of the others'."""
+    """The signs of life of this rank, from a thread of its own, and its view of the others'.
 
-    def __init__(self, store: Store, rank: int, size: int) -> None:
+    Args:
+        store: of the process group.
+        rank: of this process.
+        size: of the group.
+        silence: seconds without a sign after which a rank is taken for dead.
+        arrival: seconds that ranks may take to arrive at their first meeting.
+
+    """
+
+    def __init__(self, store: Store, rank: int, size: int, silence: float, arrival: float) -> None:
         self._store, self._rank, self._size = store, rank, size
-        self._silence, self._arrival = SILENCE, ARRIVAL
+        self._silence, self._arrival, self._beat = silence, arrival, silence / BEATS
         self._failure: RankError | None = None
         self._stop = threading.Event()
         now = time.monotonic()
@@ -69,10 +74,10 @@ class Heartbeat:
                 self._main.delete_key(f"meeting {self._meetings - 2}")
 
     def explain(self, error: Exception) -> RankError:
-        """Why an exchange broke: the signs of life say so after a while."""
-        deadline = time.monotonic() + self._silence + 4 * BEAT
+        """Return why an exchange broke: the signs of life say so after a while."""
+        deadline = time.monotonic() + self._silence + 4 * self._beat
         while self._failure is None and time.monotonic() < deadline:
-            time.sleep(BEAT / 5)
+            time.sleep(self._beat / 5)
         return self._failure or RankError(f"an exchange between the ranks failed: {error}; look at the others' output")
 
     def fail(self, message: str) -> None:
@@ -83,22 +88,21 @@ class Heartbeat:
             return  # the store is gone, and so the others know
 
     def close(self) -> None:
-        """The last word; the process that may hold the store, rank 0, waits until the others have left."""
+        """Leave; the process that may hold the store, rank 0, waits until the others have left."""
         self._stop.set()
         self._thread.join()
         try:
             self._main.add("left", 1)
             deadline = time.monotonic() + self._silence / 2
             while self._rank == 0 and self._main.add("left", 0) < self._size and time.monotonic() < deadline:
-                time.sleep(BEAT / 20)
+                time.sleep(self._beat / 20)
         except RuntimeError:
             return
 
     def _run(self, store: Store) -> None:
-        """The thread: write, read, compare."""
         count = 0
         try:
-            while not self._stop.wait(BEAT if count else 0):
+            while not self._stop.wait(self._beat if count else 0):
                 count += 1
                 store.set(f"beat {self._rank}", str(count))
                 for other in self._seen:
@@ -125,7 +129,6 @@ class Heartbeat:
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
-        """A store that no longer answers is a rank that is gone."""
         try:
             yield
         except RankError:
@@ -149,5 +152,5 @@ def _own_connection(store: Store, timeout: float) -> Store:
 
 
 def call_store(store: Store, rank: int) -> Store:
-    """A part of the group's store for this call alone: ranks call in the same order, so they count alike."""
+    """Return a part of the group's store for this call alone: ranks call in the same order, so they count alike."""
     return PrefixStore(f"capalloc {store.add(f'capalloc calls of {rank}', 1)}", store)

@@ -1,4 +1,7 @@
-"""What fits: free memory of a device, how to cut the work to it, and the refusal of what would not fit."""
+"""The planner of memory: what is free on a device, how work is cut to it, and the refusal of what would not fit.
+
+Each kind of work states what it costs; a `Budget` says how much of it fits at a time.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,71 @@ import torch
 FLOAT64 = 8
 #: Share of the free memory that a computation may plan to fill.
 SHARE = 0.7
-#: Bytes of working memory that a batch aims at, unless the solver gains from more rows.
+#: Bytes of working memory that a batch aims at, unless the dense solver gains from more rows.
 BATCH_BYTES = 2**28
-#: Rows of constraints are kept between passes if they take less than this share of the room.
-KEPT_SHARE = 0.5
+#: Examples that go together before vectors do: many with two vectors take two thirds of the time of few with five.
+EXAMPLES_FIRST = 12
+#: Vectors alive at once for each probe: the iterate's, the product's, the preconditioner's and their sums.
+VECTORS = 12
+#: The same where vectors are rows: they are pulled back to parameters for products and at the end.
+PULLED = 6
+#: Share of the budget that sensitivities of all batches may take.
+HELD_SHARE = 0.25
+#: Tensors of activations alive at once for each output and vector, and for each example beside.
+PER_VECTOR, PER_OUTPUT, PER_EXAMPLE = 5, 3, 4
 
 
-def available_bytes(device: torch.device) -> int:
-    """Free memory of the device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    page = os.sysconf("SC_PAGE_SIZE")
-    free = page * os.sysconf("SC_AVPHYS_PAGES")
-    return max(free, _available_linux())
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that may still be filled."""
+
+    num_bytes: float
+
+    def set_aside(self, num_bytes: float, what: str, way_out: str) -> Budget:
+        """Return what is left after `num_bytes`.
+
+        Raises:
+            MemoryError: they do not fit; with the numbers and the way out.
+
+        """
+        if num_bytes > self.num_bytes:
+            raise MemoryError(f"{what} needs {gib(num_bytes)}, and {gib(self.num_bytes)} may be used; {way_out}")
+        return Budget(self.num_bytes - num_bytes)
+
+    def batch_size(self, each: float, examples: int, asked: int | str, aim: float) -> int:
+        """Return how many examples of `each` bytes go at a time: as many as asked, or for "auto" as fill `aim` bytes.
+
+        Raises:
+            MemoryError: as many as asked do not fit.
+
+        """
+        if isinstance(asked, str):
+            return max(1, min(examples, int(min(aim, self.num_bytes) / each)))
+        self.set_aside(
+            min(asked, examples) * each, f"a batch of {asked} examples", 'lower batch_size or leave it "auto"'
+        )
+        return min(asked, examples)
 
 
-def require(num_bytes: float, budget: float, what: str, way_out: str) -> None:
-    """Raise `MemoryError` with the numbers and the way out, if `num_bytes` exceeds `budget`."""
-    if num_bytes > budget:
-        raise MemoryError(f"{what} needs {gib(num_bytes)}, and {gib(budget)} may be used; {way_out}")
+def budget_of(device: torch.device, max_bytes: float | None = None) -> Budget:
+    """Return `max_bytes`, or a share of the free memory of a device."""
+    return Budget(SHARE * available_bytes(device) if max_bytes is None else max_bytes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work as it is cut, and the bytes of it all."""
+
+    batch_size: int
+    chunk: int  # directions, or vectors, at a time
+    keep: bool  # what one pass over the examples made serves the next
+    num_bytes: int
+    probes: int = 0  # solved for together by the stochastic solver
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of the constraint matrix: examples x outputs x slots rows, params columns."""
+    """Numbers that make the constraint matrix: examples x outputs x slots rows, params columns."""
 
     examples: int
     outputs: int
@@ -47,69 +91,123 @@ class Size:
 
     @property
     def wide(self) -> bool:
-        """Fewer rows than parameters."""
+        """True for fewer rows than parameters."""
         return self.rows < self.params
 
     @property
     def stored_bytes(self) -> int:
-        """Of all rows."""
+        """Bytes of all rows."""
         return FLOAT64 * self.rows * self.params
 
     @property
     def solver_bytes(self) -> int:
-        """Of the dense solver's own matrices."""
+        """Bytes of the dense solver's own matrices."""
         return FLOAT64 * 12 * min(self.rows, self.params) ** 2 + (3 * self.stored_bytes if self.wide else 0)
+
+    def beside_solver(self, budget: Budget) -> Budget:
+        """Return what the dense solver's own matrices leave, or raise `MemoryError` if these would not fit."""
+        return budget.set_aside(
+            self.solver_bytes,
+            f"the exact solver for {self.params} parameters and {self.rows} rows of constraints",
+            "take fewer parameters with params= or fewer examples",
+        )
+
+    def plan(self, numbers: int, batch_size: int | str, budget: Budget, kept_share: float) -> Plan:
+        """Cut the work of the dense solver.
+
+        Args:
+            numbers: float64 numbers that one example and direction hold at once.
+            batch_size: examples at a time, or "auto".
+            budget: bytes that may be filled.
+            kept_share: share of what the solver leaves, up to which rows are kept between passes.
+
+        Raises:
+            MemoryError: the solver, one example or a batch would not fit.
+
+        """
+        room = self.beside_solver(budget)
+        each = FLOAT64 * numbers
+        room.set_aside(
+            each,
+            f"one example along one of {self.slots} directions, with {self.outputs} outputs",
+            "take fewer parameters with params= or fewer outputs with outputs=",
+        )
+        chunk = min(self.slots, int(room.num_bytes / each))
+        aim = min(room.num_bytes / 2, max(BATCH_BYTES, 3 * FLOAT64 * 4 * self.params**2))
+        size = room.batch_size(chunk * each, self.examples, batch_size, aim)
+        keep = self.wide or self.stored_bytes < kept_share * room.num_bytes
+        kept = self.stored_bytes if keep and not self.wide else 0
+        return Plan(size, chunk, keep, self.solver_bytes + size * chunk * each + kept)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How the work is cut: examples and directions at a time, whether rows are kept between passes, bytes of it all."""
+class ProductCost:
+    """Numbers that make the cost of a product with the constraints, of one example and of all."""
 
-    batch_size: int
-    chunk: int
-    keep: bool
-    forecast: int = 0
+    elements: int  # in the activations of one example
+    outputs: int
+    slots: int
+    params: int
+    itemsize: int
+    examples: int
 
+    def product(self, batch_size: int, vectors: int) -> int:
+        """Bytes of one product."""
+        activations = self.elements * (PER_EXAMPLE + self.outputs * (PER_OUTPUT + PER_VECTOR * vectors))
+        rows = 4 * self.outputs * self.slots * vectors
+        return batch_size * self.itemsize * (activations + rows)
 
-def check_solver(size: Size, device: torch.device) -> float:
-    """Bytes that are left beside the dense solver's own matrices, or `MemoryError` if these would not fit."""
-    budget = SHARE * available_bytes(device)
-    require(
-        size.solver_bytes,
-        budget,
-        f"the exact solver for {size.params} parameters and {size.rows} rows of constraints",
-        "take fewer parameters with params= or fewer examples",
-    )
-    return budget - size.solver_bytes
+    def vectors(self, probes: int) -> int:
+        """Bytes of the solver's vectors, and of the inner products by slot."""
+        rows = self.examples * self.outputs * self.slots
+        if rows < self.params:
+            own = 2 * VECTORS * probes * rows + PULLED * probes * self.params
+        else:
+            own = (VECTORS * probes + 4) * self.params
+        return FLOAT64 * (own + 5 * self.slots * probes**2)
 
+    def plan(self, probes: int, batch_size: int | str, budget: Budget) -> Plan:
+        """Cut the work of the stochastic solver.
 
-def make_plan(size: Size, forecast: int, batch_size: int | str, device: torch.device) -> Plan:
-    """Cut the work to what the free memory of `device` holds, or raise `MemoryError`.
+        Args:
+            probes: to be solved for together, if memory allows; two or more.
+            batch_size: examples at a time, or "auto".
+            budget: bytes that may be filled.
 
-    `forecast` is how many float64 numbers one example and direction hold at once.
-    """
-    room = check_solver(size, device)
-    per_direction = FLOAT64 * forecast
-    require(
-        per_direction,
-        room,
-        f"one example along one of {size.slots} directions, with {size.outputs} outputs",
-        "take fewer parameters with params= or fewer outputs with outputs=",
-    )
-    chunk = max(1, min(size.slots, int(room / per_direction)))
-    if isinstance(batch_size, str):
-        aim = min(room / 2, max(BATCH_BYTES, 3 * FLOAT64 * 4 * size.params**2))
-        batch_size = max(1, min(size.examples, int(aim / (per_direction * size.slots))))
-    elif batch_size > 1:
-        require(
-            min(batch_size, size.examples) * per_direction * size.slots,
-            room,
-            f"a batch of {batch_size} examples",
-            'lower batch_size or leave it "auto"',
+        Raises:
+            MemoryError: the solver, one example or a batch would not fit.
+
+        """
+        while probes > 2 and self.vectors(probes) > budget.num_bytes / 2:
+            probes //= 2
+        fixed = self.vectors(probes)
+        room = budget.set_aside(
+            fixed,
+            f"the stochastic solver for {self.params} parameters",
+            "take fewer parameters with params=, or more memory",
         )
-    keep = size.wide or size.stored_bytes < KEPT_SHARE * room
-    kept = size.stored_bytes if keep and not size.wide else 0
-    return Plan(batch_size, chunk, keep, size.solver_bytes + batch_size * chunk * per_direction + kept)
+        room.set_aside(
+            self.product(1, 1),
+            f"one example with {self.outputs} constrained outputs",
+            "constrain fewer outputs with outputs= or random combinations of them with output_probes=",
+        )
+        aim = min(room.num_bytes, BATCH_BYTES)
+        vectors = probes + 1  # the spectrum's comes along
+        while vectors > 1 and self.product(min(self.examples, EXAMPLES_FIRST), vectors) > aim:
+            vectors = (vectors + 1) // 2
+        size = room.batch_size(self.product(1, vectors), self.examples, batch_size, aim)
+        held = self.examples * self.itemsize * self.elements * (PER_EXAMPLE + self.outputs)  # all sensitivities
+        hold = held < HELD_SHARE * budget.num_bytes
+        return Plan(size, vectors, hold, fixed + self.product(size, vectors) + hold * held, probes)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the free memory of the device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = page * os.sysconf("SC_AVPHYS_PAGES")
+    return max(free, _available_linux())
 
 
 def _available_linux() -> int:
@@ -123,5 +221,5 @@ def _available_linux() -> int:
 
 
 def gib(num_bytes: float) -> str:
-    """In words."""
+    """Return a number of bytes in words."""
     return f"{num_bytes / 2**30:.3g} GiB"

@@ -1,7 +1,7 @@
 """Values as plain data: a JSON tree that points into a list of arrays, and back, with no code in between.
 
 What travels between processes and into checkpoints: None, booleans, numbers, strings, tuples, lists, string-keyed
-dicts, tensors, arrays and those dataclasses that the reader names.
+dicts, tensors, arrays, dtypes and those dataclasses that the reader names.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def pack(value: Any, arrays: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
         arrays.append(value)
         return {"tensor": len(arrays) - 1}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, np.ndarray):
         arrays.append(torch.from_numpy(np.ascontiguousarray(value)))
         return {"array": len(arrays) - 1}
@@ -55,6 +57,8 @@ def unpack(tree: Any, arrays: list[Tensor], types: Iterable[type]) -> Any:
             return arrays[index]
         case {"array": index}:
             return arrays[index].cpu().numpy()
+        case {"dtype": name}:
+            return getattr(torch, name)
         case {"tuple": items}:
             return tuple(unpack(item, arrays, types) for item in items)
         case {"list": items}:

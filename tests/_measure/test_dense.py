@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from capalloc._linalg import leverage as dense
-from capalloc._linalg.gram_root import gram_error, gram_root, largest_trace, root_of_gram, streamed_gram
-from capalloc._linalg.leverage import score_in_memory, score_in_passes
+from capalloc._linalg.gram_root import GramPass, gram_error, largest_trace, root_of_gram
+from capalloc._linalg.leverage import accumulate
 from capalloc._linalg.row_block import SPANS, RowBlock, block_of, joined
+from capalloc._measure.dense import root_from_gram, scores_in_memory, scores_in_passes
+from capalloc._runtime.steps import Steps
 
-SLOTS = 3
+SLOTS, ACCURACY = 3, 1e-8
 
 
 def matrix(rows: int, params: int, decay: float, seed: int = 0) -> Tensor:
@@ -29,11 +32,11 @@ def matrix(rows: int, params: int, decay: float, seed: int = 0) -> Tensor:
 
 def blocks(C: Tensor, size: int):
     slots = torch.arange(len(C)) % SLOTS
-    return lambda: map(block_of, C.split(size), slots.split(size))
+    return lambda start=0: list(map(block_of, C.split(size), slots.split(size)))[start:]
 
 
 def parts(C: Tensor, size: int) -> list[RowBlock]:
-    return list(blocks(C, size)())
+    return blocks(C, size)()
 
 
 def sizes_of(C: Tensor) -> list[int]:
@@ -45,14 +48,19 @@ def reference(C: Tensor, ridge: float) -> np.ndarray:
     left, singular, right = torch.linalg.svd(C, full_matrices=False)
     polar = (left * (singular / (singular.square() + ridge).sqrt())) @ right
     table = torch.zeros(2, SLOTS, dtype=torch.float64)
-    dense.accumulate(table, polar, torch.arange(len(C)) % SLOTS, sizes_of(C))
+    accumulate(table, polar, torch.arange(len(C)) % SLOTS, sizes_of(C))
     return table.numpy()
 
 
-def scores(C: Tensor, ridge: float, size: int = 50, **kwargs):
+def scores(C: Tensor, ridge: float, size: int = 50, accuracy: float = ACCURACY):
     if len(C) < C.shape[1]:
-        return score_in_memory(blocks(C, size), sizes_of(C), SLOTS, ridge, **kwargs)
-    return score_in_passes(blocks(C, size), sizes_of(C), SLOTS, len(C), ridge, **kwargs)
+        return scores_in_memory(Steps(blocks(C, size)), sizes_of(C), SLOTS, ridge, accuracy)
+    return scores_in_passes(Steps(blocks(C, size)), sizes_of(C), SLOTS, len(C), ridge, accuracy)
+
+
+def gram_of(blocks, dtype: torch.dtype, most: float = math.inf) -> Tensor | None:
+    work = GramPass(dtype, most)
+    return work.whole(work.over(blocks))
 
 
 def took_gram(found) -> bool:
@@ -94,12 +102,12 @@ def test_ranks_and_small_ridges_keep_the_orthogonal_road(shape, ridge):
 def test_the_stated_bound_holds(shape, decay, exponent, dtype, seed):
     """Capacities from G differ from those of singular values by less than `gram_error` says, or it says too much."""
     C, ridge = matrix(*shape, decay=decay, seed=seed), 10.0**exponent
-    gram = streamed_gram(parts(C, 7), dtype)
+    gram = gram_of(parts(C, 7), dtype)
     bound = min(1e9, gram_error(float(gram.trace()), ridge, 512 if dtype == torch.float32 else len(C), dtype))
     root = root_of_gram(gram, ridge, max(shape), torch.float64)
     exact = reference(C, ridge).sum(0)
     found = torch.zeros(2, SLOTS, dtype=torch.float64)
-    dense.accumulate(found, C @ root.matrix, torch.arange(len(C)) % SLOTS, sizes_of(C))
+    accumulate(found, C @ root.matrix, torch.arange(len(C)) % SLOTS, sizes_of(C))
     decomposition = 1e-12 * (1 + float(gram.trace()) / ridge)  # of eigh itself, and of the reference
     assert (np.abs(found.sum(0).numpy() - exact) <= (bound + decomposition) * exact + 1e-300).all()
 
@@ -120,9 +128,9 @@ def test_a_precision_that_turns_out_too_low_is_given_up():
     C = 100 * matrix(200, 20, decay=1)
     trace = float(C.square().sum())
     for accuracy, ridge, dtype in ((1e-3, trace, torch.float32), (1e-9, 1.0, torch.float64), (1e-12, 1e-6, None)):
-        root = gram_root(blocks(C, 64), ridge, len(C), accuracy)
+        root = root_from_gram(Steps(blocks(C, 64)), ridge, len(C), accuracy)
         assert (root.matrix.dtype if root else None) == dtype
-    assert gram_root(blocks(C, 64), 0.0, len(C), 1.0) is None
+    assert root_from_gram(Steps(blocks(C, 64)), 0.0, len(C), 1.0) is None
 
 
 @given(
@@ -141,9 +149,9 @@ def test_a_trace_above_the_bound_ends_the_pass():
             seen.append(row)
             yield row
 
-    assert streamed_gram(given(), torch.float64, most=11.9) is None
+    assert gram_of(given(), torch.float64, most=11.9) is None
     assert len(seen) == 4
-    assert streamed_gram(given(), torch.float64, most=30.1).trace() == 30
+    assert gram_of(given(), torch.float64, most=30.1).trace() == 30
 
 
 def test_the_bound_grows_with_terms_and_has_no_answer_below_rounding():
@@ -156,7 +164,7 @@ def test_the_bound_grows_with_terms_and_has_no_answer_below_rounding():
 @pytest.mark.parametrize("size", [1, 37, 600])
 def test_streamed_gram_does_not_depend_on_blocks(size, dtype):
     C = matrix(600, 23, decay=2)
-    gram = streamed_gram(parts(C, size), dtype)
+    gram = gram_of(parts(C, size), dtype)
     assert torch.equal(gram, gram.T)
     np.testing.assert_allclose(gram, C.T @ C, atol=1e-7 if dtype == torch.float32 else 1e-15)
 
@@ -236,8 +244,8 @@ def test_scores_of_rows_with_skipped_columns(height, ridge):
     given = [block_of(p.flatten(0, 1), torch.arange(4 * p.shape[1]) % SLOTS, 4) for p in whole.split(height, 1)]
     assert given[0].spans()[1][0]
     C, slots = (torch.cat([getattr(block, name) for block in given]) for name in ("rows", "slots"))
-    found = score_in_passes(lambda *start: given[sum(start) :], sizes_of(C), SLOTS, len(C), ridge)
-    plain = score_in_passes(lambda *start: [block_of(C, slots)], sizes_of(C), SLOTS, len(C), ridge)
+    found = scores_in_passes(Steps(lambda start: given[start:]), sizes_of(C), SLOTS, len(C), ridge, ACCURACY)
+    plain = scores_in_passes(Steps(lambda start: [block_of(C, slots)]), sizes_of(C), SLOTS, len(C), ridge, ACCURACY)
     np.testing.assert_allclose(found.table, plain.table, rtol=1e-9)
     assert took_gram(found) == (ridge > 0)
 
@@ -246,4 +254,4 @@ def test_an_accuracy_below_rounding_rules_a_precision_out():
     """A trace of zero has no rounding in G, but scores are read off the root in its precision."""
     C = matrix(60, 5, decay=1)
     for accuracy, dtype in ((1e-7, torch.float64), (1e-5, torch.float32)):
-        assert gram_root(blocks(C, 20), 1e9, len(C), accuracy).matrix.dtype == dtype
+        assert root_from_gram(Steps(blocks(C, 20)), 1e9, len(C), accuracy).matrix.dtype == dtype

@@ -1,0 +1,201 @@
+"""Two estimators of capacity from random solves: perturbed ones where rows are many, regressions where they are few.
+
+*Perturb and solve.* With xi, eta standard normal, u = C'xi + sqrt(ridge) eta is N(0, G + ridge), so that the solution w
+of (G + ridge) w = u is N(0, (G + ridge)^-1) and kappa_i = E |(C w) restricted to slot i|^2 (docs/theory.md, section 2):
+unbiased, up to the error of the solves.
+
+*Regress.* Random signs xi, one for each row, are regressed on the constraints (`_linalg.block_cg`), and kappa_i is the
+mean of xi_i q_i over fitted values q.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Protocol
+
+from torch import Tensor
+
+from capalloc._linalg.block_cg import Apply, Iterate, begin, begin_fit, step, step_fit
+from capalloc._linalg.kronecker import Kronecker
+from capalloc._measure.estimates import Estimates, Inner, estimated, fitted, perturbed
+from capalloc._measure.example_sums import ExampleSums
+from capalloc._measure.examples import Examples
+from capalloc._measure.precondition import precondition
+
+#: What estimates may be told to change by at most, relative to their last change.
+MOST_MISSING = 5.0
+
+Known = tuple[Tensor, Tensor]  # the solutions w at another ridge, and G w
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random vectors that a round of probes starts from: their place, and their image C'xi, (k, params)."""
+
+    number: int
+    count: int
+    image: Tensor
+
+
+@dataclass(frozen=True)
+class Account:
+    """The account of one ridge: its estimates, and how its solves went."""
+
+    estimates: Estimates
+    iterations: int
+    error: float  # the largest estimated squared relative error of a solve, in the norm of G + ridge
+    residual: float  # the largest true residual, relative
+
+    def __add__(self, other: Account) -> Account:
+        """Return the account of more probes."""
+        return Account(
+            self.estimates + other.estimates,
+            self.iterations + other.iterations,
+            max(self.error, other.error),
+            max(self.residual, other.residual),
+        )
+
+
+class Estimator(Protocol):
+    """One way to draw, to solve, and to read the answer off."""
+
+    @property
+    def sums(self) -> ExampleSums:
+        """Products with the constraints of all examples."""
+
+    def draw(self, number: int, count: int) -> Draw:
+        """Return the random vectors of a round."""
+
+    def begin(self, draw: Draw, ridge: float, known: Known | None) -> Iterate:
+        """Return the iterate that a solve begins with."""
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return the product with G, or with K = CC'."""
+
+    def step(self, now: Iterate, product: Apply, ridge: float) -> Iterate:
+        """Return the next iterate, by one product."""
+
+    def error(self, now: Iterate, ridge: float) -> float:
+        """Return the estimated squared error of a solve, relative to the capacity found."""
+
+    def read(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor) -> tuple[Account, Known | None]:
+        """Return what the last iterate tells, and what helps the next solve."""
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """Perturb and solve, in the space of parameters."""
+
+    sums: ExampleSums
+    sampled: Examples  # for the preconditioner
+
+    @cached_property
+    def preconditioner(self) -> Kronecker:
+        """An approximate inverse of G + ridge."""
+        return precondition(self.sampled)
+
+    def draw(self, number: int, count: int) -> Draw:
+        """Return C'xi."""
+        return Draw(number, count, self.sums.noise(number, count))
+
+    def begin(self, draw: Draw, ridge: float, known: Known | None) -> Iterate:
+        """Return the best iterate that the last ridge's solutions give."""
+        start = None if known is None else (known[0], known[1] + ridge * known[0])
+        return begin(self._sides(draw, ridge)[0], partial(self.preconditioner.solve, ridge=ridge), start)
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return G v."""
+        return self.sums.gram(v)
+
+    def step(self, now: Iterate, product: Apply, ridge: float) -> Iterate:
+        """Return the next iterate."""
+        return step(now, lambda w: product(w) + ridge * w, partial(self.preconditioner.solve, ridge=ridge))
+
+    def error(self, now: Iterate, ridge: float) -> float:
+        """Return the error."""
+        return now.error(ridge)
+
+    def read(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor) -> tuple[Account, Known | None]:
+        """Return the account of the solutions w, and w with G w."""
+        (u, eta), w, sizes = self._sides(draw, ridge), now.solution, self.sums.examples.sizes
+        earlier = now.marks[0].solution if now.marks else w[:0]
+        Gw, inner, earlier_inner = self.sums.inner(w, earlier)
+        found = perturbed(w, u, eta, ridge, inner, sizes)
+        before = perturbed(earlier, u, eta, ridge, earlier_inner, sizes) if now.marks else found
+        estimates = estimated(found, before, still_missing(now, 1), False, parts)
+        estimates = replace(estimates, tensors=estimates.tensors.unsettled(now.missing, sizes))
+        return account(estimates, now, self.error(now, ridge), u - Gw - ridge * w, u), (w, Gw)
+
+    def _sides(self, draw: Draw, ridge: float) -> tuple[Tensor, Tensor]:
+        eta = self.sums.examples.normal_params(draw.number, draw.count)
+        return draw.image + math.sqrt(ridge) * eta, eta
+
+
+@dataclass(frozen=True)
+class Regressed:
+    """Regressions of random signs, in the space of rows."""
+
+    sums: ExampleSums
+
+    def draw(self, number: int, count: int) -> Draw:
+        """Return C'xi."""
+        return Draw(number, count, self.sums.pull(self._signs(number, count)))
+
+    def begin(self, draw: Draw, ridge: float, known: Known | None) -> Iterate:
+        """Return the iterate at zero."""
+        return begin_fit(self._signs(draw.number, draw.count), self.sums.push(draw.image))
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return K v."""
+        return self.sums.kernel(v)
+
+    def step(self, now: Iterate, product: Apply, ridge: float) -> Iterate:
+        """Return the next iterate."""
+        return step_fit(now, product, ridge)
+
+    def error(self, now: Iterate, ridge: float) -> float:
+        """Return the error; the ridge has no part in the energy."""
+        return now.error()
+
+    def read(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor) -> tuple[Account, Known | None]:
+        """Return the account of the fitted values."""
+        sums, xi = self.sums, self._signs(draw.number, draw.count)
+
+        def told(y: Tensor, residual: Tensor, back: Tensor) -> Inner:
+            q = xi - residual - ridge * y
+            both = (draw.image + sums.pull(residual), back)
+            by_slot = sums.examples.by_slot
+            return fitted(by_slot(xi + residual), by_slot(q), both, sums.examples.sizes)
+
+        back = sums.pull(now.solution)
+        residual = xi - sums.push(back) - ridge * now.solution  # the true one
+        before = found = told(now.solution, residual, back)
+        if now.marks:
+            mark = now.marks[0]
+            before = told(mark.solution, mark.residual, sums.pull(mark.solution))
+        estimates = estimated(found, before, still_missing(now, 2), True, parts)
+        return account(estimates, now, self.error(now, ridge), residual, xi), None
+
+    def _signs(self, number: int, count: int) -> Tensor:
+        return self.sums.examples.signs(number, count)
+
+
+def account(estimates: Estimates, now: Iterate, error: float, residual: Tensor, right: Tensor) -> Account:
+    """Return the account of solves with a right-hand side."""
+    return Account(estimates, now.iterations, error, float((residual.norm(dim=1) / right.norm(dim=1)).max()))
+
+
+def still_missing(now: Iterate, order: int) -> float:
+    """Return what estimates will still change by, relative to their change since the first mark.
+
+    Energies miss the square of an error; estimates of order 1 miss the error itself.
+    """
+    gained = now.energy - now.marks[0].energy if now.marks else 0.0
+    if not math.isfinite(now.missing):
+        return 1.0
+    if gained <= 0:
+        return 0.0
+    left = math.pow(now.missing / (now.missing + gained), order / 2)
+    return min(left / (1 - left), MOST_MISSING)

@@ -1,0 +1,232 @@
+"""The constraints of a process's examples, batch by batch, and the random numbers that belong to each example.
+
+With C the rows of all examples divided by the root of their number, G = C'C. Index convention: k vectors, rows are
+(k, o, e, s) for outputs, examples and slots; parameter vectors are (k, params) in float64, whatever precision the
+products run in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from capalloc._derivatives.products import BatchProducts, ConstraintOperator
+from capalloc._derivatives.tape import Tape
+from capalloc._derivatives.verify import choose_operator
+from capalloc._measure.task import Task
+from capalloc._model.problem import random_signs
+from capalloc._runtime.memory import Plan, ProductCost
+from capalloc._settings import Stochastic
+
+#: Outputs up to which every one is constrained by default, and random combinations for each example beyond that.
+ALL_OUTPUTS, OUTPUT_PROBES = 100, 32
+#: Probes solved for together, at most.
+WIDEST = 64
+#: Examples whose gates are looked at together, and the relative difference that says that they move: float32 rounding
+#: is below it.
+CHECKED, APART = 8, 1e-3
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of one process; each pass gives the same constraints and draws."""
+
+    operator: ConstraintOperator
+    x: Tensor
+    batch_size: int
+    vectors: int  # at a time
+    num_outputs: int
+    output_probes: int | None  # random signs over the outputs of each example; None for every output
+    replay: Callable[[int], AbstractContextManager[None]]
+    seed: int
+    num_examples: int  # of all processes
+    offset: int = 0  # examples of the processes before this one
+    ready: tuple[BatchProducts, ...] = ()  # the constraints of every batch, where memory holds them
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of the parameter tensors."""
+        return [p.numel() for p in self.operator.problem.params.values()]
+
+    @property
+    def num_params(self) -> int:
+        """p."""
+        return self.operator.problem.num_params
+
+    @property
+    def num_slots(self) -> int:
+        """Inputs, and the constant one."""
+        return self.operator.space.num_slots
+
+    @property
+    def rows_per_example(self) -> int:
+        """Outputs, or probes of them, times slots."""
+        return (self.output_probes or self.num_outputs) * self.num_slots
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of C."""
+        return self.num_examples * self.rows_per_example
+
+    @property
+    def fewer_rows(self) -> bool:
+        """True where C has fewer rows than columns, so that the space of rows is the smaller one."""
+        return self.num_rows < self.num_params
+
+    @property
+    def dimension(self) -> float:
+        """Dimension of the sphere that probes lie on; signs, the probes in the space of rows, are on none."""
+        return math.inf if self.fewer_rows else self.num_params
+
+    def __call__(self, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of this process from one on."""
+        for index, x in enumerate(self.x.split(self.batch_size) if len(self.x) else ()):
+            if index >= start:
+                first = self.offset + index * self.batch_size
+                yield Batch(self, index, first, x, self.units(first, x))
+
+    def units(self, first: int, x: Tensor) -> Tensor:
+        """Return unit vectors, or each example's own signs, scaled so that E sum uu' = 1: the same in every pass."""
+        m, q = self.num_outputs, self.output_probes
+        if q is None:
+            return torch.eye(m, dtype=x.dtype, device=x.device)[:, None].expand(m, len(x), m)
+        signs = [random_signs((q, m), x, self.generator(2, first + k)) for k in range(len(x))]
+        return torch.stack(signs, 1) / math.sqrt(q)
+
+    def shard(self, part: slice) -> Examples:
+        """Return some of the examples."""
+        return replace(self, x=self.x[part], offset=part.start, replay=lambda index: self.replay(part.start + index))
+
+    def prepared(self) -> Examples:
+        """Return them with the constraints of every batch at hand, for as long as this is."""
+        return replace(self, ready=tuple(batch.bound for batch in self()))
+
+    def by_example(self, rows: Tensor) -> Tensor:
+        """Return rows (k, rows of all processes) as (k, o, e, s)."""
+        return rows.view(len(rows), -1, self.num_examples, self.num_slots)
+
+    def by_slot(self, rows: Tensor) -> Tensor:
+        """Return rows (k, rows of all processes) as (s, k, rows of the slot)."""
+        return self.by_example(rows).permute(3, 0, 1, 2).flatten(2)
+
+    def signs(self, number: int, count: int) -> Tensor:
+        """Return rows of random signs, (k, rows): each example's own whatever process it is on."""
+        shape = (count, self.rows_per_example // self.num_slots, self.num_slots)
+        each = [
+            torch.randint(2, shape, generator=self.generator(5, number, k), dtype=torch.int8)
+            for k in range(self.num_examples)
+        ]
+        return (2 * torch.stack(each, 2).to(self.x.device).double() - 1).flatten(1)
+
+    def normal_params(self, number: int, count: int) -> Tensor:
+        """Return standard normal parameter vectors."""
+        return self.normal(number, count, self.num_params)
+
+    def normal(self, number: int, count: int, size: int) -> Tensor:
+        """Return standard normal vectors."""
+        draw = torch.randn(count, size, generator=self.generator(1, number), dtype=torch.float64)
+        return draw.to(self.x.device)
+
+    def generator(self, *place: int) -> torch.Generator:
+        """Return independent random numbers for every place, the same on every call."""
+        mixed = self.seed
+        for number in place:  # a linear congruence, so that near places have far seeds
+            mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+        return torch.Generator().manual_seed(mixed)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples, the combinations of outputs that are constrained, and their place in the data."""
+
+    source: Examples
+    index: int
+    first: int  # place of its first example among those of all processes
+    x: Tensor
+    units: Tensor  # (o, e, outputs)
+
+    @cached_property
+    def bound(self) -> BatchProducts:
+        """The constraints of these examples."""
+        if self.source.ready:
+            return self.source.ready[self.index]
+        return self.source.operator.at(self.x, self.units, partial(self.source.replay, self.index))
+
+    @property
+    def place(self) -> slice:
+        """Place among the examples of all processes."""
+        return slice(self.first, self.first + len(self.x))
+
+    def split(self, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the parts of several blocks of vectors that go at a time."""
+        return zip(*(v.split(self.source.vectors) for v in vectors), strict=True)
+
+    def apply(self, w: Tensor) -> Tensor:
+        """Return the rows of C w, undivided."""
+        return self.bound.apply(w.to(self.x.dtype))
+
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """Return C' rows, undivided."""
+        return self.bound.adjoint(rows).double()
+
+    def normal_rows(self, count: int, *stream: int) -> Tensor:
+        """Return standard normal rows: each example's own whatever batch it is in, the same in every precision."""
+        shape = (count, len(self.units), self.source.num_slots)
+        each = [
+            torch.randn(shape, generator=self.source.generator(*stream, self.first + k), dtype=torch.float32)
+            for k in range(len(self.x))
+        ]
+        return torch.stack(each, 2).to(self.x)
+
+
+def plan_examples(task: Task, settings: Stochastic) -> tuple[Examples, Plan]:
+    """Return all examples with the way to their products that is right for the model, and how the work is cut."""
+    x, num_outputs = task.x.to(task.precision), task.size.outputs
+    probes = settings.output_probes or (OUTPUT_PROBES if num_outputs > ALL_OUTPUTS else num_outputs)
+    wanted = first_block(task.size.params) if isinstance(settings.num_probes, str) else settings.num_probes
+    cost = cost_of(task, min(probes, num_outputs))
+    plan = cost.plan(max(2, min(wanted, WIDEST, cost.params)), task.batch_size, task.budget)
+    first = x[:1].to(task.problem.dtype)
+    operator = choose_operator(task.problem, task.space, first, lambda: task.replay(0)).recast(x.dtype)
+    if gates_move(operator, x, task.replay):
+        operator = replace(operator, name="forward")
+    combined = probes if probes < num_outputs else None
+    sizes = (plan.batch_size, plan.chunk, num_outputs, combined)
+    return Examples(operator, x, *sizes, task.replay, task.seed, len(x)), plan
+
+
+def first_block(num_params: int) -> int:
+    """Return the number of probes of the first solve: the more parameters, the less each leaves to chance."""
+    return max(4, min(WIDEST, 100_000 // num_params))
+
+
+def cost_of(task: Task, outputs: int) -> ProductCost:
+    """Return what a product costs, by one run over one example."""
+    problem, size = task.problem, task.size
+    with Tape() as tape:
+        problem(problem.probe)
+    elements = tape.elements + problem.probe.numel()
+    itemsize = torch.finfo(task.precision).bits // 8
+    return ProductCost(elements, outputs, size.slots, size.params, itemsize, size.examples)
+
+
+def gates_move(operator: ConstraintOperator, x: Tensor, replay: Callable[[int], AbstractContextManager[None]]) -> bool:
+    """Return True where piecewise products are wrong at any example, by one with each in forward mode beside."""
+    if operator.name != "piecewise":
+        return False
+    other = replace(operator, name="forward")
+    random = torch.Generator().manual_seed(0)
+    for index, one in enumerate(x.split(CHECKED)):
+        shape = (1, 1, len(one), operator.space.num_slots)
+        rows = torch.randn(shape, generator=random).to(one)
+        units = torch.randn(1, len(one), operator.problem(one[:1]).shape[1], generator=random).to(one)
+        here, there = (o.at(one, units, partial(replay, index)).adjoint(rows) for o in (operator, other))
+        if (here - there).norm() > APART * there.norm():
+            return True
+    return False
