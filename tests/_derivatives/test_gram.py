@@ -431,17 +431,17 @@ def test_derivatives_that_are_not_finite_are_refused(side):
 
 
 @pytest.mark.parametrize(
-    ("available", "batch_size", "match"),
+    ("max_bytes", "batch_size", "match"),
     [
-        (2**10, "auto", r"a Gram matrix of 35 rows with one example's derivatives.* the other side"),
-        (2e5, 7, 'a batch of 7 examples .* lower batch_size or leave it "auto"'),
+        (700, "auto", r"a Gram matrix of 35 rows with one example's derivatives.* the other side"),
+        (1.4e5, 7, 'a batch of 7 examples .* lower batch_size or leave it "auto"'),
     ],
 )
-def test_what_would_not_fit_is_refused(monkeypatch, available, batch_size, match):
-    monkeypatch.setattr(work, "available_bytes", lambda device: available)
+def test_what_would_not_fit_is_refused(max_bytes, batch_size, match):
     with pytest.raises(MemoryError, match=match):
         output_gram(
             build(lambda: nn.Sequential(nn.Conv1d(1, 40, 3), nn.Flatten(), nn.Linear(240, 5))),
             data(7, 1, 8),
             batch_size=batch_size,
+            max_bytes=max_bytes,
         )
