@@ -132,6 +132,9 @@ def public_functions_that_hide_a_module() -> list[str]:
 
 
 RULES = [
+    names_that_mean_two_things,
+    docstrings_that_open_with_no_verb_or_thing,
+    public_functions_of_more_than_12_arguments,
     imports_inside_functions,
     files_over_400_lines,
     functions_over_60_lines,

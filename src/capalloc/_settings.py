@@ -155,7 +155,7 @@ PropagateSolver = Literal["markov", "block", "segments", "hessian"] | Markov | B
 
 @dataclass(frozen=True)
 class Run:
-    """What surrounds a measurement: a file to go on from, other processes, and what is shown (docs/long-runs.md).
+    """The surroundings of a measurement: a file to go on from, other processes, and what is shown (docs/long-runs.md).
 
     Args:
         checkpoint: path of a file that the run is kept in, about every `checkpoint_seconds` and at its end; called

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from capalloc import Allocation
 from capalloc._linalg.block_cg import begin, begin_fit, step, step_fit, whitened
-from capalloc._linalg.kronecker import Block, kronecker, merged_axes, turn
+from capalloc._linalg.kronecker import KroneckerBlock, kronecker, merged_axes, turn
 from capalloc._linalg.lanczos import quadrature, recurrence
 from capalloc._measure.estimates import Estimate, estimated, perturbed
 from capalloc._measure.estimators import Perturbed, Regressed
@@ -475,7 +475,7 @@ def test_a_kronecker_block_is_inverted_exactly() -> None:
 
 def test_axes_keep_their_places_in_a_basis() -> None:
     bases = [torch.linalg.qr(data(n, n, seed=n))[0] for n in (2, 3)]
-    block = Block((2, 3, 5), (*bases, None), torch.zeros(2, 3, 5, dtype=torch.float64))
+    block = KroneckerBlock((2, 3, 5), (*bases, None), torch.zeros(2, 3, 5, dtype=torch.float64))
     r = data(4, 30)
     torch.testing.assert_close(block.solve(r, 1.0), r)
     turned = turn(r.reshape(4, 2, 3, 5), block.bases)

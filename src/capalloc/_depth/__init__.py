@@ -1,1 +1,1 @@
-"""What depth does: receptive field, scaling, shattering, diagnosis."""
+"""The effects of depth: receptive field, scaling, shattering, diagnosis."""

@@ -1,4 +1,4 @@
-"""Whether a network's depth is scaled well: rates of residual blocks, gains of plain layers."""
+"""The scaling of a network's depth: rates of residual blocks, gains of plain layers."""
 
 from __future__ import annotations
 

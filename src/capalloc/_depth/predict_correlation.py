@@ -1,4 +1,4 @@
-"""What decouplings and the law of paths make of the gradients: correlation by place, and the shattering index.
+"""Gradients as decouplings and the law of paths predict them: correlation by place, and the shattering index.
 
 The correlation of the gradients at two inputs is the path average of the gate correlations met on the way
 (docs/theory.md, section 6): the backward sweep of path energy with every gate's energy times its correlation.

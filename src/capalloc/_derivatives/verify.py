@@ -121,7 +121,7 @@ def explained(trial: Callable[P, str]) -> Callable[P, str]:
 
 @explained
 def row_errors(rows: RowMaker, loop: LoopRows, x: Tensor, replay: Replay) -> str:
-    """Why rows cannot serve on examples `x`; empty if they can.
+    """Say why rows cannot serve on examples `x`; empty if they can.
 
     They are compared with plain autograd's along a random direction and the radial one: some operators have wrong
     second derivatives under batched transforms. One random sum over outputs keeps it cheap.
@@ -140,7 +140,7 @@ def row_errors(rows: RowMaker, loop: LoopRows, x: Tensor, replay: Replay) -> str
 
 @explained
 def disagreement(operator: ConstraintOperator, x: Tensor, replay: Replay) -> str:
-    """Why an operator cannot serve on example `x`, (1, *inputs); empty if it can.
+    """Say why an operator cannot serve on example `x`, (1, *inputs); empty if it can.
 
     C' r is compared with plain autograd for a random r, and C w with C' r by the adjoint identity.
     """

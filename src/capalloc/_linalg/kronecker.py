@@ -30,7 +30,7 @@ Samples = Callable[[int], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
-class Block:
+class KroneckerBlock:
     """One tensor: a basis for every axis (None: its own) and the diagonal of G in it."""
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Block:
 class Kronecker:
     """The blocks of all tensors, in order."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[KroneckerBlock, ...]
 
     def solve(self, r: Tensor, ridge: float) -> Tensor:
         """(G + ridge)^-1 r, (k, params), for the block-diagonal approximation of G."""
@@ -58,7 +58,7 @@ class Kronecker:
 
 
 def kronecker(shapes: Sequence[Sequence[int]], samples: Samples) -> Kronecker:
-    """From two streams of samples, `samples(0)` for the bases and `samples(1)` for the diagonal."""
+    """Build the blocks from two streams of samples, `samples(0)` for the bases and `samples(1)` for the diagonal."""
     moments = [Moments(merged_axes(shape)) for shape in shapes]
     sizes = [math.prod(m.shape) for m in moments]
     for batch in samples(0):
@@ -112,10 +112,10 @@ class Diagonal:
         self.squares = self.squares + turn(part.reshape(-1, *self.shape), self.bases).square().sum(0)
         self.count += len(part)
 
-    def block(self) -> Block:
-        """With the product of the factors as a prior."""
+    def block(self) -> KroneckerBlock:
+        """Build the block, with the product of the factors as a prior."""
         diagonal = (self.squares + PRIOR * self.product) / (self.count + PRIOR)
-        return Block(self.shape, self.bases, diagonal)
+        return KroneckerBlock(self.shape, self.bases, diagonal)
 
 
 def merged_axes(shape: Sequence[int]) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class Quadrature:
     radau_nodes: np.ndarray
     radau_weights: np.ndarray
 
-    def total(self, ridge: float, num_params: int) -> Total:
+    def total(self, ridge: float, num_params: int) -> SpectrumTotal:
         """Effective degrees of freedom, sum s / (s + ridge)."""
         upper = (self.weights * self._share(self.nodes, ridge)).sum(1)
         lower = (self.radau_weights * self._share(self.radau_nodes, ridge)).sum(1)
@@ -37,7 +37,7 @@ class Quadrature:
         p = num_params
         variance = max(float((squares - upper**2).mean()), 0.0) * 2 * p**2 / (p + 2)
         error = (variance / len(upper)) ** 0.5
-        return Total(float(lower.mean()) * p, float(upper.mean()) * p, error)
+        return SpectrumTotal(float(lower.mean()) * p, float(upper.mean()) * p, error)
 
     @staticmethod
     def _share(s: np.ndarray, ridge: float) -> np.ndarray:
@@ -45,7 +45,7 @@ class Quadrature:
 
 
 @dataclass(frozen=True)
-class Total:
+class SpectrumTotal:
     """Bounds of the quadrature, in the mean over probes, and the standard error over probes."""
 
     lower: float

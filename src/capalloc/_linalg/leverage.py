@@ -33,7 +33,7 @@ class Scores:
     root: Root
 
     def small(self) -> Scores:
-        """Without the root's matrices, which nobody needs after the table."""
+        """Drop the root's matrices, which nobody needs after the table."""
         none = self.root.matrix.new_empty(0)
         return replace(self, root=replace(self.root, matrix=none, polar=none))
 

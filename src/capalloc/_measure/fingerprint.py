@@ -1,4 +1,4 @@
-"""What tells one measurement from another: enough to refuse a checkpoint, or a rank, of another one."""
+"""The marks that tell one measurement from another: enough to refuse a checkpoint, or a rank, of another one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = 8
 
 
 def fingerprint(problem: Problem, space: InputMetric, x: Tensor, seed: int, settings: Mapping[str, Any]) -> Fingerprint:
-    """By argument of `measure`: values as digests, settings as they are, functions by what they return."""
+    """Describe every argument of `measure`: values as digests, settings as they are, functions by what they return."""
     with seeded(seed, x.device):
         outputs = problem(x[:1])[0]
     return {
@@ -34,7 +34,7 @@ def fingerprint(problem: Problem, space: InputMetric, x: Tensor, seed: int, sett
 
 
 def digest(*parts: Any) -> str:
-    """Of tensors and strings, in order: 16 hexadecimal digits, enough to tell mistakes apart."""
+    """Digest tensors and strings, in order: 16 hexadecimal digits, enough to tell mistakes apart."""
     hashed = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):

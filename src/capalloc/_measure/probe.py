@@ -38,7 +38,7 @@ LAST_PRODUCTS = 6
 
 @dataclass(frozen=True)
 class Probing:
-    """What does not change from state to state."""
+    """The parts that do not change from state to state."""
 
     estimator: Estimator
     settings: Stochastic

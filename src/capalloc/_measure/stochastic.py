@@ -100,7 +100,7 @@ def seconds_of_solve(examples: Examples, plan: Plan) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """What all ridges share."""
+    """The parts that all ridges share."""
 
     probing: Probing
     state: State

@@ -1,4 +1,4 @@
-"""What a model does with a few examples: whether they see each other, and whether random draws repeat."""
+"""Checks of a model on a few examples: whether they see each other, and whether random draws repeat."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def by_hessian(problem: Problem, batches: Batches) -> Allocation:
 
 
 def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapacity, attrs: Counts) -> None:
-    """How many parameters no path uses, those that steer gates apart from those in no use."""
+    """Count the parameters that no path uses, those that steer gates apart from those in no use."""
     unseen: dict[str, int] = {}
     for name, alive in zip(result.names, result.alive.tolist(), strict=True):
         idle = problem.params[name].numel() - round(alive)

@@ -32,7 +32,7 @@ from capalloc.results.allocation import Allocation
 
 @dataclass(frozen=True)
 class Walk:
-    """Where a unit of capacity that starts at the outputs is found: probabilities."""
+    """The law of a unit of capacity that starts at the outputs: probabilities of the places where it is found."""
 
     inputs: xr.DataArray  # over the input's own axes
     bias: float  # at the constant input

@@ -36,7 +36,7 @@ EXAMPLES_PER_DRAW = 8
 
 
 @dataclass(frozen=True)
-class Estimate:
+class UnitwiseEstimate:
     """Relative capacity at the inputs and the constant, each with the standard error over probes."""
 
     inputs: Tensor  # (*inputs)
@@ -45,7 +45,7 @@ class Estimate:
     constant_error: Tensor
 
 
-def estimate(problem: Problem, batch_size: int, num_probes: int, generator: torch.Generator) -> Estimate:
+def estimate(problem: Problem, batch_size: int, num_probes: int, generator: torch.Generator) -> UnitwiseEstimate:
     """The block rule from `num_probes` probes of every example, up to a factor common to all inputs."""
     params = {name: p.detach() for name, p in problem.params.items()}
     roots = _roots(problem, params, batch_size, num_probes, generator)
@@ -60,7 +60,7 @@ def estimate(problem: Problem, batch_size: int, num_probes: int, generator: torc
             at_inputs[k] += slope.square().sum(0).double().cpu()
             at_constant[k] += offset.square().sum().double().cpu()
     scale = (num_probes - 1) ** 0.5
-    return Estimate(
+    return UnitwiseEstimate(
         at_inputs.mean(0), at_constant.mean(), at_inputs.std(0, False) / scale, at_constant.std(0, False) / scale
     )
 
@@ -83,7 +83,7 @@ def _along(
 
 
 @dataclass(frozen=True)
-class Root:
+class UnitRoot:
     """G_j^(-1/2) of every unit of one tensor, and how to draw from it."""
 
     factor: Tensor  # (units, fan_in, fan_in), or (1, fan_in, fan_in) for units that share theirs
@@ -100,7 +100,7 @@ class Root:
 
 def _roots(
     problem: Problem, params: Tensors, batch_size: int, num_probes: int, generator: torch.Generator
-) -> dict[str, Root]:
+) -> dict[str, UnitRoot]:
     moments = {name: _Moment.of(p) for name, p in params.items()}
     for index, x in enumerate(problem.batches(batch_size)):
         for _ in range(num_probes):
@@ -112,7 +112,7 @@ def _roots(
 
 
 def _mixed(problem: Problem, params: Tensors, x: Tensor, generator: torch.Generator) -> Tensors:
-    """For each example d/dtheta of its derivative along a random input direction, outputs randomly signed."""
+    """Differentiate each example along a random input direction, then in theta, outputs randomly signed."""
     out = problem(x[:1]).shape[1]
     along, signs = random_signs(x.shape, x, generator), random_signs((len(x), out), x, generator)
     constant = random_signs((len(x),), x, generator)
@@ -155,7 +155,7 @@ class _Moment:
             self.total += (flat.T @ flat)[None]
         self.samples += len(g)
 
-    def root(self, like: Tensor) -> Root:
+    def root(self, like: Tensor) -> UnitRoot:
         """The inverse root. Blocks of few samples lean on the units' mean block, in proportion to what they lack."""
         fan_in = self.total.shape[-1]
         mean = self.total.sum(0) / self.energy.sum().clamp(min=torch.finfo(torch.float64).tiny)
@@ -169,7 +169,7 @@ class _Moment:
         values, vectors = torch.linalg.eigh(blocks)
         kept = values > fan_in * 1e-12 * values.amax(-1, keepdim=True)
         inverse = torch.where(kept & (values > 0), values.clamp(min=1e-300).rsqrt(), 0.0)
-        return Root(vectors * inverse[:, None, :] @ vectors.mT, scale, like)
+        return UnitRoot(vectors * inverse[:, None, :] @ vectors.mT, scale, like)
 
 
 def _outputs(problem: Problem, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What a run needs around the mathematics: files, memory, processes, checkpoints."""
+"""The surroundings of a computation: files, memory, processes, checkpoints."""

@@ -84,7 +84,7 @@ class Checkpoint:
 
 @dataclass
 class Clock:
-    """When it is time to write again: every `seconds`, and less often where writing takes long; always for 0."""
+    """The clock of checkpoints: it strikes every `seconds`, and less often where writing takes long; always for 0."""
 
     seconds: float
     due: float = field(init=False)
@@ -93,7 +93,7 @@ class Clock:
         self.due = time.monotonic() + self.seconds
 
     def __call__(self) -> bool:
-        """Whether it is time."""
+        """Tell whether it is time to write again."""
         return time.monotonic() >= self.due
 
     def written(self, began: float) -> None:
@@ -112,7 +112,7 @@ def check_fingerprint(path: Path, found: Fingerprint, wanted: Fingerprint) -> No
 
 
 def differences(found: Fingerprint, wanted: Fingerprint, there: str, here: str) -> str:
-    """Which settings differ, and how; empty if none does."""
+    """List the settings that differ, and how; empty if none does."""
     keys = sorted(set(found) | set(wanted))
     differ = [key for key in keys if not _same(found.get(key), wanted.get(key))]
     return "; ".join(f"{key}: {_short(found.get(key))} {there}, {_short(wanted.get(key))} {here}" for key in differ)

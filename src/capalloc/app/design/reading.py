@@ -1,4 +1,4 @@
-"""What a design does with its capacity, before any of its weights is drawn."""
+"""The capacity of a design, before any of its weights is drawn."""
 
 from __future__ import annotations
 
