@@ -17,7 +17,7 @@ import pandas as pd
 from studies.receptive_field_measure import KIND, Case, measure_fields, slopes, to_pandas
 from studies.receptive_field_plot import plot_fields
 from studies.receptive_field_stacks import ACTIVATIONS, Stack
-from studies.study import Study, table
+from studies.study import Study, plus_minus, table
 
 
 @dataclass(frozen=True)
@@ -157,4 +157,4 @@ def _beside(row: pd.Series) -> str:
 
 
 def _with_error(value: float, error: float) -> str:
-    return f"{value:.3f} ± {error:.3f}" if error >= 5e-4 else f"{value:.3f}"
+    return plus_minus(value, error, 3) if error >= 5e-4 else f"{value:.3f}"

@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from studies.figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, log_axis, points
 from studies.receptive_field_estimates import gaussian
 from studies.receptive_field_measure import Field, to_pandas
 from studies.receptive_field_stacks import offsets
 
-# Okabe and Ito's colours, which colour-blind readers tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = "osD^vP"
+DEPTH_LABEL = "depth L / convolutions"
 
 
 def plot_fields(fields: Sequence[Field]) -> Figure:
@@ -36,8 +37,9 @@ def _growth(ax: Axes, frame: pd.DataFrame) -> None:
         once = part.drop_duplicates("depth")
         ax.plot(once["depth"], (once["size"] - 1) / 2, ":", color=colour)
         ax.plot(once["depth"], once["predicted"], color=colour, label=f"walk, kernel {kernel}")
-        for k, (_, points) in enumerate(part.groupby("activation")):
-            _points(ax, points["depth"] * 1.05 ** (k - 1), points, colour, MARKERS[k])
+        for k, (_, some) in enumerate(part.groupby("activation")):
+            depths = some["depth"] * 1.05 ** (k - 1)
+            points(ax, depths, some["measured"], some["measured_error"], (colour, MARKERS[k]))
     for marker, activation in zip(MARKERS, sorted(chosen["activation"].unique()), strict=False):
         ax.plot([], [], marker, color="grey", markerfacecolor="white", label=f"measured, {activation}")
     ax.plot([], [], ":", color="grey", label="half the theoretical field")
@@ -46,30 +48,15 @@ def _growth(ax: Axes, frame: pd.DataFrame) -> None:
     ax.legend(fontsize="small", loc="upper left", ncols=2)
 
 
-def _points(
-    ax: Axes, depths: pd.Series, part: pd.DataFrame, colour: str, marker: str, label: str | None = None
-) -> None:
-    style = {"fmt": marker, "color": colour, "markersize": 6, "markerfacecolor": "white", "capsize": 3}
-    ax.errorbar(depths, part["measured"], part["measured_error"], label=label, **style)
-
-
 def _axes(ax: Axes, part: pd.DataFrame, room: float) -> None:
     """Log scales; room for a legend above."""
-    _depths(ax, part)
+    log_axis(ax, part["depth"], DEPTH_LABEL)
     ax.set_yscale("log")
     ax.set_ylim(top=room * ax.get_ylim()[1])
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("standard deviation / input pixels")
-
-
-def _depths(ax: Axes, part: pd.DataFrame) -> None:
-    depths = sorted(part["depth"].unique())
-    ax.set_xscale("log")
-    ax.set_xticks(depths, [str(depth) for depth in depths])
-    ax.minorticks_off()
-    ax.set_xlabel("depth L / convolutions")
 
 
 def _profiles(ax: Axes, fields: Sequence[Field]) -> None:
@@ -95,18 +82,10 @@ def _kurtosis(ax: Axes, frame: pd.DataFrame) -> None:
     ax.plot(first["depth"], first["predicted_kurtosis"], color="black", label="walk: -1.5 / L")
     kinds = chosen.groupby(["weights", "activation"], sort=False)
     for k, ((weights, activation), part) in enumerate(kinds):
-        ax.errorbar(
-            part["depth"] * 1.03 ** (k - 2.5),
-            part["kurtosis"],
-            part["kurtosis_error"],
-            fmt=MARKERS[k],
-            color=COLOURS[k],
-            markerfacecolor="white",
-            capsize=3,
-            label=f"{weights}, {activation}",
-        )
+        depths, style = part["depth"] * 1.03 ** (k - 2.5), (COLOURS[k], MARKERS[k])
+        points(ax, depths, part["kurtosis"], part["kurtosis_error"], style, f"{weights}, {activation}")
     ax.axhline(0, color="grey", linewidth=0.8)
-    _depths(ax, chosen)
+    log_axis(ax, chosen["depth"], DEPTH_LABEL)
     ax.set_ylabel("excess kurtosis")
     ax.set_title("Towards the Gaussian: plain stacks, kernel 3", fontsize="medium")
     ax.legend(fontsize="small")
@@ -116,7 +95,7 @@ def _architectures(ax: Axes, frame: pd.DataFrame) -> None:
     chosen = frame[~frame["family"].isin(["plain", "width"])]
     for colour, marker, (family, part) in zip(COLOURS, MARKERS, chosen.groupby("family", sort=False), strict=False):
         ax.plot(part["depth"], part["predicted"], color=colour)
-        _points(ax, part["depth"], part, colour, marker, str(family))
+        points(ax, part["depth"], part["measured"], part["measured_error"], (colour, marker), str(family))
     _axes(ax, chosen, room=6)
     ax.set_title("Other ReLU stacks, kernel 3: the walk (lines) and measured", fontsize="medium")
     ax.legend(fontsize="small", loc="upper left", ncols=2)

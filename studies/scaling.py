@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from capalloc._decoupling.gaussian_gates import gaussian_gate_moment
 from studies.scaling_networks import ACTIVATIONS, Family, Layer, Recurrent, Residual
-from studies.scaling_plot import plot_study
-from studies.study import Study, table
+from studies.scaling_plot import plot_scaling
+from studies.study import Study, plus_minus, table
 
 EXPONENTS = (0.25, 0.375, 0.5, 0.625, 0.75)
 WIDTH_EXPONENTS = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -47,7 +47,7 @@ def run(quick: bool = False) -> Study:
     }
     gains = widths(design.widths, design.layers)
     tables = {"scaling": rules_table(sweeps, gains), "scaling slopes": slopes_table(sweeps, gains)}
-    return Study("scaling.md", tables, {"scaling": plot_study(sweeps, gains)})
+    return Study("scaling.md", tables, {"scaling": plot_scaling(sweeps, gains)})
 
 
 # -- sweeps -------------------------------------------------------------------------------------------------
@@ -204,8 +204,3 @@ def slopes_table(sweeps: dict[str, xr.Dataset], gains: dict[str, xr.Dataset]) ->
         rows.append([f"gain, {activation}", *(plus_minus(v, e) for v, e in zip(value, error, strict=True))])
     rows.append(["exact, 1 - γ", *(f"{1 - a:g}" for a in WIDTH_EXPONENTS)])
     return table(head, rows)
-
-
-def plus_minus(value: xr.DataArray | float, error: xr.DataArray | float) -> str:
-    """Value and standard error."""
-    return f"{float(value):.4f} ± {float(error):.4f}"

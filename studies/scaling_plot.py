@@ -8,38 +8,37 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours, told apart by the colour-blind; a marker for each too.
-STYLES = (("#D55E00", "o"), ("#E69F00", "s"), ("#000000", "D"), ("#56B4E9", "^"), ("#0072B2", "v"))
-ACTIVATION_LINES = {"ReLU": "-", "linear": "--", "tanh": ":"}
+from studies.figures import BLACK, BLUE, ORANGE, SKY, VERMILION, log_axis, points
+
+STYLES = ((VERMILION, "o"), (ORANGE, "s"), (BLACK, "D"), (SKY, "^"), (BLUE, "v"))
 
 
-def plot_study(sweeps: dict[str, xr.Dataset], gains: dict[str, xr.Dataset]) -> Figure:
+def plot_scaling(sweeps: dict[str, xr.Dataset], gains: dict[str, xr.Dataset]) -> Figure:
     """Four panels: T by depth and by memory, odds of biases, gains by width."""
     figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    by_size(axes[0, 0], sweeps["residual"], "α")
-    axes[0, 0].set(xlabel="depth L, blocks", ylabel="T = Σ log(1 + λ)", title="Residual branches × L^-α")
-    by_size(axes[0, 1], sweeps["recurrent"], "α")
-    axes[0, 1].set(xlabel="memory M, steps", ylabel="T = Σ log(1 + λ)", title="Recurrent branches × M^-α")
-    by_size(axes[1, 0], sweeps["residual biases"], "β")
-    axes[1, 0].set(
-        xlabel="depth L, blocks", ylabel="odds of ending at a bias", title="Residual biases ~ L^-β, branches × L^-1/2"
-    )
+    by_size(axes[0, 0], sweeps["residual"], "α", "depth L, blocks")
+    axes[0, 0].set(ylabel="T = Σ log(1 + λ)", title="Residual branches × L^-α")
+    by_size(axes[0, 1], sweeps["recurrent"], "α", "memory M, steps")
+    axes[0, 1].set(ylabel="T = Σ log(1 + λ)", title="Recurrent branches × M^-α")
+    by_size(axes[1, 0], sweeps["residual biases"], "β", "depth L, blocks")
+    axes[1, 0].set(ylabel="odds of ending at a bias", title="Residual biases ~ L^-β, branches × L^-1/2")
     by_width(axes[1, 1], gains)
-    axes[1, 1].set(xlabel="width n, units", ylabel="gain of path energy", title="Plain layers, variance n^-γ / E[a²]")
+    axes[1, 1].set(ylabel="gain of path energy", title="Plain layers, variance n^-γ / E[a²]")
     figure.suptitle(
         "Scaling rules: random networks (points, mean over seeds) and exact sums (lines)", fontsize="medium"
     )
     return figure
 
 
-def by_size(ax: Axes, data: xr.Dataset, letter: str) -> None:
+def by_size(ax: Axes, data: xr.Dataset, letter: str, size: str) -> None:
     """One line and its points for each exponent."""
     for (colour, marker), exponent in zip(STYLES, data["exponent"].to_numpy(), strict=True):
         row = data.sel(exponent=exponent)
         fine = row["exact"]
         ax.plot(fine["size"], fine, color=colour, linewidth=1.2)
-        points(ax, row["measured"], colour, marker, f"{letter} = {exponent:g}")
-    _log_axes(ax, data["size"].to_numpy())
+        over_seeds(ax, row["measured"], (colour, marker), f"{letter} = {exponent:g}")
+    log_axis(ax, data["size"].to_numpy(), size, base=2)
+    ax.set_yscale("log")
     ax.set_ylim(top=4 * ax.get_ylim()[1])  # room for the legend
     ax.legend(fontsize="small", ncols=2, loc="upper left")
 
@@ -47,7 +46,6 @@ def by_size(ax: Axes, data: xr.Dataset, letter: str) -> None:
 def by_width(ax: Axes, gains: dict[str, xr.Dataset]) -> None:
     """The middle and outer exponents for each activation; lines n^(1 - gamma)."""
     for k, (activation, data) in enumerate(gains.items()):
-        colour, marker = STYLES[(0, 2, 4)[k]]
         for exponent in data["exponent"].to_numpy()[::2]:
             row = data.sel(exponent=exponent)
             if k == 0:
@@ -61,21 +59,14 @@ def by_width(ax: Axes, gains: dict[str, xr.Dataset]) -> None:
                     fontsize="small",
                 )
             label = activation if exponent == 1 else None
-            points(ax, row["measured"], colour, marker, label, size=9 - 2 * k)
-    _log_axes(ax, next(iter(gains.values()))["size"].to_numpy())
+            over_seeds(ax, row["measured"], STYLES[2 * k], label, size=9 - 2 * k)
+    log_axis(ax, next(iter(gains.values()))["size"].to_numpy(), "width n, units", base=2)
+    ax.set_yscale("log")
     ax.legend(fontsize="small", loc="upper left")
 
 
-def points(ax: Axes, measured: xr.DataArray, colour: str, marker: str, label: str | None, size: int = 6) -> None:
-    """Mean over seeds with standard errors."""
+def over_seeds(ax: Axes, measured: xr.DataArray, style: tuple[str, str], label: str | None, size: int = 6) -> None:
+    """Draw means over seeds with standard errors."""
     error = measured.std("seed", ddof=1) / np.sqrt(measured.sizes["seed"])
     mean = measured.mean("seed")
-    ax.errorbar(
-        mean["size"], mean, error, fmt=marker, color=colour, mfc="white", markersize=size, capsize=2, label=label
-    )
-
-
-def _log_axes(ax: Axes, sizes: np.ndarray) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.set_xticks(sizes, [str(n) for n in sizes])
+    points(ax, mean["size"], mean, error, style, label, markersize=size, capsize=2)

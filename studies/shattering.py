@@ -10,8 +10,8 @@ from torch import nn
 
 from capalloc._depth.shattering_law import FAMILIES
 from studies.shattering_measured import Design, Line, autocorrelation, measured, predictions
-from studies.shattering_plot import NAMES, plot_study
-from studies.study import Study, table
+from studies.shattering_plot import NAMES, plot_shattering
+from studies.study import Study, plus_minus, table
 
 NEAR = 0.9
 #: Random networks by width: about as long for each.
@@ -61,7 +61,7 @@ def shown(found: Results) -> Study:
         "line": line_table(found.line),
     }
     title = "Correlation of the gradients of a random network at two inputs: measured (points) and the law (lines)"
-    figure = plot_study(found.relu, found.tanh, found.laws, found.line, title)
+    figure = plot_shattering(found.relu, found.tanh, found.laws, found.line, title)
     return Study("shattering.md", tables, {"shattering": figure})
 
 
@@ -157,8 +157,3 @@ def agreement(by_activation: dict[str, xr.Dataset], line: xr.Dataset) -> str:
         for name, z in scores.items()
     ]
     return table(head, rows)
-
-
-def plus_minus(value: xr.DataArray | float, error: xr.DataArray | float, digits: int = 4) -> str:
-    """Value and standard error."""
-    return f"{float(value):.{digits}f} ± {float(error):.{digits}f}"

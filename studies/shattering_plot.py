@@ -8,13 +8,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours, told apart by the colour-blind; a marker for each too.
-STYLES = {
-    "plain": ("#D55E00", "o"),
-    "residual": ("#0072B2", "s"),
-    "normalised": ("#009E73", "^"),
-    "scaled": ("#CC79A7", "D"),
-}
+from studies.figures import BLUE, GREEN, PURPLE, VERMILION, log_axis, points
+
+STYLES = {"plain": (VERMILION, "o"), "residual": (BLUE, "s"), "normalised": (GREEN, "^"), "scaled": (PURPLE, "D")}
 NAMES = {
     "plain": "plain",
     "residual": "residual, λ = 1",
@@ -25,7 +21,7 @@ NAMES = {
 FLOOR = 1e-4
 
 
-def plot_study(relu: xr.Dataset, tanh: xr.Dataset, laws: xr.DataArray, line: xr.Dataset, title: str) -> Figure:
+def plot_shattering(relu: xr.Dataset, tanh: xr.Dataset, laws: xr.DataArray, line: xr.Dataset, title: str) -> Figure:
     """Four panels: by depth, against 1 / width, along a line, and tanh beside ReLU."""
     figure, axes = plt.subplots(2, 2, figsize=(12.5, 9.5), layout="constrained")
     by_depth(axes[0, 0], relu.isel(pair=0), laws.isel(pair=0))
@@ -42,7 +38,7 @@ def by_depth(ax: Axes, data: xr.Dataset, laws: xr.DataArray) -> None:
         colour, _ = STYLES[family]
         row = data.sel(family=family)
         ax.plot(row["depth"], row["predicted"], color=colour)
-        points(ax, row, NAMES[family])
+        limits(ax, row, NAMES[family])
         law = laws.sel(family=family)
         ax.plot(law["depth"], law, color=colour, linestyle=":", linewidth=1.2)
     ax.plot([], [], color="black", label="law, d from the inputs")
@@ -57,7 +53,7 @@ def by_width(ax: Axes, data: xr.Dataset) -> None:
     deep = int(data["depth"][-1])
     middle = int(data["depth"][-3])
     for family in data["family"].to_numpy():
-        colour, marker = STYLES[family]
+        style = STYLES[family]
         for depth, filled in ((middle, True), (deep, False)):
             row = data.sel(family=family, depth=depth)
             if not filled and family in ("plain", "residual"):
@@ -65,24 +61,11 @@ def by_width(ax: Axes, data: xr.Dataset) -> None:
             scale = float(row["predicted"])
             inverse = 1 / row["width"].to_numpy()
             label = f"{family}, {depth} blocks"
-            face = colour if filled else "white"
-            ax.errorbar(
-                inverse,
-                row["measured"] / scale,
-                row["error"] / scale,
-                fmt=marker,
-                color=colour,
-                mfc=face,
-                markersize=6,
-                capsize=2,
-                label=label,
-            )
+            points(ax, inverse, row["measured"] / scale, row["error"] / scale, style, label, filled=filled, capsize=2)
             fine = np.linspace(0, inverse.max(), 60)
             curve = np.polynomial.polynomial.polyval(fine, row["curve"].to_numpy()) / scale
-            ax.plot(fine, curve, color=colour, linewidth=1, linestyle="-" if filled else "--")
-            ax.errorbar(
-                0, curve[0], float(row["intercept_error"]) / scale, fmt=marker, color=colour, mfc=face, capsize=4
-            )
+            ax.plot(fine, curve, color=style[0], linewidth=1, linestyle="-" if filled else "--")
+            points(ax, 0, curve[0], float(row["intercept_error"]) / scale, style, filled=filled, capsize=4)
     ax.axhline(1, color="black", linewidth=0.8)
     widths = data["width"].to_numpy()
     ax.set_xticks([0, *(1 / widths)], ["0", *(f"1/{n}" for n in widths)], rotation=45, fontsize="small")
@@ -95,12 +78,9 @@ def by_width(ax: Axes, data: xr.Dataset) -> None:
 def along_line(ax: Axes, line: xr.Dataset) -> None:
     """Autocorrelation of the gradient against distance."""
     for family in line["family"].to_numpy():
-        colour, marker = STYLES[family]
-        row = line.sel(family=family)
-        ax.plot(row["lag"], row["predicted"], color=colour)
-        ax.errorbar(
-            row["lag"], row["measured"], row["error"], fmt=marker, color=colour, capsize=2, markersize=5, label=family
-        )
+        row, style = line.sel(family=family), STYLES[family]
+        ax.plot(row["lag"], row["predicted"], color=style[0])
+        points(ax, row["lag"], row["measured"], row["error"], style, family, filled=True, capsize=2, markersize=5)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_xlabel("distance |t - t'| along the line a + t b, |a| = |b|")
     ax.set_ylabel("autocorrelation of the gradient")
@@ -114,35 +94,22 @@ def beside(ax: Axes, relu: xr.Dataset, tanh: xr.Dataset) -> None:
         for family in tanh["family"].to_numpy():
             row = data.sel(family=family)
             ax.plot(row["depth"], row["predicted"], color=STYLES[family][0], linestyle=line)
-            points(ax, row, f"{activation}, {family}", filled)
+            limits(ax, row, f"{activation}, {family}", filled)
     depth_axis(ax, relu)
     ax.set_title(f"Inputs of correlation {float(relu['pair']):g}: limit of infinite width", fontsize="medium")
     ax.legend(fontsize="small", loc="lower left")
 
 
-def points(ax: Axes, row: xr.Dataset, label: str, filled: bool = True) -> None:
-    """Limits with error bars; on a logarithmic axis those within two errors of zero say nothing, and are left out."""
-    colour, marker = STYLES[str(row["family"].item())]
+def limits(ax: Axes, row: xr.Dataset, label: str, filled: bool = True) -> None:
+    """Draw limits with error bars; those within two errors of zero tell nothing on a log axis, and are left out."""
     shown = row["intercept"].where(row["intercept"] > 2 * row["intercept_error"])
-    face = colour if filled else "white"
-    ax.errorbar(
-        row["depth"],
-        shown,
-        row["intercept_error"],
-        fmt=marker,
-        color=colour,
-        mfc=face,
-        capsize=3,
-        markersize=6,
-        label=label,
-    )
+    style = STYLES[str(row["family"].item())]
+    points(ax, row["depth"], shown, row["intercept_error"], style, label, filled=filled)
 
 
 def depth_axis(ax: Axes, data: xr.Dataset) -> None:
-    """Depth on a logarithmic axis."""
-    ax.set_xscale("log", base=2)
+    """Put depth on a logarithmic axis, correlations on another."""
+    log_axis(ax, data["depth"].to_numpy(), "depth L, in blocks", base=2)
     ax.set_yscale("log")
     ax.set_ylim(FLOOR, 1.3)
-    ax.set_xticks(data["depth"].to_numpy(), [str(d) for d in data["depth"].to_numpy()])
-    ax.set_xlabel("depth L, in blocks")
     ax.set_ylabel("correlation of the gradients at two inputs")

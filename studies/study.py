@@ -1,4 +1,4 @@
-"""What a study gives, and how it gets into docs: a picture, and tables between two marks of a page."""
+"""The frame of a study: pictures, and tables between two marks of a page of docs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import SupportsFloat
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -41,7 +42,12 @@ class Study:
             plt.close(figure)
 
 
+def plus_minus(value: SupportsFloat, error: SupportsFloat, digits: int = 4) -> str:
+    """Write a value and its standard error."""
+    return f"{float(value):.{digits}f} ± {float(error):.{digits}f}"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Write a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

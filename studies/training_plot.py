@@ -9,25 +9,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from studies.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW, log_axis
 from studies.training_predict import IDLE, SHATTERED
 from studies.training_results import Result
 
-#: Okabe and Ito's colours, which colour-blind readers tell apart, each with a marker of its own.
 STYLES = {
-    "plain, He": ("#0072B2", "o"),
-    "plain, 1.5 He": ("#E69F00", "v"),
-    "plain, 2 He": ("#D55E00", "^"),
-    "plain, 1/n": ("#56B4E9", "s"),
-    "plain tanh, 1/n": ("#CC79A7", "D"),
-    "residual, 1": ("#D55E00", "^"),
-    "residual, L^-1/4": ("#E69F00", "v"),
-    "residual, L^-1/2": ("#0072B2", "o"),
-    "residual, L^-1": ("#56B4E9", "s"),
-    "residual, L^-2": ("#009E73", "P"),
-    "divided, 1": ("#CC79A7", "D"),
-    "divided, L^-1/4": ("#F0E442", "X"),
-    "normalised branch": ("#000000", "*"),
-    "no blocks": ("#888888", "_"),
+    "plain, He": (BLUE, "o"),
+    "plain, 1.5 He": (ORANGE, "v"),
+    "plain, 2 He": (VERMILION, "^"),
+    "plain, 1/n": (SKY, "s"),
+    "plain tanh, 1/n": (PURPLE, "D"),
+    "residual, 1": (VERMILION, "^"),
+    "residual, L^-1/4": (ORANGE, "v"),
+    "residual, L^-1/2": (BLUE, "o"),
+    "residual, L^-1": (SKY, "s"),
+    "residual, L^-2": (GREEN, "P"),
+    "divided, 1": (PURPLE, "D"),
+    "divided, L^-1/4": (YELLOW, "X"),
+    "normalised branch": (BLACK, "*"),
+    "no blocks": (GREY, "_"),
 }
 
 
@@ -55,11 +55,7 @@ def by_depth(ax: Axes, results: Sequence[Result], title: str, legend: str | None
             [pick(r) for r in line] for pick in (lambda r: r.network.depth, lambda r: r.accuracy, lambda r: r.error)
         )
         ax.errorbar(depths, accuracy, error, color=colour, marker=marker, capsize=2, label=family, markeredgecolor="k")
-    depths = sorted({result.network.depth for result in results})
-    ax.set_xscale("log")
-    ax.set_xticks(depths, map(str, depths))
-    ax.minorticks_off()
-    ax.set_xlabel("depth L (blocks)")
+    log_axis(ax, (result.network.depth for result in results), "depth L (blocks)")
     if legend:
         ax.legend(fontsize=8, loc=legend)
     _finish(ax, results, title)
@@ -69,7 +65,7 @@ def by_correlation(ax: Axes, results: Sequence[Result], title: str) -> None:
     """Hollow where the predicted gain is out of bounds."""
     ax.axvspan(1e-5, SHATTERED, color="0.88", zorder=0)
     ax.text(1.2e-4, 1.0, "shattered", va="bottom")
-    for inside, face, label in ((True, "#0072B2", "gain within 1000"), (False, "none", "gain outside")):
+    for inside, face, label in ((True, BLUE, "gain within 1000"), (False, "none", "gain outside")):
         for plain, marker in ((True, "s"), (False, "o")):
             chosen = [r for r in results if r.prediction.plain == plain and r.prediction.gain_fits == inside]
             x, y = ([pick(r) for r in chosen] for pick in (lambda r: r.prediction.correlation, lambda r: r.accuracy))
@@ -85,8 +81,8 @@ def by_correlation(ax: Axes, results: Sequence[Result], title: str) -> None:
 def by_time(ax: Axes, results: Sequence[Result], title: str) -> None:
     """The phases shaded: no propagation to the left, shattering to the right."""
     low, high, edges = -np.log(IDLE), -np.log(SHATTERED), (1e-7, 200)
-    ax.axvspan(edges[0], low, color="#56B4E9", alpha=0.2, zorder=0)
-    ax.axvspan(high, edges[1], color="#D55E00", alpha=0.2, zorder=0)
+    ax.axvspan(edges[0], low, color=SKY, alpha=0.2, zorder=0)
+    ax.axvspan(high, edges[1], color=VERMILION, alpha=0.2, zorder=0)
     for x, text in (
         (1e-4, "no propagation"),
         (np.sqrt(low * high), "balanced"),
