@@ -19,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -248,7 +249,7 @@ def recognise(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     if recogniser is None:
         return None
     try:
-        bound = signature(recogniser).bind(*args, **kwargs)
+        bound = _signature(recogniser).bind(*args, **kwargs)
     except TypeError:  # an overload the rule does not know, such as out=
         return None
     return recogniser(*bound.args, **bound.kwargs)
@@ -366,6 +367,9 @@ def shift(input: Any, other: Any) -> AffineCall | None:
     """out = input + bias, with broadcasting."""
     operands = _parameter_last(input, other)
     return None if operands is None else AffineCall(ScaleRule(tuple(operands[1].shape)), operands[0], None, operands[1])
+
+
+_signature = cache(signature)  # reading one takes longer than a small call
 
 
 def _parameter_last(a: Any, b: Any) -> tuple[Tensor, Tensor] | None:

@@ -53,7 +53,7 @@ class Tape(TorchFunctionMode):
         self.calls: list[TappedCall] = []
         self.seen: set[str] = set()
         self.opaque: dict[str, str] = {}  # parameter -> a function without a rule that it enters
-        self.elements = 0  # in all tensors that calls return
+        self.elements = 0  # in all tensors that calls return, counted where there are names
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -61,6 +61,8 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         call = recognise(func, args, kwargs)
         out = call.output() if call is not None else ELEMENTARY.get(func, func)(*args, **kwargs)
+        if not self.names:
+            return out
         sizes = [t.numel() for t in tensors(out)]
         if not sizes:  # a mere look at a shape or a flag
             return out

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from capalloc._derivatives.products import BatchProducts, ConstraintOperator
-from capalloc._derivatives.tape import Tape
+from capalloc._derivatives.tape import Tape, names_of
 from capalloc._derivatives.verify import choose_operator
 from capalloc._measure.task import Task
 from capalloc._model.problem import random_signs
@@ -209,7 +209,7 @@ def first_block(num_params: int) -> int:
 def cost_of(task: Task, outputs: int) -> ProductCost:
     """Return what a product costs, by one run over one example."""
     problem, size = task.problem, task.size
-    with Tape() as tape:
+    with Tape(names_of(problem)) as tape:
         problem(problem.probe)
     elements = tape.elements + problem.probe.numel()
     itemsize = torch.finfo(task.precision).bits // 8
