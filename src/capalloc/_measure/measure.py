@@ -157,7 +157,7 @@ def measure(
             max_bytes=run.max_bytes,
             reducer=reducer,
         )
-        mark = partial(fingerprint, task.problem, task.space, task.x, task.seed, _told(task, asked, ridges))
+        mark = partial(fingerprint, task.problem, task.space, task.x, task.seed, _described(task, asked, ridges))
         steps = open_steps(reducer, run.checkpoint, mark, run.checkpoint_seconds, TYPES, task.x.device)
         if isinstance(asked, Auto):
             scale = steps.agree("solver", lambda: len(ridges) > 1 or _must_be_stochastic(task, ridges[0]))
@@ -193,7 +193,7 @@ def _check_batch_size(batch_size: int | str) -> None:
         raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
 
 
-def _told(task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float, ...]) -> dict[str, Any]:
+def _described(task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float, ...]) -> dict[str, Any]:
     """Return the settings that make another run of it, by name."""
     told: dict[str, Any] = {"solver": word_of(asked), "batch_size": task.batch_size}
     told["ridge"] = ridges[0] if len(ridges) == 1 else list(ridges)
