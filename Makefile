@@ -34,8 +34,10 @@ test: setup  ## the test suite, in parallel (under 10 minutes on 2 cores)
 test-slow: setup  ## the long studies too
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-coverage: setup  ## the test suite, and which lines and branches of src it reaches
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov=capalloc --cov-branch --cov-report=term:skip-covered
+# Tracing costs half the suite's time again, so that `make test` goes without; PART may leave out slow folders.
+coverage: setup  ## the test suite, which lines and branches of src it reaches, and any raise that it does not
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered $(PART)
+	$(BIN)/python tests/raises.py
 
 lint: setup  ## ruff, mypy, and the one-way flow of imports
 	$(BIN)/ruff check .
