@@ -127,7 +127,7 @@ def root_of_gram(gram: Tensor, ridge: float, size: int, dtype: torch.dtype) -> R
     vectors = vectors.flip(1)
     scale = (values + ridge) ** -0.25  # half of the root on either side: a symmetric product
     half = (vectors * scale).to(dtype)
-    matrix = torch.empty_like(half)
+    matrix = torch.empty_like(half, memory_format=torch.contiguous_format)  # as a file gives it back
     add_gram(matrix, half, fresh=True)
     tolerance = math.sqrt(size * torch.finfo(dtype).eps)
     singular = values.sqrt()
