@@ -17,13 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import lazy_loader
 import torch
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
-#: Loaded when a file is read: it brings the whole of torch's compiler.
-pt2_archive = lazy_loader.load("torch.export.pt2_archive", suppress_warning=True)
+from capalloc._runtime.extras import load_late
 
 MODEL = "model"  # the name torch.export.save gives its one program
 PLAIN_NAME = re.compile(r"[\w.:\-]*")
@@ -63,14 +61,15 @@ def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
         raise FileNotFoundError(f"there is no file {path}")
     content = path.read_bytes()
     try:
-        reader = pt2_archive.PT2ArchiveReader(io.BytesIO(content))
+        pt2 = load_late("torch.export.pt2_archive")  # it brings the whole of torch's compiler
+        reader = pt2.PT2ArchiveReader(io.BytesIO(content))
         files = {name: reader.read_bytes(name) for name in reader.get_file_names()}
     except Exception as error:  # the archive reader raises any type on foreign bytes
         raise ValueError(f"{path} is damaged, or not written by torch.export.save: {_first_line(error)}") from error
     _check_files(path, files)
     try:
         # Not torch.export.load: where this fails, that goes on to an older format, which it unpickles.
-        program: ExportedProgram = pt2_archive._package.load_pt2(io.BytesIO(content)).exported_programs[MODEL]
+        program: ExportedProgram = pt2._package.load_pt2(io.BytesIO(content)).exported_programs[MODEL]
     except Exception as error:
         raise ValueError(f"{path} is damaged, or of another version of torch: {_first_line(error)}") from error
     return program

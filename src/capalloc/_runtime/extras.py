@@ -20,6 +20,15 @@ EXTRAS = {
 }
 
 
+def load_late(module: str) -> ModuleType:
+    """Import a module that is slow to import, when it is first needed.
+
+    A lazy proxy will not do for modules of torch: `inspect.getmodule` touches all that are known, and so would import
+    it in the middle of another import of torch.
+    """
+    return importlib.import_module(module)
+
+
 def load_extra(what: str, *modules: str) -> ModuleType:
     """Import the first of some modules that is there, or name the extra that brings the last one.
 
