@@ -295,6 +295,27 @@ class Reparametrised(nn.Module):
         return self.head(torch.tanh(self.first(x) * (1 + self.gain)) * self.rate + self.rate.sigmoid())
 
 
+class Chained(nn.Module):
+    """A weight that is a function of a function of a parameter's entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.gain = nn.Linear(3, 4), nn.Parameter(gaussian(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * torch.sigmoid(1 + self.gain)
+
+
+def test_a_function_of_a_function_of_a_parameter_keeps_its_paths():
+    model, x = seeded_module(Chained), gaussian(2, 3)
+    weights = torch.cat([model.linear.weight, model.linear.bias[:, None]], 1).square().sum(1)
+    expected = (weights * torch.sigmoid(1 + model.gain).square()).expand(2, 4)
+    np.testing.assert_allclose(energies(model_program(model, x))[0], expected.detach(), rtol=1e-12)
+    found = capalloc.propagate(model, x)
+    assert found.attrs["unused_params"] == 0
+    assert (found.total, found.attrs["symmetries"]) == (pytest.approx(16), 4)
+
+
 def test_functions_of_a_parameter_are_the_parameter():
     model, x = seeded_module(Reparametrised), gaussian(2, 3)
     h = model.first(x) * (1 + model.gain)
