@@ -17,7 +17,7 @@ from matplotlib.patches import FancyBboxPatch
 
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "src/capalloc"
-WIDTH, HEIGHT, BESIDE, ABOVE = 2.3, 0.92, 0.3, 0.75  # of a room, and the gaps between rooms
+WIDTH, HEIGHT, BESIDE, ABOVE = 2.5, 1.15, 0.3, 0.62  # of a room, and the gaps between rooms
 PUBLIC, PRIVATE = "#ede7f6", "#ffffff"
 
 #: Arrows to the next floor, and those that pass behind rooms of the floors between.
@@ -76,7 +76,7 @@ def plain(steps: set[Arrow]) -> set[Arrow]:
 def says(room: str) -> str:
     """The first sentence of a room's docstring, without the section it names."""
     first = (ast.get_docstring(ast.parse(sources(room)[0].read_text(encoding="utf-8"))) or "").split("\n")[0]
-    return textwrap.fill(re.sub(r",? \(?docs/theory.md, sections? [\d, ]+\)?", "", first), 32)
+    return textwrap.fill(re.sub(r",? \(?docs/theory.md, sections? [\d, ]+\)?", "", first), 27)
 
 
 def places(steps: set[Arrow]) -> dict[str, tuple[float, float]]:
@@ -106,8 +106,8 @@ def draw(ax: Axes) -> None:
         corner = (x - WIDTH / 2, y - HEIGHT / 2)
         look = {"fc": PRIVATE if room.startswith("_") else PUBLIC, "ec": "#4527a0"}
         ax.add_patch(FancyBboxPatch(corner, WIDTH, HEIGHT, boxstyle="round,pad=0,rounding_size=0.08", **look))
-        ax.text(x, y + 0.27, room, ha="center", va="center", family="monospace", weight="bold", size=10.5)
-        ax.text(x, y + 0.1, says(room), ha="center", va="top", size=7.2, linespacing=1.25)
+        ax.text(x, y + 0.41, room, ha="center", va="center", family="monospace", weight="bold", size=10.5)
+        ax.text(x, y + 0.25, says(room), ha="center", va="top", size=6, linespacing=1.25)
     ax.set_aspect("equal")
     ax.autoscale_view()
     ax.axis("off")

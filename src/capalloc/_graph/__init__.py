@@ -1,1 +1,1 @@
-"""The captured graph of a model: operators, their records, and how a graph is run."""
+"""The captured graph of a model, what its structure tells, and how it is run."""
