@@ -1,11 +1,13 @@
-"""Every test starts with the library's own records and one torch thread: the suite runs one process a core."""
+"""Every test starts with the library's own records, one random state and one torch thread: a process a core."""
 
 import importlib
+import random
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,14 @@ from capalloc._operators.records import RECORDS
 
 torch.set_num_threads(1)
 importlib.import_module("capalloc._energy.rules")  # the library's rules are there before a test adds its own
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Layers drawn outside `seeded_module` do not depend on which tests ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

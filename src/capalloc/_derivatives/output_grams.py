@@ -15,7 +15,7 @@ from capalloc._derivatives.autograd import exact_derivatives
 from capalloc._derivatives.gram_work import GramWork
 from capalloc._derivatives.verify import choose_parts
 from capalloc._linalg.symmetric import mirror
-from capalloc._model.checks import check_examples
+from capalloc._model.checks import check_batch_size, check_examples
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, prepare
 from capalloc._runtime.memory import budget_of
 
@@ -97,8 +97,7 @@ def _check_settings(
 ) -> None:
     if side not in ("outputs", "params"):
         raise ValueError(f'side must be "outputs" for J J\' or "params" for J\' J, got {side!r}')
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
+    check_batch_size(batch_size)
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in DTYPES:
             raise ValueError(f"{name} must be torch.float32 or torch.float64, got {value!r}")

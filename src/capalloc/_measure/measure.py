@@ -21,6 +21,7 @@ from capalloc._measure.forecast import Forecast
 from capalloc._measure.ridge import check_ridge
 from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, measure_stochastic, parts_of_slots
 from capalloc._measure.task import Task, make_task
+from capalloc._model.checks import check_batch_size
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
 from capalloc._runtime.distributed import joined
 from capalloc._runtime.memory import Plan, Size
@@ -148,7 +149,7 @@ def measure(
     """
     asked = settings_of(solver, MEASURE_SOLVERS)
     ridges = _ridges(ridge, asked)
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     with exact_derivatives(), joined(run.distributed, TYPES, run.silence, run.arrival) as reducer:
         task = make_task(
             *(model, inputs, outputs, metric, intercept, params),
@@ -186,11 +187,6 @@ def _ridges(ridge: float | Sequence[float], asked: Auto | Dense | Stochastic) ->
         for one in ridges:
             check_ridge(one)
     return ridges
-
-
-def _check_batch_size(batch_size: int | str) -> None:
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
 
 
 def _described(task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float, ...]) -> dict[str, Any]:

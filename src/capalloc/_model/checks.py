@@ -1,4 +1,4 @@
-"""Checks of a model on a few examples: whether they see each other, and whether random draws repeat."""
+"""Checks of a model on a few examples (do they see each other, do random draws repeat?) and of the size of batches."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def check_examples(problem: Problem, x: Tensor, seed: int = 0) -> tuple[int, boo
             "use a model that treats each example alone (batch statistics: track running ones)"
         )
     return first.shape[1], draws
+
+
+def check_batch_size(batch_size: int | str) -> None:
+    """Refuse what is neither "auto" nor a number of examples."""
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f'batch_size must be "auto" or an integer >= 1, got {batch_size!r}')
 
 
 def run(problem: Problem, x: Tensor, seed: int) -> Tensor:

@@ -22,14 +22,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from capalloc._energy.maps import Gate, Product, Sum
 from capalloc._energy.program import Edge, Program
 from capalloc._energy.usage import Usage, sum_to
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
