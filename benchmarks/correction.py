@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import capalloc
+from benchmarks import nulls
 from benchmarks.networks import NETWORKS, initial, trained
 from benchmarks.table import Table
 from capalloc.app.demo import load_digits
@@ -18,7 +20,8 @@ def run() -> Table:
     x = digits.test_images[:EXAMPLES]
     rows = []
     for name in NETWORKS:
-        for stage, model in (("initial", initial(name, SEED)), ("trained", trained(name, SEED, digits))):
+        for stage, make in (("initial", initial), ("trained", partial(trained, digits=digits))):
+            model, *others = (make(name, seed) for seed in (SEED, *nulls.OTHER_SEEDS))
             measured = capalloc.measure(model, x)
             predicted, seconds = {}, {}
             for solver in ("markov", "block"):
@@ -27,6 +30,7 @@ def run() -> Table:
                 seconds[solver] = time.perf_counter() - start
             block = predicted["block"]
             noise = 0.5 * float(block.capacity.standard_error.sum()) / float(block.capacity.sum())
+            markov = partial(capalloc.propagate, inputs=x, table=False)
             rows.append(
                 (
                     name,
@@ -34,8 +38,10 @@ def run() -> Table:
                     str(measured.attrs["num_params"]),
                     f"{measured.total:.0f}",
                     f"{predicted['markov'].total:.0f}",
-                    *(f"{capalloc.total_variation(measured, predicted[s]):.4f}" for s in predicted),
-                    f"{noise:.4f}",
+                    f"{nulls.whole(measured, block):.3f}",
+                    f"{nulls.inner(measured, block):.3f}",
+                    f"{noise:.3f}",
+                    *nulls.agreement(measured, predicted["markov"], model, others, markov),
                     *(f"{a.bias:.1f}" for a in (measured, *predicted.values())),
                     *(f"{seconds[s]:.1f}" for s in predicted),
                 )
@@ -43,16 +49,19 @@ def run() -> Table:
     return Table(
         "The block rule beside the Markov rule",
         f"Total variation to the measured map on {EXAMPLES} test digits, weights of seed {SEED}, 32 probes. "
-        "`error` is half the summed standard error of the block map over its sum: what the probes alone leave.",
+        "`block` counts the constant input, `of inputs` leaves it out. "
+        "`error` is half the summed standard error of the block map over its sum: what the probes alone leave. "
+        f"Then the Markov rule: {nulls.ABOUT}",
         (
             "network",
             "weights",
             "parameters",
             "measured total",
             "Markov total",
-            "Markov",
             "block",
+            "of inputs",
             "error",
+            *nulls.HEADER,
             "bias measured",
             "Markov",
             "block",

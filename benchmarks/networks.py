@@ -55,7 +55,7 @@ def tanh() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "demo": lambda: build(0),
+    "demo": lambda: build(torch.initial_seed()),  # the seed that the caller set
     "MLP": mlp,
     "residual": Residual,
     "dilated": dilated,

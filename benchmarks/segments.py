@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import capalloc
+from benchmarks import nulls
 from benchmarks.table import Table
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))  # the networks are those of the tests
@@ -16,6 +18,7 @@ import segmented
 from zoo import gaussian, seeded_module
 
 EXAMPLES, PROBES = 60, 8
+SEEDS = (0, *nulls.OTHER_SEEDS)
 SMALL = ("gated bottleneck", "ungated residual stream", "two heads")
 LARGER = ("GPT", "BERT", "Swin", "ViT", "MLP-Mixer", "ConvNeXt", "WaveNet")
 
@@ -24,16 +27,19 @@ def run() -> Table:
     rows = []
     for name in SMALL:
         make, shape, params, _ = segmented.CASES[name]
-        rows.append((name, *compared(seeded_module(make).eval(), 4 * gaussian(*shape)[:EXAMPLES], params)))
+        models = [seeded_module(make, seed=seed).eval() for seed in SEEDS]
+        rows.append((name, *compared(models, 4 * gaussian(*shape)[:EXAMPLES], params)))
     for name in LARGER:
-        model = architectures.ARCHITECTURES[name].build()
+        models = [architectures.ARCHITECTURES[name].build(seed) for seed in SEEDS]
         x = 3 * gaussian(EXAMPLES, *architectures.ARCHITECTURES[name].shape)
-        found = capalloc.propagate(model, x[:8], table=False).by_parameter
-        rows.append((name, *compared(model, x, [str(n) for n in found.parameter.values if found.sel(parameter=n) > 0])))
+        found = capalloc.propagate(models[0], x[:8], table=False).by_parameter
+        used = [str(n) for n in found.parameter.values if found.sel(parameter=n) > 0]
+        rows.append((name, *compared(models, x, used)))
     return Table(
         "Linear segments",
         f"Totals and maps with the parameters that only steer gates held fixed; Gaussian inputs, {PROBES} draws "
-        f"of signs for each of {EXAMPLES} examples. TV: total variation to the measured map.",
+        f"of signs for each of {EXAMPLES} examples. Total variation of the segments' map to the measured one, with the "
+        f"constant input counted, and of inputs alone. Then the Markov rule: {nulls.ABOUT}",
         (
             "network",
             "parameters",
@@ -41,7 +47,8 @@ def run() -> Table:
             "segments",
             "Markov",
             "TV segments",
-            "TV Markov",
+            "of inputs",
+            *nulls.HEADER,
             "bias measured",
             "segments",
             "Markov",
@@ -50,14 +57,18 @@ def run() -> Table:
     )
 
 
-def compared(model: torch.nn.Module, x: torch.Tensor, params: list[str] | None) -> tuple[str, ...]:
+def compared(models: list[torch.nn.Module], x: torch.Tensor, params: list[str] | None) -> tuple[str, ...]:
+    model, *others = models
+    rule = partial(capalloc.propagate, inputs=x, params=params, table=False)
     measured = capalloc.measure(model, x, params=params)
     segments = capalloc.propagate(model, x, solver=capalloc.solvers.Segments(PROBES), params=params)
-    markov = capalloc.propagate(model, x, params=params, table=False)
+    markov = rule(model)
     found = (measured, segments, markov)
     return (
         str(measured.attrs["num_params"]),
         *(f"{a.total:.0f}" for a in found),
-        *(f"{capalloc.total_variation(measured, a):.3f}" for a in found[1:]),
+        f"{nulls.whole(measured, segments):.3f}",
+        f"{nulls.inner(measured, segments):.3f}",
+        *nulls.agreement(measured, markov, model, others, rule),
         *(f"{a.bias:.0f}" for a in found),
     )

@@ -12,13 +12,14 @@ from scipy import stats
 
 from allocations import allocation
 from capalloc import Allocation, correlation, total_variation
+from capalloc.results.comparison import same_data
 
 MAPS = arrays(float, (3, 4), elements=st.floats(0.01, 100))
 
 
-def with_map(values: np.ndarray) -> Allocation:
-    whole = xr.DataArray([values.sum()], dims="parameter", coords={"parameter": ["w"]})
-    return Allocation(xr.DataArray(values, dims=("row", "column")), 0.0, whole)
+def with_map(values: np.ndarray, bias: float = 0.0) -> Allocation:
+    whole = xr.DataArray([values.sum() + bias], dims="parameter", coords={"parameter": ["w"]})
+    return Allocation(xr.DataArray(values, dims=("row", "column")), bias, whole)
 
 
 def test_a_map_agrees_with_itself_at_any_scale():
@@ -28,10 +29,33 @@ def test_a_map_agrees_with_itself_at_any_scale():
     assert total_variation(a, twice) == pytest.approx(0)
 
 
-def test_bias_does_not_count():
+def test_the_constant_input_counts():
+    """Two maps of one pattern, of which one also has a constant: its share of the whole would have to move."""
     a = allocation()
     without = Allocation(a.capacity, 0.0, a.by_parameter * float(a.capacity.sum()) / a.total)
-    assert total_variation(a, without) == 0
+    assert total_variation(a, without) == pytest.approx(a.bias / a.total)
+    assert total_variation(a, without, constant=False) == 0
+    assert correlation(a, without) == pytest.approx(1)
+    assert correlation(a, without, constant=True) < 1
+
+
+def test_a_wrong_constant_shows_whatever_the_map():
+    """The error that the map alone hides: 62 of 533 on the constant, told as 452 of 690."""
+    pattern = np.arange(1.0, 13).reshape(3, 4)
+    pattern /= pattern.sum()
+    measured, rule = with_map(pattern * (533 - 62), 62), with_map(pattern * (690 - 452), 452)
+    assert total_variation(measured, rule, constant=False) == pytest.approx(0, abs=1e-12)
+    assert total_variation(measured, rule) == pytest.approx(452 / 690 - 62 / 533)
+
+
+@given(MAPS, MAPS, st.floats(0, 50), st.floats(0, 50))
+def test_the_constant_is_one_more_input(x, y, p, q):
+    a, b = with_map(x, p), with_map(y, q)
+    whole = [np.append(values.ravel(), bias) for values, bias in ((x, p), (y, q))]
+    one, other = (with_map(values[None]) for values in whole)
+    assert total_variation(a, b) == pytest.approx(total_variation(one, other), abs=1e-12)
+    if all(np.ptp(values) > 1e-3 for values in whole):
+        assert correlation(a, b, constant=True) == pytest.approx(correlation(one, other), abs=1e-8)
 
 
 def test_maps_without_overlap_are_at_distance_one():
@@ -48,6 +72,13 @@ def test_against_plain_formulas(x, y):
         assert correlation(a, b) == pytest.approx(stats.pearsonr(x.ravel(), y.ravel()).statistic, abs=1e-8)
 
 
+def test_the_same_data_is_known_where_both_tell():
+    a, b, other, silent = (allocation(**attrs) for attrs in (*[{"data_digest": "00"}] * 2, {"data_digest": "01"}, {}))
+    assert same_data(a, b) is True
+    assert same_data(a, other) is False
+    assert same_data(a, silent) is None
+
+
 @pytest.mark.parametrize("compare", [correlation, total_variation])
 def test_refuses_maps_of_other_inputs(compare):
     with pytest.raises(ValueError, match=r"the maps differ in shape: \(1, 4, 6\) and \(1, 6, 4\)"):
@@ -57,6 +88,8 @@ def test_refuses_maps_of_other_inputs(compare):
 def test_refuses_what_has_no_correlation():
     with pytest.raises(ValueError, match="a constant capacity map has no correlation"):
         correlation(with_map(np.ones((2, 2))), with_map(np.eye(2)))
+    with pytest.raises(ValueError, match="a constant capacity map has no correlation"):
+        correlation(with_map(np.ones((2, 2)) + 1e-15 * np.eye(2)), with_map(np.eye(2)))
 
 
 def test_refuses_what_has_no_distance():

@@ -128,7 +128,7 @@ def measure(
 
     Returns:
         The allocation, with `kind="measured"` and in `attrs` settings, notes, seconds, forecasts of bytes and seconds,
-        and the precision of products; from the dense solver the rank and its tolerance (relative, on singular values of
+        the precision of products, and `data_digest`, a mark of the examples in any order; from the dense solver the rank and its tolerance (relative, on singular values of
         the constraint matrix, see `_linalg.leverage`); from the stochastic one standard errors (of inputs as the
         coordinate `standard_error`), iterations, and no table. `spectrum` holds the eigenvalues of G, or a quadrature
         of their density. For several ridges a dict of allocations, from the largest ridge down; `seconds` counts the

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from capalloc._derivatives import InputMetric, input_metric
 from capalloc._model.checks import check_examples
+from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.problem import (
     ModelLike,
     OutputSelection,
@@ -52,6 +53,7 @@ class Task:
             "kind": "measured",
             "num_params": self.size.params,
             "num_examples": self.size.examples,
+            "data_digest": digest_of_examples(self.x),
             "num_outputs": self.size.outputs,
             "intercept": self.space.intercept,
             "metric": "identity" if root is None else ("variances", "covariance")[root.ndim - 1],

@@ -15,6 +15,7 @@ from capalloc._energy import markov
 from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
+from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
 from capalloc._propagate.by_solver import DENSE_LIMIT, by_block, by_hessian, by_markov, by_segments, unit_names
 from capalloc._settings import (
@@ -87,6 +88,7 @@ def propagate(
         Allocation in units of parameters; `attrs["symmetries"]` counts the rescaling symmetries, and
         `attrs["symmetries_exact"]` says whether that count is exact or a lower bound. `attrs["unseen_params"]` and
         `attrs["unseen_share"]` count the parameters that only steer gates, `attrs["unused_params"]` those in no use.
+        With gates of data `attrs["data_digest"]` marks the examples, in any order, as in `measure`.
 
     Raises:
         UnsupportedOperatorError: an operator has no rule; names it, its module, and how to add one.
@@ -127,6 +129,8 @@ def propagate(
         "num_params": problem.num_params,
         "num_examples": batches.examples,
     }
+    if gates == "data":
+        attrs["data_digest"] = digest_of_examples(problem.inputs)
     return found.replace(attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
 
 

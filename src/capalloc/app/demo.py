@@ -46,13 +46,18 @@ class Demo:
 
     @property
     def correlation(self) -> float:
-        """Correlation of the measured and the predicted map."""
+        """Correlation of the measured and the predicted map over the pixels."""
         return correlation(self.measured, self.predicted)
 
     @property
     def total_variation(self) -> float:
-        """Distance of the measured and the predicted map."""
+        """Distance of the measured and the predicted map, the constant input counted."""
         return total_variation(self.measured, self.predicted)
+
+    @property
+    def total_variation_of_inputs(self) -> float:
+        """Distance of the two maps among the pixels alone."""
+        return total_variation(self.measured, self.predicted, constant=False)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """The report of this run."""

@@ -17,7 +17,7 @@ from capalloc.results.regions import Partition, grid, sum_parts
 from capalloc.results.view import Fact, Map, Table, View, estimate
 
 #: Attributes that are worth a line beside the capacity, and how each is written.
-COUNTED = {"symmetries": ",", "unseen_params": ",", "unused_params": ",", "seconds": ".3g"}
+COUNTED = {"num_examples": ",", "symmetries": ",", "unseen_params": ",", "unused_params": ",", "seconds": ".3g"}
 
 
 class Allocation(Result):
@@ -177,9 +177,9 @@ class Allocation(Result):
             facts.append(Fact("on bias", bias, f"({self.bias / total:.1%})"))
             facts.append(Fact("most on", _most(self.capacity, total)))
         return facts + [
-            Fact(name.replace("_params", " parameters"), f"{attrs[name]:{written}}")
+            Fact(name.removeprefix("num_").replace("_params", " parameters"), f"{attrs[name]:{written}}")
             for name, written in COUNTED.items()
-            if attrs.get(name) is not None
+            if attrs.get(name) is not None and (name != "num_examples" or attrs.get("gates", "data") == "data")
         ]
 
     def _tensors(self) -> Table:

@@ -204,6 +204,7 @@ def test_summary_holds_every_number():
         "184",  # parameters - hidden channels
         f"{found().correlation:.3f}",
         f"{found().total_variation:.3f}",
+        f"{found().total_variation_of_inputs:.3f}",
         "20.2",
         "0.5",
     ):

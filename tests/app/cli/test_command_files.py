@@ -38,7 +38,10 @@ def test_compare_says_what_the_functions_do(saved):
     a, b = saved
     said = json.loads(run("compare", "a.nc", "b.nc", "--json").stdout)
     assert said["correlation"] == pytest.approx(capalloc.correlation(a, b))
+    assert said["correlation_with_constant"] == pytest.approx(capalloc.correlation(a, b, constant=True))
     assert said["total_variation"] == pytest.approx(capalloc.total_variation(a, b))
+    assert said["total_variation_of_inputs"] == pytest.approx(capalloc.total_variation(a, b, constant=False))
+    assert said["same_data"] is None
     assert (said["first_total"], said["second_bias"]) == pytest.approx((a.total, b.bias))
     changes = [row["difference"] for row in said["params"]]
     assert [abs(change) for change in changes] == sorted(map(abs, changes), reverse=True)
@@ -46,6 +49,19 @@ def test_compare_says_what_the_functions_do(saved):
     shown = run("compare", "a.nc", "b.nc").stdout
     assert f"correlation: {capalloc.correlation(a, b):.6g}" in shown
     assert said["params"][0]["parameter"] in shown
+
+
+def test_compare_says_when_two_results_stand_on_different_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, digest, count in (("a", "0a", 50), ("b", "0b", 60), ("again", "0a", 50)):
+        allocation(data_digest=digest, num_examples=count).save(f"{name}.nc")
+    told = run("compare", "a.nc", "b.nc").stdout
+    assert "the two stand on different examples" in told
+    assert "first examples: 50" in told
+    assert "second examples: 60" in told
+    assert "different examples" not in run("compare", "a.nc", "again.nc").stdout
+    said = json.loads(run("compare", "a.nc", "b.nc", "--json").stdout)
+    assert (said["same_data"], said["first_examples"], said["second_examples"]) == (False, 50, 60)
 
 
 def test_tensors_that_one_lacks_count_as_0():

@@ -211,6 +211,19 @@ def table_rows(page: str) -> list[list[str]]:
     return [[re.sub(r"<[^>]+>", " ", cell).strip() for cell in row] for row in cells]
 
 
+def test_pairs_count_the_constant_and_say_when_the_data_differ():
+    a, b = allocation(seed=0, data_digest="0a", num_examples=50), allocation(seed=1, data_digest="0b", num_examples=60)
+    page = report_html({"one": a, "other": b})
+    for figure in (
+        f"{capalloc.total_variation(a, b):.3f}",
+        f"{capalloc.total_variation(a, b, constant=False):.3f} among the inputs alone",
+        f"{capalloc.correlation(a, b, constant=True):.3f} with the constant input",
+        "50 and 60; what differs may be the data",
+    ):
+        assert figure in page
+    assert "different examples" not in report_html({"one": a, "other": a})
+
+
 def test_table_agrees_with_the_allocation():
     a = allocation()
     head, *rows = table_rows(report_html({"one": a}))

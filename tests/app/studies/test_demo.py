@@ -34,6 +34,7 @@ def test_predicted_total_is_the_measured_rank(result):
 def test_maps_agree(result):
     assert result.correlation >= 0.9
     assert result.total_variation <= 0.08
+    assert result.total_variation_of_inputs == pytest.approx(result.total_variation)  # the network has no biases
 
 
 def test_page_is_written_from_the_result(result, tmp_path):

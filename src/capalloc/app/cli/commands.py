@@ -142,7 +142,7 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B.nc", help="Another of the same inputs.", show_default=False)],
     verbosity: Verbosity,
 ) -> None:
-    """Agreement of two saved capacity maps, and the parameter tensors that differ most."""
+    """Agreement of two saved capacity maps, with and without the constant input, and what differs most."""
 
 
 @command(RESULTS_PANEL, "capalloc.app.cli.write_page:run_report")

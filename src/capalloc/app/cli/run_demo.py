@@ -33,6 +33,7 @@ def facts(found: Demo) -> dict[str, object]:
         "predicted": {"total": found.predicted.total, "bias": found.predicted.bias},
         "correlation": found.correlation,
         "total_variation": found.total_variation,
+        "total_variation_of_inputs": found.total_variation_of_inputs,
         "seconds": found.seconds,
     }
 
@@ -51,4 +52,5 @@ def summary(found: Demo) -> Table:
     table.add_row("parameters in dead units", str(found.predicted.attrs["unused_params"]))
     table.add_row("correlation of the two maps", f"{found.correlation:.3f}")
     table.add_row("their total-variation distance", f"{found.total_variation:.3f}")
+    table.add_row("of the pixels alone", f"{found.total_variation_of_inputs:.3f}")
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from markupsafe import Markup
@@ -13,7 +14,7 @@ from capalloc.app.pages import PAGES
 from capalloc.app.report.charts import draw
 from capalloc.app.report.section import Section, exact
 from capalloc.results.allocation import Allocation
-from capalloc.results.comparison import correlation, total_variation
+from capalloc.results.comparison import correlation, same_data, total_variation
 from capalloc.results.svg import colours, png
 from capalloc.results.view import Axis, Chart, Fact, Line
 
@@ -43,9 +44,15 @@ def compared(key: str, members: Mapping[str, Allocation], of: str) -> list[Secti
 
 
 def agreement(a: Allocation, b: Allocation) -> dict[str, str]:
-    """Correlation and total variation; a dash where one is not defined."""
+    """Correlation and total variation, each with and without the constant input; a dash where one is not defined."""
+    measures = {
+        "correlation": correlation,
+        "correlation with the constant": partial(correlation, constant=True),
+        "total variation": total_variation,
+        "total variation of the inputs": partial(total_variation, constant=False),
+    }
     found = {}
-    for name, measure in {"correlation": correlation, "total variation": total_variation}.items():
+    for name, measure in measures.items():
         try:
             found[name] = f"{measure(a, b):.3f}"
         except ValueError:
@@ -58,9 +65,19 @@ def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
     top = float(max(x.max(), y.max())) or 1.0
     agreed = agreement(a, b)
     facts = [
-        Fact("correlation of the maps", agreed["correlation"], "1 for maps of one pattern"),
-        Fact("total-variation distance", agreed["total variation"], "share of capacity that would have to move"),
+        Fact(
+            "correlation of the maps",
+            agreed["correlation"],
+            f"1 for maps of one pattern; {agreed['correlation with the constant']} with the constant input",
+        ),
+        Fact(
+            "total-variation distance",
+            agreed["total variation"],
+            "share of capacity that would have to move, the constant input counted; "
+            f"{agreed['total variation of the inputs']} among the inputs alone",
+        ),
         Fact(f"total of {second} over {first}", f"{b.total / a.total:.3f}" if a.total else "–"),
+        *_data(a, b),
     ]
     largest = int(abs(y - x).argmax())
     facts.append(Fact("largest difference", exact(y[largest] - x[largest]), f"{exact(x[largest])} in {first}"))
@@ -75,6 +92,14 @@ def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
     picture = _density(x, y, edge) if counted else ""
     chart = Chart("", lines, Axis(first, 0, edge), Axis(second, 0, edge), label)
     return Pair(facts, draw(chart, picture), counted)
+
+
+def _data(a: Allocation, b: Allocation) -> list[Fact]:
+    """Say so where the two stand on different examples."""
+    if same_data(a, b) is not False:
+        return []
+    counts = " and ".join(str(result.attrs.get("num_examples", "?")) for result in (a, b))
+    return [Fact("data", "different examples", f"{counts}; what differs may be the data")]
 
 
 def _density(x: NDArray[np.float64], y: NDArray[np.float64], edge: float) -> str:
