@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -36,9 +37,9 @@ HEADER = (
 )
 #: What they are, for the line above a table.
 ABOUT = (
-    "`total variation` counts the constant input, `of inputs` and `correlation` leave it out. Beside each its nulls, by "
-    f"the same rule: networks of seeds {', '.join(map(str, OTHER_SEEDS))}, least to most, and the network with every "
-    "weight at the root mean square of its tensor, signs kept."
+    "`total variation` counts the constant input, `of inputs` and `correlation` leave it out. Beside each its nulls, "
+    f"by the same rule: networks of seeds {', '.join(map(str, OTHER_SEEDS))}, least to most, and the network with "
+    "every weight at the root mean square of its tensor, signs kept."
 )
 
 
@@ -82,21 +83,18 @@ def agreement(
 
 
 def whole(a: Allocation, b: Allocation) -> float:
-    """Total variation with the constant input."""
-    return capalloc.total_variation(a, b)
+    """Total variation with the constant input; NaN for a dead network, whose map is empty."""
+    return _or_nan(capalloc.total_variation, a, b)
 
 
 def inner(a: Allocation, b: Allocation) -> float:
-    """Total variation among the inputs alone."""
-    return capalloc.total_variation(a, b, constant=False)
+    """Total variation among the inputs alone; NaN where they have no capacity."""
+    return _or_nan(partial(capalloc.total_variation, constant=False), a, b)
 
 
 def correlated(a: Allocation, b: Allocation) -> float:
     """Correlation among the inputs; NaN for a flat map, which has none."""
-    try:
-        return capalloc.correlation(a, b)
-    except ValueError:
-        return math.nan
+    return _or_nan(capalloc.correlation, a, b)
 
 
 def spread(values: list[float]) -> str:
@@ -106,3 +104,10 @@ def spread(values: list[float]) -> str:
         return "–"
     low, high = f"{min(known):.3f}", f"{max(known):.3f}"
     return low if low == high else f"{low} to {high}"
+
+
+def _or_nan(measure: Callable[[Allocation, Allocation], float], a: Allocation, b: Allocation) -> float:
+    try:
+        return measure(a, b)
+    except ValueError:
+        return math.nan

@@ -48,6 +48,7 @@ def test_a_wrong_constant_shows_whatever_the_map():
     assert total_variation(measured, rule) == pytest.approx(452 / 690 - 62 / 533)
 
 
+@pytest.mark.proves("2", "distances count the constant", oracle="one more input by hand")
 @given(MAPS, MAPS, st.floats(0, 50), st.floats(0, 50))
 def test_the_constant_is_one_more_input(x, y, p, q):
     a, b = with_map(x, p), with_map(y, q)

@@ -127,12 +127,12 @@ def measure(
         run: a checkpoint to go on from, processes that share the examples, a progress bar (docs/long-runs.md).
 
     Returns:
-        The allocation, with `kind="measured"` and in `attrs` settings, notes, seconds, forecasts of bytes and seconds,
-        the precision of products, and `data_digest`, a mark of the examples in any order; from the dense solver the rank and its tolerance (relative, on singular values of
-        the constraint matrix, see `_linalg.leverage`); from the stochastic one standard errors (of inputs as the
-        coordinate `standard_error`), iterations, and no table. `spectrum` holds the eigenvalues of G, or a quadrature
-        of their density. For several ridges a dict of allocations, from the largest ridge down; `seconds` counts the
-        whole run.
+        The allocation, with `kind="measured"` and in `attrs` settings, notes, seconds, forecasts of bytes and
+        seconds, the precision of products, and `data_digest`, a mark of the examples in any order; from the dense
+        solver the rank and its tolerance (relative, on singular values of the constraint matrix, see
+        `_linalg.leverage`); from the stochastic one standard errors (of inputs as the coordinate `standard_error`),
+        iterations, and no table. `spectrum` holds the eigenvalues of G, or a quadrature of their density. For
+        several ridges a dict of allocations, from the largest ridge down; `seconds` counts the whole run.
 
     Raises:
         ValueError: bad settings, a metric that is no covariance, examples that interact, random draws that do not

@@ -16,9 +16,9 @@ DIGEST_BYTES = 8
 
 
 def digest_of_examples(inputs: Tensor | Iterable[Any]) -> str:
-    """Digest the examples in 16 hexadecimal digits: the same for any order, batches, device and precision that holds them.
+    """Digest the examples in 16 hexadecimal digits, whatever their order, batches, device and precision.
 
-    Every example is hashed as float64, with its shape, and the hashes are added.
+    Every example is hashed as float64, which holds the narrower ones exactly, with its shape, and the hashes are added.
     """
     total = 0
     for batch in iterate_batches(inputs):

@@ -64,7 +64,5 @@ def same_data(a: Allocation, b: Allocation) -> bool | None:
 def _maps(a: Allocation, b: Allocation, constant: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if a.capacity.shape != b.capacity.shape:
         raise ValueError(f"the maps differ in shape: {a.capacity.shape} and {b.capacity.shape}")
-    x, y = (
-        np.append(m.capacity.to_numpy().astype(float).ravel(), [m.bias] if constant else []) for m in (a, b)
-    )
+    x, y = (np.append(m.capacity.to_numpy().astype(float).ravel(), [m.bias] if constant else []) for m in (a, b))
     return x, y
