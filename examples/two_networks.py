@@ -34,7 +34,8 @@ def main() -> None:
     for ax, (name, allocation) in zip(axes, allocations.items(), strict=True):
         print(name, allocation, sep="\n")
         plot_map(allocation.capacity, ax, title=f"{name}: {allocation.total:.0f} parameters")
-    print("total-variation distance", capalloc.total_variation(*allocations.values()))
+    first, second = allocations.values()
+    print("total-variation distance", capalloc.total_variation(first, second))
     figure.savefig("two_networks.png")
 
 

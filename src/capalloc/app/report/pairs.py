@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,7 +45,7 @@ def compared(key: str, members: Mapping[str, Allocation], of: str) -> list[Secti
 
 def agreement(a: Allocation, b: Allocation) -> dict[str, str]:
     """Correlation and total variation, each with and without the constant input; a dash where one is not defined."""
-    measures = {
+    measures: dict[str, Callable[[Allocation, Allocation], float]] = {
         "correlation": correlation,
         "correlation with the constant": partial(correlation, constant=True),
         "total variation": total_variation,
