@@ -13,7 +13,7 @@ from . import solvers
 
 # capacity: measured on examples, or propagated through the captured graph
 from ._measure.measure import CapacityWarning, measure
-from ._propagate.propagate import Walk, propagate, walk
+from ._propagate.propagate import propagate, walk
 from ._settings import Run
 
 # what activations and depth do to it
@@ -29,8 +29,9 @@ from .results.comparison import correlation, total_variation
 from .results.kinds import load
 from .app.report.page import write_report
 
-# Gram matrices of the output Jacobian: neural tangent kernel, Gauss-Newton
+# the output Jacobian: Gram matrices (neural tangent kernel, Gauss-Newton), and the parameters that outputs determine
 from ._derivatives.output_grams import output_gram
+from ._measure.count_outputs import effective_parameters
 
 # rules of new operators, and what goes wrong
 from ._energy.rules import Call, UnsupportedOperatorError, rule
@@ -43,7 +44,6 @@ __all__ = [
     "RankError",
     "Run",
     "UnsupportedOperatorError",
-    "Walk",
     "architectures",
     "callbacks",
     "correlation",
@@ -51,6 +51,7 @@ __all__ = [
     "depth_limit",
     "design",
     "diagnose",
+    "effective_parameters",
     "gates",
     "linear",
     "load",

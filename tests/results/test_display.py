@@ -15,7 +15,15 @@ import xarray as xr
 from allocations import allocation
 from capalloc import Allocation
 from capalloc.depth_limit import Evolution, StepLaw, WalkBlock, jump, point
-from capalloc.results import Decoupling, Diagnosis, Extent, ReceptiveField, Scaling, Shattering
+from capalloc.results import (
+    Decoupling,
+    Diagnosis,
+    EffectiveParameters,
+    Extent,
+    ReceptiveField,
+    Scaling,
+    Shattering,
+)
 from capalloc.results.base import Result
 from capalloc.results.card import CARD_ROWS, NAMED_CELLS, as_html
 from capalloc.results.kinds import RESULTS
@@ -76,11 +84,24 @@ def made(name: str = "layer") -> dict[str, Result]:
             dict(zip(ReceptiveField.SETTINGS, values, strict=True)),
         )
     )
+    determined = EffectiveParameters(
+        xr.Dataset(
+            {
+                "by_parameter": ("parameter", [0.75]),
+                "leverage": (("example", "output"), [[0.5], [0.25]]),
+                "hat": (("example", "output", "other"), [[[0.5]], [[0.25]]]),
+                "eigenvalue": ("node", [3.0]),
+            },
+            {"parameter": [name]},
+            {"num_params": 3, "num_examples": 2, "num_outputs": 1, "ridge": 1.0, "rank": 1, "notes": [name]},
+        )
+    )
     walk = jump([WalkBlock(StepLaw.uniform(3, 2), 0.5)], point((4, 5)))
     found = [
         a,
         Decoupling(decoupling),
         Diagnosis(xr.merge([scaling, shattering, axis])),
+        determined,
         Evolution(walk.data.drop_attrs().assign_attrs({name: name})),
         field,
         Scaling(scaling),

@@ -50,6 +50,7 @@ def results() -> dict[str, Result]:
     made = [
         capalloc.measure(model, x[:, :, :3, :3], outputs=lambda y: y, params=["first.weight", "last.weight"]),
         capalloc.decoupling(model, x),
+        capalloc.effective_parameters(model, x, ridge=0.1),
         capalloc.diagnose(model, x),
         depth_limit.jump([block] * 2, depth_limit.point((4, 5))),
         capalloc.receptive_field(model, x, lambda y: y[:, :, None, None], output_position=(0, None, None)),
@@ -274,8 +275,8 @@ def expected_rows(result: Result, dataset: xr.Dataset, rows: str) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_that_are_not_there(results, name):
-    with pytest.raises(ValueError, match=r"rows must be one of \('.*\), got 'examples'"):
-        results[name].to_pandas("examples")
+    with pytest.raises(ValueError, match=r"rows must be one of \('.*\), got 'cells'"):
+        results[name].to_pandas("cells")
 
 
 def test_tables_of_an_allocation():

@@ -1,4 +1,4 @@
-"""Files that the first version of the format wrote load, and are written the same today."""
+"""Files that the first version of each format wrote load, and are written the same today."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent / "version_1"
 WRITTEN = {
     "measured": ("Allocation", ("56 of 64 parameters", "6.76055 (12.1%)")),
     "propagated": ("Allocation", ("62 of 64 parameters", "12.4093 (20.0%)")),
+    "effective": ("EffectiveParameters", ("10.1876 of 51 parameters", "9 examples of 3 outputs", "1.49 example 5")),
     "field": ("ReceptiveField", ("output position (:)", "0.769", "0.758")),
     "gates": ("Decoupling", ("0.587 ± 0.109", "0.462 ± 0.094", "0.716 ± 0.197", "63.9%")),
     "scaling": ("Scaling", ("1 residual blocks, 1 layers: trivial, T = 0.0828", "0.0863")),

@@ -53,29 +53,63 @@ class GramWork:
 
     def output_gram(self, batch_size: int | str) -> Tensor:
         """J J', lower triangle."""
+        return self.gram_of(self.output_columns(batch_size))
+
+    def output_columns(self, batch_size: int | str, matrices: int = 1) -> Columns:
+        """J's columns of all examples, in the forms that J J' takes fewest products from, with room for `matrices`."""
         forms = {
             name: form
             for name, form in self.forms().items()
             if cheaper_for_outputs(form, len(self.x), self.num_outputs)
         }
         size = len(self.x) * self.num_outputs
-        batch_size = self.plan(size, forms, len(self.x), batch_size)
+        batch_size = self.plan(size, forms, len(self.x), batch_size, matrices)
+        (columns,) = self.gathered(forms, batch_size, len(self.x))
+        return columns
+
+    def gram_of(self, columns: Columns) -> Tensor:
+        """J J', lower triangle, from the columns of all examples."""
+        size = len(self.x) * self.num_outputs
         gram = torch.empty(size, size, dtype=self.dtype, device=self.x.device)
-        for columns in self.gathered(forms, batch_size, len(self.x)):
-            add_output_gram(gram, columns)
+        add_output_gram(gram, columns)
         return gram
+
+    def shares(self, columns: Columns, weights: Tensor) -> Tensor:
+        """trace(K_t weights) of every parameter tensor t, for J J' = sum_t K_t and symmetric weights."""
+        found = []
+        for name in self.problem.params:
+            if name in columns.places:
+                rows = columns.rows[:, :, columns.places[name]].flatten(0, 1)
+                found.append((rows * (weights @ rows)).sum())
+            else:
+                alone = Columns(columns.rows[:, :, :0], {}, {name: columns.factored[name]})
+                lower = self.gram_of(alone) * weights
+                found.append(2 * lower.tril(-1).sum() + lower.diagonal().sum())
+        return torch.stack(found)
 
     def param_gram(self, batch_size: int | str) -> Tensor:
         """J' J, lower triangle."""
+        forms, examples, batch_size = self.param_cut(batch_size)
+        size = self.problem.num_params
+        gram = torch.empty(size, size, dtype=self.dtype, device=self.x.device)
+        for index, columns in enumerate(self.gathered(forms, batch_size, examples)):
+            add_param_gram(gram, panels(columns, self.problem.params), fresh=index == 0)
+        return gram
+
+    def param_cut(self, batch_size: int | str) -> tuple[dict[str, Form], int, int]:
+        """Forms that J' J takes fewest products from, examples kept at once, in whole batches, and those of a batch."""
         forms = {name: form for name, form in self.forms().items() if cheaper_for_params(form, self.num_outputs)}
         size = self.problem.num_params
         aim = max(GATHERED_BYTES, GATHERED_SHARE * size**2 * self.dtype.itemsize)
         examples = max(1, min(len(self.x), int(aim / (self.x.itemsize * self.kept(forms)))))
         batch_size = self.plan(size, forms, examples, batch_size)
-        gram = torch.empty(size, size, dtype=self.dtype, device=self.x.device)
-        for index, columns in enumerate(self.gathered(forms, batch_size, examples)):
-            add_param_gram(gram, panels(columns, self.problem.params), fresh=index == 0)
-        return gram
+        return forms, examples // batch_size * batch_size, batch_size
+
+    def rows(self, batch_size: int | str) -> Iterator[Tensor]:
+        """J itself, the rows of a batch at a time, (e, o, params); random draws are those of `param_gram`."""
+        batch_size = self.param_cut(batch_size)[-1]
+        for columns in self.gathered({}, batch_size, batch_size):
+            yield columns.rows
 
     def forms(self) -> dict[str, Form]:
         """Parameters that can be kept as factors."""
@@ -94,9 +128,11 @@ class GramWork:
         leaves = sum(math.prod(s.shape) for s in tapped.calls) + sum(t.numel() for t in tapped.values())
         return ACTIVATION_COPIES * tapped.elements + 2 * leaves
 
-    def plan(self, size: int, forms: Mapping[str, Form], examples: int, batch_size: int | str) -> int:
+    def plan(
+        self, size: int, forms: Mapping[str, Form], examples: int, batch_size: int | str, matrices: int = 1
+    ) -> int:
         """Examples at a time, or `MemoryError`: for a result of `size` and parts of `examples` kept at once."""
-        stored = self.dtype.itemsize * size**2 + self.x.itemsize * examples * self.kept(forms)
+        stored = matrices * self.dtype.itemsize * size**2 + self.x.itemsize * examples * self.kept(forms)
         each = self.x.itemsize * self.needed()
         self.budget.set_aside(
             stored + each,

@@ -76,20 +76,38 @@ def output_gram(
     """
     _check_settings(side, batch_size, dtype, accumulate)
     with exact_derivatives():
-        problem = prepare(model, inputs, outputs, params, dtype)
-        if problem.dtype not in DTYPES:
-            raise ValueError(f"dtype must be torch.float32 or torch.float64, and the model is {problem.dtype}; pass it")
-        x = torch.cat(list(problem.batches(1024)))
-        num_outputs, draws = check_examples(problem, x[:2])
-        source = choose_parts(problem, x[: 1 if draws else 2])
-        work = GramWork(problem, source, x, num_outputs, accumulate or problem.dtype, budget_of(x.device, max_bytes))
+        work = prepare_gram(model, inputs, outputs, params, dtype, accumulate, max_bytes)
         gram = work.output_gram(batch_size) if side == "outputs" else work.param_gram(batch_size)
-    if not torch.isfinite(gram.diagonal()).all():  # where J is not finite, a sum of its squares is not
+    check_gram(gram)
+    return mirror(gram).reshape((len(work.x), work.num_outputs) * 2) if side == "outputs" else mirror(gram)
+
+
+def prepare_gram(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection,
+    params: ParamSelection,
+    dtype: torch.dtype | None,
+    accumulate: torch.dtype | None,
+    max_bytes: float | None,
+) -> GramWork:
+    """Model and examples, checked together, and a way to the model's parts that agrees with plain autograd."""
+    problem = prepare(model, inputs, outputs, params, dtype)
+    if problem.dtype not in DTYPES:
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, and the model is {problem.dtype}; pass it")
+    x = torch.cat(list(problem.batches(1024)))
+    num_outputs, draws = check_examples(problem, x[:2])
+    source = choose_parts(problem, x[: 1 if draws else 2])
+    return GramWork(problem, source, x, num_outputs, accumulate or problem.dtype, budget_of(x.device, max_bytes))
+
+
+def check_gram(gram: Tensor) -> None:
+    """Refuse the Gram matrix of a J that is not finite: a sum of its squares is not."""
+    if not torch.isfinite(gram.diagonal()).all():
         raise ValueError(
             "the derivative of outputs with respect to parameters holds NaN or inf; "
             "look for square roots, logarithms or divisions at zero in the model"
         )
-    return mirror(gram).reshape((len(x), num_outputs) * 2) if side == "outputs" else mirror(gram)
 
 
 def _check_settings(

@@ -18,14 +18,17 @@ from capalloc._settings import Stochastic
 
 
 def ridge_from_noise(noise_variance: float, num_examples: int, prior_variance: float) -> float:
-    """The ridge at which capacity counts the parameters that the data determine better than the prior.
+    """The ridge at which constraints count by how much better they determine parameters than the prior does.
 
     With independent errors of variance s^2 on every constraint of N examples and independent parameters of prior
-    variance t^2, the posterior precision is N G / s^2 + 1 / t^2, proportional to G + s^2 / (N t^2); the total
-    capacity at this ridge is the effective number of parameters (docs/theory.md, section 1).
+    variance t^2, the posterior precision is N G / s^2 + 1 / t^2, proportional to G + s^2 / (N t^2). In
+    `capalloc.effective_parameters` constraints are outputs, and the total is MacKay's effective number of parameters.
+    In `capalloc.measure` they are gradients to the inputs, which no data set observes: the total is then a count of the
+    function's parameters, and far larger (docs/theory.md, section 2).
 
     Args:
-        noise_variance: s^2, in squared units of the output for one standard deviation of the input (of the metric).
+        noise_variance: s^2, that of the outputs; for `measure` in squared units of the output for one standard
+            deviation of the input (of the metric).
         num_examples: N.
         prior_variance: t^2, for example the variance of the initial weights.
 

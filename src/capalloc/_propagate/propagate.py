@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -29,15 +28,7 @@ from capalloc._settings import (
     word_of,
 )
 from capalloc.results.allocation import Allocation
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The law of a unit of capacity that starts at the outputs: probabilities of the places where it is found."""
-
-    inputs: xr.DataArray  # over the input's own axes
-    bias: float  # at the constant input
-    layers: Mapping[str, xr.DataArray]  # by layer, over its units; paths that start above a layer miss it
+from capalloc.results.law_of_walk import Walk
 
 
 def propagate(

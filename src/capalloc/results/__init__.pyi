@@ -7,8 +7,10 @@ from .base import Result, Variable
 from .comparison import correlation, total_variation
 from .decoupling import Decoupling
 from .diagnosis import Diagnosis
+from .effective_parameters import EffectiveParameters
 from .evolution import Evolution
 from .kinds import load
+from .law_of_walk import Walk
 from .receptive_field import Extent, ReceptiveField
 from .scaling import Scaling
 from .shattering import Shattering
@@ -18,6 +20,7 @@ __all__ = [
     "Allocation",
     "Decoupling",
     "Diagnosis",
+    "EffectiveParameters",
     "Evolution",
     "Extent",
     "ReceptiveField",
@@ -26,6 +29,7 @@ __all__ = [
     "Shattering",
     "Variable",
     "View",
+    "Walk",
     "card",
     "correlation",
     "load",

@@ -11,6 +11,7 @@ from capalloc.results.allocation import Allocation
 from capalloc.results.base import Result
 from capalloc.results.decoupling import Decoupling
 from capalloc.results.diagnosis import Diagnosis
+from capalloc.results.effective_parameters import EffectiveParameters
 from capalloc.results.evolution import Evolution
 from capalloc.results.receptive_field import ReceptiveField
 from capalloc.results.scaling import Scaling
@@ -19,6 +20,7 @@ from capalloc.results.shattering import Shattering
 #: Every kind of result, in the order of a report.
 RESULTS: Final[tuple[type[Result], ...]] = (
     Allocation,
+    EffectiveParameters,
     ReceptiveField,
     Decoupling,
     Diagnosis,
