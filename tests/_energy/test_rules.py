@@ -290,6 +290,7 @@ def test_a_registered_rule_is_used():
     ("function", "shape", "message"),
     [
         (lambda x: F.conv1d(x, W[:, :, 0]), (3, 6), "without an axis of examples"),
+        (lambda x: F.linear(x, M, bias=x[0, :1]), (2, 4), "argument 'bias' depends on the inputs"),
     ],
 )
 def test_calls_that_a_rule_cannot_serve(function, shape, message):
@@ -298,7 +299,24 @@ def test_calls_that_a_rule_cannot_serve(function, shape, message):
         trace(captured(function, x), x, "data", set())
 
 
-def test_dilated_max_pooling_needs_data():
-    x = gaussian(2, 3, 9)
-    with pytest.raises(UnsupportedOperatorError, match="gates='data'"):
-        trace(captured(lambda x: F.max_pool1d(x, 3, dilation=2), x), x, "unit", set())
+@pytest.mark.parametrize(
+    ("function", "shape", "message"),
+    [
+        (lambda x: F.max_pool1d(x, 3, dilation=2), (2, 3, 9), "dilated max pooling needs gates='data'"),
+        (
+            lambda x: fractional(F.fractional_max_pool2d, x),
+            (2, 3, 6, 6),
+            "fractional max pooling needs gates='data'",
+        ),
+    ],
+)
+def test_windows_that_are_not_even_need_data(function, shape, message):
+    x = gaussian(*shape)
+    with pytest.raises(UnsupportedOperatorError, match=message):
+        trace(captured(function, x), x, "unit", set())
+
+
+def test_outputs_that_a_rule_lets_no_path_to_are_an_error():
+    rule(aten.cumprod.default)(lambda call: None)
+    with pytest.raises(ValueError, match="outputs do not depend on inputs along any path that carries energy"):
+        capalloc.propagate(Outer(), gaussian(2, 4).float())

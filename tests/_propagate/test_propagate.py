@@ -312,7 +312,7 @@ def test_a_model_that_export_refuses_is_a_clear_error():
         capalloc.propagate(Branching().double(), gaussian(2, 3))
 
 
-def test_outputs_without_energy_are_an_error():
+def test_outputs_without_energy_have_no_capacity():
     class Rounded(nn.Module):
         def __init__(self):
             super().__init__()
@@ -323,6 +323,17 @@ def test_outputs_without_energy_are_an_error():
 
     allocation = capalloc.propagate(Rounded(), gaussian(2, 3))
     assert float(allocation.capacity.sum()) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("solver", ["markov", "hessian"])
+def test_a_model_that_computes_nothing_has_no_capacity(solver):
+    class Unused(nn.Linear):
+        def forward(self, x):
+            return x
+
+    found = capalloc.propagate(seeded_module(Unused, 3, 2), gaussian(2, 3), solver=solver)
+    assert found.total == 0
+    assert found.attrs["unused_params"] == 8
 
 
 def test_outputs_that_are_not_numbers_are_an_error():

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -195,6 +196,14 @@ def test_other_formats_are_refused(tmp_path):
             Checkpoint(path).load(MARK)
 
 
+def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "run.safetensors")
+    checkpoint.save(MARK, 1)
+    monkeypatch.setattr("capalloc._runtime.checkpoint.safe_open", mock.Mock(side_effect=PermissionError("denied")))
+    with pytest.raises(PermissionError, match="denied"):
+        checkpoint.load(MARK)
+
+
 def test_a_folder_must_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
         Checkpoint(tmp_path / "none" / "run.safetensors")
@@ -253,6 +262,15 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
 
 
 # Steps
+
+
+def test_ranks_must_be_given_the_same_arguments():
+    """The second rank hears from the first."""
+    second = mock.Mock(rank=1, size=2, share=lambda _: MARK)
+    message = r"all ranks must be given the same arguments \(ridge: 0.5 on rank 0, 0.25 on rank 1\)"
+    with pytest.raises(ValueError, match=message):
+        open_steps(second, None, lambda: MARK | {"ridge": 0.25}, 0.0, TYPES, torch.device("cpu"))
+    assert open_steps(second, None, lambda: MARK, 0.0, TYPES, torch.device("cpu")).reducer is second
 
 
 class StopError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from capalloc import Allocation, Run, measure
 from capalloc._runtime.distributed import Local, joined
-from capalloc._runtime.heartbeat import RankError
+from capalloc._runtime.heartbeat import Heartbeat, RankError
 from capalloc.solvers import Stochastic
 from ranks import CASES, FEW, LONG_PROBES, STOCHASTIC, asked, data, line, net
 
@@ -173,8 +174,16 @@ class Broken:
         raise RuntimeError("connection reset by peer")
 
 
+@pytest.fixture
+def group_of_one(tmp_path) -> Iterator[None]:
+    """A process group that has this process alone."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("where", ["start", "end"])
-def test_an_exchange_that_fails_is_an_error_that_says_so(tmp_path, monkeypatch, where):
+def test_an_exchange_that_fails_is_an_error_that_says_so(group_of_one, monkeypatch, where):
     """In a group of one nobody else can be to blame: signs of life are waited for in vain."""
 
     def broadcast(*args, **kwargs) -> Broken:
@@ -182,19 +191,51 @@ def test_an_exchange_that_fails_is_an_error_that_says_so(tmp_path, monkeypatch, 
             Broken().wait()
         return Broken()
 
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    run = Run(distributed=True, silence=0.1)
+    assert measure(line(), data(4, 3), run=run).total == pytest.approx(4, rel=1e-9)
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    with pytest.raises(
+        RankError,
+        match="an exchange between the ranks failed: connection reset by peer; look at the others' output",
+    ) as caught:
+        measure(line(), data(4, 3), run=run)
+    assert caught.value.rank is None
+
+
+def test_an_exchange_ends_with_the_first_error_of_any_rank(group_of_one, monkeypatch):
+    """While it waits for a collective that never ends."""
+    monkeypatch.setattr(Broken, "is_completed", lambda _: False)
+    monkeypatch.setattr(dist, "broadcast", lambda *args, **kwargs: Broken())
+    with pytest.raises(RankError, match="out of memory") as caught, joined(True, silence=1.0) as group:
+        group.share(group._heartbeat.fail("out of memory"))
+    assert caught.value.rank == 0
+
+
+def test_ranks_that_never_meet_learn_why():
+    """Two ranks of one process: the second fails before the first meeting."""
+    store = dist.HashStore()
+    first, second = (Heartbeat(store, rank, 2, silence=2.0, arrival=60.0) for rank in (0, 1))
     try:
-        run = Run(distributed=True, silence=0.1)
-        assert measure(line(), data(4, 3), run=run).total == pytest.approx(4, rel=1e-9)
-        monkeypatch.setattr(dist, "broadcast", broadcast)
-        with pytest.raises(
-            RankError,
-            match="an exchange between the ranks failed: connection reset by peer; look at the others' output",
-        ) as caught:
-            measure(line(), data(4, 3), run=run)
-        assert caught.value.rank is None
+        second.fail("rank 1 failed with ValueError: no data")
+        with pytest.raises(RankError, match="rank 1 failed with ValueError: no data") as caught:
+            first.meet()
+        assert caught.value.rank == 1
+        with pytest.raises(RankError, match="no data"):
+            first.check()
     finally:
-        dist.destroy_process_group()
+        second.close()
+        first.close()
+
+
+def test_a_store_that_is_gone_is_an_error_that_says_so():
+    """Found by a meeting, before the next sign of life is due."""
+    served = dist.TCPStore("localhost", 0, is_master=True)
+    alive = Heartbeat(dist.TCPStore("localhost", served.port), 0, 1, silence=60.0, arrival=60.0)
+    alive.meet()
+    del served
+    with pytest.raises(RankError, match="the store of the process group is gone: the process that holds it, rank 0 or"):
+        alive.meet()
+    alive.close()
 
 
 def test_a_process_group_is_needed():
@@ -203,6 +244,12 @@ def test_a_process_group_is_needed():
         measure(line(), data(4, 3), run=Run(distributed=True))
     with pytest.raises(TypeError, match="distributed must be True, False or a process group, got str"):
         measure(line(), data(4, 3), run=Run(distributed="gloo"))
+
+
+def test_only_members_call_on_a_group(group_of_one):
+    outsider = Run(distributed=dist.GroupMember.NON_GROUP_MEMBER)
+    with pytest.raises(ValueError, match="this process is no member of; call on its members only"):
+        measure(line(), data(4, 3), run=outsider)
 
 
 # With checkpoints

@@ -305,6 +305,11 @@ J = np.eye(3)
         (lambda: Stationary([]), ValueError, "positive at lag 0"),
         (lambda: linear_capacity(J, Stationary([1.0, 1.0, 1.0])), ValueError, "not positive definite"),
         (lambda: linear_capacity(J, Stationary([1.0, 0.9, -0.9])), ValueError, "not positive definite"),
+        (  # positive definite in exact arithmetic, of condition 1e9
+            lambda: linear_capacity(J, Stationary(np.exp(-((np.arange(3) / 100) ** 2) / 2))),
+            ValueError,
+            "not positive definite to working precision",
+        ),
         (
             lambda: linear_capacity(J, Stationary([1.0, 0.9, -0.9]), root="cholesky"),
             ValueError,

@@ -58,7 +58,7 @@ class Batches:
         graph = capture(problem, size)
         if isinstance(dtype, str):
             dtype = torch.float64 if graph.entries() <= FLOAT64_LIMIT * size else problem.dtype
-        kept = KEPT * dtype.itemsize * graph.entries()
+        kept = KEPT * dtype.itemsize * max(1, graph.entries())
         fitting = (available_bytes(problem.probe.device) // 2 * size) // kept
         if batch_size == "auto" and fitting < size:
             graph = capture(problem, max(1, fitting))

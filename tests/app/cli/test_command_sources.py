@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,13 @@ def test_objects_in_an_array_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "x.npz", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="cannot be read"):
         read_array(tmp_path / "x.npz")
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    monkeypatch.setattr(np, "load", mock.Mock(side_effect=PermissionError("denied")))
+    with pytest.raises(PermissionError, match="denied"):
+        read_array(tmp_path / "x.npy")
 
 
 @pytest.fixture
