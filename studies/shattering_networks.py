@@ -90,6 +90,7 @@ def products(
     mixing: Tensor,
     activation: nn.Module,
     generator: torch.Generator,
+    weights_at_once: int = WEIGHTS,
 ) -> Tensor:
     """Inner products of the gradients at every two points, for every random network.
 
@@ -100,6 +101,7 @@ def products(
         mixing: (sources, points); the points are mixtures of independent Gaussian inputs.
         activation: of every block.
         generator: of weights, inputs and readouts.
+        weights_at_once: of a batch of networks, in numbers.
 
     Returns:
         <g(x_p), g(x_p')>, (networks, nets, points, points), in float64, nets in the order given.
@@ -107,7 +109,7 @@ def products(
     """
     order = sorted(range(len(nets)), key=lambda k: -nets[k].depth)
     ordered = [nets[k] for k in order]
-    batch = max(1, WEIGHTS // (units**2 * ordered[0].depth))
+    batch = max(1, weights_at_once // (units**2 * ordered[0].depth))
     by_layer = factors(ordered, activation)
     found = []
     for start in range(0, networks, batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from torch.func import functional_call, jacrev
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from capalloc._derivatives import gram_work as work
+from capalloc._derivatives import gram_work
 from capalloc._derivatives.autograd import exact_derivatives
 from capalloc._derivatives.gram_factors import Form, PlainParts, TappedParts
-from capalloc._derivatives.gram_sums import cheaper_for_outputs, cheaper_for_params
-from capalloc._derivatives.output_grams import output_gram
+from capalloc._derivatives.gram_sums import add_entrywise, add_pairs, cheaper_for_outputs, cheaper_for_params
+from capalloc._derivatives.output_grams import output_gram, prepare_gram
 from capalloc._derivatives.verify import choose_parts
 from capalloc._linalg.symmetric import add_gram, mirror
 from capalloc._model.problem import prepare
@@ -135,23 +136,37 @@ def test_every_model_equals_brute_force(name):
 def test_factors_and_rows_give_the_same(name, factored, monkeypatch):
     make, shape = HERE[name]
     model, x = build(make), data(7, *shape)
-    monkeypatch.setattr(work, "cheaper_for_outputs", lambda form, examples, outputs: factored)
-    monkeypatch.setattr(work, "cheaper_for_params", lambda form, outputs: factored and form.positions == 1)
-    monkeypatch.setattr("capalloc._derivatives.gram_sums.PAIR_NUMBERS", 2**9)  # several blocks of pairs
-    monkeypatch.setattr("capalloc._derivatives.gram_sums.MOST_ROWS", 6)
+    monkeypatch.setattr(gram_work, "cheaper_for_outputs", lambda form, examples, outputs: factored)
+    monkeypatch.setattr(gram_work, "cheaper_for_params", lambda form, outputs: factored and form.positions == 1)
     J = jacobian(model, x)
     for side in SIDES:
         assert_close(output_gram(model, x, side=side), expected(J, side))
 
 
+@pytest.mark.parametrize("block", [1, 6, 100])
+@pytest.mark.parametrize("positions", [1, 4])
+def test_products_of_factors_add_up_over_blocks_of_pairs(positions, block):
+    """sum_ts (left_t left_s') o (right_t right_s'), by definition and block by block."""
+    left, right = data(7, 3, positions, 5), data(7, positions, 2)
+    expected = torch.einsum("eota,fqsa,etb,fsb->eofq", left, left, right, right).reshape(21, 21).tril()
+    found = torch.zeros(21, 21, dtype=left.dtype)
+    add_pairs(found, left, right, numbers=positions * 15 * block**2)
+    assert_close(found.tril(), expected, 1e-13)
+    if positions == 1:
+        add_entrywise(found, left[:, :, 0], right[:, 0], rows=3 * block)
+        assert_close(found.tril(), 2 * expected, 1e-13)
+
+
 @pytest.mark.parametrize("side", SIDES)
-def test_chunks_of_examples_and_outputs_add_up(side, monkeypatch):
+def test_chunks_of_examples_and_outputs_add_up(side):
     model, x = build(conv_net), data(9, 2, 6, 5)
     whole = output_gram(model, x, side=side)
-    monkeypatch.setattr(work, "GATHERED_BYTES", 2**16)
-    monkeypatch.setattr(work, "GATHERED_SHARE", 0.0)
-    monkeypatch.setattr("capalloc._derivatives.gram_factors.SENSITIVITY_BYTES", 1)
-    assert_close(output_gram(model, x, side=side, batch_size=2), whole, 1e-13)
+    with exact_derivatives():
+        work = prepare_gram(model, x, None, None, None, None, None)
+        source = replace(work.source, sensitivity_bytes=1)
+        small = replace(work, source=source, gathered_bytes=2**16, gathered_share=0.0)
+        found = small.output_gram(2) if side == "outputs" else small.param_gram(2)
+    assert_close(mirror(found).reshape(whole.shape), whole, 1e-13)
     labels = torch.zeros(9, dtype=torch.long)
     assert_close(output_gram(model, [(x[:4], labels[:4]), (x[4:], labels[4:])], side=side), whole, 1e-13)
 

@@ -74,16 +74,17 @@ def test_tanh_gradients_meet_finite_differences():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
-def test_products_come_in_the_order_of_the_nets_and_do_not_depend_on_the_batch(monkeypatch):
+def test_products_come_in_the_order_of_the_nets_and_do_not_depend_on_the_batch():
     mixing = torch.eye(2)
-    draw = lambda nets: products(nets, 16, 40, mixing, nn.ReLU(), torch.Generator().manual_seed(3))  # noqa: E731
+    draw = lambda nets, **limit: products(  # noqa: E731
+        nets, 16, 40, mixing, nn.ReLU(), torch.Generator().manual_seed(3), **limit
+    )
     nets = [Net("plain", 1), Net("plain", 4), Net("scaled", 2)]
     there, back = draw(nets), draw(nets[::-1])
     assert there.shape == (40, 3, 2, 2)
     torch.testing.assert_close(there, back.flip(1))
     torch.testing.assert_close(there, there.mT)
-    monkeypatch.setattr("studies.shattering_networks.WEIGHTS", 16**2 * 4 * 7)  # seven networks at once
-    few = draw(nets)
+    few = draw(nets, weights_at_once=16**2 * 4 * 7)  # seven networks
     assert few.shape == there.shape
     # Other draws, of one law.
     spread = (there.std(0) + few.std(0)) / 40**0.5

@@ -45,6 +45,7 @@ class TappedParts:
     """Parts from the sensitivities at tapped calls and at opaque parameters."""
 
     tapped: TappedModel
+    sensitivity_bytes: int = SENSITIVITY_BYTES
 
     def __call__(
         self, x: Tensor, factored: Collection[str] = (), weights: Tensor | None = None
@@ -65,7 +66,7 @@ class TappedParts:
         ]
         del entered
         leaves = (*values, *zeros)
-        size = max(1, SENSITIVITY_BYTES // (1 + sum(t.numel() * t.itemsize for t in leaves)))
+        size = max(1, self.sensitivity_bytes // (1 + sum(t.numel() * t.itemsize for t in leaves)))
         for start, stop in blocks_of(out.shape[1], size):
             grads = stacked_gradients(out, leaves, range(start, stop))
             yield slice(start, stop), self.parts(grads, inputs, factored)

@@ -54,20 +54,20 @@ def add_output_gram(out: Tensor, columns: Columns) -> None:
             add_pairs(out, part.left, part.right)
 
 
-def add_entrywise(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """Lower triangle of out += (left left') o (right right'), for left (e, o, a) and right (e, b)."""
+def add_entrywise(out: Tensor, left: Tensor, right: Tensor, rows: int = MOST_ROWS) -> None:
+    """Lower triangle of out += (left left') o (right right'), for left (e, o, a), right (e, b), some rows at once."""
     outputs = left.shape[1]
-    for start, stop in blocks_of(len(left), max(1, MOST_ROWS // outputs)):
+    for start, stop in blocks_of(len(left), max(1, rows // outputs)):
         products = left[start:stop].flatten(0, 1) @ left[:stop].flatten(0, 1).T
         products = products.reshape(stop - start, outputs, stop, outputs)
         products *= (right[start:stop] @ right[:stop].T)[:, None, :, None]
         out[start * outputs : stop * outputs, : stop * outputs] += products.flatten(2).flatten(0, 1)
 
 
-def add_pairs(out: Tensor, left: Tensor, right: Tensor) -> None:
+def add_pairs(out: Tensor, left: Tensor, right: Tensor, numbers: int = PAIR_NUMBERS) -> None:
     """Lower triangle of out += sum_ts (left_t left_s') o (right_t right_s'), for (e, o, t, a) and (e, t, b)."""
     examples, outputs, positions, width = left.shape
-    size = max(1, int((PAIR_NUMBERS / (positions * max(positions, outputs * width))) ** 0.5))
+    size = max(1, int((numbers / (positions * max(positions, outputs * width))) ** 0.5))
     for start, stop in blocks_of(examples, size):
         for first, last in blocks_of(stop, size):
             inputs = torch.einsum("etb,fsb->efts", right[start:stop], right[first:last])

@@ -50,6 +50,8 @@ class GramWork:
     num_outputs: int
     dtype: torch.dtype
     budget: Budget
+    gathered_bytes: float = GATHERED_BYTES
+    gathered_share: float = GATHERED_SHARE
 
     def output_gram(self, batch_size: int | str) -> Tensor:
         """J J', lower triangle."""
@@ -100,7 +102,7 @@ class GramWork:
         """Forms that J' J takes fewest products from, examples kept at once, in whole batches, and those of a batch."""
         forms = {name: form for name, form in self.forms().items() if cheaper_for_params(form, self.num_outputs)}
         size = self.problem.num_params
-        aim = max(GATHERED_BYTES, GATHERED_SHARE * size**2 * self.dtype.itemsize)
+        aim = max(self.gathered_bytes, self.gathered_share * size**2 * self.dtype.itemsize)
         examples = max(1, min(len(self.x), int(aim / (self.x.itemsize * self.kept(forms)))))
         batch_size = self.plan(size, forms, examples, batch_size)
         return forms, examples // batch_size * batch_size, batch_size

@@ -28,7 +28,13 @@ class OperatorError(ValueError):
     """An operator has no matrix, or none that can be found."""
 
 
-def find(function: LinearFunction, ins: Sequence[int], outs: Sequence[int], generator: torch.Generator) -> LinearMap:
+def find(
+    function: LinearFunction,
+    ins: Sequence[int],
+    outs: Sequence[int],
+    generator: torch.Generator,
+    limit: int = PROBE_LIMIT,
+) -> LinearMap:
     """Find the matrix of a linear operator.
 
     Args:
@@ -36,6 +42,7 @@ def find(function: LinearFunction, ins: Sequence[int], outs: Sequence[int], gene
         ins: shape of its argument.
         outs: shape of its result.
         generator: draws the inputs that it is tried on.
+        limit: impulses of a comb, at most; a matrix without structure takes one a row or a column.
 
     Raises:
         OperatorError: the operator is not linear, or its matrix is large and without structure.
@@ -47,11 +54,11 @@ def find(function: LinearFunction, ins: Sequence[int], outs: Sequence[int], gene
     core_outs = tuple(1 if k in dict(free).values() else n for k, n in enumerate(outs))
     if not _is_linear(core, core_ins, generator):
         raise OperatorError("the operator is not linear in what depends on the inputs")
-    matrix = _matrix(core, core_ins, core_outs, generator)
+    matrix = _matrix(core, core_ins, core_outs, generator, limit)
     if matrix is None:
         raise OperatorError(
             "the operator is linear, but no comb of impulses tells the entries of its matrix apart, and the matrix "
-            f"has more than {PROBE_LIMIT} rows and columns"
+            f"has more than {limit} rows and columns"
         )
     found = LinearMap(ins, outs, tuple(free), matrix)
     x = _random(ins, generator)
@@ -105,7 +112,7 @@ def _sliced(
 
 
 def _matrix(
-    function: LinearFunction, ins: tuple[int, ...], outs: tuple[int, ...], generator: torch.Generator
+    function: LinearFunction, ins: tuple[int, ...], outs: tuple[int, ...], generator: torch.Generator, limit: int
 ) -> Matrix | None:
     def adjoint(y: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -118,7 +125,7 @@ def _matrix(
     size = (math.prod(outs), math.prod(ins))
     x = _random(ins, generator)
     expected = function(x).reshape(-1)
-    for transposed, periods in _plans(function, adjoint, ins, outs):
+    for transposed, periods in _plans(function, adjoint, ins, outs, limit):
         found = _probe(adjoint if transposed else function, outs if transposed else ins, periods)
         if found is None:
             continue
@@ -130,7 +137,7 @@ def _matrix(
 
 
 def _plans(
-    function: LinearFunction, adjoint: LinearFunction, ins: tuple[int, ...], outs: tuple[int, ...]
+    function: LinearFunction, adjoint: LinearFunction, ins: tuple[int, ...], outs: tuple[int, ...], limit: int
 ) -> Iterator[tuple[bool, tuple[int, ...]]]:
     """Combs to try, few impulses apart first: on the operator, or (True) on its adjoint."""
     yield False, (1,) * len(ins)
@@ -140,10 +147,10 @@ def _plans(
     for factor in (1, 2, 4):
         for transposed, shape, periods in sides:
             wider = tuple(min(n, p * factor) for n, p in zip(shape, periods, strict=True))
-            if math.prod(wider) <= PROBE_LIMIT:
+            if math.prod(wider) <= limit:
                 yield transposed, wider
     transposed, shape = min([(False, ins), (True, outs)], key=lambda side: math.prod(side[1]))
-    if math.prod(shape) <= PROBE_LIMIT:
+    if math.prod(shape) <= limit:
         yield transposed, shape
 
 

@@ -130,12 +130,12 @@ def build(seed: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
-def train(digits: Digits, seed: int) -> nn.Sequential:
+def train(digits: Digits, seed: int, epochs: int = EPOCHS) -> nn.Sequential:
     """Train by Adam on the cross-entropy of the training images."""
     model = build(seed)
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for batch in torch.randperm(len(digits.train_images), generator=order).split(BATCH):
             loss = nn.functional.cross_entropy(model(digits.train_images[batch]), digits.train_labels[batch])
             optimiser.zero_grad()
