@@ -70,14 +70,8 @@ class Stochastic:
     def __post_init__(self) -> None:
         if not 0 < self.rtol < 1:
             raise ValueError(f"rtol must lie between 0 and 1, got {self.rtol!r}; 0.02 asks for 2 % on every part")
-        if self.num_probes != "auto" and not _is_count(self.num_probes, 2):
-            raise ValueError(
-                f'num_probes must be "auto" or an integer >= 2 (one probe knows no error), got {self.num_probes!r}'
-            )
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be > 0 or None, got {self.max_seconds!r}")
-        if self.output_probes is not None and not _is_count(self.output_probes, 1):
-            raise ValueError(f"output_probes must be an integer >= 1 or None, got {self.output_probes!r}")
+        _check_auto_probes(self.num_probes)
+        _check_sampling(self.max_seconds, self.output_probes)
 
 
 @dataclass(frozen=True)
@@ -96,29 +90,47 @@ class Auto:
 
 @dataclass(frozen=True)
 class Markov:
-    """The rule of total decoupling of `capalloc.propagate`: a few forward and backward passes."""
+    """The rule of total decoupling of `capalloc.propagate`: a few forward and backward passes, a rough guide.
+
+    It assumes that no two units share anything, and overstates the constant input most (docs/validation.md).
+    """
 
 
 @dataclass(frozen=True)
 class Block:
-    """The Markov rule with the coupling between the inputs of one unit kept, which total decoupling drops.
+    """The coupling inside each parameter tensor, then steps that bring in the rest, up to the measured capacity.
 
-    Random probes give the map, with a standard error in `capacity.standard_error` (docs/validation.md has figures).
+    Random probes of the constraints, the default of `capalloc.propagate`: no rule for any operator, no graph and no
+    ridge. Blocks in a Kronecker basis answer at no step; each step of conjugate gradients brings the answer closer to
+    `capalloc.measure` (docs/theory.md, section 4). Values have a standard error, and the answer an estimate of how far
+    it still is (`missing` in its `attrs`).
 
     Args:
-        num_probes: random probes, two or more; the standard error falls as their root.
+        num_steps: steps; "auto" takes them until what is missing is estimated at .03, where examples make many more
+            constraints than there are parameters, and none where they do not.
+        num_probes: random probes, two or more; the standard error falls as their root. "auto" aims at an error of .02
+            of the whole map.
+        output_probes: random combinations of outputs that stand for all of an example's; by default every output up
+            to 100 of them, else 32 combinations.
+        max_seconds: no step is begun after about this long; None for no limit.
         seed: of the probes.
 
     Raises:
-        ValueError: fewer than two probes.
+        ValueError: a number is out of its range.
 
     """
 
-    num_probes: int = 32
+    num_steps: int | Literal["auto"] = "auto"
+    num_probes: int | Literal["auto"] = "auto"
+    output_probes: int | None = None
+    max_seconds: float | None = 30.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_probes(self.num_probes)
+        if self.num_steps != "auto" and not _is_count(self.num_steps, 0):
+            raise ValueError(f'num_steps must be "auto" or an integer >= 0, got {self.num_steps!r}')
+        _check_auto_probes(self.num_probes)
+        _check_sampling(self.max_seconds, self.output_probes)
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,7 @@ class Hessian:
 
 
 MeasureSolver = Literal["auto", "dense", "stochastic"] | Auto | Dense | Stochastic
-PropagateSolver = Literal["markov", "block", "segments", "hessian"] | Markov | Block | Segments | Hessian
+PropagateSolver = Literal["auto", "markov", "block", "segments", "hessian"] | Markov | Block | Segments | Hessian
 
 
 @dataclass(frozen=True)
@@ -220,6 +232,18 @@ def word_of(solver: object) -> str:
 def _check_probes(num_probes: int) -> None:
     if num_probes < 2:
         raise ValueError(f"num_probes must be at least 2, for a standard error, got {num_probes}")
+
+
+def _check_auto_probes(num_probes: object) -> None:
+    if num_probes != "auto" and not _is_count(num_probes, 2):
+        raise ValueError(f'num_probes must be "auto" or an integer >= 2 (one probe knows no error), got {num_probes!r}')
+
+
+def _check_sampling(max_seconds: float | None, output_probes: int | None) -> None:
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be > 0 or None, got {max_seconds!r}")
+    if output_probes is not None and not _is_count(output_probes, 1):
+        raise ValueError(f"output_probes must be an integer >= 1 or None, got {output_probes!r}")
 
 
 def _is_count(value: object, least: int) -> bool:

@@ -57,9 +57,12 @@ class Kronecker:
         return torch.cat([b.solve(part, ridge) for b, part in zip(self.blocks, parts, strict=True)], 1).to(r)
 
 
-def kronecker(shapes: Sequence[Sequence[int]], samples: Samples) -> Kronecker:
-    """Build the blocks from two streams of samples, `samples(0)` for the bases and `samples(1)` for the diagonal."""
-    moments = [Moments(merged_axes(shape)) for shape in shapes]
+def kronecker(shapes: Sequence[Sequence[int]], samples: Samples, longest: int = LONGEST) -> Kronecker:
+    """Build the blocks from two streams of samples, `samples(0)` for the bases and `samples(1)` for the diagonal.
+
+    An axis longer than `longest` keeps its own basis.
+    """
+    moments = [Moments(merged_axes(shape), longest) for shape in shapes]
     sizes = [math.prod(m.shape) for m in moments]
     for batch in samples(0):
         for m, part in zip(moments, batch.split(sizes, dim=1), strict=True):
@@ -76,6 +79,7 @@ class Moments:
     """Sums over samples of one tensor's second moments, axis by axis."""
 
     shape: tuple[int, ...]
+    longest: int = LONGEST
     sums: list[Tensor] = field(default_factory=list)
     trace: float = 0.0
     count: int = 0
@@ -83,7 +87,7 @@ class Moments:
     def add(self, part: Tensor) -> None:
         """Take in samples, (n, size)."""
         tensor = part.reshape(-1, *self.shape)
-        found = [moment(tensor, axis) for axis in range(len(self.shape))]
+        found = [moment(tensor, axis, self.longest) for axis in range(len(self.shape))]
         self.sums = [old + new for old, new in zip(self.sums, found, strict=True)] if self.sums else found
         self.trace += float(part.square().sum())
         self.count += len(part)
@@ -126,10 +130,10 @@ def merged_axes(shape: Sequence[int]) -> tuple[int, ...]:
     return (shape[0], rest) if rest <= MERGED or len(shape) == 2 else (shape[0], shape[1], math.prod(shape[2:]))
 
 
-def moment(tensor: Tensor, axis: int) -> Tensor:
+def moment(tensor: Tensor, axis: int, longest: int = LONGEST) -> Tensor:
     """Sum over samples and all other axes of products along `axis`; of squares alone where it is long."""
     flat = tensor.movedim(axis + 1, 0).flatten(1)
-    return flat.square().sum(1) if len(flat) > LONGEST else flat @ flat.T
+    return flat.square().sum(1) if len(flat) > longest else flat @ flat.T
 
 
 def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor | None]:

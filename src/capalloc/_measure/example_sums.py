@@ -40,6 +40,48 @@ class NoiseSum(Total):
 
 
 @dataclass(frozen=True)
+class SignSum(Total):
+    """C' xi for `count` draws of random signs, (k, params)."""
+
+    number: int
+    count: int
+
+    def begin(self, source: Examples) -> Tensors:
+        """Return zeros."""
+        return (torch.zeros(self.count, source.num_params, dtype=torch.float64, device=source.x.device),)
+
+    def advance(self, state: Tensors, block: Batch) -> Tensors:
+        """Add the examples of a batch."""
+        for part, into in block.split(block.sign_rows(self.count, self.number), state[0]):
+            into += block.adjoint(part)
+        return state
+
+
+@dataclass(frozen=True)
+class ReadSum(Total):
+    """For every slot the product of C w with random signs, (k, s), and G w if asked."""
+
+    w: Tensor
+    number: int
+    product: bool
+
+    def begin(self, source: Examples) -> Tensors:
+        """Return zeros."""
+        product = torch.zeros_like(self.w) if self.product else self.w.new_zeros(len(self.w), 0)
+        return self.w.new_zeros(len(self.w), source.num_slots), product
+
+    def advance(self, state: Tensors, block: Batch) -> Tensors:
+        """Add the examples of a batch."""
+        xi = block.sign_rows(len(self.w), self.number)
+        for part, signs, seen, into in block.split(self.w, xi, *state):
+            rows = block.apply(part)
+            seen += (rows * signs).sum((1, 2)).double()
+            if self.product:
+                into += block.adjoint(rows)
+        return state
+
+
+@dataclass(frozen=True)
 class ProductSum(Total):
     """G w, (k, params)."""
 
@@ -132,6 +174,15 @@ class ExampleSums:
     def noise(self, number: int, count: int) -> Tensor:
         """Return C' xi for `count` draws of standard normal rows: N(0, G) each."""
         return self._total(NoiseSum(number, count)) / math.sqrt(self.examples.num_examples)
+
+    def signs(self, number: int, count: int) -> Tensor:
+        """Return C' xi for `count` draws of random signs, one for each row."""
+        return self._total(SignSum(number, count)) / math.sqrt(self.examples.num_examples)
+
+    def read(self, w: Tensor, number: int, product: bool) -> tuple[Tensor, Tensor]:
+        """Return for every slot the product of C w with the signs of that number, (k, s), and G w if asked."""
+        seen, total = self.steps.gather(ReadSum(w, number, product))
+        return seen / math.sqrt(self.examples.num_examples), total / self.examples.num_examples
 
     def gram(self, w: Tensor) -> Tensor:
         """Return G w, (k, params)."""

@@ -22,7 +22,7 @@ from capalloc._derivatives.verify import choose_operator
 from capalloc._measure.task import Task
 from capalloc._model.problem import random_signs
 from capalloc._runtime.memory import Plan, ProductCost
-from capalloc._settings import Stochastic
+from capalloc._settings import Block, Stochastic
 
 #: Outputs up to which every one is constrained by default, and random combinations for each example beyond that.
 ALL_OUTPUTS, OUTPUT_PROBES = 100, 32
@@ -184,8 +184,14 @@ class Batch:
         ]
         return torch.stack(each, 2).to(self.x)
 
+    def sign_rows(self, count: int, number: int) -> Tensor:
+        """Return rows of random signs: each example's own whatever batch it is in, the same in every pass."""
+        shape = (count, len(self.units), self.source.num_slots)
+        generators = (self.source.generator(6, number, self.first + k) for k in range(len(self.x)))
+        return torch.stack([random_signs(shape, self.x, generator) for generator in generators], 2)
 
-def plan_examples(task: Task, settings: Stochastic) -> tuple[Examples, Plan]:
+
+def plan_examples(task: Task, settings: Stochastic | Block) -> tuple[Examples, Plan]:
     """Return all examples with the way to their products that is right for the model, and how the work is cut."""
     x, num_outputs = task.x.to(task.precision), task.size.outputs
     probes = settings.output_probes or (OUTPUT_PROBES if num_outputs > ALL_OUTPUTS else num_outputs)

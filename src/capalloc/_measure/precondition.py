@@ -1,4 +1,4 @@
-"""The preconditioner of the solves, from a sample of the constraints."""
+"""Block-diagonal approximations of G from a sample of the constraints: a preconditioner, and an inverse root."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._linalg.kronecker import Kronecker, kronecker
 from capalloc._measure.examples import Examples
+from capalloc._model.problem import random_signs
 
 #: Random constraints that the preconditioner is made from, on at most so many examples.
 SAMPLES, SAMPLED_EXAMPLES = 128, 64
@@ -33,3 +35,25 @@ def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
     for batch in replace(examples, x=examples.x[chosen.to(examples.x.device)], batch_size=1)():
         for part in torch.arange(each).split(examples.vectors):
             yield batch.adjoint(batch.normal_rows(len(part), 3, stream, int(part[0]))).to(batch.x.dtype)
+
+
+def inverse_root(examples: Examples, most_examples: int, each: int, longest: int) -> InverseRoot:
+    """Return the root that random constraints of single examples and outputs make, `each` for every example used.
+
+    The bases and the variances in them come from different samples: directions that no sample saw would else have none.
+    """
+    shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
+    count = len(examples.x)
+    chosen = torch.linspace(0, count - 1, min(count, most_examples)).round().long()
+    return InverseRoot(kronecker(shapes, partial(_of_outputs, examples, chosen.tolist(), each), longest))
+
+
+def _of_outputs(examples: Examples, chosen: list[int], each: int, stream: int) -> Iterator[Tensor]:
+    """Yield random constraints of one random combination of each example's outputs: cheaper than of all."""
+    for k in chosen:
+        x = examples.x[k : k + 1]
+        units = random_signs((1, 1, examples.num_outputs), x, examples.generator(7, stream, k))
+        bound = examples.operator.at(x, units, partial(examples.replay, k))
+        rows = random_signs((each, 1, 1, examples.num_slots), x, examples.generator(8, stream, k))
+        for part in rows.split(examples.vectors):
+            yield bound.adjoint(part)

@@ -14,8 +14,8 @@ from capalloc._energy.carriers import find
 from capalloc._energy.decoupled import Decoupled
 from capalloc._graph.capture import capture
 from capalloc._model.problem import Problem, axis_names
-from capalloc._propagate import segments, unitwise
-from capalloc._settings import Block, Segments
+from capalloc._propagate import segments
+from capalloc._settings import Segments
 from capalloc.results.allocation import Allocation
 
 #: The Hessian identity and the rows of linear segments hold p x p matrices; above this they would take minutes.
@@ -23,6 +23,7 @@ DENSE_LIMIT = 2000
 #: Parameter tensors times numbers in a batch up to which the table is made by default: some seconds of work.
 TABLE_LIMIT = 2**26
 LOWER_BOUND = "symmetries: lower bound"
+DECOUPLED = "assumes total decoupling: a rough guide, and an upper one for the bias (solver='block' knows how near)"
 
 
 #: What is written down about parameters and symmetries.
@@ -37,27 +38,9 @@ def by_markov(
         table = len(problem.params) * batches.graph.entries() <= TABLE_LIMIT
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table, linear=linear)
     attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": result.exact_symmetries}
-    attrs["notes"] = [] if result.exact_symmetries else [LOWER_BOUND]
+    attrs["notes"] = [DECOUPLED] if result.exact_symmetries else [DECOUPLED, LOWER_BOUND]
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
-
-
-def by_block(problem: Problem, batches: Batches, settings: Block) -> Allocation:
-    """The Markov rule's total and share of each parameter tensor, on the block rule's map."""
-    counted = by_markov(problem, batches, layers=False, table=False)
-    generator = torch.Generator().manual_seed(settings.seed)
-    found = unitwise.estimate(problem, batches.graph.batch_size, settings.num_probes, generator)
-    unit = counted.total / float(found.inputs.sum() + found.constant)
-    return Allocation(
-        capacity=_with_error(found.inputs * unit, found.inputs_error * unit),
-        bias=float(found.constant) * unit,
-        by_parameter=counted.by_parameter,
-        attrs={
-            **counted.attrs,
-            "num_probes": settings.num_probes,
-            "bias_standard_error": float(found.constant_error) * unit,
-        },
-    )
 
 
 def by_segments(problem: Problem, batches: Batches, settings: Segments, table: bool) -> Allocation:

@@ -10,13 +10,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from capalloc._derivatives import exact_derivatives
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
+from capalloc._measure.task import make_task
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
-from capalloc._propagate.by_solver import DENSE_LIMIT, by_block, by_hessian, by_markov, by_segments, unit_names
+from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
+from capalloc._propagate.by_solver import DENSE_LIMIT, by_hessian, by_markov, by_segments, unit_names
 from capalloc._settings import (
     PROPAGATE_SOLVERS,
     Block,
@@ -30,13 +33,15 @@ from capalloc._settings import (
 from capalloc.results.allocation import Allocation
 from capalloc.results.law_of_walk import Walk
 
+AnySolver = Markov | Block | Segments | Hessian
+
 
 def propagate(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     gates: GateSource = "data",
-    solver: PropagateSolver = "markov",
+    solver: PropagateSolver = "auto",
     *,
     params: ParamSelection = None,
     layers: bool = False,
@@ -46,10 +51,13 @@ def propagate(
     products: Products | None = None,
     progress: bool = False,
 ) -> Allocation:
-    """Capacity carried down the layers by the Markov rule of total decoupling.
+    """Capacity that a network devotes to each input, as well as is known in a short time, with how well that is.
 
-    kappa_i = sum_theta P(Z_0 = i | path uses theta) - sum_symmetries P(Z_0 = i | path passes the channel),
-    docs/theory.md, section 4 (Donier 2019, arXiv 1902.08572), in a few forward and backward passes.
+    Small networks get the exact answer of `capalloc.measure`; others that of the blocks and of the steps that there is
+    time for, kappa_s ~ trace q_k(A) R' G_s R, with standard errors and an estimate of what is missing. The Markov rule
+    of total decoupling, `solver="markov"`, takes a few passes and is a rough guide:
+    kappa_i = sum_theta P(Z_0 = i | path uses theta) - sum_symmetries P(Z_0 = i | path passes the channel). All are in
+    docs/theory.md, section 4 (Donier 2019, arXiv 1902.08572).
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
@@ -58,9 +66,11 @@ def propagate(
         outputs: from what the model returns to the tensor of constraint outputs.
         gates: squared slopes of the activations: "data", on the examples; "gaussian", E[a^2] for unit Gaussian
             pre-activations, which needs the inputs' shape alone; "unit", 1.
-        solver: "markov"; "block", which keeps the coupling between the inputs of one unit; "segments", which keeps
-            linear segments whole; "hessian", the exact identity; or settings of one: `capalloc.solvers.Markov`,
-            `Block`, `Segments`, `Hessian`. Those that draw probes give standard errors.
+        solver: "auto", exact where that is quick, else "block": the coupling inside each parameter tensor, and steps
+            towards the exact answer; the Markov rule where an argument is given that it alone has (`gates`, `layers`,
+            `table`, `products`, `dtype`). Of total decoupling: "markov"; "segments", which keeps linear segments whole;
+            "hessian", the exact identity. Or settings of one: `capalloc.solvers.Block`, `Markov`, `Segments`,
+            `Hessian`. Those that draw probes give standard errors.
         params: names of the free parameters, or a predicate on names; the rest are fixed.
         layers: also give the capacity that the units of every layer hold on its way down ("markov").
         table: also give capacity by (parameter, input); costs "markov" one more sweep for each parameter tensor, so by
@@ -87,8 +97,17 @@ def propagate(
 
     """
     started = time.perf_counter()
-    asked = settings_of(solver, PROPAGATE_SOLVERS)
     _check(gates, batch_size)
+    of_paths = gates != "data" or layers or table is True or products is not None or dtype != "auto"
+    if solver == "auto":
+        asked: AnySolver = Markov() if of_paths else Block()
+    else:
+        asked = settings_of(solver, PROPAGATE_SOLVERS)
+    if isinstance(asked, Block):
+        if of_paths:
+            raise ValueError("gates, layers, table, products and dtype are not for solver='block'; use solver='markov'")
+        found = _by_constraints(model, inputs, outputs, params, batch_size, asked, exact=solver == "auto")
+        return found.replace(attrs={**found.attrs, "seconds": time.perf_counter() - started})
     if isinstance(asked, Segments) and gates != "data":
         raise ValueError(
             f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
@@ -107,8 +126,6 @@ def propagate(
     match asked:
         case Markov():
             found = by_markov(problem, batches, layers, table)
-        case Block():
-            found = by_block(problem, batches, asked)
         case Segments():
             found = by_segments(problem, batches, asked, bool(table))
         case Hessian():
@@ -123,6 +140,23 @@ def propagate(
     if gates == "data":
         attrs["data_digest"] = digest_of_examples(problem.inputs)
     return found.replace(attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
+
+
+def _by_constraints(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection,
+    params: ParamSelection,
+    batch_size: int | Literal["auto"],
+    settings: Block,
+    *,
+    exact: bool,
+) -> Allocation:
+    """Return the answer from constraints; `exact` allows the exact one where it is quick."""
+    with exact_derivatives():
+        generator = torch.Generator().manual_seed(settings.seed)
+        task = make_task(model, inputs, outputs, params=params, batch_size=batch_size, generator=generator)
+        return exactly(task) if exact and is_small(task.size) else by_blocks(task, settings)
 
 
 def walk(

@@ -1,0 +1,95 @@
+"""From the blocks' answer to the measured capacity by steps of conjugate gradients, without a ridge.
+
+With R R' the pseudo-inverse of G's blocks, A = R'G R, q_k the polynomial that k steps of conjugate gradients make, and
+xi random signs, one for each row of C,
+
+    kappa_s ~ E [ (C R q_k(A) R' C' xi)_s . xi_s ]  =  trace of q_k(A) R' G_s R,
+
+which is the blocks' answer at k = 0 and trace(G^+ G_s) at the end (docs/theory.md, section 4). Stopping early is what
+regularises. The sum over parameters of a tensor is read off in the blocks' coordinates: with b = R'C'xi and u the k-th
+iterate, E [b_t . u_t].
+
+Index convention: k probes, s slots, t tensors; vectors are (k, params).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capalloc._linalg.inverse_root import InverseRoot
+from capalloc._measure.example_sums import ExampleSums
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The capacity that each probe sees after some steps."""
+
+    steps: int
+    slots: Tensor  # (k, s)
+    tensors: Tensor  # (k, t)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Readings at the numbers of steps passed, and the parameters that no probe has moved."""
+
+    readings: tuple[Reading, ...]
+    unused: Tensor  # (params,)
+
+    @property
+    def last(self) -> Reading:
+        """The reading after all steps."""
+        return self.readings[-1]
+
+    @property
+    def half(self) -> Reading:
+        """The reading after half of them, rounded down."""
+        return self.readings[self.last.steps // 2]
+
+
+def refine(
+    sums: ExampleSums, root: InverseRoot, num_probes: int, most_steps: int, enough: Callable[[Refinement], bool]
+) -> Refinement:
+    """Take steps until `enough` says so, `most_steps` at most."""
+    image = sums.signs(0, num_probes)
+    unused = (image == 0).all(0)
+    side = root.pull(image)
+    found: list[Reading] = []
+    for reading in readings(sums, root, side, most_steps):
+        found.append(reading)
+        if enough(Refinement(tuple(found), unused)):
+            break
+    return Refinement(tuple(found), unused)
+
+
+def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int) -> Iterator[Reading]:
+    """Yield the reading after no step, one, two and so on: each costs a product with C, and one with C' but the last.
+
+    Probes are solved for one by one, side by side: a shared Krylov space would make each reading depend on all probes.
+    """
+    tiny = torch.finfo(torch.float64).tiny
+    sizes = sums.examples.sizes
+    seen, product = sums.read(root.push(side), 0, product=most_steps > 0)
+    yield Reading(0, seen, _by_tensor(side * side, sizes))
+    iterate, slots = torch.zeros_like(side), torch.zeros_like(seen)
+    residual, direction = side, side
+    square = side.square().sum(1)
+    for step in range(1, most_steps + 1):
+        if step > 1:
+            seen, product = sums.read(root.push(direction), 0, product=True)
+        turned = root.pull(product)
+        rate = (square / (direction * turned).sum(1).clamp(min=tiny))[:, None]
+        iterate = iterate + rate * direction
+        slots = slots + rate * seen
+        residual = residual - rate * turned
+        before, square = square, residual.square().sum(1)
+        direction = residual + (square / before.clamp(min=tiny))[:, None] * direction
+        yield Reading(step, slots, _by_tensor(side * iterate, sizes))
+
+
+def _by_tensor(values: Tensor, sizes: list[int]) -> Tensor:
+    return torch.stack([part.sum(1) for part in values.split(sizes, 1)], 1)

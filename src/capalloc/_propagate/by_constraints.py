@@ -1,0 +1,209 @@
+"""Capacity from the constraints themselves: exact where they are few, else by blocks and steps (docs/theory.md, 4)."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from capalloc._energy import markov
+from capalloc._energy.batches import Batches
+from capalloc._linalg.inverse_root import rank_of_sample
+from capalloc._measure.dense import measure_dense
+from capalloc._measure.example_sums import ExampleSums
+from capalloc._measure.examples import Examples, plan_examples
+from capalloc._measure.precondition import inverse_root
+from capalloc._measure.refine import Reading, Refinement, refine
+from capalloc._measure.task import Task
+from capalloc._model.problem import axis_names
+from capalloc._runtime.memory import Size
+from capalloc._runtime.steps import Steps
+from capalloc._settings import PLAIN_RUN, Block, Dense
+from capalloc.results.allocation import Allocation
+
+#: Numbers in the matrix of constraints, and parameters, up to which the exact answer takes less time than probes.
+EXACT_NUMBERS, EXACT_PARAMS = 400_000_000, 3000
+#: Parameters up to which the total is the rank of as many random combinations of constraints, in float64.
+RANKED_PARAMS = 2000
+#: Steps help where examples make so many constraints for each parameter; where they make fewer, the steps lead to what
+#: these examples constrain, away from the answer of all (benchmarks/RESULTS.md, dial).
+ROWS_PER_PARAM = 4
+#: What is missing after k steps, at most, in units of the change since half of them, and without any step.
+MISSING_RATIOS = {4: 2.9, 6: 2.5, 8: 2.2}
+MISSING_OF_BLOCKS = 0.25
+#: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
+ENOUGH, MOST_STEPS, NOISE = 0.03, 24, 0.02
+#: Samples of the blocks: examples, and constraints of each; few of large networks, whose axes above the last have no
+#: basis but their own.
+SAMPLED, EACH, LONGEST_AXIS = 32, 8, 2048
+LARGE_PARAMS, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE = 2_000_000, 4, 4, 1024
+#: Fewest and most probes that "auto" takes.
+FEWEST_PROBES, MOST_PROBES = 4, 64
+
+
+@dataclass(frozen=True)
+class Count:
+    """The total capacity: a rank, or a range and its upper end."""
+
+    total: float
+    range: tuple[float, float]
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+
+def is_small(size: Size) -> bool:
+    """Return True where the exact answer takes less time than probes."""
+    return size.params <= EXACT_PARAMS and size.rows * size.params <= EXACT_NUMBERS and not size.wide
+
+
+def exactly(task: Task) -> Allocation:
+    """Return the exact answer, by the dense solver of `measure`."""
+    return measure_dense(task, 0.0, Dense(), PLAIN_RUN, Steps())
+
+
+def by_blocks(task: Task, settings: Block) -> Allocation:
+    """Return the answer of the blocks, and of as many steps as were asked for or help."""
+    began = time.perf_counter()
+    ranked = task.size.params <= RANKED_PARAMS
+    if settings.num_probes == "auto":
+        settings = replace(settings, num_probes=probes_for(task.size))
+    examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, settings)
+    examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
+    if plan.keep:
+        examples = examples.prepared()
+    sums = ExampleSums(examples, Steps(examples))
+    large = task.size.params > LARGE_PARAMS
+    sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
+    root = inverse_root(examples, *sample)
+    found = refine(sums, root, plan.probes, steps_for(settings, examples), Enough(settings, began))
+    rank = rank_of_sample(root.pull(sums.signs(1, task.size.params + 8))) if ranked else None
+    counted = count(task, examples, found, rank)
+    return allocation(task, examples, found, counted, settings)
+
+
+def probes_for(size: Size) -> int:
+    """Return the number of probes that leaves an error of about `NOISE` of the map.
+
+    A slot's capacity kappa_s has the variance of about kappa_s from one probe, so that n slots that share p leave a
+    distance of .4 sqrt(n / (p probes)).
+    """
+    wanted = math.ceil((0.4 / NOISE) ** 2 * size.slots / size.params)
+    return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
+
+
+def steps_for(settings: Block, examples: Examples) -> int:
+    """Return the number of steps to take, at most."""
+    if settings.num_steps != "auto":
+        return settings.num_steps
+    return MOST_STEPS if examples.num_rows >= ROWS_PER_PARAM * examples.num_params else 0
+
+
+@dataclass(frozen=True)
+class Enough:
+    """The rule that ends the steps."""
+
+    settings: Block
+    began: float
+
+    def __call__(self, found: Refinement) -> bool:
+        """Return True where what is missing is small, or the time is over."""
+        if self.settings.max_seconds is not None and time.perf_counter() - self.began > self.settings.max_seconds:
+            return True
+        return self.settings.num_steps == "auto" and found.last.steps >= min(MISSING_RATIOS) and missing(found) < ENOUGH
+
+
+def missing(found: Refinement) -> float:
+    """Return how far the answer may still be, as a share of the capacity to be moved, the constant counted."""
+    steps = found.last.steps
+    if steps < min(MISSING_RATIOS):
+        return MISSING_OF_BLOCKS
+    ratio = MISSING_RATIOS[max(k for k in MISSING_RATIOS if k <= steps)]
+    return ratio * distance(found.last.slots.mean(0), found.half.slots.mean(0))
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the total-variation distance of two maps, each divided by its sum."""
+    return float((a / a.sum() - b / b.sum()).abs().sum()) / 2
+
+
+def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -> Count:
+    """Return the total: a rank, or parameters less symmetries as far as they are known."""
+    if rank is not None:
+        return Count(rank, (rank, rank), exact=True)
+    used = task.size.params - int(found.unused.sum())
+    reached = float(found.last.slots.sum(1).mean())
+    try:
+        symmetries, exact = symmetries_of(task)
+        note = "" if exact else "symmetries are a lower bound"
+    except (NotImplementedError, ValueError, TypeError) as error:
+        symmetries, note = 0, f"symmetries are not counted: {str(error).splitlines()[0]}"
+    upper = float(used - symmetries)
+    notes = [note] if note else []
+    if examples.num_rows < upper:
+        notes.append(
+            f"{examples.num_rows} constraints of these examples for {used} parameters: the total is that of all inputs"
+        )
+    return Count(upper, (min(reached, upper), upper), exact=False, notes=tuple(notes))
+
+
+def symmetries_of(task: Task) -> tuple[int, bool]:
+    """Return the symmetries that the graph shows on one example, and whether there are no others."""
+    problem = replace(task.problem, inputs=task.problem.probe)
+    result = markov.solve(Batches.of(problem, "data", 1), single=True, layers=False, table=False, linear=True)
+    return int(result.symmetries), bool(result.exact_symmetries)
+
+
+def allocation(task: Task, examples: Examples, found: Refinement, counted: Count, settings: Block) -> Allocation:
+    """Return the shape that the last reading gives, with the total counted."""
+    last: Reading = found.last
+    probes = len(last.slots)
+    mean = last.slots.mean(0)
+    unit = counted.total / float(mean.clamp(min=0).sum())
+    errors = (last.slots.std(0) / math.sqrt(probes) * unit).numpy()
+    slots = (mean.clamp(min=0) * unit).numpy()
+    tensors = last.tensors.mean(0).clamp(min=0)
+    tensor_errors = (last.tensors.std(0) / math.sqrt(probes) * unit).numpy()
+    n, shape = task.space.num_inputs, task.space.shape
+    axes, names = axis_names(len(shape)), list(task.problem.params)
+    lacking = missing(found)
+    noise = 0.4 * float(errors.sum()) / counted.total
+    attrs: dict[str, Any] = task.attrs() | {
+        "kind": "propagated",
+        "solver": "block",
+        "differentiation": examples.operator.name,
+        "num_probes": probes,
+        "output_probes": examples.output_probes,
+        "num_steps": last.steps,
+        "missing": lacking,
+        "noise": noise,
+        "unused_params": int(found.unused.sum()),
+        "total_range": list(counted.range),
+        "total_exact": counted.exact,
+        "bias_standard_error": float(errors[n:].sum()),
+        "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),
+        "notes": [stated(lacking, noise, last.steps), *counted.notes],
+    }
+    shaped = (axes, errors[:n].reshape(shape))
+    return Allocation(
+        capacity=xr.DataArray(slots[:n].reshape(shape), dims=axes).assign_coords(standard_error=shaped),
+        bias=float(np.sum(slots[n:])),
+        by_parameter=xr.DataArray(
+            (tensors * (counted.total / tensors.sum())).numpy(), dims="parameter", coords={"parameter": names}
+        ),
+        attrs=attrs,
+    )
+
+
+def stated(lacking: float, noise: float, steps: int) -> str:
+    """Return the sentence that says how far the map may be from the measured one."""
+    how = f"after {steps} steps" if steps else "from blocks alone"
+    return (
+        f"estimated {how}: the map, the constant counted, is within about {lacking + noise:.2f} of the measured one in "
+        f"total variation ({lacking:.2f} not yet reached, {noise:.2f} from random probes)"
+    )
