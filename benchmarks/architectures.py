@@ -137,7 +137,7 @@ def compared(model: nn.Module, others: list[nn.Module], test: Tensor) -> tuple[s
     start = time.perf_counter()
     measured = capalloc.measure(model, x)
     between = time.perf_counter()
-    markov = capalloc.propagate(model, x, table=False)
+    markov = capalloc.propagate(model, x, table=False, solver="markov")
     stop = time.perf_counter()
     return (
         str(params),
@@ -145,7 +145,9 @@ def compared(model: nn.Module, others: list[nn.Module], test: Tensor) -> tuple[s
         str(len(x)),
         f"{measured.total:.0f}",
         f"{markov.total:.0f}",
-        *nulls.agreement(measured, markov, model, others, lambda m: capalloc.propagate(m, x, table=False)),
+        *nulls.agreement(
+            measured, markov, model, others, lambda m: capalloc.propagate(m, x, solver="markov", table=False)
+        ),
         f"{measured.bias:.0f}",
         f"{markov.bias:.0f}",
         f"{between - start:.1f}",

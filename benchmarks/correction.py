@@ -30,7 +30,7 @@ def run() -> Table:
                 seconds[solver] = time.perf_counter() - start
             block = predicted["block"]
             noise = 0.5 * float(block.capacity.standard_error.sum()) / float(block.capacity.sum())
-            markov = partial(capalloc.propagate, inputs=x, table=False)
+            markov = partial(capalloc.propagate, inputs=x, table=False, solver="markov")
             rows.append(
                 (
                     name,

@@ -85,8 +85,8 @@ def row(name: str) -> tuple[str, ...]:
         model(x).sum().backward()
 
     program = exported(model, x)
-    passed, walked = seconds(one_pass), seconds(lambda: capalloc.propagate(program, x))
-    found = capalloc.propagate(program, x).attrs
+    passed, walked = seconds(one_pass), seconds(lambda: capalloc.propagate(program, x, solver="markov"))
+    found = capalloc.propagate(program, x, solver="markov").attrs
     exact = "" if found["symmetries_exact"] else " or more"
     return (
         name,

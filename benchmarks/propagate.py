@@ -67,7 +67,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def propagation_seconds(model: nn.Module, x: Tensor) -> float:
     program = exported(model, x)
-    return seconds(lambda: capalloc.propagate(program, x))
+    return seconds(lambda: capalloc.propagate(program, x, solver="markov"))
 
 
 def exponent(sizes: tuple[float, ...], times: list[float]) -> float:
@@ -88,7 +88,7 @@ def peak_memory(what: str) -> float:
 
 def report_peak(what: str) -> None:
     model, x = resnet50(), image(224)
-    run = forward_backward if what == "pass" else lambda model, x: capalloc.propagate(model, x)
+    run = forward_backward if what == "pass" else lambda model, x: capalloc.propagate(model, x, solver="markov")
     before = _status("VmRSS")
     with open("/proc/self/clear_refs", "w") as reset:
         reset.write("5")  # start the peak anew
@@ -105,7 +105,7 @@ def run() -> Table:
     model, x = resnet50(), image(224)
     one_pass = seconds(lambda: forward_backward(model, x))
     walked = propagation_seconds(model, x)
-    whole = seconds(lambda: capalloc.propagate(model, x))
+    whole = seconds(lambda: capalloc.propagate(model, x, solver="markov"))
     memory = {what: peak_memory(what) for what in ("pass", "propagate")}
     depth = [propagation_seconds(Stack(n), image(32)) for n in BLOCKS]
     pixels = [propagation_seconds(model, image(n)) for n in PIXELS]

@@ -32,7 +32,7 @@ def run() -> Table:
     for name in LARGER:
         models = [architectures.ARCHITECTURES[name].build(seed) for seed in SEEDS]
         x = 3 * gaussian(EXAMPLES, *architectures.ARCHITECTURES[name].shape)
-        found = capalloc.propagate(models[0], x[:8], table=False).by_parameter
+        found = capalloc.propagate(models[0], x[:8], table=False, solver="markov").by_parameter
         used = [str(n) for n in found.parameter.values if found.sel(parameter=n) > 0]
         rows.append((name, *compared(models, x, used)))
     return Table(
@@ -59,7 +59,7 @@ def run() -> Table:
 
 def compared(models: list[torch.nn.Module], x: torch.Tensor, params: list[str] | None) -> tuple[str, ...]:
     model, *others = models
-    rule = partial(capalloc.propagate, inputs=x, params=params, table=False)
+    rule = partial(capalloc.propagate, inputs=x, params=params, table=False, solver="markov")
     measured = capalloc.measure(model, x, params=params)
     segments = capalloc.propagate(model, x, solver=capalloc.solvers.Segments(PROBES), params=params)
     markov = rule(model)

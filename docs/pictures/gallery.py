@@ -87,7 +87,7 @@ def row(name: str, exhibit: Exhibit) -> str:
     model = architectures.make(name, shape=exhibit.shape, **exhibit.arguments)
     x = torch.randn(EXAMPLES, *exhibit.shape, generator=torch.Generator().manual_seed(0))
     start = time.perf_counter()
-    allocation = capalloc.propagate(model, x)
+    allocation = capalloc.propagate(model, x, solver="markov")
     seen = capalloc.receptive_field(trunk(model, exhibit.end), x, output_position=exhibit.position)
     seconds = time.perf_counter() - start
     draw(name, exhibit, model, allocation, seen)

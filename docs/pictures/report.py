@@ -32,7 +32,7 @@ def results() -> dict[str, Any]:
     features = torch.nn.Sequential(*list(build(seed=0).children())[:4])
     return {
         "measured": capalloc.measure(model, images),
-        "predicted": capalloc.propagate(model, images),
+        "predicted": capalloc.propagate(model, images, solver="markov"),
         "second convolution": capalloc.receptive_field(features, images),
         "depth": capalloc.diagnose(model, images, generator=torch.Generator().manual_seed(0)),
     }

@@ -102,14 +102,17 @@ def table(result: Any) -> np.ndarray:
 
 #: use -> the model, and what is read there.
 USES: dict[str, tuple[type[Layers], Callable[[nn.Module, Tensor], Any]]] = {
-    "propagate": (Layers, lambda model, x: capalloc.propagate(model, x).capacity),
+    "propagate": (Layers, lambda model, x: capalloc.propagate(model, x, solver="markov").capacity),
     "walk": (Layers, lambda model, x: capalloc.walk(model, x).inputs),
     "decoupling": (Layers, lambda model, x: table(capalloc.decoupling(model, x))),
     "scaling": (Layers, lambda model, x: table(capalloc.scaling(model, x))),
     "shattering": (Layers, lambda model, x: table(capalloc.shattering(model, x))),
     "receptive field": (Layers, lambda model, x: capalloc.receptive_field(model, x).map),
-    "gate in a product": (Product, lambda model, x: capalloc.propagate(model, x).by_parameter),
-    "carried in a product": (Product, lambda model, x: capalloc.propagate(model, x, products={"": "right"}).capacity),
+    "gate in a product": (Product, lambda model, x: capalloc.propagate(model, x, solver="markov").by_parameter),
+    "carried in a product": (
+        Product,
+        lambda model, x: capalloc.propagate(model, x, products={"": "right"}, solver="markov").capacity,
+    ),
 }
 
 
@@ -128,7 +131,7 @@ def test_one_declaration_serves_every_use(name, use):
 def test_slopes_serve_every_source_of_gates(gates):
     x = gaussian(2, 1, 8)
     own, known = (
-        capalloc.propagate(seeded_module(Layers, operator), x, gates=gates).capacity
+        capalloc.propagate(seeded_module(Layers, operator), x, gates=gates, solver="markov").capacity
         for operator in (own_logistic(logistic_slope), torch.sigmoid)
     )
     np.testing.assert_allclose(own, known, rtol=1e-9)

@@ -21,7 +21,7 @@ from zoo import gaussian, seeded_module
 
 
 def solved(model: nn.Module, x: Tensor, gates: str = "unit") -> tuple[capalloc.Allocation, int]:
-    markov = capalloc.propagate(model, x, gates=gates, table=False)
+    markov = capalloc.propagate(model, x, gates=gates, table=False, solver="markov")
     return markov, capalloc.propagate(model, x, gates=gates, solver="hessian").attrs["rank"]
 
 

@@ -39,4 +39,4 @@ def test_measure_and_propagate_mark_the_same_examples_alike():
     for solver in ("markov", "block", "segments", "hessian"):
         found = capalloc.propagate(model, x.split(8), solver=solver)
         assert (found.attrs["data_digest"], found.attrs["num_examples"]) == (mark, 30)
-    assert "data_digest" not in capalloc.propagate(model, x, gates="gaussian").attrs
+    assert "data_digest" not in capalloc.propagate(model, x, gates="gaussian", solver="markov").attrs

@@ -90,9 +90,9 @@ def assert_same(a: capalloc.Allocation, b: capalloc.Allocation) -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_propagate_gives_what_the_live_model_gives(net, images, program, choice, tmp_path):
-    live = capalloc.propagate(net, images, CHOICES[choice])
+    live = capalloc.propagate(net, images, CHOICES[choice], solver="markov")
     for form in forms(program, tmp_path):
-        assert_same(capalloc.propagate(form, images, CHOICES[choice]), live)
+        assert_same(capalloc.propagate(form, images, CHOICES[choice], solver="markov"), live)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -151,7 +151,9 @@ def test_measure_knows_the_affine_layers_of_a_program(tmp_path):
 
 
 def test_parameters_can_be_chosen_by_name(net, images, program):
-    live, saved = (capalloc.propagate(m, images, CHOICES["leaf"], params=["model.weight"]) for m in (net, program))
+    live, saved = (
+        capalloc.propagate(m, images, CHOICES["leaf"], params=["model.weight"], solver="markov") for m in (net, program)
+    )
     assert_same(saved, live)
 
 
@@ -169,22 +171,22 @@ def test_a_program_is_not_exported_again(net, images, program, monkeypatch):
         raise AssertionError("exported")
 
     monkeypatch.setattr(torch.export, "export", fail)
-    capalloc.propagate(program, images, CHOICES["leaf"])
+    capalloc.propagate(program, images, CHOICES["leaf"], solver="markov")
 
 
 def test_a_graph_in_known_operators_is_not_decomposed_again(monkeypatch):
     model, x = seeded_module(nn.Sequential, nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), gaussian(3, 3)
     program = export(model, (x,)).run_decompositions({})
-    live = capalloc.propagate(model, x)
+    live = capalloc.propagate(model, x, solver="markov")
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
-    assert_same(capalloc.propagate(program, x), live)
-    assert_same(capalloc.propagate(model, x), live)
+    assert_same(capalloc.propagate(program, x, solver="markov"), live)
+    assert_same(capalloc.propagate(model, x, solver="markov"), live)
 
 
 def test_the_program_is_left_as_it_was(net, images):
     program = export(net, (images,))
     code, state = str(program), {k: v.clone() for k, v in program.state_dict.items()}
-    capalloc.propagate(program, images, CHOICES["computed"])
+    capalloc.propagate(program, images, CHOICES["computed"], solver="markov")
     capalloc.measure(program, images, CHOICES["leaf"], ridge=1e-3)
     assert str(program) == code
     assert all(torch.equal(program.state_dict[k], v) for k, v in state.items())
@@ -198,7 +200,7 @@ def test_transformers_programs(tmp_path):
     model = seeded_module(transformers.ViTForImageClassification, config).eval()
     x = gaussian(3, 1, 8, 8)
     path = file_of(export(model, (x,), strict=False), tmp_path)
-    assert_same(capalloc.propagate(path, x), capalloc.propagate(model, x))
+    assert_same(capalloc.propagate(path, x, solver="markov"), capalloc.propagate(model, x, solver="markov"))
 
 
 # -- what is refused ----------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_transformers_programs(tmp_path):
 
 def test_what_a_model_can_be():
     with pytest.raises(TypeError, match=r"an exported program or the path of a \.pt2 file, got int"):
-        capalloc.propagate(3, gaussian(2, 3))
+        capalloc.propagate(3, gaussian(2, 3), solver="markov")
 
 
 def test_two_inputs_are_refused():
@@ -220,7 +222,7 @@ def test_two_inputs_are_refused():
 
     program = export(Two(), (gaussian(2, 3), gaussian(2, 3)))
     with pytest.raises(ValueError, match=r"the program takes 2 inputs \(x, y\)"):
-        capalloc.propagate(program, gaussian(2, 3))
+        capalloc.propagate(program, gaussian(2, 3), solver="markov")
 
 
 def test_an_input_without_axes_is_refused():
@@ -233,7 +235,7 @@ def test_an_input_without_axes_is_refused():
             return x * self.weight
 
     with pytest.raises(ValueError, match="the program's input has no examples axis"):
-        capalloc.propagate(export(Scalar(), (torch.tensor(1.0),)), gaussian(2, 3))
+        capalloc.propagate(export(Scalar(), (torch.tensor(1.0),)), gaussian(2, 3), solver="markov")
 
 
 class Trained(nn.Module):
@@ -271,18 +273,18 @@ def test_attention_with_dropout_is_refused():
 
 def test_inputs_of_another_shape_are_refused(program):
     with pytest.raises(ValueError, match=r"exported for inputs of shape \((any|3), 1, 6, 6\), got \(1, 1, 7, 6\)"):
-        capalloc.propagate(program, gaussian(2, 1, 7, 6))
+        capalloc.propagate(program, gaussian(2, 1, 7, 6), solver="markov")
 
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        capalloc.propagate(tmp_path / "none.pt2", gaussian(2, 3))
+        capalloc.propagate(tmp_path / "none.pt2", gaussian(2, 3), solver="markov")
     with pytest.raises(ValueError, match=r"is not a .pt2 file; write one with torch.export.save"):
-        capalloc.propagate(str(tmp_path / "weights.pt"), gaussian(2, 3))
+        capalloc.propagate(str(tmp_path / "weights.pt"), gaussian(2, 3), solver="markov")
     noise = tmp_path / "noise.pt2"
     noise.write_bytes(b"noise" * 100)
     with pytest.raises(ValueError, match=r"is damaged, or not written by torch.export.save"):
-        capalloc.propagate(noise, gaussian(2, 3))
+        capalloc.propagate(noise, gaussian(2, 3), solver="markov")
 
 
 class Evil:

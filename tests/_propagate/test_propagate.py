@@ -70,7 +70,7 @@ def test_reference_values(solver, scale, expected):
 def test_dense_networks_equal_enumeration_of_paths(sizes, seed):
     rng = np.random.default_rng(seed)
     weights = [torch.tensor(rng.normal(size=(b, a))) for a, b in itertools.pairwise(sizes)]
-    allocation = capalloc.propagate(dense(weights), gaussian(1, sizes[0]), gates="unit")
+    allocation = capalloc.propagate(dense(weights), gaussian(1, sizes[0]), gates="unit", solver="markov")
     np.testing.assert_allclose(allocation.capacity, by_enumeration(weights), atol=1e-9)
     assert allocation.total == pytest.approx(sum(w.numel() for w in weights) - sum(sizes[1:-1]))
 
@@ -157,9 +157,9 @@ def test_data_gates_are_the_mean_over_examples_of_path_energy():
     """A network of two inputs whose gates open on one example each: each weight's unit goes where its paths start."""
     model = dense([torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64)])
     x = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)  # the unit is dead on the second
-    allocation = capalloc.propagate(model, x)
+    allocation = capalloc.propagate(model, x, solver="markov")
     np.testing.assert_allclose(allocation.capacity, [1, 1], atol=1e-12)
-    dead = capalloc.propagate(model, x[:1].abs() * torch.tensor([1.0, 1.0]), gates="data")
+    dead = capalloc.propagate(model, x[:1].abs() * torch.tensor([1.0, 1.0]), gates="data", solver="markov")
     assert dead.total == pytest.approx(2)
 
 
@@ -177,9 +177,9 @@ def test_dead_units_bring_neither_capacity_nor_nan():
 
 def test_a_thousand_layers_give_the_map_of_their_rescaled_twin():
     weights = [torch.eye(3, dtype=torch.float64) + 0.3 * gaussian(3, 3, seed=k) for k in range(1000)]
-    plain = capalloc.propagate(dense(weights, nn.Identity), gaussian(1, 3), gates="unit", table=False)
+    plain = capalloc.propagate(dense(weights, nn.Identity), gaussian(1, 3), gates="unit", table=False, solver="markov")
     scaled = capalloc.propagate(
-        dense([1e-8 * w for w in weights], nn.Identity), gaussian(1, 3), gates="unit", table=False
+        dense([1e-8 * w for w in weights], nn.Identity), gaussian(1, 3), gates="unit", table=False, solver="markov"
     )
     np.testing.assert_allclose(plain.capacity, scaled.capacity, rtol=1e-9)
     assert plain.total == pytest.approx(9 * 1000 - 3 * 999)
@@ -187,14 +187,14 @@ def test_a_thousand_layers_give_the_map_of_their_rescaled_twin():
 
 def test_float32_weights_of_1e_minus_30_keep_every_parameter():
     model = dense([1e-30 * w.float() for w in reference_weights()])
-    allocation = capalloc.propagate(model, gaussian(1, 3).float(), gates="unit")
+    allocation = capalloc.propagate(model, gaussian(1, 3).float(), gates="unit", solver="markov")
     np.testing.assert_allclose(allocation.capacity, REFERENCE_CAPACITY, rtol=1e-5)  # float32 weights
 
 
 @pytest.mark.proves("4", "Dense layered networks", oracle="the recursion over layers in numpy")
 def test_layers_hold_the_capacity_brought_by_the_parameters_above():
     weights = reference_weights()
-    allocation = capalloc.propagate(dense(weights), gaussian(1, 3), gates="unit", layers=True)
+    allocation = capalloc.propagate(dense(weights), gaussian(1, 3), gates="unit", layers=True, solver="markov")
     w1, w2, w3 = (w.numpy() ** 2 for w in weights)
     e1 = w1.sum(1)
     e2 = w2 @ e1
@@ -232,7 +232,7 @@ def test_walk_ends_at_the_constant_where_biases_do():
 
 def test_marginals_of_the_table():
     model = seeded_module(NormedResidual)
-    allocation = capalloc.propagate(model, gaussian(4, 1, 12))
+    allocation = capalloc.propagate(model, gaussian(4, 1, 12), solver="markov")
     table = allocation.table
     np.testing.assert_allclose(table.sum("parameter"), allocation.capacity, atol=1e-10)
     inner = [d for d in table.dims if d != "parameter"]
@@ -278,9 +278,9 @@ def test_the_model_is_left_as_it_was():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     hooks = len(model.stem._forward_hooks)
     state = torch.random.get_rng_state()
-    capalloc.propagate(model, gaussian(2, 1, 12))
+    capalloc.propagate(model, gaussian(2, 1, 12), solver="markov")
     with pytest.raises(ValueError, match="gates must be one of"):
-        capalloc.propagate(model, gaussian(2, 1, 12), gates="wrong")
+        capalloc.propagate(model, gaussian(2, 1, 12), gates="wrong", solver="markov")
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(m.training for m in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -294,7 +294,7 @@ def test_bad_arguments_say_what_to_do():
     with pytest.raises(ValueError, match="solver must be one of"):
         capalloc.propagate(model, x, solver="dijkstra")
     with pytest.raises(ValueError, match="batch_size must be"):
-        capalloc.propagate(model, x, batch_size=0)
+        capalloc.propagate(model, x, batch_size=0, solver="markov")
     with pytest.raises(ValueError, match=r"Use solver=.markov."):
         capalloc.propagate(seeded_module(nn.Linear, 100, 30), gaussian(1, 100), solver="hessian")
 
@@ -309,7 +309,7 @@ def test_a_model_that_export_refuses_is_a_clear_error():
             return self.a(x) if x.sum() > 0 else self.a(-x)
 
     with pytest.raises(ValueError, match=r"torch.export cannot capture this model.*measure\(\) does not"):
-        capalloc.propagate(Branching().double(), gaussian(2, 3))
+        capalloc.propagate(Branching().double(), gaussian(2, 3), solver="markov")
 
 
 def test_outputs_without_energy_have_no_capacity():
@@ -321,7 +321,7 @@ def test_outputs_without_energy_have_no_capacity():
         def forward(self, x):
             return self.a(x.detach() * 0 + 1) + 0 * x[:, :2]
 
-    allocation = capalloc.propagate(Rounded(), gaussian(2, 3))
+    allocation = capalloc.propagate(Rounded(), gaussian(2, 3), solver="markov")
     assert float(allocation.capacity.sum()) == pytest.approx(0)
 
 
@@ -349,4 +349,4 @@ def test_outputs_that_are_not_numbers_are_an_error():
     nn.init.eye_(model.layer.weight)
     program = torch.export.export(model.eval(), (torch.ones(2, 2),), strict=False)
     with pytest.raises(ValueError, match="outputs hold NaN"):
-        capalloc.propagate(program, -torch.ones(2, 2))
+        capalloc.propagate(program, -torch.ones(2, 2), solver="markov")

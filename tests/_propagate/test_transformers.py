@@ -26,7 +26,7 @@ def allocations() -> dict[str, capalloc.Allocation]:
 
 
 def propagated(name: str, attention: str) -> capalloc.Allocation:
-    return capalloc.propagate(built(name, attention), gaussian(2, *CASES[name].shape), table=False)
+    return capalloc.propagate(built(name, attention), gaussian(2, *CASES[name].shape), table=False, solver="markov")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -68,7 +68,7 @@ def test_programs_exported_with_the_machines_own_attention_kernels_are_walked(al
     x = gaussian(2, *CASES[name].shape)
     program = torch.export.export(built(name, "sdpa").eval(), (x,), strict=False).run_decompositions({})
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)  # it is decomposed already
-    found = capalloc.propagate(program, x, table=False)
+    found = capalloc.propagate(program, x, table=False, solver="markov")
     np.testing.assert_allclose(found.capacity, allocations[name].capacity, rtol=1e-6)
 
 
@@ -109,7 +109,7 @@ def test_one_attention_layer_in_closed_form():
 
 def test_a_value_channel_is_one_symmetry_at_all_positions():
     model, x = seeded_module(OneLayer), gaussian(2, 5, 3)
-    allocation, exact = capalloc.propagate(model, x), capalloc.propagate(model, x, solver="hessian")
+    allocation, exact = capalloc.propagate(model, x, solver="markov"), capalloc.propagate(model, x, solver="hessian")
     assert allocation.attrs["symmetries_exact"]
     assert allocation.attrs["unseen_params"] == exact.attrs["unseen_params"] == 24
     assert allocation.attrs["symmetries"] == 4
@@ -161,7 +161,7 @@ def test_a_whole_block_against_its_squared_network():
     problem = prepare(model, x)
     forward, _ = energies(trace(capture(problem, 2), x, "data", set(problem.params)))
     np.testing.assert_allclose(forward, block_energies(model, x), rtol=1e-10)
-    allocation = capalloc.propagate(model, x)
+    allocation = capalloc.propagate(model, x, solver="markov")
     assert allocation.attrs["unseen_params"] == 24 + 16
     assert allocation.total == pytest.approx(counted(allocation), rel=1e-9)
     exact = capalloc.propagate(model, x, solver="hessian")
@@ -181,7 +181,7 @@ def test_causal_attention_gives_later_positions_nothing():
         def forward(self, x: Tensor) -> Tensor:
             return self.model(inputs_embeds=x).last_hidden_state[:, 2]
 
-    found = capalloc.propagate(Middle(), x, table=False).capacity
+    found = capalloc.propagate(Middle(), x, table=False, solver="markov").capacity
     assert bool((found[:3] > 0).all())
     assert bool((found[3:] == 0).all())
 

@@ -36,7 +36,7 @@ def test_equal_magnitudes_keep_signs_and_energies():
 def test_a_network_is_its_own_null_where_weights_are_equal():
     """With equal magnitudes from the start the second null is the rule itself."""
     x = gaussian(20, 1, 9)
-    rule = partial(capalloc.propagate, inputs=x, table=False)
+    rule = partial(capalloc.propagate, inputs=x, table=False, solver="markov")
     model, *others = (nulls.equal_magnitudes(seeded_module(network, seed=seed)) for seed in (0, *nulls.OTHER_SEEDS))
     measured = capalloc.measure(model, x)
     columns = nulls.agreement(measured, rule(model), model, others, rule)
@@ -48,7 +48,7 @@ def test_a_network_is_its_own_null_where_weights_are_equal():
 
 def test_a_flat_map_has_no_correlation():
     """One linear unit: one unit of capacity for every input."""
-    flat = capalloc.propagate(nn.Linear(4, 1, bias=False).double(), gaussian(5, 4))
+    flat = capalloc.propagate(nn.Linear(4, 1, bias=False).double(), gaussian(5, 4), solver="markov")
     assert math.isnan(nulls.correlated(flat, flat))
     assert nulls.spread([math.nan]) == "–"
     assert nulls.spread([0.5, math.nan, 0.25]) == "0.250 to 0.500"

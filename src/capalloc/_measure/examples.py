@@ -197,7 +197,8 @@ def plan_examples(task: Task, settings: Stochastic | Block) -> tuple[Examples, P
     probes = settings.output_probes or (OUTPUT_PROBES if num_outputs > ALL_OUTPUTS else num_outputs)
     wanted = first_block(task.size.params) if isinstance(settings.num_probes, str) else settings.num_probes
     cost = cost_of(task, min(probes, num_outputs))
-    plan = cost.plan(max(2, min(wanted, WIDEST, cost.params)), task.batch_size, task.budget)
+    together = wanted if isinstance(settings, Block) else max(2, min(wanted, WIDEST, cost.params))
+    plan = cost.plan(together, task.batch_size, task.budget)
     first = x[:1].to(task.problem.dtype)
     operator = choose_operator(task.problem, task.space, first, lambda: task.replay(0)).recast(x.dtype)
     if gates_move(operator, x, task.replay):

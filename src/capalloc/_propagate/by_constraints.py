@@ -165,10 +165,10 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     probes = len(last.slots)
     mean = last.slots.mean(0)
     unit = counted.total / float(mean.clamp(min=0).sum())
-    errors = (last.slots.std(0) / math.sqrt(probes) * unit).numpy()
+    errors = unit * error_of_share(last.slots)
     slots = (mean.clamp(min=0) * unit).numpy()
     tensors = last.tensors.mean(0).clamp(min=0)
-    tensor_errors = (last.tensors.std(0) / math.sqrt(probes) * unit).numpy()
+    tensor_errors = unit * error_of_share(last.tensors)
     n, shape = task.space.num_inputs, task.space.shape
     axes, names = axis_names(len(shape)), list(task.problem.params)
     lacking = missing(found)
@@ -198,6 +198,13 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
         ),
         attrs=attrs,
     )
+
+
+def error_of_share(values: Tensor) -> np.ndarray:
+    """Return the standard error of each column's share in the whole, times the mean whole: (k, n) to (n,)."""
+    mean = values.mean(0)
+    beside = values - values.sum(1, keepdim=True) * (mean / mean.sum())
+    return (beside.std(0) / math.sqrt(len(values))).numpy()
 
 
 def stated(lacking: float, noise: float, steps: int) -> str:

@@ -91,7 +91,7 @@ def run_demo(seed: int = 0, progress: bool | None = None) -> Demo:
     images = digits.test_images[:EXAMPLES]
     measured = measure(model, images, run=Run(progress=progress))
     times.append(time.perf_counter())
-    predicted = propagate(model, images)
+    predicted = propagate(model, images, solver="markov")
     times.append(time.perf_counter())
     steps = ("train", "measure", "predict")
     return Demo(

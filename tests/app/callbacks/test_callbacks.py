@@ -43,7 +43,7 @@ def network() -> nn.Module:
 def drawing(model: nn.Module, inputs: torch.Tensor) -> Allocation:
     """A method that draws random numbers of its own."""
     torch.rand(3)
-    return capalloc.propagate(model, inputs)
+    return capalloc.propagate(model, inputs, solver="markov")
 
 
 IMAGES = gaussian(8, 1, 6, 6).float()
@@ -66,7 +66,7 @@ def test_event_files_hold_what_the_method_finds(tmp_path):
     model = network()
     with CapacityLogger(tmp_path, IMAGES) as logger:
         found = logger.log(model, 7)["capacity"]
-    expected = capalloc.propagate(model, IMAGES)
+    expected = capalloc.propagate(model, IMAGES, solver="markov")
     xr.testing.assert_identical(found.capacity, expected.capacity)
     board = events(tmp_path)
     layers = expected.view().series["layers"]
@@ -176,11 +176,11 @@ def test_values_that_are_no_numbers_are_left_out():
 
 
 def test_a_method_may_be_a_function(tmp_path):
-    method = partial(capalloc.propagate, outputs=lambda y: y[:, :1])
+    method = partial(capalloc.propagate, outputs=lambda y: y[:, :1], solver="markov")
     model = network()
     with CapacityLogger(tmp_path, IMAGES, method=method) as logger:
         found = logger.log(model, 0)["capacity"]
-    assert found.total == method(model, IMAGES).total < capalloc.propagate(model, IMAGES).total
+    assert found.total == method(model, IMAGES).total < capalloc.propagate(model, IMAGES, solver="markov").total
 
 
 # -- when, and by whom ------------------------------------------------------------------------------------------
@@ -425,12 +425,12 @@ def test_a_training_by_lightning_is_the_same_to_the_bit(pl, tmp_path):
     board = events(tmp_path / "logged" / "TensorBoardLogger")
     totals = scalars(board, "capacity/total")
     assert sorted(totals) == [0, 3, 4, 6, 8]
-    assert totals[8] == np.float32(capalloc.propagate(logged, callback.inputs).total)
+    assert totals[8] == np.float32(capalloc.propagate(logged, callback.inputs, solver="markov").total)
     assert "capacity_layers/net.0" in board.Tags()["scalars"]
     assert [image.step for image in board.Images("capacity/map")] == [0, 3, 4, 6, 8]
     pixels = np.asarray(Image.open(io.BytesIO(board.Images("capacity/map")[-1].encoded_image_string)))
     np.testing.assert_array_equal(
-        pixels.transpose(2, 0, 1), map_image(capalloc.propagate(logged, callback.inputs).capacity)
+        pixels.transpose(2, 0, 1), map_image(capalloc.propagate(logged, callback.inputs, solver="markov").capacity)
     )
     assert trainer.global_step == 8
 
