@@ -59,7 +59,7 @@ class SignSum(Total):
 
 @dataclass(frozen=True)
 class ReadSum(Total):
-    """For every slot the product of C w with random signs, (k, s), and G w if asked."""
+    """The product of C w with random signs by slot, (k, s), and G w if asked."""
 
     w: Tensor
     number: int
@@ -180,7 +180,7 @@ class ExampleSums:
         return self._total(SignSum(number, count)) / math.sqrt(self.examples.num_examples)
 
     def read(self, w: Tensor, number: int, product: bool) -> tuple[Tensor, Tensor]:
-        """Return for every slot the product of C w with the signs of that number, (k, s), and G w if asked."""
+        """Return the product of C w with the signs of that number by slot, (k, s), and G w if asked."""
         seen, total = self.steps.gather(ReadSum(w, number, product))
         return seen / math.sqrt(self.examples.num_examples), total / self.examples.num_examples
 

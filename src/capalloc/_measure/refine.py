@@ -1,4 +1,4 @@
-"""From the blocks' answer to the measured capacity by steps of conjugate gradients, without a ridge.
+"""Steps from the blocks' answer to the measured capacity: conjugate gradients, without a ridge.
 
 With R R' the pseudo-inverse of G's blocks, A = R'G R, q_k the polynomial that k steps of conjugate gradients make, and
 xi random signs, one for each row of C,
@@ -25,7 +25,7 @@ from capalloc._measure.example_sums import ExampleSums
 
 
 @dataclass(frozen=True)
-class Reading:
+class ProbeReading:
     """The capacity that each probe sees after some steps."""
 
     steps: int
@@ -37,16 +37,16 @@ class Reading:
 class Refinement:
     """Readings at the numbers of steps passed, and the parameters that no probe has moved."""
 
-    readings: tuple[Reading, ...]
+    readings: tuple[ProbeReading, ...]
     unused: Tensor  # (params,)
 
     @property
-    def last(self) -> Reading:
+    def last(self) -> ProbeReading:
         """The reading after all steps."""
         return self.readings[-1]
 
     @property
-    def half(self) -> Reading:
+    def half(self) -> ProbeReading:
         """The reading after half of them, rounded down."""
         return self.readings[self.last.steps // 2]
 
@@ -58,7 +58,7 @@ def refine(
     image = sums.signs(0, num_probes)
     unused = (image == 0).all(0)
     side = root.pull(image)
-    found: list[Reading] = []
+    found: list[ProbeReading] = []
     for reading in readings(sums, root, side, most_steps):
         found.append(reading)
         if enough(Refinement(tuple(found), unused)):
@@ -66,7 +66,7 @@ def refine(
     return Refinement(tuple(found), unused)
 
 
-def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int) -> Iterator[Reading]:
+def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int) -> Iterator[ProbeReading]:
     """Yield the reading after no step, one, two and so on: each costs a product with C, and one with C' but the last.
 
     Probes are solved for one by one, side by side: a shared Krylov space would make each reading depend on all probes.
@@ -74,7 +74,7 @@ def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int
     tiny = torch.finfo(torch.float64).tiny
     sizes = sums.examples.sizes
     seen, product = sums.read(root.push(side), 0, product=most_steps > 0)
-    yield Reading(0, seen, _by_tensor(side * side, sizes))
+    yield ProbeReading(0, seen, _by_tensor(side * side, sizes))
     iterate, slots = torch.zeros_like(side), torch.zeros_like(seen)
     residual, direction = side, side
     square = side.square().sum(1)
@@ -88,7 +88,7 @@ def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int
         residual = residual - rate * turned
         before, square = square, residual.square().sum(1)
         direction = residual + (square / before.clamp(min=tiny))[:, None] * direction
-        yield Reading(step, slots, _by_tensor(side * iterate, sizes))
+        yield ProbeReading(step, slots, _by_tensor(side * iterate, sizes))
 
 
 def _by_tensor(values: Tensor, sizes: list[int]) -> Tensor:

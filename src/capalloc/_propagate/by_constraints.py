@@ -19,7 +19,7 @@ from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import inverse_root
-from capalloc._measure.refine import Reading, Refinement, refine
+from capalloc._measure.refine import ProbeReading, Refinement, refine
 from capalloc._measure.task import Task
 from capalloc._model.problem import axis_names
 from capalloc._runtime.memory import Size
@@ -161,7 +161,7 @@ def symmetries_of(task: Task) -> tuple[int, bool]:
 
 def allocation(task: Task, examples: Examples, found: Refinement, counted: Count, settings: Block) -> Allocation:
     """Return the shape that the last reading gives, with the total counted."""
-    last: Reading = found.last
+    last: ProbeReading = found.last
     probes = len(last.slots)
     mean = last.slots.mean(0)
     unit = counted.total / float(mean.clamp(min=0).sum())
