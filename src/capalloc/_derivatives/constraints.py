@@ -51,6 +51,12 @@ class Constraints:
         return math.ceil(len(self.x) / self.batch_size) * self._chunks
 
     @property
+    def first_half(self) -> tuple[int, int]:
+        """Blocks of the first half of the batches, and their examples; zeros for a single batch."""
+        batches = math.ceil(len(self.x) / self.batch_size) // 2
+        return batches * self._chunks, batches * self.batch_size
+
+    @property
     def _chunks(self) -> int:
         """Blocks of one batch."""
         return math.ceil(self.space.num_inputs / self.chunk)

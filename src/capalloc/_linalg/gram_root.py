@@ -34,6 +34,8 @@ class Root:
     tolerance: float  # relative to the largest
     capacity: float  # sum of s^2 / (s^2 + ridge)
     polar: Tensor  # F times the matrix, (rows of F, params); empty where only F'F was known
+    half_examples: int = 0  # of the first half of the data, where a pass knows one
+    half_capacity: float = 0.0  # on them alone
 
     @property
     def rank(self) -> int:

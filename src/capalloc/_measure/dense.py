@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import xarray as xr
 
 from capalloc._derivatives import Choice, Constraints, InputMetric, choose_jacobian
 from capalloc._linalg.gram_root import GramPass, GramSum, Root, gram_passes, root_of_gram
+from capalloc._linalg.halves import Halved, Halves, half_total
 from capalloc._linalg.leverage import AllRows, Scores, ScoreTable, Triangle, accumulate, inverse_root, polar_factor
 from capalloc._linalg.row_block import RowBlock, block_of
 from capalloc._measure.forecast import forecast_dense, progress_bar
@@ -27,9 +28,11 @@ from capalloc.results.allocation import Allocation
 TRIAL_EXAMPLES = 3
 #: A numerical rank is called unclear when the singular values on its two sides differ by less than this factor.
 CLEAR_GAP = 10.0
+#: Share of a total that half of the examples may lack before the result says that it still moves.
+STILL_MOVES = 0.01
 #: Dataclasses of the states that are kept in files, and of the passes that rank 0 asks for.
-DENSE_TYPES = (Root, Scores, GramSum, RowBlock)
-DENSE_PASSES = (GramPass, Triangle, ScoreTable, AllRows)
+DENSE_TYPES = (Root, Scores, GramSum, RowBlock, Halved)
+DENSE_PASSES = (GramPass, Triangle, ScoreTable, AllRows, Halves)
 
 
 def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: Steps) -> Allocation:
@@ -65,6 +68,8 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
         "forecast_seconds": expected.seconds,
         "notes": _notes(choice, scores, size, ridge),
     }
+    if scores.root.half_examples:
+        attrs |= {"half_examples": scores.root.half_examples, "half_total": scores.root.half_capacity}
     return _allocation(scores, task.problem, task.space, task.attrs() | attrs)
 
 
@@ -76,6 +81,11 @@ class Rows:
     keep: bool
     tick: Callable[[], object]
     kept: list[RowBlock] = field(default_factory=list)
+
+    @property
+    def first_half(self) -> tuple[int, int]:
+        """Blocks and examples of the first half."""
+        return self.made.first_half
 
     def __call__(self, start: int = 0) -> Iterator[RowBlock]:
         """Yield the blocks from one on."""
@@ -97,7 +107,7 @@ def solve(steps: Steps, task: Task, ridge: float, accuracy: float) -> Scores:
     size = task.size
     if size.wide:
         return scores_in_memory(steps, sizes, size.slots, ridge, accuracy)
-    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy)
+    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy, size.examples)
 
 
 def scores_in_memory(steps: Steps, sizes: Sequence[int], num_slots: int, ridge: float, accuracy: float) -> Scores:
@@ -116,34 +126,55 @@ def scores_in_memory(steps: Steps, sizes: Sequence[int], num_slots: int, ridge: 
 
 
 def scores_in_passes(
-    steps: Steps, sizes: Sequence[int], num_slots: int, num_rows: int, ridge: float, accuracy: float
+    steps: Steps,
+    sizes: Sequence[int],
+    num_slots: int,
+    num_rows: int,
+    ridge: float,
+    accuracy: float,
+    num_examples: int = 0,
 ) -> Scores:
     """Return the scores of a tall matrix in two passes over its blocks: one factors it, one reads the scores off.
 
     With a ridge, products are taken in the lowest precision that keeps the relative error of capacities within
-    `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation.
+    `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation. Where the source has a first
+    half, the total on it comes along.
     """
-    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy))
+    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy, num_examples))
     (table,) = steps.fold("table", ScoreTable(root.matrix, tuple(sizes), num_slots))
     return Scores(table, root)
 
 
-def root_of_rows(steps: Steps, ridge: float, num_rows: int, accuracy: float) -> Root:
+def root_of_rows(steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0) -> Root:
     """Return (G + ridge)^(-1/2), by G where that is accurate enough, else by a triangular factor."""
-    root = root_from_gram(steps, ridge, num_rows, accuracy)
+    root = root_from_gram(steps, ridge, num_rows, accuracy, num_examples)
     if root is None:
-        (factor,) = steps.fold("triangular factor", Triangle())
+        found = steps.fold("triangular factor", Halves(Triangle()))
+        (factor,) = found.whole
         root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]))
+        root = _with_half(root, found, found.half, ridge, num_rows, num_examples)
     return root
 
 
-def root_from_gram(steps: Steps, ridge: float, num_rows: int, accuracy: float) -> Root | None:
+def root_from_gram(steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0) -> Root | None:
     """Return (G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough; None if none is."""
     for work in gram_passes(ridge, num_rows, accuracy):
-        gram = work.whole(steps.fold(f"Gram matrix in {work.dtype}", work))
+        found = steps.fold(f"Gram matrix in {work.dtype}", Halves(work))
+        gram = work.whole(found.whole)
         if gram is not None:
-            return root_of_gram(gram, ridge, max(num_rows, len(gram)), work.dtype)
+            root = root_of_gram(gram, ridge, max(num_rows, len(gram)), work.dtype)
+            half = None if found.half is None else work.whole(found.half)
+            return _with_half(root, found, half, ridge, num_rows, num_examples)
     return None
+
+
+def _with_half(root: Root, found: Halved, half: Any, ridge: float, num_rows: int, num_examples: int) -> Root:
+    """Add the total on the first half of the examples, where it is known."""
+    if half is None or not num_examples:
+        return root
+    scale = num_examples / found.examples
+    size = max(round(num_rows / scale), root.matrix.shape[1])
+    return replace(root, half_examples=found.examples, half_capacity=half_total(half, ridge, scale, size))
 
 
 def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str]:
@@ -153,6 +184,11 @@ def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str
         notes.append(
             f"the numerical rank is unclear: singular values {float(root.singular[-1]):.2g} (counted) and "
             f"{root.dropped:.2g} (not), largest {float(root.singular[0]):.2g}; a small ridge makes it smooth"
+        )
+    if root.half_examples and root.half_capacity < (1 - STILL_MOVES) * root.capacity:
+        notes.append(
+            f"not settled: the first {root.half_examples} of {size.examples} examples give {root.half_capacity:.5g}, "
+            f"{1 - root.half_capacity / root.capacity:.1%} less; more examples would add to the total"
         )
     if size.wide and ridge == 0:
         notes.append(f"{size.rows} rows of constraints for {size.params} parameters: limited by the data")

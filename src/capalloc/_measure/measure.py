@@ -134,6 +134,11 @@ def measure(
         iterations, and no table. `spectrum` holds the eigenvalues of G, or a quadrature of their density. For
         several ridges a dict of allocations, from the largest ridge down; `seconds` counts the whole run.
 
+        Where rows outnumber parameters, the dense solver also gives `half_total`, the total on the first
+        `half_examples` (about half of them; the batches of one half), and a note where that is more than 1 % less: as
+        a guide, if each doubling of the examples adds half of what the last one did, the total will rise by the
+        difference once more.
+
     Raises:
         ValueError: bad settings, a metric that is no covariance, examples that interact, random draws that do not
             repeat, constraints that are not finite, or the stochastic solver without a ridge.

@@ -102,7 +102,7 @@ class Size:
     @property
     def solver_bytes(self) -> int:
         """Bytes of the dense solver's own matrices."""
-        return FLOAT64 * 12 * min(self.rows, self.params) ** 2 + (3 * self.stored_bytes if self.wide else 0)
+        return FLOAT64 * 13 * min(self.rows, self.params) ** 2 + (3 * self.stored_bytes if self.wide else 0)
 
     def beside_solver(self, budget: Budget) -> Budget:
         """Return what the dense solver's own matrices leave, or raise `MemoryError` if these would not fit."""
@@ -134,7 +134,8 @@ class Size:
         )
         chunk = min(self.slots, int(room.num_bytes / each))
         aim = min(room.num_bytes / 2, max(BATCH_BYTES, 3 * FLOAT64 * 4 * self.params**2))
-        size = room.batch_size(chunk * each, self.examples, batch_size, aim)
+        half = -(-self.examples // 2)  # two batches or more, so that the total on half of them is known too
+        size = room.batch_size(chunk * each, half if batch_size == "auto" else self.examples, batch_size, aim)
         keep = self.wide or self.stored_bytes < kept_share * room.num_bytes
         kept = self.stored_bytes if keep and not self.wide else 0
         return Plan(size, chunk, keep, self.solver_bytes + size * chunk * each + kept)

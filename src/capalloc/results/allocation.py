@@ -176,6 +176,8 @@ class Allocation(Result):
             bias = estimate(self.bias, attrs.get("bias_standard_error"), ".6g", ".2g")
             facts.append(Fact("on bias", bias, f"({self.bias / total:.1%})"))
             facts.append(Fact("most on", _most(self.capacity, total)))
+        if attrs.get("half_total") is not None:
+            facts.append(Fact("on half", f"{attrs['half_total']:.6g}", f"the first {attrs['half_examples']} examples"))
         return facts + [
             Fact(name.removeprefix("num_").replace("_params", " parameters"), f"{attrs[name]:{written}}")
             for name, written in COUNTED.items()
