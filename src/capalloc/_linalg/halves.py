@@ -30,7 +30,8 @@ class Halves(Fold[Halved]):
 
     def begin(self, source: Any) -> Halved:
         """Return the state before the first block."""
-        return Halved(*getattr(source, "first_half", (0, 0)), None, self.work.begin(source))
+        blocks, examples = getattr(source, "first_half", (0, 0))
+        return Halved(blocks, examples, None, self.work.begin(source))
 
     def advance(self, state: Halved, block: Any) -> Halved:
         """Go one block on; half way keep a copy, as states may change in place."""
