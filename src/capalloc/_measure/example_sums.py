@@ -82,6 +82,23 @@ class ReadSum(Total):
 
 
 @dataclass(frozen=True)
+class SquareSum(Total):
+    """The squares of C w, summed by slot, (k, s)."""
+
+    w: Tensor
+
+    def begin(self, source: Examples) -> Tensors:
+        """Return zeros."""
+        return (self.w.new_zeros(len(self.w), source.num_slots),)
+
+    def advance(self, state: Tensors, block: Batch) -> Tensors:
+        """Add the examples of a batch."""
+        for part, seen in block.split(self.w, state[0]):
+            seen += block.apply(part).square().sum((1, 2)).double()
+        return state
+
+
+@dataclass(frozen=True)
 class ProductSum(Total):
     """G w, (k, params)."""
 
@@ -183,6 +200,10 @@ class ExampleSums:
         """Return the product of C w with the signs of that number by slot, (k, s), and G w if asked."""
         seen, total = self.steps.gather(ReadSum(w, number, product))
         return seen / math.sqrt(self.examples.num_examples), total / self.examples.num_examples
+
+    def squares(self, w: Tensor) -> Tensor:
+        """Return the squares of C w, summed by slot, (k, s)."""
+        return self._total(SquareSum(w)) / self.examples.num_examples
 
     def gram(self, w: Tensor) -> Tensor:
         """Return G w, (k, params)."""

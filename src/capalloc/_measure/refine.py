@@ -66,6 +66,17 @@ def refine(
     return Refinement(tuple(found), unused)
 
 
+def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Tensor, num_images: int) -> Refinement:
+    """Read the blocks' answer off C R z for random signs z, (k, params): E |(C R z)_s|^2 is R' G_s R's trace.
+
+    It has the mean of the reading after no step, without its errors from other slots, and takes one product less. Few
+    images C' xi tell the tensors' parts, which need no more.
+    """
+    image = sums.signs(0, num_images)
+    tensors = _by_tensor(root.pull(image).square(), sums.examples.sizes)
+    return Refinement((ProbeReading(0, sums.squares(root.push(directions)), tensors),), (image == 0).all(0))
+
+
 def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int) -> Iterator[ProbeReading]:
     """Yield the reading after no step, one, two and so on: each costs a product with C, and one with C' but the last.
 

@@ -19,9 +19,9 @@ from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import inverse_root
-from capalloc._measure.refine import ProbeReading, Refinement, refine
+from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
-from capalloc._model.problem import axis_names
+from capalloc._model.problem import axis_names, random_signs
 from capalloc._runtime.memory import Size
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
@@ -42,9 +42,11 @@ ENOUGH, MOST_STEPS, NOISE = 0.03, 24, 0.02
 #: Samples of the blocks: examples, and constraints of each; few of large networks, whose axes above the last have no
 #: basis but their own.
 SAMPLED, EACH, LONGEST_AXIS = 32, 8, 2048
-LARGE_PARAMS, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE = 2_000_000, 4, 4, 1024
+LARGE_PARAMS, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE = 2_000_000, 4, 2, 512
 #: Fewest and most probes that "auto" takes.
-FEWEST_PROBES, MOST_PROBES = 4, 64
+FEWEST_PROBES, FEWEST_OF_LARGE, MOST_PROBES = 16, 4, 64
+#: Images C' xi that tell the parts of tensors in the blocks' answer.
+FEWEST_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,13 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     large = task.size.params > LARGE_PARAMS
     sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
     root = inverse_root(examples, *sample)
-    found = refine(sums, root, plan.probes, steps_for(settings, examples), Enough(settings, began))
+    steps = steps_for(settings, examples)
+    if steps:
+        found = refine(sums, root, plan.probes, steps, Enough(settings, began))
+    else:
+        generator = examples.generator(9)
+        directions = random_signs((plan.probes, task.size.params), task.x, generator).double()
+        found = blocks_alone(sums, root, directions, FEWEST_IMAGES)
     rank = rank_of_sample(root.pull(sums.signs(1, task.size.params + 8))) if ranked else None
     counted = count(task, examples, found, rank)
     return allocation(task, examples, found, counted, settings)
@@ -94,7 +102,8 @@ def probes_for(size: Size) -> int:
     distance of .4 sqrt(n / (p probes)).
     """
     wanted = math.ceil((0.4 / NOISE) ** 2 * size.slots / size.params)
-    return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
+    fewest = FEWEST_OF_LARGE if size.params > LARGE_PARAMS else FEWEST_PROBES
+    return min(max(wanted, fewest), MOST_PROBES if size.params <= LARGE_PARAMS else fewest)
 
 
 def steps_for(settings: Block, examples: Examples) -> int:
@@ -147,7 +156,8 @@ def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -
     notes = [note] if note else []
     if examples.num_rows < upper:
         notes.append(
-            f"{examples.num_rows} constraints of these examples for {used} parameters: the total is that of all inputs"
+            f"{examples.num_rows} constraints of these examples for the {used} parameters that they move: the total is "
+            "what more such examples would constrain"
         )
     return Count(upper, (min(reached, upper), upper), exact=False, notes=tuple(notes))
 
