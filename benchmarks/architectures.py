@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -135,9 +136,10 @@ def compared(model: nn.Module, others: list[nn.Module], test: Tensor) -> tuple[s
     outputs = model(test[:1]).numel()
     x = test[: -(-CONSTRAINTS * params // outputs)]
     start = time.perf_counter()
-    measured = capalloc.measure(model, x)
+    measured = capalloc.measure(model, x, metric="variance")
     between = time.perf_counter()
-    markov = capalloc.propagate(model, x, table=False, solver="markov")
+    rule = partial(capalloc.propagate, inputs=x, metric="variance", table=False, solver="markov")
+    markov = rule(model)
     stop = time.perf_counter()
     return (
         str(params),
@@ -145,9 +147,7 @@ def compared(model: nn.Module, others: list[nn.Module], test: Tensor) -> tuple[s
         str(len(x)),
         f"{measured.total:.0f}",
         f"{markov.total:.0f}",
-        *nulls.agreement(
-            measured, markov, model, others, lambda m: capalloc.propagate(m, x, solver="markov", table=False)
-        ),
+        *nulls.agreement(measured, markov, model, others, rule),
         f"{measured.bias:.0f}",
         f"{markov.bias:.0f}",
         f"{between - start:.1f}",

@@ -22,15 +22,15 @@ def run() -> Table:
     for name in NETWORKS:
         for stage, make in (("initial", initial), ("trained", partial(trained, digits=digits))):
             model, *others = (make(name, seed) for seed in (SEED, *nulls.OTHER_SEEDS))
-            measured = capalloc.measure(model, x)
+            measured = capalloc.measure(model, x, metric="variance")
             predicted, seconds = {}, {}
             for solver in ("markov", "block"):
                 start = time.perf_counter()
-                predicted[solver] = capalloc.propagate(model, x, solver=solver, table=False)
+                predicted[solver] = capalloc.propagate(model, x, solver=solver, metric="variance", table=False)
                 seconds[solver] = time.perf_counter() - start
             block = predicted["block"]
             noise = 0.5 * float(block.capacity.standard_error.sum()) / float(block.capacity.sum())
-            markov = partial(capalloc.propagate, inputs=x, table=False, solver="markov")
+            markov = partial(capalloc.propagate, inputs=x, metric="variance", table=False, solver="markov")
             rows.append(
                 (
                     name,

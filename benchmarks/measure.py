@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev
 
 from benchmarks.table import Table, median_seconds
-from capalloc._derivatives import choose_jacobian, input_metric
+from capalloc._derivatives import choose_jacobian
 from capalloc._linalg.leverage import polar_factor
 from capalloc._measure.measure import measure
+from capalloc._model.input_metric import input_metric
 from capalloc._model.problem import prepare, seeded
 from capalloc.app.demo import build
 
@@ -98,7 +99,7 @@ def capalloc_rows(net: nn.Module, x: Tensor) -> Tensor:
     """(examples, outputs, inputs, params), everything included that `measure` does to get there."""
     with torch.no_grad():
         own = prepare(net, x, dtype=torch.float64)
-        space = input_metric(None, own.probe, intercept=False)
+        space = input_metric(None, own, intercept=False)
         replay = partial(seeded, 0, x.device)
         jacobian = choose_jacobian(own, x[:2], replay).jacobian
         directions = next(space.chunks(space.num_inputs))

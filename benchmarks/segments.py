@@ -59,9 +59,9 @@ def run() -> Table:
 
 def compared(models: list[torch.nn.Module], x: torch.Tensor, params: list[str] | None) -> tuple[str, ...]:
     model, *others = models
-    rule = partial(capalloc.propagate, inputs=x, params=params, table=False, solver="markov")
-    measured = capalloc.measure(model, x, params=params)
-    segments = capalloc.propagate(model, x, solver=capalloc.solvers.Segments(PROBES), params=params)
+    rule = partial(capalloc.propagate, inputs=x, metric="variance", params=params, table=False, solver="markov")
+    measured = capalloc.measure(model, x, metric="variance", params=params)
+    segments = capalloc.propagate(model, x, solver=capalloc.solvers.Segments(PROBES), metric="variance", params=params)
     markov = rule(model)
     found = (measured, segments, markov)
     return (

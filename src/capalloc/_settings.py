@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+import torch
+
 from capalloc._runtime.distributed import Distributed
 from capalloc.results.regions import Partition
 
@@ -93,7 +95,14 @@ class Markov:
     """The rule of total decoupling of `capalloc.propagate`: a few forward and backward passes, a rough guide.
 
     It assumes that no two units share anything, and overstates the constant input most (docs/validation.md).
+
+    Args:
+        dtype: of the path energies: float64, or by default that of the model where one example takes more than four
+            million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
+
     """
+
+    dtype: torch.dtype | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capalloc._derivatives import choose_jacobian, exact_derivatives, input_metric
+from capalloc._derivatives import choose_jacobian, exact_derivatives
 from capalloc._derivatives.products import PRODUCT_WAYS, ConstraintOperator, ForwardProducts
 from capalloc._derivatives.tape import ELEMENTARY, Tape
 from capalloc._derivatives.verify import choose_operator, disagreement
+from capalloc._model.input_metric import input_metric
 from capalloc._model.problem import prepare, seeded
 from measured import build, data
 
@@ -106,7 +107,7 @@ def operands(model: nn.Module, shape: tuple[int, ...], metric=None, intercept=Tr
     """The problem, its slots, its examples, the units of all outputs, and the dense rows (o, e, s, params)."""
     x = data(examples, *shape)
     problem = prepare(model, x, None, params, dtype=torch.float64)
-    space = input_metric(metric, problem.probe, intercept)
+    space = input_metric(metric, problem, intercept)
     outputs = problem(x).shape[1]
     units = torch.eye(outputs, dtype=torch.float64)[:, None].expand(outputs, examples, outputs)
     with exact_derivatives():
@@ -181,7 +182,7 @@ def test_piecewise_products_equal_the_dense_rows(make, params) -> None:
 def test_gates_that_move_are_found_out() -> None:
     x = data(2, 3)
     problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
+    space = input_metric(None, problem, True)
     with torch.no_grad():
         assert "wrong derivatives" in disagreement(ConstraintOperator(problem, space, "piecewise"), x[:1], replay)
         assert choose_operator(problem, space, x, replay).name == "forward"
@@ -190,7 +191,7 @@ def test_gates_that_move_are_found_out() -> None:
 def test_a_parameter_without_a_rule_is_named() -> None:
     x = data(2, 3)
     problem = prepare(build(lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU())), x, dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
+    space = input_metric(None, problem, True)
     with (
         torch.no_grad(),
         pytest.raises(NotImplementedError, match=r"1\.weight enters prelu, for which there is no rule"),
@@ -205,7 +206,7 @@ def test_calls_without_an_axis_of_examples_are_left_to_other_products() -> None:
 
     x = data(2, 3)
     problem = prepare(build(lambda: Turned(3, 2)), x, dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
+    space = input_metric(None, problem, True)
     with torch.no_grad(), pytest.raises(NotImplementedError, match="no leading axis of examples"):
         ConstraintOperator(problem, space, "piecewise").at(x, torch.zeros(1, 2, 2), replay)
     assert choose_operator(problem, space, x, replay).name == "forward"
@@ -224,7 +225,7 @@ def test_gram_products_are_symmetric_and_positive() -> None:
 def test_a_model_without_forward_mode_gets_reverse_mode() -> None:
     x = data(2, 3)
     problem = prepare(build(Custom), x, dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
+    space = input_metric(None, problem, True)
     assert "forward mode" not in disagreement(ConstraintOperator(problem, space, "reverse"), x[:1], replay)
     assert disagreement(ConstraintOperator(problem, space, "forward"), x[:1], replay).startswith("fails")
     with torch.no_grad():
@@ -235,7 +236,7 @@ def test_a_model_without_forward_mode_gets_reverse_mode() -> None:
 def test_random_draws_repeat_in_both_products() -> None:
     x = data(3, 3)
     problem = prepare(build(Noisy), x, dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
+    space = input_metric(None, problem, True)
     units = torch.eye(2, dtype=torch.float64)[:, None].expand(2, 3, 2)
     w, r = data(2, problem.num_params, seed=5), data(2, 2, 3, 4, seed=6)
     for way in WAYS:
@@ -271,7 +272,7 @@ class WrongBack(ForwardProducts):
 def test_wrong_products_are_found_out(monkeypatch) -> None:
     x = data(2, 3)
     problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
+    space = input_metric(None, problem, True)
     for products, said in ((Wrong, "not adjoint"), (WrongBack, "wrong derivatives for")):
         monkeypatch.setitem(PRODUCT_WAYS, "forward", products)
         with torch.no_grad():
@@ -290,7 +291,7 @@ def test_no_operator_is_an_error() -> None:
 
     x = data(2, 3)
     problem = prepare(build(Model), x, dtype=torch.float64)
-    space = input_metric(None, problem.probe, True)
+    space = input_metric(None, problem, True)
     with pytest.raises(TypeError, match=r"no products with its constraints \(piecewise mode fails: .*; forward"):
         choose_operator(problem, space, x, replay)
 

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from capalloc._derivatives import choose_jacobian, exact_derivatives, input_metric
+from capalloc._derivatives import choose_jacobian, exact_derivatives
 from capalloc._derivatives.affine import RECOGNISERS, recognise
 from capalloc._derivatives.autograd import LoopRows
 from capalloc._derivatives.rows import FactoredRows, GradientRows, push_forward, push_reverse
 from capalloc._derivatives.tape import tap_model
 from capalloc._derivatives.verify import row_errors
+from capalloc._model.input_metric import input_metric
 from capalloc._model.problem import prepare
 from measured import MODELS, build, data
 
@@ -116,7 +117,7 @@ def test_all_ways_give_the_same_rows(name, push):
     make, shape = MODELS[name]
     x = data(3, *shape)
     problem = prepare(build(make), x, dtype=torch.float64)
-    (directions,) = input_metric(None, problem.probe, True).chunks(100)
+    (directions,) = input_metric(None, problem, True).chunks(100)
     otherwise = []
     with exact_derivatives():
         gradients = GradientRows(problem, push)

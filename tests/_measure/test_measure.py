@@ -34,7 +34,7 @@ def slots(allocation) -> np.ndarray:
 
 def assert_equals_reference(model, x, metric=None, covariance=None, ridge=0.0, intercept=True, atol=1e-7, **kwargs):
     allocation = measure(model, x, metric=metric, ridge=ridge, intercept=intercept, **kwargs)
-    C = constraints(model, x, intercept)
+    C = constraints(model, x, intercept, 0.0 if metric is None else x.mean(0))
     if covariance is not None:
         C = whiten(C, covariance, intercept)
     expected = by_tensor(capacity_table(C, ridge), model)
@@ -138,7 +138,7 @@ def test_ridge_gives_effective_degrees_of_freedom():
 def test_the_derivative_of_the_log_determinant():
     """Weights of inputs are those of the metric; central differences, of an error of 1e-8."""
     model, x, weights = build(MODELS["relu"][0]), data(60, 4), np.array([0.5, 1.0, 2.0, 3.0])
-    C = constraints(model, x)
+    C = constraints(model, x, center=x.mean(0))
 
     def log_determinant(weights: np.ndarray) -> float:
         G = np.einsum("eoik,i,eoil->kl", C, np.append(weights, 1), C) / len(x)
@@ -161,7 +161,7 @@ def test_invariance_under_reparametrisation_of_parameters_and_inputs():
     scaled[0].weight.data = gains[:, None] * plain[0].weight.data / units
     scaled[2].weight.data = plain[2].weight.data / gains
     x = data(60, 3)
-    expected = measure(plain, x).capacity
+    expected = measure(plain, x, metric=torch.ones(3)).capacity
     np.testing.assert_allclose(measure(scaled, x * units, metric=units**2).capacity, expected, rtol=1e-8)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 
-def mixed_derivative(model: nn.Module, x: Tensor, bias: bool = True) -> np.ndarray:
-    """d/dtheta_k of (grad_x f_o, f_o - grad_x f_o . x) for one example: (outputs, inputs + 1, params)."""
+def mixed_derivative(model: nn.Module, x: Tensor, bias: bool = True, center: Tensor | float = 0.0) -> np.ndarray:
+    """d/dtheta_k of (grad_x f_o, f_o - grad_x f_o . (x - center)) for one example: (outputs, inputs + 1, params)."""
     model = copy.deepcopy(model).double().eval()
     params = {name: p.detach() for name, p in model.named_parameters()}
     x = x.double()
@@ -21,7 +21,7 @@ def mixed_derivative(model: nn.Module, x: Tensor, bias: bool = True) -> np.ndarr
 
     def affine(values: dict[str, Tensor]) -> Tensor:
         slope = jacrev(f, argnums=1)(values, x).flatten(1)
-        intercept = f(values, x) - slope @ x.flatten()
+        intercept = f(values, x) - slope @ (x - center).flatten()
         return torch.cat([slope, intercept[:, None]], 1) if bias else slope
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -29,9 +29,9 @@ def mixed_derivative(model: nn.Module, x: Tensor, bias: bool = True) -> np.ndarr
     return torch.cat([jacobian[name].flatten(2) for name in params], 2).numpy()
 
 
-def constraints(model: nn.Module, inputs: Tensor, bias: bool = True) -> np.ndarray:
+def constraints(model: nn.Module, inputs: Tensor, bias: bool = True, center: Tensor | float = 0.0) -> np.ndarray:
     """The mixed derivative of every example: (examples, outputs, slots, params)."""
-    return np.stack([mixed_derivative(model, x, bias) for x in inputs])
+    return np.stack([mixed_derivative(model, x, bias, center) for x in inputs])
 
 
 def whiten(C: np.ndarray, covariance: np.ndarray, bias: bool = True) -> np.ndarray:

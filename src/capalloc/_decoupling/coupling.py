@@ -8,19 +8,25 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from capalloc._energy.affine_stretch import AffineStretch
+from capalloc._energy.carriers import find
+from capalloc._energy.mixed_inputs import MOST_ENTRIES
 from capalloc._graph.capture import Graph
+from capalloc._model.input_metric import InputMetric
 from capalloc._operators.calls import arguments_of, per_axis
 from capalloc._operators.records import record
 
 #: Draws of a batch of pairs before settling for fewer than asked for.
 PAIR_DRAWS = 64
+#: Inputs above which a first layer is not run once along each.
+MOST_STEPS = 2**14
 
 
 def all_pairs(units: int) -> Tensor:
@@ -124,6 +130,36 @@ class ConvolutionRows:
 
 
 Rows = DenseRows | ConvolutionRows
+
+
+@dataclass(frozen=True)
+class FirstLayers:
+    """Layers that are affine in the inputs: their rows in the metric, as steps along z_i of x = mu + A z find them."""
+
+    stretch: AffineStretch
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, graph: Graph, metric: InputMetric) -> FirstLayers:
+        """Find them in a graph."""
+        assert metric.center is not None
+        return cls(AffineStretch.of(graph, find(graph), metric, metric.center))
+
+    def squared_cosines(self, gate: Node, pairs: Tensor) -> Tensor | None:
+        """(pairs,); None for a gate that reads no such layer, or where there are too many steps to take."""
+        source = gate.args[0]
+        if not isinstance(source, Node) or source not in self.stretch.values:
+            return None
+        inputs, entries = self.stretch.metric.num_inputs, self.stretch.values[source].numel()
+        if inputs > MOST_STEPS or inputs * entries > MOST_ENTRIES:
+            self.notes.append(
+                f"{inputs} inputs are too many to weigh the pairs of a first layer by the metric: its weights alone "
+                "weigh them"
+            )
+            return None
+        rows = _directions(self.stretch.columns(source).flatten(1).T.to("cpu", torch.float64))
+        parts = ((rows[some[:, 0]] * rows[some[:, 1]]).sum(1) for some in pairs.split(1024))
+        return torch.cat(list(parts)).square()
 
 
 def feeding_rows(graph: Graph, node: Node, depends: frozenset[Node]) -> Rows | None:

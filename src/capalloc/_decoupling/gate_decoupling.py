@@ -13,9 +13,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from capalloc._decoupling.coupling import feeding_rows, some_pairs
+from capalloc._decoupling.coupling import FirstLayers, feeding_rows, some_pairs
 from capalloc._decoupling.pair_estimates import ExamplePairs, PairEstimate, UnitPairs, Units
 from capalloc._decoupling.sites import Gated, GateSite, SeenGates
+from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._operators.calls import Operation
 from capalloc._operators.records import record
@@ -41,7 +43,15 @@ class GateTally:
     examples: ExamplePairs
 
     @classmethod
-    def of(cls, gated: Gated, seen: SeenGates, num_pairs: int, chosen: Tensor, generator: torch.Generator) -> GateTally:
+    def of(
+        cls,
+        gated: Gated,
+        seen: SeenGates,
+        num_pairs: int,
+        chosen: Tensor,
+        generator: torch.Generator,
+        first: FirstLayers | None,
+    ) -> GateTally:
         """Choose pairs and units when the first gates tell how many there are."""
         site, number = seen.site, seen.gates.shape[1]
         largest = largest_gate(seen.operation)
@@ -52,7 +62,7 @@ class GateTally:
         return cls(
             Units(None if largest is None else SATURATED * largest),
             UnitPairs(pairs, complete=len(pairs) == number * (number - 1) // 2),
-            _coupled(gated, site, number, num_pairs, generator),
+            _coupled(gated, site, number, num_pairs, generator, first),
             ExamplePairs(chosen, compared, complete=number <= MAX_UNITS),
         )
 
@@ -69,6 +79,7 @@ def decoupling(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     *,
+    metric: InputMetricLike = DEFAULT_METRIC,
     batch_size: int = 64,
     num_pairs: int = 2048,
     generator: torch.Generator | None = None,
@@ -86,6 +97,8 @@ def decoupling(
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
         outputs: from what the model returns to the tensor of constraint outputs; gates beside its path count too.
+        metric: of the inputs, as in `propagate`. Gates are those of the examples whatever it is; it says how alike the
+            units of the first layers are, W S W', and so weighs the pairs of their coupled decoupling.
         batch_size: examples at a time; it changes no result.
         num_pairs: pairs of units compared in each layer; all of them where there are no more.
         generator: chooses the pairs of units and the examples compared; a fixed seed by default.
@@ -104,19 +117,23 @@ def decoupling(
     """
     started = time.perf_counter()
     _check_counts(batch_size=batch_size, num_pairs=num_pairs)
-    gated = _gated(prepare(model, inputs, outputs), batch_size)
+    problem = prepare(model, inputs, outputs)
+    space = input_metric(metric, problem)
+    gated = _gated(problem, batch_size)
+    first = None if space.center is None else FirstLayers.of(gated.graph, space)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     chosen = torch.randperm(gated.examples, generator=generator)[:MAX_EXAMPLES].sort().values
     tallies: dict[GateSite, GateTally] = {}
     for seen in gated(progress):
         if seen.site not in tallies:
-            tallies[seen.site] = GateTally.of(gated, seen, num_pairs, chosen, generator)
+            tallies[seen.site] = GateTally.of(gated, seen, num_pairs, chosen, generator, first)
         tallies[seen.site].add(seen)
     attrs = {
         "num_examples": gated.examples,
+        "metric": space.word,
         "num_pairs": num_pairs,
         "examples_compared": len(chosen),
-        "notes": list(gated.notes),
+        "notes": [*gated.notes, *(first.notes if first else ())],
         "seconds": time.perf_counter() - started,
     }
     return Decoupling(_dataset(tallies, gated.examples).assign_attrs(attrs))
@@ -199,14 +216,24 @@ def _check_units(name: str, units: int) -> None:
         )
 
 
-def _coupled(gated: Gated, site: GateSite, units: int, num_pairs: int, generator: torch.Generator) -> UnitPairs | None:
-    """Pairs that the layer's weight couples, with the squared cosines of their rows."""
+def _coupled(
+    gated: Gated,
+    site: GateSite,
+    units: int,
+    num_pairs: int,
+    generator: torch.Generator,
+    first: FirstLayers | None,
+) -> UnitPairs | None:
+    """Pairs that the layer's weight couples, with the squared cosines of their rows; in the metric for first layers."""
     rows = feeding_rows(gated.graph, site.node, gated.depends) if site.kind == "activation" else None
     if rows is None:
         return None
     pairs = rows.pairs(units, num_pairs, generator)
     complete = len(pairs) < num_pairs or len(pairs) == units * (units - 1) // 2
-    return UnitPairs(pairs, complete, rows.squared_cosines(pairs)) if len(pairs) else None
+    if not len(pairs):
+        return None
+    cosines = first.squared_cosines(site.node, pairs) if first else None
+    return UnitPairs(pairs, complete, rows.squared_cosines(pairs) if cosines is None else cosines)
 
 
 def _dataset(tallies: dict[GateSite, GateTally], examples: int) -> xr.Dataset:

@@ -14,11 +14,14 @@ import xarray as xr
 from torch import Tensor
 from torch.fx import Node
 
+from capalloc._energy.affine_stretch import InputStart
 from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
 from capalloc._energy.rates import NotedEnergies, SummedEnergies, stretches_of
 from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.trace import Watch
+from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, prepare
 from capalloc.results.scaling import Scaling
 
@@ -33,6 +36,7 @@ def scaling(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     *,
+    metric: InputMetricLike = DEFAULT_METRIC,
     batch_size: int | Literal["auto"] = "auto",
     dtype: Precision = "auto",
     products: Products | None = None,
@@ -51,6 +55,7 @@ def scaling(
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored.
         outputs: from what the model returns to the tensor where paths end.
+        metric: energies of the inputs, as in `propagate`; of a covariance its variances count alone.
         batch_size: examples walked at once.
         dtype: of the path energies, as in `propagate`.
         products: as in `propagate`.
@@ -65,7 +70,9 @@ def scaling(
     """
     started = time.perf_counter()
     problem = prepare(model, inputs, outputs, traced=True)
+    space = input_metric(metric, problem)
     batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products)
+    batches = replace(batches, start=InputStart(space.variances))  # paths that start at the constant do not count
     trails = Trails.of(batches.graph, batches.carriers)
     blocks, stretches = trails.blocks(), stretches_of(trails)
     tally = SummedEnergies(blocks, stretches)
@@ -87,7 +94,7 @@ def scaling(
         "block": np.array([block.name for block in blocks], object),
         "layer": np.array([layer.name for layer in stretches], object),
     }
-    attrs = {"num_examples": batches.examples, "seconds": time.perf_counter() - started}
+    attrs = {"num_examples": batches.examples, "metric": space.word, "seconds": time.perf_counter() - started}
     return Scaling(xr.Dataset(columns, coords, attrs))
 
 

@@ -16,6 +16,8 @@ from capalloc._depth.compare_gradients import shattering
 from capalloc._depth.locate_field import receptive_field
 from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
+from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc.results.diagnosis import FIELD, Diagnosis
 from capalloc.results.receptive_field import Extent
@@ -26,6 +28,7 @@ def diagnose(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     *,
+    metric: InputMetricLike = DEFAULT_METRIC,
     num_examples: int = 8,
     generator: torch.Generator | None = None,
     products: Products | None = None,
@@ -39,6 +42,7 @@ def diagnose(
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
         outputs: from what the model returns to the tensor where paths end.
+        metric: energies of the inputs for `scaling` and `receptive_field`; `shattering` takes none.
         num_examples: examples whose gradients are compared, the first ones.
         generator: as in `shattering`.
         products: as in `propagate`.
@@ -49,17 +53,18 @@ def diagnose(
     """
     problem = export_once(prepare(model, inputs, outputs, traced=True))
     shattered = shattering(problem, problem.inputs, num_examples=num_examples, generator=generator, products=products)
-    scaled = scaling(problem, problem.inputs, products=products)
+    scaled = scaling(problem, problem.inputs, metric=metric, products=products)
     attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}
-    parts = [scaled.data, shattered.data, _field(problem)]
+    parts = [scaled.data, shattered.data, _field(problem, metric)]
     return Diagnosis(xr.merge([part.drop_attrs() for part in parts]).assign_attrs(attrs))
 
 
-def _field(problem: Problem) -> xr.Dataset:
+def _field(problem: Problem, metric: InputMetricLike) -> xr.Dataset:
     """The field by input axis; by none where no path reaches the central position on these examples."""
     axes: dict[str, Extent] = {}
     with suppress(ValueError):
-        axes.update(receptive_field(problem, problem.inputs, batch_size=2).axes)  # what is shared holds from 2 on
+        # What is shared holds from a batch of 2 on.
+        axes.update(receptive_field(problem, problem.inputs, metric=metric, batch_size=2).axes)
     columns = {
         name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))
         for name in FIELD[1:]

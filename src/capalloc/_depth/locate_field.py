@@ -19,6 +19,8 @@ from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._energy.support import at_position
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
+from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
 from capalloc.results.images import smallest_region
 from capalloc.results.receptive_field import MAP_NAMES, Extent, Index, ReceptiveField, extent_columns, shown
@@ -34,6 +36,7 @@ def receptive_field(
     output_position: Position = None,
     gates: GateSource = "data",
     of: Literal["energy", "capacity"] = "energy",
+    metric: InputMetricLike = DEFAULT_METRIC,
     batch_size: int = 1,
     progress: bool = False,
 ) -> ReceptiveField:
@@ -52,6 +55,7 @@ def receptive_field(
             (examples, classes) are taken whole.
         gates: as in `propagate`; the theoretical field does not depend on them.
         of: what the effective field is of, "energy" or "capacity".
+        metric: energies of the inputs, as in `propagate`; the theoretical field does not depend on them.
         batch_size: examples walked at once.
         progress: show a progress bar over batches.
 
@@ -74,7 +78,8 @@ def receptive_field(
     if of not in MAP_NAMES:
         raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
     problem = prepare(model, inputs, outputs)
-    batches = Batches.of(problem, gates, batch_size, progress=progress)
+    space = input_metric(metric, problem)
+    batches = Batches.of(problem, gates, batch_size, progress=progress, metric=space)
     with seeded(0, problem.probe.device):
         like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
         program = trace(batches.graph, like, "unit", set(problem.params), layers=False)
@@ -93,6 +98,7 @@ def receptive_field(
         "output_position": position,
         "of": of,
         "gates": gates,
+        "metric": space.word,
         "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut],
     }
     return ReceptiveField(xr.Dataset(maps | extent_columns(extents), {"axis": list(extents)}, attrs))

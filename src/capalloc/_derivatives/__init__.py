@@ -2,15 +2,11 @@
 
 from capalloc._derivatives.autograd import exact_derivatives
 from capalloc._derivatives.constraints import Constraints
-from capalloc._derivatives.metric import Directions, InputMetric, input_metric
 from capalloc._derivatives.verify import Choice, choose_jacobian
 
 __all__ = [
     "Choice",
     "Constraints",
-    "Directions",
-    "InputMetric",
     "choose_jacobian",
     "exact_derivatives",
-    "input_metric",
 ]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capalloc._derivatives.metric import Directions
 from capalloc._derivatives.rows import Replay
+from capalloc._model.input_metric import Directions
 from capalloc._model.problem import Problem
 
 

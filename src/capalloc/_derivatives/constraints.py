@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from capalloc._derivatives.metric import InputMetric
 from capalloc._derivatives.rows import RowMaker
 from capalloc._linalg.row_block import RowBlock, block_of
+from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem
 
 

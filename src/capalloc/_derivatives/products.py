@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from capalloc._derivatives.autograd import differentiable
-from capalloc._derivatives.metric import InputMetric
 from capalloc._derivatives.rows import Replay, add_use, any_jvp, any_vjp
 from capalloc._derivatives.tape import Tape, TappedCall, names_of, outputs_with
+from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem
 
 
@@ -69,8 +69,7 @@ class ConstraintOperator:
         own = dict(model.named_parameters())
         probe = problem.probe.to(dtype)
         moved = replace(problem, model=model, params={name: own[name] for name in problem.params}, probe=probe)
-        root = None if space.root is None else space.root.to(dtype)
-        return ConstraintOperator(moved, replace(space, root=root, like=probe), self.name)
+        return ConstraintOperator(moved, space.to(probe), self.name)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from capalloc._derivatives.metric import Directions
 from capalloc._derivatives.tape import Tape, TappedModel, outputs_with
+from capalloc._model.input_metric import Directions
 from capalloc._model.problem import Problem
 
 TensorTuple = tuple[Tensor, ...]

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from capalloc._derivatives.autograd import LoopRows, differentiable
 from capalloc._derivatives.gram_factors import PlainParts, TappedParts
-from capalloc._derivatives.metric import Directions, InputMetric
 from capalloc._derivatives.products import PRODUCT_WAYS, ConstraintOperator, split
 from capalloc._derivatives.rows import FactoredRows, GradientRows, Push, Replay, RowMaker, push_forward, push_reverse
 from capalloc._derivatives.tape import tap_model
 from capalloc._model.checks import agree, run
+from capalloc._model.input_metric import Directions, InputMetric
 from capalloc._model.problem import Problem, seeded
 
 P = ParamSpec("P")
@@ -172,8 +172,8 @@ def _by_autograd(
 ) -> dict[str, Tensor]:
     """C' r of one example by reverse over reverse, for r = weights (x) rho."""
     n = space.num_inputs
-    along = space.times_root(rho[:n]).reshape(1, *space.shape)
-    directions = Directions(along, space.intercept, torch.arange(1 + space.intercept))
+    along = space.along(rho[:n]).reshape(1, *space.shape)
+    directions = Directions(along, space.intercept, torch.arange(1 + space.intercept), space.center)
     rows = LoopRows(problem).mixed(x, directions, weights, replay)
     return {name: part[0] + (rho[n] * part[1] if space.intercept else 0) for name, part in rows.items()}
 

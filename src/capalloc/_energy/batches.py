@@ -9,11 +9,13 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
+from capalloc._energy.affine_stretch import InputStart
 from capalloc._energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
 from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.markov import Batch
 from capalloc._energy.trace import NOTHING_WATCHED, Watch, trace
 from capalloc._graph.capture import Graph, capture
+from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, seeded
 from capalloc._runtime.memory import available_bytes
 
@@ -40,6 +42,7 @@ class Batches:
     carriers: Carriers = field(default_factory=Carriers)
     products: Products = field(default_factory=dict)
     watch: Watch = NOTHING_WATCHED
+    start: InputStart | None = None
 
     @classmethod
     def of(
@@ -51,6 +54,7 @@ class Batches:
         dtype: Precision = "auto",
         progress: bool = False,
         products: Products | None = None,
+        metric: InputMetric | None = None,
     ) -> Batches:
         """Capture the model at the batch size; without data gates one example stands for all."""
         examples = problem.count() if gates == "data" else 1
@@ -65,7 +69,8 @@ class Batches:
         products = products or NO_PRODUCTS
         carriers = find(graph, products)
         check_gates(carriers, gates)
-        return cls(problem, graph, gates, examples, dtype, progress, carriers, products)
+        start = None if metric is None else InputStart.of(graph, carriers, metric)
+        return cls(problem, graph, gates, examples, dtype, progress, carriers, products, start=start)
 
     @property
     def number(self) -> int:
@@ -88,6 +93,7 @@ class Batches:
                     layers=layers,
                     carriers=self.carriers,
                     watch=self.watch,
+                    start=self.start,
                 )
             seed = torch.ones_like(program.values[program.output])
             seed[count:] = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -49,6 +49,7 @@ def solve(
     loss = counted.loss(table)
     rows = {name: k if table else 0 for k, name in enumerate(names)}
     slots = program.layers if layers else {}
+    marked = tuple(slot for layer in slots.values() for slot in layer)
     lost = spaces.find(program, usage) if linear else None
     shape = program.values[program.input].shape[1:]
     if not single:
@@ -58,7 +59,7 @@ def solve(
     for program, seed in batches(layers) if not single else once:
         if not single:
             flow = sweep.law(program, seed * usage.output_weight(program))
-        for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, tuple(slots.values())).items():
+        for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, marked).items():
             accumulate(held, [slot], [_over_examples(capacity, len(seed))])
         program.forget()
     result = MarkovCapacity(
@@ -66,7 +67,7 @@ def solve(
         by_input=held.get(program.input, loss.new_zeros(len(loss), *shape)),
         bias=held.get(program.constant, loss.new_zeros(len(loss))),
         by_parameter=counted.alive - counted.lost,
-        layers={name: held[slot].sum(0) for name, slot in slots.items() if slot in held},
+        layers={name: total.sum(0) for name, layer in slots.items() if (total := _sum(held, layer)) is not None},
         symmetries=round(float(counted.lost.sum())),
         exact_symmetries=usage.potentials.exact,
         alive=counted.alive,
@@ -93,7 +94,7 @@ def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     usage: Usage | None = None
     for program, seed in batches:
         usage = usage or Usage(program.channels.resolve())
-        slots = {program.input, program.constant, *program.layers.values()}
+        slots = {program.input, program.constant, *(slot for layer in program.layers.values() for slot in layer)}
         adjoint = sweep.law(program, seed * usage.output_weight(program), tuple(slots)).at_slots
         for slot in slots & adjoint.keys():
             accumulate(held, [slot], [_over_examples((program.values[slot] * adjoint[slot])[None], len(seed))[0]])
@@ -101,7 +102,7 @@ def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     inputs = held[program.input]
     constant = held.get(program.constant, inputs.new_zeros(()))
     whole = inputs.sum() + constant
-    marked = {name: held[slot] / whole for name, slot in program.layers.items() if slot in held}
+    marked = {name: total / whole for name, layer in program.layers.items() if (total := _sum(held, layer)) is not None}
     return inputs / whole, constant / whole, marked
 
 
@@ -118,6 +119,12 @@ def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, Firs
     assert usage is not None
     assert last is not None
     return usage, last
+
+
+def _sum(held: Cotangents, slots: Sequence[int]) -> Tensor | None:
+    """Sum over a layer's slots; None where no path passes it."""
+    found = [held[slot] for slot in slots if slot in held]
+    return sum(found[1:], found[0]) if found else None
 
 
 def _over_examples(capacity: Tensor, examples: int) -> Tensor:

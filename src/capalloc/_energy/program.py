@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,7 +61,10 @@ class Step:
         args = [_times(instead.get(slot, values[slot]), f) for slot, f in zip(self.args, self.factors, strict=True)]
         positions = [k for k, slot in enumerate(self.args) if slot in wanted]
         pulled: dict[int, Tensor] = {}
-        for k, found in zip(positions, self.map.pull(_times(cotangent, self.scale), args, positions), strict=True):
+        own = getattr(self.map, "sources", None) if any(slot in instead for slot in self.args) else None
+        for k, found in zip(
+            positions, (own or self.map).pull(_times(cotangent, self.scale), args, positions), strict=True
+        ):
             slot, scaled = self.args[k], _times(found, self.factors[k])
             pulled[slot] = pulled[slot] + scaled if slot in pulled else scaled
         return [pulled[slot] for slot in wanted]
@@ -77,6 +80,7 @@ class Edge:
     written: Tensor
     out_labels: Tensor  # broadcastable to the step's output
     others: tuple[tuple[Tensor, Tensor], ...] = ()  # (read, written) for each further class of positions
+    again: bool = False  # a use that another edge stands for, seen a second time by the constant's own paths
 
     @property
     def sides(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -97,7 +101,7 @@ class Program:
     edges: list[Edge] = field(default_factory=list)
     params: dict[str, int] = field(default_factory=dict)  # selected parameter -> slot
     channels: Channels = field(default_factory=Channels)
-    layers: dict[str, int] = field(default_factory=dict)  # layer name -> slot
+    layers: dict[str, tuple[int, ...]] = field(default_factory=dict)  # layer name -> slots
     nodes: dict[str, int] = field(default_factory=dict)  # node of the graph that is watched -> slot
     input: int = -1
     constant: int = -1
@@ -109,6 +113,11 @@ class Program:
     decoupled: list[Energy] = field(default_factory=list)
     uneven: list[Tensor] = field(default_factory=list)
     apart: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    side: Literal["both", "inputs", "constant"] = "both"  # whose paths are being traced
+    begun: bool = False  # whether a free parameter would have started paths while those of the inputs were traced
+    #: takes the next map with weights whole, from the inputs
+    mix: Callable[[EnergyMap, Energy, Energy], tuple[EnergyMap, Energy]] | None = None
+    nothing: set[int] = field(default_factory=set)  # signals without any path
 
     # -- leaves ---------------------------------------------------------------------------------------------
 
@@ -126,6 +135,13 @@ class Program:
         self.needed |= {self.constant, self.input}
         return energy
 
+    def none(self, shape: Sequence[int]) -> Energy:
+        """Add a signal without any path."""
+        zeros = self.values[self.constant].new_zeros(()).expand(tuple(shape))
+        energy = self.leaf(zeros, labels=torch.tensor(NOTHING))
+        self.nothing.add(energy.slot)
+        return energy
+
     def parameter(self, name: str, value: Tensor) -> Energy:
         """Add a selected parameter; squares are taken of the rescaled value, so none is lost to underflow."""
         mantissa, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
@@ -141,6 +157,10 @@ class Program:
 
     def revalue(self, weight: Energy, value: Tensor) -> Energy:
         """Replace a leaf whose paths carry another weight than its own, such as a bias with a mean folded in."""
+        if self.side == "inputs":
+            return weight
+        if self.side == "constant":  # where its value is 0 it may be more at x = mu
+            value = torch.where(value == 0, 1.0, value)
         names = [name for name, slot in self.params.items() if slot == weight.slot]
         return self.parameter(names[0], value) if names else self.fixed_weight(value)
 
@@ -161,6 +181,8 @@ class Program:
         scale = math.ldexp(1.0, -shift)
         self.steps.append(Step(fn, tuple(a.slot for a in args), factors, scale, out.slot, moves))
         self.free[out.slot] = labels is None and any(self.free[a.slot] for a in args)
+        if signals and self.nothing.issuperset(signals):
+            self.nothing.add(out.slot)
         return out
 
     def move(self, fn: EnergyFunction, *args: Energy) -> Energy:
@@ -200,9 +222,14 @@ class Program:
         others: tuple[tuple[Tensor, Tensor], ...] = (),
     ) -> Energy:
         """Apply a parametric linear map: edges from channels `read` to channels `written`, tied where not free."""
+        if self.mix is not None and self.free[weight.slot]:
+            (fn, signal), self.mix = self.mix(as_map(fn), signal, weight), None
         out = self.step(fn, [signal, weight], out_labels)
+        if signal.slot in self.nothing:
+            return out
         if self.free[weight.slot]:
-            self.edges.append(Edge(len(self.steps) - 1, weight.slot, read, written, out_labels, others))
+            again = self.side == "constant" and signal.slot != self.constant
+            self.edges.append(Edge(len(self.steps) - 1, weight.slot, read, written, out_labels, others, again))
             self.needed.add(signal.slot)
             if out_labels.numel() != written.numel():  # then a unit's energy is not the sum over its weights
                 self.needed.add(out.slot)
@@ -214,14 +241,42 @@ class Program:
 
     def begin(self, weight: Energy) -> Energy:
         """Start paths at the constant input with a parameter: a bias."""
+        if self.side == "inputs":
+            self.begun |= self.free[weight.slot]
+            return self.none(weight.shape)
         labels = self.channels.fresh(weight.shape)
         ground = torch.full((), GROUND)
         return self.weigh(Product(), self._constant(), weight, ground, labels, labels)
 
     def fixed(self, value: Tensor) -> Energy:
         """Start paths at the constant input with a fixed number."""
-        labels = torch.where(value != 0, GROUND, NOTHING).cpu()  # where it is 0 no path starts
+        if self.side == "inputs":
+            return self.none(value.shape)
+        return self.stand(value, torch.where(value != 0, GROUND, NOTHING).cpu())  # where it is 0 no path starts
+
+    def stand(self, value: Tensor, labels: Tensor | None) -> Energy:
+        """Start paths at the constant input with fixed numbers that channels `labels` hold."""
         return self.step(Product(), [self._constant(), self.fixed_weight(value)], labels)
+
+    def coherent(self, inputs: Energy, constant: Energy | None, at_mean: Tensor) -> Energy | None:
+        """Give the constant's paths that meet in a unit before any gate the energy of its value at x = mu.
+
+        Those that arrive share it in proportion to their energies; where none does it starts anew.
+        """
+        square = at_mean.to(self.dtype).square()
+        if constant is None or constant.slot in self.nothing:
+            return self.stand(at_mean, inputs.labels)
+        assert inputs.labels is not None
+        assert constant.labels is not None
+        self.channels.tie(inputs.labels, constant.labels)
+        arrived = self.values[constant.slot].expand(square.shape) * 2.0 ** self.exponents[constant.slot]
+        shared = self.step(Gate(torch.where(arrived > 0, square / arrived, 0.0)), [constant], constant.labels)
+        missing = torch.where(arrived > 0, 0.0, at_mean)
+        return self.add(shared, self.stand(missing, inputs.labels)) if bool((missing != 0).any()) else shared
+
+    def whole(self, inputs: Energy, constant: Energy | None, at_mean: Tensor) -> Energy:
+        """Join the paths from the inputs and from the constant."""
+        return self.add(inputs, self.stand(at_mean, inputs.labels) if constant is None else constant)
 
     def release(self, slots: Iterable[int]) -> None:
         """Let go of signals whose energies no sweep reads; a step's adjoint asks for their shape alone."""

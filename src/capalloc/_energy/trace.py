@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,8 +14,10 @@ from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from capalloc._energy.affine_stretch import AffineStretch, InputStart, Parts
 from capalloc._energy.carriers import Carriers, find
 from capalloc._energy.gate_sources import GateSource
+from capalloc._energy.mixed_inputs import mixed, whole
 from capalloc._energy.program import Energy, Program
 from capalloc._energy.rules import Call, Traced, value_of
 from capalloc._energy.rules.any_linear_operator import linear_operator
@@ -48,6 +50,7 @@ def trace(
     layers: bool = True,
     carriers: Carriers | None = None,
     watch: Watch = NOTHING_WATCHED,
+    start: InputStart | None = None,
 ) -> Program:
     """Trace the energy network of a batch.
 
@@ -60,11 +63,12 @@ def trace(
         layers: keep every layer's energies.
         carriers: what carries path energy, if it has been found before.
         watch: nodes to note or to change.
+        start: how paths start; by default with energy 1 at every input, and at the constant one by one.
 
     """
     carriers = carriers or find(graph)
     program = Program(dtype, found=graph.found)
-    tracing = _Tracing(program, gates, carriers, watch)
+    tracing = _Tracing(program, gates, carriers, watch, start or InputStart(torch.ones_like(batch[0])))
     tracing.start(graph, batch, selected)
     known = tracing.known
     users: Counter[int] = Counter()  # nodes to come that hold an energy
@@ -72,9 +76,9 @@ def trace(
         made = len(program.values)
         for node, done in interpret(graph, known, tracing.call, carriers.reads):
             slots = _slots(known[node])
-            _name_layer(program, node, known[node].energy)
+            _name_layer(program, node, known[node])
             if layers:
-                program.needed.update(program.layers.values())
+                program.needed.update(slot for layer in program.layers.values() for slot in layer)
             if node in watch.nodes and slots:
                 program.nodes[node.name] = slots[0]
             users.update(slots)
@@ -102,6 +106,7 @@ class _Tracing:
     gates: GateSource
     carriers: Carriers
     watch: Watch
+    inputs: InputStart
     known: dict[Node, Traced] = field(default_factory=dict)
     leaves: dict[Node, Energy] = field(default_factory=dict)  # of parameters seen through functions of their entries
 
@@ -112,10 +117,15 @@ class _Tracing:
 
     def _leaf(self, graph: Graph, node: Node, batch: Tensor, selected: set[str]) -> Traced:
         if node.name == graph.input:
-            return Traced(batch, self.program.start(torch.ones_like(batch)))
+            energy = self.program.start(self.inputs.energies.to(batch).expand_as(batch).contiguous())
+            stretch = self.inputs.stretch
+            return self._parts(stretch, node, batch, energy, None) if stretch else Traced(batch, energy)
         value, name = graph.constants.get(node.name), graph.params.get(node.name)
         if name is None or name not in selected or value is None:
             return Traced(value)
+        if self.inputs.stretch and node in self.inputs.stretch.biases:
+            # It stands for the stretch's value at x = mu, which need not be 0 where the parameter is.
+            return Traced(value, self.program.parameter(name, torch.where(value == 0, 1.0, value)))
         if node not in self.carriers.reparametrised:
             energy = self.program.parameter(name, value)
             return Traced(value, energy if node in self.carriers.carrying else None)
@@ -132,11 +142,50 @@ class _Tracing:
     def call(self, node: Node, arguments: dict[str, Any]) -> Traced:
         """Run a node on values and on energies."""
         result = invoke(node.target, {name: value_of(argument) for name, argument in arguments.items()})
+        stretch = self.inputs.stretch
+        if stretch and node in stretch.values:
+            return self._affine(stretch, node, arguments, result)
         traced = Traced(result, self._energy(node, arguments, result) if node in self.carriers.carrying else None)
         factor = self.watch.multipliers.get(node, 1.0)
         if factor == 1.0:
             return traced
         return Traced(traced.value * factor, self.program.gate(traced.energy, factor**2))
+
+    def _affine(self, stretch: AffineStretch, node: Node, arguments: dict[str, Any], result: Any) -> Traced:
+        """Trace a node of the affine stretch twice: the inputs' paths, then the constant's."""
+        program, edges = self.program, len(self.program.edges)
+        read = [part for part in pytree.tree_leaves(arguments) if isinstance(part, Parts)]
+        started = any(part.constant is not None for part in read)
+        program.side, program.begun = "inputs", False
+        if stretch.mixes and not started:
+            program.mix = lambda fn, signal, weight: mixed(program, stretch.columns(node), fn, signal, weight)
+        inputs = self._energy(node, _on_side(arguments, lambda p: p.inputs), result)
+        free = len(program.edges) > edges or program.begun
+        if stretch.mixes and not started and len(program.edges) > edges + 1:
+            raise ValueError(
+                f"a metric with covariances takes no first layer of several maps, as {module_path(node)!r} has: "
+                "use metric='variance'"
+            )
+        program.side, program.mix, constant = "constant", None, None
+        started |= program.begun
+        if started:
+            constant = self._energy(node, _on_side(arguments, partial(_constant_of, program)), result)
+        program.side = "both"
+        if inputs is not None and (started or free):
+            constant = _zip(program.coherent, inputs, constant, stretch.values[node])
+        return self._parts(stretch, node, result, inputs, constant)
+
+    def _parts(self, stretch: AffineStretch, node: Node, value: Any, inputs: Any, constant: Any) -> Traced:
+        """Put both sides together for what is no more of the stretch."""
+        if inputs is None:
+            return Traced(value)
+        joined = inputs
+        if any(user not in stretch.values for user in node.users):
+            if stretch.mixes and constant is None and isinstance(inputs, Energy):
+                alone, start = whole(self.program, stretch.columns(node), inputs)
+                joined = self.program.step(alone, [start], inputs.labels)
+            joined = _zip(self.program.whole, joined, constant, stretch.values[node])
+        return Parts(value, joined, inputs, constant)
 
     def _energy(self, node: Node, arguments: dict[str, Any], result: Any) -> Any:
         carriers = self.carriers
@@ -172,10 +221,33 @@ def _has_gradient(result: Any) -> bool:
 
 
 def _slots(traced: Traced) -> list[int]:
-    energies = traced.energy if isinstance(traced.energy, tuple) else (traced.energy,)
-    return [energy.slot for energy in energies if energy is not None]
+    sides = [traced.energy, *((traced.inputs, traced.constant) if isinstance(traced, Parts) else ())]
+    energies = [energy for side in sides for energy in (side if isinstance(side, tuple) else (side,))]
+    return list(dict.fromkeys(energy.slot for energy in energies if energy is not None))
 
 
-def _name_layer(program: Program, node: Node, energy: Any) -> None:
-    if isinstance(energy, Energy) and energy.is_signal:
-        program.layers[module_path(node) or node.name] = energy.slot
+def _name_layer(program: Program, node: Node, traced: Traced) -> None:
+    if isinstance(traced.energy, Energy) and traced.energy.is_signal:
+        sides = [traced.inputs, traced.constant] if isinstance(traced, Parts) else [traced.energy]
+        program.layers[module_path(node) or node.name] = tuple(side.slot for side in sides if side is not None)
+
+
+def _on_side(arguments: dict[str, Any], side: Callable[[Parts], Any]) -> dict[str, Any]:
+    """Leave of what belongs to the affine stretch the energy of one side."""
+    chosen = lambda a: Traced(a.value, side(a)) if isinstance(a, Parts) else a  # noqa: E731
+    return pytree.tree_map(chosen, arguments)  # type: ignore[no-any-return]
+
+
+def _constant_of(program: Program, parts: Parts) -> Any:
+    """The constant's paths, or none where they have not started."""
+    if parts.constant is not None:
+        return parts.constant
+    return _zip(lambda energy: program.none(energy.shape), parts.inputs)
+
+
+def _zip(function: Callable[..., Any], first: Any, *others: Any) -> Any:
+    """Apply a function to one energy after the other of an operator with several results."""
+    if not isinstance(first, tuple):
+        return None if first is None else function(first, *others)
+    rest = [other if isinstance(other, (tuple, list)) else [other] * len(first) for other in others]
+    return tuple(_zip(function, *each) for each in zip(first, *rest, strict=True))

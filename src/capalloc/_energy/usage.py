@@ -100,7 +100,7 @@ def shares(program: Program, usage: Usage) -> Shares:
     mine: dict[str, list[Rescaled]] = {name: [] for name in names}
     for edge in program.edges:
         used = usage.through_params.get(edge.weight)
-        if used is not None:
+        if used is not None and not edge.again:
             component = usage.potentials.component
             for read, written in edge.sides:
                 crossing = _crossing(used, usage.all_used(edge.weight), component[read], component[written])

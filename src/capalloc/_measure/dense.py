@@ -11,13 +11,14 @@ import numpy as np
 import torch
 import xarray as xr
 
-from capalloc._derivatives import Choice, Constraints, InputMetric, choose_jacobian
+from capalloc._derivatives import Choice, Constraints, choose_jacobian
 from capalloc._linalg.gram_root import GramPass, GramSum, Root, gram_passes, root_of_gram
 from capalloc._linalg.halves import Halved, Halves, half_total
 from capalloc._linalg.leverage import AllRows, Scores, ScoreTable, Triangle, accumulate, inverse_root, polar_factor
 from capalloc._linalg.row_block import RowBlock, block_of
 from capalloc._measure.forecast import forecast_dense, progress_bar
 from capalloc._measure.task import Task
+from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, axis_names
 from capalloc._runtime.memory import Size
 from capalloc._runtime.steps import Steps

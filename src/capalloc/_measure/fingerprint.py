@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from capalloc._derivatives import InputMetric
+from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, seeded
 from capalloc._runtime.checkpoint import Fingerprint
 from capalloc._runtime.packing import as_bytes
@@ -26,7 +26,7 @@ def fingerprint(problem: Problem, space: InputMetric, x: Tensor, seed: int, sett
         "params": digest(*problem.params),
         "inputs": f"{tuple(x.shape)} {digest(x)}",
         "outputs": [float(len(outputs)), *outputs[:SHOWN].double().tolist()],
-        "metric": "identity" if space.root is None else digest(space.root),
+        "metric": "identity" if space.root is None else digest(*space.tensors()),
         "intercept": str(space.intercept),
         "seed": seed,
         **{name: plain(value) for name, value in settings.items()},

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from capalloc._derivatives import exact_derivatives
+from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.dense import DENSE_PASSES, DENSE_TYPES, measure_dense
 from capalloc._measure.fingerprint import digest, fingerprint
 from capalloc._measure.forecast import Forecast
 from capalloc._measure.ridge import check_ridge
 from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, measure_stochastic, parts_of_slots
-from capalloc._measure.task import Task, make_task
+from capalloc._measure.task import Task, make_task, told_still
 from capalloc._model.checks import check_batch_size
+from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
 from capalloc._runtime.distributed import joined
 from capalloc._runtime.memory import Plan, Size
@@ -52,7 +54,7 @@ def measure(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
-    metric: Tensor | None = None,
+    metric: InputMetricLike = DEFAULT_METRIC,
     ridge: float = 0.0,
     intercept: bool = True,
     *,
@@ -69,7 +71,7 @@ def measure(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
-    metric: Tensor | None = None,
+    metric: InputMetricLike = DEFAULT_METRIC,
     *,
     ridge: Sequence[float],
     intercept: bool = True,
@@ -85,7 +87,7 @@ def measure(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
-    metric: Tensor | None = None,
+    metric: InputMetricLike = DEFAULT_METRIC,
     ridge: float | Sequence[float] = 0.0,
     intercept: bool = True,
     *,
@@ -113,8 +115,10 @@ def measure(
         inputs: a tensor with a leading examples axis, or an iterable of such batches; labels in (x, y) batches are
             ignored.
         outputs: a function from what the model returns to the tensor of constraint outputs.
-        metric: input metric S: None for the identity, variances of one example's shape, or a covariance, (n, n)
-            or that shape twice over.
+        metric: input metric S: "identity", unit energy of every input about zero; "variance" of each input over the
+            examples, or their "covariance", shrunk as by Ledoit and Wolf (docs/theory.md, section 2); or variances of
+            one example's shape, or a covariance, (n, n) or that shape twice over. With all but the first the
+            constant's slot stands at the mean of the examples. None is the identity.
         ridge: non-negative, in units of G; or several, all positive, for the stochastic solver: solutions at one
             start those at the next smaller one, and the same probes serve all, so that differences between the maps
             are better known than the maps.
@@ -140,8 +144,8 @@ def measure(
         difference once more.
 
     Raises:
-        ValueError: bad settings, a metric that is no covariance, examples that interact, random draws that do not
-            repeat, constraints that are not finite, or the stochastic solver without a ridge.
+        ValueError: bad settings, a metric that is no covariance or that the data cannot give, examples that interact,
+            random draws that do not repeat, constraints that are not finite, or the stochastic solver without a ridge.
         TypeError: inputs or outputs that no method can use.
         MemoryError: the solver or one example would not fit.
         RankError: another rank failed, died or hangs.
@@ -174,6 +178,7 @@ def measure(
             _warn_if_flat(task.size, ridges[0])
             answers = {ridges[0]: measure_dense(task, ridges[0], asked, run, steps)}
         steps.close()
+        answers = {one: told_still(found, task.x) for one, found in answers.items()}
     return answers[ridges[0]] if isinstance(ridge, (int, float)) else answers
 
 

@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from capalloc._derivatives import exact_derivatives
+from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import plan_examples
 from capalloc._measure.task import make_task
+from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Stochastic
@@ -49,7 +51,7 @@ def mean_eigenvalue(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
-    metric: Tensor | None = None,
+    metric: InputMetricLike = DEFAULT_METRIC,
     intercept: bool = True,
     *,
     params: ParamSelection = None,
@@ -63,7 +65,7 @@ def mean_eigenvalue(
         model: as in `measure`, and so are the next ones.
         inputs: the examples.
         outputs: the outputs that count.
-        metric: the metric of the inputs.
+        metric: the metric of the inputs, as in `measure`.
         intercept: give the bias an input of its own.
         params: the parameters that count.
         num_probes: more make it more precise; its relative standard error is root 2 / num_probes at most.

@@ -13,7 +13,6 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from capalloc._derivatives import InputMetric
 from capalloc._linalg.block_cg import Iterate, Mark
 from capalloc._linalg.lanczos import Quadrature, Recurrence, quadrature
 from capalloc._measure.estimates import Estimate, Estimates
@@ -23,6 +22,7 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.forecast import Forecast, progress_bar
 from capalloc._measure.probe import Probing, Round, State, advance, begin_state
 from capalloc._measure.task import Task
+from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import axis_names
 from capalloc._runtime.memory import Plan
 from capalloc._runtime.steps import Steps

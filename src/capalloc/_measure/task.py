@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capalloc._derivatives import InputMetric, input_metric
+from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.checks import check_examples
 from capalloc._model.examples_digest import digest_of_examples
+from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
+from capalloc._model.input_moments import note_of_still
 from capalloc._model.problem import (
     ModelLike,
     OutputSelection,
@@ -25,6 +27,7 @@ from capalloc._model.problem import (
 )
 from capalloc._runtime.distributed import Local, Reducer
 from capalloc._runtime.memory import Budget, Size, budget_of
+from capalloc.results.allocation import Allocation
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,6 @@ class Task:
 
     def attrs(self) -> dict[str, Any]:
         """Return what is written down whatever the solver."""
-        root = self.space.root
         return {
             "kind": "measured",
             "num_params": self.size.params,
@@ -56,7 +58,7 @@ class Task:
             "data_digest": digest_of_examples(self.x),
             "num_outputs": self.size.outputs,
             "intercept": self.space.intercept,
-            "metric": "identity" if root is None else ("variances", "covariance")[root.ndim - 1],
+            "metric": self.space.word,
             "seconds": time.perf_counter() - self.started,
         }
 
@@ -65,7 +67,7 @@ def make_task(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
-    metric: Tensor | None = None,
+    metric: InputMetricLike = DEFAULT_METRIC,
     intercept: bool = True,
     params: ParamSelection = None,
     *,
@@ -77,14 +79,20 @@ def make_task(
     """Prepare and check everything; all ranks take the seed of the first."""
     started = time.perf_counter()
     problem = prepare(model, inputs, outputs, params, dtype=torch.float64)
-    space = input_metric(metric, problem.probe, bool(intercept))
     seed = (reducer or Local()).share(_seed(generator))
     x = torch.cat(list(problem.batches(1024)))
+    space = input_metric(metric, problem, bool(intercept))
     num_outputs, draws = check_examples(problem, x[:2], seed)
     size = Size(len(x), num_outputs, space.num_slots, problem.num_params)
     given = next(iter(iterate_batches(problem.inputs))).dtype
     precision = torch.promote_types(given, torch.float32)
     return Task(problem, space, x, size, seed, draws, precision, batch_size, budget_of(x.device, max_bytes), started)
+
+
+def told_still(found: Allocation, inputs: Tensor | Iterable[Any]) -> Allocation:
+    """Name in a note the inputs that hold capacity without ever varying."""
+    said = note_of_still(inputs, torch.as_tensor(found.capacity.to_numpy()))
+    return found.replace(attrs={**found.attrs, "notes": [*found.attrs["notes"], *said]}) if said else found
 
 
 def _seed(generator: torch.Generator | None) -> int:

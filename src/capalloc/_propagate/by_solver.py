@@ -13,6 +13,7 @@ from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import find
 from capalloc._energy.decoupled import Decoupled
 from capalloc._graph.capture import capture
+from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, axis_names
 from capalloc._propagate import segments
 from capalloc._settings import Segments
@@ -43,7 +44,7 @@ def by_markov(
     return _allocation(problem, result, attrs, table)
 
 
-def by_segments(problem: Problem, batches: Batches, settings: Segments, table: bool) -> Allocation:
+def by_segments(problem: Problem, batches: Batches, settings: Segments, table: bool, metric: InputMetric) -> Allocation:
     """Linear segments whole: all rows of the decoupled network, or the Markov rule's map where those are too many."""
     counted = by_markov(problem, batches, layers=False, table=False, linear=True)
     attrs = {**counted.attrs}
@@ -55,7 +56,7 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
     graph = capture(problem, 1)
     network = Decoupled(graph, find(graph, batches.products))
     generator = torch.Generator().manual_seed(settings.seed)
-    found = segments.solve(problem, network, settings.num_probes, generator)
+    found = segments.solve(problem, network, settings.num_probes, generator, metric)
     used = problem.num_params - attrs["unused_params"] - attrs["unseen_params"]
     attrs |= {
         "num_probes": settings.num_probes,
@@ -77,8 +78,13 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
     return whole.replace(capacity=_with_error(joint.sum(0), found.error[:-1].reshape(problem.input_shape)))
 
 
-def by_hessian(problem: Problem, batches: Batches) -> Allocation:
+def by_hessian(problem: Problem, batches: Batches, metric: InputMetric) -> Allocation:
     """The Hessian identity."""
+    if metric.root is not None and metric.root.ndim == 2:
+        raise ValueError(
+            "solver='hessian' takes path energies as polynomials of squared weights, which they are not with "
+            "covariances: use metric='variance', or solver='segments'"
+        )
     if problem.num_params > DENSE_LIMIT:
         raise ValueError(
             f"solver='hessian' holds p x p matrices and serves up to {DENSE_LIMIT} parameters; this model has "

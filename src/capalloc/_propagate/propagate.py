@@ -15,8 +15,10 @@ from capalloc._energy import markov
 from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
-from capalloc._measure.task import make_task
+from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._measure.task import make_task, told_still
 from capalloc._model.examples_digest import digest_of_examples
+from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
 from capalloc._propagate.by_solver import DENSE_LIMIT, by_hessian, by_markov, by_segments, unit_names
@@ -43,11 +45,11 @@ def propagate(
     gates: GateSource = "data",
     solver: PropagateSolver = "auto",
     *,
+    metric: InputMetricLike = DEFAULT_METRIC,
     params: ParamSelection = None,
     layers: bool = False,
     table: bool | Literal["auto"] = "auto",
     batch_size: int | Literal["auto"] = "auto",
-    dtype: Precision = "auto",
     products: Products | None = None,
     progress: bool = False,
 ) -> Allocation:
@@ -68,16 +70,16 @@ def propagate(
             pre-activations, which needs the inputs' shape alone; "unit", 1.
         solver: "auto", exact where that is quick, else "block": the coupling inside each parameter tensor, and steps
             towards the exact answer; the Markov rule where an argument is given that it alone has (`gates`, `layers`,
-            `table`, `products`, `dtype`). Of total decoupling: "markov"; "segments", which keeps linear segments whole;
+            `table`, `products`). Of total decoupling: "markov"; "segments", which keeps linear segments whole;
             "hessian", the exact identity. Or settings of one: `capalloc.solvers.Block`, `Markov`, `Segments`,
             `Hessian`. Those that draw probes give standard errors.
+        metric: energies of the inputs, as in `measure`: "identity", "variance", "covariance" or a tensor. With all but
+            the first the constant stands at the data's mean, and its paths are whole before the first gate.
         params: names of the free parameters, or a predicate on names; the rest are fixed.
         layers: also give the capacity that the units of every layer hold on its way down ("markov").
         table: also give capacity by (parameter, input); costs "markov" one more sweep for each parameter tensor, so by
             default small networks alone get it.
         batch_size: examples walked at once.
-        dtype: of the path energies: float64, or by default that of the model where one example takes more than four
-            million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
         products: module path -> which factor is the gate in its products of two tensors that both depend on the
             inputs: "left", "right", or "both" to let both carry in turn. By default the factor that ends more like
             a gate is one: a norm or a denominator before softmax and sigmoid, those before tanh, that before other
@@ -98,15 +100,15 @@ def propagate(
     """
     started = time.perf_counter()
     _check(gates, batch_size)
-    of_paths = gates != "data" or layers or table is True or products is not None or dtype != "auto"
+    of_paths = gates != "data" or layers or table is True or products is not None
     if solver == "auto":
         asked: AnySolver = Markov() if of_paths else Block()
     else:
         asked = settings_of(solver, PROPAGATE_SOLVERS)
     if isinstance(asked, Block):
         if of_paths:
-            raise ValueError("gates, layers, table, products and dtype are not for solver='block'; use solver='markov'")
-        found = _by_constraints(model, inputs, outputs, params, batch_size, asked, exact=solver == "auto")
+            raise ValueError("gates, layers, table and products are not for solver='block'; use solver='markov'")
+        found = _by_constraints(model, inputs, outputs, params, metric, batch_size, asked, exact=solver == "auto")
         return found.replace(attrs={**found.attrs, "seconds": time.perf_counter() - started})
     if isinstance(asked, Segments) and gates != "data":
         raise ValueError(
@@ -115,30 +117,34 @@ def propagate(
     problem = prepare(model, inputs, outputs, params, traced=True)
     if isinstance(asked, Segments) and problem.num_params <= DENSE_LIMIT:  # ranks are decided in float64
         problem = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
+    space = input_metric(metric, problem)
     batches = Batches.of(
         problem,
         gates,
         batch_size,
-        dtype=torch.float64 if isinstance(asked, Hessian) else dtype,
+        dtype=asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto",
         progress=progress,
         products=products,
+        metric=space,
     )
     match asked:
         case Markov():
             found = by_markov(problem, batches, layers, table)
         case Segments():
-            found = by_segments(problem, batches, asked, bool(table))
+            found = by_segments(problem, batches, asked, bool(table), space)
         case Hessian():
-            found = by_hessian(problem, batches)
+            found = by_hessian(problem, batches, space)
     attrs = {
         "kind": "propagated",
         "solver": word_of(asked),
         "gates": gates,
         "num_params": problem.num_params,
         "num_examples": batches.examples,
+        "metric": space.word,
     }
     if gates == "data":
         attrs["data_digest"] = digest_of_examples(problem.inputs)
+    found = told_still(found, problem.inputs)
     return found.replace(attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
 
 
@@ -147,6 +153,7 @@ def _by_constraints(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection,
     params: ParamSelection,
+    metric: InputMetricLike,
     batch_size: int | Literal["auto"],
     settings: Block,
     *,
@@ -155,8 +162,9 @@ def _by_constraints(
     """Return the answer from constraints; `exact` allows the exact one where it is quick."""
     with exact_derivatives():
         generator = torch.Generator().manual_seed(settings.seed)
-        task = make_task(model, inputs, outputs, params=params, batch_size=batch_size, generator=generator)
-        return exactly(task) if exact and is_small(task.size) else by_blocks(task, settings)
+        task = make_task(model, inputs, outputs, metric, params=params, batch_size=batch_size, generator=generator)
+        found = exactly(task) if exact and is_small(task.size) else by_blocks(task, settings)
+        return told_still(found, task.x)
 
 
 def walk(
@@ -165,6 +173,7 @@ def walk(
     outputs: OutputSelection = None,
     gates: GateSource = "data",
     *,
+    metric: InputMetricLike = DEFAULT_METRIC,
     batch_size: int | Literal["auto"] = "auto",
     dtype: Precision = "auto",
     products: Products | None = None,
@@ -179,6 +188,7 @@ def walk(
         inputs: examples (examples, *inputs), or an iterable of such batches.
         outputs: from what the model returns to the tensor where the walk starts, in proportion to path energy.
         gates: as in `propagate`.
+        metric: as in `propagate`.
         batch_size: examples walked at once.
         dtype: of the path energies: float64, or by default that of the model where one example takes more than four
             million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
@@ -194,7 +204,8 @@ def walk(
     """
     _check(gates, batch_size)
     problem = prepare(model, inputs, outputs, traced=True)
-    batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products)
+    space = input_metric(metric, problem)
+    batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products, metric=space)
     at_inputs, constant, layers = markov.law(batches(layers=True))
     return Walk(
         inputs=xr.DataArray(at_inputs.numpy(), dims=axis_names(at_inputs.ndim), name="probability"),

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capalloc._energy.decoupled import AtExample, Decoupled
 from capalloc._linalg.leverage import Triangle, accumulate, inverse_root
+from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, random_signs, seeded
 
 #: Outputs above which a draw has this many randomly signed sums of outputs in their place: G is the same on average.
@@ -40,7 +41,9 @@ class Segmented:
     rank: int
 
 
-def solve(problem: Problem, network: Decoupled, num_probes: int, generator: torch.Generator) -> Segmented:
+def solve(
+    problem: Problem, network: Decoupled, num_probes: int, generator: torch.Generator, metric: InputMetric
+) -> Segmented:
     """The rows of every draw twice over: once for G, once for what each draw brings."""
     seed = int(torch.randint(2**62, (), generator=generator))
     sizes = [p.numel() for p in problem.params.values()]
@@ -48,21 +51,23 @@ def solve(problem: Problem, network: Decoupled, num_probes: int, generator: torc
 
     def flat() -> Iterator[Tensor]:
         nonlocal num_rows
-        for _, rows in _rows(problem, network, num_probes, seed):
+        for _, rows in _rows(problem, network, num_probes, seed, metric):
             num_rows += rows[..., 0].numel()
             yield rows.flatten(0, -2)
 
     (factor,) = Triangle().over(flat())
     root = inverse_root(factor, 0.0, max(num_rows, sum(sizes)))
     tables = factor.new_zeros(num_probes, len(sizes), problem.probe[0].numel() + 1)
-    for first, rows in _rows(problem, network, num_probes, seed):
+    for first, rows in _rows(problem, network, num_probes, seed, metric):
         slots = torch.arange(rows.shape[2]).repeat(rows.shape[1])
         for table, draw in zip(tables[first:], rows, strict=False):
             accumulate(table, draw.flatten(0, 1) @ root.matrix, slots, sizes)
     return Segmented(tables.sum(0), tables.sum(1).std(0) * num_probes**0.5, root.rank)
 
 
-def _rows(problem: Problem, network: Decoupled, num_probes: int, seed: int) -> Iterator[tuple[int, Tensor]]:
+def _rows(
+    problem: Problem, network: Decoupled, num_probes: int, seed: int, metric: InputMetric
+) -> Iterator[tuple[int, Tensor]]:
     """The first draw and the rows of some draws, for every example in turn; the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     params = {name: p.detach() for name, p in problem.params.items()}
@@ -76,7 +81,7 @@ def _rows(problem: Problem, network: Decoupled, num_probes: int, seed: int) -> I
             for first in range(0, num_probes, at_once):
                 count = min(at_once, num_probes - first)
                 signs, mixes = network.signs(count, generator), _mixes(count, outputs, generator).to(x)
-                mixed = torch.func.jacrev(lambda p, s, m, x=x, f=frozen: _affine(f, p, x, s, m))
+                mixed = torch.func.jacrev(lambda p, s, m, x=x, f=frozen: _affine(f, p, x, s, m, metric))
                 jacobian = torch.func.vmap(mixed, (None, 0, 0))(params, signs, mixes)
                 yield first, torch.cat([jacobian[name].flatten(3) for name in params], 3)
 
@@ -88,8 +93,11 @@ def _mixes(count: int, outputs: int, generator: torch.Generator) -> Tensor:
     return torch.div(random_signs((count, MIXES, outputs), torch.empty(0), generator), MIXES**0.5)
 
 
-def _affine(network: AtExample, params: dict[str, Tensor], x: Tensor, signs: list[Tensor], mixes: Tensor) -> Tensor:
-    """Slopes along every input and the intercept of mixed outputs, (mixes, inputs + 1)."""
-    offset, back, *_ = torch.func.vjp(lambda h: mixes @ network(params, h, signs).reshape(-1), torch.zeros_like(x))
+def _affine(
+    network: AtExample, params: dict[str, Tensor], x: Tensor, signs: list[Tensor], mixes: Tensor, metric: InputMetric
+) -> Tensor:
+    """Slopes along every z and the intercept of mixed outputs at x = mu, (mixes, inputs + 1)."""
+    start = torch.zeros_like(x) if metric.center is None else metric.center.expand_as(x)
+    offset, back, *_ = torch.func.vjp(lambda h: mixes @ network(params, h, signs).reshape(-1), start)
     (slope,) = torch.func.vmap(back)(torch.eye(len(offset), dtype=offset.dtype, device=offset.device))
-    return torch.cat([slope.flatten(1), offset[:, None]], 1)
+    return torch.cat([metric.times_root(slope.flatten(1)), offset[:, None]], 1)

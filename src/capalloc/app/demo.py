@@ -89,9 +89,9 @@ def run_demo(seed: int = 0, progress: bool | None = None) -> Demo:
     model = train(digits, seed)
     times.append(time.perf_counter())
     images = digits.test_images[:EXAMPLES]
-    measured = measure(model, images, run=Run(progress=progress))
+    measured = measure(model, images, metric="variance", run=Run(progress=progress))
     times.append(time.perf_counter())
-    predicted = propagate(model, images, solver="markov")
+    predicted = propagate(model, images, solver="markov", metric="variance")
     times.append(time.perf_counter())
     steps = ("train", "measure", "predict")
     return Demo(

@@ -113,7 +113,7 @@ def _links(program: Program, usage: Usage) -> list[_Link]:
     links = []
     for edge in program.edges:
         used = usage.through_params.get(edge.weight)
-        if used is None or not bool((used > 0).any()):
+        if used is None or edge.again or not bool((used > 0).any()):
             continue
         step = program.steps[edge.step]
         kind = "scale" if isinstance(step.map, Product) else "matrix"

@@ -15,7 +15,7 @@ def relate_uses(program: Program) -> None:
     owners = program.owners()
     for name, leaf in program.params.items():
         derived = {slot for slot, names in owners.items() if name in names}
-        uses = [edge for edge in program.edges if edge.weight in derived]
+        uses = [edge for edge in program.edges if edge.weight in derived and not edge.again]
         size = program.values[leaf].numel()
         simple = len(uses) == 1 and program.values[uses[0].weight].numel() <= size and len(owners[uses[0].weight]) == 1
         if uses and not simple:

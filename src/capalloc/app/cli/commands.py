@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc.app.cli.declare import declared
 from capalloc.app.cli.errors import PROGRAM, CommandGroup
-from capalloc.app.cli.options import Gates, ModelOptions, OutputOptions, Verbosity, method_option, result_option
+from capalloc.app.cli.options import Gates, Metric, ModelOptions, OutputOptions, Verbosity, method_option, result_option
 
 COMPUTE_PANEL, RESULTS_PANEL, STUDIES_PANEL = "Compute", "Results and models", "Studies"
 EPILOG = (
@@ -68,6 +69,7 @@ def propagate(
         ),
     ] = "markov",
     gates: Gates = "data",
+    metric: Metric = DEFAULT_METRIC,
     num_probes: Annotated[int, method_option(min=2, help="Random probes of block and segments.")] = 32,
     table: Annotated[
         bool,
@@ -84,6 +86,7 @@ def propagate(
 def measure(
     options: ModelOptions,
     output: OutputOptions,
+    metric: Metric = DEFAULT_METRIC,
     ridge: Annotated[float, method_option(min=0, help="Added to the Gram matrix; 0 for the exact rank.")] = 0.0,
     solver: Annotated[
         Literal["auto", "dense", "stochastic"],
@@ -102,6 +105,7 @@ def measure(
 def decoupling(
     options: ModelOptions,
     output: OutputOptions,
+    metric: Metric = DEFAULT_METRIC,
     num_pairs: Annotated[int, method_option(min=1, help="Pairs of units compared in each layer.")] = 2048,
 ) -> None:
     """Decoupling by each activation of a model, of its units and of its examples: 0 as a linear map, 1 totally."""
@@ -117,17 +121,18 @@ def receptive_field(
     ] = None,
     of: Annotated[Literal["energy", "capacity"], method_option(help="What the effective field is of.")] = "energy",
     gates: Gates = "data",
+    metric: Metric = DEFAULT_METRIC,
 ) -> None:
     """Theoretical and effective receptive field of an output position."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_diagnose")
-def diagnose(options: ModelOptions, output: OutputOptions) -> None:
+def diagnose(options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC) -> None:
     """Effects of depth on a model: scaling of its blocks, shattering of its gradients, receptive field, and advice."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_scaling")
-def scaling(options: ModelOptions, output: OutputOptions) -> None:
+def scaling(options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC) -> None:
     """Scaling of depth: rates of residual blocks, gains of plain layers, and what would balance them."""
 
 

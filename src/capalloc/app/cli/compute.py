@@ -11,6 +11,7 @@ import torch
 
 import capalloc
 from capalloc._energy.gate_sources import GateSource
+from capalloc._linalg.metric_names import MetricName
 from capalloc._settings import Auto, Block, MeasureSolver, PropagateSolver, Run, Segments, Stochastic
 from capalloc.app.cli.deliver import check_targets, deliver
 from capalloc.app.cli.input_source import parse_integers
@@ -28,6 +29,7 @@ def run_propagate(
     output: OutputOptions,
     solver: Literal["markov", "block", "segments", "hessian"],
     gates: GateSource,
+    metric: MetricName,
     num_probes: int,
     table: bool,
 ) -> None:
@@ -37,13 +39,14 @@ def run_propagate(
         "segments": Segments(num_probes, options.seed),
     }
     asked = drawn.get(solver, solver)
-    method = partial(capalloc.propagate, gates=gates, solver=asked, table=table or "auto", progress=output.bars)
-    compute(options, output, FEW_EXAMPLES, method)
+    method = partial(capalloc.propagate, gates=gates, solver=asked, metric=metric)
+    compute(options, output, FEW_EXAMPLES, partial(method, table=table or "auto", progress=output.bars))
 
 
 def run_measure(
     options: ModelOptions,
     output: OutputOptions,
+    metric: MetricName,
     ridge: float,
     solver: str,
     rtol: float,
@@ -55,14 +58,14 @@ def run_measure(
     stochastic = Stochastic(rtol, max_seconds=max_seconds)
     asked: dict[str, MeasureSolver] = {"auto": Auto(stochastic=stochastic), "dense": "dense", "stochastic": stochastic}
     run = Run(checkpoint, progress=output.bars)
-    method = partial(capalloc.measure, ridge=ridge, generator=generator(options), solver=asked[solver], run=run)
-    compute(options, output, MANY_EXAMPLES, method)
+    method = partial(capalloc.measure, metric=metric, ridge=ridge, generator=generator(options))
+    compute(options, output, MANY_EXAMPLES, partial(method, solver=asked[solver], run=run))
 
 
-def run_decoupling(options: ModelOptions, output: OutputOptions, num_pairs: int) -> None:
+def run_decoupling(options: ModelOptions, output: OutputOptions, metric: MetricName, num_pairs: int) -> None:
     """Run `capalloc decoupling`."""
-    method = partial(capalloc.decoupling, num_pairs=num_pairs, generator=generator(options), progress=output.bars)
-    compute(options, output, MANY_EXAMPLES, method)
+    method = partial(capalloc.decoupling, metric=metric, num_pairs=num_pairs, generator=generator(options))
+    compute(options, output, MANY_EXAMPLES, partial(method, progress=output.bars))
 
 
 def run_receptive_field(
@@ -71,21 +74,23 @@ def run_receptive_field(
     position: str | None,
     of: Literal["energy", "capacity"],
     gates: GateSource,
+    metric: MetricName,
 ) -> None:
     """Run `capalloc receptive-field`."""
     chosen = None if position is None else parse_integers(position, "--position", lowest=0)
-    method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, progress=output.bars)
-    compute(options, output, 1, method)
+    method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, metric=metric)
+    examples = 1 if metric == "identity" else FEW_EXAMPLES  # that it is taken from
+    compute(options, output, examples, partial(method, progress=output.bars))
 
 
-def run_diagnose(options: ModelOptions, output: OutputOptions) -> None:
+def run_diagnose(options: ModelOptions, output: OutputOptions, metric: MetricName) -> None:
     """Run `capalloc diagnose`."""
-    compute(options, output, FEW_EXAMPLES, partial(capalloc.diagnose, generator=generator(options)))
+    compute(options, output, FEW_EXAMPLES, partial(capalloc.diagnose, metric=metric, generator=generator(options)))
 
 
-def run_scaling(options: ModelOptions, output: OutputOptions) -> None:
+def run_scaling(options: ModelOptions, output: OutputOptions, metric: MetricName) -> None:
     """Run `capalloc scaling`."""
-    compute(options, output, FEW_EXAMPLES, partial(capalloc.scaling, progress=output.bars))
+    compute(options, output, FEW_EXAMPLES, partial(capalloc.scaling, metric=metric, progress=output.bars))
 
 
 def run_shattering(options: ModelOptions, output: OutputOptions) -> None:

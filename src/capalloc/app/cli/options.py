@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from capalloc._linalg.metric_names import MetricName
 from capalloc.app.cli.errors import say
 
 #: The reference architectures, for completion without importing them.
@@ -39,6 +40,14 @@ model_option, input_option, result_option, method_option = (
 )
 
 Gates = Annotated[Literal["data", "gaussian", "unit"], method_option(help="Where slopes of activations come from.")]
+
+Metric = Annotated[
+    MetricName,
+    method_option(
+        help="Energies of the inputs: 1 each about zero, or the variances or the covariance of these inputs, about "
+        "their mean."
+    ),
+]
 
 
 def complete_model(incomplete: str) -> list[str]:
