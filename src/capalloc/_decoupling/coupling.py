@@ -26,7 +26,7 @@ from capalloc._operators.records import record
 #: Draws of a batch of pairs before settling for fewer than asked for.
 PAIR_DRAWS = 64
 #: Inputs above which a first layer is not run once along each.
-MOST_STEPS = 2**14
+MOST_DIRECTIONS = 2**14
 
 
 def all_pairs(units: int) -> Tensor:
@@ -151,7 +151,7 @@ class FirstLayers:
         if not isinstance(source, Node) or source not in self.stretch.values:
             return None
         inputs, entries = self.stretch.metric.num_inputs, self.stretch.values[source].numel()
-        if inputs > MOST_STEPS or inputs * entries > MOST_ENTRIES:
+        if inputs > MOST_DIRECTIONS or inputs * entries > MOST_ENTRIES:
             self.notes.append(
                 f"{inputs} inputs are too many to weigh the pairs of a first layer by the metric: its weights alone "
                 "weigh them"

@@ -118,15 +118,8 @@ def propagate(
     if isinstance(asked, Segments) and problem.num_params <= DENSE_LIMIT:  # ranks are decided in float64
         problem = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
     space = input_metric(metric, problem)
-    batches = Batches.of(
-        problem,
-        gates,
-        batch_size,
-        dtype=asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto",
-        progress=progress,
-        products=products,
-        metric=space,
-    )
+    dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
+    batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products, metric=space)
     match asked:
         case Markov():
             found = by_markov(problem, batches, layers, table)
