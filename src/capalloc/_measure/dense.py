@@ -150,7 +150,7 @@ def root_of_rows(steps: Steps, ridge: float, num_rows: int, accuracy: float, num
     """Return (G + ridge)^(-1/2), by G where that is accurate enough, else by a triangular factor."""
     root = root_from_gram(steps, ridge, num_rows, accuracy, num_examples)
     if root is None:
-        found = steps.fold("triangular factor", Halves(Triangle()))
+        found = steps.fold("triangular factor, whole and half", Halves(Triangle()))
         (factor,) = found.whole
         root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]))
         root = _with_half(root, found, found.half, ridge, num_rows, num_examples)
@@ -160,7 +160,7 @@ def root_of_rows(steps: Steps, ridge: float, num_rows: int, accuracy: float, num
 def root_from_gram(steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0) -> Root | None:
     """Return (G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough; None if none is."""
     for work in gram_passes(ridge, num_rows, accuracy):
-        found = steps.fold(f"Gram matrix in {work.dtype}", Halves(work))
+        found = steps.fold(f"Gram matrix in {work.dtype}, whole and half", Halves(work))
         gram = work.whole(found.whole)
         if gram is not None:
             root = root_of_gram(gram, ridge, max(num_rows, len(gram)), work.dtype)
