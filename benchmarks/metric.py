@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,8 @@ def rescaled(model: nn.Module, times: float, shift: float) -> nn.Module:
 def run() -> Table:
     digits = load_digits(SEED)
     rows = []
-    for name, model in (("dense", fitted(digits)), ("residual", trained("residual", SEED, digits))):
-        for metric, method in itertools.product(METRICS, ("measure", "propagate")):
+    for name, model in (("dense", fitted(digits)), ("MLP", trained("MLP", SEED, digits))):
+        for metric, method in itertools.product(METRICS[:2], ("measure", "markov")):
             rows.append((name, method, metric, *_row(model, digits.test_images, metric, _method(method))))
     sizes = [str(size) for size in SIZES]
     return Table(
@@ -76,8 +77,8 @@ def run() -> Table:
 
 
 def _method(name: str) -> Callable[..., capalloc.Allocation]:
-    if name == "propagate":
-        return capalloc.propagate
+    if name == "markov":
+        return partial(capalloc.propagate, solver="markov")
 
     def measured(model: nn.Module, x: Tensor, metric: MetricName) -> capalloc.Allocation:
         ridge = RIDGE * capalloc.solvers.mean_eigenvalue(model, x, metric=metric)
