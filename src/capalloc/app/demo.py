@@ -74,7 +74,7 @@ class Demo:
 
 
 def run_demo(seed: int = 0, progress: bool | None = None) -> Demo:
-    """Train the network on digits, measure its capacity on test images, and predict it by the Markov rule.
+    """Train the network on digits, measure its capacity on test images, and predict it by blocks and steps.
 
     Args:
         seed: of the split, the initial weights and the order of training; the global random state is left alone.
@@ -91,7 +91,7 @@ def run_demo(seed: int = 0, progress: bool | None = None) -> Demo:
     images = digits.test_images[:EXAMPLES]
     measured = measure(model, images, metric="variance", run=Run(progress=progress))
     times.append(time.perf_counter())
-    predicted = propagate(model, images, solver="markov", metric="variance")
+    predicted = propagate(model, images, solver="block", metric="variance")
     times.append(time.perf_counter())
     steps = ("train", "measure", "predict")
     return Demo(
