@@ -42,7 +42,7 @@ def test_maps_agree(result):
 def test_page_is_written_from_the_result(result, tmp_path):
     result.write(tmp_path / "demo.html")
     page = (tmp_path / "demo.html").read_text(encoding="utf-8")
-    assert page.count("<figure>") == 3
+    assert page.count("<figure>") == 4  # two maps, their difference, the standard error of the predicted one
     assert "conv1.weight" in page
     assert f"{result.correlation:.3f}" in page
     assert not re.search(r"(src|href)=\"http", page)
