@@ -36,7 +36,7 @@ RANKED_PARAMS = 2000
 ROWS_PER_PARAM = 4
 #: What is missing after k steps, at most, in units of the change since half of them, and without any step.
 MISSING_RATIOS = {4: 2.9, 6: 2.5, 8: 2.2}
-MISSING_OF_BLOCKS = 0.25
+MISSING_OF_BLOCKS = 0.32
 #: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
 ENOUGH, MOST_STEPS, NOISE = 0.03, 24, 0.02
 #: Samples of the blocks: examples, and constraints of each; few of large networks, whose axes above the last have no

@@ -32,9 +32,9 @@ def test_propagate_prints_and_writes_what_the_function_returns(folder):
     assert result.exit_code == 0, result.output
     written = capalloc.Allocation.load("result.nc")
     x = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    expected = capalloc.propagate(read_model("factories:net", ["channels=3"]).model, x, solver="markov")
+    expected = capalloc.propagate(read_model("factories:net", ["channels=3"]).model, x)
     np.testing.assert_allclose(written.capacity, expected.capacity)
-    for piece in ("propagated", "of 123 parameters", "3.weight", f"{expected.total:.6g}", "symmetries"):
+    for piece in ("measured", "of 123 parameters", "3.weight", f"{expected.total:.6g}"):
         assert piece in result.stdout
     assert result.stderr == (
         "capalloc: factories:net: 123 parameters; 8 Gaussian inputs of 1 x 6 x 6\ncapalloc: wrote result.nc\n"
@@ -61,13 +61,20 @@ def test_solvers_and_probes_are_passed_on(folder):
         assert result.exit_code == 0, result.output
         said[solver] = strict(result.stdout)
     assert said["block"]["settings"]["num_probes"] == 3
+    steps = strict(run("propagate", "factories:net", "--shape", "1,6,6", "--num-steps", "2", "--json").stdout)
+    assert steps["settings"]["num_steps"] == 2
     assert said["hessian"]["settings"]["solver"] == "hessian"
 
 
 @pytest.mark.parametrize(("told", "there"), [([], False), (["--table"], True)])
 def test_a_table_is_made_where_asked_for(folder, monkeypatch, told, there):
     monkeypatch.setattr("capalloc._propagate.by_solver.TABLE_LIMIT", 0)
-    assert run("propagate", "factories:net", "--shape", "1,6,6", "--out", "result.nc", *told).exit_code == 0
+    assert (
+        run(
+            "propagate", "factories:net", "--solver", "markov", "--shape", "1,6,6", "--out", "result.nc", *told
+        ).exit_code
+        == 0
+    )
     assert (capalloc.load("result.nc").table is not None) == there
 
 

@@ -62,15 +62,25 @@ def propagate(
     options: ModelOptions,
     output: OutputOptions,
     solver: Annotated[
-        Literal["markov", "block", "segments", "hessian"],
+        Literal["auto", "block", "markov", "segments", "hessian"],
         method_option(
-            help="markov: the rule of total decoupling; block and segments keep part of the coupling; hessian is "
-            "exact, for up to 2000 parameters."
+            help="auto: exact where that is quick, else block; markov where --gates or --table ask for paths. block: "
+            "the coupling inside each tensor, and steps towards the exact answer. Of total decoupling, rough guides: "
+            "markov; segments, with linear segments whole; hessian, its exact identity."
         ),
-    ] = "markov",
+    ] = "auto",
     gates: Gates = "data",
     metric: Metric = DEFAULT_METRIC,
-    num_probes: Annotated[int, method_option(min=2, help="Random probes of block and segments.")] = 32,
+    num_probes: Annotated[
+        int | None,
+        method_option(
+            min=2, help="Random probes of block and segments; by default as many as suit.", show_default=False
+        ),
+    ] = None,
+    num_steps: Annotated[
+        int | None,
+        method_option(min=0, help="Steps of block; by default as many as help in half a minute.", show_default=False),
+    ] = None,
     table: Annotated[
         bool,
         method_option(
@@ -79,7 +89,7 @@ def propagate(
         ),
     ] = False,
 ) -> None:
-    """Capacity that a model devotes to each input, by the Markov rule: a few forward and backward passes."""
+    """Capacity that a model devotes to each input, as well as is known in a short time, and how well that is."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_measure")

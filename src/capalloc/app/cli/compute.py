@@ -27,18 +27,21 @@ Method = Callable[..., Any]  # (model, inputs, outputs) -> result
 def run_propagate(
     options: ModelOptions,
     output: OutputOptions,
-    solver: Literal["markov", "block", "segments", "hessian"],
+    solver: Literal["auto", "block", "markov", "segments", "hessian"],
     gates: GateSource,
     metric: MetricName,
-    num_probes: int,
+    num_probes: int | None,
+    num_steps: int | None,
     table: bool,
 ) -> None:
     """Run `capalloc propagate`."""
+    told = num_probes is not None or num_steps is not None
+    steps: int | Literal["auto"] = "auto" if num_steps is None else num_steps
     drawn: dict[str, PropagateSolver] = {
-        "block": Block(num_probes, options.seed),
-        "segments": Segments(num_probes, options.seed),
+        "block": Block(steps, num_probes or "auto", seed=options.seed),
+        "segments": Segments(num_probes or Segments.num_probes, options.seed),
     }
-    asked = drawn.get(solver, solver)
+    asked = drawn.get("block" if told and solver == "auto" else solver, solver)
     method = partial(capalloc.propagate, gates=gates, solver=asked, metric=metric)
     compute(options, output, FEW_EXAMPLES, partial(method, table=table or "auto", progress=output.bars))
 

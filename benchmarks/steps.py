@@ -1,0 +1,121 @@
+"""Blocks and steps beside the exact answer: distance, the constant counted, by number of steps, and what was said of it.
+
+The constraints of 36 small networks are held as a matrix, so that steps are matrix products; everything else is what
+`capalloc.propagate(solver="block")` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.architectures import EPOCHS, NETWORKS, SEED, built, trained
+from benchmarks.table import Table
+from capalloc._derivatives import Constraints, choose_jacobian, exact_derivatives
+from capalloc._measure.examples import Examples, plan_examples
+from capalloc._measure.precondition import inverse_root
+from capalloc._measure.refine import Refinement, refine
+from capalloc._measure.task import Task, make_task
+from capalloc._model.problem import random_signs
+from capalloc._propagate.by_constraints import EACH, LONGEST_AXIS, SAMPLED, distance, missing, probes_for
+from capalloc._settings import Block
+from capalloc.app.demo import load_digits
+
+#: Examples, at most: the matrix of a U-Net then takes a gigabyte.
+EXAMPLES = 40
+STEPS = (0, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class MatrixSums:
+    """Products with all constraints as one matrix, in the place of `ExampleSums`."""
+
+    examples: Examples
+    C: Tensor  # (slots, rows of a slot, params)
+
+    def xi(self, number: int, count: int) -> Tensor:
+        return random_signs((count, *self.C.shape[:2]), self.C, torch.Generator().manual_seed(number))
+
+    def signs(self, number: int, count: int) -> Tensor:
+        return self.xi(number, count).flatten(1) @ self.C.flatten(0, 1)
+
+    def read(self, w: Tensor, number: int, product: bool) -> tuple[Tensor, Tensor]:
+        rows = w @ self.C.flatten(0, 1).T
+        seen = (rows.view(len(w), *self.C.shape[:2]) * self.xi(number, len(w))).sum(2)
+        return seen, rows @ self.C.flatten(0, 1) if product else w[:, :0]
+
+
+def run() -> Table:
+    rows = [row for name in NETWORKS for row in of_network(name)]
+    said = [f"said at {k}" for k in STEPS[2:]]
+    return Table(
+        "Blocks and steps: distance to the exact answer by effort",
+        f"Networks and weights of the architectures' table, up to {EXAMPLES} test images, all outputs, metric "
+        '"variance". Total variation, the constant counted; "said" adds what is missing and the noise of the probes; '
+        "the total after 8 steps is relative to the rank.",
+        ("network", "weights", "parameters", "probes", "constant", *map(str, STEPS), *said, "noise", "total"),
+        rows,
+    )
+
+
+def of_network(name: str) -> Iterator[tuple[str, ...]]:
+    digits = load_digits(SEED)
+    module, lesson = NETWORKS[name]
+    x = lesson.inputs(digits.train_images)
+    y = lesson.targets(digits.train_images, digits.train_labels)
+    test = lesson.inputs(digits.test_images).double()
+    for stage, epochs in (("initial", 0), ("trained", EPOCHS)):
+        model = trained(built(module, lesson), x, y, lesson, epochs).double()
+        yield name, stage, *by_effort(model, test)
+
+
+def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
+    params = sum(p.numel() for p in model.parameters())
+    few = test[: min(EXAMPLES, -(-2 * params // model(test[:1]).numel()))]
+    with exact_derivatives():
+        task = make_task(model, few, metric="variance")
+        C = constraint_matrix(task)
+        probes = probes_for(task.size)
+        examples, _ = plan_examples(task, Block(num_probes=probes))
+        root = inverse_root(replace(examples, vectors=EACH), SAMPLED, EACH, LONGEST_AXIS)
+        found = refine(MatrixSums(examples, C), root, probes, max(STEPS), lambda _: False)
+    exact, rank = leverage(C)
+    mean = {k: found.readings[k].slots.mean(0) for k in STEPS}
+    last = found.readings[8].slots
+    beside = last - last.sum(1, keepdim=True) * (mean[8] / mean[8].sum())
+    noise = 0.4 * float((beside.std(0) / probes**0.5).sum() / mean[8].sum())
+    told = [missing(Refinement(found.readings[: k + 1], found.unused)) + noise for k in STEPS[2:]]
+    return (
+        str(params),
+        str(probes),
+        f"{float(exact[-1] / exact.sum()):.2f}",
+        *(f"{distance(mean[k], exact):.3f}" for k in STEPS),
+        *(f"{value:.3f}" for value in told),
+        f"{noise:.3f}",
+        f"{float(mean[8].sum()) / rank:.2f}",
+    )
+
+
+def constraint_matrix(task: Task) -> Tensor:
+    """Constraints, (slots, outputs x examples, params)."""
+    choice = choose_jacobian(task.problem, task.x[:2], partial(task.replay, 0))
+    n = task.space.num_inputs
+    made = Constraints(task.problem, choice.jacobian, task.space, task.x, 4, n, task.replay, len(task.x))
+    parts = []
+    for index, x in enumerate(task.x.split(4)):
+        rows = made.rows(choice.jacobian(x, next(task.space.chunks(n)), partial(task.replay, index)))
+        parts.append(rows.permute(2, 0, 1, 3).flatten(1, 2))
+    return torch.cat(parts, 1)
+
+
+def leverage(C: Tensor) -> tuple[Tensor, int]:
+    """Exact capacity of every slot, and the rank, from the eigenvalues of C'C."""
+    flat = C.flatten(0, 1)
+    values, vectors = torch.linalg.eigh(flat.T @ flat)
+    kept = values > values[-1] * 1e-11
+    inverse = vectors[:, kept] / values[kept].sqrt()
+    return torch.stack([(rows @ inverse).square().sum() for rows in C]), int(kept.sum())
