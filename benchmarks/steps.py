@@ -1,4 +1,4 @@
-"""Blocks and steps beside the exact answer: distance, the constant counted, by number of steps, and what was said of it.
+"""Blocks and steps beside the exact answer: distance by number of steps, the constant counted.
 
 The constraints of 36 small networks are held as a matrix, so that steps are matrix products; everything else is what
 `capalloc.propagate(solver="block")` does.

@@ -146,7 +146,7 @@ def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -
     if rank is not None:
         return Count(rank, (rank, rank), exact=True)
     used = task.size.params - int(found.unused.sum())
-    reached = float(found.last.slots.sum(1).mean())
+    reached = float(found.last.slots.sum(1).mean()) if found.last.steps else 0.0  # blocks alone overshoot
     try:
         symmetries, exact = symmetries_of(task)
         note = "" if exact else "symmetries are a lower bound"

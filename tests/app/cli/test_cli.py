@@ -120,7 +120,7 @@ def test_completion_script_is_printed():
     [
         ("capalloc prop", {"propagate"}),
         ("capalloc measure --sol", {"--solver"}),
-        ("capalloc propagate --solver ", {"markov", "block", "segments", "hessian"}),
+        ("capalloc propagate --solver ", {"auto", "markov", "block", "segments", "hessian"}),
         ("capalloc propagate resnet", {"resnet18", "resnet50"}),
     ],
 )

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -23,9 +24,10 @@ Inputs: TypeAlias = Tensor | Sequence[Any]
 LoggedMethod: TypeAlias = str | Callable[[nn.Module, Inputs], Result]
 OnError: TypeAlias = Literal["raise", "warn"]
 
-#: Methods by name, each with the group of tags it is logged under.
+#: Methods by name, each with the group of tags it is logged under. A log in the middle of training costs a few passes:
+#: "propagate" is the Markov rule here.
 LOGGED_METHODS: Final[dict[str, tuple[str, Callable[..., Result]]]] = {
-    "propagate": ("capacity", propagate),
+    "propagate": ("capacity", partial(propagate, solver="markov")),
     "measure": ("capacity", measure),
     "decoupling": ("decoupling", decoupling),
     "scaling": ("scaling", scaling),
