@@ -41,8 +41,8 @@ class CapacityLogger:
         inputs: examples (examples, *inputs), or a list of such batches, the same over the training.
         every: optimizer steps between two logs, for `attach`.
         method: "propagate" (by the Markov rule: a few passes), "measure", "scaling", "decoupling" or "shattering"; or
-            a function of model and inputs that returns such a result, as `functools.partial(capalloc.measure, ridge=1e-3)` does; or several, by the
-            group of their tags.
+            a function of model and inputs that returns such a result, as `functools.partial(capalloc.measure,
+            ridge=1e-3)` does; or several, by the group of their tags.
         on_error: "raise" ends the training with an error that names the step, "warn" goes on.
 
     Raises:
