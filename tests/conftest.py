@@ -15,7 +15,8 @@ from browsing import chromium
 from capalloc._operators.records import RECORDS
 
 torch.set_num_threads(1)
-importlib.import_module("capalloc._energy.rules")  # the library's rules are there before a test adds its own
+for records in ("capalloc._energy.rules", "capalloc._operators.decompositions"):
+    importlib.import_module(records)  # the library's are there before a test adds its own
 
 
 @pytest.hookimpl(tryfirst=True)

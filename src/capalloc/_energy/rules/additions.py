@@ -38,7 +38,7 @@ def subtract_from(call: Call) -> Energy:
     return _widen(call, scaled if _is_zero(other) else call.program.add(scaled, call.as_signal(other)))
 
 
-@rule(aten.neg.default, aten.clone.default, aten.alias.default)
+@rule(aten.neg.default, aten.clone.default, aten.contiguous.default, aten.alias.default)
 def unchanged(call: Call) -> Energy | None:
     """Energies do not see a sign or a copy."""
     return call.energy("self")

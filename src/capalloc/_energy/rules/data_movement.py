@@ -24,8 +24,12 @@ def view(call: Call) -> Energy:
 
 
 @rule(
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
     aten.permute.default,
     aten.transpose.int,
+    aten.mT.default,
     aten.squeeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
@@ -66,7 +70,7 @@ def join(call: Call) -> Energy:
     return call.program.move(lambda *parts: run(list(parts)), *terms)
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 def split(call: Call) -> tuple[Energy, ...]:
     """One tensor in several pieces."""
     energy, run = call.energy("self"), call.replaced("self")
