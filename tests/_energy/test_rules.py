@@ -56,6 +56,12 @@ CASES: dict[object, Case] = {
         (2, 4, 5),
     ),
     aten._native_batch_norm_legit_no_training.default: (
+        lambda x: aten._native_batch_norm_legit_no_training(
+            x, gaussian(3, seed=8), gaussian(3, seed=9), gaussian(3), gaussian(3).square() + 0.1, 0.1, 1e-5
+        )[0],
+        (2, 3, 4),
+    ),
+    aten.batch_norm.default: (
         lambda x: F.batch_norm(x, gaussian(3), gaussian(3).square() + 0.1, gaussian(3, seed=8), gaussian(3, seed=9)),
         (2, 3, 4),
     ),
@@ -298,6 +304,7 @@ def test_a_registered_rule_is_used():
     ("function", "shape", "message"),
     [
         (lambda x: F.conv1d(x, W[:, :, 0]), (3, 6), "without an axis of examples"),
+        (lambda x: F.batch_norm(x, None, None, training=True), (4, 3), "statistics of the batch let examples interact"),
         (lambda x: F.linear(x, M, bias=x[0, :1]), (2, 4), "argument 'bias' depends on the inputs"),
     ],
 )

@@ -57,6 +57,7 @@ STATISTICS: dict[Any, Callable[[Mapping[str, Any]], Statistics]] = {
     aten.group_norm.default: _of_group,
     aten.instance_norm.default: _of_channel,
     aten.rms_norm.default: _root_mean_square,
+    aten.batch_norm.default: _of_channel,
     aten._native_batch_norm_legit_no_training.default: _of_channel,
 }
 
@@ -70,6 +71,8 @@ def norm(call: Call) -> Energy | tuple[Energy, None, None]:
     the parameter's leaf is 1, and the squared weight follows it.
     """
     program, given = call.program, dict(call.operation.args)
+    if given.get("training"):
+        raise call.unsupported("statistics of the batch let examples interact")
     if given["eps"] is None:
         given["eps"] = torch.finfo(given["input"].dtype).eps  # of the model's precision, not of the energies'
     mean, std, shape = STATISTICS[call.op](given | {"input": given["input"].to(program.dtype)})
