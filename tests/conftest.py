@@ -1,5 +1,6 @@
 """Every test starts with the library's own records, one random state and one torch thread: a process a core."""
 
+import gc
 import importlib
 import random
 from collections.abc import Iterator
@@ -17,6 +18,13 @@ from capalloc._operators.records import RECORDS
 torch.set_num_threads(1)
 for records in ("capalloc._energy.rules", "capalloc._operators.decompositions"):
     importlib.import_module(records)  # the library's are there before a test adds its own
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it again with every captured graph."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -58,6 +58,10 @@ CASES: dict[object, Case] = {
         (X, None, None, None, None, True, 0.1, 1e-5, False),
         times(layer_centred),
     ),
+    aten.batch_norm.default: (
+        (X, None, None, None, None, True, 0.1, 1e-5, False),
+        times(lambda x: x - x.mean((0, 2), keepdim=True)),
+    ),
     aten._native_batch_norm_legit_no_training.default: (
         (X, None, None, torch.zeros(4).double(), torch.arange(1.0, 5).double(), 0.1, 1e-5),
         times(),

@@ -30,11 +30,12 @@ def _of_group(given: Mapping[str, Any]) -> Statistics:
 
 
 def _of_channel(given: Mapping[str, Any]) -> Statistics:
-    """Statistics of each example's channels, or the running ones."""
+    """Statistics of each example's channels, or of the batch's, or the running ones."""
     x = given["input"]
     shape = _channel_shape(x)
-    if given.get("use_input_stats"):
-        return *_moments(x, tuple(range(2, x.ndim)), given["eps"]), shape
+    if given.get("use_input_stats") or given.get("training"):
+        batch = (0,) if given.get("training") else ()
+        return *_moments(x, (*batch, *range(2, x.ndim)), given["eps"]), shape
     mean, std = given["running_mean"], (given["running_var"] + given["eps"]).sqrt()
     return mean.to(x.dtype).reshape(shape), std.to(x.dtype).reshape(shape), shape
 
