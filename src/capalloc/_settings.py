@@ -120,7 +120,7 @@ class Block:
         num_probes: random probes, two or more; the standard error falls as their root. "auto" aims at an error of .02
             of the whole map.
         output_probes: random combinations of outputs that stand for all of an example's; by default every output up
-            to 100 of them, else 32 combinations.
+            to 100 of them, else 32 combinations, and one for more than two million parameters.
         max_seconds: no step is begun after about this long; None for no limit.
         seed: of the probes.
 

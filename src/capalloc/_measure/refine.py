@@ -14,7 +14,7 @@ Index convention: k probes, s slots, t tensors; vectors are (k, params).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,15 +66,16 @@ def refine(
     return Refinement(tuple(found), unused)
 
 
-def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Tensor, num_images: int) -> Refinement:
-    """Read the blocks' answer off C R z for random signs z, (k, params): E |(C R z)_s|^2 is R' G_s R's trace.
+def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tensor], num_images: int) -> Refinement:
+    """Read the blocks' answer off C R z for random signs z, (k, params) each: E |(C R z)_s|^2 is R' G_s R's trace.
 
     It has the mean of the reading after no step, without its errors from other slots, and takes one product less. Few
     images C' xi tell the tensors' parts, which need no more.
     """
     image = sums.signs(0, num_images)
     tensors = _by_tensor(root.pull(image).square(), sums.examples.sizes)
-    return Refinement((ProbeReading(0, sums.squares(root.push(directions)), tensors),), (image == 0).all(0))
+    slots = torch.cat([sums.squares(root.push(z)) for z in directions])
+    return Refinement((ProbeReading(0, slots, tensors),), (image == 0).all(0))
 
 
 def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int) -> Iterator[ProbeReading]:

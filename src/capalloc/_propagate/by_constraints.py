@@ -44,7 +44,9 @@ ENOUGH, MOST_STEPS, NOISE = 0.03, 24, 0.02
 SAMPLED, EACH, LONGEST_AXIS = 32, 8, 2048
 LARGE_PARAMS, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE = 2_000_000, 4, 2, 512
 #: Fewest and most probes that "auto" takes.
-FEWEST_PROBES, FEWEST_OF_LARGE, MOST_PROBES = 16, 4, 64
+FEWEST_PROBES, MOST_PROBES = 16, 64
+#: Probes times examples of large networks: some thirty passes.
+PRODUCTS_OF_LARGE = 8
 #: Images C' xi that tell the parts of tensors in the blocks' answer.
 FEWEST_IMAGES = 2
 
@@ -72,7 +74,9 @@ def exactly(task: Task) -> Allocation:
 def by_blocks(task: Task, settings: Block) -> Allocation:
     """Return the answer of the blocks, and of as many steps as were asked for or help."""
     began = time.perf_counter()
-    ranked = task.size.params <= RANKED_PARAMS
+    ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
+    if large and settings.output_probes is None:
+        settings = replace(settings, output_probes=1)
     if settings.num_probes == "auto":
         settings = replace(settings, num_probes=probes_for(task.size))
     examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, settings)
@@ -80,15 +84,14 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     if plan.keep:
         examples = examples.prepared()
     sums = ExampleSums(examples, Steps(examples))
-    large = task.size.params > LARGE_PARAMS
     sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
     root = inverse_root(examples, *sample)
     steps = steps_for(settings, examples)
     if steps:
         found = refine(sums, root, plan.probes, steps, Enough(settings, began))
     else:
-        generator = examples.generator(9)
-        directions = random_signs((plan.probes, task.size.params), task.x, generator).double()
+        like, shape = task.x, (1, task.size.params)  # one at a time: each is as long as the model is large
+        directions = (random_signs(shape, like, examples.generator(9, k)).double() for k in range(plan.probes))
         found = blocks_alone(sums, root, directions, FEWEST_IMAGES)
     rank = rank_of_sample(root.pull(sums.signs(1, task.size.params + 8))) if ranked else None
     counted = count(task, examples, found, rank)
@@ -102,8 +105,9 @@ def probes_for(size: Size) -> int:
     distance of .4 sqrt(n / (p probes)).
     """
     wanted = math.ceil((0.4 / NOISE) ** 2 * size.slots / size.params)
-    fewest = FEWEST_OF_LARGE if size.params > LARGE_PARAMS else FEWEST_PROBES
-    return min(max(wanted, fewest), MOST_PROBES if size.params <= LARGE_PARAMS else fewest)
+    if size.params > LARGE_PARAMS:
+        return max(2, math.ceil(PRODUCTS_OF_LARGE / size.examples))
+    return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
 
 
 def steps_for(settings: Block, examples: Examples) -> int:

@@ -1,0 +1,121 @@
+"""What the default answer of `propagate` costs on the networks people use, in passes of the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import capalloc
+from benchmarks.table import Table, median_seconds
+from capalloc import architectures
+from capalloc._derivatives import exact_derivatives
+from capalloc._measure.example_sums import ExampleSums
+from capalloc._measure.examples import plan_examples
+from capalloc._measure.precondition import inverse_root
+from capalloc._measure.task import make_task
+from capalloc._propagate.by_constraints import EACH_OF_LARGE, LONGEST_OF_LARGE, SAMPLED_OF_LARGE
+from capalloc._runtime.steps import Steps
+from capalloc._settings import Block
+
+EXAMPLES, TOKENS = 2, 64
+
+
+class Embedded(nn.Module):
+    """A model of tokens that reads embeddings, and answers at the last token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(inputs_embeds=x).last_hidden_state[:, -1]
+
+
+class Pooled(nn.Module):
+    """A vision transformer's class token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).last_hidden_state[:, 0]
+
+
+def resnet50() -> tuple[nn.Module, Tensor]:
+    return architectures.make("resnet50"), torch.randn(EXAMPLES, 3, 224, 224)
+
+
+def vit_b16() -> tuple[nn.Module, Tensor]:
+    from transformers import ViTConfig, ViTModel
+
+    return Pooled(ViTModel(ViTConfig(), add_pooling_layer=False)), torch.randn(EXAMPLES, 3, 224, 224)
+
+
+def gpt2() -> tuple[nn.Module, Tensor]:
+    from transformers import GPT2Config, GPT2Model
+
+    model = GPT2Model(GPT2Config())
+    x = model.wte(torch.randint(50257, (EXAMPLES, TOKENS))).detach()
+    model.wte = nn.Identity()  # embeddings are the inputs here
+    return Embedded(model), x
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"ResNet-50": resnet50, "ViT-B/16": vit_b16, "GPT-2": gpt2}
+
+
+def run() -> Table:
+    return Table(
+        "The default answer at real size, in passes of the model",
+        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; one random combination of outputs each; one thread. A pass is "
+        "forward and backward: of one example for the whole call, of all examples for its parts. A step is one product "
+        "with the constraints and one with their transpose.",
+        (
+            "network",
+            "parameters",
+            "seconds of a pass",
+            "whole call",
+            "factorisations",
+            "blocks, a probe",
+            "a step",
+            "said",
+        ),
+        [(name, *costs(*build())) for name, build in MODELS.items()],
+    )
+
+
+def costs(model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    model = model.eval()
+    one, whole = (median_seconds(lambda x=part: passed(model, x), 3)[0] for part in (x[:1], x))
+    began = time.perf_counter()
+    answer = capalloc.propagate(model, x, solver=Block())
+    took = time.perf_counter() - began
+    with exact_derivatives():
+        task = make_task(model, x)
+        examples, plan = plan_examples(task, Block(num_probes=2, output_probes=1))
+        examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
+        factors, root = median_seconds(lambda: made(examples), 1)
+        sums = ExampleSums(examples.prepared(), Steps(examples))
+        w = root.push(sums.signs(0, 1))
+        alone = median_seconds(lambda: sums.squares(w), 1)[0]
+        step = median_seconds(lambda: sums.read(w, 0, product=True), 1)[0]
+    params = sum(p.numel() for p in model.parameters())
+    said = f"{answer.attrs['missing'] + answer.attrs['noise']:.2f}"
+    parts = (f"{seconds / whole:.1f}" for seconds in (factors, alone, step))
+    return f"{params / 1e6:.1f} M", f"{one:.2f}", f"{took / one:.0f}", *parts, said
+
+
+def made(examples: Any) -> Any:
+    root = inverse_root(examples, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE)
+    root.scales  # noqa: B018
+    return root
+
+
+def passed(model: nn.Module, x: Tensor) -> None:
+    model.zero_grad()
+    model(x).sum().backward()
