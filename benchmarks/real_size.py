@@ -72,19 +72,10 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"ResNet-50": resnet
 def run() -> Table:
     return Table(
         "The default answer at real size, in passes of the model",
-        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; one random combination of outputs each; one thread. A pass is "
-        "forward and backward: of one example for the whole call, of all examples for its parts. A step is one product "
-        "with the constraints and one with their transpose.",
-        (
-            "network",
-            "parameters",
-            "seconds of a pass",
-            "whole call",
-            "factorisations",
-            "blocks, a probe",
-            "a step",
-            "said",
-        ),
+        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; one random combination of outputs each. A pass is forward "
+        "and backward: of one example for the whole call, of all examples for its parts. A step is one product with the "
+        "constraints and one with their transpose.",
+        ("network", "parameters", "seconds of a pass", "whole call", "factors", "blocks, a probe", "a step", "said"),
         [(name, *costs(*build())) for name, build in MODELS.items()],
     )
 
@@ -100,7 +91,8 @@ def costs(model: nn.Module, x: Tensor) -> tuple[str, ...]:
         examples, plan = plan_examples(task, Block(num_probes=2, output_probes=1))
         examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
         factors, root = median_seconds(lambda: made(examples), 1)
-        sums = ExampleSums(examples.prepared(), Steps(examples))
+        held = examples.prepared()
+        sums = ExampleSums(held, Steps(held))
         w = root.push(sums.signs(0, 1))
         alone = median_seconds(lambda: sums.squares(w), 1)[0]
         step = median_seconds(lambda: sums.read(w, 0, product=True), 1)[0]
@@ -112,7 +104,7 @@ def costs(model: nn.Module, x: Tensor) -> tuple[str, ...]:
 
 def made(examples: Any) -> Any:
     root = inverse_root(examples, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE)
-    root.scales  # noqa: B018
+    root.push(torch.zeros(1, examples.num_params))  # its scales are made when they are used
     return root
 
 
