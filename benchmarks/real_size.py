@@ -72,9 +72,9 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"ResNet-50": resnet
 def run() -> Table:
     return Table(
         "The default answer at real size, in passes of the model",
-        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; one random combination of outputs each. A pass is forward "
-        "and backward: of one example for the whole call, of all examples for its parts. A step is one product with the "
-        "constraints and one with their transpose.",
+        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; one random combination of outputs each. A pass is "
+        "forward and backward: of one example for the whole call, of all examples for its parts. A step is one product "
+        "with the constraints and one with their transpose.",
         ("network", "parameters", "seconds of a pass", "whole call", "factors", "blocks, a probe", "a step", "said"),
         [(name, *costs(*build())) for name, build in MODELS.items()],
     )

@@ -69,7 +69,7 @@ def of_network(name: str) -> Iterator[tuple[str, ...]]:
     y = lesson.targets(digits.train_images, digits.train_labels)
     test = lesson.inputs(digits.test_images).double()
     for stage, epochs in (("initial", 0), ("trained", EPOCHS)):
-        model = trained(built(module, lesson, SEED), x, y, lesson, epochs).double()
+        model = trained(built(module, lesson, SEED), x, y, lesson, epochs, SEED).double()
         yield name, stage, *by_effort(model, test)
 
 
