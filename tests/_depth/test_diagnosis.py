@@ -12,7 +12,11 @@ from typer.testing import CliRunner
 
 import capalloc
 from architectures import ARCHITECTURES
+from capalloc import architectures
+from capalloc._depth.starting_point import TOLD
 from capalloc.app.cli import app
+from capalloc.results.scaling import DEGENERATE
+from capalloc.results.shattering import SHATTERED
 from zoo import Convolutional, gaussian, seeded_module
 
 
@@ -73,9 +77,10 @@ def test_a_model_that_looks_at_the_number_of_examples_is_exported_for_each_part(
 
 def test_advice_is_an_act_that_mends():
     """Too strong branches are advised on by block; multiplied as told, nothing is left to say."""
-    model, x = seeded_module(Convolutional, 8, 2.0), gaussian(6, 1, 8, 8)
+    model, x = seeded_module(Convolutional, 12, 2.0, activation=torch.abs), gaussian(6, 1, 8, 8)
     advice = capalloc.diagnose(model, x).advice
-    assert "gradients shatter" in advice[0]
+    assert "gradients shatter (correlation" in advice[0]
+    assert "1/sqrt(depth) times the branch is the known limit for blocks of one layer" in advice[0]
     told = re.fullmatch(
         r'block "blocks.0": branch [\d.]+ times the skip; multiply its last layer \(blocks.0\) by (.+)', advice[1]
     )
@@ -88,7 +93,51 @@ def test_advice_is_an_act_that_mends():
     mended = capalloc.diagnose(model, x)
     assert mended.advice == []
     assert mended.scaling.phase == "balanced"
-    np.testing.assert_allclose(mended.scaling.data["rate"], 1 / 8, rtol=0.02)
+    np.testing.assert_allclose(mended.scaling.data["rate"], 1 / 12, rtol=0.02)
+
+
+STATISTICS = {"as they start": False, "of the examples": True}
+
+
+@pytest.mark.parametrize("settings", STATISTICS)
+def test_the_verdict_on_a_resnet_is_that_of_its_own_gradients(settings):
+    """Nearly every path of a ResNet-18 takes a branch; that alone is no fault, and gradients say whether there is one."""
+    model, x = architectures.make("resnet18", width=4, shape=(3, 32, 32), num_classes=4), gaussian(6, 3, 32, 32).float()
+    for norm in [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]:
+        norm.reset_running_stats() if not STATISTICS[settings] else None
+    found = capalloc.diagnose(model.eval(), x)
+    scaled, kept = found.scaling, found.shattering.kept
+    assert scaled.correlation == kept
+    assert scaled.skip_share < DEGENERATE
+    assert scaled.phase == ("degenerate" if kept < SHATTERED else "strong")
+    assert any("gradients shatter" in line for line in found.advice) == (kept < SHATTERED)
+    assert (kept > 0.1) == (settings == "as they start")
+    assert (found.advice == []) == (settings == "as they start")
+    alone = capalloc.scaling(model, x)
+    assert alone.phase == "strong"
+    assert "with ever more blocks of such rates gradients shatter" in alone.advice[0]
+
+
+def test_what_the_stem_takes_is_not_laid_on_the_blocks():
+    """A kink in front of the blocks makes gradients at the inputs unlike, whatever the blocks do."""
+    data = capalloc.shattering(seeded_module(Convolutional), gaussian(6, 1, 8, 8)).data
+    at_inputs = {"predicted_independent": data["predicted_independent"].where(data["kind"] != "inputs", 1e-3)}
+    found = capalloc.results.Shattering(data.assign(at_inputs))
+    assert found.correlation == 1e-3
+    assert found.kept == pytest.approx(float(data["predicted_independent"][data["kind"] == "stream"][0]), rel=0.5)
+    assert found.advice == []
+    none = capalloc.results.Shattering(found.data.isel(place=found.kind.to_numpy() != "stream"))
+    assert none.kept == max(1e-3, float(none.measured_independent[0] - 2 * none.measured_independent_error[0]))
+
+
+def test_trained_networks_are_described_and_given_no_advice():
+    model, x = seeded_module(Convolutional, 12, 2.0, activation=torch.abs), gaussian(6, 1, 8, 8)
+    found = capalloc.diagnose(model, x, trained=True)
+    assert found.advice == found.shattering.advice == found.scaling.advice == []
+    assert found.scaling.phase == "trained"
+    assert found.view().notes == [TOLD]
+    assert TOLD in repr(found)
+    assert found.scaling.T > 4.6
 
 
 def test_saved_loaded_and_shown(diagnosis, tmp_path):
@@ -118,11 +167,11 @@ def test_a_closed_position_costs_the_field_alone():
 
 
 FACTORY = """
-from torch import nn
+import torch
 from zoo import Convolutional
 
 def strong():
-    return Convolutional(8, 2.0)
+    return Convolutional(12, 2.0, activation=torch.abs)
 """
 
 
@@ -149,6 +198,14 @@ def test_command_prints_and_saves(factory, tmp_path):
         assert words in result.output
     assert capalloc.results.Diagnosis.load(out).advice[0] in result.output
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["diagnose", "scaling", "shattering"])
+def test_command_is_told_that_weights_are_trained(factory, command):
+    told = CliRunner().invoke(app, [command, factory, "--shape", "1,8,8", "--trained"], env={"COLUMNS": "120"})
+    assert told.exit_code == 0, told.output
+    assert "no advice is given" in told.output
+    assert "multiply its last" not in told.output
 
 
 def test_command_checks_its_files_first(factory, tmp_path):

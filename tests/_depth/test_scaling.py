@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 import capalloc
 from architectures import ARCHITECTURES
+from capalloc._depth.starting_point import SEEN, TOLD
 from capalloc._runtime.files import write_dataset
 from capalloc.results import Scaling
 from capalloc.results.scaling import DEGENERATE, FAR_TOTAL, TRIVIAL
+from capalloc.results.shattering import SHATTERED
 from zoo import dense, gaussian, reference_weights, seeded_module
 
 
@@ -167,10 +169,10 @@ def test_a_recurrent_network_that_is_unrolled():
 # -- phases -------------------------------------------------------------------------------------------------
 
 
-def of_share(share: float) -> Scaling:
-    """Two blocks that leave this share of path energy to the skips."""
+def of_share(share: float, correlation: float = math.nan) -> Scaling:
+    """Two blocks that leave this share of path energy to the skips, and gradients of this correlation."""
     rate = share**-0.5 - 1
-    return Scaling(dataset(rate=[rate, rate]))
+    return Scaling(dataset(rate=[rate, rate]).assign_attrs(correlation=correlation))
 
 
 def dataset(**columns: list[object]) -> xr.Dataset:
@@ -198,7 +200,7 @@ def dataset(**columns: list[object]) -> xr.Dataset:
         (TRIVIAL - 1e-9, "balanced"),
         (math.exp(-1), "balanced"),
         (DEGENERATE + 1e-9, "balanced"),
-        (DEGENERATE - 1e-9, "degenerate"),
+        (DEGENERATE - 1e-9, "strong"),
     ],
 )
 def test_phases_at_their_boundaries(share, phase):
@@ -208,6 +210,17 @@ def test_phases_at_their_boundaries(share, phase):
     assert f": {phase}" in repr(found)
 
 
+@pytest.mark.parametrize(
+    ("correlation", "phase"), [(SHATTERED - 1e-9, "degenerate"), (SHATTERED, "strong"), (math.nan, "strong")]
+)
+def test_a_network_shatters_only_if_its_gradients_are_unlike(correlation, phase):
+    found = of_share(DEGENERATE / 2, correlation)
+    assert found.phase == phase
+    assert any("multiply its last layer" in line for line in found.advice) == (phase == "degenerate")
+    assert any("capalloc.diagnose" in line for line in found.advice) == math.isnan(correlation)
+    assert of_share(2 * DEGENERATE, correlation).phase == "balanced"
+
+
 def test_phases_of_networks():
     x = gaussian(4, 8)
     for rate, phase, words in (
@@ -215,6 +228,7 @@ def test_phases_of_networks():
         (1e-4, "trivial", "branches propagate nothing"),
     ):
         found = capalloc.scaling(signed([rate] * 16), x)
+        found = Scaling(found.data.assign_attrs(correlation=1e-3))
         assert found.phase == phase
         assert words in found.advice[0]
         assert f"T = {found.T:.3g} over 16 residual blocks" in found.advice[0]
@@ -230,12 +244,129 @@ def test_one_block_far_off_is_advised_on_alone():
     assert found.advice == ['block "layers.2": branch 4 times the skip; multiply its last layer (layers.2) by 0.22']
 
 
-def test_a_branch_that_starts_at_zero():
+class Closed(nn.Module):
+    """Eight blocks h + branch(h), with branches in one of the ways in which networks start closed on purpose."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        conv = lambda: nn.Conv2d(4, 4, 3, padding=1, bias=False)  # noqa: E731
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.branches = nn.ModuleList(
+            nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(), nn.BatchNorm2d(4)) for _ in range(8)
+        )
+        self.way, shape = way, () if way in ("ReZero", "tanh gate") else (4, 1, 1)
+        start = {"layer scale": 1e-6, "layer scale 0.1": 0.1, "ReZero": 0.0, "tanh gate": 0.0}.get(way, 1.0)
+        self.scales = nn.ParameterList(torch.full(shape, start) for _ in range(8))
+        for branch in self.branches:
+            if way == "zero gamma":
+                nn.init.zeros_(branch[4].weight)
+            elif way == "Fixup, zero convolution":
+                nn.init.zeros_(branch[3].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for branch, scale in zip(self.branches, self.scales, strict=True):
+            h = h + (torch.tanh(scale) if self.way == "tanh gate" else scale) * branch(h)
+        return h.mean((2, 3))
+
+
+WAYS = ("zero gamma", "layer scale", "layer scale 0.1", "ReZero", "tanh gate", "Fixup, zero convolution")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_networks_that_start_at_the_identity_on_purpose(way):
+    found = capalloc.scaling(seeded_module(Closed, way).eval(), gaussian(4, 1, 6, 6))
+    assert found.phase == "identity"
+    assert rows(found, "identity").tolist() == [1] * 8
+    assert np.isnan(rows(found, "multiplier")).all()
+    assert found.advice == [
+        "8 of 8 branches start at the identity on purpose (zero or small last scale), to be opened by training; "
+        "they get no multiplier"
+    ]
+    assert "closed" in repr(found)
+
+
+def test_open_branches_do_not_start_at_the_identity():
+    """Nor does a branch of small matrices: nothing says that they are small on purpose."""
+    model, x = seeded_module(Closed, "open").eval(), gaussian(4, 1, 6, 6)
+    assert rows(capalloc.scaling(model, x), "identity").tolist() == [0] * 8
+    small = capalloc.scaling(signed([1e-12] * 4), gaussian(2, 8))
+    assert (small.phase, rows(small, "identity").tolist()) == ("trivial", [0] * 4)
+    # The norm of a ResNet's branch whose scale is 0.1, and whose rate is not small: not closed.
+    few = seeded_module(Closed, "layer scale 0.1").eval()
+    with torch.no_grad():
+        for branch in few.branches:
+            branch[4].weight.mul_(100)
+    assert rows(capalloc.scaling(few, x), "identity").tolist() == [0] * 8
+
+
+def test_one_branch_that_starts_at_zero_among_others():
     model = signed([0.5, 0.0, 0.5])
     found = capalloc.scaling(model, gaussian(2, 8))
     np.testing.assert_allclose(rows(found, "rate"), [0.5, 0, 0.5], atol=1e-12)
+    assert rows(found, "identity").tolist() == [0, 1, 0]
     assert np.isnan(rows(found, "multiplier")).tolist() == [False, True, False]
-    assert found.advice == ['block "layers.1": its branch passes nothing yet (weights of zero); nothing to multiply']
+    assert (found.phase, found.advice) == ("balanced", [])
+
+
+def test_a_branch_whose_gates_are_all_closed():
+    """Its weights are not zero, so that it does not start closed on purpose."""
+
+    class Shut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = linear(signs(8, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.layer((-x.abs()).relu())
+
+    found = capalloc.scaling(Shut(), gaussian(2, 8))
+    assert rows(found, "identity").tolist() == [0]
+    assert (
+        found.advice[1] == 'block "layer": its branch passes nothing (gates that are all closed); nothing to multiply'
+    )
+
+
+# -- initial or trained -------------------------------------------------------------------------------------
+
+
+def trained_a_little(model: nn.Module, x: Tensor) -> nn.Module:
+    """One step of gradient descent."""
+    model = copy.deepcopy(model).train()
+    model(x).square().sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(1e-3 * parameter.grad if parameter.grad is not None else 0.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("build", [lambda: Closed("open"), lambda: ARCHITECTURES["pre-activation ResNet"].module()])
+def test_norms_show_whether_weights_are_trained(build):
+    """Statistics alone tell nothing: those of a network at initial weights may have been taken from data."""
+    model, x = seeded_module(build), gaussian(8, 1, 6, 6)
+    model.train()(x)
+    assert not capalloc.scaling(model.eval(), x).trained
+    trained = capalloc.scaling(trained_a_little(model, x), x)
+    assert (trained.trained, trained.phase, trained.advice) == (True, "trained", [])
+    assert trained.data.attrs["notes"] == [SEEN]
+    assert trained.view().notes == [SEEN]
+    told = capalloc.scaling(trained_a_little(model, x), x, trained=False)
+    assert (told.trained, "notes" in told.data.attrs) == (False, False)
+    np.testing.assert_array_equal(rows(told, "rate"), rows(trained, "rate"))
+    assert capalloc.scaling(model, x, trained=True).data.attrs["notes"] == [TOLD]
+
+
+def test_layers_of_trained_networks_get_no_advice():
+    model, x = plain(8, 3, 0.1), gaussian(4, 8)
+    assert capalloc.scaling(model, x).advice
+    found = capalloc.scaling(model, x, trained=True)
+    assert (found.phase, found.advice) == ("plain", [])
+
+
+def test_files_without_the_newer_words_are_read():
+    found = Scaling(dataset(rate=[0.0, 2.0]))
+    assert (found.trained, found.phase, math.isnan(found.correlation)) == (False, "balanced", True)
+    assert "gates that are all closed" in found.advice[0]
 
 
 def test_skips_without_energy_have_infinite_rates():
@@ -249,7 +380,7 @@ def test_skips_without_energy_have_infinite_rates():
 
     found = capalloc.scaling(Cut(), gaussian(2, 8))
     assert found.data["rate"].item() == math.inf
-    assert (found.phase, found.skip_share, found.T) == ("degenerate", 0.0, math.inf)
+    assert (found.phase, found.skip_share, found.T) == ("strong", 0.0, math.inf)
     assert math.isnan(found.data["multiplier"].item())
     assert found.advice[1] == 'block "layer": its skip passes nothing; nothing to balance the branch with'
 
@@ -308,7 +439,7 @@ def test_multipliers_in_the_last_layers_give_every_block_the_balanced_rate(name)
     model, x = seeded_module(build).eval(), gaussian(8, *shape)
     found = capalloc.scaling(model, x)
     number = found.data.sizes["block"]
-    again = capalloc.scaling(folded(model, found), x)
+    again = capalloc.scaling(folded(model, found), x, trained=False)
     # 1 % where the search stops, as far as a log is a ratio.
     np.testing.assert_allclose(rows(again, "rate"), 1 / number, rtol=0.011)
     np.testing.assert_allclose(rows(again, "multiplier"), 1, rtol=1e-12)  # nothing is left to do
@@ -574,7 +705,7 @@ def test_it_says_it_all(residual):
     assert "layers.0  2     0.5         layers.0" in text
     assert repr(Scaling(dataset(gain=[1.0]))).startswith("<capalloc.Scaling, 0 residual blocks, 1 layers: plain>")
     frame = residual.to_pandas()
-    assert list(frame.columns) == ["rate", "multiplier", "last_layer"]
+    assert list(frame.columns) == ["rate", "multiplier", "identity", "last_layer"]
     assert list(frame.index) == ["layers.0", "layers.1"]
 
 

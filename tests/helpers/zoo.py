@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -82,10 +82,17 @@ class NormedResidual(nn.Module):
 
 
 class Convolutional(nn.Module):
-    """Blocks h + factor conv(relu(h)), averaged over positions."""
+    """Blocks h + factor conv(activation(h)), averaged over positions."""
 
-    def __init__(self, depth: int = 4, factor: float = 1.0, channels: int = 4) -> None:
+    def __init__(
+        self,
+        depth: int = 4,
+        factor: float = 1.0,
+        channels: int = 4,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         conv = lambda ins: nn.Conv2d(ins, channels, 3, padding=1, bias=False)  # noqa: E731
         self.stem = conv(1)
         self.blocks = nn.ModuleList(conv(channels) for _ in range(depth))
@@ -97,5 +104,5 @@ class Convolutional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(x)
         for block in self.blocks:
-            h = h + self.factor * block(torch.relu(h))
+            h = h + self.factor * block(self.activation(h))
         return self.head(h.mean((2, 3)))

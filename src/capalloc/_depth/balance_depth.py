@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor
 from torch.fx import Node
 
+from capalloc._depth.starting_point import starts_at_identity, trained_note
 from capalloc._energy.affine_stretch import InputStart
 from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
@@ -40,15 +41,18 @@ def scaling(
     batch_size: int | Literal["auto"] = "auto",
     dtype: Precision = "auto",
     products: Products | None = None,
+    trained: bool | None = None,
     progress: bool = False,
 ) -> Scaling:
     """Split path energy at each residual block, find its gain through each plain layer, and what would balance them.
 
     lambda_l = branch energy / skip energy and T = sum_l log(1 + lambda_l), docs/theory.md, section 5 (Donier 2019,
-    arXiv 1903.04455): T grows without bound if branches of unit gain are multiplied by more than 1/sqrt(depth), and
-    then gradients shatter; it goes to 0 below, and then branches propagate nothing. Multipliers are those with which
-    every block has the rate 1 / depth, T near 1; where norms make a branch independent of its stream they are found by
-    walking again. Energies are those of paths from the inputs, with gates as on the examples.
+    arXiv 1903.04455): as the depth grows, T grows without bound if branches of unit gain are multiplied by more than
+    1/sqrt(depth), and goes to 0 if by less; by the scaling conjecture networks want a limit between. At one depth T
+    alone says not whether gradients shatter: `diagnose` adds their correlation. Multipliers are those with which every
+    block has the rate 1 / depth, T near 1; where norms make a branch independent of its stream they are found by
+    walking again. Branches that start at zero on purpose have none. Energies are those of paths from the inputs, with
+    gates as on the examples.
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
@@ -59,6 +63,8 @@ def scaling(
         batch_size: examples walked at once.
         dtype: of the path energies, as in `propagate`.
         products: as in `propagate`.
+        trained: whether these are the weights of a trained network, which gets no advice; by default its norms tell,
+            whose scales and shifts start alike for all channels.
         progress: show a progress bar over batches.
 
     Returns:
@@ -78,12 +84,16 @@ def scaling(
     tally = SummedEnergies(blocks, stretches)
     _walk(batches, tally)
     rates = tally.rates()
-    multipliers = _balance(replace(batches, progress=False), blocks, rates)
+    number = len(blocks)
+    closed = [starts_at_identity(trails, b, float(rate), number) for b, rate in zip(blocks, rates, strict=True)]
+    identity = torch.tensor(closed, dtype=torch.bool)
+    multipliers = _balance(replace(batches, progress=False), blocks, rates, ~identity)
     gains = [tally.gain(layer) for layer in stretches]
     by_layer = np.exp2([(gain.up, gain.down, gain.gate) for gain in gains]).reshape(-1, 3).T
     columns = {
         "rate": ("block", rates.numpy()),
         "multiplier": ("block", multipliers.numpy()),
+        "identity": ("block", identity.to(torch.int8).numpy()),
         "last_layer": ("block", np.array([block.last_layer for block in blocks], object)),
         "gain": ("layer", by_layer[0]),
         "gradient_gain": ("layer", by_layer[1]),
@@ -94,7 +104,9 @@ def scaling(
         "block": np.array([block.name for block in blocks], object),
         "layer": np.array([layer.name for layer in stretches], object),
     }
+    notes = trained_note(batches.graph, trained)
     attrs = {"num_examples": batches.examples, "metric": space.word, "seconds": time.perf_counter() - started}
+    attrs |= {"trained": bool(notes), "notes": notes} if notes else {}
     return Scaling(xr.Dataset(columns, coords, attrs))
 
 
@@ -109,12 +121,12 @@ def _walk(
         program.forget()
 
 
-def _balance(batches: Batches, blocks: Sequence[ResidualBlock], rates: Tensor) -> Tensor:
-    """Factors of all branches with which all rates are 1 / depth; NaN where a branch passes nothing.
+def _balance(batches: Batches, blocks: Sequence[ResidualBlock], rates: Tensor, balanced: Tensor) -> Tensor:
+    """Factors of branches with which their rates are 1 / depth; NaN where one passes nothing or is not to be balanced.
 
     Blocks that add one branch to several streams share its multiplier, which balances their mean.
     """
-    open_ = (rates > 0) & rates.isfinite()
+    open_ = (rates > 0) & rates.isfinite() & balanced
     branches = list(dict.fromkeys(block.branch for block, found in zip(blocks, open_, strict=True) if found))
     share = torch.tensor([[block.branch is branch for block in blocks] for branch in branches], dtype=torch.float64)
     share = share.reshape(len(branches), len(blocks)) * open_

@@ -16,6 +16,7 @@ from capalloc._decoupling.sites import example_axes, first_axes
 from capalloc._depth.observe_gradients import Observer
 from capalloc._depth.points import Pairs, correlation, error, examples_and_neighbours, lags, line
 from capalloc._depth.predict_correlation import Prediction
+from capalloc._depth.starting_point import trained_note
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._energy.residual import Trails
@@ -36,6 +37,7 @@ def shattering(
     num_probes: int = 8,
     generator: torch.Generator | None = None,
     products: Products | None = None,
+    trained: bool | None = None,
 ) -> Shattering:
     """Compare the gradients at different inputs, by depth and along lines: measured, and predicted.
 
@@ -55,6 +57,7 @@ def shattering(
         num_probes: random signs of the outputs, summed over; one for a single output.
         generator: draws the signs; a fixed seed by default.
         products: as in `propagate`.
+        trained: as in `scaling`.
 
     Returns:
         Shattering, with standard errors over examples, or over lines; not over the weights.
@@ -80,7 +83,9 @@ def shattering(
     found = _at_examples(prediction, *grams(points), apart, near)
     lines = _on_lines(prediction, grams, compared.examples, num_lines)
     settings = {"step": step, "num_lines": num_lines, "num_probes": num_probes}
+    notes = trained_note(compared.batches.graph, trained)
     attrs = {"num_examples": len(compared.examples), **settings, "seconds": time.perf_counter() - started}
+    attrs |= {"trained": bool(notes), "notes": notes} if notes else {}
     return Shattering(xr.merge([found, lines]).assign_attrs(attrs))
 
 

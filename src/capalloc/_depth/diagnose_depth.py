@@ -32,6 +32,7 @@ def diagnose(
     num_examples: int = 8,
     generator: torch.Generator | None = None,
     products: Products | None = None,
+    trained: bool | None = None,
 ) -> Diagnosis:
     """`scaling`, `shattering` and `receptive_field` of one model, with advice in words.
 
@@ -46,14 +47,17 @@ def diagnose(
         num_examples: examples whose gradients are compared, the first ones.
         generator: as in `shattering`.
         products: as in `propagate`.
+        trained: as in `scaling`.
 
     Raises:
         UnsupportedOperatorError, ValueError, TypeError: as `shattering` and `propagate`.
 
     """
     problem = export_once(prepare(model, inputs, outputs, traced=True))
-    shattered = shattering(problem, problem.inputs, num_examples=num_examples, generator=generator, products=products)
-    scaled = scaling(problem, problem.inputs, metric=metric, products=products)
+    x = problem.inputs
+    told: dict[str, Any] = {"products": products, "trained": trained}
+    shattered = shattering(problem, x, num_examples=num_examples, generator=generator, **told)
+    scaled = scaling(problem, x, metric=metric, **told)
     attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}
     parts = [scaled.data, shattered.data, _field(problem, metric)]
     return Diagnosis(xr.merge([part.drop_attrs() for part in parts]).assign_attrs(attrs))

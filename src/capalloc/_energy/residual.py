@@ -103,10 +103,14 @@ class Trails:
                 costs[node] = tuple(a + b for a, b in zip(min(reached), own, strict=True))  # type: ignore[assignment]
         return costs[target]
 
+    def weighing(self, source: Node, branch: Node) -> list[Node]:
+        """List the nodes with parameters on the way from `source` to `branch`, the last one first."""
+        way = reversed(self._between(source, branch))
+        return [node for node in way if node is not source and self.weights(node)]
+
     def last_weighing(self, source: Node, branch: Node) -> Node | None:
         """Find the last node with parameters on the way from `source` to `branch`."""
-        way = reversed(self._between(source, branch))
-        return next((node for node in way if node is not source and self.weights(node)), None)
+        return next(iter(self.weighing(source, branch)), None)
 
     def last_layer(self, source: Node, branch: Node) -> str:
         """Name the last layer with parameters on the way from `source` to `branch`, after its weight."""

@@ -42,8 +42,9 @@ class Diagnosis(Result):
 
     @property
     def scaling(self) -> Scaling:
-        """Rates of residual blocks, gains of layers."""
-        return Scaling(self._part("scaling", "block", "layer"))
+        """Rates of residual blocks, gains of layers; its verdict knows the correlation of gradients."""
+        found = self._part("scaling", "block", "layer")
+        return Scaling(found.assign_attrs(correlation=self.shattering.kept))
 
     @property
     def shattering(self) -> Shattering:
@@ -52,7 +53,7 @@ class Diagnosis(Result):
 
     @property
     def advice(self) -> list[str]:
-        """Changes to make; empty where nothing is out of balance."""
+        """Changes to make to initial weights; empty where nothing is out of balance, or the network is trained."""
         return [*self.scaling.advice, *self.shattering.advice]
 
     @property
@@ -74,7 +75,7 @@ class Diagnosis(Result):
             tables=[*(table for part in parts.values() for table in part.tables), *self._field()],
             charts=[chart for part in parts.values() for chart in part.charts],
             advice=self.advice,
-            notes=[note for part in parts.values() for note in part.notes],
+            notes=list(dict.fromkeys(note for part in parts.values() for note in part.notes)),
             values={"summary": self.summary, **parts["scaling"].values, **parts["shattering"].values}
             | {"advice": self.advice},
             series=parts["scaling"].series,

@@ -8,16 +8,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from capalloc._linalg.aliases import Array
 from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.shattering import SHATTERED
 from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth
 
-#: What the shape of a network means for its training.
+#: What the shape of a network means.
 PHASES = {
     "plain": "no residual blocks",
-    "balanced": "gradients keep their likeness, and branches count",
-    "degenerate": "hardly a path goes around the branches: gradients shatter",
+    "trained": "no advice for trained weights",
+    "balanced": "paths take branches, and a share of them none",
+    "strong": "hardly a path goes around the branches, which alone is no fault at this depth",
+    "degenerate": "hardly a path goes around the branches, and gradients shatter",
+    "identity": "branches start closed on purpose, by a zero or a small scale",
     "trivial": "hardly a path goes through a branch: they propagate nothing",
 }
+#: Which networks the advice on rates is known to help (docs/scaling.md, "Whom the advice is for").
+SCOPE = (
+    "1/sqrt(depth) times the branch is the known limit for blocks of one layer; under Adam transformers want 1/depth"
+)
 #: Shares of path energy that take no branch at all, e^-T, beyond which residual blocks are out of balance.
 TRIVIAL, DEGENERATE = 0.9, 0.01
 #: Blocks and layers that are out of the balanced rate, or of gain 1, by more than these factors are advised on.
@@ -35,6 +44,7 @@ class Scaling(Result):
 
     - `rate`: lambda, path energy in the branch over that in the skip;
     - `multiplier`: what to multiply the branch by, so that every rate is 1 / (number of blocks) when all are;
+    - `identity`: 1 where the branch starts at zero on purpose, which has no multiplier; not in older files;
     - `last_layer`: the layer whose parameters, weight and bias, may be multiplied in the branch's place; or empty.
 
     Along "layer", the stretches of the network without residual sums (section 6):
@@ -74,13 +84,32 @@ class Scaling(Result):
         return math.exp(-self.T) if math.isfinite(self.T) else 0.0 if self.T > 0 else math.nan
 
     @property
+    def correlation(self) -> float:
+        """`Shattering.kept` of the same network, where `diagnose` found it; else NaN."""
+        return float(self.data.attrs.get("correlation", math.nan))
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are those of a trained network, as told or as its norms show."""
+        return bool(self.data.attrs.get("trained", False))
+
+    @property
     def phase(self) -> str:
-        """The word for its depth: "degenerate" shatters, "balanced", "trivial" propagates nothing; or "plain"."""
+        """The word for its depth, a key of `PHASES`.
+
+        "strong" where hardly a path goes around the branches, "degenerate" if moreover gradients are known to be
+        unlike; "trivial" where hardly a path takes a branch, "identity" if some start closed on purpose; "balanced"
+        between. "trained" and "plain" are left without a verdict.
+        """
         if not self.data.sizes["block"]:
             return "plain"
+        if self.trained:
+            return "trained"
         if self.skip_share < DEGENERATE:
-            return "degenerate"
-        return "trivial" if self.skip_share > TRIVIAL else "balanced"
+            return "degenerate" if self.correlation < SHATTERED else "strong"
+        if self.skip_share > TRIVIAL:
+            return "identity" if self._closed().any() else "trivial"
+        return "balanced"
 
     @property
     def total_gain(self) -> float:
@@ -91,33 +120,48 @@ class Scaling(Result):
 
     @property
     def advice(self) -> list[str]:
-        """Changes to make, in order of depth; empty where nothing is out of balance."""
+        """Changes to make to initial weights, in order of depth; empty where nothing is out of balance, or trained."""
+        if self.trained:
+            return []
         return [*self._phase_advice(), *self._block_advice(), *self._layer_advice()]
 
     def _phase_advice(self) -> Iterator[str]:
         number, share = self.data.sizes["block"], self.skip_share
+        found = f"T = {self.T:.3g} over {number} residual blocks"
         if self.phase == "degenerate":
             yield (
-                f"T = {self.T:.3g} over {number} residual blocks: only {share:.1g} of path energy takes no branch, so "
-                f"gradients shatter where branches decouple; scale them down, to a rate of about 1/{number} each"
+                f"{found}: only {share:.1g} of path energy takes no branch, and gradients shatter (correlation "
+                f"{self.correlation:.1g}); scale branches down, to a rate of about 1/{number} each: {SCOPE}"
+            )
+        elif self.phase == "strong" and math.isnan(self.correlation):
+            yield (
+                f"{found}: only {share:.1g} of path energy takes no branch; with ever more blocks of such rates "
+                "gradients shatter, and whether they do at this depth `capalloc.diagnose` tells"
+            )
+        elif self.phase == "identity":
+            yield (
+                f"{int(self._closed().sum())} of {number} branches start at the identity on purpose (zero or small "
+                "last scale), to be opened by training; they get no multiplier"
             )
         elif self.phase == "trivial":
             yield (
-                f"T = {self.T:.3g} over {number} residual blocks: {share:.1%} of path energy takes no branch, so "
-                f"branches propagate nothing; scale them up, to a rate of about 1/{number} each"
+                f"{found}: {share:.1%} of path energy takes no branch, so branches propagate nothing at first; scale "
+                f"them up, to a rate of about 1/{number} each: {SCOPE}"
             )
 
     def _block_advice(self) -> Iterator[str]:
         number = self.data.sizes["block"]
         lines = []
-        for row in self._rows("block"):
+        for row, closed in zip(self._rows("block"), self._closed(), strict=True):
             rate, name = float(row["rate"]), f'block "{row["block"]}"'
             far = rate == 0 or abs(math.log(rate * number)) > math.log(FAR_RATE)
+            if closed:
+                continue
             if rate == 0:
-                lines.append(f"{name}: its branch passes nothing yet (weights of zero); nothing to multiply")
+                lines.append(f"{name}: its branch passes nothing (gates that are all closed); nothing to multiply")
             elif not math.isfinite(row["multiplier"]):
                 lines.append(f"{name}: its skip passes nothing; nothing to balance the branch with")
-            elif self.phase != "balanced" or far:
+            elif self.phase in ("degenerate", "trivial") or (far and self.phase != "strong"):
                 last = f"its last layer ({row['last_layer']})" if row["last_layer"] else "the branch"
                 what = f"multiply {last} by {row['multiplier']:.2g}"
                 lines.append(f"{name}: branch {rate:.3g} times the skip; {what}")
@@ -144,11 +188,14 @@ class Scaling(Result):
     def view(self) -> View:
         """Rates of residual blocks, gains of layers, and what to change."""
         number, layers = self.data.sizes["block"], self.data.sizes["layer"]
+        multipliers = [
+            "closed" if c else f"{m:.3g}" for m, c in zip(self.multiplier.values, self._closed(), strict=True)
+        ]
         phase = self.phase if self.phase == "plain" else f"{self.phase}, T = {self.T:.3g}"
         tables = [
             Table("residual blocks", ["block", "rate", "multiplier", "last layer"], [
-                [str(r["block"]), f"{r['rate']:.3g}", f"{r['multiplier']:.3g}", str(r["last_layer"])]
-                for r in self._rows("block")
+                [str(r["block"]), f"{r['rate']:.3g}", multiplier, str(r["last_layer"])]
+                for r, multiplier in zip(self._rows("block"), multipliers, strict=True)
             ]),
             Table("layers", ["layer", "gain", "gradients", "E[a²]", "rescaled"], [
                 [
@@ -208,6 +255,11 @@ class Scaling(Result):
             by_depth("layer", list(self._along("gain"))),
             Axis("gain", log=True),
         )
+
+    def _closed(self) -> Array:
+        """Which branches start at the identity on purpose; none in files that do not say so."""
+        found = self.data.get("identity")
+        return np.zeros(self.data.sizes["block"], bool) if found is None else found.to_numpy() != 0
 
     def _along(self, variable: str) -> dict[str, float]:
         """A variable by the names of its axis."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -69,16 +70,29 @@ class Shattering(Result):
         return float(self.predicted_independent[0])
 
     @property
+    def kept(self) -> float:
+        """The correlation that residual blocks leave: at the first block's sum, without what the stem takes.
+
+        Without blocks it is that at the inputs. As predicted, or measured less two standard errors where that is more.
+        """
+        first = int((self.kind.to_numpy() == "stream").argmax())  # 0, the inputs, without any
+        predicted = float(self.predicted_independent[first])
+        sure = float(self.measured_independent[first] - 2 * self.measured_independent_error[first])
+        return predicted if math.isnan(sure) else max(predicted, sure)
+
+    @property
     def advice(self) -> list[str]:
-        """Changes that the correlation at the inputs asks for; empty where it is not lost."""
+        """Changes that the correlation at the inputs asks for; empty where it is not lost, or the weights trained."""
+        if self.data.attrs.get("trained"):
+            return []
         measured, predicted = float(self.measured_independent[0]), self.correlation
-        if not min(predicted, 1) < SHATTERED:
+        if not max(predicted, self.kept) < SHATTERED:
             return []
         worst = [str(name) for name in self.gate.to_numpy()[self._losses.to_numpy().argsort()[::-1][:3]]]
         return [
             f"gradients at independent examples are unlike: correlation {predicted:.2g} predicted, {measured:.2g} "
             f"measured, {self.index:.3g} decouplings on a path, most at {', '.join(worst)}; give paths a way around "
-            "gates (residual branches times 1/sqrt(depth))"
+            "gates (residual branches times 1/sqrt(depth), in blocks of one layer)"
         ]
 
     def plot_line(self, ax: Axes | None = None) -> Axes:

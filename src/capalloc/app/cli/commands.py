@@ -16,7 +16,16 @@ import typer
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc.app.cli.declare import declared
 from capalloc.app.cli.errors import PROGRAM, CommandGroup
-from capalloc.app.cli.options import Gates, Metric, ModelOptions, OutputOptions, Verbosity, method_option, result_option
+from capalloc.app.cli.options import (
+    Gates,
+    Metric,
+    ModelOptions,
+    OutputOptions,
+    Trained,
+    Verbosity,
+    method_option,
+    result_option,
+)
 
 COMPUTE_PANEL, RESULTS_PANEL, STUDIES_PANEL = "Compute", "Results and models", "Studies"
 EPILOG = (
@@ -137,17 +146,21 @@ def receptive_field(
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_diagnose")
-def diagnose(options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC) -> None:
+def diagnose(
+    options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC, trained: Trained = None
+) -> None:
     """Effects of depth on a model: scaling of its blocks, shattering of its gradients, receptive field, and advice."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_scaling")
-def scaling(options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC) -> None:
+def scaling(
+    options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC, trained: Trained = None
+) -> None:
     """Scaling of depth: rates of residual blocks, gains of plain layers, and what would balance them."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_shattering")
-def shattering(options: ModelOptions, output: OutputOptions) -> None:
+def shattering(options: ModelOptions, output: OutputOptions, trained: Trained = None) -> None:
     """Correlation of the gradients at different inputs, by depth: measured, and predicted."""
 
 

@@ -86,19 +86,22 @@ def run_receptive_field(
     compute(options, output, examples, partial(method, progress=output.bars))
 
 
-def run_diagnose(options: ModelOptions, output: OutputOptions, metric: MetricName) -> None:
+def run_diagnose(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:
     """Run `capalloc diagnose`."""
-    compute(options, output, FEW_EXAMPLES, partial(capalloc.diagnose, metric=metric, generator=generator(options)))
+    method = partial(capalloc.diagnose, metric=metric, trained=trained)
+    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)))
 
 
-def run_scaling(options: ModelOptions, output: OutputOptions, metric: MetricName) -> None:
+def run_scaling(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:
     """Run `capalloc scaling`."""
-    compute(options, output, FEW_EXAMPLES, partial(capalloc.scaling, metric=metric, progress=output.bars))
+    method = partial(capalloc.scaling, metric=metric, trained=trained)
+    compute(options, output, FEW_EXAMPLES, partial(method, progress=output.bars))
 
 
-def run_shattering(options: ModelOptions, output: OutputOptions) -> None:
+def run_shattering(options: ModelOptions, output: OutputOptions, trained: bool | None) -> None:
     """Run `capalloc shattering`."""
-    compute(options, output, FEW_EXAMPLES, partial(capalloc.shattering, generator=generator(options)))
+    method = partial(capalloc.shattering, trained=trained)
+    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)))
 
 
 def compute(options: ModelOptions, output: OutputOptions, examples: int, method: Method) -> None:

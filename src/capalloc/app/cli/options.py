@@ -49,6 +49,15 @@ Metric = Annotated[
     ),
 ]
 
+Trained = Annotated[
+    bool | None,
+    method_option(
+        "--trained/--initial",
+        help="Whether these are trained weights, which get no advice. By default norms tell.",
+        show_default=False,
+    ),
+]
+
 
 def complete_model(incomplete: str) -> list[str]:
     """Names of reference architectures, and of saved programs in this folder."""

@@ -15,6 +15,7 @@ from capalloc.app.design.one_channel import channel_flow, theoretical_interval
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
 from capalloc.results.images import smallest_region
 from capalloc.results.scaling import DEGENERATE, TRIVIAL
+from capalloc.results.shattering import SHATTERED
 
 #: Shares of the walk's law that the effective field's regions hold.
 SHARES = (0.68, 0.95)
@@ -66,11 +67,13 @@ class Reading:
 
     @property
     def phase(self) -> str:
-        """The word of `capalloc.scaling`: "degenerate", "balanced", "trivial" or "plain"."""
+        """The word of `capalloc.diagnose`: "degenerate", "strong", "balanced", "trivial" or "plain"."""
         if math.isnan(self.T):
             return "plain"
         share = math.exp(-self.T)
-        return "degenerate" if share < DEGENERATE else "trivial" if share > TRIVIAL else "balanced"
+        if share < DEGENERATE:
+            return "degenerate" if self.correlation < SHATTERED else "strong"
+        return "trivial" if share > TRIVIAL else "balanced"
 
     @property
     def correlation(self) -> float:
@@ -162,7 +165,7 @@ def _notes(reading: Reading) -> list[str]:
             "is its capacity. The map shows what the Markov rule gives."
         )
     if reading.phase == "degenerate":
-        notes.append("Nearly every path crosses gates: gradients shatter. Scale branches down.")
+        notes.append("Nearly every path crosses gates, and gradients shatter. Scale branches down.")
     if reading.phase == "trivial":
         notes.append("Nearly all path energy takes no branch: the blocks propagate nothing. Scale branches up.")
     return notes

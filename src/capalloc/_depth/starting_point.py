@@ -1,0 +1,70 @@
+"""What initial weights tell of themselves: branches that start closed on purpose, and norms that training has moved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from capalloc._energy.residual import ResidualBlock, Trails
+from capalloc._graph.capture import Graph
+from capalloc._operators.calls import arguments_of
+from capalloc._operators.records import record
+
+#: Root mean square of a branch's scale up to which it is small on purpose: the largest start of layer scale (Touvron et
+#: al., arXiv 2103.17239).
+SMALL_SCALE = 0.1 * (1 + 1e-6)
+#: Rate times the number of blocks up to which a branch hardly counts.
+HARDLY = 0.1
+
+TOLD = "weights of a trained network: rates and correlations are described, no advice is given"
+SEEN = (
+    "weights look trained, since a norm's scales or shifts differ from channel to channel: rates and correlations are "
+    "described, no advice is given; trained=False (--initial) says that they are initial weights"
+)
+
+
+def starts_at_identity(trails: Trails, block: ResidualBlock, rate: float, number: int) -> bool:
+    """Tell whether a branch hardly counts because of a weight of zero in it, or of a small scale.
+
+    A scale multiplies entry by entry: layer scale, ReZero, the scale of a norm.
+    """
+    if not rate * number <= HARDLY:
+        return False
+    values = parameters(trails.graph)
+    bent = {parameter.name for parameter in trails.carriers.reparametrised}
+    for node in trails.weighing(block.source, block.branch):
+        name = trails.weights(node)[0]
+        weight = values[name]
+        if any(trails.graph.params.get(placeholder) == name for placeholder in bent):
+            if rate == 0 and not weight.any():  # tanh(0), and not 1 + 0
+                return True
+            continue
+        is_scale = weight.numel() == max(weight.shape, default=1)
+        if not weight.any() or (is_scale and float(weight.double().square().mean()) <= SMALL_SCALE**2):
+            return True
+    return False
+
+
+def trained_note(graph: Graph, trained: bool | None) -> list[str]:
+    """Say why no advice is given: the user says that the network is trained, or its norms do; else nothing.
+
+    Norms start with one scale and one shift for all channels. Running statistics tell nothing: a network whose
+    statistics were taken from data may still have its initial weights.
+    """
+    if trained is None:
+        return [SEEN] if _norms_moved(graph) else []
+    return [TOLD] if trained else []
+
+
+def parameters(graph: Graph) -> dict[str, Tensor]:
+    """The values of the parameters, by name."""
+    return {name: graph.constants[placeholder] for placeholder, name in graph.params.items()}
+
+
+def _norms_moved(graph: Graph) -> bool:
+    norms = (arguments_of(node) for node in graph.calls() if record(node.target).kind == "normalisation")
+    used = (given.get(key) for given in norms for key in ("weight", "bias"))
+    values = (
+        graph.constants[node.name] for node in used if isinstance(node, torch.fx.Node) and node.name in graph.params
+    )
+    return any(bool((value != value.flatten()[0]).any()) for value in values)
