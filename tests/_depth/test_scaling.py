@@ -309,6 +309,14 @@ def test_one_branch_that_starts_at_zero_among_others():
     assert (found.phase, found.advice) == ("balanced", [])
 
 
+def test_a_strong_block_is_no_fault_where_gradients_are_alike():
+    data = capalloc.scaling(signed([0.2, 0.2, 4.0, 0.2, 0.2]), gaussian(2, 8)).data
+    assert Scaling(data.assign_attrs(correlation=0.2)).advice == []
+    assert len(Scaling(data.assign_attrs(correlation=1e-3)).advice) == 1
+    weak = capalloc.scaling(signed([0.2, 0.2, 0.01, 0.2, 0.2]), gaussian(2, 8)).data
+    assert "branch 0.01 times the skip" in Scaling(weak.assign_attrs(correlation=0.2)).advice[0]
+
+
 def test_a_branch_whose_gates_are_all_closed():
     """Its weights are not zero, so that it does not start closed on purpose."""
 

@@ -1,4 +1,4 @@
-"""What initial weights tell of themselves: branches that start closed on purpose, and norms that training has moved."""
+"""Signs of initial weights: branches that start closed on purpose, and norms that training has not moved."""
 
 from __future__ import annotations
 

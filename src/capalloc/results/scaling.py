@@ -90,7 +90,7 @@ class Scaling(Result):
 
     @property
     def trained(self) -> bool:
-        """Whether the weights are those of a trained network, as told or as its norms show."""
+        """True for the weights of a trained network, as told or as its norms show."""
         return bool(self.data.attrs.get("trained", False))
 
     @property
@@ -150,18 +150,17 @@ class Scaling(Result):
             )
 
     def _block_advice(self) -> Iterator[str]:
-        number = self.data.sizes["block"]
+        number, alike = self.data.sizes["block"], self.correlation >= SHATTERED  # not known: not alike
         lines = []
         for row, closed in zip(self._rows("block"), self._closed(), strict=True):
             rate, name = float(row["rate"]), f'block "{row["block"]}"'
-            far = rate == 0 or abs(math.log(rate * number)) > math.log(FAR_RATE)
             if closed:
                 continue
             if rate == 0:
                 lines.append(f"{name}: its branch passes nothing (gates that are all closed); nothing to multiply")
             elif not math.isfinite(row["multiplier"]):
                 lines.append(f"{name}: its skip passes nothing; nothing to balance the branch with")
-            elif self.phase in ("degenerate", "trivial") or (far and self.phase != "strong"):
+            elif self.phase in ("degenerate", "trivial") or (self.phase != "strong" and _is_far(rate * number, alike)):
                 last = f"its last layer ({row['last_layer']})" if row["last_layer"] else "the branch"
                 what = f"multiply {last} by {row['multiplier']:.2g}"
                 lines.append(f"{name}: branch {rate:.3g} times the skip; {what}")
@@ -257,7 +256,7 @@ class Scaling(Result):
         )
 
     def _closed(self) -> Array:
-        """Which branches start at the identity on purpose; none in files that do not say so."""
+        """Branches that start at the identity on purpose; none in files that do not say so."""
         found = self.data.get("identity")
         return np.zeros(self.data.sizes["block"], bool) if found is None else found.to_numpy() != 0
 
@@ -271,6 +270,11 @@ class Scaling(Result):
         columns = {name: self.data[name].to_numpy() for name in names}
         for k in range(self.data.sizes[axis]):
             yield {name: column[k] for name, column in columns.items()}
+
+
+def _is_far(excess: float, alike: bool) -> bool:
+    """Tell whether a rate is too small, or too large where gradients are not known to be alike."""
+    return excess < 1 / FAR_RATE or (excess > FAR_RATE and not alike)
 
 
 def factor(value: float) -> str:
