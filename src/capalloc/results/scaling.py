@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from capalloc._linalg.aliases import Array
 from capalloc.results.base import Result, Variable, axis_rows
 from capalloc.results.shattering import SHATTERED
 from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth
+
+if TYPE_CHECKING:
+    from capalloc._linalg.aliases import Array
 
 #: What the shape of a network means.
 PHASES = {
