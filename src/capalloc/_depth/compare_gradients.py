@@ -84,7 +84,11 @@ def shattering(
     lines = _on_lines(prediction, grams, compared.examples, num_lines)
     settings = {"step": step, "num_lines": num_lines, "num_probes": num_probes}
     notes = trained_note(compared.batches.graph, trained)
-    attrs = {"num_examples": len(compared.examples), **settings, "seconds": time.perf_counter() - started}
+    attrs: dict[str, Any] = {
+        "num_examples": len(compared.examples),
+        **settings,
+        "seconds": time.perf_counter() - started,
+    }
     attrs |= {"trained": bool(notes), "notes": notes} if notes else {}
     return Shattering(xr.merge([found, lines]).assign_attrs(attrs))
 
