@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 
 from capalloc._runtime.distributed import Distributed
 from capalloc.results.regions import Partition
+
+#: Coordinates of the parameters.
+Coordinates = Literal["log", "plain"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,18 @@ class Dense:
             1e-5 on products in float32 may do, which take less time (`precision` in the answer's `attrs` tells).
         kept_share: share of the memory left beside the solver's matrices up to which rows of constraints are kept
             between its two passes over the examples; more are computed again, as all are for 0.
+        coordinates: "log": derivatives are along t = log|theta|, so that neither a ridge nor the joint entries see
+            how the function is written; a parameter that is exactly 0 then holds nothing under a ridge. "plain":
+            along the parameters as they are (docs/theory.md, section 2).
 
     Raises:
-        ValueError: `accuracy` is no number between 0 and 1.
+        ValueError: `accuracy` is no number between 0 and 1, or there are no such coordinates.
 
     """
 
     accuracy: float = 1e-8
     kept_share: float = 0.5
+    coordinates: Coordinates = "log"
 
     def __post_init__(self) -> None:
         if not isinstance(self.accuracy, (int, float)) or not 0 < self.accuracy < 1:
@@ -40,6 +47,7 @@ class Dense:
                 f"accuracy must be a number between 0 and 1, got {self.accuracy!r}; 1e-3 lets rounding change every "
                 "capacity by a thousandth"
             )
+        _check_coordinates(self.coordinates)
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,10 @@ class Stochastic:
         output_probes: random combinations of outputs that stand for all of an example's; by default every output up
             to 100 of them, else 32 combinations, which bias the total down (see `notes` of the answer).
         spectrum: also give the density of the eigenvalues of G.
+        coordinates: as in `Dense`.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of its range, or there are no such coordinates.
 
     """
 
@@ -68,8 +77,10 @@ class Stochastic:
     partition: Partition | None = None
     output_probes: int | None = None
     spectrum: bool = True
+    coordinates: Coordinates = "log"
 
     def __post_init__(self) -> None:
+        _check_coordinates(self.coordinates)
         if not 0 < self.rtol < 1:
             raise ValueError(f"rtol must lie between 0 and 1, got {self.rtol!r}; 0.02 asks for 2 % on every part")
         _check_auto_probes(self.num_probes)
@@ -84,10 +95,20 @@ class Auto:
         dense: settings for the one.
         stochastic: settings for the other.
 
+    Raises:
+        ValueError: their coordinates differ: the answer would depend on the memory there is.
+
     """
 
     dense: Dense = field(default_factory=Dense)
     stochastic: Stochastic = field(default_factory=Stochastic)
+
+    def __post_init__(self) -> None:
+        if self.dense.coordinates != self.stochastic.coordinates:
+            raise ValueError(
+                f"coordinates must be the same for both solvers, got {self.dense.coordinates!r} for dense and "
+                f"{self.stochastic.coordinates!r} for stochastic"
+            )
 
 
 @dataclass(frozen=True)
@@ -253,6 +274,11 @@ def _check_sampling(max_seconds: float | None, output_probes: int | None) -> Non
         raise ValueError(f"max_seconds must be > 0 or None, got {max_seconds!r}")
     if output_probes is not None and not _is_count(output_probes, 1):
         raise ValueError(f"output_probes must be an integer >= 1 or None, got {output_probes!r}")
+
+
+def _check_coordinates(coordinates: object) -> None:
+    if coordinates not in get_args(Coordinates):
+        raise ValueError(f'coordinates must be "log" or "plain", got {coordinates!r}')
 
 
 def _is_count(value: object, least: int) -> bool:

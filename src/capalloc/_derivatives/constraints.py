@@ -33,6 +33,7 @@ class Constraints:
     chunk: int  # directions at a time
     replay: Callable[[int], AbstractContextManager[None]]
     num_examples: int  # over which C'C is a mean
+    scale: Tensor | None = None  # (params,), units of the parameters' coordinates; None for all 1
 
     def __call__(self, start: int = 0) -> Iterator[RowBlock]:
         """One pass, from block `start` on."""
@@ -68,6 +69,8 @@ class Constraints:
         rows = ordered[0].new_empty(*ordered[0].shape[:3], sum(sizes))
         for part, into in zip(ordered, rows.split(sizes, 3), strict=True):
             torch.mul(part, 1 / math.sqrt(self.num_examples), out=into.view(part.shape))
+        if self.scale is not None:
+            rows *= self.scale
         if not torch.isfinite(rows.sum()):  # one pass, and no mask as large as the rows
             raise ValueError(
                 "the mixed derivative of outputs with respect to parameters and inputs holds NaN or inf; "

@@ -10,6 +10,10 @@ formed, which takes a fraction of the time, and its square root taken.
 Numerical rank: singular values of C up to max(rows, params) * eps * (the largest) count as zero. That is how far
 rounding in an orthogonal factorisation moves them, so no smaller one can be told from zero. From G it is the square
 root of that, and a smaller one brings less than `accuracy`.
+
+Joint entries belong to coordinates. Without a ridge those of theta_k / scale_k are squared entries of the polar factor
+of C D, D = diag(scale). With C = U B, U'U = 1 on its range, it is U times the polar factor of B D: the rank and the
+scores of rows stay those of C, however small a scale is.
 """
 
 from __future__ import annotations
@@ -38,18 +42,24 @@ class Scores:
         return replace(self, root=replace(self.root, matrix=none, polar=none))
 
 
-def polar_factor(C: Tensor, ridge: float = 0.0, eps: float | None = None) -> tuple[Tensor, Root]:
-    """C (C'C + ridge)^(-1/2), from the smaller side; `eps` as in `inverse_root`.
+def polar_factor(
+    C: Tensor, ridge: float = 0.0, eps: float | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Root]:
+    """C (C'C + ridge)^(-1/2), from the smaller side; `eps` and `scale` as in `inverse_root`.
 
     With C = QR it is Q times the polar factor of R: orthonormal to rounding however ill conditioned C is.
     """
     if C.shape[0] >= C.shape[1]:
         Q, R = torch.linalg.qr(C)
-        root = inverse_root(R, ridge, max(C.shape), eps)
+        root = inverse_root(R, ridge, max(C.shape), eps, scale)
         return Q @ root.polar, root
     Q, R = torch.linalg.qr(C.T)
     root = inverse_root(R, ridge, max(C.shape), eps)
-    return (Q @ root.polar).T, root
+    polar = (Q @ root.polar).T
+    if scale is not None:
+        basis = torch.linalg.eigh(polar @ polar.T).eigenvectors[:, len(C) - root.rank :]  # of the range of C
+        polar = basis @ unitary_factor(basis.T @ C * scale)
+    return polar, root
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,16 @@ class Triangle(Fold[tuple[Tensor, ...]]):
         return self.finish(a + b)
 
 
-def inverse_root(factor: Tensor, ridge: float, size: int, eps: float | None = None) -> Root:
+def unitary_factor(B: Tensor) -> Tensor:
+    """(BB')^(-1/2) B, for independent rows."""
+    left, _, right = torch.linalg.svd(B, full_matrices=False)
+    factor: Tensor = left @ right
+    return factor
+
+
+def inverse_root(
+    factor: Tensor, ridge: float, size: int, eps: float | None = None, scale: Tensor | None = None
+) -> Root:
     """(F'F + ridge)^(-1/2) on the range of F'F.
 
     Args:
@@ -124,6 +143,8 @@ def inverse_root(factor: Tensor, ridge: float, size: int, eps: float | None = No
         ridge: non-negative.
         size: the larger side of the matrix that F came from.
         eps: relative rounding of that matrix's entries; by default what its dtype has.
+        scale: without a ridge, of the coordinates that columns of the polar factor are to belong to, (params,) and
+            positive: the matrix is turned so that F times it is the polar factor of F D on the range of F.
 
     """
     left, singular, vectors = torch.linalg.svd(factor, full_matrices=False)
@@ -132,7 +153,8 @@ def inverse_root(factor: Tensor, ridge: float, size: int, eps: float | None = No
     keep = singular > tolerance * largest
     left, kept, vectors = left[:, keep], singular[keep], vectors[keep]
     dropped = singular[~keep]
-    scale = (kept.square() + ridge).sqrt()
-    matrix, polar = (vectors.T / scale) @ vectors, (left * (kept / scale)) @ vectors
+    lengths = (kept.square() + ridge).sqrt()
+    turned = vectors if scale is None else unitary_factor(kept[:, None] * vectors * scale)
+    matrix, polar = (vectors.T / lengths) @ turned, (left * (kept / lengths)) @ turned
     capacity = float((kept.square() / (kept.square() + ridge)).sum())
     return Root(matrix, kept, float(dropped.max()) if len(dropped) else 0.0, tolerance, capacity, polar)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from capalloc._derivatives import Choice, Constraints, choose_jacobian
 from capalloc._linalg.gram_root import GramPass, GramSum, Root, gram_passes, root_of_gram
@@ -19,6 +20,7 @@ from capalloc._linalg.row_block import RowBlock, block_of
 from capalloc._measure.forecast import forecast_dense, progress_bar
 from capalloc._measure.task import Task
 from capalloc._model.input_metric import InputMetric
+from capalloc._model.magnitudes import magnitudes, notes_of_zeros, typical_magnitudes
 from capalloc._model.problem import Problem, axis_names
 from capalloc._runtime.memory import Size
 from capalloc._runtime.steps import Steps
@@ -46,28 +48,31 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
     expected = steps.agree("forecast", lambda: forecast_dense(task, choice, plan, ridge, reducer.size))
     if reducer.rank == 0:
         expected.announce(run.progress)
-    own = reducer.shard(size.examples)
+    own, is_log = reducer.shard(size.examples), settings.coordinates == "log"
     constraints = Constraints(
         *(task.problem, choice.jacobian, task.space, x[own], plan.batch_size, plan.chunk),
         replay=lambda index: task.replay(own.start + index),
         num_examples=size.examples,
+        scale=magnitudes(task.problem.params) if ridge and is_log else None,
     )
+    turn = typical_magnitudes(task.problem.params) if is_log and not ridge else None
     total = (1 if plan.keep else 2) * len(constraints)
     with progress_bar(run.progress, reducer.rank, total=total) as bar:
         steps = steps.over(Rows(constraints, plan.keep and not size.wide, bar.update))
-        scores = steps.lead("answer", lambda: solve(steps, task, ridge, settings.accuracy).small())
+        scores = steps.lead("answer", lambda: solve(steps, task, ridge, settings.accuracy, turn).small())
     attrs = {
         "solver": "dense",
         "rank": scores.root.rank,
         "tolerance": scores.root.tolerance,
         "ridge": ridge,
+        "coordinates": settings.coordinates,
         "accuracy": settings.accuracy,
         "precision": str(scores.root.matrix.dtype).removeprefix("torch."),
         "differentiation": choice.name,
         "batch_size": plan.batch_size,
         "forecast_bytes": expected.num_bytes,
         "forecast_seconds": expected.seconds,
-        "notes": _notes(choice, scores, size, ridge),
+        "notes": _notes(choice, scores, size, ridge) + notes_of_zeros(constraints.scale),
     }
     if scores.root.half_examples:
         attrs |= {"half_examples": scores.root.half_examples, "half_total": scores.root.half_capacity}
@@ -102,23 +107,28 @@ class Rows:
         self.kept = [] if start else fresh
 
 
-def solve(steps: Steps, task: Task, ridge: float, accuracy: float) -> Scores:
-    """Return the scores of all constraints, on the smaller side of their matrix."""
+def solve(steps: Steps, task: Task, ridge: float, accuracy: float, scale: Tensor | None = None) -> Scores:
+    """Return the scores of all constraints, on the smaller side of their matrix.
+
+    Without a ridge joint entries are those of coordinates of this `scale` (`_linalg.leverage`).
+    """
     sizes = [p.numel() for p in task.problem.params.values()]
     size = task.size
     if size.wide:
-        return scores_in_memory(steps, sizes, size.slots, ridge, accuracy)
-    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy, size.examples)
+        return scores_in_memory(steps, sizes, size.slots, ridge, accuracy, scale)
+    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy, size.examples, scale)
 
 
-def scores_in_memory(steps: Steps, sizes: Sequence[int], num_slots: int, ridge: float, accuracy: float) -> Scores:
+def scores_in_memory(
+    steps: Steps, sizes: Sequence[int], num_slots: int, ridge: float, accuracy: float, scale: Tensor | None = None
+) -> Scores:
     """Return the scores of a wide matrix from all its rows; one process solves for all."""
     parts = steps.gather(AllRows(), "rows")
     C, slots = torch.cat([block.rows for block in parts]), torch.cat([block.slots for block in parts])
     transposed = Steps(lambda start: [block_of(C.T, slots)])
     root = root_from_gram(transposed, ridge, C.shape[1], accuracy)
     if root is None:
-        polar, root = polar_factor(C, ridge)
+        polar, root = polar_factor(C, ridge, scale=scale)
     else:
         polar = root.matrix @ C.to(root.matrix.dtype)
     table = C.new_zeros(len(sizes), num_slots)
@@ -134,6 +144,7 @@ def scores_in_passes(
     ridge: float,
     accuracy: float,
     num_examples: int = 0,
+    scale: Tensor | None = None,
 ) -> Scores:
     """Return the scores of a tall matrix in two passes over its blocks: one factors it, one reads the scores off.
 
@@ -141,18 +152,20 @@ def scores_in_passes(
     `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation. Where the source has a first
     half, the total on it comes along.
     """
-    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy, num_examples))
+    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy, num_examples, scale))
     (table,) = steps.fold("table", ScoreTable(root.matrix, tuple(sizes), num_slots))
     return Scores(table, root)
 
 
-def root_of_rows(steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0) -> Root:
+def root_of_rows(
+    steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0, scale: Tensor | None = None
+) -> Root:
     """Return (G + ridge)^(-1/2), by G where that is accurate enough, else by a triangular factor."""
     root = root_from_gram(steps, ridge, num_rows, accuracy, num_examples)
     if root is None:
         found = steps.fold("triangular factor, whole and half", Halves(Triangle()))
         (factor,) = found.whole
-        root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]))
+        root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]), scale=scale)
         root = _with_half(root, found, found.half, ridge, num_rows, num_examples)
     return root
 

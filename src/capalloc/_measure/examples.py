@@ -2,7 +2,7 @@
 
 With C the rows of all examples divided by the root of their number, G = C'C. Index convention: k vectors, rows are
 (k, o, e, s) for outputs, examples and slots; parameter vectors are (k, params) in float64, whatever precision the
-products run in.
+products run in. With a `scale` columns of C are derivatives along coordinates of these units: C is C diag(scale).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from capalloc._derivatives.products import BatchProducts, ConstraintOperator
 from capalloc._derivatives.tape import Tape, names_of
 from capalloc._derivatives.verify import choose_operator
 from capalloc._measure.task import Task
+from capalloc._model.magnitudes import magnitudes
 from capalloc._model.problem import random_signs
 from capalloc._runtime.memory import Plan, ProductCost
 from capalloc._settings import Block, Stochastic
@@ -48,6 +49,7 @@ class Examples:
     num_examples: int  # of all processes
     offset: int = 0  # examples of the processes before this one
     ready: tuple[BatchProducts, ...] = ()  # the constraints of every batch, where memory holds them
+    scale: Tensor | None = None  # (params,), units of the parameters' coordinates; None for all 1
 
     @property
     def sizes(self) -> list[int]:
@@ -73,6 +75,12 @@ class Examples:
     def num_rows(self) -> int:
         """Rows of C."""
         return self.num_examples * self.rows_per_example
+
+    @property
+    def rank(self) -> int:
+        """Rank of G, at most."""
+        moving = self.num_params if self.scale is None else int((self.scale > 0).sum())
+        return min(moving, self.num_rows)
 
     @property
     def fewer_rows(self) -> bool:
@@ -169,11 +177,13 @@ class Batch:
 
     def apply(self, w: Tensor) -> Tensor:
         """Return the rows of C w, undivided."""
-        return self.bound.apply(w.to(self.x.dtype))
+        scale = self.source.scale
+        return self.bound.apply((w if scale is None else w * scale).to(self.x.dtype))
 
     def adjoint(self, rows: Tensor) -> Tensor:
         """Return C' rows, undivided."""
-        return self.bound.adjoint(rows).double()
+        found, scale = self.bound.adjoint(rows).double(), self.source.scale
+        return found if scale is None else found * scale
 
     def normal_rows(self, count: int, *stream: int) -> Tensor:
         """Return standard normal rows: each example's own whatever batch it is in, the same in every precision."""
@@ -205,7 +215,9 @@ def plan_examples(task: Task, settings: Stochastic | Block) -> tuple[Examples, P
         operator = replace(operator, name="forward")
     combined = probes if probes < num_outputs else None
     sizes = (plan.batch_size, plan.chunk, num_outputs, combined)
-    return Examples(operator, x, *sizes, task.replay, task.seed, len(x)), plan
+    is_log = isinstance(settings, Stochastic) and settings.coordinates == "log"
+    scale = magnitudes(task.problem.params) if is_log else None
+    return Examples(operator, x, *sizes, task.replay, task.seed, len(x), scale=scale), plan
 
 
 def first_block(num_params: int) -> int:

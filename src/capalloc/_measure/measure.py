@@ -19,7 +19,7 @@ from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.dense import DENSE_PASSES, DENSE_TYPES, measure_dense
 from capalloc._measure.fingerprint import digest, fingerprint
 from capalloc._measure.forecast import Forecast
-from capalloc._measure.ridge import check_ridge
+from capalloc._measure.ridge import auto_ridge, check_ridge
 from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, measure_stochastic, parts_of_slots
 from capalloc._measure.task import Task, make_task, told_still
 from capalloc._model.checks import check_batch_size
@@ -55,7 +55,7 @@ def measure(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     metric: InputMetricLike = DEFAULT_METRIC,
-    ridge: float = 0.0,
+    ridge: float | Literal["auto"] = 0.0,
     intercept: bool = True,
     *,
     params: ParamSelection = None,
@@ -88,7 +88,7 @@ def measure(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     metric: InputMetricLike = DEFAULT_METRIC,
-    ridge: float | Sequence[float] = 0.0,
+    ridge: float | Sequence[float] | Literal["auto"] = 0.0,
     intercept: bool = True,
     *,
     params: ParamSelection = None,
@@ -102,7 +102,9 @@ def measure(
     kappa_i = trace(G^+ M_i), with J_k(x) = d/dtheta_k grad_x f(x), M_i the mean over examples of the products of
     row i of S^(1/2) J, summed over outputs, and G = sum_i M_i; the table entry of parameter theta and input i is
     [G^(+1/2) M_i G^(+1/2)]_(theta, theta) (docs/theory.md, section 2). The total is the rank of G; with a ridge, G^+
-    becomes (G + ridge)^-1 and the total is sum s / (s + ridge) over the eigenvalues s of G.
+    becomes (G + ridge)^-1 and the total is sum s / (s + ridge) over the eigenvalues s of G. With a ridge, and for the
+    table, derivatives are along log|theta_k|: rescalings that keep the function then change nothing. The `coordinates`
+    of a solver's settings may be "plain" instead.
 
     The dense solver is exact, in float64 on the model's device. The stochastic one needs a ridge, holds no matrix, and
     gives every number a standard error (docs/measure-at-scale.md); its products run in float32 for a float32 model.
@@ -119,9 +121,10 @@ def measure(
             examples, or their "covariance", shrunk as by Ledoit and Wolf (docs/theory.md, section 2); or variances of
             one example's shape, or a covariance, (n, n) or that shape twice over. With all but the first the
             constant's slot stands at the mean of the examples. None is the identity.
-        ridge: non-negative, in units of G; or several, all positive, for the stochastic solver: solutions at one
-            start those at the next smaller one, and the same probes serve all, so that differences between the maps
-            are better known than the maps.
+        ridge: non-negative, in units of G; "auto" is 0.01 of the mean eigenvalue of G, 0.1 of it where rows of
+            constraints are fewer than parameters (`attrs["ridge"]` says how much that is); or several, all positive,
+            for the stochastic solver: solutions at one start those at the next smaller one, and the same probes serve
+            all, so that differences between the maps are better known than the maps.
         intercept: give the constant input a slot, "bias".
         params: names of the parameters that count, or a predicate on names; the rest are held fixed.
         batch_size: examples at a time; "auto" chooses by a memory forecast.
@@ -145,7 +148,8 @@ def measure(
 
     Raises:
         ValueError: bad settings, a metric that is no covariance or that the data cannot give, examples that interact,
-            random draws that do not repeat, constraints that are not finite, or the stochastic solver without a ridge.
+            random draws that do not repeat, constraints that are not finite, the stochastic solver without a ridge, or
+            "auto" where no parameter moves the outputs.
         TypeError: inputs or outputs that no method can use.
         MemoryError: the solver or one example would not fit.
         RankError: another rank failed, died or hangs.
@@ -170,8 +174,9 @@ def measure(
         mark = partial(fingerprint, task.problem, task.space, task.x, task.seed, _described(task, asked, ridges))
         steps = open_steps(reducer, run.checkpoint, mark, run.checkpoint_seconds, TYPES, task.x.device)
         if isinstance(asked, Auto):
-            scale = steps.agree("solver", lambda: len(ridges) > 1 or _must_be_stochastic(task, ridges[0]))
+            scale = steps.agree("solver", lambda: len(ridges) > 1 or _must_be_stochastic(task, ridges))
             asked = asked.stochastic if scale else asked.dense
+        ridges = ridges or (auto_ridge(task, asked, steps),)
         if isinstance(asked, Stochastic):
             answers = measure_stochastic(task, ridges, asked, run, steps)
         else:
@@ -179,13 +184,15 @@ def measure(
             answers = {ridges[0]: measure_dense(task, ridges[0], asked, run, steps)}
         steps.close()
         answers = {one: told_still(found, task.x) for one, found in answers.items()}
-    return answers[ridges[0]] if isinstance(ridge, (int, float)) else answers
+    return answers[ridges[0]] if isinstance(ridge, (int, float, str)) else answers
 
 
-def _ridges(ridge: float | Sequence[float], asked: Auto | Dense | Stochastic) -> tuple[float, ...]:
-    """Return the ridges, checked, from the largest down."""
+def _ridges(ridge: float | Sequence[float] | str, asked: Auto | Dense | Stochastic) -> tuple[float, ...]:
+    """Return the ridges, checked, from the largest down; none for "auto"."""
+    if ridge == "auto":
+        return ()
     if isinstance(ridge, (bool, str)) or (isinstance(ridge, (int, float)) and not 0 <= ridge < math.inf):
-        raise ValueError(f"ridge must be a finite number >= 0, got {ridge!r}")
+        raise ValueError(f'ridge must be a finite number >= 0 or "auto", got {ridge!r}')
     given = (ridge,) if isinstance(ridge, (int, float)) else ridge
     several = given is ridge
     ridges = tuple(sorted({float(one) for one in given}, reverse=True))
@@ -202,7 +209,7 @@ def _ridges(ridge: float | Sequence[float], asked: Auto | Dense | Stochastic) ->
 def _described(task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float, ...]) -> dict[str, Any]:
     """Return the settings that make another run of it, by name."""
     told: dict[str, Any] = {"solver": word_of(asked), "batch_size": task.batch_size}
-    told["ridge"] = ridges[0] if len(ridges) == 1 else list(ridges)
+    told["ridge"] = (ridges[0] if len(ridges) == 1 else list(ridges)) if ridges else "auto"
     for settings in (asked.dense, asked.stochastic) if isinstance(asked, Auto) else (asked,):
         told |= vars(settings)
     if told.get("partition") is not None:
@@ -210,12 +217,12 @@ def _described(task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float
     return told
 
 
-def _must_be_stochastic(task: Task, ridge: float) -> bool:
+def _must_be_stochastic(task: Task, ridges: tuple[float, ...]) -> bool:
     """Return True where the dense solver's matrices alone would not fit; the other solver needs a ridge then."""
     try:
         task.size.beside_solver(task.budget)
     except MemoryError as error:
-        if ridge == 0:
+        if ridges == (0.0,):
             raise MemoryError(
                 f"{error}; or give a ridge > 0, with which the stochastic solver takes over (docs/measure-at-scale.md)"
             ) from error

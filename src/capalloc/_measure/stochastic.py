@@ -23,6 +23,7 @@ from capalloc._measure.forecast import Forecast, progress_bar
 from capalloc._measure.probe import Probing, Round, State, advance, begin_state
 from capalloc._measure.task import Task
 from capalloc._model.input_metric import InputMetric
+from capalloc._model.magnitudes import notes_of_zeros
 from capalloc._model.problem import axis_names
 from capalloc._runtime.memory import Plan
 from capalloc._runtime.steps import Steps
@@ -109,13 +110,13 @@ class Measured:
 
     @property
     def rank(self) -> int:
-        """Rank of G, at most."""
+        """Number of eigenvalues in the space that is solved in."""
         return min(self.probing.examples.num_params, self.probing.examples.num_rows)
 
     @property
     def mean_eigenvalue(self) -> float:
         """Mean of those eigenvalues of G that can be other than zero, from the lengths of the right-hand sides."""
-        return self.state.trace / self.state.probes / self.rank
+        return self.state.trace / self.state.probes / max(self.probing.examples.rank, 1)
 
     @property
     def quadrature(self) -> Quadrature | None:
@@ -183,6 +184,7 @@ def facts(found: Measured, account: Account, ridge: float, density: Quadrature |
     return extra | {
         "solver": "stochastic",
         "ridge": ridge,
+        "coordinates": found.probing.settings.coordinates,
         "differentiation": examples.operator.name,
         "precision": str(examples.x.dtype).removeprefix("torch."),
         "batch_size": found.plan.batch_size,
@@ -221,7 +223,7 @@ def notes(found: Measured, account: Account, reached: float) -> list[str]:
             f"the solves stopped early, with a squared error of {account.error:.2g} of the capacity: it may be off "
             "by about as much; give them more max_seconds, or take a larger ridge"
         )
-    return said
+    return said + notes_of_zeros(examples.scale)
 
 
 def spectrum_of(found: Quadrature, num_params: int) -> xr.DataArray:

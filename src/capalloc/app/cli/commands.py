@@ -24,6 +24,7 @@ from capalloc.app.cli.options import (
     Trained,
     Verbosity,
     method_option,
+    parse_ridge,
     result_option,
 )
 
@@ -106,7 +107,21 @@ def measure(
     options: ModelOptions,
     output: OutputOptions,
     metric: Metric = DEFAULT_METRIC,
-    ridge: Annotated[float, method_option(min=0, help="Added to the Gram matrix; 0 for the exact rank.")] = 0.0,
+    ridge: Annotated[
+        str,
+        method_option(
+            parser=parse_ridge,
+            metavar="NUMBER|auto",
+            help="Added to the Gram matrix; 0 for the exact rank, auto for a share of its mean eigenvalue.",
+        ),
+    ] = "0",
+    coordinates: Annotated[
+        Literal["log", "plain"],
+        method_option(
+            help="Of the parameters: their logarithms, so that a ridge does not see rescalings that keep the function, "
+            "or themselves."
+        ),
+    ] = "log",
     solver: Annotated[
         Literal["auto", "dense", "stochastic"],
         method_option(help="stochastic needs a ridge, and gives standard errors."),

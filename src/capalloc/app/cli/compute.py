@@ -12,7 +12,17 @@ import torch
 import capalloc
 from capalloc._energy.gate_sources import GateSource
 from capalloc._linalg.metric_names import MetricName
-from capalloc._settings import Auto, Block, MeasureSolver, PropagateSolver, Run, Segments, Stochastic
+from capalloc._settings import (
+    Auto,
+    Block,
+    Coordinates,
+    Dense,
+    MeasureSolver,
+    PropagateSolver,
+    Run,
+    Segments,
+    Stochastic,
+)
 from capalloc.app.cli.deliver import check_targets, deliver
 from capalloc.app.cli.input_source import parse_integers
 from capalloc.app.cli.options import ModelOptions, OutputOptions
@@ -50,7 +60,8 @@ def run_measure(
     options: ModelOptions,
     output: OutputOptions,
     metric: MetricName,
-    ridge: float,
+    ridge: float | Literal["auto"],
+    coordinates: Coordinates,
     solver: str,
     rtol: float,
     max_seconds: float | None,
@@ -58,8 +69,9 @@ def run_measure(
 ) -> None:
     """Run `capalloc measure`."""
     check_targets(checkpoint)
-    stochastic = Stochastic(rtol, max_seconds=max_seconds)
-    asked: dict[str, MeasureSolver] = {"auto": Auto(stochastic=stochastic), "dense": "dense", "stochastic": stochastic}
+    dense = Dense(coordinates=coordinates)
+    stochastic = Stochastic(rtol, max_seconds=max_seconds, coordinates=coordinates)
+    asked: dict[str, MeasureSolver] = {"auto": Auto(dense, stochastic), "dense": dense, "stochastic": stochastic}
     run = Run(checkpoint, progress=output.bars)
     method = partial(capalloc.measure, metric=metric, ridge=ridge, generator=generator(options))
     compute(options, output, MANY_EXAMPLES, partial(method, solver=asked[solver], run=run))

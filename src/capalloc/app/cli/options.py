@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +64,24 @@ def complete_model(incomplete: str) -> list[str]:
     """Names of reference architectures, and of saved programs in this folder."""
     programs = sorted(str(path) for path in Path().glob("*.pt2"))
     return [name for name in (*REFERENCE_NAMES, *programs) if name.startswith(incomplete)]
+
+
+def parse_ridge(text: str) -> float | Literal["auto"]:
+    """Read a number that is not negative, or "auto".
+
+    Raises:
+        BadParameter: neither.
+
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise typer.BadParameter(f"{text!r} is neither a number >= 0 nor auto")
+    return number
 
 
 @dataclass(frozen=True)
