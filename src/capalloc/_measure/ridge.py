@@ -21,7 +21,7 @@ from capalloc._runtime.steps import Steps
 from capalloc._settings import Coordinates, Dense, Stochastic
 
 #: What `ridge="auto"` takes of the mean eigenvalue of G, and where rows are fewer than parameters.
-SHARE, SHARE_OF_FEW_ROWS = 1e-2, 0.1
+AUTO_SHARE, AUTO_SHARE_OF_FEW_ROWS = 1e-2, 0.1
 #: Probes of the mean eigenvalue: its relative standard error is a half at most, and small for many alike eigenvalues.
 SCALE_PROBES = 8
 
@@ -109,7 +109,7 @@ def auto_ridge(task: Task, asked: Dense | Stochastic, steps: Steps) -> float:
             'ridge="auto" is a share of the mean eigenvalue of G, which is zero: no parameter moves the outputs; give '
             "a number"
         )
-    return (SHARE_OF_FEW_ROWS if fewer_rows else SHARE) * mean
+    return (AUTO_SHARE_OF_FEW_ROWS if fewer_rows else AUTO_SHARE) * mean
 
 
 def _estimate(task: Task, settings: Stochastic, steps: Steps) -> tuple[float, bool]:
