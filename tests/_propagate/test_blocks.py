@@ -176,7 +176,7 @@ def test_total_is_the_rank_and_the_map_is_as_near_as_it_says(name):
     build, shape = NETWORKS[name]
     model, x = seeded_module(lambda: build()), gaussian(*shape)
     measured = capalloc.measure(model, x)
-    found = capalloc.propagate(model, x, solver="block")
+    found = capalloc.propagate(model, x, solver=Block(max_seconds=None))
     assert found.total == pytest.approx(measured.total)  # the rank
     assert found.attrs["total_exact"]
     assert capalloc.total_variation(found, measured) < found.attrs["missing"] + found.attrs["noise"]
@@ -205,19 +205,22 @@ def test_what_paths_alone_tell_brings_the_markov_rule(arguments):
 
 def test_a_model_without_a_graph_has_an_answer():
     model, x = seeded_module(Branching), gaussian(30, 4)
-    measured, found = capalloc.measure(model, x), capalloc.propagate(model, x, solver=Block(num_steps=12))
+    measured, found = (
+        capalloc.measure(model, x),
+        capalloc.propagate(model, x, solver=Block(num_steps=12, max_seconds=None)),
+    )
     assert found.total == pytest.approx(measured.total)
     assert capalloc.total_variation(found, measured) < 0.05
 
 
 def test_the_scale_of_a_whole_layer_does_not_show():
     model, x = seeded_module(lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))), gaussian(40, 6)
-    before = capalloc.propagate(model, x, solver="block")
+    before = capalloc.propagate(model, x, solver=Block(max_seconds=None))
     with torch.no_grad():
         model[0].weight.mul_(8)
         model[0].bias.mul_(8)
         model[2].weight.div_(8)
-    after = capalloc.propagate(model, x, solver="block")
+    after = capalloc.propagate(model, x, solver=Block(max_seconds=None))
     np.testing.assert_allclose(after.capacity, before.capacity, rtol=1e-9)
     np.testing.assert_allclose(after.by_parameter, before.by_parameter, rtol=1e-9)
 
@@ -225,9 +228,9 @@ def test_the_scale_of_a_whole_layer_does_not_show():
 def test_probes_repeat_and_their_error_falls():
     model, x = seeded_module(lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))), gaussian(16, 4)
     state = torch.random.get_rng_state()
-    first, again = (capalloc.propagate(model, x, solver=Block(num_probes=8)) for _ in range(2))
-    other = capalloc.propagate(model, x, solver=Block(num_probes=8, seed=5))
-    many = capalloc.propagate(model, x, solver=Block(num_probes=64))
+    first, again = (capalloc.propagate(model, x, solver=Block(num_probes=8, max_seconds=None)) for _ in range(2))
+    other = capalloc.propagate(model, x, solver=Block(num_probes=8, max_seconds=None, seed=5))
+    many = capalloc.propagate(model, x, solver=Block(num_probes=64, max_seconds=None))
     np.testing.assert_array_equal(first.capacity, again.capacity)
     assert not np.array_equal(first.capacity, other.capacity)
     assert float(many.capacity.standard_error.mean()) < 0.6 * float(first.capacity.standard_error.mean())
@@ -236,7 +239,10 @@ def test_probes_repeat_and_their_error_falls():
 
 def test_standard_errors_are_those_of_repetitions():
     model, x = dense(reference_weights()), gaussian(40, 3)
-    found = [capalloc.propagate(model, x, solver=Block(num_steps=6, num_probes=16, seed=s)) for s in range(20)]
+    found = [
+        capalloc.propagate(model, x, solver=Block(num_steps=6, num_probes=16, max_seconds=None, seed=s))
+        for s in range(20)
+    ]
     spread = np.std([f.capacity.to_numpy() for f in found], axis=0)
     claimed = np.mean([f.capacity.standard_error.to_numpy() for f in found], axis=0)
     np.testing.assert_allclose(claimed, spread, rtol=0.6)  # 20 repetitions know a deviation to a sixth, three slots
@@ -244,7 +250,7 @@ def test_standard_errors_are_those_of_repetitions():
 
 def test_float32_models_give_the_map_of_float64():
     model, x = dense(reference_weights()), gaussian(40, 3)
-    wide = capalloc.propagate(model, x, solver="block")
+    wide = capalloc.propagate(model, x, solver=Block(max_seconds=None))
     narrow = capalloc.propagate(model.float(), x.float(), solver="block")
     np.testing.assert_allclose(narrow.capacity, wide.capacity, rtol=1e-3)
 
@@ -258,6 +264,16 @@ def test_few_constraints_allow_no_steps_and_say_so():
     assert found.total == pytest.approx(high)
     assert any("constraints of these examples for" in note for note in found.attrs["notes"])
     assert "from blocks alone" in found.attrs["notes"][0]
+
+
+@pytest.mark.parametrize("num_steps", [0, "auto"])
+def test_a_network_that_computes_nothing_has_no_capacity(num_steps):
+    model = seeded_module(lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1)
+    found = capalloc.propagate(model, gaussian(30, 3), solver=Block(num_steps))
+    assert (found.total, found.bias, float(found.by_parameter.sum())) == (0, 0, 0)
 
 
 def test_time_ends_the_steps():

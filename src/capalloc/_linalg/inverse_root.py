@@ -61,6 +61,6 @@ def rank_of_sample(sample: Tensor) -> int:
 
     Singular values up to max(k, params) * eps * (the largest) are zero.
     """
-    values = torch.linalg.svdvals(sample.double())
-    least = max(sample.shape) * torch.finfo(torch.float64).eps * values[0]
+    values = torch.linalg.svdvals(sample)
+    least = max(sample.shape) * torch.finfo(sample.dtype).eps * values[0]
     return int((values > least).sum())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches
-from capalloc._linalg.inverse_root import rank_of_sample
+from capalloc._linalg.inverse_root import InverseRoot, rank_of_sample
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
@@ -30,7 +30,7 @@ from capalloc.results.allocation import Allocation
 #: Numbers in the matrix of constraints, and parameters, up to which the exact answer takes less time than probes.
 EXACT_NUMBERS, EXACT_PARAMS = 400_000_000, 3000
 #: Parameters up to which the total is the rank of as many random combinations of constraints, in float64.
-RANKED_PARAMS = 2000
+RANKED_PARAMS, SPARE_COMBINATIONS = 2000, 8
 #: Steps help where examples make so many constraints for each parameter; where they make fewer, the steps lead to what
 #: these examples constrain, away from the answer of all (benchmarks/RESULTS.md, dial).
 ROWS_PER_PARAM = 4
@@ -93,9 +93,15 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         like, shape = task.x, (1, task.size.params)  # one at a time: each is as long as the model is large
         directions = (random_signs(shape, like, examples.generator(9, k)).double() for k in range(plan.probes))
         found = blocks_alone(sums, root, directions, FEWEST_IMAGES)
-    rank = rank_of_sample(root.pull(sums.signs(1, task.size.params + 8))) if ranked else None
-    counted = count(task, examples, found, rank)
-    return allocation(task, examples, found, counted, settings)
+    counted = count(task, examples, found, rank_of(sums, root) if ranked else None)
+    return allocation(task, examples, found, counted)
+
+
+def rank_of(sums: ExampleSums, root: InverseRoot) -> int:
+    """Return the rank of all constraints, from a few more random combinations of them than there are parameters."""
+    wanted = sums.examples.num_params + SPARE_COMBINATIONS
+    parts = torch.arange(wanted).split(MOST_PROBES)
+    return rank_of_sample(root.pull(torch.cat([sums.signs(1 + k, len(part)) for k, part in enumerate(parts)])))
 
 
 def probes_for(size: Size) -> int:
@@ -142,7 +148,8 @@ def missing(found: Refinement) -> float:
 
 def distance(a: Tensor, b: Tensor) -> float:
     """Return the total-variation distance of two maps, each divided by its sum."""
-    return float((a / a.sum() - b / b.sum()).abs().sum()) / 2
+    tiny = torch.finfo(a.dtype).tiny
+    return float((a / a.sum().clamp(min=tiny) - b / b.sum().clamp(min=tiny)).abs().sum()) / 2
 
 
 def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -> Count:
@@ -173,20 +180,16 @@ def symmetries_of(task: Task) -> tuple[int, bool]:
     return int(result.symmetries), bool(result.exact_symmetries)
 
 
-def allocation(task: Task, examples: Examples, found: Refinement, counted: Count, settings: Block) -> Allocation:
+def allocation(task: Task, examples: Examples, found: Refinement, counted: Count) -> Allocation:
     """Return the shape that the last reading gives, with the total counted."""
     last: ProbeReading = found.last
     probes = len(last.slots)
-    mean = last.slots.mean(0)
-    unit = counted.total / float(mean.clamp(min=0).sum())
-    errors = unit * error_of_share(last.slots)
-    slots = (mean.clamp(min=0) * unit).numpy()
-    tensors = last.tensors.mean(0).clamp(min=0)
-    tensor_errors = unit * error_of_share(last.tensors)
+    slots, errors = scaled(last.slots, counted.total)
+    tensors, tensor_errors = scaled(last.tensors, counted.total)
     n, shape = task.space.num_inputs, task.space.shape
     axes, names = axis_names(len(shape)), list(task.problem.params)
     lacking = missing(found)
-    noise = 0.4 * float(errors.sum()) / counted.total
+    noise = 0.4 * float(errors.sum()) / max(counted.total, 1.0)
     attrs: dict[str, Any] = task.attrs() | {
         "kind": "propagated",
         "solver": "block",
@@ -207,18 +210,21 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     return Allocation(
         capacity=xr.DataArray(slots[:n].reshape(shape), dims=axes).assign_coords(standard_error=shaped),
         bias=float(np.sum(slots[n:])),
-        by_parameter=xr.DataArray(
-            (tensors * (counted.total / tensors.sum())).numpy(), dims="parameter", coords={"parameter": names}
-        ),
+        by_parameter=xr.DataArray(tensors, dims="parameter", coords={"parameter": names}),
         attrs=attrs,
     )
 
 
-def error_of_share(values: Tensor) -> np.ndarray:
-    """Return the standard error of each column's share in the whole, times the mean whole: (k, n) to (n,)."""
-    mean = values.mean(0)
-    beside = values - values.sum(1, keepdim=True) * (mean / mean.sum())
-    return (beside.std(0) / math.sqrt(len(values))).numpy()
+def scaled(values: Tensor, total: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means over probes, (k, n) to (n,), none below zero and summing to `total`, and their standard errors.
+
+    A probe's whole moves all its columns, and the total is known: errors are those of shares.
+    """
+    mean = values.mean(0).clamp(min=0)
+    whole = mean.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    beside = values - values.sum(1, keepdim=True) * (mean / whole)
+    unit = total / whole
+    return (unit * mean).cpu().numpy(), (unit * beside.std(0) / math.sqrt(len(values))).cpu().numpy()
 
 
 def stated(lacking: float, noise: float, steps: int) -> str:
