@@ -132,9 +132,10 @@ class Enough:
 
     def __call__(self, found: Refinement) -> bool:
         """Return True where what is missing is small, or the time is over."""
-        if self.settings.max_seconds is not None and time.perf_counter() - self.began > self.settings.max_seconds:
-            return True
-        return self.settings.num_steps == "auto" and found.last.steps >= min(MISSING_RATIOS) and missing(found) < ENOUGH
+        if self.settings.num_steps != "auto":
+            return False
+        late = self.settings.max_seconds is not None and time.perf_counter() - self.began > self.settings.max_seconds
+        return late or (found.last.steps >= min(MISSING_RATIOS) and missing(found) < ENOUGH)
 
 
 def missing(found: Refinement) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from capalloc._measure.measure import measure
 from capalloc._propagate.propagate import propagate
 from capalloc._runtime.extras import load_extra
-from capalloc._settings import Run
+from capalloc._settings import Block, Run
 from capalloc.app.report import write_report
 from capalloc.results.allocation import Allocation
 from capalloc.results.comparison import correlation, total_variation
@@ -22,6 +22,8 @@ CHANNELS = (8, 8)
 EPOCHS, BATCH, LEARNING_RATE = 40, 64, 1e-3
 #: Test images that capacity is measured on: many more constraints than parameters.
 EXAMPLES = 50
+#: Steps from the blocks towards the measured capacity.
+STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def run_demo(seed: int = 0, progress: bool | None = None) -> Demo:
     images = digits.test_images[:EXAMPLES]
     measured = measure(model, images, metric="variance", run=Run(progress=progress))
     times.append(time.perf_counter())
-    predicted = propagate(model, images, solver="block", metric="variance")
+    predicted = propagate(model, images, solver=Block(num_steps=STEPS), metric="variance")
     times.append(time.perf_counter())
     steps = ("train", "measure", "predict")
     return Demo(
