@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
-from capalloc._energy.carriers import find
+from capalloc._energy.carriers import SQUARED, find
 from capalloc._energy.program import Program
 from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.trace import trace
@@ -113,6 +113,65 @@ def test_factors_that_end_alike_carry_in_turn():
     program = trace(captured(lambda x: halves(x)[0] * halves(x)[1], x), x, "data", set())
     expected = A[:, :2].square().sum(0) * b.square() + B[:, 2:].square().sum(0) * a.square()
     np.testing.assert_allclose(energies(program)[0], expected, rtol=1e-12)
+
+
+SUMS = {
+    "h + h": (lambda h: h + h, 2.0),
+    "2 h": (lambda h: 2 * h, 2.0),
+    "h - h / 2": (lambda h: torch.sub(h, h, alpha=0.5), 0.5),
+    "h + 3 h": (lambda h: torch.add(h, h, alpha=3), 4.0),
+    "h - 3 h, the other way round": (lambda h: torch.rsub(h, h, alpha=3), 2.0),
+    "h - h": (lambda h: h - h, 0.0),
+}
+
+
+@pytest.mark.proves("4", "a signal added to itself is one path", oracle="the signal times a number")
+@pytest.mark.parametrize("name", SUMS)
+def test_a_signal_added_to_itself_is_one_path(name):
+    function, factor = SUMS[name]
+    x = gaussian(2, 4)
+    program = trace(captured(lambda x: function(x @ A), x), x, "data", set())
+    expected = (factor**2 * A.square().sum(0)).expand(2, -1)
+    np.testing.assert_allclose(energies(program)[0], expected, rtol=1e-12)
+
+
+class Pooled(nn.Module):
+    """Second moments of features, and a head: covariance pooling."""
+
+    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.features, self.head, self.pool = nn.Linear(3, 4), nn.Linear(16, 2), pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.features(x)).flatten(1))
+
+
+GRAM = {
+    "gram": (lambda h: h.mT @ h, True),
+    "einsum": (lambda h: torch.einsum("bti,btj->bij", h, h), True),
+    "centred": (lambda h: (lambda c: c.mT @ c)(h - h.mean(1, keepdim=True)), True),
+    "activation on one side": (lambda h: h.mT @ h.tanh(), False),
+    "a gate of its own": (lambda h: h.mT.softmax(-1) @ h, False),
+}
+
+
+@pytest.mark.parametrize("name", GRAM)
+def test_a_signal_times_itself_is_noted(name):
+    pool, noted = GRAM[name]
+    model, x = seeded_module(Pooled, pool), gaussian(2, 5, 3)
+    found = capalloc.propagate(model, x, solver="markov")
+    assert any(note.startswith(SQUARED) for note in found.attrs["notes"]) == noted
+    segments = capalloc.propagate(model, x, solver="segments")
+    assert not any(note.startswith(SQUARED) for note in segments.attrs["notes"])
+
+
+def test_an_entry_with_itself_has_half_its_energy():
+    """What the note says: the product rule's two terms are one, so their amplitudes add and not their energies."""
+    x = gaussian(2, 3, 4)
+    program = trace(captured(lambda x: x @ x.mT, x), x, "data", set())
+    own = np.diagonal(np.asarray(energies(program)[0]), axis1=1, axis2=2)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda z: (z @ z.mT).diagonal()))(x)
+    np.testing.assert_allclose(own, jacobian.square().sum((2, 3)) / 2, rtol=1e-12)
 
 
 def test_a_matrix_product_of_two_signals_carries_in_turn():

@@ -26,6 +26,10 @@ from capalloc._operators.records import record
 Products = Mapping[str, GateSide]
 GATE_SIDES = ("left", "right", "both")
 NO_PRODUCTS: Products = {}
+SQUARED = (
+    "a signal times itself: paths that meet again in both factors are counted as if they were of two signals, so that "
+    "entries with themselves have half their energy"
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Carriers:
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
     signals: frozenset[Node] = frozenset()  # depend on the inputs
+    squares: tuple[Node, ...] = ()  # products of a signal with itself, moved about, in which both factors carry
     data_gates: tuple[Node, ...] = ()  # calls that carry energy by gates of the examples' own, besides activations
 
     @cached_property
@@ -84,6 +89,11 @@ class Carriers:
     def feeds(self, node: Node) -> list[Node]:
         """List the nodes whose paths go on through `node`, parameters among them."""
         return [used for used in self.sources(node) if used in self.carrying] if node in self.carrying else []
+
+    def notes(self) -> list[str]:
+        """Say where energies of paths are not those of the network even with gates frozen."""
+        places = dict.fromkeys(module_path(node) or str(node.target) for node in self.squares)
+        return [f"{SQUARED} ({', '.join(places)})"] if places else []
 
     def reads(self, node: Node) -> set[Node]:
         """List the nodes whose values a trace needs at `node`."""
@@ -122,6 +132,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
             for node, name in names.items()
             if node in reachable and (node not in carrying or _is_split(node, carrying, reachable, structure))
         ),
+        squares=tuple(n for n in graph.calls() if n in carrying and _squares(n, structure, found)),
         data_gates=tuple(n for n in graph.calls() if n in carrying and structure.needs_data(n, frozen.get(n, ()))),
     )
 
@@ -135,6 +146,25 @@ def check_gates(carriers: Carriers, gates: str) -> None:
             f"{module_path(node) or '(the model itself)'!r} has gates or statistics that depend on the inputs; "
             "use gates='data'"
         )
+
+
+def _squares(node: Node, structure: Structure, carriers: Carriers) -> bool:
+    """Tell whether a product without a gate is of one signal with itself, up to movement, such as h @ h.T."""
+    if carriers.frozen.get(node, True) or (sides := structure.factors(node)) is None:
+        return False
+    given = arguments_of(node)
+    first, second = (_unmoved(given[side], structure.signals) for side in sides)
+    return first is second and first in structure.signals
+
+
+def _unmoved(node: Node, signals: set[Node]) -> Node:
+    """Find the signal that a node holds the entries of, moved about."""
+    while node.op == "call_function" and record(node.target).moves:
+        moved = [used for used in node.all_input_nodes if used in signals]
+        if len(moved) != 1:
+            break
+        node = moved[0]
+    return node
 
 
 def _gates(sides: tuple[str, str], side: GateSide) -> tuple[str, ...]:

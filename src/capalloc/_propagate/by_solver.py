@@ -10,7 +10,7 @@ from torch import Tensor
 
 from capalloc._energy import hessian, markov
 from capalloc._energy.batches import Batches
-from capalloc._energy.carriers import find
+from capalloc._energy.carriers import SQUARED, find
 from capalloc._energy.decoupled import Decoupled
 from capalloc._graph.capture import capture
 from capalloc._model.input_metric import InputMetric
@@ -39,7 +39,7 @@ def by_markov(
         table = len(problem.params) * batches.graph.entries() <= TABLE_LIMIT
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table, linear=linear)
     attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": result.exact_symmetries}
-    attrs["notes"] = [DECOUPLED] if result.exact_symmetries else [DECOUPLED, LOWER_BOUND]
+    attrs["notes"] = [DECOUPLED, *([] if result.exact_symmetries else [LOWER_BOUND]), *batches.carriers.notes()]
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
 
@@ -63,7 +63,8 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
         "rank": found.rank,
         "symmetries": used - found.rank,
         "symmetries_exact": True,
-        "notes": [note for note in attrs["notes"] if note != LOWER_BOUND],
+        # Amplitudes of a signal and itself add up before they are squared.
+        "notes": [note for note in attrs["notes"] if note != LOWER_BOUND and not note.startswith(SQUARED)],
         "bias_standard_error": float(found.error[-1]),
     }
     names = list(problem.params)
@@ -102,7 +103,7 @@ def by_hessian(problem: Problem, batches: Batches, metric: InputMetric) -> Alloc
         symmetries=int(exact.alive.sum()) - exact.rank,
         alive=exact.alive,
     )
-    attrs: Counts = {"rank": exact.rank, "notes": []}
+    attrs: Counts = {"rank": exact.rank, "notes": batches.carriers.notes()}
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, True)
 

@@ -17,13 +17,15 @@ aten = torch.ops.aten
 
 @rule(aten.add.Tensor, aten.sub.Tensor)
 def add(call: Call) -> Energy:
-    """Energies add; channels of the two terms rescale together."""
+    """Energies add; channels of the two terms rescale together. A signal and itself are one path."""
     left, right = call.args["self"], call.args["other"]
     alpha = float(call["alpha"])
     if _is_zero(left) or _is_zero(right):
         kept = right if _is_zero(left) else left
         energy = call.as_signal(kept)
         return _widen(call, times_constant(call, energy, alpha) if kept is right and alpha != 1 else energy)
+    if (alone := _one_signal(left, right)) is not None:
+        return times_constant(call, alone, 1 - alpha if call.op is aten.sub.Tensor else 1 + alpha)
     first, second = call.as_signal(left), call.as_signal(right)
     return call.program.add(first, second if alpha == 1 else times_constant(call, second, alpha))
 
@@ -33,6 +35,8 @@ def subtract_from(call: Call) -> Energy:
     """c - alpha z."""
     energy = call.signal("self")
     alpha = float(call["alpha"])
+    if (alone := _one_signal(call.args["self"], call.args["other"])) is not None:
+        return times_constant(call, alone, 1 - alpha)
     scaled = energy if alpha == 1 else times_constant(call, energy, alpha)
     other = call.args["other"]
     return _widen(call, scaled if _is_zero(other) else call.program.add(scaled, call.as_signal(other)))
@@ -61,6 +65,13 @@ def where(call: Call) -> Energy:
     chosen = call["condition"]
     left, right = call.signal("self"), call.signal("other")
     return call.program.add(call.program.gate(left, chosen), call.program.gate(right, ~chosen))
+
+
+def _one_signal(left: Any, right: Any) -> Energy | None:
+    """Give the signal that is added to itself; None where two tensors, or two tensors of parameters, are added."""
+    first, second = (a.energy if isinstance(a, Traced) else None for a in (left, right))
+    same = first is not None and second is not None and first.is_signal and first.slot == second.slot
+    return first if same else None
 
 
 def _is_zero(argument: Any) -> bool:
