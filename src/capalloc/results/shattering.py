@@ -57,7 +57,7 @@ class Shattering(Result):
         ),
     }
     ROWS: ClassVar = {f"{axis}s": axis_rows(axis) for axis in ("place", "gate", "distance")}
-    VALUES = ("index", "correlation", "advice")
+    VALUES = ("index", "correlation", "kept", "advice")
 
     @property
     def index(self) -> float:
@@ -107,6 +107,7 @@ class Shattering(Result):
             heading=f"index {self.index:.3g}, correlation of gradients {self.correlation:.3g}",
             facts=[
                 Fact("correlation of gradients", f"{self.correlation:.3g}", at_inputs),
+                Fact("kept by residual blocks", f"{self.kept:.3g}", "at the sum of the first one, or at the inputs"),
                 Fact("shattering index", f"{self.index:.3g}", "mean number of decouplings on a path"),
             ],
             brief=0,

@@ -164,14 +164,14 @@ def receptive_field(
 def diagnose(
     options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC, trained: Trained = None
 ) -> None:
-    """Effects of depth on a model: scaling of its blocks, shattering of its gradients, receptive field, and advice."""
+    """Effects of depth on a model: scaling, shattering of gradients, receptive field, advice for initial weights."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_scaling")
 def scaling(
     options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC, trained: Trained = None
 ) -> None:
-    """Scaling of depth: rates of residual blocks, gains of plain layers, and what would balance them."""
+    """Scaling of depth: rates of residual blocks, gains of plain layers, what would balance initial weights."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_shattering")
