@@ -77,9 +77,9 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
     if large and settings.output_probes is None:
         settings = replace(settings, output_probes=1)
-    if settings.num_probes == "auto":
-        settings = replace(settings, num_probes=probes_for(task.size))
-    examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, settings)
+    probes = probes_for(task.size) if settings.num_probes == "auto" else settings.num_probes
+    together = replace(settings, num_probes=2 if large else probes)  # large networks hold few vectors at a time
+    examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, together)
     examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
     if plan.keep:
         examples = examples.prepared()
@@ -88,10 +88,10 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     root = inverse_root(examples, *sample)
     steps = steps_for(settings, examples)
     if steps:
-        found = refine(sums, root, plan.probes, steps, Enough(settings, began))
+        found = refine(sums, root, probes, steps, Enough(settings, began))
     else:
         like, shape = task.x, (1, task.size.params)  # one at a time: each is as long as the model is large
-        directions = (random_signs(shape, like, examples.generator(9, k)).double() for k in range(plan.probes))
+        directions = (random_signs(shape, like, examples.generator(9, k)).double() for k in range(probes))
         found = blocks_alone(sums, root, directions, FEWEST_IMAGES)
     counted = count(task, examples, found, rank_of(sums, root) if ranked else None)
     return allocation(task, examples, found, counted)
