@@ -32,7 +32,7 @@ EXACT_NUMBERS, EXACT_PARAMS = 400_000_000, 3000
 #: Parameters up to which the total is the rank of as many random combinations of constraints, in float64.
 RANKED_PARAMS, SPARE_COMBINATIONS = 2000, 8
 #: Steps help where examples make so many constraints for each parameter; where they make fewer, the steps lead to what
-#: these examples constrain, away from the answer of all (benchmarks/RESULTS.md, dial).
+#: these examples constrain, away from the answer of all (docs/validation.md).
 ROWS_PER_PARAM = 4
 #: What is missing after k steps, at most, in units of the change since half of them, and without any step.
 MISSING_RATIOS = {4: 2.9, 6: 2.5, 8: 2.2}
