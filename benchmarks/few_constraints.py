@@ -28,8 +28,8 @@ def run() -> Table:
     rows = [row for name in CHOSEN for row in by_size(name)]
     return Table(
         "Steps from few constraints: distance to the answer of more examples and all outputs",
-        f'Initial weights, metric "variance", {PROBES} probes. Total variation, the constant counted, to the exact answer '
-        f"of {EXAMPLES} examples (14 of the U-Net) and all outputs, by steps.",
+        f'Initial weights, metric "variance", {PROBES} probes. Total variation, the constant counted, to the exact '
+        f"answer of {EXAMPLES} examples (14 of the U-Net) and all outputs, by steps.",
         ("network", "examples", "combinations", "constraints a parameter", *map(str, STEPS)),
         rows,
     )
