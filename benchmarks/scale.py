@@ -84,7 +84,7 @@ EXAMPLES, WIDTHS = (16, 32, 64, 128), (48, 64, 96, 128)
 
 def run() -> Table:
     about = (
-        f"Stochastic solver, float32 products, ridge {RELATIVE_RIDGE:g} of the mean eigenvalue of G, "
+        f"Stochastic solver, plain coordinates, float32 products, ridge {RELATIVE_RIDGE:g} of the mean eigenvalue of G, "
         f"{RIDGE_OF_ROWS:g} of it where rows are fewer than parameters, 10 outputs, "
         f"{THREADS} threads, untrained weights, smoothed noise for images. Error: the largest relative standard error "
         "of a patch of 4 x 4 inputs. Memory: peak resident size of a fresh process that does this alone. Growth: CPU "
@@ -103,9 +103,9 @@ def case(name: str, width: int, size: int, examples: int, settings: dict[str, An
     x = images(examples, size)
     params, rows = sum(p.numel() for p in model.parameters()), examples * 10 * (3 * size**2 + 1)
     relative = RELATIVE_RIDGE if rows >= params else RIDGE_OF_ROWS
-    ridge = relative * mean_eigenvalue(model, x, num_probes=4)
+    ridge = relative * mean_eigenvalue(model, x, num_probes=4, coordinates="plain")
     start, cpu = time.perf_counter(), time.process_time()
-    found = measure(model, x, ridge=ridge, solver=Stochastic(**settings))
+    found = measure(model, x, ridge=ridge, solver=Stochastic(coordinates="plain", **settings))
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     return (
         name,

@@ -20,7 +20,7 @@ from capalloc._linalg.row_block import RowBlock, block_of
 from capalloc._measure.forecast import forecast_dense, progress_bar
 from capalloc._measure.task import Task
 from capalloc._model.input_metric import InputMetric
-from capalloc._model.magnitudes import magnitudes, notes_of_zeros, typical_magnitudes
+from capalloc._model.magnitudes import magnitudes, magnitudes_without_zeros, notes_of_zeros
 from capalloc._model.problem import Problem, axis_names
 from capalloc._runtime.memory import Size
 from capalloc._runtime.steps import Steps
@@ -55,7 +55,7 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
         num_examples=size.examples,
         scale=magnitudes(task.problem.params) if ridge and is_log else None,
     )
-    turn = typical_magnitudes(task.problem.params) if is_log and not ridge else None
+    turn = magnitudes_without_zeros(task.problem.params) if is_log and not ridge else None
     total = (1 if plan.keep else 2) * len(constraints)
     with progress_bar(run.progress, reducer.rank, total=total) as bar:
         steps = steps.over(Rows(constraints, plan.keep and not size.wide, bar.update))

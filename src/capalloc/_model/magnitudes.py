@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-#: Sweeps over rows and columns that fit a matrix's magnitudes around its zeros; one is enough where there are none.
-SWEEPS = 32
+#: What stands for a magnitude of 0, in units of the others' geometric mean: its square is what capacity sees of it.
+NEXT_TO_NOTHING = 1e-7
 
 
 def magnitudes(params: Mapping[str, Tensor]) -> Tensor:
@@ -20,9 +20,12 @@ def magnitudes(params: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([p.detach().double().abs().flatten() for p in params.values()])
 
 
-def typical_magnitudes(params: Mapping[str, Tensor]) -> Tensor:
-    """|theta|, and for a theta of zero what its row and its column of the tensor have, so that it keeps a unit."""
-    return torch.cat([_filled(p.detach().double().abs()).flatten() for p in params.values()])
+def magnitudes_without_zeros(params: Mapping[str, Tensor]) -> Tensor:
+    """|theta|, and for a theta of zero next to nothing, so that it holds what no other parameter can hold."""
+    sizes = magnitudes(params)
+    others = sizes[sizes > 0]
+    least = NEXT_TO_NOTHING * float(others.log().mean().exp()) if len(others) else 1.0
+    return sizes.where(sizes > 0, least)
 
 
 def notes_of_zeros(scale: Tensor | None) -> list[str]:
@@ -34,21 +37,3 @@ def notes_of_zeros(scale: Tensor | None) -> list[str]:
         f"{zeros} of {len(scale)} parameters are exactly 0: a ridge on coordinates log|theta| leaves them nothing; "
         'coordinates="plain" of the solver\'s settings counts them'
     ]
-
-
-def _filled(sizes: Tensor) -> Tensor:
-    """Zeros replaced by r_i c_j, the fit to the others in the mean of logarithms: it scales as its row and column do.
-
-    A tensor of zeros has units of 1.
-    """
-    known = sizes > 0
-    if bool(known.all()):
-        return sizes
-    matrix = sizes.flatten(1) if sizes.ndim > 1 else sizes.reshape(1, -1)
-    there = matrix > 0
-    logs = torch.where(there, matrix, 1.0).log()
-    rows, columns = logs.new_zeros(len(logs), 1), logs.new_zeros(1, logs.shape[1])
-    for _ in range(SWEEPS):
-        rows = ((logs - columns) * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
-        columns = ((logs - rows) * there).sum(0, keepdim=True) / there.sum(0, keepdim=True).clamp(min=1)
-    return torch.where(known, sizes, (rows + columns).exp().view(sizes.shape))

@@ -242,3 +242,17 @@ def test_columns_that_a_narrow_terminal_has_no_room_for_are_left_out(capsys, mon
         text = capsys.readouterr().out
         assert "relu" in text
         assert ("spare" in text) is there
+
+
+def test_a_ridge_and_its_coordinates(folder):
+    told = ["measure", "factories:net", "--shape", "1,6,6", "--examples", "20", "--json"]
+    found = [strict(run(*told, "--ridge", "auto", "--coordinates", kind).stdout) for kind in ("log", "plain")]
+    assert [one["settings"]["coordinates"] for one in found] == ["log", "plain"]
+    assert 0 < found[0]["settings"]["ridge"] < found[1]["settings"]["ridge"]
+
+
+@pytest.mark.parametrize("ridge", ["-1", "nan", "big"])
+def test_a_ridge_is_a_number_or_auto(folder, ridge):
+    result = run("measure", "factories:net", "--ridge", ridge)
+    assert result.exit_code == 2
+    assert "is neither a number >= 0 nor auto" in " ".join(result.output.replace("│", " ").split())
