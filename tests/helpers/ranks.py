@@ -94,6 +94,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "stochastic few": (line, data(2, 3), {"solver": Stochastic(num_probes=16, output_probes=1), "ridge": 0.1}),
     "stochastic wide": (net, data(3, 5), STOCHASTIC),
     "stochastic auto": (net, data(31, 5), {"solver": Stochastic(rtol=0.2), "ridge": 1.0}),
+    "auto ridge": (net, data(31, 5), {"ridge": "auto"}),
+    "stochastic auto ridge": (net, data(31, 5), {"solver": Stochastic(num_probes=16), "ridge": "auto"}),
 }
 
 
