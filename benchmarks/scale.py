@@ -84,7 +84,8 @@ EXAMPLES, WIDTHS = (16, 32, 64, 128), (48, 64, 96, 128)
 
 def run() -> Table:
     about = (
-        f"Stochastic solver, plain coordinates, float32 products, ridge {RELATIVE_RIDGE:g} of the mean eigenvalue of G, "
+        "Stochastic solver, plain coordinates, float32 products, "
+        f"ridge {RELATIVE_RIDGE:g} of the mean eigenvalue of G, "
         f"{RIDGE_OF_ROWS:g} of it where rows are fewer than parameters, 10 outputs, "
         f"{THREADS} threads, untrained weights, smoothed noise for images. Error: the largest relative standard error "
         "of a patch of 4 x 4 inputs. Memory: peak resident size of a fresh process that does this alone. Growth: CPU "
