@@ -108,10 +108,17 @@ def test_the_verdict_on_a_resnet_is_that_of_its_own_gradients(settings):
     found = capalloc.diagnose(model.eval(), x)
     scaled, kept = found.scaling, found.shattering.kept
     assert scaled.correlation == kept
-    assert (scaled.phase == "degenerate") == (kept < SHATTERED and scaled.skip_share < DEGENERATE)
-    assert any("gradients shatter" in line for line in found.advice) == (scaled.phase == "degenerate")
-    assert (kept > 5 * SHATTERED) == (settings == "as they start")
-    assert (found.advice == []) == (settings == "as they start")
+    assert scaled.phase != "degenerate"
+    assert not any("shatter" in line or "multiply" in line for line in found.advice)
+    if settings == "as they start":
+        assert kept > 5 * SHATTERED
+        assert found.advice == []
+    else:  # the bound of the study was tried on networks without batch norm
+        assert kept < SHATTERED
+        assert scaled.phase == "strong"
+        assert scaled.skip_share < DEGENERATE
+        assert len(found.advice) == 1
+        assert found.advice[0].endswith("networks with norms, as this one, are known to train all the same")
 
 
 def test_scaling_alone_leaves_the_verdict_open():

@@ -218,6 +218,7 @@ def test_a_network_shatters_only_if_its_gradients_are_unlike(correlation, phase)
     assert found.phase == phase
     assert any("multiply its last layer" in line for line in found.advice) == (phase == "degenerate")
     assert any("capalloc.diagnose" in line for line in found.advice) == math.isnan(correlation)
+    assert Scaling(found.data.assign_attrs(normed=True)).phase == "strong"
     assert of_share(2 * DEGENERATE, correlation).phase == "balanced"
 
 

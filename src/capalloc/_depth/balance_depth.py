@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 from torch.fx import Node
 
-from capalloc._depth.starting_point import starts_at_identity, trained_note
+from capalloc._depth.starting_point import described, starts_at_identity
 from capalloc._energy.affine_stretch import InputStart
 from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
@@ -104,9 +104,8 @@ def scaling(
         "block": np.array([block.name for block in blocks], object),
         "layer": np.array([layer.name for layer in stretches], object),
     }
-    notes = trained_note(batches.graph, trained)
     attrs = {"num_examples": batches.examples, "metric": space.word, "seconds": time.perf_counter() - started}
-    attrs |= {"trained": bool(notes), "notes": notes} if notes else {}
+    attrs |= described(batches.graph, trained)
     return Scaling(xr.Dataset(columns, coords, attrs))
 
 

@@ -16,7 +16,7 @@ from capalloc._decoupling.sites import example_axes, first_axes
 from capalloc._depth.observe_gradients import Observer
 from capalloc._depth.points import Pairs, correlation, error, examples_and_neighbours, lags, line
 from capalloc._depth.predict_correlation import Prediction
-from capalloc._depth.starting_point import trained_note
+from capalloc._depth.starting_point import described
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._energy.residual import Trails
@@ -83,13 +83,12 @@ def shattering(
     found = _at_examples(prediction, *grams(points), apart, near)
     lines = _on_lines(prediction, grams, compared.examples, num_lines)
     settings = {"step": step, "num_lines": num_lines, "num_probes": num_probes}
-    notes = trained_note(compared.batches.graph, trained)
     attrs: dict[str, Any] = {
         "num_examples": len(compared.examples),
         **settings,
         "seconds": time.perf_counter() - started,
     }
-    attrs |= {"trained": bool(notes), "notes": notes} if notes else {}
+    attrs |= described(compared.batches.graph, trained)
     return Shattering(xr.merge([found, lines]).assign_attrs(attrs))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
+from torch.fx import Node
 
 from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._graph.capture import Graph
@@ -45,15 +47,17 @@ def starts_at_identity(trails: Trails, block: ResidualBlock, rate: float, number
     return False
 
 
-def trained_note(graph: Graph, trained: bool | None) -> list[str]:
-    """Say why no advice is given: the user says that the network is trained, or its norms do; else nothing.
+def described(graph: Graph, trained: bool | None) -> dict[str, Any]:
+    """Give what a result is told of the network: whether it has norms, and whether it is trained, with a note.
 
-    Norms start with one scale and one shift for all channels. Running statistics tell nothing: a network whose
-    statistics were taken from data may still have its initial weights.
+    The user says that it is trained, or its norms do: they start with one scale and one shift for all channels. Running
+    statistics tell nothing: a network whose statistics were taken from data may still have its initial weights.
     """
-    if trained is None:
-        return [SEEN] if _norms_moved(graph) else []
-    return [TOLD] if trained else []
+    norms = [node for node in graph.calls() if record(node.target).kind == "normalisation"]
+    found: dict[str, Any] = {"normed": bool(norms)}
+    if trained or (trained is None and _moved(graph, norms)):
+        found |= {"trained": True, "notes": [TOLD if trained else SEEN]}
+    return found
 
 
 def parameters(graph: Graph) -> dict[str, Tensor]:
@@ -61,10 +65,8 @@ def parameters(graph: Graph) -> dict[str, Tensor]:
     return {name: graph.constants[placeholder] for placeholder, name in graph.params.items()}
 
 
-def _norms_moved(graph: Graph) -> bool:
-    norms = (arguments_of(node) for node in graph.calls() if record(node.target).kind == "normalisation")
-    used = (given.get(key) for given in norms for key in ("weight", "bias"))
-    values = (
-        graph.constants[node.name] for node in used if isinstance(node, torch.fx.Node) and node.name in graph.params
-    )
+def _moved(graph: Graph, norms: list[Node]) -> bool:
+    """Tell whether a scale or a shift of a norm differs between channels."""
+    used = (arguments_of(node).get(key) for node in norms for key in ("weight", "bias"))
+    values = (graph.constants[node.name] for node in used if isinstance(node, Node) and node.name in graph.params)
     return any(bool((value != value.flatten()[0]).any()) for value in values)

@@ -100,15 +100,16 @@ class Scaling(Result):
         """The word for its depth, a key of `PHASES`.
 
         "strong" where hardly a path goes around the branches, "degenerate" if moreover gradients are known to be
-        unlike; "trivial" where hardly a path takes a branch, "identity" if some start closed on purpose; "balanced"
-        between. "trained" and "plain" are left without a verdict.
+        unlike and the network has no norms; "trivial" where hardly a path takes a branch, "identity" if some start
+        closed on purpose; "balanced" between. "trained" and "plain" are left without a verdict.
         """
         if not self.data.sizes["block"]:
             return "plain"
         if self.trained:
             return "trained"
         if self.skip_share < DEGENERATE:
-            return "degenerate" if self.correlation < SHATTERED else "strong"
+            shattered = self.correlation < SHATTERED and not self.data.attrs.get("normed")
+            return "degenerate" if shattered else "strong"
         if self.skip_share > TRIVIAL:
             return "identity" if self._closed().any() else "trivial"
         return "balanced"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PAIRS = ("independent", "nearby")
 #: Predicted correlation of gradients below which a network counts as shattered: few such train (docs/validation.md).
 SHATTERED = 0.01
+#: What may be done about it, and for whom nothing need be.
+AROUND = "give paths a way around gates (residual branches times 1/sqrt(depth), in blocks of one layer)"
+NORMED = "networks with norms, as this one, are known to train all the same"
 LIKENESS = Axis("correlation of gradients", -0.1, 1.05)
 
 
@@ -88,11 +91,11 @@ class Shattering(Result):
         measured, predicted = float(self.measured_independent[0]), self.correlation
         if not max(predicted, self.kept) < SHATTERED:
             return []
+        remedy = NORMED if self.data.attrs.get("normed") else AROUND
         worst = [str(name) for name in self.gate.to_numpy()[self._losses.to_numpy().argsort()[::-1][:3]]]
         return [
             f"gradients at independent examples are unlike: correlation {predicted:.2g} predicted, {measured:.2g} "
-            f"measured, {self.index:.3g} decouplings on a path, most at {', '.join(worst)}; give paths a way around "
-            "gates (residual branches times 1/sqrt(depth), in blocks of one layer)"
+            f"measured, {self.index:.3g} decouplings on a path, most at {', '.join(worst)}; {remedy}"
         ]
 
     def plot_line(self, ax: Axes | None = None) -> Axes:
