@@ -288,3 +288,13 @@ def test_rescaling_copies_leave_the_model_alone():
     before = copy.deepcopy(model.state_dict())
     capalloc.measure(model, data(30, 4), ridge="auto")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_ridge_of_noise_has_its_prior_on_the_logarithms():
+    """The posterior of t = log|theta| given noisy constraints: p - trace(posterior covariance) / prior variance."""
+    model, x, noise, prior = mlp(), data(20, 4), 0.3, 2.0
+    sizes = magnitudes(dict(model.named_parameters()))
+    C = torch.from_numpy(constraints(model, x)).flatten(0, 2) * sizes
+    posterior = torch.linalg.inv(C.T @ C / noise + torch.eye(len(sizes), dtype=torch.float64) / prior)
+    found = capalloc.measure(model, x, ridge=capalloc.solvers.ridge_from_noise(noise, len(x), prior))
+    assert found.total == pytest.approx(len(sizes) - float(posterior.trace()) / prior, rel=1e-9)

@@ -35,7 +35,7 @@ from capalloc.results.regions import Partition, labels, patches
 PATCH, PATCH_OF_ONE_AXIS = (4, 4), (16,)
 #: Products of a solve at a ridge of 0.1 of the mean eigenvalue without a preconditioner, at 0.01 with one; seen on
 #: residual and plain convolutional networks.
-UNCONDITIONED, PRECONDITIONED = 60, 20
+UNCONDITIONED, PRECONDITIONED = 60, 30
 #: Dataclasses of the states that are kept in files, and of the sums that rank 0 asks for.
 STOCHASTIC_TYPES = (State, Round, Draw, Account, Estimates, Estimate, Iterate, Mark, Recurrence)
 STOCHASTIC_SUMS = (NoiseSum, ProductSum, InnerSum, PullSum, PushSum)
