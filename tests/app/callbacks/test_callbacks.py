@@ -141,7 +141,7 @@ def test_every_method_has_its_tags(tmp_path):
         *(f"{group}_layers/{layer}" for group in ("propagate", "measure") for layer in "02"),
         "decoupling_layers/1",
         *("scaling/total_gain", "scaling_gains/0", "scaling_gains/2"),
-        *("shattering/index", "shattering/correlation"),
+        *("shattering/index", "shattering/correlation", "shattering/kept"),
     }
     assert tags == expected
     assert scalars(board, "decoupling_layers/1")[0] == pytest.approx(float(results["decoupling"]["1"]["decoupling"]))
