@@ -1,4 +1,4 @@
-"""The block rule beside the Markov rule: distance of each to the measured map, on five networks."""
+"""Blocks and steps beside the Markov rule: distance of each to the measured map, on five networks."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def run() -> Table:
                 )
             )
     return Table(
-        "The block rule beside the Markov rule",
-        f"Total variation to the measured map on {EXAMPLES} test digits, weights of seed {SEED}, 32 probes. "
+        "Blocks and steps beside the Markov rule",
+        f'Total variation to the measured map on {EXAMPLES} test digits, weights of seed {SEED}, metric "variance". '
         "`block` counts the constant input, `of inputs` leaves it out. "
         "`error` is half the summed standard error of the block map over its sum: what the probes alone leave. "
         f"Then the Markov rule: {nulls.ABOUT}",
