@@ -15,6 +15,7 @@ import capalloc
 from capalloc._linalg.inverse_root import InverseRoot, rank_of_sample
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
 from capalloc._measure.refine import blocks_alone, readings, refine
+from capalloc._propagate.by_constraints import capped
 from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module
 
@@ -274,6 +275,14 @@ def test_a_network_that_computes_nothing_has_no_capacity(num_steps):
         model[0].bias.fill_(-1)
     found = capalloc.propagate(model, gaussian(30, 3), solver=Block(num_steps))
     assert (found.total, found.bias, float(found.by_parameter.sum())) == (0, 0, 0)
+
+
+@pytest.mark.proves("4", "no slot holds more than its constraints", oracle="sharing out by hand")
+def test_no_slot_holds_more_than_its_constraints():
+    values = np.array([50.0, 1, 3, 6, 0])
+    np.testing.assert_allclose(capped(values, 20.0), [20, 5, 15, 20, 0])  # 6 grows beyond 20 in its turn
+    np.testing.assert_array_equal(capped(values, 12.0), values)  # fewer constraints than capacity: no answer to cap
+    np.testing.assert_array_equal(capped(values, 60.0), values)
 
 
 def test_time_ends_the_steps():

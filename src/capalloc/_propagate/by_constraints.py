@@ -185,7 +185,9 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     """Return the shape that the last reading gives, with the total counted."""
     last: ProbeReading = found.last
     probes = len(last.slots)
-    slots, errors = scaled(last.slots, counted.total)
+    free, errors = scaled(last.slots, counted.total)
+    slots = capped(free, task.size.examples * task.size.outputs)
+    errors = np.where(slots < free, 0.0, errors * slots / np.maximum(free, np.finfo(float).tiny))
     tensors, tensor_errors = scaled(last.tensors, counted.total)
     n, shape = task.space.num_inputs, task.space.shape
     axes, names = axis_names(len(shape)), list(task.problem.params)
@@ -205,7 +207,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
         "total_exact": counted.exact,
         "bias_standard_error": float(errors[n:].sum()),
         "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),
-        "notes": [stated(lacking, noise, last.steps), *counted.notes],
+        "notes": [stated(lacking, noise, last.steps), *bounds(free[n:], slots[n:]), *counted.notes],
     }
     shaped = (axes, errors[:n].reshape(shape))
     return Allocation(
@@ -226,6 +228,31 @@ def scaled(values: Tensor, total: float) -> tuple[np.ndarray, np.ndarray]:
     beside = values - values.sum(1, keepdim=True) * (mean / whole)
     unit = total / whole
     return (unit * mean).cpu().numpy(), (unit * beside.std(0) / math.sqrt(len(values))).cpu().numpy()
+
+
+def capped(values: np.ndarray, most: float) -> np.ndarray:
+    """Return values of the same sum, none above `most`: what is too much goes to the others in proportion.
+
+    A slot holds no more than its constraints, one for each example and output. Blocks alone give the constant far more.
+    """
+    if most * len(values) <= values.sum():
+        return values
+    full = np.zeros(len(values), bool)
+    while (values[~full] > most).any():
+        full |= values > most
+        rest = values.sum() - most * full.sum()
+        others = np.where(full, 0.0, values)
+        if not others.sum() > 0:
+            break
+        values = np.where(full, most, others * (rest / others.sum()))
+    return values
+
+
+def bounds(free: np.ndarray, constant: np.ndarray) -> list[str]:
+    """Return the note on a constant input whose capacity is a bound, if it is one."""
+    if not (constant < free).any():
+        return []
+    return [f"the constant input holds at most {constant.sum():.0f}: one constraint for each example and output"]
 
 
 def stated(lacking: float, noise: float, steps: int) -> str:
