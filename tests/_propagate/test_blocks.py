@@ -15,7 +15,7 @@ import capalloc
 from capalloc._linalg.inverse_root import InverseRoot, rank_of_sample
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
 from capalloc._measure.refine import blocks_alone, readings, refine
-from capalloc._propagate.by_constraints import capped
+from capalloc._propagate.by_constraints import bounds, capped
 from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module
 
@@ -281,6 +281,9 @@ def test_a_network_that_computes_nothing_has_no_capacity(num_steps):
 def test_no_slot_holds_more_than_its_constraints():
     values = np.array([50.0, 1, 3, 6, 0])
     np.testing.assert_allclose(capped(values, 20.0), [20, 5, 15, 20, 0])  # 6 grows beyond 20 in its turn
+    assert bounds(values[:1], values[:1]) == []
+    (said,) = bounds(values[:1], np.array([20.0]))
+    assert said == "the constant input holds at most 20: one constraint for each example and output"
     np.testing.assert_array_equal(capped(values, 12.0), values)  # fewer constraints than capacity: no answer to cap
     np.testing.assert_array_equal(capped(values, 60.0), values)
 
