@@ -34,9 +34,10 @@ RANKED_PARAMS, SPARE_COMBINATIONS = 2000, 8
 #: Steps help where examples make so many constraints for each parameter; where they make fewer, the steps lead to what
 #: these examples constrain, away from the answer of all (docs/validation.md).
 ROWS_PER_PARAM = 4
-#: What is missing after k steps, at most, in units of the change since half of them, and without any step.
+#: What is missing after k steps, at most, in units of the change since half of them, and without any step: held by 107
+#: of 108 answers of 36 networks that it was not made from, and by 35 of 36 (docs/validation.md).
 MISSING_RATIOS = {4: 2.9, 6: 2.5, 8: 2.2}
-MISSING_OF_BLOCKS = 0.32
+MISSING_OF_BLOCKS = 0.33
 #: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
 ENOUGH, MOST_STEPS, NOISE = 0.03, 24, 0.02
 #: Samples of the blocks: examples, and constraints of each; few of large networks, whose axes above the last have no
