@@ -252,7 +252,7 @@ def test_standard_errors_are_those_of_repetitions():
 def test_float32_models_give_the_map_of_float64():
     model, x = dense(reference_weights()), gaussian(40, 3)
     wide = capalloc.propagate(model, x, solver=Block(max_seconds=None))
-    narrow = capalloc.propagate(model.float(), x.float(), solver="block")
+    narrow = capalloc.propagate(model.float(), x.float(), solver=Block(max_seconds=None))
     np.testing.assert_allclose(narrow.capacity, wide.capacity, rtol=1e-3)
 
 
