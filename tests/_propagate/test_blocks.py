@@ -256,15 +256,18 @@ def test_float32_models_give_the_map_of_float64():
     np.testing.assert_allclose(narrow.capacity, wide.capacity, rtol=1e-3)
 
 
-def test_few_constraints_allow_no_steps_and_say_so():
+def test_few_constraints_allow_two_steps_and_say_so():
     model, x = seeded_module(lambda: nn.Sequential(nn.Linear(8, 60), nn.ReLU(), nn.Linear(60, 40))), gaussian(2, 8)
     found = capalloc.propagate(model, x, solver=Block(num_probes=4))
-    assert found.attrs["num_steps"] == 0
+    assert found.attrs["num_steps"] == 2
     low, high = found.attrs["total_range"]
-    assert low == 0  # nothing is known from below
+    assert 0 < low < high  # steps come from below
     assert found.total == pytest.approx(high)
+    alone = capalloc.propagate(model, x, solver=Block(0, num_probes=4))
+    assert alone.attrs["total_range"][0] == 0  # nothing is known from below
+    assert "from blocks alone" in alone.attrs["notes"][0]
     assert any("constraints of these examples for" in note for note in found.attrs["notes"])
-    assert "from blocks alone" in found.attrs["notes"][0]
+    assert "after 2 steps" in found.attrs["notes"][0]
 
 
 @pytest.mark.parametrize("num_steps", [0, "auto"])
