@@ -33,7 +33,7 @@ EXACT_NUMBERS, EXACT_PARAMS = 400_000_000, 3000
 RANKED_PARAMS, SPARE_COMBINATIONS = 2000, 8
 #: Where examples make fewer constraints for each parameter, many steps lead to what these examples constrain, away from
 #: the answer of all; two lead towards it even then (docs/validation.md). Large networks have no time for them.
-ROWS_PER_PARAM, FEW_STEPS = 4, 2
+ROWS_PER_PARAM, STEPS_OF_FEW = 4, 2
 #: What is missing after k steps, at most, in units of the change since half of them, and without any step: held by 107
 #: of 108 answers of 36 networks that it was not made from, and by 35 of 36 (docs/validation.md).
 MISSING_RATIOS = {4: 2.9, 6: 2.5, 8: 2.2}
@@ -123,7 +123,7 @@ def steps_for(settings: Block, examples: Examples) -> int:
         return settings.num_steps
     if examples.num_params > LARGE_PARAMS:
         return 0
-    return MOST_STEPS if examples.num_rows >= ROWS_PER_PARAM * examples.num_params else FEW_STEPS
+    return MOST_STEPS if examples.num_rows >= ROWS_PER_PARAM * examples.num_params else STEPS_OF_FEW
 
 
 @dataclass(frozen=True)
