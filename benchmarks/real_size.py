@@ -95,7 +95,7 @@ def costs(model: nn.Module, x: Tensor) -> tuple[str, ...]:
         sums = ExampleSums(held, Steps(held))
         w = root.push(sums.signs(0, 1))
         alone = median_seconds(lambda: sums.squares(w), 1)[0]
-        step = median_seconds(lambda: sums.read(w, 0, product=True), 1)[0]
+        step = median_seconds(lambda: sums.read(w, 0), 1)[0]
     params = sum(p.numel() for p in model.parameters())
     said = f"{answer.attrs['missing'] + answer.attrs['noise']:.2f}"
     parts = (f"{seconds / whole:.1f}" for seconds in (factors, alone, step))

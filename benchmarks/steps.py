@@ -21,7 +21,16 @@ from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import Refinement, refine
 from capalloc._measure.task import Task, make_task
 from capalloc._model.problem import random_signs
-from capalloc._propagate.by_constraints import EACH, LONGEST_AXIS, SAMPLED, distance, missing, probes_for
+from capalloc._propagate.by_constraints import (
+    EACH,
+    EXPECTED_SHARE,
+    LONGEST_AXIS,
+    SAMPLED,
+    distance,
+    missing,
+    probes_for,
+    scaled,
+)
 from capalloc._settings import Block
 from capalloc.app.demo import load_digits
 
@@ -43,10 +52,10 @@ class MatrixSums:
     def signs(self, number: int, count: int) -> Tensor:
         return self.xi(number, count).flatten(1) @ self.C.flatten(0, 1)
 
-    def read(self, w: Tensor, number: int, product: bool) -> tuple[Tensor, Tensor]:
+    def read(self, w: Tensor, number: int) -> tuple[Tensor, Tensor]:
         rows = w @ self.C.flatten(0, 1).T
         seen = (rows.view(len(w), *self.C.shape[:2]) * self.xi(number, len(w))).sum(2)
-        return seen, rows @ self.C.flatten(0, 1) if product else w[:, :0]
+        return seen, rows @ self.C.flatten(0, 1)
 
 
 def run() -> Table:
@@ -85,9 +94,7 @@ def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
         found = refine(MatrixSums(examples, C), root, probes, max(STEPS), lambda _: False)
     exact, rank = leverage(C)
     mean = {k: found.readings[k].slots.mean(0) for k in STEPS}
-    last = found.readings[8].slots
-    beside = last - last.sum(1, keepdim=True) * (mean[8] / mean[8].sum())
-    noise = 0.4 * float((beside.std(0) / probes**0.5).sum() / mean[8].sum())
+    noise = EXPECTED_SHARE * float(scaled(found.readings[8].slots, 1.0)[1].sum())
     told = [missing(Refinement(found.readings[: k + 1], found.unused)) + noise for k in STEPS[2:]]
     return (
         str(params),

@@ -42,10 +42,10 @@ class MatrixSums:
     def squares(self, w: Tensor) -> Tensor:
         return torch.einsum("rsp,kp->krs", self.C, w).square().sum(1)
 
-    def read(self, w: Tensor, number: int, product: bool) -> tuple[Tensor, Tensor]:
+    def read(self, w: Tensor, number: int) -> tuple[Tensor, Tensor]:
         rows = torch.einsum("rsp,kp->krs", self.C, w)
         seen = (rows * self.xi(number, len(w))).sum(1)
-        return seen, torch.einsum("krs,rsp->kp", rows, self.C) if product else w[:, :0]
+        return seen, torch.einsum("krs,rsp->kp", rows, self.C)
 
 
 @pytest.fixture

@@ -22,10 +22,11 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class NoiseSum(Total):
-    """C' xi for `count` draws of standard normal rows, (k, params)."""
+    """C' xi for `count` draws of standard normal rows, or of random signs, (k, params)."""
 
     number: int
     count: int
+    signs: bool = False
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
@@ -33,42 +34,22 @@ class NoiseSum(Total):
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
-        xi = block.normal_rows(self.count, 0, self.number)
-        for part, into in block.split(xi, state[0]):
-            into += block.adjoint(part)
-        return state
-
-
-@dataclass(frozen=True)
-class SignSum(Total):
-    """C' xi for `count` draws of random signs, (k, params)."""
-
-    number: int
-    count: int
-
-    def begin(self, source: Examples) -> Tensors:
-        """Return zeros."""
-        return (torch.zeros(self.count, source.num_params, dtype=torch.float64, device=source.x.device),)
-
-    def advance(self, state: Tensors, block: Batch) -> Tensors:
-        """Add the examples of a batch."""
-        for part, into in block.split(block.sign_rows(self.count, self.number), state[0]):
+        draw = block.sign_rows(self.count, self.number) if self.signs else block.normal_rows(self.count, 0, self.number)
+        for part, into in block.split(draw, state[0]):
             into += block.adjoint(part)
         return state
 
 
 @dataclass(frozen=True)
 class ReadSum(Total):
-    """The product of C w with random signs by slot, (k, s), and G w if asked."""
+    """The product of C w with random signs by slot, (k, s), and G w."""
 
     w: Tensor
     number: int
-    product: bool
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
-        product = torch.zeros_like(self.w) if self.product else self.w.new_zeros(len(self.w), 0)
-        return self.w.new_zeros(len(self.w), source.num_slots), product
+        return self.w.new_zeros(len(self.w), source.num_slots), torch.zeros_like(self.w)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
@@ -76,8 +57,7 @@ class ReadSum(Total):
         for part, signs, seen, into in block.split(self.w, xi, *state):
             rows = block.apply(part)
             seen += (rows * signs).sum((1, 2)).double()
-            if self.product:
-                into += block.adjoint(rows)
+            into += block.adjoint(rows)
         return state
 
 
@@ -194,11 +174,11 @@ class ExampleSums:
 
     def signs(self, number: int, count: int) -> Tensor:
         """Return C' xi for `count` draws of random signs, one for each row."""
-        return self._total(SignSum(number, count)) / math.sqrt(self.examples.num_examples)
+        return self._total(NoiseSum(number, count, signs=True)) / math.sqrt(self.examples.num_examples)
 
-    def read(self, w: Tensor, number: int, product: bool) -> tuple[Tensor, Tensor]:
-        """Return the product of C w with the signs of that number by slot, (k, s), and G w if asked."""
-        seen, total = self.steps.gather(ReadSum(w, number, product))
+    def read(self, w: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Return the product of C w with the signs of that number by slot, (k, s), and G w."""
+        seen, total = self.steps.gather(ReadSum(w, number))
         return seen / math.sqrt(self.examples.num_examples), total / self.examples.num_examples
 
     def squares(self, w: Tensor) -> Tensor:

@@ -28,8 +28,7 @@ def precondition(examples: Examples) -> Kronecker:
 
 def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
     """Yield C'xi of single examples, whose second moment is G."""
-    count = len(examples.x)
-    chosen = torch.linspace(0, count - 1, min(count, SAMPLED_EXAMPLES)).round().long()
+    chosen = spread(examples, SAMPLED_EXAMPLES)
     wanted = SAMPLES if examples.num_params < MOST_PARAMS else FEW_SAMPLES
     each = max(1, wanted // len(chosen))
     for batch in replace(examples, x=examples.x[chosen.to(examples.x.device)], batch_size=1)():
@@ -43,9 +42,14 @@ def inverse_root(examples: Examples, most_examples: int, each: int, longest: int
     The bases and the variances in them come from different samples: directions that no sample saw would else have none.
     """
     shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
+    chosen = spread(examples, most_examples).tolist()
+    return InverseRoot(kronecker(shapes, partial(_of_outputs, examples, chosen, each), longest))
+
+
+def spread(examples: Examples, most: int) -> Tensor:
+    """Return the places of examples evenly spread over the data, `most` or all."""
     count = len(examples.x)
-    chosen = torch.linspace(0, count - 1, min(count, most_examples)).round().long()
-    return InverseRoot(kronecker(shapes, partial(_of_outputs, examples, chosen.tolist(), each), longest))
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def _of_outputs(examples: Examples, chosen: list[int], each: int, stream: int) -> Iterator[Tensor]:

@@ -79,20 +79,20 @@ def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tens
 
 
 def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int) -> Iterator[ProbeReading]:
-    """Yield the reading after no step, one, two and so on: each costs a product with C, and one with C' but the last.
+    """Yield the reading after no step, one, two and so on, each from one more product with G.
 
     Probes are solved for one by one, side by side: a shared Krylov space would make each reading depend on all probes.
     """
     tiny = torch.finfo(torch.float64).tiny
     sizes = sums.examples.sizes
-    seen, product = sums.read(root.push(side), 0, product=most_steps > 0)
+    seen, product = sums.read(root.push(side), 0)
     yield ProbeReading(0, seen, _by_tensor(side * side, sizes))
     iterate, slots = torch.zeros_like(side), torch.zeros_like(seen)
     residual, direction = side, side
     square = side.square().sum(1)
     for step in range(1, most_steps + 1):
         if step > 1:
-            seen, product = sums.read(root.push(direction), 0, product=True)
+            seen, product = sums.read(root.push(direction), 0)
         turned = root.pull(product)
         rate = (square / (direction * turned).sum(1).clamp(min=tiny))[:, None]
         iterate = iterate + rate * direction

@@ -40,6 +40,8 @@ MISSING_RATIOS = {4: 2.9, 6: 2.5, 8: 2.2}
 MISSING_OF_BLOCKS = 0.33
 #: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
 ENOUGH, MOST_STEPS, NOISE = 0.03, 24, 0.02
+#: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal.
+EXPECTED_SHARE = 0.4
 #: Samples of the blocks: examples, and constraints of each; few of large networks, whose axes above the last have no
 #: basis but their own.
 SAMPLED, EACH, LONGEST_AXIS = 32, 8, 2048
@@ -111,7 +113,7 @@ def probes_for(size: Size) -> int:
     A slot's capacity kappa_s has the variance of about kappa_s from one probe, so that n slots that share p leave a
     distance of .4 sqrt(n / (p probes)).
     """
-    wanted = math.ceil((0.4 / NOISE) ** 2 * size.slots / size.params)
+    wanted = math.ceil((EXPECTED_SHARE / NOISE) ** 2 * size.slots / size.params)
     if size.params > LARGE_PARAMS:
         return max(2, math.ceil(PRODUCTS_OF_LARGE / size.examples))
     return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
@@ -195,7 +197,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     n, shape = task.space.num_inputs, task.space.shape
     axes, names = axis_names(len(shape)), list(task.problem.params)
     lacking = missing(found)
-    noise = 0.4 * float(errors.sum()) / max(counted.total, 1.0)
+    noise = EXPECTED_SHARE * float(errors.sum()) / max(counted.total, 1.0)
     attrs: dict[str, Any] = task.attrs() | {
         "kind": "propagated",
         "solver": "block",
