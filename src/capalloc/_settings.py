@@ -15,6 +15,8 @@ import torch
 from capalloc._runtime.distributed import Distributed
 from capalloc.results.regions import Partition
 
+#: Parameters up to which matrices of their square are made unasked, in some seconds.
+PAIRS_OF_PARAMETERS = 2000
 #: Coordinates of the parameters.
 Coordinates = Literal["log", "plain"]
 
@@ -167,12 +169,13 @@ class Block:
 class Segments:
     """The Markov rule with linear segments kept whole: paths add coherently, and symmetries are those of GL(r).
 
-    Random signs of the gates give the map, with a standard error, for up to 2000 parameters; above, it is the Markov
-    rule's map with the count of segments. It needs `gates="data"`.
+    Random signs of the gates give the map, with a standard error, for up to `max_params` parameters; above, it is the
+    Markov rule's map with the count of segments. It needs `gates="data"`.
 
     Args:
         num_probes: random signs, two or more; the standard error falls as their root.
         seed: of the signs.
+        max_params: up to which all rows are held, in matrices of its square.
 
     Raises:
         ValueError: fewer than two probes.
@@ -181,6 +184,7 @@ class Segments:
 
     num_probes: int = 32
     seed: int = 0
+    max_params: int = PAIRS_OF_PARAMETERS
 
     def __post_init__(self) -> None:
         _check_probes(self.num_probes)
@@ -188,7 +192,14 @@ class Segments:
 
 @dataclass(frozen=True)
 class Hessian:
-    """The exact identity of path energies of `capalloc.propagate`, for up to 2000 parameters."""
+    """The exact identity of path energies of `capalloc.propagate`.
+
+    Args:
+        max_params: more are refused: it holds matrices of their square, and takes minutes from some thousands on.
+
+    """
+
+    max_params: int = PAIRS_OF_PARAMETERS
 
 
 MeasureSolver = Literal["auto", "dense", "stochastic"] | Auto | Dense | Stochastic

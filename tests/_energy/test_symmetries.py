@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
-from capalloc._energy.symmetries import classes, potentials
-from capalloc._energy.symmetries import convolution as convolved
+from capalloc._energy.batches import Batches
 from capalloc._energy.symmetries.elimination import eliminate
-from capalloc._energy.symmetries.labels import GROUND, Channels
+from capalloc._energy.symmetries.labels import GROUND, Channels, Limits
+from capalloc._model.problem import prepare
+from capalloc._propagate.by_solver import by_markov
 from symmetry_zoo import NEED_DATA, NETWORKS, Net, conv
 from zoo import gaussian, seeded_module
 
@@ -79,17 +82,25 @@ def test_where_labels_are_too_coarse_the_count_is_called_a_lower_bound(build):
     assert markov.total > rank + 0.5
 
 
+def within(limits: Limits, model: nn.Module, x: Tensor) -> tuple[capalloc.Allocation, int]:
+    """`solved`, counting within limits."""
+    program = torch.export.export(model.eval(), (x,), strict=False)
+    problem = prepare(program, x, None, None, traced=True)
+    batches = replace(Batches.of(problem, "unit", "auto"), limits=limits)
+    markov = by_markov(problem, batches, layers=False, table=False)
+    return markov, capalloc.propagate(program, x, gates="unit", solver="hessian").attrs["rank"]
+
+
 @pytest.mark.parametrize(
-    ("module", "limit", "name"),
+    ("limits", "name"),
     [
-        (classes, "CLASS_LIMIT", "mixer_without_biases"),
-        (convolved, "ENTRY_LIMIT", "convolution_over_joined_positions"),
-        (potentials, "SOLUTION_LIMIT", "mixer_without_biases"),
+        (Limits(classes=0), "mixer_without_biases"),
+        (Limits(uses=0), "convolution_over_joined_positions"),
+        (Limits(solution=0), "mixer_without_biases"),
     ],
 )
-def test_beyond_the_limits_the_count_is_a_lower_bound(monkeypatch, module, limit, name):
-    monkeypatch.setattr(module, limit, 0)
-    markov, rank = solved(*NETWORKS[name]())
+def test_beyond_the_limits_the_count_is_a_lower_bound(limits, name):
+    markov, rank = within(limits, *NETWORKS[name]())
     assert not markov.attrs["symmetries_exact"]
     assert markov.total > rank - 1e-6
 
@@ -125,10 +136,9 @@ def test_a_forced_tie_that_what_came_before_implies_costs_nothing():
 
 
 @pytest.mark.parametrize("name", ["mixer_without_biases", "iterated", "rezero"])
-def test_large_blocks_place_symmetries_without_changing_their_number(monkeypatch, name):
+def test_large_blocks_place_symmetries_without_changing_their_number(name):
     exact, _ = solved(*NETWORKS[name]())
-    monkeypatch.setattr(potentials, "LEVERAGE_LIMIT", 0)
-    coarse, rank = solved(*NETWORKS[name]())
+    coarse, rank = within(Limits(leverage=0), *NETWORKS[name]())
     assert coarse.total == pytest.approx(rank, abs=1e-6)
     assert capalloc.total_variation(exact, coarse) < 0.1
 

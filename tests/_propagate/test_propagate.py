@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import capalloc
+from capalloc._energy.batches import Batches
+from capalloc._model.problem import prepare
+from capalloc._propagate.by_solver import by_markov
 from zoo import (
     REFERENCE_CAPACITY,
     SCALED_REFERENCE_CAPACITY,
@@ -351,3 +354,10 @@ def test_outputs_that_are_not_numbers_are_an_error():
     program = torch.export.export(model.eval(), (torch.ones(2, 2),), strict=False)
     with pytest.raises(ValueError, match="outputs hold NaN"):
         capalloc.propagate(program, -torch.ones(2, 2), solver="markov")
+
+
+@pytest.mark.parametrize(("table", "there"), [("auto", False), (True, True)])
+def test_a_table_beyond_the_limit_is_made_where_asked_for(table, there):
+    problem = prepare(nn.Linear(3, 2), torch.ones(4, 3), None, None, traced=True)
+    found = by_markov(problem, Batches.of(problem, "unit", "auto"), layers=False, table=table, table_limit=0)
+    assert (found.table is not None) == there

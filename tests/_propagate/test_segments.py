@@ -13,28 +13,20 @@ from capalloc._energy.carriers import find
 from capalloc._energy.decoupled import Decoupled
 from capalloc._graph.capture import capture
 from capalloc._model.problem import prepare
-from capalloc._propagate import by_solver
 from capalloc.solvers import Segments
 from segmented import CASES, Attention, PreNorm, bottleneck
 from zoo import gaussian
 from zoo import seeded_module as build
 
 
-@pytest.fixture
-def counted(monkeypatch):
+def counted(model: nn.Module, x: Tensor, params: list[str] | None = None) -> int:
     """The total by counting symmetries, as networks too large for all rows get it."""
-
-    def total(model: nn.Module, x: Tensor, params: list[str] | None = None) -> int:
-        with monkeypatch.context() as patch:
-            patch.setattr(by_solver, "DENSE_LIMIT", 0)
-            return round(capalloc.propagate(model, x, solver="segments", params=params).total)
-
-    return total
+    return round(capalloc.propagate(model, x, solver=Segments(max_params=0), params=params).total)
 
 
 @pytest.mark.proves("4", "linear segments", oracle="measured capacity, r (m + n - r)")
 @pytest.mark.parametrize("name", CASES)
-def test_totals_meet_the_measured_ones(name, counted):
+def test_totals_meet_the_measured_ones(name):
     make, shape, params, closed = CASES[name]
     model, x = build(make).eval(), 4 * gaussian(*shape)  # large, so that every gate opens and shuts
     measured = capalloc.measure(model, x, params=params)
@@ -72,7 +64,7 @@ def test_one_attention_layer_measures_15_of_44():
         ("GPT", False, 4),
     ],
 )
-def test_counted_symmetries_of_architectures_are_a_lower_bound(name, exact, draws, counted):
+def test_counted_symmetries_of_architectures_are_a_lower_bound(name, exact, draws):
     architecture = ARCHITECTURES[name]
     model, x = architecture.build(), 3 * gaussian(6, *architecture.shape)[:draws]
     found = capalloc.propagate(model, x, solver=Segments(draws))
@@ -141,13 +133,12 @@ def test_mean_square_over_signs_is_the_path_energy():
     assert float(out.square().mean()) == pytest.approx(energy.item(), rel=0.1)
 
 
-def test_large_networks_get_the_markov_rules_map_with_the_count_of_segments(monkeypatch):
+def test_large_networks_get_the_markov_rules_map_with_the_count_of_segments():
     model, x = build(PreNorm), gaussian(50, 4)
     whole = capalloc.propagate(model, x, solver=Segments(2))
-    monkeypatch.setattr(by_solver, "DENSE_LIMIT", 10)
-    counted = capalloc.propagate(model, x, solver="segments")
-    assert round(counted.total) == whole.attrs["rank"]
-    assert "scaled to the count of linear segments" in repr(counted)
+    large = capalloc.propagate(model, x, solver=Segments(max_params=10))
+    assert round(large.total) == whole.attrs["rank"]
+    assert "scaled to the count of linear segments" in repr(large)
     markov = capalloc.propagate(model, x, solver="markov")
-    assert capalloc.correlation(counted, markov) == pytest.approx(1.0)
-    assert float(counted.by_parameter.sum()) == pytest.approx(counted.total)
+    assert capalloc.correlation(large, markov) == pytest.approx(1.0)
+    assert float(large.by_parameter.sum()) == pytest.approx(large.total)

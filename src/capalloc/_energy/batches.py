@@ -13,6 +13,7 @@ from capalloc._energy.affine_stretch import InputStart
 from capalloc._energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
 from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.markov import Batch
+from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, Limits
 from capalloc._energy.trace import NOTHING_WATCHED, Watch, trace
 from capalloc._graph.capture import Graph, capture
 from capalloc._model.input_metric import InputMetric
@@ -43,6 +44,7 @@ class Batches:
     products: Products = field(default_factory=dict)
     watch: Watch = NOTHING_WATCHED
     start: InputStart | None = None
+    limits: Limits = DEFAULT_LIMITS  # of what counting symmetries may hold
 
     @classmethod
     def of(
@@ -94,6 +96,7 @@ class Batches:
                     carriers=self.carriers,
                     watch=self.watch,
                     start=self.start,
+                    limits=self.limits,
                 )
             seed = torch.ones_like(program.values[program.output])
             seed[count:] = 0

@@ -21,7 +21,7 @@ from capalloc._energy.mixed_inputs import mixed, whole
 from capalloc._energy.program import Energy, Program
 from capalloc._energy.rules import Call, Traced, value_of
 from capalloc._energy.rules.any_linear_operator import linear_operator
-from capalloc._energy.symmetries.labels import GROUND
+from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, GROUND, Channels, Limits
 from capalloc._energy.symmetries.sharing import relate_uses
 from capalloc._graph.capture import Graph, module_path
 from capalloc._graph.interpret import interpret
@@ -51,6 +51,7 @@ def trace(
     carriers: Carriers | None = None,
     watch: Watch = NOTHING_WATCHED,
     start: InputStart | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Program:
     """Trace the energy network of a batch.
 
@@ -64,10 +65,11 @@ def trace(
         carriers: what carries path energy, if it has been found before.
         watch: nodes to note or to change.
         start: how paths start; by default with energy 1 at every input, and at the constant one by one.
+        limits: of what counting symmetries may hold.
 
     """
     carriers = carriers or find(graph)
-    program = Program(dtype, found=graph.found)
+    program = Program(dtype, found=graph.found, channels=Channels(limits))
     tracing = _Tracing(program, gates, carriers, watch, start or InputStart(torch.ones_like(batch[0])))
     tracing.start(graph, batch, selected)
     known = tracing.known

@@ -16,11 +16,9 @@ from capalloc._graph.capture import capture
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, axis_names
 from capalloc._propagate import segments
-from capalloc._settings import Segments
+from capalloc._settings import Hessian, Segments
 from capalloc.results.allocation import Allocation
 
-#: The Hessian identity and the rows of linear segments hold p x p matrices; above this they would take minutes.
-DENSE_LIMIT = 2000
 #: Parameter tensors times numbers in a batch up to which the table is made by default: some seconds of work.
 TABLE_LIMIT = 2**26
 LOWER_BOUND = "symmetries: lower bound"
@@ -32,11 +30,17 @@ Counts = dict[str, Any]
 
 
 def by_markov(
-    problem: Problem, batches: Batches, layers: bool, table: bool | str, *, linear: bool = False
+    problem: Problem,
+    batches: Batches,
+    layers: bool,
+    table: bool | str,
+    *,
+    linear: bool = False,
+    table_limit: int = TABLE_LIMIT,
 ) -> Allocation:
     """The Markov rule; `linear` also takes away what linear segments lose beside rescalings."""
     if isinstance(table, str):
-        table = len(problem.params) * batches.graph.entries() <= TABLE_LIMIT
+        table = len(problem.params) * batches.graph.entries() <= table_limit
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table, linear=linear)
     attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": result.exact_symmetries}
     attrs["notes"] = [DECOUPLED, *([] if result.exact_symmetries else [LOWER_BOUND]), *batches.carriers.notes()]
@@ -48,9 +52,10 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
     """Linear segments whole: all rows of the decoupled network, or the Markov rule's map where those are too many."""
     counted = by_markov(problem, batches, layers=False, table=False, linear=True)
     attrs = {**counted.attrs}
-    if problem.num_params > DENSE_LIMIT:
+    if problem.num_params > settings.max_params:
         note = (
-            f"more than {DENSE_LIMIT} parameters: the map is the Markov rule's, scaled to the count of linear segments"
+            f"more than {settings.max_params} parameters: the map is the Markov rule's, scaled to the count of linear "
+            "segments"
         )
         return counted.replace(attrs={**attrs, "notes": [*attrs["notes"], note]})
     graph = capture(problem, 1)
@@ -79,17 +84,18 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
     return whole.replace(capacity=_with_error(joint.sum(0), found.error[:-1].reshape(problem.input_shape)))
 
 
-def by_hessian(problem: Problem, batches: Batches, metric: InputMetric) -> Allocation:
+def by_hessian(problem: Problem, batches: Batches, settings: Hessian, metric: InputMetric) -> Allocation:
     """The Hessian identity."""
     if metric.root is not None and metric.root.ndim == 2:
         raise ValueError(
             "solver='hessian' takes path energies as polynomials of squared weights, which they are not with "
             "covariances: use metric='variance', or solver='segments'"
         )
-    if problem.num_params > DENSE_LIMIT:
+    if problem.num_params > settings.max_params:
         raise ValueError(
-            f"solver='hessian' holds p x p matrices and serves up to {DENSE_LIMIT} parameters; this model has "
-            f"{problem.num_params}. Use solver='markov', or choose fewer with params="
+            f"solver='hessian' holds p x p matrices and serves up to {settings.max_params} parameters; this model has "
+            f"{problem.num_params}. Use solver='markov', choose fewer with params=, or allow more with "
+            "capalloc.solvers.Hessian(max_params=)"
         )
     programs = list(batches())
     exact = hessian.solve(programs)

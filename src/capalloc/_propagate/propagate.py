@@ -21,7 +21,7 @@ from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
-from capalloc._propagate.by_solver import DENSE_LIMIT, by_hessian, by_markov, by_segments, unit_names
+from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
 from capalloc._settings import (
     PROPAGATE_SOLVERS,
     Block,
@@ -115,7 +115,7 @@ def propagate(
             f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
         )
     problem = prepare(model, inputs, outputs, params, traced=True)
-    if isinstance(asked, Segments) and problem.num_params <= DENSE_LIMIT:  # ranks are decided in float64
+    if isinstance(asked, Segments) and problem.num_params <= asked.max_params:  # ranks are decided in float64
         problem = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
     space = input_metric(metric, problem)
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
@@ -126,7 +126,7 @@ def propagate(
         case Segments():
             found = by_segments(problem, batches, asked, bool(table), space)
         case Hessian():
-            found = by_hessian(problem, batches, space)
+            found = by_hessian(problem, batches, asked, space)
     attrs = {
         "kind": "propagated",
         "solver": word_of(asked),

@@ -66,16 +66,10 @@ def test_solvers_and_probes_are_passed_on(folder):
     assert said["hessian"]["settings"]["solver"] == "hessian"
 
 
-@pytest.mark.parametrize(("told", "there"), [([], False), (["--table"], True)])
-def test_a_table_is_made_where_asked_for(folder, monkeypatch, told, there):
-    monkeypatch.setattr("capalloc._propagate.by_solver.TABLE_LIMIT", 0)
-    assert (
-        run(
-            "propagate", "factories:net", "--solver", "markov", "--shape", "1,6,6", "--out", "result.nc", *told
-        ).exit_code
-        == 0
-    )
-    assert (capalloc.load("result.nc").table is not None) == there
+def test_a_table_asks_for_paths(folder):
+    result = run("propagate", "factories:net", "--shape", "1,6,6", "--table", "--out", "result.nc", "--json")
+    assert strict(result.stdout)["settings"]["solver"] == "markov"
+    assert capalloc.load("result.nc").table is not None
 
 
 def test_measure(folder):

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from capalloc._energy.symmetries.labels import NOTHING, Channels, narrowed
 
-#: Labels that the classes of one map may take; beyond it positions are treated alike, which is a lower bound.
-CLASS_LIMIT = 4_000_000
-
 
 @dataclass(frozen=True)
 class PositionClasses:
@@ -35,7 +32,7 @@ def positions(channels: Channels, labels: Tensor, outputs: int) -> PositionClass
     rows = labels.reshape(-1, shape[-1]).contiguous()
     packed = rows.numpy().view(np.dtype((np.void, 8 * shape[-1]))).reshape(-1)
     _, first, place = np.unique(packed, return_index=True, return_inverse=True)
-    if len(first) > 1 and len(first) * outputs > CLASS_LIMIT:
+    if len(first) > 1 and len(first) * outputs > channels.limits.classes:
         merged = channels.merge(labels, labels.shape, tuple(dims), forced=True)
         return PositionClasses(merged.reshape(1, -1), torch.zeros([1] * len(dims), dtype=torch.long))
     # The class that carries most comes first: it stands for the others where one has to.

@@ -17,8 +17,6 @@ from torch import Tensor
 from capalloc._energy.symmetries.classes import positions, share
 from capalloc._energy.symmetries.labels import Channels, narrowed
 
-#: Weights times classes that are related entry by entry; beyond it positions are tied, which is a lower bound.
-ENTRY_LIMIT = 20_000_000
 Sides = tuple[tuple[Tensor, Tensor], ...]
 
 
@@ -47,7 +45,7 @@ class Convolved:
             (labels,) = narrowed(channels.canonical(labels).expand(-1, *shape[1:]), dims=[0])
             read = self._taps(labels.double()).long().flatten(1, 2).movedim(1, -1)
             found = positions(channels, read, self._outputs)
-            if len(found.read) * self.used.numel() <= ENTRY_LIMIT:
+            if len(found.read) * self.used.numel() <= channels.limits.uses:
                 return self._by_class(channels, found.read, found.place)
             same = channels.merge(labels, shape, dims, forced=True)
         return self._alike(channels, same, shape)

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from capalloc._energy.symmetries.potentials import Potentials, joined, potentials
+from capalloc._energy.symmetries.potentials import DEFAULT_LIMITS, Limits, Potentials, joined, potentials
 from capalloc._energy.symmetries.relations import GROUND, NOTHING, Served, Sharing, Uses
 
-__all__ = ["GROUND", "NOTHING", "Channels", "Potentials", "filled", "narrowed"]
+__all__ = ["DEFAULT_LIMITS", "GROUND", "NOTHING", "Channels", "Limits", "Potentials", "filled", "narrowed"]
 
 Labels = NDArray[np.int64]
 
@@ -31,7 +31,8 @@ Labels = NDArray[np.int64]
 class Channels:
     """Channel labels, the ties between them, and what shared parameters ask of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
         self.count = 2
         self.exact = True  # False once something was met that labels cannot tell apart
         self._roots: Labels = np.arange(2)  # label -> the smallest label it is known to be tied to
@@ -103,9 +104,10 @@ class Channels:
         """Settle all ties: what can be rescaled, and how."""
         self.canonical(torch.tensor(GROUND))
         exact = self.exact and all(
-            potentials(roots, self._sharing[:shared]).equal(pairs) for pairs, roots, shared in self._forced
+            potentials(roots, self._sharing[:shared], limits=self.limits).equal(pairs)
+            for pairs, roots, shared in self._forced
         )
-        return potentials(self._roots, self._sharing, exact)
+        return potentials(self._roots, self._sharing, exact, self.limits)
 
 
 def narrowed(*labels: Tensor, dims: Iterable[int] | None = None) -> tuple[Tensor, ...]:

@@ -19,12 +19,25 @@ from torch import Tensor
 from capalloc._energy.symmetries.elimination import eliminate
 from capalloc._energy.symmetries.relations import GROUND, Sharing, relations
 
-#: Entries of the largest dense block whose freedom is shared out by leverage; above it the count stays exact,
-#: but each symmetry is put whole on one of its components.
-LEVERAGE_LIMIT = 4_000_000
-#: Numbers that the solution of the relations may take; beyond it relations are replaced by ties.
-SOLUTION_LIMIT = 20_000_000
 Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of what counting symmetries holds in memory; beyond them it is coarser, and says so."""
+
+    #: Labels that the classes of one map take; beyond it positions are treated alike, which is a lower bound.
+    classes: int = 4_000_000
+    #: Weights of a kernel times classes, which are related entry by entry; beyond it as for `classes`.
+    uses: int = 20_000_000
+    #: Numbers that the solution of the relations takes; beyond it relations are replaced by ties: a lower bound.
+    solution: int = 20_000_000
+    #: Entries of a dense block whose freedom is shared out by leverage; above it the count stays exact, but each
+    #: symmetry is put whole on one of its components.
+    leverage: int = 4_000_000
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Potentials:
     sharing: tuple[Sharing, ...]
     basis: csr_array  # (components, free choices): every potential in terms of free ones, all components alive
     exact: bool  # False where labels were tied for want of a finer description
+    limits: Limits
 
     def freedom(self, through: Tensor) -> Tensor:
         """Share of each component that is free to be rescaled, from 0 to 1; the sum is the number of symmetries.
@@ -53,7 +67,7 @@ class Potentials:
         if self.sharing and not alive[1:].all():
             known = alive.copy()
             known[0] = True  # GROUND
-            basis, _ = solve(self.number, relations(self.sharing, self.component.numpy(), known))
+            basis, _ = solve(self.number, relations(self.sharing, self.component.numpy(), known), self.limits)
         alive[0] = False
         free = np.zeros(self.number)
         where = np.flatnonzero(alive)
@@ -61,7 +75,7 @@ class Potentials:
         single, shares = _single(basis, energy[where])
         free[where[single]] = shares
         for rows, block in _blocks(basis, np.setdiff1d(np.arange(len(where)), single)):
-            if block.shape[0] * block.shape[1] > LEVERAGE_LIMIT:
+            if block.shape[0] * block.shape[1] > self.limits.leverage:
                 free[where[rows[_pivots(block.T.tocsr())]]] = 1.0
             else:
                 free[where[rows]] = _leverage(block, energy[where[rows]])
@@ -73,13 +87,15 @@ class Potentials:
         return not (self.basis[first] - self.basis[second]).count_nonzero()
 
 
-def potentials(roots: Integers, sharing: Sequence[Sharing], exact: bool = True) -> Potentials:
+def potentials(
+    roots: Integers, sharing: Sequence[Sharing], exact: bool = True, limits: Limits = DEFAULT_LIMITS
+) -> Potentials:
     """Potentials of labels whose ties are known, roots[label] being the smallest label of its component."""
     names, component = np.unique(np.maximum(roots, GROUND), return_inverse=True)  # NOTHING counts with GROUND
     component = component.reshape(-1)
     rows = relations(sharing, component, np.ones(len(names), dtype=bool))
-    basis, solved = solve(len(names), rows)
-    return Potentials(torch.from_numpy(component).long(), len(names), tuple(sharing), basis, exact and solved)
+    basis, solved = solve(len(names), rows, limits)
+    return Potentials(torch.from_numpy(component).long(), len(names), tuple(sharing), basis, exact and solved, limits)
 
 
 def joined(roots: Integers, pairs: Integers) -> Integers:
@@ -99,25 +115,25 @@ def joined(roots: Integers, pairs: Integers) -> Integers:
     return new[roots]
 
 
-def solve(number: int, rows: Integers) -> tuple[csr_array, bool]:
+def solve(number: int, rows: Integers, limits: Limits = DEFAULT_LIMITS) -> tuple[csr_array, bool]:
     """Every component's potential in terms of free ones, and whether relations did not have to become ties."""
-    basis = _solved(np.arange(number), rows)
+    basis = _solved(np.arange(number), rows, limits.solution)
     if basis is not None:
         return basis, True
     # A rescaling that treats both places alike satisfies every relation.
     alike = joined(np.arange(number), rows.reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1, 2))
-    basis = _solved(alike, rows[:0], limit=len(alike))
+    basis = _solved(alike, rows[:0], len(alike))
     assert basis is not None
     return basis, False
 
 
-def _solved(roots: Integers, rows: Integers, limit: int | None = None) -> csr_array | None:
+def _solved(roots: Integers, rows: Integers, limit: int) -> csr_array | None:
     """Potentials that ties and relations allow, (components, free ones); None where that is too much to hold."""
     roots, (names, signs) = _collapse(roots, rows)
     row, entry = names.nonzero()
     shape = (len(names), len(roots))
     equations = coo_array((signs[row, entry].astype(float), (row, names[row, entry])), shape=shape).tocsr()
-    found = eliminate(equations, SOLUTION_LIMIT if limit is None else limit)
+    found = eliminate(equations, limit)
     if found is None:
         return None
     solution, removed = found
