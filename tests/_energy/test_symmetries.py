@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -80,6 +81,27 @@ def test_where_labels_are_too_coarse_the_count_is_called_a_lower_bound(build):
     assert not markov.attrs["symmetries_exact"]
     assert "symmetries: lower bound" in repr(markov)
     assert markov.total > rank + 0.5
+
+
+class Token(nn.Module):
+    """Attention that is read at a token of its own, which the mask may keep from its own value."""
+
+    def __init__(self, closed: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3, bias=False)
+        self.token, self.gain = nn.Parameter(gaussian(1, 1, 3)), nn.Parameter(gaussian(3, seed=1))
+        self.value, self.last = nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False)
+        self.register_buffer("weights", gaussian(4, 4, seed=2).masked_fill(torch.eye(4).bool() & closed, 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.cat([self.token.expand(len(x), -1, -1), self.first(x)], 1)
+        return self.last(F.relu((z + self.weights @ self.value(z * self.gain))[:, 0]))
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_tie_by_outputs_that_nothing_reads_is_no_exact_one(closed):
+    markov, rank = solved(seeded_module(partial(Token, closed)), gaussian(1, 3, 4))
+    assert markov.attrs["symmetries_exact"] == (round(markov.total) == rank) == (not closed)
 
 
 def within(limits: Limits, model: nn.Module, x: Tensor) -> tuple[capalloc.Allocation, int]:

@@ -69,7 +69,8 @@ def solve(
         by_parameter=counted.alive - counted.lost,
         layers={name: total.sum(0) for name, layer in slots.items() if (total := _sum(held, layer)) is not None},
         symmetries=round(float(counted.lost.sum())),
-        exact_symmetries=usage.potentials.exact,
+        exact_symmetries=usage.potentials.exact
+        and all(mixture.tied_by(live) for mixture, live in zip(program.partial, usage.live, strict=True)),
         alive=counted.alive,
     )
     return _without(lost, result) if lost else result
@@ -114,8 +115,9 @@ def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, Firs
         if last:
             last[0].forget()
         usage = usage or Usage(program.channels.resolve())
-        last = (program, seed, sweep.law(program, seed * usage.output_weight(program)))
-        add_usage(usage, program, last[2])
+        flow = sweep.law(program, seed * usage.output_weight(program), [mixture.slot for mixture in program.partial])
+        last = (program, seed, flow)
+        add_usage(usage, program, flow)
     assert usage is not None
     assert last is not None
     return usage, last

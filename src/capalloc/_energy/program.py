@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import EnergyMap, Gate, Product, Sum, as_map
-from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels, filled
+from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels, connected, filled
 
 #: Rescaling costs a pass over the entries, so it waits until the largest has left this range of exponents.
 RANGE = 8
@@ -88,6 +88,27 @@ class Edge:
         return ((self.read, self.written), *self.others)
 
 
+@dataclass(frozen=True)
+class PartialMixture:
+    """A fixed map that mixes some positions into each output, and ties those it mixes.
+
+    A tie by outputs that no path leaves is none: the count of symmetries is then a lower bound.
+    """
+
+    slot: int  # of its output
+    enters: Tensor  # (positions, outputs): which position enters which output
+    axis: int  # of the outputs
+
+    def live(self, adjoint: Tensor) -> Tensor:
+        """Return which outputs paths leave, (outputs,)."""
+        return (adjoint != 0).movedim(self.axis, -1).flatten(0, -2).any(0)
+
+    def tied_by(self, live: Tensor) -> bool:
+        """Tell whether the outputs that paths leave tie all that is tied."""
+        groups = [connected(self.enters[:, kept])[0] for kept in (live, torch.ones_like(live))]
+        return len(torch.stack(groups).unique(dim=1).T) == len(groups[1].unique())
+
+
 @dataclass
 class Program:
     """Steps in order, with every slot's mantissa and exponent, and the channels' ties."""
@@ -113,6 +134,7 @@ class Program:
     decoupled: list[Energy] = field(default_factory=list)
     uneven: list[Tensor] = field(default_factory=list)
     apart: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    partial: list[PartialMixture] = field(default_factory=list)
     side: Literal["both", "inputs", "constant"] = "both"  # whose paths are being traced
     begun: bool = False  # whether a free parameter would have started paths while those of the inputs were traced
     #: takes the next map with weights whole, from the inputs

@@ -32,6 +32,7 @@ class Usage:
     through_params: Cotangents = field(default_factory=dict)  # slot -> dE/d theta^2
     through_channels: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: int | None = None
+    live: list[Tensor] = field(default_factory=list)  # outputs that a path leaves, for each partial mixture
     whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
 
     def all_used(self, slot: int) -> bool:
@@ -54,6 +55,8 @@ def add_usage(usage: Usage, program: Program, flow: FirstAdjoint) -> None:
     for slot in {*program.params.values(), *(edge.weight for edge in program.edges)}:
         if slot in flow.at_slots:
             accumulate(usage.through_params, [slot], [flow.at_slots[slot]])
+    live = [m.live(flow.at_slots.get(m.slot, program.values[m.slot].new_zeros(()))) for m in program.partial]
+    usage.live = [a | b for a, b in zip(usage.live or live, live, strict=True)]
     for edge in program.edges:
         energy = flow.through.get(edge.step)
         if energy is not None:

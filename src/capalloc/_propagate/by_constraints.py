@@ -71,7 +71,13 @@ def is_small(size: Size) -> bool:
 
 def exactly(task: Task) -> Allocation:
     """Return the exact answer, by the dense solver of `measure`."""
-    return measure_dense(task, 0.0, Dense(), PLAIN_RUN, Steps())
+    found = measure_dense(task, 0.0, Dense(), PLAIN_RUN, Steps())
+    return found.replace(attrs=found.attrs | idle(task.size.params - found.attrs["rank"]))
+
+
+def idle(directions: int) -> dict[str, Any]:
+    """Return the record of parameter directions that change nothing on these examples, symmetries among them."""
+    return {"symmetries": directions, "symmetries_exact": False}
 
 
 def by_blocks(task: Task, settings: Block) -> Allocation:
@@ -210,6 +216,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
         "unused_params": int(found.unused.sum()),
         "total_range": list(counted.range),
         "total_exact": counted.exact,
+        **idle(task.size.params - round(counted.total)),
         "bias_standard_error": float(errors[n:].sum()),
         "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),
         "notes": [stated(lacking, noise, last.steps), *bounds(free[n:], slots[n:]), *counted.notes],

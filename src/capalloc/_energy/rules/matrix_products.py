@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from capalloc._energy.program import Energy
+from capalloc._energy.program import Energy, PartialMixture
 from capalloc._energy.rules.dense_and_convolution import last_axis_product, scale, times_constant
 from capalloc._energy.rules.registration import Call, rule
-from capalloc._energy.symmetries.labels import NOTHING, Channels
+from capalloc._energy.symmetries.labels import NOTHING, Channels, connected
 from capalloc._operators.calls import slope
 
 aten = torch.ops.aten
@@ -110,14 +107,19 @@ def contract(call: Call, energy: Energy, constant: Tensor, from_left: bool) -> E
     if flat:
         constant = constant[None] if from_left else constant[:, None]
     _keep_apart(call, labels, constant, from_left)
-    pattern = constant != 0
+    pattern, axis = constant != 0, -2 if from_left else -1
+    ties = not flat and not pattern.all() and call.program.channels.uniform(labels, shape, (axis,)) is None
     if len(shape) == 1:
         labels = mixed(call.program.channels, labels, shape, pattern.mT if from_left else pattern)
     else:
         labels = _mixed_on(call.program.channels, labels, shape, pattern, from_left)
     if flat:
         labels = labels.squeeze(-2 if from_left and len(shape) > 1 else -1)
-    return call.program.step(run, [energy], labels)
+    out = call.program.step(run, [energy], labels)
+    if ties:
+        joint = (pattern.mT if from_left else pattern).reshape(-1, *pattern.shape[-2:]).any(0)
+        call.program.partial.append(PartialMixture(out.slot, joint, axis))
+    return out
 
 
 def _keep_apart(call: Call, labels: Tensor, constant: Tensor, from_left: bool) -> None:
@@ -147,22 +149,13 @@ def mixed(channels: Channels, labels: Tensor, shape: tuple[int, ...], pattern: T
         return same
     joint = pattern.reshape(-1, *pattern.shape[-2:]).any(0)
     channels.exact = channels.exact and bool((pattern == joint).all())
-    read, written = _joined_by(joint)
+    read, written = connected(joint)
     labels = labels.expand(*labels.shape[:-1], shape[-1])
     groups = int(max(read.max(), written.max())) + 1
     one = labels.new_full((*labels.shape[:-1], groups), NOTHING)
     one = one.scatter_reduce(-1, read.expand(labels.shape), labels, "amax")
     channels.tie(labels, one[..., read])
     return one[..., written]
-
-
-def _joined_by(pattern: Tensor) -> tuple[Tensor, Tensor]:
-    """The group of every row and every column: connected components of a 0-1 matrix."""
-    rows, cols = (index.numpy() for index in pattern.cpu().nonzero(as_tuple=True))
-    k, m = pattern.shape
-    _, group = connected_components(coo_array((np.ones(len(rows)), (rows, cols + k)), shape=(k + m, k + m)))
-    group = torch.from_numpy(group).long()
-    return group[:k], group[k:]
 
 
 def _weighed(call: Call, x: Energy, weight: Energy) -> Energy:

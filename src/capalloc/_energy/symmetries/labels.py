@@ -18,12 +18,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from capalloc._energy.symmetries.potentials import DEFAULT_LIMITS, Limits, Potentials, joined, potentials
 from capalloc._energy.symmetries.relations import GROUND, NOTHING, Served, Sharing, Uses
 
-__all__ = ["DEFAULT_LIMITS", "GROUND", "NOTHING", "Channels", "Limits", "Potentials", "filled", "narrowed"]
+__all__ = ["DEFAULT_LIMITS", "GROUND", "NOTHING", "Channels", "Limits", "Potentials", "connected", "filled", "narrowed"]
 
 Labels = NDArray[np.int64]
 
@@ -127,6 +129,15 @@ def filled(labels: Tensor | None, others: Tensor | None) -> Tensor | None:
     if labels is None or others is None or bool((labels > NOTHING).all()):
         return labels
     return torch.where(labels > NOTHING, labels, others)
+
+
+def connected(pattern: Tensor) -> tuple[Tensor, Tensor]:
+    """The group of every row and every column: connected components of a 0-1 matrix."""
+    rows, cols = (index.numpy() for index in pattern.cpu().nonzero(as_tuple=True))
+    k, m = pattern.shape
+    _, group = connected_components(coo_array((np.ones(len(rows)), (rows, cols + k)), shape=(k + m, k + m)))
+    group = torch.from_numpy(group).long()
+    return group[:k], group[k:]
 
 
 def _rows(*labels: Tensor) -> Labels:
