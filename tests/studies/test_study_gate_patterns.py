@@ -18,7 +18,7 @@ def gaussian(examples: int, inputs: int) -> torch.Tensor:
     return torch.randn(examples, inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.proves("2", "one hidden layer is flat under (H)", oracle="a count: one for each unit and slot")
+@pytest.mark.proves("2", "one hidden layer is flat", oracle="a count: one for each unit and slot")
 @pytest.mark.parametrize("biases", [False, True])
 def test_one_hidden_layer_is_flat_under_the_hypothesis(biases):
     """Every slot holds one for each hidden unit; the output's bias is one more of the constant."""
@@ -44,9 +44,7 @@ def test_a_cell_for_each_example_leaves_the_squares_of_inputs(widths, biases):
     torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.proves(
-    "2", "without (H) constraints are those of the outputs", oracle="the output Jacobian at all examples"
-)
+@pytest.mark.proves("2", "each cell with its own moments", oracle="the output Jacobian at all examples")
 def test_without_it_constraints_are_those_of_the_outputs():
     """G = E[g g']: the sum over cells of J_s' E[z z' | s] J_s is the Gram matrix of the outputs' gradients."""
     model, z = gate_patterns.network([3, 4, 3, 2], True, seed=1), gaussian(300, 3)
