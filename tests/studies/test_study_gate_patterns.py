@@ -30,7 +30,7 @@ def test_one_hidden_layer_is_flat_under_the_hypothesis(biases):
     )
 
 
-@pytest.mark.proves("2", "a cell for each example", oracle="leverages of effective_parameters, z_i^2 / |z|^2")
+@pytest.mark.proves("2", "a cell for each example", oracle="leverages of effective_parameters times squares of inputs")
 @pytest.mark.parametrize(("widths", "biases"), [([4, 3, 1], False), ([4, 3, 2], True), ([3, 4, 4, 2], True)])
 def test_a_cell_for_each_example_leaves_the_squares_of_inputs(widths, biases):
     model, z = gate_patterns.network(widths, biases, seed=0), gaussian(9, widths[0])
