@@ -471,6 +471,64 @@ def test_entries_of_a_packed_projection_that_steer_are_unseen():
     assert "1 parameter tensors" in alone.attrs["notes"][1]
 
 
+class SpatialGate(nn.Module):
+    """u * p(norm(v)) for (u, v) = act(f(x)), as in gMLP: u ends like a gate where it comes from an activation."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.f, self.n, self.p, self.o, self.act = (
+            nn.Linear(4, 12),
+            nn.LayerNorm(6),
+            nn.Linear(3, 3),
+            nn.Linear(6, 2),
+            act,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = self.act(self.f(x)).chunk(2, -1)
+        return self.o(u * self.p(self.n(v).mT).mT).mean(1)
+
+
+@pytest.mark.parametrize(
+    "act", [nn.GELU(), nn.Tanh(), nn.Sequential(nn.LayerNorm(12, elementwise_affine=False), nn.SiLU())]
+)
+def test_pieces_that_steer_are_unseen_behind_what_acts_entry_by_entry(act: nn.Module):
+    allocation = capalloc.propagate(seeded_module(SpatialGate, act), gaussian(5, 3, 4), solver="markov")
+    assert (allocation.attrs["unseen_params"], allocation.attrs["unused_params"]) == (30, 0)
+
+
+class Scan(nn.Module):
+    """h_t = exp(-A dt_t) h + dt_t v_t, from a state of zeros."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.v, self.dt, self.o, self.start = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 2), start
+        self.A = nn.Parameter(torch.randn(3))
+        self.register_buffer("state", torch.zeros(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dt = F.softplus(self.dt(x))
+        decay, put = torch.exp(-self.A.exp() * dt), dt * self.v(x)
+        starts = {
+            "zeros": lambda: torch.zeros(len(x), 3, dtype=x.dtype),
+            "like": lambda: torch.zeros_like(put[:, 0]),
+            "full": lambda: x.new_full((len(x), 3), 0.0),
+            "buffer": lambda: self.state.expand(len(x), -1),
+        }
+        h = starts[self.start]()
+        for t in range(x.shape[1]):
+            h = decay[:, t] * h + put[:, t]
+        return self.o(h)
+
+
+@pytest.mark.parametrize("start", ["zeros", "like", "full", "buffer"])
+def test_a_scan_from_zeros_starts_no_path_there(start: str):
+    """Whatever is multiplied by a constant 0 carries nothing: its parameters steer the later steps alone."""
+    allocation = capalloc.propagate(seeded_module(Scan, start), gaussian(5, 3, 4), solver="markov")
+    assert (allocation.attrs["unseen_params"], allocation.attrs["unused_params"]) == (18, 0)
+    assert allocation.total == pytest.approx(20)
+
+
 def test_torch_attention_and_transformer_layers():
     x = gaussian(2, 3, 4)
     for model in (

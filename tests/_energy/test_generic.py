@@ -19,7 +19,7 @@ from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.rules import any_linear_operator as generic
 from capalloc._energy.trace import trace
-from energies import captured
+from energies import captured, energies
 from zoo import gaussian, seeded_module
 
 INDEX = torch.tensor([2, 0, 1, 1])
@@ -338,3 +338,33 @@ def test_interpolation_of_a_large_image_is_quick():
         seconds.append(time.perf_counter() - start)
     assert seconds[0] < 10  # about 0.2 and 0.02 on an idle core
     assert seconds[1] < 1
+
+
+def scattered(x: Tensor, index: Tensor) -> Tensor:
+    return x.new_zeros(len(x), 4).scatter(1, index.expand(len(x), -1), x)
+
+
+def put(x: Tensor, index: Tensor) -> Tensor:
+    return x.new_zeros(4, len(x)).index_put((index,), x.T)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=6, max_size=6), st.sampled_from([scattered, put]))
+def test_of_entries_written_to_one_place_the_last_carries(places, write):
+    """Forward mode moves tangents as values move; the reverse mode of autograd credits those overwritten too."""
+    x, index = gaussian(2, 6), torch.tensor(places)
+    program = trace(captured(lambda x: write(x, index), x), x, "data", set())
+    squared = torch.func.jacfwd(lambda x: write(x, index))(x).reshape(-1, 12).square()
+    forward, backward = energies(program)
+    np.testing.assert_allclose(forward.reshape(-1), squared.sum(1))
+    np.testing.assert_allclose(backward.reshape(-1), squared.sum(0))
+
+
+def test_of_overlapping_windows_that_unpool_to_one_place_one_carries():
+    def unpooled(x: Tensor) -> Tensor:
+        top, index = F.max_pool1d(x, 3, 1, return_indices=True)
+        return F.max_unpool1d(top, index, 3, 1, output_size=(8,))
+
+    x = torch.tensor([[[0.0, 1, 5, 1, 0, 4, 1, 0]]], dtype=torch.float64)  # 5 wins three windows, 4 two or three
+    _, backward = energies(trace(captured(unpooled, x), x, "data", set()))
+    np.testing.assert_array_equal(backward.reshape(-1), (x > 3).double().reshape(-1))

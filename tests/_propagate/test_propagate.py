@@ -195,6 +195,33 @@ def test_float32_weights_of_1e_minus_30_keep_every_parameter():
     np.testing.assert_allclose(allocation.capacity, REFERENCE_CAPACITY, rtol=1e-5)  # float32 weights
 
 
+class NearlyClosed(nn.Module):
+    """A gate of exp(logit) on the last of six units: closed as little as any other that is not 0."""
+
+    def __init__(self, logit: float, constant: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.constant = nn.Linear(4, 6), nn.Linear(6, 2), constant
+        self.register_buffer("logits", torch.tensor([0.0, 0, 0, 0, 0, logit]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        # As a constant factor, or as the slope of an activation.
+        return self.b(torch.tanh(h) * torch.sigmoid(self.logits) if self.constant else torch.sigmoid(h + self.logits))
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("logit", [-43.0, -46.0, -60.0])
+def test_float32_keeps_the_parameters_behind_a_nearly_closed_gate(logit: float, constant: bool):
+    """Squares of 1e-20 and less leave float32's range, and so does one over them: float64 has the answer."""
+    model, x = seeded_module(NearlyClosed, logit, constant).float(), gaussian(8, 4).float()
+    narrow, wide = (
+        capalloc.propagate(model, x, solver=capalloc.solvers.Markov(dtype)) for dtype in (torch.float32, torch.float64)
+    )
+    assert narrow.attrs["unused_params"] == wide.attrs["unused_params"] == 0
+    assert narrow.attrs["symmetries"] == wide.attrs["symmetries"]
+    np.testing.assert_allclose(narrow.capacity, wide.capacity, rtol=1e-5)
+
+
 @pytest.mark.proves("4", "Dense layered networks", oracle="the recursion over layers in numpy")
 def test_layers_hold_the_capacity_brought_by_the_parameters_above():
     weights = reference_weights()

@@ -195,7 +195,7 @@ def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], struct
                 return True
             seen.add(user)
             weighs = node not in structure.signals and user in structure.signals
-            if user in carrying and (weighs or known.moves or known.kind == "sum"):
+            if user in carrying and (weighs or known.moves or known.pointwise or known.kind == "normalisation"):
                 pending.append(user)
     return False
 

@@ -24,7 +24,7 @@ def squared_gates(slope: Callable[[Tensor], Tensor], value: Tensor, source: Gate
         return 1.0
     if source == "data":
         gates = slope(value)
-        return gates if gates.dtype == torch.bool else gates.square()
+        return gates if gates.dtype == torch.bool else gates.double().square()  # in float32 1e-23 would square to 0
     nodes, weights = np.polynomial.hermite_e.hermegauss(HERMITE_DEGREE)
     slopes = slope(torch.from_numpy(nodes)).double().square()
     return float(slopes @ torch.from_numpy(weights / weights.sum()))

@@ -16,6 +16,10 @@ from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, 
 Batch = tuple[Program, Tensor]  # a program and the seed of its outputs: 0 for the examples that only pad it
 
 
+class FloatRangeError(ArithmeticError):
+    """Path energies leave the range of float32: they are to be computed in float64."""
+
+
 @dataclass(frozen=True)
 class MarkovCapacity:
     """Capacity at the inputs and, where asked for, at every layer."""
@@ -42,8 +46,13 @@ def solve(
         table: keep the rows of the parameter tensors apart.
         linear: take away what linear segments lose too, from the map in proportion (no table).
 
+    Raises:
+        FloatRangeError: float32 may have lost path energies to rounding.
+
     """
     usage, (program, seed, flow) = _usage(batches(layers))
+    if usage.is_lost():
+        raise FloatRangeError("path energies leave the range of float32; compute them in float64")
     counted = shares(program, usage)
     names = tuple(program.params)
     loss = counted.loss(table)

@@ -12,6 +12,8 @@ from capalloc._energy.program import Program
 from capalloc._energy.symmetries.potentials import Potentials
 
 Cotangents = dict[int, Tensor]
+#: Relative path energy below which float32 has lost it, or its inverse, to rounding to 0: 2**-126 is its least number.
+LEAST_FLOAT32 = 2.0**-100
 Rescaled = tuple[Tensor, Tensor]  # components, and how many parameters each rescales
 
 
@@ -40,6 +42,11 @@ class Usage:
         if slot not in self.whole:
             self.whole[slot] = bool(self.through_params[slot].amin() > 0)
         return self.whole[slot]
+
+    def is_lost(self) -> bool:
+        """Tell whether float32 may have lost energy of paths: parameters seem unused, nearly or wholly."""
+        narrow = [used for used in self.through_params.values() if used.dtype == torch.float32 and used.numel()]
+        return any(not bool((used.amin() > LEAST_FLOAT32) & (used.amax() < 1 / LEAST_FLOAT32)) for used in narrow)
 
     def output_weight(self, program: Program) -> float:
         """Give the factor that the outputs of this batch count for."""

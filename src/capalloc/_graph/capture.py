@@ -18,6 +18,7 @@ from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from capalloc._graph.lost_biases import drop_lost_biases
 from capalloc._model.exported import input_shape, user_inputs
 from capalloc._model.problem import Problem, seeded
 from capalloc._operators.decompositions import table
@@ -111,7 +112,8 @@ def export_once(problem: Problem) -> Problem:
 
 @contextmanager
 def _exporting(problem: Problem) -> Iterator[None]:
-    with warnings.catch_warnings(), seeded(0, problem.probe.device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    # With gradients, or what the model does without them would leave no trace.
+    with warnings.catch_warnings(), seeded(0, problem.probe.device), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         yield
 
@@ -122,8 +124,33 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     decompositions = dict(table())  # the decomposing takes entries out
     if not any(target in decompositions or _is_composite(target) for target in calls):
         return program
-    functional: ExportedProgram = program.run_decompositions(decompositions)
+    with _ends_without_gradient(program):
+        functional: ExportedProgram = program.run_decompositions(decompositions)
     return functional
+
+
+@contextmanager
+def _ends_without_gradient(program: ExportedProgram) -> Iterator[None]:
+    """End paths where a part under `torch.no_grad()` ends, for a while: decomposing puts it in line, unmarked."""
+    added: list[tuple[torch.fx.Graph, Node]] = []
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled or node.args[0]:
+            continue
+        part = getattr(program.graph_module, node.args[1].target).graph
+        last = part.output_node()
+        for made in last.all_input_nodes:
+            if isinstance(made.meta.get("val"), Tensor):
+                with part.inserting_before(last):
+                    detached = part.call_function(torch.ops.aten.detach.default, (made,))
+                detached.meta.update(made.meta)
+                last.replace_input_with(made, detached)
+                added.append((part, detached))
+    try:
+        yield
+    finally:
+        for part, detached in added:
+            detached.replace_all_uses_with(detached.all_input_nodes[0])
+            part.erase_node(detached)
 
 
 def _is_composite(target: Any) -> bool:
@@ -144,6 +171,7 @@ def _exported(program: ExportedProgram, batch_size: int) -> Graph:
     output = nodes["output"].args[0][-1]  # type: ignore[index, unused-ignore]
     assert isinstance(output, Node)
     params = {name: path.removeprefix(PREFIX) for name, path in params.items()}
+    drop_lost_biases(program.graph)
     return Graph(tuple(program.graph.nodes), params, constants, user_inputs(program)[0], output, batch_size)
 
 
@@ -164,6 +192,7 @@ def _own(problem: Problem, program: ExportedProgram, batch_size: int) -> Graph:
         nodes[tied].replace_all_uses_with(nodes[first])
     output = _choose(problem, graph, list(returned), constants, batch_size)
     graph.output((output,))
+    drop_lost_biases(graph)
     params = {nodes[node].name: path for node, path in params.items()}
     constants = {nodes[node].name if node in nodes else node: value for node, value in constants.items()}
     return Graph(tuple(graph.nodes), params, constants, nodes[name].name, output, batch_size)

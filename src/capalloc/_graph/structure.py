@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
@@ -14,6 +15,9 @@ from capalloc._graph.capture import Graph
 from capalloc._operators.calls import arguments_of
 from capalloc._operators.records import GateRank, record
 
+aten = torch.ops.aten
+#: Operators that make one number, 0 unless they name it.
+ZEROS = {getattr(aten, name).default for name in ("zeros", "zeros_like", "new_zeros", "full", "full_like", "new_full")}
 GateSide = Literal["left", "right", "both"]
 
 
@@ -23,6 +27,7 @@ class Structure:
 
     signals: set[Node] = field(default_factory=set)  # depend on the inputs through floating point
     live: set[Node] = field(default_factory=set)  # those, and what is made of parameters
+    zeros: set[Node] = field(default_factory=set)  # 0 whatever the inputs, such as the state that a scan starts from
     ranks: dict[Node, GateRank] = field(default_factory=dict)
     bent: dict[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     weights: set[Node] = field(default_factory=set)  # made of parameters, with energies that are a weight's
@@ -34,7 +39,9 @@ class Structure:
         """Walk the graph once."""
         found = cls()
         for node in graph.nodes:
-            if node.op == "placeholder":
+            if found._is_zero(node, graph):
+                found.zeros.add(node)
+            elif node.op == "placeholder":
                 if node.name == graph.input:
                     found.signals.add(node)
                 if node.name == graph.input or node.name in graph.params:
@@ -109,6 +116,19 @@ class Structure:
                 inside.add(current)
                 pending += [used for used in current.all_input_nodes if used in self.live]
         return tuple(n for n in self.chains if n in inside and n is not root)
+
+    def _is_zero(self, node: Node, graph: Graph) -> bool:
+        if node.op != "call_function":
+            constant = None if node.name in graph.params else graph.constants.get(node.name)
+            return isinstance(constant, Tensor) and constant.is_floating_point() and not bool(constant.any())
+        known, given = record(node.target), arguments_of(node)
+        if node.target in ZEROS:
+            return not given.get("fill_value", 0)
+        if known.factors:
+            numerators = known.factors[:1] if known.kind == "quotient" else known.factors
+            return any(given[name] in self.zeros for name in numerators)
+        moved = known.moves and node.all_input_nodes and not given.get("value")  # what it is padded with
+        return bool(moved) and self.zeros.issuperset(node.all_input_nodes)
 
     def _bends(self, node: Node) -> bool:
         """Tell whether a node is a function of one parameter's entries, such as 1 + w or sigmoid(w)."""

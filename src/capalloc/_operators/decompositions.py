@@ -31,6 +31,11 @@ def _prelu(x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x > 0, x, slope.reshape(shape) * x)
 
 
+def _copy(written_over: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """The source in the place of what it overwrites; torch has no derivative of its own functional copy."""
+    return source.to(written_over.dtype).expand(written_over.shape).clone()
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """The weight g v / |v|; the norm is a constant as far as paths go."""
     norm: Tensor = torch.linalg.vector_norm(v, 2, [k for k in range(v.ndim) if k != dim % v.ndim], keepdim=True)
@@ -137,6 +142,7 @@ def _cell(step: Cell) -> Callable[..., Any]:
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
 extend(aten.lerp.Tensor, made_of=_lerp)
 extend(aten.prelu.default, made_of=_prelu)
+extend(aten.copy.default, made_of=_copy)
 extend(aten._weight_norm.default, made_of=_weight_norm)
 extend(aten.lstm.input, made_of=_recurrent(_lstm_step))
 extend(aten.gru.input, made_of=_recurrent(_gru_step))

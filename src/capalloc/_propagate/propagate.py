@@ -18,8 +18,8 @@ from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.task import make_task, told_still
 from capalloc._model.examples_digest import digest_of_examples
-from capalloc._model.input_metric import InputMetricLike, input_metric
-from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, axis_names, prepare
+from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
+from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, axis_names, prepare
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
 from capalloc._settings import (
@@ -120,14 +120,13 @@ def propagate(
         problem = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
     space = input_metric(metric, problem)
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
-    batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products, metric=space)
-    match asked:
-        case Markov():
-            found = by_markov(problem, batches, layers, table)
-        case Segments():
-            found = by_segments(problem, batches, asked, bool(table), space)
-        case Hessian():
-            found = by_hessian(problem, batches, asked, space)
+    settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
+    batches = Batches.of(problem, gates, batch_size, dtype=dtype, **settings)
+    try:
+        found = _by_paths(problem, batches, asked, layers, table, space)
+    except markov.FloatRangeError:
+        batches = Batches.of(problem, gates, batch_size, dtype=torch.float64, **settings)
+        found = _by_paths(problem, batches, asked, layers, table, space)
     attrs = {
         "kind": "propagated",
         "solver": word_of(asked),
@@ -140,6 +139,23 @@ def propagate(
         attrs["data_digest"] = digest_of_examples(problem.inputs)
     found = told_still(found, problem.inputs)
     return found.replace(attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
+
+
+def _by_paths(
+    problem: Problem,
+    batches: Batches,
+    asked: Markov | Segments | Hessian,
+    layers: bool,
+    table: bool | Literal["auto"],
+    space: InputMetric,
+) -> Allocation:
+    match asked:
+        case Markov():
+            return by_markov(problem, batches, layers, table)
+        case Segments():
+            return by_segments(problem, batches, asked, bool(table), space)
+        case Hessian():
+            return by_hessian(problem, batches, asked, space)
 
 
 def _by_constraints(

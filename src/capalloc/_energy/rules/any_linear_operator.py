@@ -60,7 +60,8 @@ def _result(operator: Operator, affine: Affine, k: int) -> Energy | None:
     if all(m.empty for m in maps):
         return None
     if len(carried) == 1 and maps[0].moves and affine.homogeneous[k]:
-        return call.program.move(lambda e: operator(e.contiguous())[k], _whole(call, carried[0], carried[0].energy))
+        # By the matrix, not by the operator: of entries written to one place autograd credits those overwritten too.
+        return call.program.move(maps[0].energies, _whole(call, carried[0], carried[0].energy))
     terms = [(m, _whole(call, a, call.as_signal(a))) for m, a in zip(maps, carried, strict=True) if not m.empty]
     labels = _joined(call.program.channels, [_labels(call.program.channels, m, e) for m, e in terms])
     through = Through([m for m, _ in terms])

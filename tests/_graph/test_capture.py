@@ -1,0 +1,111 @@
+"""Graphs against the model they stand for: what has no derivative there carries nothing (docs/theory.md, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import capalloc
+from capalloc._graph.capture import capture
+from capalloc._graph.interpret import evaluate
+from capalloc._model.problem import prepare
+from zoo import gaussian, seeded_module
+
+
+class Frozen(nn.Module):
+    """A first layer that learns nothing, told in one of two ways."""
+
+    def __init__(self, told_by: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(4, 2), nn.Linear(5, 2)
+        self.told_by = told_by
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.told_by == "detach":
+            return self.c(torch.relu(self.a(x)).detach()) + self.b(x)
+        with torch.no_grad():
+            features = torch.relu(self.a(x))
+        return self.c(features) + self.b(x)
+
+
+def test_parts_without_gradient_end_paths_as_detached_ones_do():
+    x = gaussian(12, 4).float()
+    found = {
+        how: capalloc.propagate(seeded_module(Frozen, how).float(), x, solver="markov") for how in ("no_grad", "detach")
+    }
+    np.testing.assert_allclose(found["no_grad"].capacity, found["detach"].capacity, rtol=1e-12)
+    assert float(found["no_grad"].by_parameter.sel(parameter=["a.weight", "a.bias"]).sum()) == 0
+    assert found["no_grad"].attrs["unused_params"] == 25
+    measured = capalloc.measure(seeded_module(Frozen, "no_grad").float(), x)
+    assert float(measured.by_parameter.sel(parameter=["a.weight", "a.bias"]).sum()) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_program_with_parts_without_gradient_stays_as_it_was():
+    program = torch.export.export(seeded_module(Frozen, "no_grad"), (gaussian(3, 4),))
+    before = [str(part.graph) for part in program.graph_module.modules()]
+    allocation = capalloc.propagate(program, gaussian(3, 4), solver="markov")
+    assert allocation.attrs["unused_params"] == 25
+    assert [str(part.graph) for part in program.graph_module.modules()] == before
+
+
+NORMS: dict[str, tuple[Callable[[], nn.Module], bool]] = {  # and whether it takes every channel's constant away
+    "instance": (lambda: nn.InstanceNorm2d(4, affine=True), True),
+    "running": (lambda: nn.InstanceNorm2d(4, track_running_stats=True), False),
+    "group of one": (lambda: nn.GroupNorm(4, 4), True),
+    "group of two": (lambda: nn.GroupNorm(2, 4), False),
+    "positions": (lambda: nn.LayerNorm((3, 3)), True),
+    "all": (lambda: nn.LayerNorm((4, 3, 3)), False),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_biases_that_a_norm_takes_away_have_no_capacity(name: str):
+    """As autograd says: no derivative of the outputs, and none of the mixed derivative either."""
+    build, lost = NORMS[name]
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), build(), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2)).double().eval()
+    x = gaussian(3, 2, 5, 5)
+    allocation = capalloc.propagate(net, x, solver="markov")
+    held = float(allocation.by_parameter.sel(parameter="0.bias"))
+    assert held == 0 if lost else held > 1
+    (slope,) = torch.autograd.grad(net(x).square().sum(), [net[0].bias])
+    assert bool((slope.abs() < 1e-12).all()) == lost
+    problem = prepare(net, x)
+    graph = capture(problem, 3)
+    np.testing.assert_allclose(evaluate(graph, x)[graph.output], net(x).detach(), atol=1e-12)
+
+
+def test_a_bias_that_is_read_before_the_norm_too_stays():
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(2, 3, 2), nn.InstanceNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.conv(x)
+            return (F.relu(self.norm(z)) + z).flatten(1)
+
+    allocation = capalloc.propagate(seeded_module(Skip), gaussian(3, 2, 5), solver="markov")
+    assert float(allocation.by_parameter.sel(parameter="conv.bias")) > 0
+
+
+class Assigned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 4)
+        h[:, :3] = torch.relu(self.a(x))
+        h[:, 3] = x[:, 0]
+        return self.b(h)
+
+
+def test_slices_that_are_written_have_derivatives():
+    model, x = seeded_module(Assigned), gaussian(20, 4)
+    assert capalloc.propagate(model, x, solver="markov").total == pytest.approx(22)
+    assert capalloc.shattering(model, x).data.sizes
