@@ -8,7 +8,6 @@ import pickle
 from pathlib import Path
 from unittest import mock
 
-import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -19,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from allocations import NAMES, allocation
 from capalloc import Allocation
 from capalloc._runtime.files import atomically, write_dataset
+from capalloc._runtime.netcdf import encode_file
 
 
 def same(a: Allocation, b: Allocation) -> None:
@@ -208,11 +208,13 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.nc"
     allocation().save(path)
 
-    def half_written(self, target, **_):
-        Path(target).write_bytes(b"half")
+    whole = Path.write_bytes
+
+    def half_written(target, data):
+        whole(target, data[: len(data) // 2])
         raise OSError("No space left on device")
 
-    with mock.patch.object(xr.Dataset, "to_netcdf", half_written), pytest.raises(OSError, match="No space left"):
+    with mock.patch.object(Path, "write_bytes", half_written), pytest.raises(OSError, match="No space left"):
         allocation(seed=1).save(path)
     same(Allocation.load(path), allocation())
     assert os.listdir(tmp_path) == ["a.nc"]
@@ -262,8 +264,11 @@ def test_load_refuses_a_truncated_file(tmp_path, kept):
 
 def test_load_refuses_a_foreign_dataset(tmp_path):
     path = tmp_path / "a.nc"
-    xr.Dataset({"temperature": ("time", [1.0, 2.0])}).to_netcdf(path, engine="h5netcdf")
-    with pytest.raises(ValueError, match="holds 'no format mark', not a capalloc-allocation"):
+    xr.Dataset({"temperature": ("time", [1.0, 2.0])}).to_netcdf(path, engine="scipy")
+    with pytest.raises(ValueError, match="damaged or no NetCDF file of capalloc: it is no NetCDF-3 file"):
+        Allocation.load(path)
+    write_dataset(xr.Dataset({"a": 1.0}), path, "capalloc-linear-study", 1)
+    with pytest.raises(ValueError, match="holds 'capalloc-linear-study-1', not a capalloc-allocation"):
         Allocation.load(path)
 
 
@@ -277,9 +282,7 @@ def test_load_refuses_a_newer_format(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1]", "3"])
 def test_load_refuses_damaged_attributes(tmp_path, content):
     path = tmp_path / "a.nc"
-    allocation().save(path)
-    with h5py.File(path, "a") as file:
-        file.attrs["attrs"] = content
+    path.write_bytes(encode_file(allocation().to_xarray(), "capalloc-allocation-1", content))
     with pytest.raises(ValueError, match="is damaged"):
         Allocation.load(path)
 
@@ -302,7 +305,7 @@ def test_load_refuses_a_file_without_its_numbers(tmp_path):
 def test_attributes_are_json_in_the_file(tmp_path):
     path = tmp_path / "a.nc"
     allocation(notes=["one"]).save(path)
-    with h5py.File(path) as file:
+    with xr.open_dataset(path) as file:
         assert json.loads(file.attrs["attrs"])["notes"] == ["one"]
         assert file.attrs["format"] == "capalloc-allocation-1"
 

@@ -8,14 +8,13 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import xarray as xr
 
-ENGINE: Final = "h5netcdf"
-#: Attributes of the file: what it is, and the Dataset's own attributes as JSON.
-FORMAT, CONTENT = "format", "attrs"
+from capalloc._runtime.netcdf import decode, encode
+from capalloc._runtime.old_files import HDF5_MAGIC, converted
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -63,41 +62,51 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_dataset(dataset: xr.Dataset, path: str | os.PathLike[str], name: str, version: int) -> None:
     """Write `dataset` as NetCDF of the format `name`-`version`, whole or not at all."""
-    file = dataset.copy()
-    file.attrs = {FORMAT: f"{name}-{version}", CONTENT: json.dumps(dataset.attrs)}
+    data = encode(dataset, f"{name}-{version}")
     with atomically(path) as temporary:
-        file.to_netcdf(temporary, engine=ENGINE)
+        temporary.write_bytes(data)
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """What a file holds, before it is known to be of the right kind."""
+
+    path: str | os.PathLike[str]
+    format: str  # name and version; empty if the file says none
+    content: str  # attributes as JSON
+    variables: xr.Dataset
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> SavedFile:
+        """Read into memory what `write_dataset` wrote; nothing in the file is executed or unpickled."""
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        data = file.read_bytes()
+        try:
+            return cls(path, *decode(converted(file) if data.startswith(HDF5_MAGIC) else data))
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # readers of damaged bytes raise any type
+            raise ValueError(f"{path} is damaged or no NetCDF file of capalloc: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """The name of the format, without its version."""
+        return re.sub(r"-\d+$", "", self.format)
+
+    def dataset(self, name: str, version: int) -> xr.Dataset:
+        """Return the Dataset, if the file is of this format and no newer version of it."""
+        _check_format(self.path, self.format, name, version)
+        try:
+            return self.variables.assign_attrs(json.loads(self.content))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is damaged: its attributes cannot be read ({error})") from error
 
 
 def read_dataset(path: str | os.PathLike[str], name: str, version: int) -> xr.Dataset:
-    """Read into memory what `write_dataset` wrote; nothing in the file is executed or unpickled."""
-    with _readable(path):
-        dataset = xr.load_dataset(path, engine=ENGINE)
-    _check_format(path, str(dataset.attrs.get(FORMAT, "")), name, version)
-    try:
-        dataset.attrs = json.loads(dataset.attrs[CONTENT])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: its attributes cannot be read ({error})") from error
-    return dataset
-
-
-def read_name(path: str | os.PathLike[str]) -> str:
-    """The name of the format that a file says it has, without its version; empty if it says none."""
-    with _readable(path), xr.open_dataset(path, engine=ENGINE) as dataset:
-        return re.sub(r"-\d+$", "", str(dataset.attrs.get(FORMAT, "")))
-
-
-@contextmanager
-def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors of a block that reads `path`, in words."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        yield
-    except PermissionError:
-        raise
-    except Exception as error:  # the HDF5 stack raises any type on damaged bytes
-        raise ValueError(f"{path} is damaged or no NetCDF file: {error}") from error
+    """Read the Dataset of a file of the format `name`, up to this version."""
+    return SavedFile.read(path).dataset(name, version)
 
 
 def _check_format(path: str | os.PathLike[str], found: str, name: str, version: int) -> None:

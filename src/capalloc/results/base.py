@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from capalloc import results  # its drawing modules load matplotlib, when they are used
-from capalloc._runtime.files import read_dataset, write_dataset
+from capalloc._runtime.files import SavedFile, write_dataset
 from capalloc.results.text import as_text
 from capalloc.results.view import View
 
@@ -179,11 +179,16 @@ class Result(ABC):
             ValueError: the file is damaged, foreign, or from a newer capalloc.
 
         """
-        dataset = read_dataset(path, cls.FORMAT, cls.VERSION)
+        return cls.from_file(SavedFile.read(path))
+
+    @classmethod
+    def from_file(cls, file: SavedFile) -> Self:
+        """The result that a file holds, once it is read."""
+        dataset = file.dataset(cls.FORMAT, cls.VERSION)
         try:
             return cls.from_xarray(dataset)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            raise ValueError(f"{file.path} is damaged: {error}") from error
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw its map, or else its first chart, on `ax` or on a new figure."""

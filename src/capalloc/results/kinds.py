@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from capalloc._runtime.files import read_name
+from capalloc._runtime.files import SavedFile
 from capalloc.results.allocation import Allocation
 from capalloc.results.base import Result
 from capalloc.results.decoupling import Decoupling
@@ -42,9 +42,9 @@ def load(path: str | os.PathLike[str], kinds: Sequence[type[Result]] = RESULTS) 
         ValueError: the file is damaged, holds no result, or is from a newer capalloc.
 
     """
-    name = read_name(path)
+    file = SavedFile.read(path)
     for kind in kinds:
-        if name == kind.FORMAT:
-            return kind.load(path)
+        if file.name == kind.FORMAT:
+            return kind.from_file(file)
     known = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise ValueError(f"{path} holds {name or 'no format mark'!r}, which is none of the results {known}")
+    raise ValueError(f"{path} holds {file.name!r}, which is none of the results {known}")

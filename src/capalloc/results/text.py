@@ -18,7 +18,12 @@ def as_text(view: View) -> str:
         if not table.detail:
             lines += ["", f"  {table.title}", *aligned([table.head, *table.first(TEXT_ROWS)])]
     notes = [f"  {note}" for note in (*(view.advice or ()), *view.notes)]
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    return printable("\n".join([*lines, *([""] if notes else []), *notes]))
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would obey, not show, by its escape: names come from files of anyone."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

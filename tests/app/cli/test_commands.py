@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import capalloc
 import capalloc.app.cli.compute
@@ -250,3 +251,22 @@ def test_a_ridge_is_a_number_or_auto(folder, ridge):
     result = run("measure", "factories:net", "--ridge", ridge)
     assert result.exit_code == 2
     assert "is neither a number >= 0 nor auto" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_terminal_shows_names_and_obeys_none(folder):
+    names = ["\x1b[31mred\x1b]0;title\x1b\\", "\u202egnp.exe"]
+    found = capalloc.Allocation(
+        xr.DataArray(np.ones(4), dims="input"),
+        0.0,
+        xr.DataArray([2.0, 2.0], dims="parameter", coords={"parameter": names}),
+        attrs={"kind": "measured", "num_params": 2, "notes": ["\x1b[2J"]},
+    )
+    found.save("a.nc")
+    shown = run("compare", "a.nc", "a.nc").output + repr(capalloc.load("a.nc"))
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert r"\x1b[31mred" in shown
+    assert r"\u202egnp.exe" in shown
+    missing = run("compare", "\x1b[31m.nc", "a.nc")
+    assert r"there is no file \x1b[31m.nc" in missing.output
+    assert "\x1b" not in missing.output

@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from capalloc.results.text import printable
+
 PROGRAM = "capalloc"
 #: Errors that the user can mend: reported in one line, without a traceback.
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, NotImplementedError)
@@ -54,7 +56,7 @@ def in_words(error: Exception) -> str:
 
 def say(text: str) -> None:
     """Write one line on stderr."""
-    typer.echo(f"{PROGRAM}: {' '.join(text.split())}", err=True)
+    typer.echo(f"{PROGRAM}: {printable(' '.join(text.split()))}", err=True)
 
 
 @contextmanager

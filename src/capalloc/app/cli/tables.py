@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.table import Table as RichTable
 
+from capalloc.results.text import printable
 from capalloc.results.view import Table, View
 
 #: Rows of a table whose rows have sizes: the largest; the rest are summed.
@@ -30,7 +31,12 @@ def print_view(view: View) -> None:
         console.print(whole if fits else table_of(table.title, table.narrow().head, largest(table.narrow())))
     advice = view.advice if view.advice is None or view.advice else ["nothing is out of balance"]
     for line in (*(advice or ()), *(f"note: {note}" for note in view.notes)):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(printable(line), markup=False, soft_wrap=True)
+
+
+def escape(text: str) -> str:
+    """Return text that neither rich nor a terminal obeys."""
+    return without_markup(printable(text))
 
 
 def largest(table: Table, most: int = LARGEST) -> Sequence[Sequence[str]]:
