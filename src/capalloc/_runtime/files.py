@@ -69,7 +69,7 @@ def write_dataset(dataset: xr.Dataset, path: str | os.PathLike[str], name: str, 
 
 @dataclass(frozen=True)
 class SavedFile:
-    """What a file holds, before it is known to be of the right kind."""
+    """Content of a file, before it is known to be of the right kind."""
 
     path: str | os.PathLike[str]
     format: str  # name and version; empty if the file says none

@@ -2,7 +2,7 @@
 
 The classic format with 64-bit offsets holds no links, no compression and nothing outside the file, so that what a
 file takes in memory is about its length. It has neither 64-bit integers nor booleans nor more than one axis of
-length 0: the attribute `TYPES` says what each variable was, and holds those without an entry.
+length 0: the attribute `HELD_TYPES` says what each variable was, and holds those without an entry.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import xarray as xr
 
 MAGIC: Final = b"CDF\x02"
 #: Attributes of the file: its digest, what its variables were, what it is, and the Dataset's own attributes as JSON.
-DIGEST, TYPES, FORMAT, CONTENT = "digest", "types", "format", "attrs"
+DIGEST, HELD_TYPES, FORMAT, CONTENT = "digest", "types", "format", "attrs"
 #: The digest, which counts as zeros while it is made.
 MARK: Final = re.compile(rb"sha256:([0-9a-f]{64})")
 BLANK: Final = "0" * 64
@@ -48,7 +48,7 @@ def encode_file(dataset: xr.Dataset, name: str, content: str) -> bytes:
     file = file.assign(plain).set_coords([key for key in plain if types[str(key)]["coordinate"]])
     file.attrs = {
         DIGEST: f"sha256:{BLANK}",
-        TYPES: json.dumps(types),
+        HELD_TYPES: json.dumps(types),
         FORMAT: name,
         CONTENT: content,
     }
@@ -72,7 +72,7 @@ def decode(data: bytes) -> tuple[str, str, xr.Dataset]:
     if _declared_bytes(data) > len(data):
         raise ValueError("its variables are larger than the file")
     dataset = xr.load_dataset(io.BytesIO(data), engine="scipy", mask_and_scale=False, decode_times=False)
-    types = json.loads(dataset.attrs[TYPES])
+    types = json.loads(dataset.attrs[HELD_TYPES])
     for key, held in types.items():
         values = np.empty(0).reshape(held["shape"]) if "shape" in held else dataset[key].values
         if np.dtype(held["dtype"]).itemsize * values.size > WIDENED * len(data):

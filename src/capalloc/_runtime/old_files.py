@@ -6,6 +6,7 @@ limit of time, after a check that all is in the file and no larger than it, and 
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ def converted(path: Path) -> bytes:
 
 def main() -> None:
     """Write the old file that the command line names to the standard output, in today's format."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(round(PATIENCE))  # ends HDF5 in the middle of a loop, should the reader be gone by then
     try:
         sys.stdout.buffer.write(convert(Path(sys.argv[1])))
     except ValueError as error:
