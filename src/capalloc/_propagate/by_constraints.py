@@ -27,8 +27,9 @@ from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
 from capalloc.results.allocation import Allocation
 
-#: Numbers in the matrix of constraints, and parameters, up to which the exact answer takes less time than probes.
-EXACT_NUMBERS, EXACT_PARAMS = 400_000_000, 3000
+#: Numbers in the matrix of constraints, and rows params^2 + 10 params^3, up to which the exact answer takes half a
+#: minute of two cores: a unit of the latter took .14 ns of one, for 1300 to 2600 parameters and 5000 to 82,000 rows.
+EXACT_NUMBERS, EXACT_WORK = 400_000_000, 3e11
 #: Parameters up to which the total is the rank of as many random combinations of constraints, in float64.
 RANKED_PARAMS, SPARE_COMBINATIONS = 2000, 8
 #: Where examples make fewer constraints for each parameter, many steps lead to what these examples constrain, away from
@@ -65,8 +66,9 @@ class Count:
 
 
 def is_small(size: Size) -> bool:
-    """Return True where the exact answer takes less time than probes."""
-    return size.params <= EXACT_PARAMS and size.rows * size.params <= EXACT_NUMBERS and not size.wide
+    """Return True where the exact answer takes half a minute at most."""
+    work = (size.rows + 10 * size.params) * size.params**2
+    return not size.wide and size.rows * size.params <= EXACT_NUMBERS and work <= EXACT_WORK
 
 
 def exactly(task: Task) -> Allocation:

@@ -9,13 +9,20 @@ import torch
 from torch import nn
 
 from capalloc import propagate
-from capalloc.app.demo import accuracy, build, load_digits, run_demo, train
+from capalloc.app import demo
+from capalloc.app.demo import CHANNELS, accuracy, build, load_digits, run_demo, train
 from lacking import lack
 
 
-@pytest.fixture(scope="module")
-def result():
-    return run_demo(seed=0, progress=False)
+@pytest.fixture(
+    scope="module", params=[((4, 4), 1), pytest.param((CHANNELS, 0), marks=pytest.mark.slow)], ids=["small", "whole"]
+)
+def result(request):
+    """A demo of fewer channels, and the demo."""
+    channels, seed = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "CHANNELS", channels)
+        return run_demo(seed, progress=False)
 
 
 def test_network_reads_digits(result):
