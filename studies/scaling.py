@@ -13,7 +13,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from capalloc._decoupling.gaussian_gates import gaussian_gate_moment
-from studies.scaling_networks import ACTIVATIONS, Family, Layer, Recurrent, Residual
+from studies.scaling_networks import (
+    ACTIVATIONS,
+    BLOCKS,
+    CHANNELS,
+    Channels,
+    Family,
+    Layer,
+    Recurrent,
+    Residual,
+)
 from studies.scaling_plot import plot_scaling
 from studies.study import Study, plus_minus, table
 
@@ -29,11 +38,12 @@ class Design:
     depths: tuple[int, ...] = (8, 16, 32, 64, 128)
     steps: tuple[int, ...] = (8, 16, 32, 64)
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    channels: tuple[int, ...] = (4, 8, 16, 32, 64)
     seeds: int = 5
     layers: int = 20  # plain layers of each activation, width and exponent
 
 
-QUICK = Design((4, 12), (4, 12), (16, 64), 2, 3)
+QUICK = Design((4, 12), (4, 12), (16, 64), (4, 16), 2, 3)
 
 
 def run(quick: bool = False) -> Study:
@@ -45,8 +55,12 @@ def run(quick: bool = False) -> Study:
         "residual biases": biases(Residual, design.depths, design.seeds),
         "recurrent biases": biases(Recurrent, design.steps, design.seeds),
     }
-    gains = widths(design.widths, design.layers)
-    tables = {"scaling": rules_table(sweeps, gains), "scaling slopes": slopes_table(sweeps, gains)}
+    gains, by_channels = widths(design.widths, design.layers), channels(design.channels, design.seeds)
+    tables = {
+        "scaling": rules_table(sweeps, by_channels, gains),
+        "scaling slopes": slopes_table(sweeps, gains),
+        "channels": channels_table(by_channels),
+    }
     return Study("scaling.md", tables, {"scaling": plot_scaling(sweeps, gains)})
 
 
@@ -84,6 +98,14 @@ def biases(kind: type[Residual] | type[Recurrent], sizes: Sequence[int], seeds: 
     measured = sweep("odds", sizes, EXPONENTS, seeds, lambda n, b, g: families[n].odds(n**-0.5, n**-b, g))
     exact = exactly(exact_odds(kind), measured)
     return xr.Dataset({"measured": measured, "exact": exact}, attrs={"what": "odds of biases"})
+
+
+def channels(sizes: Sequence[int], seeds: int) -> xr.Dataset:
+    """T of residual convolution blocks against their channels for weights of variance c channels^-gamma."""
+    families = {size: Channels.of(size) for size in sizes}
+    measured = sweep("T", sizes, WIDTH_EXPONENTS, seeds, lambda n, power, g: families[n].time(power, g), first=9000)
+    law = lambda n, power: BLOCKS * math.log1p((n / CHANNELS) ** (1 - power) / BLOCKS)  # noqa: E731
+    return xr.Dataset({"measured": measured, "exact": exactly(law, measured)})
 
 
 def widths(sizes: Sequence[int], seeds: int) -> dict[str, xr.Dataset]:
@@ -171,7 +193,7 @@ RULES = {
 }
 
 
-def rules_table(sweeps: dict[str, xr.Dataset], gains: dict[str, xr.Dataset]) -> str:
+def rules_table(sweeps: dict[str, xr.Dataset], by_channels: xr.Dataset, gains: dict[str, xr.Dataset]) -> str:
     """Exponents and constants that keep a quantity constant: recovered, exact at these sizes, in the limit."""
     head = ["rule", "kept constant", "recovered", "exact at these sizes", "limit"]
     rows = []
@@ -179,6 +201,8 @@ def rules_table(sweeps: dict[str, xr.Dataset], gains: dict[str, xr.Dataset]) -> 
         value, error = with_error(critical(data["measured"]))
         exact = float(critical(data["exact"]))
         rows.append([*RULES[name], plus_minus(value, error), f"{exact:.4f}", "1/2"])
+    found = plus_minus(*with_error(critical(by_channels["measured"])))
+    rows.append(["variance c C^-γ of residual convolutions: γ", "T over C", found, "1", "1"])
     for activation, data in gains.items():
         value, error = with_error(critical(data["measured"]))
         rows.append([f"variance c n^-γ, {activation}: γ", "gain over n", plus_minus(value, error), "1", "1"])
@@ -186,6 +210,18 @@ def rules_table(sweeps: dict[str, xr.Dataset], gains: dict[str, xr.Dataset]) -> 
         constant = data.attrs["constant"]
         name = f"variance c / n, {activation}: c"
         rows.append([name, "gain 1", plus_minus(*recovered_constant(data)), f"{constant:.4f}", f"{constant:.4f}"])
+    return table(head, rows)
+
+
+def channels_table(data: xr.Dataset) -> str:
+    """T by channels and exponent, measured and exact."""
+    head = ["γ", *(f"C = {n}" for n in data["size"].to_numpy())]
+    rows = []
+    for exponent in data["exponent"].to_numpy():
+        at = data.sel(exponent=exponent)
+        found = zip(*with_error(at["measured"]), strict=True)
+        rows.append([f"{exponent:g}", *(plus_minus(v, e, 2) for v, e in found)])
+        rows.append(["exact", *(f"{float(t):.2f}" for t in at["exact"])])
     return table(head, rows)
 
 

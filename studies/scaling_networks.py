@@ -96,6 +96,49 @@ class Family:
 ACTIVATIONS: dict[str, type[nn.Module] | None] = {"ReLU": nn.ReLU, "linear": None, "tanh": nn.Tanh}
 
 
+#: Convolution blocks of the sweep over channels, and the number of channels at which all exponents have one variance.
+BLOCKS, CHANNELS = 8, 8
+
+
+class Convolutional(nn.Module):
+    """Blocks h + W_l * relu(h) / sqrt(blocks), kernels of 3 x 3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        kernels = (torch.zeros(channels, channels, 3, 3) for _ in range(BLOCKS))
+        self.kernels = nn.ParameterList(kernels)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(examples, channels, rows, columns) to the same."""
+        for kernel in self.kernels:
+            around = nn.functional.pad(torch.relu(h), (1, 1, 1, 1), mode="circular")
+            h = h + BLOCKS**-0.5 * nn.functional.conv2d(around, kernel)
+        return h
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Residual convolution blocks of one number of channels as an exported program."""
+
+    channels: int
+    program: ExportedProgram
+
+    @classmethod
+    def of(cls, channels: int) -> Channels:
+        """Export once."""
+        model = Convolutional(channels).eval()
+        program = torch.export.export(model, (torch.zeros(EXAMPLES, channels, 6, 6),), strict=False)
+        return cls(channels, program.run_decompositions({}))
+
+    def time(self, exponent: float, generator: torch.Generator) -> float:
+        """T as `capalloc.scaling` finds it, for weights of variance c channels^-exponent: He's at CHANNELS channels."""
+        variance = 2 / 9 * CHANNELS ** (exponent - 1) * self.channels**-exponent
+        for value in self.program.state_dict.values():
+            value.data.copy_(math.sqrt(variance) * torch.randn(value.shape, generator=generator))
+        images = torch.randn(EXAMPLES, self.channels, 6, 6, generator=generator)
+        return capalloc.scaling(self.program, images).T
+
+
 @dataclass(frozen=True)
 class Layer:
     """One plain layer as an exported program."""

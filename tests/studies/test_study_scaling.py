@@ -85,11 +85,26 @@ def test_a_layer_gains_its_variance_times_the_mean_squared_gate(activation, gate
     assert found == pytest.approx(3 * gate, rel=0.1)  # squared weights: sqrt(2)/128; gates: up to 1/sqrt(128)
 
 
+@pytest.mark.proves("5", "the variance of channels", oracle="the closed form of T")
+def test_convolutions_keep_their_time_at_the_inverse_of_channels_alone(study):
+    """To 25 % of T = 8 log(1 + (C/8)^(1 - gamma) / 8): two networks of 4 and of 16 channels for each exponent."""
+    head, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in study.tables["channels"].splitlines()
+    ]
+    assert head[1:] == ["C = 4", "C = 16"]
+    for measured, exact in zip(rows[::2], rows[1::2], strict=True):
+        power = float(measured[0])
+        for channels, found, form in zip((4, 16), measured[1:], exact[1:], strict=True):
+            time = 8 * np.log1p((channels / 8) ** (1 - power) / 8)
+            assert float(form) == pytest.approx(time, abs=0.006)
+            assert float(found.split("±")[0]) == pytest.approx(time, rel=0.25)
+
+
 @pytest.mark.proves("6", "scaling rules to recover by sweep", oracle="exponents and constants in closed form")
 def test_recovered_exponents_and_constants(study):
     """At the small size, to 0.12 in exponents and 15 % in constants: 4 of their standard errors."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in study.tables["scaling"].splitlines()[2:]]
-    assert len(rows) == 4 + 3 + 3
+    assert len(rows) == 4 + 1 + 3 + 3
     for _, kept, recovered, exact, _ in rows:
         value, expected = float(recovered.split("±")[0]), float(exact)
         assert value == pytest.approx(expected, **({"rel": 0.15} if kept == "gain 1" else {"abs": 0.12}))
