@@ -250,3 +250,12 @@ def test_axes_have_names_up_to_volumes():
     assert axis_names(1) == ("input",)
     assert axis_names(3) == ("channel", "row", "column")
     assert axis_names(5) == ("axis_0", "axis_1", "axis_2", "axis_3", "axis_4")
+
+
+def test_seeding_the_processor_leaves_other_devices_alone(monkeypatch):
+    for module in (torch.cuda, torch.xpu, torch.mps):
+        name = "manual_seed" if module is torch.mps else "manual_seed_all"
+        monkeypatch.setattr(module, name, lambda seed: pytest.fail("another device is seeded"))
+    with seeded(3, torch.device("cpu")):
+        drawn = torch.rand(4)
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))

@@ -242,7 +242,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Make a model that draws random numbers repeat them, and leave the global random state as it was."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed: every device, with a trace each
+        for used in devices:
+            with torch.cuda.device(used):
+                torch.cuda.manual_seed(seed)
         yield
 
 
