@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import capalloc
 from architectures import ARCHITECTURES
+from capalloc._depth.balance_depth import SHARED
 from capalloc._depth.starting_point import SEEN, TOLD
 from capalloc._runtime.files import write_dataset
 from capalloc.results import Scaling
@@ -164,6 +165,7 @@ def test_a_recurrent_network_that_is_unrolled():
         e = 1.3 * e + 1
     np.testing.assert_allclose(rows(found, "rate"), expected, rtol=1e-12)
     assert set(rows(found, "last_layer")) == {""}
+    assert found.view().notes == [SHARED.format(4)]
 
 
 # -- phases -------------------------------------------------------------------------------------------------
@@ -486,6 +488,7 @@ def test_one_branch_added_to_two_streams_has_one_multiplier():
     found = capalloc.scaling(Twice(), gaussian(2, 8))
     np.testing.assert_allclose(rows(found, "rate"), [1, 1 / 4], rtol=1e-12)
     np.testing.assert_allclose(rows(found, "multiplier"), 1, rtol=5e-3)  # rates of 1 and 1/4, 1/2 in the mean of logs
+    assert found.view().notes == []
 
 
 def test_a_long_skip_round_other_blocks():

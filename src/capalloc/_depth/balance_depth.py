@@ -30,6 +30,10 @@ from capalloc.results.scaling import Scaling
 SETTLED, ROUNDS = 0.01, 20
 #: Examples that are walked again, the first ones.
 BALANCED = 64
+SHARED = (
+    "{} blocks share weights: T counts every use as if it had weights of its own, but the same weights add up "
+    "coherently, and over M steps of one matrix keep their scale at 1/M, not at 1/sqrt(M)"
+)
 
 
 def scaling(
@@ -104,8 +108,11 @@ def scaling(
         "block": np.array([block.name for block in blocks], object),
         "layer": np.array([layer.name for layer in stretches], object),
     }
-    attrs = {"num_examples": batches.examples, "metric": space.word, "seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    attrs: dict[str, Any] = {"num_examples": batches.examples, "metric": space.word, "seconds": seconds}
     attrs |= described(batches.graph, trained)
+    if (shared := sum(map(trails.shares_weights, blocks))) > 1:
+        attrs["notes"] = [*attrs.get("notes", ()), SHARED.format(shared)]
     return Scaling(xr.Dataset(columns, coords, attrs))
 
 

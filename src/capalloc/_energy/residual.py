@@ -134,6 +134,11 @@ class Trails:
             seen.update(self.before(node))
         return True
 
+    def shares_weights(self, block: ResidualBlock) -> bool:
+        """Tell whether a parameter on a block's branch is read elsewhere too."""
+        way = self.weighing(block.source, block.branch)
+        return any(self._uses[name] > 1 for node in way for name in self.weights(node))
+
     def blocks(self) -> tuple[ResidualBlock, ...]:
         """List the residual blocks that the outputs come from, inputs first."""
         found = list(_named([block for node in self.order if (block := self._block(node))]))
