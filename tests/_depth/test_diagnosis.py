@@ -65,7 +65,7 @@ class Counting(Convolutional):
         return super().forward(2 * x if self.doubled(len(x)) else x)
 
 
-@pytest.mark.parametrize("doubled", [lambda n: n == 3, lambda n: 2 < n < 6, lambda n: n % 2 == 1])
+@pytest.mark.parametrize("doubled", [lambda n: n == 3, lambda n: 2 < n < 6, lambda n: n % 2 == 1 < n])
 def test_a_model_that_looks_at_the_number_of_examples_is_exported_for_each_part(doubled, diagnosis, monkeypatch):
     model = seeded_module(Counting)
     model.doubled = doubled

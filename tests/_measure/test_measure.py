@@ -410,7 +410,7 @@ def test_model_is_untouched(fails):
     if fails:
         x[-1, -1] = torch.nan
         with pytest.raises(ValueError, match="NaN"):
-            measure(model, [x[:10], x[10:]])
+            measure(model, [x[:5], x[5:10], x[10:]])
     else:
         measure(model, x, ridge=0.1)
     after = snapshot(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import capalloc
+from capalloc._model.given_examples import check_batch
+from capalloc._model.private_copy import private_copy
 from capalloc._model.problem import Problem, axis_names, prepare, seeded
+from zoo import gaussian, seeded_module
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
@@ -26,6 +31,17 @@ class Returns(nn.Module):
 
     def forward(self, x: Tensor):
         return self.wrap(self.linear(x))
+
+
+class Wrapped(nn.Module):
+    """Another model, and what is made of what it returns."""
+
+    def __init__(self, net: nn.Module, wrap) -> None:
+        super().__init__()
+        self.net, self.wrap = net, wrap
+
+    def forward(self, x: Tensor):
+        return self.wrap(self.net(x))
 
 
 def linear(**changes) -> nn.Linear:
@@ -151,12 +167,70 @@ REFUSED = {
         ValueError,
         "outputs hold NaN or inf on the first example",
     ),
-    "not copyable": (
-        lambda: prepare(weight_normed(), X),
+    "not copyable": (lambda: prepare(Locked(), X), ValueError, "model cannot be copied.*: cannot pickle"),
+    "kept and read": (lambda: prepare(Stale(), X), ValueError, "model cannot be copied.*kept on a module"),
+    "scripted": (lambda: prepare(scripted(), X), TypeError, "model is TorchScript.*program of torch.export"),
+    "no values": (
+        lambda: prepare(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, device="meta")), X),
         ValueError,
-        "model cannot be copied.*parametrizations.weight_norm",
+        "'1.weight' is on the meta device",
+    ),
+    "inputs without values": (lambda: prepare(linear(), X.to("meta")), ValueError, "inputs are on the meta device"),
+    "sparse inputs": (lambda: prepare(linear(), X.to_sparse()), TypeError, "inputs are sparse.*to_dense"),
+    "a dictionary": (lambda: prepare(linear(), {"x": X}), TypeError, r"inputs are a dict of 'x'.*pass that one"),
+    "batches of dictionaries": (lambda: prepare(linear(), [{"x": X}]), TypeError, "each batch .* got a dict of 'x'"),
+    "one pair": (lambda: prepare(linear(), (X, X)), ValueError, r"for one \(x, y\) batch pass x alone"),
+    "one pair with labels": (lambda: prepare(linear(), [X, torch.arange(4)]), ValueError, "two tensors of 4 each"),
+    "parameters for names": (
+        lambda: prepare(linear(), X, params=linear().parameters()),
+        TypeError,
+        "params must hold names of parameters, got Parameter",
+    ),
+    "a dictionary out": (
+        lambda: prepare(Returns(lambda y: {"scores": y}), X),
+        TypeError,
+        r"returns a dict, .* outputs=lambda returned: returned\['scores'\]",
+    ),
+    "complex outputs": (
+        lambda: prepare(Returns(lambda y: torch.complex(y, y)), X),
+        TypeError,
+        "outputs are complex.*torch.view_as_real",
+    ),
+    "batch statistics": (
+        lambda: prepare(nn.BatchNorm1d(3, track_running_stats=False), X),
+        ValueError,
+        "examples interact: the model runs on two examples, but not on one alone",
+    ),
+    "one after the other": (
+        lambda: prepare(Returns(lambda y: y.cumsum(0)), X),
+        ValueError,
+        "examples interact: the outputs for one example change",
     ),
 }
+
+
+class Locked(nn.Linear):
+    """Holds what nobody can copy."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.lock = threading.Lock()
+
+
+class Stale(nn.Linear):
+    """Reads a tensor that it made of parameters long ago."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.twice = 2 * self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.twice.T
+
+
+def scripted() -> nn.Module:
+    with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
+        return torch.jit.trace(linear(), X)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -168,17 +242,17 @@ def test_refuses_with_a_way_out(case):
 
 def test_every_refusal_is_tested():
     """Each `raise` in the module has a message that some case above expects, or a test below."""
-    source = Path(inspect.getfile(Problem)).read_text()
-    raised = len(re.findall(r"^ +raise ", source, re.MULTILINE))
+    sources = [Path(inspect.getfile(part)).read_text() for part in (Problem, check_batch, private_copy)]
+    raised = sum(len(re.findall(r"^ +raise ", source, re.MULTILINE)) for source in sources)
     below = 1  # batches that differ in shape
     assert len(REFUSED) + below >= raised
 
 
 def test_later_batches_are_checked_when_they_come():
-    problem = prepare(linear(), [X, torch.ones(2, 4)])
+    problem = prepare(linear(), [X, torch.ones(4, 4), X])
     with pytest.raises(ValueError, match=r"batches differ in shape: \(4,\) after \(3,\)"):
         list(problem.batches(2))
-    problem = prepare(linear(), [X, X * torch.nan])
+    problem = prepare(linear(), [X, X, X * torch.nan])
     with pytest.raises(ValueError, match="NaN or inf"):
         list(problem.batches(2))
 
@@ -207,6 +281,66 @@ def test_params_selects_by_name_or_predicate(params):
     assert list(problem.params) == ["bias"]
     assert problem.num_params == 2
     assert problem.params["bias"] is dict(problem.model.named_parameters())["bias"]
+
+
+@pytest.mark.parametrize("params", [["first.weight"], ["second.weight"], ["second.weight", "first.weight"]])
+def test_a_tied_parameter_goes_by_any_of_its_names(params):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    assert list(prepare(Tied(), X, params=params).params) == ["first.weight"]
+
+
+def test_frozen_parameters_are_fixed_unless_all_are_asked_for():
+    net, x = seeded_module(nn.Sequential, nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), gaussian(20, 3)
+    whole = capalloc.measure(net, x)
+    net[0].requires_grad_(False)
+    found, named = capalloc.measure(net, x), capalloc.measure(net, x, params=["2.weight", "2.bias"])
+    assert torch.equal(torch.as_tensor(found.capacity.values), torch.as_tensor(named.capacity.values))
+    note = "16 of 26 parameters are frozen (requires_grad=False) and fixed; params='all' counts them"
+    assert note in found.attrs["notes"]
+    assert note in capalloc.propagate(net, x, solver="markov").attrs["notes"]
+    assert note in repr(capalloc.effective_parameters(net, x, ridge=0.1))
+    assert note not in named.attrs["notes"]
+    assert capalloc.measure(net, x, params="all").total == pytest.approx(whole.total)
+    net.requires_grad_(False)  # a model that is only read, such as a saved program
+    assert capalloc.measure(net, x).total == pytest.approx(whole.total)
+
+
+def test_one_example_may_lose_its_axis_to_squeeze():
+    net = seeded_module(nn.Sequential, nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    squeezed, x = capalloc.measure(Wrapped(net, lambda y: y.squeeze()), gaussian(12, 3)), gaussian(12, 3)
+    assert squeezed.total == pytest.approx(capalloc.measure(net, x).total)
+
+
+@pytest.mark.parametrize("name", ["logits", "last_hidden_state"])
+def test_default_output_in_a_dictionary(name):
+    assert prepare(Returns(lambda y: {"other": 0, name: y}), X)(X).shape == (4, 2)
+
+
+METHODS = ("propagate", "walk", "scaling", "shattering", "diagnose", "decoupling", "receptive_field", "output_gram")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_refuses_examples_that_interact(method):
+    """Attention without batch_first takes examples for positions."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.head = nn.MultiheadAttention(4, 2), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.mix(x, x, x)[0].flatten(1))
+
+    with pytest.raises(ValueError, match="examples interact"):
+        getattr(capalloc, method)(seeded_module(Mixing), gaussian(5, 3, 4))
 
 
 @pytest.mark.parametrize("name", ["logits", "last_hidden_state"])

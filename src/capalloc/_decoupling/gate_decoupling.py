@@ -21,6 +21,7 @@ from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._operators.calls import Operation
 from capalloc._operators.records import record
+from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.decoupling import BINS, QUANTILES, Decoupling
 
 #: Gates up to this share of the largest possible count as saturated.
@@ -74,6 +75,7 @@ class GateTally:
             self.coupled.add(seen.gates, seen.start)
 
 
+@undisturbed()
 def decoupling(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
@@ -139,6 +141,7 @@ def decoupling(
     return Decoupling(_dataset(tallies, gated.examples).assign_attrs(attrs))
 
 
+@undisturbed()
 def gate_moments(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

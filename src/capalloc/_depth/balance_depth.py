@@ -24,6 +24,7 @@ from capalloc._energy.trace import Watch
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, prepare
+from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.scaling import Scaling
 
 #: Multipliers are found by walking again until every rate is this close to the balanced one, relative to it.
@@ -36,6 +37,7 @@ SHARED = (
 )
 
 
+@undisturbed()
 def scaling(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

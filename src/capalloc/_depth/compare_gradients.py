@@ -23,9 +23,11 @@ from capalloc._energy.residual import Trails
 from capalloc._energy.trace import Watch
 from capalloc._graph.capture import capture
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.shattering import Shattering
 
 
+@undisturbed()
 def shattering(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

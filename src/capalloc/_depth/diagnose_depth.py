@@ -19,10 +19,12 @@ from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.diagnosis import FIELD, Diagnosis
 from capalloc.results.receptive_field import Extent
 
 
+@undisturbed()
 def diagnose(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from capalloc._derivatives.rows import Replay
 from capalloc._model.input_metric import Directions
 from capalloc._model.problem import Problem
+from capalloc._runtime.surroundings import undisturbed
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def exact_derivatives() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
-            torch.inference_mode(False),
+            undisturbed(),
             torch.no_grad(),
             torch.random.fork_rng([]),
             sdpa_kernel(SDPBackend.MATH),

@@ -19,7 +19,9 @@ from capalloc._derivatives.gram_factors import PlainParts, TappedParts
 from capalloc._derivatives.products import PRODUCT_WAYS, ConstraintOperator, split
 from capalloc._derivatives.rows import FactoredRows, GradientRows, Push, Replay, RowMaker, push_forward, push_reverse
 from capalloc._derivatives.tape import tap_model
-from capalloc._model.checks import agree, run
+from capalloc._derivatives.trust import check_derivatives
+from capalloc._model.agree import agree
+from capalloc._model.checks import run
 from capalloc._model.input_metric import Directions, InputMetric
 from capalloc._model.problem import Problem, seeded
 
@@ -48,6 +50,7 @@ def choose_jacobian(problem: Problem, x: Tensor, replay: Replay) -> Choice:
 
     Together examples get other draws than one by one.
     """
+    check_derivatives(problem, x[:1], replay)
     loop = LoopRows(problem)
     reasons: list[str] = []
     for name, push in PUSHES:
@@ -69,6 +72,7 @@ def choose_operator(problem: Problem, space: InputMetric, x: Tensor, replay: Rep
 
     Raises:
         TypeError: none does; the message says why.
+        ValueError: autograd's derivatives are not those of the outputs.
 
     """
     reasons = []
@@ -76,6 +80,7 @@ def choose_operator(problem: Problem, space: InputMetric, x: Tensor, replay: Rep
         operator = ConstraintOperator(problem, space, name)
         failure = disagreement(operator, x[:1], replay)
         if not failure:
+            check_derivatives(problem, x[:1], replay)
             return operator
         reasons.append(f"{name} mode {failure}")
     raise TypeError(

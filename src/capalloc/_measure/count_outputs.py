@@ -57,7 +57,8 @@ def effective_parameters(
             ignored.
         outputs: a function from what the model returns to the tensor of outputs.
         ridge: non-negative, in units of G; 0 counts the rank.
-        params: names of the parameters that count, or a predicate on names; the rest are fixed.
+        params: names of the parameters that count, or a predicate on names; by default those that require gradients
+            (all where none does), "all" for all; the rest are held fixed.
         batch_size: examples run at a time; "auto" chooses by a memory forecast.
         max_bytes: memory that the work may fill; by default 70 % of what is free on the model's device.
 
@@ -124,7 +125,7 @@ def _result(work: GramWork, found: Determined, ridge: float, seconds: float) -> 
         "rank": found.shrunk.rank,
         "data_digest": digest_of_examples(work.x),
         "seconds": seconds,
-        "notes": rank_notes(found.shrunk) if ridge == 0 else [],
+        "notes": [*work.problem.notes, *(rank_notes(found.shrunk) if ridge == 0 else [])],
     }
     data = xr.Dataset(
         {

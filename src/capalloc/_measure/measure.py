@@ -21,7 +21,7 @@ from capalloc._measure.fingerprint import digest, fingerprint
 from capalloc._measure.forecast import Forecast
 from capalloc._measure.ridge import auto_ridge, check_ridge
 from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, measure_stochastic, parts_of_slots
-from capalloc._measure.task import Task, make_task, told_still
+from capalloc._measure.task import Task, make_task, with_notes
 from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
@@ -126,7 +126,8 @@ def measure(
             for the stochastic solver: solutions at one start those at the next smaller one, and the same probes serve
             all, so that differences between the maps are better known than the maps.
         intercept: give the constant input a slot, "bias".
-        params: names of the parameters that count, or a predicate on names; the rest are held fixed.
+        params: names of the parameters that count, or a predicate on names; by default those that require gradients
+            (all where none does), "all" for all; the rest are held fixed.
         batch_size: examples at a time; "auto" chooses by a memory forecast.
         generator: seeds the model's own random draws and the probes; a fixed seed by default.
         solver: "dense", "stochastic", or "auto": dense where it fits in memory, else stochastic; or settings of one:
@@ -183,7 +184,7 @@ def measure(
             _warn_if_flat(task.size, ridges[0])
             answers = {ridges[0]: measure_dense(task, ridges[0], asked, run, steps)}
         steps.close()
-        answers = {one: told_still(found, task.x) for one, found in answers.items()}
+        answers = {one: with_notes(found, task.problem, task.x) for one, found in answers.items()}
     return answers[ridges[0]] if isinstance(ridge, (int, float, str)) else answers
 
 

@@ -77,7 +77,7 @@ def mean_eigenvalue(
         outputs: the outputs that count.
         metric: the metric of the inputs, as in `measure`.
         intercept: give the bias an input of its own.
-        params: the parameters that count.
+        params: the parameters that count, as in `measure`.
         num_probes: more make it more precise; its relative standard error is root 2 / num_probes at most.
         coordinates: those of the parameters, as in `capalloc.solvers.Dense`.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.checks import check_examples
 from capalloc._model.examples_digest import digest_of_examples
+from capalloc._model.given_examples import iterate_batches
 from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
 from capalloc._model.input_moments import note_of_still
 from capalloc._model.problem import (
@@ -21,7 +22,6 @@ from capalloc._model.problem import (
     OutputSelection,
     ParamSelection,
     Problem,
-    iterate_batches,
     prepare,
     seeded,
 )
@@ -89,9 +89,9 @@ def make_task(
     return Task(problem, space, x, size, seed, draws, precision, batch_size, budget_of(x.device, max_bytes), started)
 
 
-def told_still(found: Allocation, inputs: Tensor | Iterable[Any]) -> Allocation:
-    """Name in a note the inputs that hold capacity without ever varying."""
-    said = note_of_still(inputs, torch.as_tensor(found.capacity.to_numpy()))
+def with_notes(found: Allocation, problem: Problem, inputs: Tensor | Iterable[Any]) -> Allocation:
+    """Name in notes what parameters are left out, and the inputs that hold capacity without ever varying."""
+    said = [*problem.notes, *note_of_still(inputs, torch.as_tensor(found.capacity.to_numpy()))]
     return found.replace(attrs={**found.attrs, "notes": [*found.attrs["notes"], *said]}) if said else found
 
 

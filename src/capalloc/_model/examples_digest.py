@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capalloc._model.problem import iterate_batches
+from capalloc._model.given_examples import iterate_batches
 
 #: Bytes of an example's hash, and so of their sum.
 DIGEST_BYTES = 8

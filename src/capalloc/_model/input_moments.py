@@ -15,7 +15,7 @@ from torch import Tensor
 
 from capalloc._linalg.covariance import root_of_covariance
 from capalloc._linalg.data_moments import DataMoments, shrinkage_weight
-from capalloc._model.problem import check_batch, iterate_batches
+from capalloc._model.given_examples import check_batch, iterate_batches
 
 #: Inputs up to which a covariance of the data is made: a matrix with a row for each, and its eigenvectors.
 MOST_CORRELATED = 8192

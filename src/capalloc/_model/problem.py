@@ -5,9 +5,8 @@ Index convention: a batch is (examples, *inputs); constraint outputs are (exampl
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Union, cast
@@ -16,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from capalloc._model.agree import agree
 from capalloc._model.archive import load_program
 from capalloc._model.exported import SavedModel
+from capalloc._model.given_examples import check_batch, iterate_batches
+from capalloc._model.private_copy import keeps_tensors, private_copy, spare_inputs, widen
 
 ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"]  # a checked problem stays as it is
 ParamSelection = Sequence[str] | Callable[[str], bool] | None
@@ -34,6 +36,7 @@ class Problem:
     params: dict[str, nn.Parameter] = field(default_factory=dict)
     probe: Tensor = field(default_factory=lambda: torch.empty(0))  # one example, with its leading axis
     program: ExportedProgram | None = None  # what `model` runs, where an exported program was given
+    notes: tuple[str, ...] = ()  # what an answer has to say of the choice of parameters
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -91,12 +94,14 @@ def prepare(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
-    params: ParamSelection = None,
+    params: ParamSelection = "all",
     dtype: torch.dtype | None = None,
     *,
     traced: bool = False,
 ) -> Problem:
     """Check model and data together and return them as a `Problem`; `dtype` casts the private copy.
+
+    `params` None takes the parameters that require gradients, all where none does.
 
     A program whose own outputs are constrained and that will be `traced` is not run for the check: the trace finds
     out what there is to find.
@@ -106,6 +111,11 @@ def prepare(
     program = load_program(model) if isinstance(model, (str, os.PathLike)) else model
     if isinstance(program, ExportedProgram):
         model = SavedModel(program)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model is TorchScript, whose calls cannot be read; pass the nn.Module that was scripted or traced, or a "
+            "program of torch.export"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(
             "model must be a torch.nn.Module, an exported program or the path of a .pt2 file, "
@@ -120,70 +130,93 @@ def prepare(
             raise TypeError(f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}")
         if isinstance(inputs, Iterator):  # a one-shot stream: the methods need more than one pass
             inputs = list(iterate_batches(inputs))
-    probe = next(iter(iterate_batches(inputs)), None)
-    if probe is None or len(probe) == 0:
-        raise ValueError("inputs hold no example; pass a tensor with a leading examples axis of length >= 1")
-    check_batch(probe, like=probe)
-    selected = select_params(model, params)
-    _check_dtypes(selected, probe)
+    pair = _first_two(inputs)
+    selected, notes = select_params(model, params)
+    _check_tensors(model, selected, pair)
     frozen = private_copy(model, dtype)
     own = dict(frozen.named_parameters())
     device = next(iter(own.values())).device
-    probe = probe[:1].detach().clone().to(device=device, dtype=dtype or probe.dtype)
+    given, pair = pair.dtype, pair.detach().clone().to(device=device, dtype=dtype or pair.dtype)
     chosen = {name: own[name] for name in selected}
     exported = program if isinstance(program, ExportedProgram) else None
-    problem = Problem(frozen, inputs, outputs, chosen, probe, exported)
+    problem = Problem(frozen, inputs, outputs, chosen, pair[:1], exported, notes)
     if traced and exported is not None and outputs is None:
         with _shape_errors(problem):
-            cast(SavedModel, frozen).check(probe)
-    else:
-        _check_outputs(problem)
+            cast(SavedModel, frozen).check(pair[:1])
+        return problem
+    returned = _adapted(problem, pair, given)
+    if keeps_tensors(model) and not bool(torch.isfinite(problem.select(returned)).all()):
+        raise ValueError(
+            "model cannot be copied, and the methods work on a copy: a forward pass reads tensors computed from "
+            "parameters earlier and kept on a module; compute them in forward, or register them with "
+            "torch.nn.utils.parametrize"
+        )
+    _check_outputs(problem, pair, problem.select(returned))
     return problem
 
 
-def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy in evaluation mode that shares no tensor with `model`, cast to `dtype`.
-
-    What stands for a saved program is one already; its tensors are the program's, which nothing writes to.
-    """
-    if isinstance(model, SavedModel) and dtype is None:
-        return model.eval()
-    try:
-        copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"model cannot be copied, and the methods work on a copy: {error}; replace tensors computed from "
-            "parameters and kept on a module, for example torch.nn.utils.weight_norm by "
-            "torch.nn.utils.parametrizations.weight_norm"
-        ) from error
-    frozen = copied.eval().requires_grad_(False)
-    return frozen if dtype is None else frozen.to(dtype)
+def _first_two(inputs: Tensor | Iterable[Any]) -> Tensor:
+    """Give the first two examples, or the only one."""
+    found: list[Tensor] = []
+    for batch in iterate_batches(inputs):
+        if found and batch.shape[1:] != found[0].shape[1:]:
+            break  # refused when its turn comes
+        if len(batch):
+            check_batch(batch, like=batch)
+            found.append(batch[: 2 - len(found)])
+        if sum(map(len, found)) >= 2 or not len(batch):
+            break
+    if not found:
+        raise ValueError("inputs hold no example; pass a tensor with a leading examples axis of length >= 1")
+    return torch.cat(found)
 
 
-def select_params(model: nn.Module, params: ParamSelection) -> dict[str, nn.Parameter]:
-    """The parameters named, or for which the predicate holds; all by default."""
+def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
+    """The parameters named, or for which the predicate holds, and a note on those that are frozen and left out."""
     named = dict(model.named_parameters())
     if not named:
         raise ValueError("model has no parameters, so there is no capacity to allocate")
+    notes: tuple[str, ...] = ()
     if params is None:
+        selected = {name: p for name, p in named.items() if p.requires_grad} or named
+        frozen = sum(p.numel() for name, p in named.items() if name not in selected)
+        if frozen:
+            all_ = sum(p.numel() for p in named.values())
+            notes = (
+                f"{frozen} of {all_} parameters are frozen (requires_grad=False) and fixed; params='all' counts them",
+            )
+    elif params == "all":
         selected = named
     elif callable(params):
         selected = {name: p for name, p in named.items() if params(name)}
     elif isinstance(params, str):
-        raise TypeError(f"params must be a sequence of names or a predicate on names; write [{params!r}]")
+        raise TypeError(f"params must be 'all', a sequence of names or a predicate on names; write [{params!r}]")
     else:
-        unknown = sorted(set(params) - set(named))
-        if unknown:
-            raise ValueError(f"params names {unknown}, which the model lacks; it has {sorted(named)}")
-        selected = {name: p for name, p in named.items() if name in set(params)}
+        selected = _named(model, named, list(params))
     if not selected:
         raise ValueError(f"params selects no parameter; the model has {sorted(named)}")
     for name, p in named.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ValueError(f"parameter {name!r} has no shape yet; run the lazy model on a batch once")
-        if p.numel() and not torch.isfinite(torch.stack(p.detach().aminmax())).all():
+        if not p.is_meta and p.numel() and not torch.isfinite(torch.stack(p.detach().aminmax())).all():
             raise ValueError(f"parameter {name!r} holds NaN or inf; capacity needs a finite model")
-    return selected
+    return selected, notes
+
+
+def _named(model: nn.Module, named: Mapping[str, nn.Parameter], names: list[Any]) -> dict[str, nn.Parameter]:
+    """Find parameters by any of their names: a tied one has several."""
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"params must hold names of parameters, got {type(name).__name__}; write "
+                "[name for name, p in model.named_parameters() if ...]"
+            )
+    by_any = dict(model.named_parameters(remove_duplicate=False))
+    unknown = sorted(set(names) - set(by_any))
+    if unknown:
+        raise ValueError(f"params names {unknown}, which the model lacks; it has {sorted(named)}")
+    wanted = {id(by_any[name]) for name in names}
+    return {name: p for name, p in named.items() if id(p) in wanted}
 
 
 def select_outputs(returned: Any, outputs: OutputSelection) -> Tensor:
@@ -196,45 +229,14 @@ def select_outputs(returned: Any, outputs: OutputSelection) -> Tensor:
     if isinstance(returned, Tensor):
         return returned
     for name in ("logits", "last_hidden_state"):
-        value = getattr(returned, name, None)
+        value = returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)
         if isinstance(value, Tensor):
             return value
+    key = repr(next(iter(returned), "")) if isinstance(returned, Mapping) else "0"
     raise TypeError(
         f"model returns a {type(returned).__name__}, not a tensor; "
-        "say which tensor to constrain, for example outputs=lambda returned: returned[0]"
+        f"say which tensor to constrain, for example outputs=lambda returned: returned[{key}]"
     )
-
-
-def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:
-    """The input tensors of `inputs`, labels dropped."""
-    if isinstance(inputs, Tensor):
-        yield inputs
-        return
-    for batch in inputs:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if not isinstance(x, Tensor):
-            raise TypeError(f"each batch must be a tensor or an (x, y) pair, got {type(batch).__name__}")
-        yield x
-
-
-def check_batch(batch: Tensor, like: Tensor) -> None:
-    """Refuse a batch that no method can use."""
-    if batch.ndim < 2:
-        raise ValueError(
-            f"inputs need a leading examples axis and at least one more, got shape {tuple(batch.shape)}; "
-            "for one example use inputs[None]"
-        )
-    if not batch.dtype.is_floating_point:
-        raise TypeError(
-            f"inputs are {batch.dtype}, but gradients need floating point; convert them, or for token ids "
-            "pass the embedded inputs to a model that starts after the embedding"
-        )
-    if batch.shape[1:] != like.shape[1:]:
-        raise ValueError(f"batches differ in shape: {tuple(batch.shape[1:])} after {tuple(like.shape[1:])}")
-    if 0 in batch.shape[1:]:
-        raise ValueError(f"inputs have an axis of length 0: shape {tuple(batch.shape)}")
-    if not torch.isfinite(batch).all():
-        raise ValueError("inputs hold NaN or inf; drop or repair those examples")
 
 
 @contextmanager
@@ -265,7 +267,10 @@ def axis_names(ndim: int) -> tuple[str, ...]:
     return known.get(ndim, tuple(f"axis_{k}" for k in range(ndim)))
 
 
-def _check_dtypes(params: dict[str, nn.Parameter], probe: Tensor) -> None:
+def _check_tensors(model: nn.Module, params: Mapping[str, nn.Parameter], probe: Tensor) -> None:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise ValueError(f"{name!r} is on the meta device and has no values; load or initialise the model first")
     for name, p in params.items():
         if p.dtype != probe.dtype:
             raise TypeError(
@@ -284,17 +289,57 @@ def _shape_errors(problem: Problem) -> Iterator[None]:
         ) from error
 
 
-def _check_outputs(problem: Problem) -> None:
-    x = problem.probe.clone().requires_grad_()
-    with torch.enable_grad(), seeded(0, x.device):
+def _adapted(problem: Problem, x: Tensor, given: torch.dtype) -> Any:
+    """Give what the copy returns, made to run as the user's model does: with inputs to write to, in its precision."""
+    try:
+        returned, wrote = _try(problem, x)
+    except Exception:  # the model's own code may raise anything
+        if given == x.dtype:
+            with _shape_errors(problem):
+                return _try(problem, x)[0]
+        widen(problem.model, given, x.dtype)
         with _shape_errors(problem):
-            returned = problem.model(x)
-        y = problem.select(returned)
-    if y.ndim == 0 or len(y) != len(x):
-        raise ValueError(f"outputs must keep the leading examples axis: got shape {tuple(y.shape)} for 1 example")
+            returned, wrote = _try(problem, x)
+    if wrote:
+        spare_inputs(problem.model)
+    return returned
+
+
+def _try(problem: Problem, x: Tensor, seed: int = 0) -> tuple[Any, bool]:
+    """Give what the model returns, and whether it wrote to its input."""
+    own = x.clone().requires_grad_().clone()
+    with torch.enable_grad(), seeded(seed, x.device):
+        returned = problem.model(own)
+    return returned, own._version > 0
+
+
+def _check_outputs(problem: Problem, x: Tensor, y: Tensor) -> None:
+    """Refuse outputs `y` of one or two examples `x` that no method can use, and examples that see each other."""
+    try:
+        singles = [y] if len(x) == 1 else [problem.select(_try(problem, one[None])[0]) for one in x]
+    except Exception as error:  # the model's own code may raise anything
+        raise ValueError(f"examples interact: the model runs on two examples, but not on one alone: {error}") from error
+    alone = singles[0]
+    squeezed = len(x) > 1 and y.ndim > 0 and alone.shape == y.shape[1:]  # as squeeze() leaves one example
+    if not (squeezed or (alone.ndim and len(alone) == 1)) or len(y) != len(x):
+        raise ValueError(f"outputs must keep the leading examples axis: got shape {tuple(alone.shape)} for 1 example")
     if y.numel() == 0:
-        raise ValueError(f"outputs are empty: shape {tuple(y.shape)}")
+        raise ValueError(f"outputs are empty: shape {tuple(alone.shape)}")
+    if y.is_complex():
+        raise TypeError("outputs are complex, and constraints are real: pass outputs=torch.view_as_real")
     if not y.dtype.is_floating_point or not y.requires_grad:
         raise ValueError("outputs do not depend on inputs; choose other outputs or check for .detach() in the model")
     if not torch.isfinite(y).all():
         raise ValueError("the model's outputs hold NaN or inf on the first example")
+    together = y.detach().reshape(len(x), -1)
+    apart = torch.stack([one.detach().reshape(-1) for one in singles])
+    if len(x) > 1 and not agree(together, apart) and agree(together, _again(problem, x)):
+        raise ValueError(
+            "examples interact: the outputs for one example change when another is in the batch; use a model that "
+            "treats each example alone (batch statistics: track running ones; recurrence and attention: batch_first)"
+        )
+
+
+def _again(problem: Problem, x: Tensor) -> Tensor:
+    """The outputs with other random draws."""
+    return problem.select(_try(problem, x, seed=1)[0]).detach().reshape(len(x), -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,12 +17,13 @@ from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._measure.task import make_task, told_still
+from capalloc._measure.task import make_task, with_notes
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, axis_names, prepare
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
+from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import (
     PROPAGATE_SOLVERS,
     Block,
@@ -38,6 +40,7 @@ from capalloc.results.law_of_walk import Walk
 AnySolver = Markov | Block | Segments | Hessian
 
 
+@undisturbed()
 def propagate(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],
@@ -75,7 +78,8 @@ def propagate(
             `Hessian`. Those that draw probes give standard errors.
         metric: energies of the inputs, as in `measure`: "identity", "variance", "covariance" or a tensor. With all but
             the first the constant stands at the data's mean, and its paths are whole before the first gate.
-        params: names of the free parameters, or a predicate on names; the rest are fixed.
+        params: names of the parameters that are free, or a predicate on names; by default those that require gradients
+            (all where none does), "all" for all; the rest are fixed.
         layers: also give the capacity that the units of every layer hold on its way down ("markov").
         table: also give capacity by (parameter, input); costs "markov" one more sweep for each parameter tensor, so by
             default small networks alone get it.
@@ -117,7 +121,8 @@ def propagate(
         )
     problem = prepare(model, inputs, outputs, params, traced=True)
     if isinstance(asked, Segments) and problem.num_params <= asked.max_params:  # ranks are decided in float64
-        problem = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
+        double = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
+        problem = replace(double, notes=problem.notes)
     space = input_metric(metric, problem)
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
@@ -137,7 +142,7 @@ def propagate(
     }
     if gates == "data":
         attrs["data_digest"] = digest_of_examples(problem.inputs)
-    found = told_still(found, problem.inputs)
+    found = with_notes(found, problem, problem.inputs)
     return found.replace(attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
 
 
@@ -174,9 +179,10 @@ def _by_constraints(
         generator = torch.Generator().manual_seed(settings.seed)
         task = make_task(model, inputs, outputs, metric, params=params, batch_size=batch_size, generator=generator)
         found = exactly(task) if exact and is_small(task.size) else by_blocks(task, settings)
-        return told_still(found, task.x)
+        return with_notes(found, task.problem, task.x)
 
 
+@undisturbed()
 def walk(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.data_moments import DataMoments, shrinkage_weight
-from capalloc._model.problem import iterate_batches
+from capalloc._model.given_examples import iterate_batches
 from capalloc.linear.arrays import real_tensor
 from capalloc.linear.metrics import Covariance
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev
 
 from capalloc._model.problem import ParamSelection, Problem, axis_names, prepare
+from capalloc._runtime.surroundings import undisturbed
 
 #: Relative departure from linearity that counts as rounding in float64.
 LINEARITY = 1e-8
 
 
+@undisturbed()
 def model_jacobian(
     model: nn.Module, input_shape: Sequence[int], params: ParamSelection = None, *, lags: bool = False
 ) -> xr.DataArray:
@@ -27,7 +29,8 @@ def model_jacobian(
     Args:
         model: linear in its inputs, in evaluation mode, and without an intercept.
         input_shape: of one example, without the leading examples axis.
-        params: names of the parameters that count, or a predicate on names; all by default.
+        params: names of the parameters that count, or a predicate on names; by default those that require gradients
+            (all where none does), "all" for all.
         lags: the one input axis is time, the last value the most recent: number it "lag" n .. 1.
 
     Returns:

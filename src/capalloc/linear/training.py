@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import jacfwd
 
 from capalloc._model.problem import Problem, prepare
+from capalloc._runtime.surroundings import undisturbed
 from capalloc.linear.metrics import Metric
 from capalloc.linear.of_model import linear_map
 from capalloc.linear.prediction_task import PredictionTask
@@ -57,6 +58,7 @@ class Trained:
     converged: bool
 
 
+@undisturbed()
 def train(model: nn.Module, task: PredictionTask, max_iterations: int = 200) -> Trained:
     """Minimise the exact population loss of a linear model from where its parameters are.
 

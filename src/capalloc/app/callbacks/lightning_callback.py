@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from capalloc._measure.measure import CapacityWarning
-from capalloc._model.problem import iterate_batches
+from capalloc._model.given_examples import iterate_batches
 from capalloc._runtime.extras import load_extra
 from capalloc.app.callbacks.snapshot import Inputs, LoggedMethod, OnError, Snapshot, check_every, check_inputs
 from capalloc.app.callbacks.tensorboard_logger import write_pictures

@@ -1,0 +1,71 @@
+"""Examples as they are given: one tensor, or batches with labels that are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:
+    """Give the input tensors of `inputs`, labels dropped."""
+    if isinstance(inputs, Tensor):
+        yield inputs
+        return
+    if isinstance(inputs, Mapping):
+        raise TypeError(f"inputs are a {_described(inputs)}")
+    _refuse_pair(inputs)
+    for batch in inputs:
+        x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if isinstance(x, Mapping):
+            raise TypeError(f"each batch must be a tensor or an (x, y) pair, got a {_described(x)}")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"each batch must be a tensor or an (x, y) pair, got {type(batch).__name__}")
+        yield x
+
+
+def check_batch(batch: Tensor, like: Tensor) -> None:
+    """Refuse a batch that no method can use."""
+    if batch.layout is not torch.strided:
+        raise TypeError(f"inputs are sparse ({batch.layout}), and every entry has a capacity: pass inputs.to_dense()")
+    if batch.is_meta:
+        raise ValueError("inputs are on the meta device, which holds shapes without values; pass real examples")
+    if batch.ndim < 2:
+        raise ValueError(
+            f"inputs need a leading examples axis and at least one more, got shape {tuple(batch.shape)}; "
+            "for one example use inputs[None]"
+        )
+    if not batch.dtype.is_floating_point:
+        raise TypeError(
+            f"inputs are {batch.dtype}, but gradients need floating point; convert them, or for token ids "
+            "pass the embedded inputs to a model that starts after the embedding"
+        )
+    if batch.shape[1:] != like.shape[1:]:
+        raise ValueError(f"batches differ in shape: {tuple(batch.shape[1:])} after {tuple(like.shape[1:])}")
+    if 0 in batch.shape[1:]:
+        raise ValueError(f"inputs have an axis of length 0: shape {tuple(batch.shape)}")
+    if not torch.isfinite(batch).all():
+        raise ValueError("inputs hold NaN or inf; drop or repair those examples")
+
+
+def _refuse_pair(inputs: Iterable[Any]) -> None:
+    """Refuse one (x, y) batch in the place of a list of batches: its targets would pass for examples."""
+    if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
+        return
+    first, second = inputs
+    tensors = isinstance(first, Tensor) and isinstance(second, Tensor) and first.ndim > 0 < second.ndim
+    if tensors and len(first) == len(second):
+        raise ValueError(
+            f"inputs are two tensors of {len(first)} each: for one (x, y) batch pass x alone, inputs[0]; "
+            "for two batches of examples torch.cat(inputs)"
+        )
+
+
+def _described(batch: Mapping[Any, Any]) -> str:
+    keys = ", ".join(map(repr, batch)) or "nothing"
+    return (
+        f"{type(batch).__name__} of {keys}; capacity is allocated over one tensor: pass that one, such as "
+        "inputs['pixel_values'], and a model that takes it as its only argument"
+    )

@@ -1,0 +1,112 @@
+"""Derivatives that autograd gets wrong are refused, right ones are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+import capalloc
+from zoo import gaussian, seeded_module
+
+
+class Square(torch.autograd.Function):
+    """x^2 with a backward that can be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * grads[0]
+
+
+class Once(Square):
+    backward = staticmethod(once_differentiable(Square.backward))
+
+
+class Kept(Square):
+    """Keeps an intermediate that no graph leads to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.double = 2 * x
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return ctx.double * grads[0]  # type: ignore[no-any-return]
+
+
+class Through(torch.autograd.Function):
+    """Rounds, and lets gradients through: wrong on purpose, and its derivative is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class Net(nn.Module):
+    def __init__(self, act: Any, *, cuts: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.act, self.cuts = nn.Linear(4, 5), nn.Linear(5, 2), act, cuts
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(self.act(h) * h.detach().sigmoid() if self.cuts else self.act(h))
+
+
+SOLVERS = {"dense": {}, "stochastic": {"ridge": 0.1, "solver": "stochastic"}}
+
+
+@pytest.mark.parametrize(("function", "solver"), [(Once, "dense"), (Kept, "dense"), (Kept, "stochastic")])
+def test_second_derivatives_that_are_missing_are_found_by_differences(function: Any, solver: str):
+    with pytest.raises(ValueError, match=f"custom autograd function {function.__name__} are wrong") as raised:
+        capalloc.measure(seeded_module(Net, function.apply), gaussian(6, 4), **SOLVERS[solver])
+    assert "by differences of the gradient" in str(raised.value)
+
+
+def test_right_custom_functions_are_measured_as_what_they_are():
+    x = gaussian(30, 4)
+    expected = capalloc.measure(seeded_module(Net, torch.square), x)
+    found = capalloc.measure(seeded_module(Net, Square.apply), x)
+    assert found.total == pytest.approx(expected.total)
+    assert capalloc.measure(seeded_module(Net, Through.apply), x).total > 0
+    # Cut on purpose, as differences cannot know.
+    assert capalloc.measure(seeded_module(Net, Square.apply, cuts=True), x).total > 0
+
+
+def scattered(h: Tensor) -> Tensor:
+    index = torch.tensor([0, 1, 2, 0, 1]).expand(len(h), -1)
+    return torch.cat([h.new_zeros(len(h), 3).scatter(1, index, h.tanh()), h[:, :2]], 1)
+
+
+def unpooled(h: Tensor) -> Tensor:
+    top, index = F.max_pool1d(h[:, None].tanh(), 3, 1, return_indices=True)
+    return F.max_unpool1d(top, index, 3, 1, output_size=(5,))[:, 0]
+
+
+@pytest.mark.parametrize("write", [scattered, unpooled])
+def test_entries_that_are_overwritten_are_found_by_the_two_modes(write: Any):
+    with pytest.raises(ValueError, match="in forward and in reverse mode disagree"):
+        capalloc.measure(seeded_module(Net, write), gaussian(6, 4))
+
+
+def test_entries_that_are_written_once_are_measured():
+    def placed(h: Tensor) -> Tensor:
+        return torch.zeros_like(h).scatter(1, torch.tensor([3, 1, 4, 0, 2]).expand(len(h), -1), h.tanh())
+
+    x = gaussian(30, 4)
+    expected = capalloc.measure(seeded_module(Net, torch.tanh), x).total
+    assert capalloc.measure(seeded_module(Net, placed), x).total == pytest.approx(expected)

@@ -1,0 +1,114 @@
+"""Copies run as the model does, whatever it keeps, writes to and makes; the model stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import capalloc
+from capalloc._model.problem import prepare
+from zoo import gaussian, seeded_module
+
+
+class Keeps(nn.Module):
+    """Keeps what it computes last, as tools for attention maps do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.kept, self.all = nn.Linear(3, 4), nn.Linear(4, 2), None, {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = torch.relu(self.a(x))
+        self.all["hidden"] = [self.kept]
+        return self.b(self.kept)
+
+
+def test_what_a_run_leaves_on_a_module_is_not_in_the_way():
+    model, x = seeded_module(Keeps), gaussian(12, 3)
+    before = capalloc.measure(model, x).total
+    kept = model.all["hidden"] = [model(x)]
+    assert capalloc.measure(model, x).total == pytest.approx(before)
+    assert model.all["hidden"] is kept
+    assert kept[0].requires_grad
+
+
+def test_old_weight_norm_makes_its_weight_anew():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        net = nn.utils.weight_norm(nn.Linear(3, 2)).double()
+    x = gaussian(8, 3)
+    new = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2).double())
+    new.load_state_dict(
+        {
+            "bias": net.bias,
+            "parametrizations.weight.original0": net.weight_g,
+            "parametrizations.weight.original1": net.weight_v,
+        }
+    )
+    assert capalloc.measure(net, x).total == pytest.approx(capalloc.measure(new, x).total)
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.Hardtanh(inplace=True)])
+@pytest.mark.parametrize("solver", ["markov", "auto"])
+def test_models_that_write_to_their_input_have_inputs_of_their_own(first: nn.Module, solver: str):
+    apart = type(first)(inplace=False)
+    a, b = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+    x = gaussian(9, 3)
+    given = x.clone()
+    found = capalloc.propagate(nn.Sequential(first, a, nn.ReLU(inplace=True), b), given, solver=solver)
+    expected = capalloc.propagate(nn.Sequential(apart, a, nn.ReLU(), b), x, solver=solver)
+    torch.testing.assert_close(torch.tensor(found.capacity.values), torch.tensor(expected.capacity.values))
+    assert torch.equal(given, x)
+
+
+class Makes(nn.Module):
+    """Makes tensors of the precision that the model has with its user, one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.r, self.o, self.how = nn.LSTM(3, 2, batch_first=True), nn.Linear(2, 2), how
+        self.plain = torch.eye(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = {
+            "like": lambda: x.new_zeros(1, len(x), 2),
+            "default": lambda: torch.zeros(1, len(x), 2),
+            "named": lambda: x.new_zeros(1, len(x), 2).to(torch.float32),
+            "cast": lambda: x.new_zeros(1, len(x), 2).float(),
+            "plain": lambda: x.new_zeros(1, len(x), 2),
+        }[self.how]()
+        h = self.r(x, (made, made))[0][:, -1]
+        return self.o(h @ self.plain if self.how == "plain" else h)
+
+
+@pytest.mark.parametrize("how", ["default", "named", "cast", "plain"])
+def test_tensors_of_the_users_precision_are_made_in_that_of_the_copy(how: str):
+    x = gaussian(7, 2, 3).float()
+    expected = capalloc.measure(seeded_module(Makes, "like").float(), x)
+    model = seeded_module(Makes, how).float()
+    found = capalloc.measure(model, x)
+    assert found.total == pytest.approx(expected.total, rel=1e-9)
+    assert model.plain.dtype == torch.float32
+    rough = capalloc.propagate(model, x, solver=capalloc.solvers.Block(num_probes=2, max_seconds=1.0))
+    assert rough.total > 0  # with products in float32, where nothing is to be widened
+
+
+def test_the_default_device_of_the_user_is_that_of_forward():
+    class Asks(nn.Linear):
+        seen: set[torch.device]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add(torch.get_default_device())
+            return super().forward(x)
+
+    Asks.seen = set()
+    x = gaussian(4, 3)
+    model = Asks(3, 2).double()
+    torch.set_default_device("cpu:0")
+    try:
+        capalloc.measure(model, x)
+        assert torch.get_default_device() == torch.device("cpu:0")
+    finally:
+        torch.set_default_device(None)
+    assert Asks.seen == {torch.device("cpu:0")}
+    assert not prepare(model, x).model._forward_pre_hooks
