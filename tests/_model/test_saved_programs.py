@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -287,6 +288,9 @@ def test_files_that_are_none(tmp_path):
         capalloc.propagate(noise, gaussian(2, 3), solver="markov")
 
 
+WEIGHTS = "data/weights/model_weights_config.json"
+
+
 class Evil:
     """Unpickling it leaves a mark."""
 
@@ -363,22 +367,36 @@ def nodes(document):
     return document["graph_module"]["graph"]["nodes"]
 
 
+def with_size(text):
+    """Change a size of the input to an expression."""
+    return lambda d: d["graph_module"]["graph"]["tensor_values"]["input"]["sizes"][0]["as_expr"].update(expr_str=text)
+
+
 HARMFUL = {
+    "the expression \"Symbol\\('s31": with_size("Symbol('s31\\\n')"),  # a line that torch joins, and sympy reads anew
+    "the expression '9": with_size("9**9**9**9"),
+    'the expression "Pow': with_size("Pow(Symbol('s0'), Integer(10000000000))"),
+    "the expression 'Pow\\(\\)": with_size("Pow()"),
+    "the expression '1000": with_size("1000000000000000000000"),
+    'the expression "Max': with_size("Max(" + ", ".join(f"Symbol('s{k}')" for k in range(600)) + ")"),
+    'the expression "b': with_size("b'bytes'"),
+    "a call of 'torch.ops.aten._reshape_alias.default'": lambda d: nodes(d)[0].update(
+        target="torch.ops.aten._reshape_alias.default"
+    ),
+    "an enumeration or a factory": lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(
+        out_spec=json.dumps(
+            [1, {"type": "collections.defaultdict", "context": {"default_factory_module": "m", "dict_context": []}}]
+        )
+    ),
     "a call of 'torch.os.system'": lambda d: nodes(d)[0].update(target="torch.os.system"),
     "a call of 'torch.hub.load'": lambda d: nodes(d)[0].update(target="torch.hub.load"),
     "a call of 'torch.ops.aten.from_file.default'": lambda d: nodes(d)[0].update(
         target="torch.ops.aten.from_file.default"
     ),
     "an operator that this torch lacks": lambda d: nodes(d)[0].update(target="torch.ops.aten.nothing.default"),
-    'the expression "__import__': lambda d: d["graph_module"]["graph"]["tensor_values"]["input"]["sizes"][0][
-        "as_expr"
-    ].update(expr_str="__import__('os').system('true')"),
-    "the expression 'Symbol\\(1": lambda d: d["graph_module"]["graph"]["tensor_values"]["input"]["sizes"][0][
-        "as_expr"
-    ].update(expr_str="Symbol(1"),
-    'the expression "Symbol': lambda d: d["graph_module"]["graph"]["tensor_values"]["input"]["sizes"][0][
-        "as_expr"
-    ].update(expr_str="Symbol('x.y()')"),
+    'the expression "__import__': with_size("__import__('os').system('true')"),
+    "the expression 'Symbol\\(1": with_size("Symbol(1"),
+    'the expression "Symbol': with_size("Symbol('x.y()')"),
     "the guard": lambda d: d.update(guards_code=["__import__('os').system('true')"]),
     "the name 'x\\)": lambda d: d["graph_module"]["signature"]["input_specs"].append({"name": "x): import os #"}),
     "an enumeration": lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(
@@ -391,6 +409,39 @@ HARMFUL = {
 def test_whatever_torch_would_run_is_refused(plain, tmp_path, what):
     with pytest.raises(ValueError, match=f"holds .*{what}.*could run code, so it is not read"):
         load_program(rewritten(with_model(plain, HARMFUL[what]), tmp_path))
+
+
+def test_squares_of_sizes_are_read(plain, tmp_path):
+    change = with_size("Mul(Pow(Symbol('s0', integer=True), Integer(2)), Integer(1))")
+    with pytest.raises(ValueError, match="another version of torch"):  # it is no size of this program
+        load_program(rewritten(with_model(plain, change), tmp_path))
+
+
+def test_a_tensor_is_no_larger_than_its_part_of_the_file(plain, tmp_path):
+    config = json.loads(plain[WEIGHTS])
+    for key, value in (("sizes", [{"as_int": 6 * 10**8}, {"as_int": 1}]), ("strides", [{"as_int": -3}, {"as_int": 1}])):
+        changed = copy.deepcopy(config)
+        changed["config"]["0.weight"]["tensor_meta"][key] = value
+        with pytest.raises(ValueError, match=r"is damaged: 0.weight is larger than its part of the file"):
+            load_program(rewritten(plain | {WEIGHTS: json.dumps(changed).encode()}, tmp_path))
+
+
+def test_a_bit_that_turned_is_refused(plain, tmp_path):
+    path = rewritten(plain, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[data.index(plain["data/weights/weight_0"]) + 3] ^= 128
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="is damaged: the checksum of changed/data/weights/weight_0 differs"):
+        load_program(path)
+
+
+def test_a_compressed_file_is_not_read(plain, tmp_path):
+    path = tmp_path / "packed.pt2"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in plain.items():
+            archive.writestr(f"packed/{name}", content)
+    with pytest.raises(ValueError, match="is compressed, which torch"):
+        load_program(path)
 
 
 def test_harmless_guards_are_read(plain, tmp_path):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import io
 import json
+import math
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +23,25 @@ import torch
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
+from capalloc._operators.records import RECORDS
 from capalloc._runtime.extras import load_late
 
 MODEL = "model"  # the name torch.export.save gives its one program
 PLAIN_NAME = re.compile(r"[\w.:\-]*")
 SYMBOL = re.compile(r"[a-z]{1,2}\d+")
 OPERATOR = re.compile(r"torch\.ops\.(aten|prims)\.\w+\.\w+")
+#: Operators that exports of usual models hold beside those that are recorded, of torch's core, entry by entry, or made
+#: of others. Some of the rest trust their arguments: `aten._reshape_alias` reads and writes beyond its tensor.
+EXPORTED = {
+    *("_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_unique2", "_weight_norm_interface"),
+    *("aminmax", "arange", "bernoulli", "bincount", "block_diag", "channel_shuffle", "col2im", "copy_"),
+    *("cummax", "cummin", "detach_", "eye", "histc", "im2col", "kthvalue", "lift_fresh_copy", "linalg_eigh"),
+    *("linalg_inv_ex", "linalg_lu_factor", "linalg_matrix_exp", "linalg_qr", "linspace", "logcumsumexp"),
+    *("logsumexp", "max_unpool2d", "max_unpool3d", "median", "multinomial", "nanmedian", "native_batch_norm"),
+    *("new_empty", "new_full", "new_ones", "new_zeros", "ones", "pixel_shuffle", "pixel_unshuffle"),
+    *("rand_like", "randn_like", "renorm", "searchsorted", "tril", "triu", "unfold", "view_as_complex"),
+    *("view_as_real", "zeros", "zero_"),
+}
 PLAIN_FUNCTIONS = re.compile(r"(_operator|math)\.[a-z]\w*|torch\.sym_\w+")
 #: Wrap a part of the graph, which is checked as the rest is.
 WRAPPERS = {f"torch.ops.higher_order.wrap_with_{name}" for name in ("set_grad_enabled", "autocast")}
@@ -38,12 +53,16 @@ ARITHMETIC = (
 )
 SYMBOLIC_FUNCTIONS = {
     *("Symbol", "Integer", "Rational", "Float", "Identity", "Where", "And", "Or", "Not"),
-    *("Add", "Mul", "Pow", "Mod", "Max", "Min", "PythonMod", "PowByNatural", "FloatPow", "ModularIndexing"),
+    *("Add", "Mul", "Pow", "Mod", "Max", "Min", "PythonMod", "PowByNatural", "ModularIndexing"),
     *("FloorDiv", "CeilDiv", "CleanDiv", "FloatTrueDiv", "IntTrueDiv"),
     *("CeilToInt", "FloorToInt", "TruncToFloat", "TruncToInt", "RoundToInt", "ToFloat"),
     *("Eq", "Equality", "Ne", "Unequality", "Lt", "StrictLessThan", "Le", "LessThan"),
     *("Gt", "StrictGreaterThan", "Ge", "GreaterThan"),
 }
+
+
+#: Sizes of a real program are short; sympy takes hours for some longer ones.
+LONGEST_EXPRESSION, MOST_ARGUMENTS, LARGEST_NUMBER = 2000, 32, 2**63
 
 
 def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
@@ -60,6 +79,7 @@ def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     content = path.read_bytes()
+    _check_members(path, content)
     try:
         pt2 = load_late("torch.export.pt2_archive")  # it brings the whole of torch's compiler
         reader = pt2.PT2ArchiveReader(io.BytesIO(content))
@@ -73,6 +93,20 @@ def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
     except Exception as error:
         raise ValueError(f"{path} is damaged, or of another version of torch: {_first_line(error)}") from error
     return program
+
+
+def _check_members(path: Path, content: bytes) -> None:
+    """Every part is as it was written, by its checksum, and takes no more memory than the file."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            packed = any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist())
+            damaged = None if packed else archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged, or not written by torch.export.save: {_first_line(error)}") from error
+    if packed:
+        raise ValueError(f"{path} is compressed, which torch.export.save does not do; it is not read")
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: the checksum of {damaged} differs")
 
 
 def _first_line(error: Exception) -> str:
@@ -89,6 +123,8 @@ def _check_files(path: Path, files: dict[str, bytes]) -> None:
             raise _RefusedError("two files of one name")
         for name, content in files.items():
             _check_file(name.lower(), content)
+            if name.endswith("_config.json"):
+                _check_lengths(json.loads(content)["config"], {part.rpartition("/")[2]: files[part] for part in files})
         if f"models/{MODEL}.json" not in files:
             raise KeyError(f"no models/{MODEL}.json in it")
     except _RefusedError as error:
@@ -120,6 +156,16 @@ def _check_file(name: str, content: bytes) -> None:
             for text in _texts(document, where):
                 check(text)
         _check_names(document)
+
+
+def _check_lengths(config: dict[str, Any], parts: dict[str, bytes]) -> None:
+    """No tensor has more entries than its part of the file has bytes."""
+    for name, payload in config.items():
+        meta, held = payload["tensor_meta"], len(parts[payload["path_name"]])
+        sizes, strides = ([axis["as_int"] for axis in meta[key]] for key in ("sizes", "strides"))
+        reach = sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + meta["storage_offset"]["as_int"]
+        if min([*sizes, *strides, 0]) < 0 or (0 not in sizes and max(reach + 1, math.prod(sizes)) > held):
+            raise ValueError(f"{name} is larger than its part of the file")
 
 
 def _texts(tree: Any, key: str) -> Iterator[str]:
@@ -159,17 +205,30 @@ def _check_target(target: str) -> None:
         found = getattr(found, part, None)
     if not isinstance(found, OpOverload):
         raise _RefusedError(f"a call of {target!r}, an operator that this torch lacks")
-    if any("file" in argument.name for argument in found._schema.arguments):
+    if not _is_usual(found) or any("file" in argument.name for argument in found._schema.arguments):
         raise _RefusedError(f"a call of {target!r}")
+
+
+def _is_usual(operator: OpOverload) -> bool:
+    """Tell operators that check their arguments, as far as the kinds of operators tell."""
+    name = operator.name().partition("::")[2].partition(".")[0]
+    if operator in RECORDS or name in EXPORTED or {torch.Tag.core, torch.Tag.pointwise} & {*operator.tags}:
+        return True
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
+    return composite and not name.startswith("_")
 
 
 def _check_expression(text: str) -> None:
     """Arithmetic on symbols, as it is evaluated."""
     for node in _parsed(text):
-        named = isinstance(node, ast.Name) and (node.id in SYMBOLIC_FUNCTIONS or SYMBOL.fullmatch(node.id))
-        quoted = isinstance(node, ast.Constant) and isinstance(node.value, str)
-        allowed = SYMBOL.fullmatch(node.value) if quoted else named or not isinstance(node, ast.Name)  # type: ignore[attr-defined]
-        if not isinstance(node, ARITHMETIC) or not allowed:
+        match node:
+            case ast.Name():
+                allowed = node.id in SYMBOLIC_FUNCTIONS or SYMBOL.fullmatch(node.id) is not None
+            case ast.Constant(value=str(name)):
+                allowed = SYMBOL.fullmatch(name) is not None
+            case _:
+                allowed = isinstance(node, ARITHMETIC)
+        if not allowed:
             raise _RefusedError(f"the expression {text[:60]!r}")
 
 
@@ -185,17 +244,38 @@ def _check_guard(text: str) -> None:
             raise _RefusedError(f"the guard {text[:60]!r}")
 
 
-def _parsed(text: str) -> Iterator[ast.AST]:
+def _parsed(text: str) -> list[ast.AST]:
+    """Parts of an expression that Python reads as all others do, without high powers or numbers beyond sizes.
+
+    Torch removes line breaks before it evaluates, so that a text with one, or with a backslash, may be another then.
+    """
     try:
-        return ast.walk(ast.parse(text.strip(), mode="eval"))
-    except SyntaxError as error:
+        parts = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise _RefusedError(f"the expression {text[:60]!r}") from error
+    calls = [len(part.args) for part in parts if isinstance(part, ast.Call)]
+    numbers = [part.value for part in parts if isinstance(part, ast.Constant) and not isinstance(part.value, str)]
+    plain = all(isinstance(value, (bool, int, float)) and abs(value) <= LARGEST_NUMBER for value in numbers)
+    steep = any(isinstance(part, (ast.Pow, ast.LShift)) or _is_steep(part) for part in parts)
+    names = sum(isinstance(part, ast.Name) for part in parts)
+    long = len(text) > LONGEST_EXPRESSION or max([*calls, 0]) > MOST_ARGUMENTS or names > 4 * MOST_ARGUMENTS
+    if not plain or steep or long or not text.isprintable() or "\\" in text:
+        raise _RefusedError(f"the expression {text[:60]!r}")
+    return parts
+
+
+def _is_steep(part: ast.AST) -> bool:
+    """Tell a power other than a square or a cube."""
+    if not (isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id.startswith("Pow")):
+        return False
+    return ast.unparse(part.args[-1]) not in ("2", "3", "Integer(2)", "Integer(3)") if part.args else True
 
 
 def _check_structure(text: str) -> None:
-    """The nesting of inputs and outputs: an enumeration in it would import its module."""
-    if "__enum__" in set(_keys(json.loads(text))):
-        raise _RefusedError("an enumeration among its inputs or outputs")
+    """The nesting of inputs and outputs: an enumeration or the factory of a defaultdict would import its module."""
+    found = set(_keys(json.loads(text)))
+    if found & {"__enum__", "default_factory_module", "default_factory_name"}:
+        raise _RefusedError("an enumeration or a factory among its inputs or outputs")
 
 
 def _keys(tree: Any) -> Iterator[str]:
