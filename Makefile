@@ -51,7 +51,7 @@ docs: setup  ## the documentation site in site/, warnings as errors
 bench: setup  ## the performance figures, one run; benchmarks/RESULTS.md holds the committed ones
 	$(BIN)/python -m benchmarks
 
-studies: setup  ## the experiments whose figures and tables stand in docs (half an hour)
+studies: setup  ## the experiments whose figures and tables stand in docs (three quarters of an hour)
 	$(BIN)/python -m studies
 
 dist: setup  ## the source archive and the wheel made from it, in dist/
