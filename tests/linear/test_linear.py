@@ -249,6 +249,12 @@ def test_jacobian_of_any_torch_model():
     assert only.sizes["params"] == 24
 
 
+@pytest.mark.parametrize(("n", "p", "rank"), [(6, 4, 1), (10, 6, 2), (30, 12, 3)])
+def test_directions_of_rounding_in_a_singular_covariance_hold_nothing(n, p, rank):
+    B = rng().normal(size=(n, rank))
+    assert linear_capacity(rng(1).normal(size=(n, p)), B @ B.T).total == pytest.approx(rank, abs=1e-9)
+
+
 @pytest.mark.parametrize("method", ["ledoit-wolf", "oas", "none", 0.3])
 def test_streamed_covariances_are_those_of_scikit_learn(method):
     sklearn = pytest.importorskip("sklearn.covariance")

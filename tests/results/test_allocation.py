@@ -237,6 +237,21 @@ def test_written_files_have_ordinary_permissions(tmp_path):
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    path = tmp_path / "a.nc"
+    allocation().save(path)
+    path.chmod(0o600)
+    allocation(seed=1).save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_no_device_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no ordinary file but a device or a pipe"):
+        allocation().save(tmp_path / "pipe")
+
+
 def test_load_says_that_the_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         Allocation.load(tmp_path / "a.nc")

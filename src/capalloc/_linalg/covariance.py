@@ -32,7 +32,11 @@ def check_symmetric(covariance: Tensor, rounding: float, name: str) -> None:
 
 
 def root_of_covariance(covariance: Tensor, rounding: float, name: str = "metric") -> Tensor:
-    """The symmetric positive semi-definite root; eigenvalues negative by rounding count as zero."""
+    """The symmetric positive semi-definite root; eigenvalues within rounding of zero count as zero.
+
+    Rounding is the larger of n * eps of the largest eigenvalue and twice what the most negative one shows of it. The
+    root of less would be far above rounding, and count as a direction of its own.
+    """
     check_symmetric(covariance, rounding, name)
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     if values[0] < -rounding * float(values.abs().max()):
@@ -40,7 +44,8 @@ def root_of_covariance(covariance: Tensor, rounding: float, name: str = "metric"
             f"{name} is indefinite: smallest eigenvalue {float(values[0]):.3g}, largest {float(values[-1]):.3g}; "
             "a covariance has none below zero"
         )
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    least = max(len(values) * torch.finfo(values.dtype).eps * float(values[-1]), -2 * float(values[0]))
+    root: Tensor = (vectors * torch.where(values > least, values, 0.0).sqrt()) @ vectors.T
     return root
 
 

@@ -24,6 +24,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"the folder {target.parent} does not exist; make it first")
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; give the name of a file in it")
+    if target.exists() and not target.is_file():
+        raise OSError(f"{target} is no ordinary file but a device or a pipe, which would be replaced")
     return target
 
 
@@ -31,12 +33,16 @@ def check_target(path: str | os.PathLike[str]) -> Path:
 def atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends, and is removed if it fails.
 
+    The new file has the mode of the old one.
+
     What was written is on the disk before the old file goes: a machine that stops leaves one of the two, whole.
     """
     target = check_target(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o7777)
         _flush(temporary, os.O_RDWR)
         temporary.replace(target)
         if os.name == "posix":  # elsewhere folders cannot be opened

@@ -106,6 +106,9 @@ def test_report_writes_a_page_of_the_files(saved, tmp_path):
     assert "Two of &lt;them&gt;" in page
     assert result.stderr == "capalloc: wrote page.html\n"
     assert "does not exist; make it first" in refused("report", "a.nc", "--out", "no/page.html")
+    before = (tmp_path / "a.nc").read_bytes()
+    assert "the page would be written over the result a.nc" in refused("report", "a.nc", "b.nc", "--out", "a.nc")
+    assert (tmp_path / "a.nc").read_bytes() == before
     assert "a file is given twice; give each once" in refused("report", "a.nc", "a.nc")
 
 

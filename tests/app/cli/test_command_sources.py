@@ -144,6 +144,45 @@ def test_images_are_scaled_and_cropped(images):
     assert read_images(folder / "deeper").shape == (1, 1, 30, 30)
 
 
+def test_images_of_more_than_eight_bits_keep_their_levels(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    deep = np.random.default_rng(0).integers(0, 65536, (12, 12)).astype(np.uint16)
+    image.fromarray(deep).save(tmp_path / "a.png")
+    np.testing.assert_allclose(read_images(tmp_path)[0, 0], deep / 65535, atol=1e-6)
+    assert torch.equal(*read_images(tmp_path, (3, 12, 12))[0, :2])
+    fitted = read_images(tmp_path, (1, 6, 6))
+    assert float(fitted.mean()) == pytest.approx(float(deep.mean()) / 65535, abs=0.02)
+    (tmp_path / "floats").mkdir()
+    image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "floats" / "b.tif")
+    assert torch.equal(read_images(tmp_path / "floats"), torch.full((1, 1, 4, 4), 0.5))
+    image.fromarray(np.full((4, 4), 300.0, np.float32)).save(tmp_path / "floats" / "b.tif")
+    with pytest.raises(ValueError, match=r"b.tif cannot be read: its levels reach from 300 to 300 of white"):
+        read_images(tmp_path / "floats")
+
+
+def test_no_image_starts_a_program(tmp_path):
+    pytest.importorskip("PIL.Image")
+    (tmp_path / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(ValueError, match=r"x\.png cannot be read: cannot identify image file"):
+        read_images(tmp_path, (3, 8, 8))
+
+
+def test_only_the_rows_that_are_asked_for_are_taken_from_an_archive(tmp_path, monkeypatch):
+    x = np.arange(24.0).reshape(6, 4)
+    for name, array in (("rows", x), ("columns", np.asfortranarray(x))):
+        np.savez_compressed(tmp_path / f"{name}.npz", inputs=array)
+        for number in (2, 9, None):
+            np.testing.assert_array_equal(read_array(tmp_path / f"{name}.npz", number), x[:number])
+    monkeypatch.setattr("capalloc._runtime.memory.available_bytes", lambda device: 100)
+    np.testing.assert_array_equal(read_array(tmp_path / "rows.npz", 2), x[:2])
+    with pytest.raises(ValueError, match=r"cannot be read: 6 examples needs .*take fewer with --examples"):
+        read_array(tmp_path / "rows.npz", 9)
+    with pytest.raises(ValueError, match=r"cannot be read: the array inputs needs .*take a file of fewer"):
+        read_array(tmp_path / "rows.npz")
+
+
 def test_a_folder_of_images_for_a_command(images):
     folder, _ = images
     asked = ("--data", str(folder), "--arg", "hidden=[4]", "--solver", "markov")

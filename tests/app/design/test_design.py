@@ -487,6 +487,18 @@ def test_the_server_answers_to_its_own_name_alone(port: int) -> None:
         assert status(port, host, "/assets/design.css") == 403
 
 
+@pytest.mark.parametrize(
+    ("header", "code"), [(("Content-Length", str(2**29)), 413), (("Transfer-Encoding", "chunked"), 411)]
+)
+def test_a_request_is_short_and_says_so(port: int, header: tuple[str, str], code: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("POST", "/_dash-update-component")
+    connection.putheader(*header)
+    connection.endheaders()
+    assert connection.getresponse().status == code
+    connection.close()
+
+
 def test_a_page_may_load_nothing_from_elsewhere(port: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.request("GET", "/")

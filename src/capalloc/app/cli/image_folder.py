@@ -13,6 +13,10 @@ from torch import Tensor
 from capalloc._runtime.extras import load_extra
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+#: What Pillow may decode: it tells formats by content, and starts other programs for some.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+#: The value of white in images of more than 8 bits, by their mode.
+WHITE = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}
 #: Pillow's names for one channel and for three.
 COLOUR_MODES = {1: "L", 3: "RGB"}
 
@@ -50,17 +54,30 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
     """Read one image, its colours in front."""
     pillow, operations = load_extra(str(path), "PIL.Image"), load_extra(str(path), "PIL.ImageOps")
     try:
-        with pillow.open(path) as file:
+        with pillow.open(path, formats=FORMATS) as file:
             image = operations.exif_transpose(file)
+            if image.mode in WHITE:
+                image = pillow.fromarray(_levels(np.asarray(image, dtype=np.float32) / WHITE[image.mode]))
             if shape is not None:
-                image = image.convert(COLOUR_MODES[shape[0]])
+                image = image if image.mode == "F" else image.convert(COLOUR_MODES[shape[0]])
                 image = operations.fit(image, (shape[2], shape[1]), pillow.Resampling.BICUBIC)
     except Exception as error:  # decoders raise any type on damaged bytes
         raise ValueError(f"{path} cannot be read: {error}") from error
-    return _tensor(image)
+    read = _tensor(image)
+    return read if shape is None else read.expand(shape[0], -1, -1)
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            f"its levels reach from {values.min():.4g} to {values.max():.4g} of white; they must lie in [0, 1]"
+        )
+    return values
 
 
 def _tensor(image: Any) -> Tensor:
+    if image.mode == "F":  # resizing overshoots
+        return torch.from_numpy(np.array(image)[None]).clamp(0, 1)
     grey = len(image.getbands()) == 1 and image.mode != "P"
     values = np.array(image.convert(COLOUR_MODES[1 if grey else 3]), dtype=np.float32) / 255
     return torch.from_numpy(values[None] if grey else values.transpose(2, 0, 1).copy())

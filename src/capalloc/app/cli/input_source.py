@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from safetensors import safe_open
 from torch import Tensor
+
+from capalloc._runtime.memory import budget_of
 
 INPUT_ARRAY = "inputs"  # the array that is taken from a file with several
 ArrayReader = Callable[[Path, int | None], Tensor]
@@ -93,7 +99,30 @@ def _read_npy(path: Path, number: int | None) -> Tensor:
 
 def _read_npz(path: Path, number: int | None) -> Tensor:
     with np.load(path, allow_pickle=False) as arrays:
-        return torch.from_numpy(arrays[_only(list(arrays))][:number])
+        name = _only(list(arrays))
+    with zipfile.ZipFile(path) as archive:
+        part = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+        with archive.open(part) as file:
+            first = _first_rows(file, number)
+        if first is not None:
+            return torch.from_numpy(first)
+        budget_of(torch.device("cpu")).set_aside(part.file_size, f"the array {name}", "take a file of fewer examples")
+    with np.load(path, allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays[name][:number])
+
+
+def _first_rows(file: IO[bytes], number: int | None) -> np.ndarray | None:
+    """Read the first rows of an array in a stream, and no more; None where they do not lie one after the other."""
+    read_header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}.get(read_magic(file))
+    if number is None or read_header is None:
+        return None
+    shape, by_columns, dtype = read_header(file)
+    if by_columns or not shape or dtype.hasobject:
+        return None
+    rows = min(number, shape[0])
+    wanted = rows * math.prod(shape[1:]) * dtype.itemsize
+    budget_of(torch.device("cpu")).set_aside(wanted, f"{rows} examples", "take fewer with --examples")
+    return np.frombuffer(bytearray(file.read(wanted)), dtype).reshape(rows, *shape[1:])
 
 
 def _read_safetensors(path: Path, number: int | None) -> Tensor:

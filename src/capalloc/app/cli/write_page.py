@@ -14,6 +14,8 @@ from capalloc.results import load
 def run_report(files: Sequence[Path], out: Path, title: str) -> None:
     """`capalloc report`."""
     check_target(out)
+    if any(path.exists() and out.exists() and path.samefile(out) for path in files):
+        raise ValueError(f"the page would be written over the result {out}; give --out another name")
     write_report(out, {name: load(path) for name, path in names(files).items()}, title=title)
     say(f"wrote {out}")
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
@@ -23,6 +24,10 @@ from capalloc.app.design.stack import Design
 from capalloc.app.design.torch_code import code
 
 HIDDEN = {"display": "none"}
+#: Bytes of a request: the settings of two designs take some kilobytes.
+LONGEST_BODY = 2**20
+#: Designs worked out at once; more wait, and a page that sends many does not fill the machine.
+WORKING = BoundedSemaphore(2)
 #: Nothing is loaded from, or sent to, another place than this server.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -71,12 +76,17 @@ def make_app() -> Dash:
 
 def guard(server: Flask, port: int) -> None:
     """Answer only requests that name this machine, whatever name led a browser here, and keep pages to this server."""
+    server.config["MAX_CONTENT_LENGTH"] = LONGEST_BODY
     names = {f"{name}:{port}" for name in (HOST, "localhost")}
 
     @server.before_request
     def only_here() -> None:
         if request.headers.get("Host") not in names:
             abort(403, f"this server answers to {HOST}:{port} only")
+        if request.content_length is None and request.method == "POST":
+            abort(411, "a request says how long it is")
+        if (request.content_length or 0) > LONGEST_BODY:
+            abort(413, f"a request takes at most {LONGEST_BODY} bytes")
 
     @server.after_request
     def kept_here(response: Response) -> Response:
@@ -157,7 +167,8 @@ def show(name: str, values: Sequence[Any], compare: Sequence[str]) -> tuple[Any,
 
 def _filled(name: str, values: Sequence[Any]) -> list[Any]:
     started = time.perf_counter()
-    reading = read(design_of(values))
+    with WORKING:
+        reading = read(design_of(values))
     read_in = time.perf_counter() - started
     shown = fill(name, reading)
     whole = time.perf_counter() - started
