@@ -323,7 +323,7 @@ J = np.eye(3)
         ),
         (lambda: estimate_covariance(torch.ones(1, 2)), ValueError, "at least two examples"),
         (lambda: estimate_covariance(torch.ones(3)), ValueError, "examples axis"),
-        (lambda: estimate_covariance([torch.ones(3, 2), torch.ones(3, 3)]), ValueError, "batches differ"),
+        (lambda: estimate_covariance([torch.ones(3, 2), torch.ones(4, 3)]), ValueError, "batches differ"),
         (lambda: estimate_covariance(torch.ones(3, 2), "best"), ValueError, "shrinkage must be one of"),
         (lambda: estimate_covariance(torch.ones(3, 2), 2.0), ValueError, r"\[0, 1\]"),
         (lambda: estimate_covariance(torch.ones(3, 2), None), TypeError, "a number or an estimator"),
