@@ -7,6 +7,7 @@ NetCDF, its standard error as text.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -219,11 +221,23 @@ def child(rank: int, size: int, port: int, scenario: str, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(said | {"end": time.monotonic()}))
 
 
+#: Processes that the task at hand has forked.
+FORKED: list[int] = []
+
+
+def end_with_parent() -> None:
+    """A killed run of the tests leaves no process behind (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def fork(run: Callable[[], None]) -> int:
-    """The process that runs it."""
+    """The process that runs it, until the end of its task at most."""
     pid = os.fork()
+    FORKED.append(pid)
     if pid == 0:
         try:
+            end_with_parent()
             run()
             sys.stderr.flush()
             os._exit(0)
@@ -310,9 +324,21 @@ def serve() -> None:
         name, folder, *arguments = json.loads(line)
         try:
             TASKS[name](Path(folder), *arguments)
-            print(json.dumps(""), flush=True)
+            wrong = ""
         except Exception:
-            print(json.dumps(traceback.format_exc()), flush=True)
+            wrong = traceback.format_exc()
+        end_forked()
+        print(json.dumps(wrong), flush=True)
+
+
+def end_forked() -> None:
+    """Kill what is left of the processes of a task."""
+    for pid in FORKED:
+        with suppress(ChildProcessError):  # waited for already
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+    FORKED.clear()
 
 
 @cache
@@ -338,4 +364,5 @@ def asked(task: str, folder: Path, *arguments: Any) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    end_with_parent()
     serve()
