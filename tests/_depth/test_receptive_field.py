@@ -387,3 +387,52 @@ def test_closed_gates_are_an_error_of_their_own():
     with pytest.raises(ValueError, match="its gates are closed"):
         capalloc.receptive_field(dense(weights), gaussian(3, 3))
     assert capalloc.receptive_field(dense(weights), gaussian(3, 3), gates="unit").sizes == {"input": 3}
+
+
+class Squeezed(nn.Module):
+    """Squeeze-and-excite: every position steers every channel."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+class SpatialGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value, self.gate = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 5, padding=2)
+
+    def forward(self, x):
+        return self.value(x) * torch.sigmoid(self.gate(x))
+
+
+@pytest.mark.parametrize(
+    ("middle", "places"),
+    [
+        (Squeezed(), 121),
+        (SpatialGate(), 81),
+        (nn.GroupNorm(1, 2), 121),
+        (nn.InstanceNorm2d(2), 121),
+        (nn.BatchNorm2d(2), 25),
+        (nn.ReLU(), 25),
+    ],
+)
+def test_what_sees_more_than_paths_is_counted_in_a_note(middle, places):
+    """Against moving one input at a time: the outputs at the central position of 7 x 7 that change."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), middle, nn.Conv2d(2, 1, 3)).double().eval()
+    x = gaussian(1, 1, 11, 11)
+    with torch.no_grad():
+        moved = x + 2 * torch.eye(121, dtype=x.dtype).reshape(121, 1, 11, 11)
+        change = (net(moved) - net(x))[:, 0, 3, 3].abs()
+    assert int((change > 1e-13).sum()) == places or isinstance(middle, nn.ReLU)  # which may be closed
+    field = capalloc.receptive_field(net, x)
+    assert int(field.support.sum()) == 25
+    if places == 25:
+        assert field.notes == ()
+    else:
+        assert f"at least {places - 25} more of 121 move the output" in field.notes[0]
+
+
+def test_windows_with_gaps_have_a_field():
+    net = nn.Sequential(nn.Conv2d(1, 1, 2), nn.MaxPool2d(3, 1, dilation=2))
+    field = capalloc.receptive_field(net, gaussian(2, 1, 15, 15).float())
+    assert field.sizes == {"channel": 1, "row": 6, "column": 6}

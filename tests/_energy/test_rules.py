@@ -314,21 +314,32 @@ def test_calls_that_a_rule_cannot_serve(function, shape, message):
         trace(captured(function, x), x, "data", set())
 
 
+def test_windows_of_random_sizes_need_data():
+    x = gaussian(2, 3, 6, 6)
+    with pytest.raises(UnsupportedOperatorError, match="fractional max pooling needs gates='data'"):
+        trace(captured(lambda x: fractional(F.fractional_max_pool2d, x), x), x, "unit", set())
+
+
 @pytest.mark.parametrize(
-    ("function", "shape", "message"),
-    [
-        (lambda x: F.max_pool1d(x, 3, dilation=2), (2, 3, 9), "dilated max pooling needs gates='data'"),
-        (
-            lambda x: fractional(F.fractional_max_pool2d, x),
-            (2, 3, 6, 6),
-            "fractional max pooling needs gates='data'",
-        ),
-    ],
+    ("size", "stride", "padding", "dilation", "ceil"),
+    [(3, 1, 0, 2, False), (2, 2, 1, 3, True), (3, 2, 1, (2, 1), True), ((2, 3), (3, 1), 1, (1, 2), False)],
 )
-def test_windows_that_are_not_even_need_data(function, shape, message):
-    x = gaussian(*shape)
-    with pytest.raises(UnsupportedOperatorError, match=message):
-        trace(captured(function, x), x, "unit", set())
+def test_without_data_windows_share_evenly_however_far_apart_their_entries_lie(size, stride, padding, dilation, ceil):
+    """Each window against the inputs that can win it: one impulse at a time is the maximum wherever it is seen."""
+    pool = lambda x: F.max_pool2d(x, size, stride, padding, dilation, ceil)  # noqa: E731
+    x = torch.zeros(1, 1, 7, 6, dtype=torch.float64)
+    impulses = torch.eye(42, dtype=torch.float64).reshape(42, 1, 7, 6)
+    seen = pool(impulses).flatten(1)  # (inputs, windows)
+    program = trace(captured(pool, x), x, "unit", set())
+    flow = torch.stack(
+        [law(program, row.reshape(pool(x).shape)) for row in torch.eye(seen.shape[1], dtype=torch.float64)]
+    )
+    np.testing.assert_allclose(flow, (seen / seen.sum(0)).T, atol=1e-12)
+
+
+def law(program, seed):
+    """Path energy from every input to the marked outputs."""
+    return sweep.law(program, seed).at_slots[program.input].reshape(-1)
 
 
 def test_outputs_that_a_rule_lets_no_path_to_are_an_error():

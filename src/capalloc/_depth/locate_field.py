@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,11 +22,13 @@ from capalloc._energy.theoretical_field import Field, Position, resolve, theoret
 from capalloc._energy.trace import trace
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
-from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, axis_names, prepare, seeded
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.images import smallest_region
 from capalloc.results.receptive_field import MAP_NAMES, Extent, Index, ReceptiveField, extent_columns, shown
 
+#: Draws of weights and inputs; a gate that is closed in one of them is open in others.
+RANDOM_DRAWS = 6
 CUT_NOTE = "cut by the border: use a larger input"
 
 
@@ -45,8 +48,10 @@ def receptive_field(
     """Locate what one output position sees: its theoretical field, exact for any graph, and its effective one.
 
     The theoretical field is the support of the propagated map: the inputs where a path to the output position starts
-    if every parameter is other than zero (docs/theory.md, section 6). The effective field is the law of the walk from
-    there, P(Z_0 = i), or the capacity kappa_i of that output position alone (section 4).
+    if every parameter is other than zero (docs/theory.md, section 6). What reaches the position only through a gate or
+    a statistic (squeeze-and-excite, a norm over positions, attention weights) starts no path: a note counts it. The
+    effective field is the law of the walk from there, P(Z_0 = i), or the capacity kappa_i of that output position
+    alone (section 4).
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
@@ -93,7 +98,7 @@ def receptive_field(
     still = [k for k in range(found.ndim) if k not in field.moving]
     places = (found.sum(still) if still else found).numpy()
     maps = {"map": (names, found.numpy()), "support": (names, field.seen.numpy())}
-    attrs = {
+    attrs: dict[str, Any] = {
         "area_68": int(smallest_region(places, 0.68).sum()),
         "area_95": int(smallest_region(places, 0.95).sum()),
         "moving": [names[k] for k in field.moving],
@@ -103,7 +108,36 @@ def receptive_field(
         "metric": space.word,
         "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut],
     }
+    if batches.carriers.data_gates:
+        attrs["notes"] += _beyond(problem, like, position, field)
     return ReceptiveField(xr.Dataset(maps | extent_columns(extents), {"axis": list(extents)}, attrs))
+
+
+def _beyond(problem: Problem, x: Tensor, position: Index, field: Field) -> list[str]:
+    """Say where gates and statistics see more than paths do, a lower bound by gradients on `x`, (examples, *inputs)."""
+    random = torch.Generator().manual_seed(0)
+    reached = field.seen
+    for _ in range(RANDOM_DRAWS):
+        drawn = {name: _random_like(p, random) for name, p in problem.params.items()}
+        at = _random_like(x, random).requires_grad_()
+        with torch.enable_grad(), seeded(0, x.device):
+            y = problem.select(torch.func.functional_call(problem.model, drawn, (at,)))
+            marked = at_position(position, y) * _random_like(y, random)
+            (slope,) = torch.autograd.grad(y, at, marked, materialize_grads=True)
+        reached = reached | (slope != 0).any(0).cpu()
+    number, more = int(field.seen.sum()), int((reached & ~field.seen).sum())
+    if not more:
+        return []
+    return [
+        f"the theoretical field is that of paths, {number} inputs; through gates and statistics at least {more} more "
+        f"of {reached.numel()} move the output (those with a gradient, at random weights and inputs)"
+    ]
+
+
+def _random_like(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw Gaussian numbers, those of weights as small as their inputs are many."""
+    size = max(1, value[0].numel()) if value.ndim > 1 else 1
+    return torch.randn(value.shape, generator=generator).to(value).div(size**0.5)
 
 
 def _extent(field: Field, axis: int, deviation: float) -> Extent:
@@ -141,6 +175,8 @@ def _effective(batches: Batches, position: Index, of: str) -> Tensor:
     if of == "energy":
         found, _, _ = markov.law(at_the_position(layers=False))
     else:
+        # One position leaves many parameters unused, which float32 could not tell from lost ones.
+        batches = replace(batches, dtype=torch.float64)
         solved = markov.solve(at_the_position, single=batches.number == 1, layers=False, table=False)
         found = solved.by_input.sum(0).clamp(min=0)
     if not float(found.sum()) > 0:

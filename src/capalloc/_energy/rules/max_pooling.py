@@ -76,7 +76,7 @@ def maximum(call: Call) -> Energy | tuple[Energy, None]:
         return _with_indices(call, lambda e: mean(e, call["output_size"]))
     size, stride, padding, dilation = _settings(operation)
     if any(d != 1 for d in dilation):
-        raise call.unsupported("dilated max pooling needs gates='data'")
+        return _with_indices(call, lambda e: _dilated_mean(e, operation))
     return _with_indices(call, lambda e: mean(e, size, stride, padding, bool(call["ceil_mode"]), False))
 
 
@@ -148,6 +148,22 @@ def _winner(operation: Operation) -> Tensor:
 def _take(operation: Operation) -> Callable[[Tensor], Tensor]:
     winner, ndim = _winner(operation), _ndim(operation)
     return lambda e: e.flatten(-ndim).gather(-1, winner.flatten(-ndim)).reshape(winner.shape)
+
+
+def _dilated_mean(e: Tensor, operation: Operation) -> Tensor:
+    """The mean of the entries in each window whose entries lie apart; what pads it does not count."""
+    winner, ndim, settings = _winner(operation), _ndim(operation), list(zip(*_settings(operation), strict=True))
+    outs = winner.shape[-ndim:]
+    reach = [d * (k - 1) + s * (n - 1) + 1 for n, (k, s, _, d) in zip(outs, settings, strict=True)]
+    room = [(p, max(0, r - p - n)) for r, n, (_, _, p, _) in zip(reach, e.shape[-ndim:], settings, strict=True)]
+    padding = [side for pair in reversed(room) for side in pair]
+    padded, counted = F.pad(e, padding), F.pad(torch.ones_like(e[:1, :1]), padding)
+    total, number = torch.zeros_like(winner, dtype=e.dtype), torch.zeros_like(winner[:1, :1], dtype=e.dtype)
+    for taps in itertools.product(*(range(k) for k, *_ in settings)):
+        starts = zip(taps, outs, settings, strict=True)
+        where: tuple[Any, ...] = (..., *(slice(d * t, d * t + s * (n - 1) + 1, s) for t, n, (_, s, _, d) in starts))
+        total, number = total + padded[where], number + counted[where]
+    return total / number
 
 
 def _first(result: Any) -> Tensor:
