@@ -8,8 +8,10 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 import capalloc
@@ -341,6 +343,41 @@ def test_every_method_refuses_examples_that_interact(method):
 
     with pytest.raises(ValueError, match="examples interact"):
         getattr(capalloc, method)(seeded_module(Mixing), gaussian(5, 3, 4))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_output_needs_no_axis_of_its_own(method):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    call = getattr(capalloc, method)
+    bare, kept = (
+        call(model, gaussian(9, 4), outputs=lambda y: y[:, 0]),
+        call(model, gaussian(9, 4), outputs=lambda y: y[:, :1]),
+    )
+    if method == "output_gram":
+        assert torch.equal(bare.squeeze(), kept.squeeze())
+    elif method == "walk":
+        np.testing.assert_allclose(bare.inputs, kept.inputs)
+    else:
+        differing = {"seconds", "data_digest", "output_position"}
+        for result in (bare, kept):
+            result.data.attrs = {key: value for key, value in result.data.attrs.items() if key not in differing}
+        xr.testing.assert_allclose(bare.to_xarray(), kept.to_xarray())
+
+
+class Once:
+    """Batches that are served once, by an object that is no iterator."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.left = iter(batches)
+
+    def __iter__(self):
+        return self.left
+
+
+def test_batches_that_are_served_once_are_kept():
+    problem = prepare(linear(), Once([X, X[:1]]))
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(problem.batches(2))), torch.cat([X, X[:1]]))
 
 
 @pytest.mark.parametrize("name", ["logits", "last_hidden_state"])

@@ -93,7 +93,7 @@ class NotedEnergies:
             adding = _adding(steps, slot)
             noted.update(used for used in (adding.args if adding else ()) if program.is_signal[used])
         energies = program.values[program.input]
-        seeded = (seed.flatten(1)[:, 0] > 0).reshape(-1, *[1] * (energies.ndim - 1))
+        seeded = (seed.reshape(len(seed), -1)[:, 0] > 0).reshape(-1, *[1] * (energies.ndim - 1))
         up = from_inputs(program, energies * seeded, noted)
         return cls(program, up, adjoint(program, {program.output: seed}, noted), steps)
 

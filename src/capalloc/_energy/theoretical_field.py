@@ -21,7 +21,7 @@ Interval = tuple[int, int]  # start, stop
 def resolve(wanted: Position, shape: tuple[int, ...]) -> Index:
     """Complete a position to one entry for each output axis: the central one by default, all of an axis of classes."""
     if wanted is None:
-        return (None, *(n // 2 for n in shape[1:]))
+        return (None, *(n // 2 for n in shape[1:]))[: len(shape)]
     given: tuple[int | None, ...] = (wanted,) if isinstance(wanted, int) else tuple(wanted)
     if len(given) == len(shape) - 1:
         given = (None, *given)

@@ -128,7 +128,8 @@ def prepare(
     if not isinstance(inputs, Tensor):
         if not isinstance(inputs, Iterable):
             raise TypeError(f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}")
-        if isinstance(inputs, Iterator):  # a one-shot stream: the methods need more than one pass
+        once = not hasattr(inputs, "__len__") and iter(inputs) is iter(inputs)
+        if once:  # the methods need more than one pass
             inputs = list(iterate_batches(inputs))
     pair = _first_two(inputs)
     selected, notes = select_params(model, params)
