@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from capalloc._runtime.memory_limits import bytes_within_limits
+
 FLOAT64 = 8
 #: Share of the free memory that a computation may plan to fill.
 SHARE = 0.7
@@ -203,12 +205,12 @@ class ProductCost:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the free memory of the device, in bytes."""
+    """Return the free memory of the device, in bytes; of the machine's no more than limits leave to this process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     page = os.sysconf("SC_PAGE_SIZE")
     free = page * os.sysconf("SC_AVPHYS_PAGES")
-    return max(free, _available_linux())
+    return int(min(max(free, _available_linux()), bytes_within_limits()))
 
 
 def _available_linux() -> int:
