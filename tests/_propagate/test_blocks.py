@@ -31,7 +31,7 @@ class MatrixSums:
 
     @property
     def examples(self) -> Any:
-        return SimpleNamespace(sizes=SIZES)
+        return SimpleNamespace(sizes=SIZES, x=torch.ones(1).double())
 
     def xi(self, number: int, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(number)
@@ -322,3 +322,27 @@ def test_time_ends_the_steps():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         Block(**settings)
+
+
+@pytest.mark.parametrize("examples", [2, 40])
+@pytest.mark.parametrize("solver", ["auto", "block"])
+def test_unused_parameters_are_those_that_no_constraint_moves(examples, solver):
+    """Dead units and a bias before an instance norm, with more and with fewer constraints than parameters."""
+    layers = [nn.Conv1d(1, 3, 3), nn.InstanceNorm1d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU()]
+    model, x = nn.Sequential(*layers, nn.Linear(4, 2)).double(), gaussian(examples, 1, 6)
+    with torch.no_grad():
+        model[4].bias[1] = -100.0  # its unit never opens
+    found = capalloc.propagate(model, x, solver=solver).attrs
+
+    def constraints(params, one):
+        run = lambda z: torch.func.functional_call(model, params, (z[None],))[0]  # noqa: E731
+        return torch.func.jacrev(run)(one), run(one)
+
+    by_tensor = torch.func.vmap(torch.func.jacrev(constraints), in_dims=(None, 0))(dict(model.named_parameters()), x)
+    moved = sum(
+        int(torch.cat([part[name].reshape(-1, p.numel()) for part in by_tensor]).abs().amax(0).gt(1e-12).sum())
+        for name, p in model.named_parameters()
+    )
+    assert found["unused_params"] == sum(p.numel() for p in model.parameters()) - moved >= 3 + 15
+    assert (found["unseen_params"], found["symmetries_exact"]) == (0, False)
+    assert found["symmetries"] >= (3 if examples > 2 else 0)  # each open unit rescales

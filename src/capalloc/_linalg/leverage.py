@@ -28,6 +28,9 @@ from capalloc._linalg.fold import Fold, Total
 from capalloc._linalg.gram_root import Root
 from capalloc._linalg.row_block import RowBlock
 
+#: Leverages are in [0, 1] and known to some eps; a parameter that any constraint moves has far more than this.
+NO_LEVERAGE = 1e-20
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -35,6 +38,7 @@ class Scores:
 
     table: Tensor
     root: Root
+    idle: int | None = None  # parameters that no constraint moves; None where that is not known
 
     def small(self) -> Scores:
         """Drop the root's matrices, which nobody needs after the table."""
@@ -60,6 +64,11 @@ def polar_factor(
         basis = torch.linalg.eigh(polar @ polar.T).eigenvectors[:, len(C) - root.rank :]  # of the range of C
         polar = basis @ unitary_factor(basis.T @ C * scale)
     return polar, root
+
+
+def idle_columns(polar: Tensor) -> int:
+    """Count the parameters without leverage, from the polar factor (any, params): those that no constraint moves."""
+    return int((polar.square().sum(0) < NO_LEVERAGE).sum())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,16 @@ from torch import Tensor
 from capalloc._derivatives import Choice, Constraints, choose_jacobian
 from capalloc._linalg.gram_root import GramPass, GramSum, Root, gram_passes, root_of_gram
 from capalloc._linalg.halves import Halved, Halves, half_total
-from capalloc._linalg.leverage import AllRows, Scores, ScoreTable, Triangle, accumulate, inverse_root, polar_factor
+from capalloc._linalg.leverage import (
+    AllRows,
+    Scores,
+    ScoreTable,
+    Triangle,
+    accumulate,
+    idle_columns,
+    inverse_root,
+    polar_factor,
+)
 from capalloc._linalg.row_block import RowBlock, block_of
 from capalloc._measure.forecast import forecast_dense, progress_bar
 from capalloc._measure.task import Task
@@ -74,6 +83,8 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
         "forecast_seconds": expected.seconds,
         "notes": _notes(choice, scores, size, ridge) + notes_of_zeros(constraints.scale),
     }
+    if scores.idle is not None:
+        attrs["unused_params"] = scores.idle
     if scores.root.half_examples:
         attrs |= {"half_examples": scores.root.half_examples, "half_total": scores.root.half_capacity}
     return _allocation(scores, task.problem, task.space, task.attrs() | attrs)
@@ -133,7 +144,7 @@ def scores_in_memory(
         polar = root.matrix @ C.to(root.matrix.dtype)
     table = C.new_zeros(len(sizes), num_slots)
     accumulate(table, polar, slots, sizes)
-    return Scores(table, root)
+    return Scores(table, root, None if ridge else idle_columns(polar))
 
 
 def scores_in_passes(
@@ -154,7 +165,7 @@ def scores_in_passes(
     """
     root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy, num_examples, scale))
     (table,) = steps.fold("table", ScoreTable(root.matrix, tuple(sizes), num_slots))
-    return Scores(table, root)
+    return Scores(table, root, idle_columns(root.polar) if len(root.polar) else None)
 
 
 def root_of_rows(

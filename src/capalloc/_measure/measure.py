@@ -145,7 +145,7 @@ def measure(
         Where rows outnumber parameters, the dense solver also gives `half_total`, the total on the first
         `half_examples` (about half of them; the batches of one half), and a note where that is more than 1 % less: as
         a guide, if each doubling of the examples adds half of what the last one did, the total will rise by the
-        difference once more.
+        difference once more. Without a ridge `unused_params` counts the parameters that no constraint moves.
 
     Raises:
         ValueError: bad settings, a metric that is no covariance or that the data cannot give, examples that interact,

@@ -23,6 +23,9 @@ from torch import Tensor
 from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._measure.example_sums import ExampleSums
 
+#: Units of rounding in a sum of constraints.
+UNITS_OF_ROUNDING = 16
+
 
 @dataclass(frozen=True)
 class ProbeReading:
@@ -56,7 +59,7 @@ def refine(
 ) -> Refinement:
     """Take steps until `enough` says so, `most_steps` at most."""
     image = sums.signs(0, num_probes)
-    unused = (image == 0).all(0)
+    unused = unmoved(image, sums.examples.x.dtype)
     side = root.pull(image)
     found: list[ProbeReading] = []
     for reading in readings(sums, root, side, most_steps):
@@ -64,6 +67,16 @@ def refine(
         if enough(Refinement(tuple(found), unused)):
             break
     return Refinement(tuple(found), unused)
+
+
+def unmoved(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """Tell the parameters that no probe has moved, (params,), beyond rounding where products are in float64.
+
+    In float32 what is small beside the largest may be no rounding: only zeros count.
+    """
+    size = image.abs().amax(0)
+    least = UNITS_OF_ROUNDING * torch.finfo(dtype).eps * float(size.max()) if dtype == torch.float64 else 0.0
+    return size <= least
 
 
 def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tensor], num_images: int) -> Refinement:
@@ -75,7 +88,7 @@ def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tens
     image = sums.signs(0, num_images)
     tensors = _by_tensor(root.pull(image).square(), sums.examples.sizes)
     slots = torch.cat([sums.squares(root.push(z)) for z in directions])
-    return Refinement((ProbeReading(0, slots, tensors),), (image == 0).all(0))
+    return Refinement((ProbeReading(0, slots, tensors),), unmoved(image, sums.examples.x.dtype))
 
 
 def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int) -> Iterator[ProbeReading]:

@@ -74,12 +74,16 @@ def is_small(size: Size) -> bool:
 def exactly(task: Task) -> Allocation:
     """Return the exact answer, by the dense solver of `measure`."""
     found = measure_dense(task, 0.0, Dense(), PLAIN_RUN, Steps())
-    return found.replace(attrs=found.attrs | idle(task.size.params - found.attrs["rank"]))
+    return found.replace(attrs=found.attrs | idle(task.size.params, found.attrs["unused_params"], found.attrs["rank"]))
 
 
-def idle(directions: int) -> dict[str, Any]:
-    """Return the record of parameter directions that change nothing on these examples, symmetries among them."""
-    return {"symmetries": directions, "symmetries_exact": False}
+def idle(params: int, unused: int, rank: int) -> dict[str, Any]:
+    """Return the record of what changes nothing on these examples: unused parameters, and directions of the others.
+
+    Symmetries are among these directions. Constraints see parameters that steer gates, so that none goes unseen.
+    """
+    counts = {"unused_params": unused, "unseen_params": 0, "unseen_share": 0.0}
+    return {**counts, "symmetries": params - unused - rank, "symmetries_exact": False}
 
 
 def by_blocks(task: Task, settings: Block) -> Allocation:
@@ -215,10 +219,9 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
         "num_steps": last.steps,
         "missing": lacking,
         "noise": noise,
-        "unused_params": int(found.unused.sum()),
         "total_range": list(counted.range),
         "total_exact": counted.exact,
-        **idle(task.size.params - round(counted.total)),
+        **idle(task.size.params, int(found.unused.sum()), round(counted.total)),
         "bias_standard_error": float(errors[n:].sum()),
         "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),
         "notes": [stated(lacking, noise, last.steps), *bounds(free[n:], slots[n:]), *counted.notes],

@@ -94,8 +94,9 @@ def propagate(
     Returns:
         Allocation in units of parameters. By paths `attrs["symmetries"]` counts the rescaling symmetries, and
         `attrs["symmetries_exact"]` says whether that count is exact or a lower bound; an answer from constraints
-        counts the directions that change nothing on these examples, at least as many. `attrs["unseen_params"]` and
-        `attrs["unseen_share"]` count the parameters that only steer gates, `attrs["unused_params"]` those in no use.
+        counts the directions of used parameters that change nothing on these examples, at least as many.
+        `attrs["unseen_params"]` and `attrs["unseen_share"]` count the parameters that only steer gates,
+        `attrs["unused_params"]` those in no use.
         With gates of data `attrs["data_digest"]` marks the examples, in any order, as in `measure`.
 
     Raises:
