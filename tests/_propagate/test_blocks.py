@@ -345,4 +345,4 @@ def test_unused_parameters_are_those_that_no_constraint_moves(examples, solver):
     )
     assert found["unused_params"] == sum(p.numel() for p in model.parameters()) - moved >= 3 + 15
     assert (found["unseen_params"], found["symmetries_exact"]) == (0, False)
-    assert found["symmetries"] >= (3 if examples > 2 else 0)  # each open unit rescales
+    assert found["symmetries"] >= (1 if examples > 2 else 0)  # an open unit rescales

@@ -29,9 +29,11 @@ class InverseRoot:
     def scales(self) -> tuple[Tensor, ...]:
         """Inverse roots of the variances, zero where there is none."""
         found = []
-        for block in self.blocks.blocks:
-            least = SMALLEST * block.diagonal.max() if block.diagonal.numel() else 0.0
-            kept = (block.diagonal > least) & (block.diagonal > torch.finfo(block.diagonal.dtype).tiny)
+        largest = [float(block.diagonal.max()) if block.diagonal.numel() else 0.0 for block in self.blocks.blocks]
+        for block, own in zip(self.blocks.blocks, largest, strict=True):
+            limits = torch.finfo(block.diagonal.dtype)
+            # Beside the largest of all, the squares of rounding: of a bias before a norm there is nothing else.
+            kept = block.diagonal > max(SMALLEST * own, limits.eps**2 * max(largest), limits.tiny)
             found.append(torch.where(kept, block.diagonal, 1.0).rsqrt() * kept)
         return tuple(found)
 
