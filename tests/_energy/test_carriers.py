@@ -165,6 +165,27 @@ def test_a_signal_times_itself_is_noted(name):
     assert not any(note.startswith(SQUARED) for note in segments.attrs["notes"])
 
 
+class Hyper(nn.Module):
+    """Weights made of the signal that they weigh."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(6, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(self.w(x).view(-1, 2, 6), x[..., None])[..., 0]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_signal_times_its_linear_map_is_noted_and_two_maps_of_it_are_not(noted):
+    """w_ij and w_ji do the same in x' w x, and measure counts them once; in (a x)(b x) every one counts."""
+    net = seeded_module(Hyper if noted else Bilinear)
+    x = gaussian(40, next(net.parameters()).shape[1])
+    found, measured = capalloc.propagate(net, x, solver="markov"), capalloc.measure(net, x)
+    assert any(note.startswith(SQUARED) for note in found.attrs["notes"]) == noted
+    assert (found.total > 1.2 * measured.total) == noted
+
+
 def test_an_entry_with_itself_has_half_its_energy():
     """What the note says: the product rule's two terms are one, so their amplitudes add and not their energies."""
     x = gaussian(2, 3, 4)

@@ -172,6 +172,11 @@ REFUSED = {
     "not copyable": (lambda: prepare(Locked(), X), ValueError, "model cannot be copied.*: cannot pickle"),
     "kept and read": (lambda: prepare(Stale(), X), ValueError, "model cannot be copied.*kept on a module"),
     "scripted": (lambda: prepare(scripted(), X), TypeError, "model is TorchScript.*program of torch.export"),
+    "a scripted part": (
+        lambda: prepare(nn.Sequential(nn.Linear(3, 3), scripted()), X),
+        TypeError,
+        "^1 is TorchScript.*the nn.Module that was scripted",
+    ),
     "no values": (
         lambda: prepare(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, device="meta")), X),
         ValueError,

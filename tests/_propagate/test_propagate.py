@@ -195,6 +195,19 @@ def test_float32_weights_of_1e_minus_30_keep_every_parameter():
     np.testing.assert_allclose(allocation.capacity, REFERENCE_CAPACITY, rtol=1e-5)  # float32 weights
 
 
+def test_an_example_that_rules_the_map_is_named():
+    """Energies go with 1 / std^2: a token of next to constant features holds nearly all of them."""
+    net = seeded_module(nn.Sequential, nn.LayerNorm(4), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    x = gaussian(6, 4)
+    plain = capalloc.propagate(net, x, solver="markov")
+    x[2] = 1.0 + 0.01 * x[2]
+    ruled = capalloc.propagate(net, x, solver="markov", batch_size=4)
+    assert not any("of the path energy" in note for note in plain.attrs["notes"])
+    (note,) = (note for note in ruled.attrs["notes"] if "of the path energy" in note)
+    assert note.startswith("example 2 holds ")
+    assert "% of the path energy of all 6" in note
+
+
 class NearlyClosed(nn.Module):
     """A gate of exp(logit) on the last of six units: closed as little as any other that is not 0."""
 

@@ -27,8 +27,8 @@ Products = Mapping[str, GateSide]
 GATE_SIDES = ("left", "right", "both")
 NO_PRODUCTS: Products = {}
 SQUARED = (
-    "a signal times itself: paths that meet again in both factors are counted as if they were of two signals, so that "
-    "entries with themselves have half their energy"
+    "a signal times itself or its linear map: paths that meet again in both factors are counted as if they were of two "
+    "signals, so that entries with themselves have half their energy"
 )
 
 
@@ -149,12 +149,19 @@ def check_gates(carriers: Carriers, gates: str) -> None:
 
 
 def _squares(node: Node, structure: Structure, carriers: Carriers) -> bool:
-    """Tell whether a product without a gate is of one signal with itself, up to movement, such as h @ h.T."""
+    """Tell whether a product without a gate is of one signal with itself or its linear map: h @ h.T, h * linear(h)."""
     if carriers.frozen.get(node, True) or (sides := structure.factors(node)) is None:
         return False
     given = arguments_of(node)
     first, second = (_unmoved(given[side], structure.signals) for side in sides)
-    return first is second and first in structure.signals
+    same = first is second or second is _mapped(first, structure.signals) or first is _mapped(second, structure.signals)
+    return same and first in structure.signals and second in structure.signals
+
+
+def _mapped(node: Node, signals: set[Node]) -> Node | None:
+    """Find the signal that a dense layer or a convolution reads; None for what is neither."""
+    read = arguments_of(node).get("input") if record(node.target).kind in ("dense", "convolution") else None
+    return _unmoved(read, signals) if isinstance(read, Node) else None
 
 
 def _unmoved(node: Node, signals: set[Node]) -> Node:

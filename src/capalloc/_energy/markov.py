@@ -32,6 +32,7 @@ class MarkovCapacity:
     symmetries: int = 0
     exact_symmetries: bool = True
     alive: Tensor = field(default_factory=lambda: torch.zeros(0))  # parameters that a path uses, by tensor
+    by_example: tuple[float, ...] = ()  # path energy at the outputs
 
 
 def solve(
@@ -81,6 +82,7 @@ def solve(
         exact_symmetries=usage.potentials.exact
         and all(mixture.tied_by(live) for mixture, live in zip(program.partial, usage.live, strict=True)),
         alive=counted.alive,
+        by_example=tuple(usage.by_example),
     )
     return _without(lost, result) if lost else result
 
@@ -124,7 +126,9 @@ def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, Firs
         if last:
             last[0].forget()
         usage = usage or Usage(program.channels.resolve())
-        flow = sweep.law(program, seed * usage.output_weight(program), [mixture.slot for mixture in program.partial])
+        weighed = seed * usage.output_weight(program)
+        usage.by_example += (program.values[program.output] * weighed).flatten(1).sum(1).tolist()
+        flow = sweep.law(program, weighed, [mixture.slot for mixture in program.partial])
         last = (program, seed, flow)
         add_usage(usage, program, flow)
     assert usage is not None

@@ -36,6 +36,7 @@ class Usage:
     reference: int | None = None
     live: list[Tensor] = field(default_factory=list)  # outputs that a path leaves, for each partial mixture
     whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
+    by_example: list[float] = field(default_factory=list)  # path energy at the outputs
 
     def all_used(self, slot: int) -> bool:
         """Tell whether a path uses every parameter in a slot, once all batches are counted."""

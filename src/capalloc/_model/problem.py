@@ -111,16 +111,17 @@ def prepare(
     program = load_program(model) if isinstance(model, (str, os.PathLike)) else model
     if isinstance(program, ExportedProgram):
         model = SavedModel(program)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(
-            "model is TorchScript, whose calls cannot be read; pass the nn.Module that was scripted or traced, or a "
-            "program of torch.export"
-        )
     if not isinstance(model, nn.Module):
         raise TypeError(
             "model must be a torch.nn.Module, an exported program or the path of a .pt2 file, "
             f"got {type(model).__name__}"
         )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or 'model'} is TorchScript, whose calls cannot be read; pass the nn.Module that was scripted "
+                "or traced, or a program of torch.export"
+            )
     if outputs is not None and not callable(outputs):
         raise TypeError(
             f"outputs must be a function from the model's return value to a tensor, got {type(outputs).__name__}"

@@ -21,6 +21,8 @@ from capalloc.results.allocation import Allocation
 
 #: Parameter tensors times numbers in a batch up to which the table is made by default: some seconds of work.
 TABLE_LIMIT = 2**26
+#: Share of the path energy above which one example is said to rule the map.
+DOMINATED = 0.5
 LOWER_BOUND = "symmetries: lower bound"
 DECOUPLED = "assumes total decoupling: a rough guide, and an upper one for the bias (solver='block' knows how near)"
 
@@ -44,8 +46,21 @@ def by_markov(
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table, linear=linear)
     attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": result.exact_symmetries}
     attrs["notes"] = [DECOUPLED, *([] if result.exact_symmetries else [LOWER_BOUND]), *batches.carriers.notes()]
+    attrs["notes"] += _dominated(result.by_example)
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
+
+
+def _dominated(by_example: tuple[float, ...]) -> list[str]:
+    """Note an example that holds most of the path energy, as one may whose norm divides by next to nothing."""
+    total = sum(by_example)
+    share = max(by_example) / total if len(by_example) > 2 and total > 0 else 0.0
+    if share <= DOMINATED:
+        return []
+    return [
+        f"example {by_example.index(max(by_example))} holds {100 * share:.0f} % of the path energy of all "
+        f"{sum(energy > 0 for energy in by_example)}: the map is mostly its own; leave it out, or take solver='block'"
+    ]
 
 
 def by_segments(problem: Problem, batches: Batches, settings: Segments, table: bool, metric: InputMetric) -> Allocation:
