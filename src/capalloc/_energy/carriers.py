@@ -33,21 +33,26 @@ SQUARED = (
 
 
 @dataclass(frozen=True)
-class SelfGated:
-    """A product that is a function of one tensor, entry by entry: the calls from `root` to it, in order."""
+class Derived:
+    """The calls that make a node of the nodes `roots`, in order: a product, entry by entry, or a weight."""
 
-    root: Node
+    roots: tuple[Node, ...]
     calls: tuple[Node, ...]
+
+    @property
+    def root(self) -> Node:
+        return self.roots[0]
 
     def reads(self) -> set[Node]:
         """List the nodes whose values the calls need from outside."""
         return {used for node in self.calls for used in node.all_input_nodes} - set(self.calls)
 
-    def function(self, values: Mapping[Node, Any]) -> Callable[[Tensor], Any]:
-        """Give what the calls make of another value of `root`, everything else as in `values`."""
+    def function(self, values: Mapping[Node, Any]) -> Callable[..., Any]:
+        """Give what the calls make of other values of the roots, everything else as in `values`."""
 
-        def phi(z: Tensor) -> Any:
-            made = {used: values[used] for used in self.reads() - {self.root}} | {self.root: z}
+        def phi(*z: Tensor) -> Any:
+            made = {used: values[used] for used in self.reads() - {*self.roots}}
+            made |= zip(self.roots, z, strict=True)
             for call in self.calls:
                 args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda a: made[a])
                 made[call] = call.target(*args, **kwargs)  # type: ignore[operator]
@@ -62,7 +67,8 @@ class Carriers:
 
     carrying: frozenset[Node] = frozenset()
     frozen: Mapping[Node, frozenset[str]] = field(default_factory=dict)  # product -> its arguments that are gates
-    self_gated: Mapping[Node, SelfGated] = field(default_factory=dict)
+    self_gated: Mapping[Node, Derived] = field(default_factory=dict)
+    made: Mapping[Node, Derived] = field(default_factory=dict)  # weight made of parameters -> how
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
     signals: frozenset[Node] = frozenset()  # depend on the inputs
@@ -71,8 +77,8 @@ class Carriers:
 
     @cached_property
     def reparametrised(self) -> frozenset[Node]:
-        """Parameters that reach the model through a function of their entries."""
-        return frozenset(self.bent.values())
+        """Parameters that reach the model through a function of them."""
+        return frozenset(self.bent.values()).union(*(derived.roots for derived in self.made.values()))
 
     def decouples(self, node: Node) -> bool:
         """Tell whether a node is a gate of paths from the inputs, where linear segments end."""
@@ -81,8 +87,8 @@ class Carriers:
 
     def sources(self, node: Node) -> Iterable[Node]:
         """List what a call reads except as a gate, each once."""
-        if node in self.self_gated:
-            return [self.self_gated[node].root]
+        if node in self.self_gated or node in self.made:
+            return (self.self_gated.get(node) or self.made[node]).roots
         gates = self.frozen.get(node, frozenset())
         return dict.fromkeys(nodes_in({name: a for name, a in arguments_of(node).items() if name not in gates}))
 
@@ -97,7 +103,8 @@ class Carriers:
 
     def reads(self, node: Node) -> set[Node]:
         """List the nodes whose values a trace needs at `node`."""
-        return {*node.all_input_nodes, *(self.self_gated[node].reads() if node in self.self_gated else ())}
+        derived = self.self_gated.get(node) or self.made.get(node)
+        return {*node.all_input_nodes, *(derived.reads() if derived else ())}
 
 
 def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
@@ -105,8 +112,10 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     structure = Structure.of(graph)
     _check_products(graph, structure, products)
     frozen: dict[Node, frozenset[str]] = {}
-    self_gated: dict[Node, SelfGated] = {}
+    self_gated: dict[Node, Derived] = {}
+    made: dict[Node, Derived] = {}
     for node in graph.calls():
+        made |= {weight: Derived(*structure.made_of(weight)) for weight in structure.made(node)}
         steered_by = record(node.target).steered_by
         if steered_by and node in structure.signals:
             _check_attention(node, products)
@@ -117,10 +126,11 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
             chosen = products.get(module_path(node))
             one = None if chosen else structure.common(node)
             if one is not None:
-                self_gated[node] = SelfGated(one, structure.between(one, node))
+                self_gated[node] = Derived((one,), structure.between(one, node))
             else:
                 frozen[node] = frozenset(_gates(sides, chosen or structure.steers(node)))
-    found = Carriers(frozen=frozen, self_gated=self_gated, bent=structure.bent, signals=frozenset(structure.signals))
+    bent = {node: leaf for node, leaf in structure.bent.items() if node not in made}
+    found = Carriers(frozen=frozen, self_gated=self_gated, made=made, bent=bent, signals=frozenset(structure.signals))
     carrying = _reached(graph.output, found.sources, structure.live)
     reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}

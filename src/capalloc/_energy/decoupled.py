@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from capalloc._energy.carriers import Carriers, SelfGated
+from capalloc._energy.carriers import Carriers, Derived
 from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.rules.normalisations import normalise
 from capalloc._graph.capture import Graph
@@ -86,6 +86,9 @@ class AtExample:
 
     def _amplitude(self, node: Node, amplitudes: Values) -> Any:
         carriers = self.network.carriers
+        if node in carriers.made:
+            derived = carriers.made[node]
+            return derived.function(self.values)(*(amplitudes.get(root, self.values[root]) for root in derived.roots))
         frozen = carriers.frozen.get(node, frozenset())
         arguments, known = arguments_of(node), record(node.target)
         at, moving = fill(arguments, self.values), fill(arguments, self.values | amplitudes)
@@ -103,7 +106,7 @@ class AtExample:
         root = next(used for used in self.network.carriers.sources(node) if used in amplitudes)
         if node in self.slopes:
             return self.slopes[node] * amplitudes[root] * sign
-        phi = SelfGated(root, (node,)).function(self.values)
+        phi = Derived((root,), (node,)).function(self.values)
         _, along, *_ = torch.func.jvp(lambda z: _first(phi(z)), (self.values[root],), (amplitudes[root],))
         through: Tensor = along * sign
         return (through, None) if isinstance(self.values[node], tuple) else through

@@ -7,7 +7,7 @@ back by autograd, at zeros where it has no weight, since a linear map's adjoint 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -120,6 +120,29 @@ class ConvolutionMap:
     def _settings(self) -> tuple[Any, ...]:
         output_padding = self.output_padding or (0,) * len(self.stride)
         return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Squares of a weight, whose energy the parameters that make it share."""
+
+    squares: Tensor
+    shares: tuple[Tensor, ...]  # (entries of the weight, entries of the parameter), or (entries, 1): one by one
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        parts = (
+            s @ a.reshape(-1) if s.shape[1] == a.numel() else s[:, 0] * a.reshape(-1) for s, a in self._pairs(args)
+        )
+        return torch.stack(list(parts)).sum(0).reshape(self.squares.shape) * self.squares
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        g = (cotangent * self.squares).reshape(-1)
+        pairs = list(self._pairs(args))
+        found = (g @ s if s.shape[1] == a.numel() else s[:, 0] * g for s, a in (pairs[k] for k in wanted))
+        return [grad.reshape(args[k].shape) for grad, k in zip(found, wanted, strict=True)]
+
+    def _pairs(self, args: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((share.to(a), a) for share, a in zip(self.shares, args, strict=True))
 
 
 def as_map(fn: EnergyMap | Callable[..., Tensor]) -> EnergyMap:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from capalloc._energy.maps import Shared
 from capalloc._energy.program import Edge, Program, Step
 from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, sum_to
 
@@ -146,10 +147,12 @@ class _Duals:
         for step in self.program.steps:
             if step.out != slot:
                 continue
-            values = [self.program.values[s] for s in step.args]
+            others = [self.program.values[s] for s in step.args]
+            if step.moves or isinstance(step.map, Shared):  # a sum over the arguments, not a product
+                others = [torch.zeros_like(value) for value in others]
             for k, argument in enumerate(step.args):
                 for row, dual in self.of(argument).items():
-                    moved = step.run([*values[:k], dual, *values[k + 1 :]])
+                    moved = step.run([*others[:k], dual, *others[k + 1 :]])
                     accumulate(found, [row], [moved])
         return found
 

@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 from capalloc._energy.affine_stretch import AffineStretch, InputStart, Parts
 from capalloc._energy.carriers import Carriers, find
 from capalloc._energy.gate_sources import GateSource
+from capalloc._energy.made_weights import shares
+from capalloc._energy.maps import Shared
 from capalloc._energy.mixed_inputs import mixed, whole
 from capalloc._energy.program import Energy, Program
 from capalloc._energy.rules import Call, Traced, value_of
@@ -134,12 +136,28 @@ class _Tracing:
         # A parameter seen through functions of its entries counts as one whatever they are: its leaf is 1, and each
         # use multiplies it by the square of what it makes of the entry.
         self.leaves[node] = self.program.parameter(name, torch.ones_like(value))
-        direct = any(user in self.carriers.carrying and user not in self.carriers.bent for user in node.users)
+        made = {call for stretch in self.carriers.made.values() for call in stretch.calls} | {*self.carriers.bent}
+        direct = any(user in self.carriers.carrying and user not in made for user in node.users)
         return Traced(value, self._made_of(node, value) if direct else None)
 
     def _made_of(self, leaf: Node, value: Tensor) -> Energy | None:
         energy = self.leaves.get(leaf)
         return None if energy is None else self.program.gate(energy, value.to(self.program.dtype).square())
+
+    def _shared(self, node: Node, weight: Tensor) -> Energy | None:
+        """Share the squares of a weight among the free parameters that make it."""
+        program, stretch = self.program, self.carriers.made[node]
+        free = [root for root in stretch.roots if root in self.leaves]
+        if not free:
+            return None
+        key = (node, *free)
+        if key not in program.found:
+            known = {used: self.known[used].value for used in stretch.reads()}
+            program.found[key] = shares(stretch, known, free, weight)
+        found = program.found[key]
+        rest = program.fixed_weight(torch.ones_like(weight))  # of entries that no free parameter moves
+        through = Shared(weight.to(program.dtype).square(), found)
+        return program.step(through, [*(self.leaves[root] for root in free), rest], None)
 
     def call(self, node: Node, arguments: dict[str, Any]) -> Traced:
         """Run a node on values and on energies."""
@@ -193,6 +211,8 @@ class _Tracing:
         carriers = self.carriers
         if node in carriers.bent:
             return self._made_of(carriers.bent[node], result)
+        if node in carriers.made:
+            return self._shared(node, result)
         arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
         call = Call(node.target, arguments, self.program, self.gates, module_path(node), result)  # type: ignore[arg-type]
         if carriers.decouples(node):

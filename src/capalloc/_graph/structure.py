@@ -77,6 +77,24 @@ class Structure:
         given = arguments_of(node)
         return [name for name in record(node.target).factors or () if self._ends_paths(given[name])]
 
+    def made(self, node: Node) -> list[Node]:
+        """List weights and biases of a call that a graph of parameters makes, other than entry by entry."""
+        if node not in self.signals or record(node.target).kind not in ("dense", "convolution", "normalisation"):
+            return []
+        given = arguments_of(node)
+        read = (given.get(name) for name in ("weight", "bias"))
+        return [a for a in read if isinstance(a, Node) and self._ends_paths(a) and a not in self.signals]
+
+    def made_of(self, node: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+        """Give the parameters that a node is made of, and the calls that make it, in order."""
+        inside, pending = {node}, [node]
+        while pending:
+            new = [used for used in pending.pop().all_input_nodes if used in self.live and used not in inside]
+            inside.update(new)
+            pending += new
+        ordered = [n for n in self.chains if n in inside]
+        return tuple(n for n in ordered if n.op == "placeholder"), tuple(n for n in ordered if n.op != "placeholder")
+
     def _ends_paths(self, factor: Any) -> bool:
         return factor in self.live and factor not in self.weights
 
@@ -153,7 +171,10 @@ class Structure:
             return arguments_of(node)["self"] in self.weights
         if known.factors:
             return any(used in self.weights for used in node.all_input_nodes)
-        return known.moves and self.weights.issuperset(used for used in node.all_input_nodes if used in self.live)
+        if known.kind == "selection" or not known.moves:
+            return False
+        floating = [used for used in node.all_input_nodes if used in self.live or _is_floating(used)]
+        return not arguments_of(node).get("value") and all(u in self.weights or u in self.zeros for u in floating)
 
     def _rank(self, node: Node) -> GateRank:
         if node.op != "call_function" or not self._ends_paths(node):

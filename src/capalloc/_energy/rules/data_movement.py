@@ -66,6 +66,10 @@ def pad(call: Call) -> Any:
 def join(call: Call) -> Energy:
     """Several tensors side by side."""
     run = call.replaced("tensors")
+    if _is_weight(call):
+        read = call.args["tensors"]
+        parts = [call.program.fixed_weight(t.value) if t.energy is None else t.energy for t in read]
+        return call.program.move(lambda *parts: run(list(parts)), *parts)
     terms = [call.program.move(lambda e, s=item.shape: e.expand(s), term) for item, term in _parts(call)]
     return call.program.move(lambda *parts: run(list(parts)), *terms)
 
@@ -106,3 +110,11 @@ def getitem(call: Call) -> Energy | None:
 
 def _parts(call: Call) -> list[tuple[torch.Tensor, Energy]]:
     return list(zip(call["tensors"], call.signals("tensors"), strict=True))
+
+
+def _is_weight(call: Call) -> bool:
+    """Tell whether parameters are put side by side with nothing but zeros: still a weight."""
+    energies = [item.energy for item in call.args["tensors"]]
+    if any(e is not None and e.is_signal for e in energies):
+        return False
+    return not any(bool(item.value.any()) for item, e in zip(call.args["tensors"], energies, strict=True) if e is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from capalloc._energy.maps import Shared
 from capalloc._energy.program import Edge, Program
 
 Entries = Tensor  # which entry of a parameter stands where, counted from 1; 0 for none
@@ -42,6 +43,8 @@ def _entries(program: Program, leaf: int, derived: set[int]) -> dict[int, Entrie
         if all(entries is not None for entries in known):
             if step.moves:
                 moved = step.map(*(entries.double() for entries in known if entries is not None))
+            elif isinstance(step.map, Shared):
+                moved = None
             elif len(step.args) == 1 and known[0] is not None and known[0].ndim == len(shape):
                 moved = known[0].expand(shape)  # scaled by constants
         found[step.out] = moved

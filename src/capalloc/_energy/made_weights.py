@@ -1,0 +1,50 @@
+"""Weights that a graph of parameters makes: how their energy is shared among the parameters.
+
+The energy of entry k is W_k^2, whatever makes it; of that parameter theta_j has the share J_kj^2 / sum_j J_kj^2,
+J = dW/dtheta, as one of parallel linear paths has it (docs/theory.md, section 4, "Any graph").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from capalloc._energy.carriers import Derived
+from capalloc._energy.rules import UnsupportedOperatorError
+from capalloc._graph.capture import module_path
+
+#: Entries of a Jacobian that are held; a larger one of a square map is taken entry by entry, statistics frozen.
+JACOBIAN_LIMIT = 2**22
+
+
+def shares(derived: Derived, values: Mapping[Node, Any], free: Sequence[Node], weight: Tensor) -> tuple[Tensor, ...]:
+    """Give each free parameter's share in the entries of a weight, and what none of them moves as the last.
+
+    Raises UnsupportedOperatorError where the Jacobian is too large and the weight has no entry for each of theirs.
+    """
+    squares = [_squared_jacobian(derived, values, root, weight) for root in free]
+    total = torch.stack([square.sum(1, keepdim=True) for square in squares]).sum(0)
+    moved = total > 0
+    return (*(torch.where(moved, square / total, 0.0) for square in squares), (~moved).to(total.dtype))
+
+
+def _squared_jacobian(derived: Derived, values: Mapping[Node, Any], root: Node, weight: Tensor) -> Tensor:
+    theta, made = values[root].detach(), derived.function(values)
+    if weight.numel() * theta.numel() > JACOBIAN_LIMIT:
+        if weight.numel() != theta.numel():
+            call = derived.calls[-1]
+            raise UnsupportedOperatorError(
+                f"a weight of {weight.numel()} entries in module {module_path(call) or '(the model itself)'!r} is made "
+                f"of {theta.numel()} parameters by {call.target}: their Jacobian is too large, and entries of one are "
+                "not those of the other; use capalloc.measure, which needs neither"
+            )
+        return torch.ones(weight.numel(), 1, dtype=torch.float64, device=weight.device)
+    function = lambda t: made(*(t if r is root else values[r].detach() for r in derived.roots))  # noqa: E731
+    jacobian: Any = torch.autograd.functional.jacobian(function, theta)
+    jacobian = jacobian.reshape(weight.numel(), theta.numel()).double()
+    rounding = 1e3 * torch.finfo(theta.dtype).eps * jacobian.abs().amax(1, keepdim=True)
+    return torch.where(jacobian.abs() > rounding, jacobian, 0.0).square()

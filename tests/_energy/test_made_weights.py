@@ -1,0 +1,114 @@
+"""Weights that a graph of parameters makes have the energy of their value, which the parameters share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import capalloc
+from capalloc._energy import made_weights
+from energies import counted
+from zoo import gaussian
+
+Make = Callable[[nn.Module], tuple[Tensor, Tensor]]
+
+
+def assert_same_capacity(a: capalloc.Allocation, b: capalloc.Allocation) -> None:
+    assert a.total == pytest.approx(b.total)
+    np.testing.assert_allclose(a.capacity.values, b.capacity.values, rtol=1e-6)
+
+
+class Made(nn.Module):
+    def __init__(self, make: Make) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.make = nn.Linear(6, 5), nn.Linear(5, 2), make
+        self.down, self.up = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(5, 2))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.make(self)
+        return self.last(torch.relu(F.linear(x, weight, bias)))
+
+
+def standardised(m: nn.Module) -> Tensor:
+    w = m.first.weight
+    return (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True)
+
+
+MADE: dict[str, Callable[[nn.Module], Tensor]] = {
+    "standardised": standardised,
+    "batch norm": lambda m: F.batch_norm(m.first.weight[None], None, None, training=True)[0],
+    "softmax": lambda m: m.first.weight.softmax(1),
+    "binary": lambda m: m.first.weight.sign() * m.first.weight.abs().mean(),
+    "low-rank update": lambda m: m.first.weight + m.up @ m.down,
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_made_weights_count_the_parameters_that_make_them(make: Callable[[nn.Module], Tensor]) -> None:
+    model, x = Made(lambda m: (make(m), m.first.bias)).eval(), gaussian(20, 6)
+    allocation = capalloc.propagate(model, x, solver="markov")
+    assert allocation.total == pytest.approx(counted(allocation))
+    used = [name for name, p in model.named_parameters() if "up" not in name and "down" not in name]
+    if make is MADE["low-rank update"]:
+        used += ["up", "down"]
+    entries = sum(dict(model.named_parameters())[name].numel() for name in used)
+    assert allocation.attrs["num_params"] - allocation.attrs["unused_params"] == entries
+
+
+SAME: dict[str, Make] = {
+    "an inactive renorm": lambda m: (m.first.weight.renorm(2, 0, 1e3), m.first.bias),
+    "there and back": lambda m: (m.first.weight.cumsum(0).diff(dim=0, prepend=m.first.weight[:1] * 0), m.first.bias),
+    "masked by nothing": lambda m: (m.first.weight.masked_fill(torch.zeros(5, 6) > 0, 0.0), m.first.bias),
+    "in pieces": lambda m: (torch.cat([m.first.weight[:2], m.first.weight[2:]]), m.first.bias),
+}
+
+
+@pytest.mark.parametrize("make", SAME.values(), ids=SAME)
+def test_a_weight_made_entry_for_entry_is_the_plain_weight(make: Make) -> None:
+    x = gaussian(20, 6)
+    plain = capalloc.propagate(Made(lambda m: (m.first.weight, m.first.bias)).eval(), x, solver="markov")
+    assert_same_capacity(capalloc.propagate(Made(make).eval(), x, solver="markov"), plain)
+
+
+def test_a_bias_with_zeros_beside_it_is_the_bias_of_some_units() -> None:
+    x = gaussian(20, 6)
+    some = lambda m: (m.first.weight, torch.cat([m.first.bias[:3], m.first.bias.new_zeros(2)]))  # noqa: E731
+    allocation = capalloc.propagate(Made(some).eval(), x, solver="markov")
+    assert allocation.total == pytest.approx(capalloc.measure(Made(some).eval(), x).total)
+
+
+def test_large_weights_are_taken_entry_by_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = gaussian(20, 6)
+    cut = lambda m: (m.first.weight.renorm(2, 0, 1e3), m.first.bias)  # noqa: E731
+    exact = capalloc.propagate(Made(cut).eval(), x, solver="markov")
+    monkeypatch.setattr(made_weights, "JACOBIAN_LIMIT", 4)
+    assert_same_capacity(capalloc.propagate(Made(cut).eval(), x, solver="markov"), exact)
+
+
+def test_a_large_weight_of_parameters_of_another_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made_weights, "JACOBIAN_LIMIT", 4)
+    model = Made(lambda m: (m.first.weight + m.up @ m.down, m.first.bias)).eval()
+    with pytest.raises(
+        NotImplementedError, match="their Jacobian is too large, and entries of one are not those of the"
+    ):
+        capalloc.propagate(model, gaussian(20, 6), solver="markov")
+
+
+def test_shares_of_made_weights_obey_the_hessian_identity() -> None:
+    """The path program of a made weight is a polynomial in the parameters' squares: the identity counts it too."""
+    model, x = Made(lambda m: (standardised(m), m.first.bias)).eval(), gaussian(20, 6)
+    markov, hessian = (capalloc.propagate(model, x, solver=s) for s in ("markov", "hessian"))
+    assert markov.total == pytest.approx(hessian.total)
+
+
+def test_segments_go_through_made_weights() -> None:
+    model, x = Made(lambda m: (standardised(m), m.first.bias)).eval(), gaussian(20, 6)
+    segments, measured = capalloc.propagate(model, x, solver="segments"), capalloc.measure(model, x)
+    assert segments.total == pytest.approx(measured.total, abs=6)
