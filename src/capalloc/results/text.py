@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from capalloc._runtime.terminal import printable
 from capalloc.results.view import View
 
 #: Rows of a table; the rest are counted.
@@ -19,11 +20,6 @@ def as_text(view: View) -> str:
             lines += ["", f"  {table.title}", *aligned([table.head, *table.first(TEXT_ROWS)])]
     notes = [f"  {note}" for note in (*(view.advice or ()), *view.notes)]
     return printable("\n".join([*lines, *([""] if notes else []), *notes]))
-
-
-def printable(text: str) -> str:
-    """Replace what a terminal would obey, not show, by its escape: names come from files of anyone."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

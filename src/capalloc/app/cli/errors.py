@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from capalloc.results.text import printable
+from capalloc._runtime.terminal import printable
 
 PROGRAM = "capalloc"
 #: Errors that the user can mend: reported in one line, without a traceback.

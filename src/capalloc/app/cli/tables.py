@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape as without_markup
 from rich.table import Table as RichTable
 
-from capalloc.results.text import printable
+from capalloc._runtime.terminal import printable
 from capalloc.results.view import Table, View
 
 #: Rows of a table whose rows have sizes: the largest; the rest are summed.
