@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass
 from unittest import mock
@@ -502,6 +504,31 @@ def test_a_finished_run_is_returned_at_once(tmp_path, monkeypatch, name):
     assert outcome(measure(net(), data(12, 5), run=Run(path), **RUNS[name])) == outcome(first)
 
 
+def times(factor):
+    return lambda y: y * factor
+
+
+class Masked(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.inner = net()
+        self.register_buffer("mask", torch.tensor([1.0, last]).double(), persistent=False)
+
+    def forward(self, x):
+        return self.inner(x) * self.mask
+
+
+class Steep(nn.Module):
+    """Its slope is of no account where no input is above nine; with the values of `net`."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.inner, self.slope = net(), slope
+
+    def forward(self, x):
+        return self.inner(x) + self.slope * torch.relu(x[:, :1] - 9)
+
+
 CHANGED = {
     "another model": ({"model": net(1)}, "model: "),
     "other inputs": ({"inputs": data(12, 5) + 1}, r"inputs: '\(12, 5\) "),
@@ -514,6 +541,10 @@ CHANGED = {
     "another solver": ({"solver": "stochastic"}, "solver: 'auto' there, 'stochastic' here"),
     "another seed": ({"generator": torch.Generator().manual_seed(3)}, "seed: 0 there"),
     "other batches": ({"batch_size": 2}, "batch_size: 'auto' there, 2 here"),
+    "another precision": ({"model": copy.deepcopy(net()).float(), "inputs": data(12, 5).float()}, "precision: "),
+    "an output of many": ({"outputs": lambda y: y * torch.tensor([1.0, 1.0 + 1e-9])}, "outputs=: "),
+    "a number in a closure": ({"outputs": times(2.0)}, "outputs=: "),
+    "code that changes nothing here": ({"model": Steep(0.5)}, "code: "),
     "another partition": ({"solver": Auto(stochastic=Stochastic(partition=np.arange(5)))}, "partition: None there"),
 }
 
@@ -526,6 +557,51 @@ def test_a_checkpoint_of_another_measurement_is_refused(tmp_path, name):
     change, match = CHANGED[name]
     with pytest.raises(ValueError, match=rf"belongs to another run \(.*{match}"):
         measure(**(arguments | change), run=Run(path))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "match"),
+    [
+        ({"model": Steep(0.0)}, {"model": Steep(9.0)}, r"\(code: '\w+' there, '\w+' here\)"),
+        ({"model": Masked(1.0)}, {"model": Masked(0.5)}, "model: "),
+        ({"outputs": times(1.0)}, {"outputs": times(1 + 1e-9)}, r"\(outputs=: '\w+' there, '\w+' here\)"),
+        ({"params": None, "solver": Dense()}, {"solver": Dense(accuracy=1e-3)}, "accuracy: "),
+    ],
+    ids=["code", "a buffer that is not saved", "a closure", "a setting"],
+)
+def test_runs_are_told_apart_by_all_that_decides_their_answer(tmp_path, first, second, match):
+    """Also where outputs are the same to within rounding, or on the examples that are looked at."""
+    arguments = {"model": net(), "inputs": data(12, 5), "ridge": 0.1, "run": Run(tmp_path / "run.safetensors")}
+    expected = measure(**(arguments | first)).total
+    with pytest.raises(ValueError, match=rf"belongs to another run .*{match}"):
+        measure(**(arguments | second))
+    assert measure(**(arguments | first)).total == expected
+
+
+def test_arguments_that_cannot_be_seen_are_refused_at_once(tmp_path):
+    lock = threading.Lock()
+
+    def outputs(y):
+        with lock:
+            return y
+
+    with pytest.raises(ValueError, match=r"could not be told from that of another run: the state of _thread.lock"):
+        measure(net(), data(12, 5), outputs, run=Run(tmp_path / "run.safetensors"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_runs_on_one_file(tmp_path):
+    """The second is told; the lock ends with its process, also a killed one, and leaves no file."""
+    path = tmp_path / "run.safetensors"
+    code = f"from capalloc._runtime.lock import *\nwith sole_run({str(path)!r}): print(flush=True), sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(RuntimeError, match=rf"is in use by another run \(process {other.pid}\); wait for its end"):
+            measure(net(), data(12, 5), run=Run(path))
+        other.kill()
+    assert os.listdir(tmp_path) == [".run.safetensors.lock"]
+    measure(net(), data(12, 5), run=Run(path))
+    assert os.listdir(tmp_path) == ["run.safetensors"]
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

@@ -68,15 +68,15 @@ class Slow(nn.Module):
 
 
 class Mortal(Slow):
-    """It writes the time into a file at a late call, and gets its process a signal."""
+    """It writes the time into a file at a late call, and gets its process, if that is the victim, a signal."""
 
-    def __init__(self, sign: int, file: Path) -> None:
+    def __init__(self, victim: int, sign: int, file: Path) -> None:
         super().__init__()
-        self.sign, self.file, self.left = sign, file, 100
+        self.victim, self.sign, self.file, self.left = victim, sign, file, 100
 
     def forward(self, x: Tensor) -> Tensor:
         self.left -= 1
-        if self.left == 0:
+        if self.left == 0 and os.environ["RANK"] == str(self.victim):
             self.file.write_text(str(time.monotonic()))
             os.kill(os.getpid(), self.sign)
         return super().forward(x)
@@ -173,7 +173,7 @@ def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 6.0, **setti
     """One rank gets a signal in the middle."""
 
     def scenario(rank: int, folder: Path) -> dict[str, Any]:
-        model = Mortal(sign, folder / "death") if rank == victim else Slow()
+        model = Mortal(victim, sign, folder / "death")
         capalloc.measure(model, data(2000, 5), run=Run(distributed=True, silence=silence), batch_size=2, **settings)
         return {}
 

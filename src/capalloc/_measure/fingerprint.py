@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
-import hashlib
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from capalloc._model.input_metric import InputMetric
-from capalloc._model.problem import Problem, seeded
-from capalloc._runtime.checkpoint import Fingerprint
-from capalloc._runtime.packing import as_bytes
+from capalloc._model.problem import Problem, random_signs, seeded
+from capalloc._runtime.checkpoint import DOUBTS, Fingerprint
+from capalloc._runtime.description import Description
 
-#: Outputs of the first example that stand for the function `outputs` and the model's own code, which have no values.
+#: Examples, from the first to the last, whose outputs stand for what the functions do.
 SHOWN = 8
+#: Numbers of outputs that are kept as they are; more of them as that many random combinations.
+KEPT = 256
 
 
 def fingerprint(problem: Problem, space: InputMetric, x: Tensor, seed: int, settings: Mapping[str, Any]) -> Fingerprint:
-    """Describe every argument of `measure`: values as digests, settings as they are, functions by what they return."""
-    with seeded(seed, x.device):
-        outputs = problem(x[:1])[0]
-    return {
-        "model": digest(*(part for name, t in sorted(problem.model.state_dict().items()) for part in (name, t))),
-        "params": digest(*problem.params),
-        "inputs": f"{tuple(x.shape)} {digest(x)}",
-        "outputs": [float(len(outputs)), *outputs[:SHOWN].double().tolist()],
-        "metric": "identity" if space.root is None else digest(*space.tensors()),
+    """Describe every argument of `measure`: values as digests, settings as they are, functions by code and outputs."""
+    told = Description()
+    marks = {
+        "model": told.digest(*(part for named in _tensors(problem) for part in named)),
+        "code": told.digest(problem.model, problem.program),
+        "params": told.digest(*problem.params),
+        "inputs": f"{tuple(x.shape)} {told.digest(x)}",
+        "outputs": _outputs(problem, x, seed),
+        "outputs=": told.digest(problem.outputs),
+        "metric": told.digest(*space.tensors()) if space.tensors() else "identity",
         "intercept": str(space.intercept),
         "seed": seed,
+        "versions": " ".join(
+            (version("capalloc"), torch.__version__, np.__version__, platform.python_version(), x.device.type)
+        ),
         **{name: plain(value) for name, value in settings.items()},
     }
+    return marks | {DOUBTS: ", ".join(sorted(told.doubts))}
 
 
 def digest(*parts: Any) -> str:
-    """Digest tensors and strings, in order: 16 hexadecimal digits, enough to tell mistakes apart."""
-    hashed = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            hashed.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            hashed.update(as_bytes(part.cpu()).numpy().data)
-        else:
-            hashed.update(f"{part} ".encode())
-    return hashed.hexdigest()[:16]
+    """Digest values in order."""
+    return Description().digest(*parts)
 
 
 def plain(value: Any) -> str | int | float | list[float] | None:
     """A setting as numbers or a word."""
     return value if value is None or isinstance(value, (str, int, float, list)) else repr(value)
+
+
+def _tensors(problem: Problem) -> list[tuple[str, Tensor]]:
+    """List parameters and buffers, also those that a saved model leaves out."""
+    return sorted([*problem.model.named_parameters(), *problem.model.named_buffers()], key=lambda named: named[0])
+
+
+def _outputs(problem: Problem, x: Tensor, seed: int) -> list[float]:
+    """Give the number of outputs, and what they are for some examples."""
+    shown = x[torch.linspace(0, len(x) - 1, min(len(x), SHOWN)).long().to(x.device)]
+    with seeded(seed, x.device):
+        outputs = torch.cat([problem(one[None]) for one in shown])
+    values = outputs.detach().double().flatten()
+    if len(values) > KEPT:
+        draws = torch.Generator().manual_seed(0)
+        values = torch.stack([random_signs(values.shape, values, draws) @ values for _ in range(KEPT)])
+    return [float(outputs.shape[1]), *values.tolist()]

@@ -26,6 +26,7 @@ from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
 from capalloc._runtime.distributed import joined
+from capalloc._runtime.lock import sole_run
 from capalloc._runtime.memory import Plan, Size
 from capalloc._runtime.steps import open_steps
 from capalloc._settings import (
@@ -153,7 +154,8 @@ def measure(
             "auto" where no parameter moves the outputs.
         TypeError: inputs or outputs that no method can use.
         MemoryError: the solver or one example would not fit.
-        RankError: another rank failed, died or hangs.
+        RankError: another rank failed, died, hangs or makes no such call.
+        RuntimeError: another run uses the checkpoint.
 
     Warns:
         CapacityWarning: fewer rows of constraints than parameters and no ridge: the answer is flat and meaningless.
@@ -161,10 +163,14 @@ def measure(
     Reference: J. Donier, Capacity allocation through neural network layers, arXiv 1902.08572.
 
     """
-    asked = settings_of(solver, MEASURE_SOLVERS)
-    ridges = _ridges(ridge, asked)
-    check_batch_size(batch_size)
-    with exact_derivatives(), joined(run.distributed, TYPES, run.silence, run.arrival) as reducer:
+    with (
+        exact_derivatives(),
+        joined(run.distributed, TYPES, run.silence, run.arrival) as reducer,
+        sole_run(None if reducer.rank else run.checkpoint),
+    ):
+        asked = settings_of(solver, MEASURE_SOLVERS)  # what is wrong on one rank is heard by all
+        ridges = _ridges(ridge, asked)
+        check_batch_size(batch_size)
         task = make_task(
             *(model, inputs, outputs, metric, intercept, params),
             generator=generator,
@@ -209,7 +215,7 @@ def _ridges(ridge: float | Sequence[float] | str, asked: Auto | Dense | Stochast
 
 def _described(task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float, ...]) -> dict[str, Any]:
     """Return the settings that make another run of it, by name."""
-    told: dict[str, Any] = {"solver": word_of(asked), "batch_size": task.batch_size}
+    told: dict[str, Any] = {"solver": word_of(asked), "batch_size": task.batch_size, "precision": str(task.precision)}
     told["ridge"] = (ridges[0] if len(ridges) == 1 else list(ridges)) if ridges else "auto"
     for settings in (asked.dense, asked.stochastic) if isinstance(asked, Auto) else (asked,):
         told |= vars(settings)

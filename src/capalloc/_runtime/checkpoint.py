@@ -6,6 +6,7 @@ follows, the fingerprint of the run (`_measure.fingerprint`) and the tree of the
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import time
@@ -27,6 +28,8 @@ CHECKPOINT_FORMAT: Final = "capalloc-checkpoint"
 CHECKPOINT_VERSION: Final = 2
 #: Relative difference up to which two numbers of a fingerprint count as equal: they may come from other hardware.
 SAME = 1e-6
+#: What a fingerprint calls arguments whose state cannot be seen: no file can be told to be of their run.
+DOUBTS = "cannot be told apart"
 #: Writing takes at most this share of the time.
 WRITING = 0.1
 
@@ -51,7 +54,8 @@ class Checkpoint:
             ValueError: the file is damaged, no checkpoint, from a newer capalloc, or of another run.
 
         """
-        for stale in self.path.parent.glob(f".{self.path.name}.*.tmp"):  # of a process that was killed while writing
+        temporary = f".{glob.escape(self.path.name)}.{'[0-9a-f]' * 8}.tmp"
+        for stale in self.path.parent.glob(temporary):  # of a process that was killed while writing
             stale.unlink(missing_ok=True)
         if not self.path.exists():
             return None

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from capalloc._linalg.fold import Fold, Total
-from capalloc._runtime.checkpoint import Checkpoint, Clock, Fingerprint, differences
+from capalloc._runtime.checkpoint import DOUBTS, Checkpoint, Clock, Fingerprint, differences
 from capalloc._runtime.distributed import Local, Reducer
 
 S = TypeVar("S")
@@ -177,19 +177,27 @@ def open_steps(
         device: of the tensors that are read.
 
     Raises:
-        ValueError: the ranks were given different arguments; the checkpoint is damaged or of another run.
+        ValueError: the ranks were given different arguments; the checkpoint is damaged, of another run, or could not be
+            told from one.
         FileNotFoundError: the folder of `path` does not exist.
 
     """
-    mark = None if path is None and isinstance(reducer, Local) else fingerprint()
-    first = reducer.share(None if mark is None else dict(mark))
-    if mark is not None and (said := differences(first, mark, "on rank 0", f"on rank {reducer.rank}")):
-        raise ValueError(f"all ranks must be given the same arguments ({said})")
-    if path is None or mark is None:
+    if path is None and isinstance(reducer, Local):
         return Steps(reducer=reducer)
-    shared, own = (Path(f"{os.fspath(path)}{end}").resolve() for end in ("", f".rank-{reducer.rank}"))
+    mark = fingerprint()
+    own = dict(mark) if path is None else {"checkpoint": "a file", **mark}
+    if said := differences(reducer.share(own), own, "on rank 0", f"on rank {reducer.rank}"):
+        raise ValueError(f"all ranks must be given the same arguments ({said})")
+    if path is None:
+        return Steps(reducer=reducer)
+    if doubts := mark.get(DOUBTS):
+        raise ValueError(
+            f"a checkpoint could not be told from that of another run: the state of {doubts} in the model or in "
+            "outputs= cannot be seen; hand it over otherwise, or leave out checkpoint="
+        )
+    shared, beside = (Path(f"{os.fspath(path)}{end}").resolve() for end in ("", f".rank-{reducer.rank}"))
     journal = Journal(
-        Checkpoint(shared, types, device), Checkpoint(own, types, device), mark, Clock(seconds), reducer.size
+        Checkpoint(shared, types, device), Checkpoint(beside, types, device), mark, Clock(seconds), reducer.size
     )
     journal.open(reducer)
     return Steps(reducer=reducer, journal=journal)
