@@ -219,7 +219,7 @@ class Run:
         progress: say the forecast of memory and time, then show a progress bar; None does so on a terminal only.
         silence: seconds without a sign of life after which a rank is taken for dead: far more than a busy machine
             delays a thread.
-        arrival: seconds that ranks may take to make the call: they may load models and data before.
+        arrival: seconds that ranks wait for each other to make the call; more where some of them load data for longer.
         max_bytes: memory that the work may fill; by default 70 % of what is free on the model's device. Give each rank
             its part where several share a machine.
 
@@ -233,7 +233,7 @@ class Run:
     distributed: Distributed = False
     progress: bool | None = False
     silence: float = 10.0
-    arrival: float = 1800.0
+    arrival: float = 20.0
     max_bytes: float | None = None
 
     def __post_init__(self) -> None:

@@ -117,9 +117,17 @@ def test_an_error_of_one_is_an_error_of_all(tmp_path):
     ranks = [one["value"] for one in said(tmp_path, 3)]
     nan = "inputs hold NaN or inf; drop or repair those examples"
     other = "all ranks must be given the same arguments (ridge: 0.25 on rank 0, 0.5 on rank 1)"
-    for call, message in (("invalid", nan), ("unequal", other)):
+    messages = {
+        "invalid": nan,
+        "unequal": other,
+        "impossible": 'ridge must be a finite number >= 0 or "auto", got -1.0',
+        "another function": "all ranks must be given the same arguments (outputs: [",
+        "a file": "all ranks must be given the same arguments (checkpoint: None on rank 0, 'a file' on rank 1)",
+    }
+    for call, beginning in messages.items():
         assert ranks[1][call]["error"] == "ValueError"
-        assert ranks[1][call]["message"] == message
+        message = ranks[1][call]["message"]
+        assert message.startswith(beginning)
         for rank in (0, 2):
             assert ranks[rank][call]["error"] == "RankError"
             assert ranks[rank][call]["message"] == f"rank 1 failed with ValueError: {message}"
@@ -132,6 +140,14 @@ def test_an_error_of_one_is_an_error_of_all(tmp_path):
         assert "rank 1 has not called with the others: no sign of life for" in ranks[rank]["absent"]["message"]
     for rank in (1, 2):
         assert "this process is no member of; call on its members only" in ranks[rank]["outsider"]["message"]
+
+
+def test_a_rank_that_leaves_before_the_call_is_told(tmp_path):
+    """The rank that holds the store, so that nothing of the group is left."""
+    asked("run", tmp_path, "leaves", 2)
+    (_, left) = said(tmp_path, 2)
+    assert left["error"] == "RankError"
+    assert "the process that holds it, rank 0 or torchrun's agent, has died" in left["message"]
 
 
 @pytest.mark.parametrize(

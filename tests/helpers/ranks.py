@@ -147,6 +147,11 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
     calls: dict[str, Callable[[], Any]] = {
         "invalid": lambda: capalloc.measure(net(), broken if rank == 1 else data(31, 5), run=together),
         "unequal": lambda: capalloc.measure(net(), data(31, 5), ridge=0.5 if rank == 1 else 0.25, run=together),
+        "impossible": lambda: capalloc.measure(net(), data(31, 5), ridge=-1.0 if rank == 1 else 0.25, run=together),
+        "another function": lambda: capalloc.measure(net(), data(31, 5), scaled if rank == 1 else None, run=together),
+        "a file": lambda: capalloc.measure(
+            net(), data(31, 5), run=Run(folder / "run.safetensors" if rank == 1 else None, distributed=True)
+        ),
         "outsider": lambda: capalloc.measure(
             net(), data(31, 5), run=Run(distributed=alone if rank == 0 else dist.GroupMember.NON_GROUP_MEMBER)
         ),
@@ -160,6 +165,11 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
     return found | {"absent": raised(lambda: capalloc.measure(net(), data(31, 5), run=hasty))}
 
 
+def scaled(y: Tensor) -> Tensor:
+    """Make other outputs, from the second one on."""
+    return y * torch.tensor([1.0, 50.0])
+
+
 def raised(call: Callable[[], Any]) -> dict[str, Any]:
     """The error of a call, or the total it found, and the time at its end."""
     try:
@@ -167,6 +177,15 @@ def raised(call: Callable[[], Any]) -> dict[str, Any]:
     except Exception as error:
         said = {"error": type(error).__name__, "message": str(error), "rank": getattr(error, "rank", None)}
     return said | {"end": time.monotonic()}
+
+
+def leaving(rank: int, folder: Path) -> dict[str, Any]:
+    """The rank that holds the store ends without a call."""
+    if rank == 0:
+        os._exit(0)
+    time.sleep(0.5)
+    capalloc.measure(net(), data(31, 5), run=Run(distributed=True))
+    return {}
 
 
 def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 6.0, **settings: Any) -> Callable[..., Any]:
@@ -203,6 +222,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     "errors": errors,
     "last dies": dying(2, ridge=0.1),
     "first dies": dying(0, **STOCHASTIC),
+    "leaves": leaving,
     "hangs": dying(1, signal.SIGSTOP),
     "dies, as users have it": dying(1, silence=Run().silence),
     "resumed": resumed,

@@ -18,8 +18,8 @@ from capalloc._runtime.description import Description
 
 #: Examples, from the first to the last, whose outputs stand for what the functions do.
 SHOWN = 8
-#: Numbers of outputs that are kept as they are; more of them as that many random combinations.
-KEPT = 256
+#: Numbers of outputs that are kept as they are; of more, that many random combinations.
+COMBINATIONS = 256
 
 
 def fingerprint(problem: Problem, space: InputMetric, x: Tensor, seed: int, settings: Mapping[str, Any]) -> Fingerprint:
@@ -64,7 +64,7 @@ def _outputs(problem: Problem, x: Tensor, seed: int) -> list[float]:
     with seeded(seed, x.device):
         outputs = torch.cat([problem(one[None]) for one in shown])
     values = outputs.detach().double().flatten()
-    if len(values) > KEPT:
+    if len(values) > COMBINATIONS:
         draws = torch.Generator().manual_seed(0)
-        values = torch.stack([random_signs(values.shape, values, draws) @ values for _ in range(KEPT)])
+        values = torch.stack([random_signs(values.shape, values, draws) @ values for _ in range(COMBINATIONS)])
     return [float(outputs.shape[1]), *values.tolist()]

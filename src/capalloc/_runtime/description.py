@@ -109,7 +109,7 @@ class Description:
         yield from map(self._of, code.co_consts)
 
     def _function(self, function: types.FunctionType) -> Iterator[bytes | str]:
-        if version := _version(function.__module__):
+        if version := _version(function.__globals__.get("__name__", "")):  # a wrapper bears another's __module__
             yield f"{function.__qualname__} {version}"
         yield self._of(function.__code__)
         yield from map(self._of, (function.__defaults__, function.__kwdefaults__, vars(function)))
@@ -189,9 +189,9 @@ def _globals_in(code: types.CodeType) -> Iterator[str]:
 
 
 @cache
-def _version(module: str | None) -> str:
+def _version(module: str) -> str:
     """Return name and version of what is installed, Python's own and this package among it; empty for user code."""
-    package = (module or "builtins").partition(".")[0]
+    package = module.partition(".")[0]
     if package in sys.stdlib_module_names:
         return f"{module} {sys.version_info[:2]}"
     file = getattr(sys.modules.get(package), "__file__", None)

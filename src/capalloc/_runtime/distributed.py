@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from capalloc._runtime.heartbeat import Heartbeat, RankError, call_store
+from capalloc._runtime.heartbeat import Heartbeat, RankError, call_store, store_errors
 from capalloc._runtime.packing import as_bytes, pack, unpack
 
 #: True for the default process group, which the caller has initialised.
@@ -185,7 +185,7 @@ class Group:
 
 @contextmanager
 def joined(
-    distributed: Distributed, types: tuple[type, ...] = (), silence: float = 10.0, arrival: float = 1800.0
+    distributed: Distributed, types: tuple[type, ...] = (), silence: float = 10.0, arrival: float = 20.0
 ) -> Iterator[Reducer]:
     """Give the processes that share the work within the block; an error in one of them is an error in all.
 
@@ -205,13 +205,14 @@ def joined(
         yield Local()
         return
     group = _group_of(distributed)
-    store = call_store(group.get_group_store(), dist.get_rank(group))
-    heartbeat = Heartbeat(store, dist.get_rank(group), dist.get_world_size(group), silence, arrival)
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    with store_errors():
+        heartbeat = Heartbeat(call_store(group.get_group_store(), rank), rank, size, silence, arrival)
     try:
         yield Group(group, heartbeat, types)
         heartbeat.meet()
     except BaseException as error:
-        heartbeat.fail(f"rank {dist.get_rank(group)} failed with {type(error).__name__}: {error}")
+        heartbeat.fail(f"rank {rank} failed with {type(error).__name__}: {error}")
         raise
     finally:
         heartbeat.close()

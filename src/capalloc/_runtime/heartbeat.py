@@ -67,7 +67,7 @@ class Heartbeat:
         """Return when all ranks have come to this point."""
         self._meetings += 1
         key = f"meeting {self._meetings}"
-        with self._store_errors():
+        with store_errors(self.check):
             self._main.add(key, 1)
             self.wait(lambda: self._main.add(key, 0) >= self._size)
             if self._rank == 0 and self._meetings > 2:  # all have left the last but one
@@ -119,7 +119,8 @@ class Heartbeat:
             self._seen[other] = (beat, now)
         elif now - since > (self._silence if before else self._arrival) and not self._stop.is_set():
             what = "has died or hangs" if before else "has not called with the others"
-            message = f"rank {other} {what}: no sign of life for {now - since:.0f} seconds; look at its output"
+            way = "" if before else ", or give ranks longer to come with Run(arrival=...)"
+            message = f"rank {other} {what}: no sign of life for {now - since:.0f} seconds; look at its output{way}"
             store.compare_set("error", "", f"{other} {message}")
 
     def _look_for_error(self, store: Store) -> None:
@@ -127,15 +128,17 @@ class Heartbeat:
             rank, message = store.get("error").decode().split(" ", 1)
             self._failure = RankError(message, int(rank))
 
-    @contextmanager
-    def _store_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except RankError:
-            raise
-        except RuntimeError as error:
-            self.check()
-            raise _store_is_gone(error) from error
+
+@contextmanager
+def store_errors(check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Explain an error of the store, unless `check` knows a better reason."""
+    try:
+        yield
+    except RankError:
+        raise
+    except RuntimeError as error:
+        check()
+        raise _store_is_gone(error) from error
 
 
 def _store_is_gone(error: Exception) -> RankError:
