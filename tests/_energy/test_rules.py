@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 import capalloc
 from capalloc._energy import sweep
-from capalloc._energy.rules import Call, UnsupportedOperatorError, rule
+from capalloc._energy.operator_matrix import OperatorError
+from capalloc._energy.rules import Call, UnsupportedOperatorError, linearised, rule
 from capalloc._energy.trace import trace
 from capalloc._operators.records import RECORDS
-from energies import Function, captured
+from energies import Function, captured, energies
 from zoo import gaussian
 
 aten = torch.ops.aten
@@ -153,9 +154,70 @@ POINTWISE: dict[object, Callable[[Tensor], Tensor]] = {
     aten.square.default: torch.square,
     aten.clamp.default: lambda x: x.clamp(0.1, 1.0),
     aten.clamp_min.default: lambda x: x.clamp_min(0.1),
+    aten.clamp_max.default: lambda x: x.clamp_max(0.1),
     aten.pow.Tensor_Scalar: lambda x: x**3,
+    aten.rrelu.default: F.rrelu,
+    aten.threshold.default: lambda x: F.threshold(x, 0.1, 20.0),
+    aten.hardshrink.default: F.hardshrink,
+    aten.softshrink.default: F.softshrink,
+    aten.asin.default: lambda x: torch.asin(x / 4),
+    aten.acos.default: lambda x: torch.acos(x / 4),
+    aten.atanh.default: lambda x: torch.atanh(x / 4),
+    aten.erfinv.default: lambda x: torch.erfinv(x / 4),
+    aten.logit.default: lambda x: torch.logit(x / 10),
+    aten.acosh.default: lambda x: torch.acosh(x.exp().exp()),
+}
+POINTWISE |= {
+    getattr(aten, name).default: getattr(torch, name)
+    for name in [
+        "log1p",
+        "log2",
+        "log10",
+        "expm1",
+        "exp2",
+        "erfc",
+        "tan",
+        "atan",
+        "sinh",
+        "cosh",
+        "asinh",
+        "lgamma",
+        "digamma",
+        "i0",
+        "sinc",
+        "sign",
+        "sgn",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "frac",
+    ]
 }
 CASES |= {op: (fn, (2, 5)) for op, fn in POINTWISE.items()}
+
+#: Selections and statistics, which go by their Jacobian.
+GROUPS = torch.tensor([0, 1, 0, 2, 1]).expand(2, 5)
+BY_DATA: dict[object, Callable[[Tensor], Tensor]] = {
+    aten.sort.default: lambda x: x.sort(1).values,
+    aten.sort.stable: lambda x: torch.sort(x, stable=True, dim=1, descending=True).values,
+    aten.topk.default: lambda x: x.topk(3, 1).values,
+    aten.kthvalue.default: lambda x: x.kthvalue(2, 1).values,
+    aten.median.dim: lambda x: x.median(1).values,
+    aten.nanmedian.dim: lambda x: x.nanmedian(1).values,
+    aten.mode.default: lambda x: x.mode(1).values,
+    aten.cummax.default: lambda x: x.cummax(1).values,
+    aten.cummin.default: lambda x: x.cummin(1).values,
+    aten.scatter_reduce.two: lambda x: torch.zeros(2, 3).double().scatter_reduce(1, GROUPS, x, "amax"),
+    aten.linalg_vector_norm.default: lambda x: torch.linalg.vector_norm(x, dim=1, keepdim=True),
+    aten.var.correction: lambda x: x.var(1, correction=0),
+    aten.var.dim: lambda x: x.var(1),
+    aten.std.correction: lambda x: x.std(1, correction=0),
+    aten.std.dim: lambda x: x.std(1),
+    aten.logsumexp.default: lambda x: x.logsumexp(1),
+    aten.prod.dim_int: lambda x: x.prod(1),
+}
+CASES |= {op: (fn, (2, 5)) for op, fn in BY_DATA.items()}
 
 CUBE = gaussian(2, 4, 5, seed=4)
 GAMMA, BETA = gaussian(4, seed=5), gaussian(4, seed=6)
@@ -316,6 +378,8 @@ def test_calls_that_a_rule_cannot_serve(function, shape, message):
 
 def test_windows_of_random_sizes_need_data():
     x = gaussian(2, 3, 6, 6)
+    with pytest.raises(UnsupportedOperatorError, match=r"aten.sort.* depend on the inputs, and it needs gates='data'"):
+        trace(captured(lambda x: x.sort(1).values, x), x, "unit", set())
     with pytest.raises(UnsupportedOperatorError, match="fractional max pooling needs gates='data'"):
         trace(captured(lambda x: fractional(F.fractional_max_pool2d, x), x), x, "unit", set())
 
@@ -346,3 +410,20 @@ def test_outputs_that_a_rule_lets_no_path_to_are_an_error():
     rule(aten.cumprod.default)(lambda call: None)
     with pytest.raises(ValueError, match="outputs do not depend on inputs along any path that carries energy"):
         capalloc.propagate(Outer(), gaussian(2, 4).float(), solver="markov")
+
+
+@pytest.mark.parametrize(("function", "sign"), [(torch.maximum, 1), (torch.minimum, -1)])
+def test_of_two_tensors_the_one_that_wins_goes_through(function, sign):
+    x = gaussian(2, 6)
+    energy = energies(trace(captured(lambda x: function(x[:, :3], x[:, 3:]), x), x, "data", set()))[1]
+    won = sign * (x[:, :3] - x[:, 3:]) > 0
+    np.testing.assert_array_equal(energy, torch.cat([won, ~won], 1))
+
+
+def test_a_jacobian_without_structure_is_refused(monkeypatch):
+    def refuse(*arguments):
+        raise OperatorError("it is large")
+
+    monkeypatch.setattr(linearised, "find", refuse)
+    with pytest.raises(UnsupportedOperatorError, match="of its Jacobian, it is large"):
+        trace(captured(lambda x: x.sort(1).values, gaussian(2, 3)), gaussian(2, 3), "data", set())

@@ -31,6 +31,11 @@ def _prelu(x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x > 0, x, slope.reshape(shape) * x)
 
 
+def _chosen(compare: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a choice of the one of two tensors that wins, a gate that both steer."""
+    return lambda left, right: torch.where(compare(left, right), left, right)
+
+
 def _copy(written_over: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """The source in the place of what it overwrites; torch has no derivative of its own functional copy."""
     return source.to(written_over.dtype).expand(written_over.shape).clone()
@@ -141,6 +146,8 @@ def _cell(step: Cell) -> Callable[..., Any]:
 
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
 extend(aten.lerp.Tensor, made_of=_lerp)
+extend(aten.maximum.default, made_of=_chosen(torch.ge))
+extend(aten.minimum.default, made_of=_chosen(torch.le))
 extend(aten.prelu.default, made_of=_prelu)
 extend(aten.copy.default, made_of=_copy)
 extend(aten._weight_norm.default, made_of=_weight_norm)

@@ -30,12 +30,12 @@ OPERATOR_KINDS = {
     "piece": "some of the entries",
     "dense": "a linear layer",
     "convolution": "a convolution, transposed or not",
-    "statistic": "a spread over an axis",
+    "statistic": "a number for an axis: a spread, a product, a soft maximum",
     "constant": "a value that no path goes through",
     "other": "none of these",
 }
 #: Kinds whose operators are gates that vary with the inputs: linear segments end there.
-DECOUPLING_KINDS = frozenset({"activation", "pooling", "softmax"})
+DECOUPLING_KINDS = frozenset({"activation", "pooling", "softmax", "statistic"})
 #: Kinds whose arguments methods know by name.
 KINDS_BY_NAME = frozenset({"activation", "product", "quotient", "contraction", "dense", "convolution", "constant"})
 #: Kinds f with f(c x) = c f(x) for c > 0.
@@ -87,6 +87,8 @@ class OperatorRecord:
         return self.kind in ("activation", "sum", "copy", "product", "quotient")
 
 
+#: Operators that let entries through by their order.
+SELECTIONS = "sort sort.stable topk kthvalue median.dim nanmedian.dim mode cummax cummin scatter_reduce.two"
 UNDECLARED = OperatorRecord()
 RECORDS: dict[Any, OperatorRecord] = {}
 
@@ -106,11 +108,16 @@ def of_kind(kind: str) -> list[Any]:
     return [op for op, known in RECORDS.items() if known.kind == kind]
 
 
+def named(names: str) -> list[Any]:
+    """Give ATen operators by name, of the overload "default" where none is named."""
+    parts = (name.partition(".") for name in names.split())
+    return [getattr(getattr(torch.ops.aten, packet), overload or "default") for packet, _, overload in parts]
+
+
 def _declare(kind: str, names: str, **facts: Any) -> None:
-    """Declare ATen operators by name, of the overload "default" where none is named."""
-    for name in names.split():
-        packet, _, overload = name.partition(".")
-        extend(getattr(getattr(torch.ops.aten, packet), overload or "default"), kind=kind, **facts)
+    """Declare ATen operators by name."""
+    for op in named(names):
+        extend(op, kind=kind, **facts)
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, _: bool = True) -> Any:
@@ -130,17 +137,20 @@ def _frozen_batch_norm(
     return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), statistics, statistics
 
 
-_declare("activation", "relu leaky_relu abs", rank=GateRank.ACTIVATION, scales=True)
+_declare("activation", "relu leaky_relu abs rrelu", rank=GateRank.ACTIVATION, scales=True)
 _declare(
     "activation",
     "gelu silu elu celu selu softplus mish hardtanh hardswish relu6 log_sigmoid erf sin cos exp log sqrt square "
-    "clamp clamp_min pow.Tensor_Scalar",
+    "clamp clamp_min clamp_max pow.Tensor_Scalar threshold hardshrink softshrink log1p log2 log10 expm1 exp2 "
+    "erfc erfinv logit tan asin acos atan sinh cosh asinh acosh atanh lgamma digamma i0 sinc sign sgn floor ceil "
+    "round trunc frac",
     rank=GateRank.ACTIVATION,
 )
 _declare("activation", "tanh", rank=GateRank.SIGNED)
 _declare("activation", "sigmoid hardsigmoid", rank=GateRank.BOUNDED)
 _declare("activation", "rsqrt reciprocal", rank=GateRank.STATISTIC)
-_declare("statistic", "linalg_vector_norm var.correction std.correction", rank=GateRank.STATISTIC)
+_declare("statistic", "linalg_vector_norm var.correction std.correction var.dim std.dim", rank=GateRank.STATISTIC)
+_declare("statistic", "logsumexp prod.dim_int", rank=GateRank.NONE)
 _declare("constant", "detach")
 _declare("softmax", "softmax.int _softmax _safe_softmax", rank=GateRank.BOUNDED)
 _declare("softmax", "log_softmax.int _log_softmax")
@@ -151,6 +161,7 @@ _declare(
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d "
     "amax amin max.dim min.dim",
 )
+_declare("pooling", SELECTIONS)
 _declare(
     "average",
     "mean mean.dim sum sum.dim_IntList avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "

@@ -47,11 +47,19 @@ def linear_operator(call: Call) -> Energy | tuple[Energy | None, ...] | None:
 
     Raises UnsupportedOperatorError where the operator is not linear, or its matrix is large and has no structure.
     """
-    carried = list({id(a): a for a in pytree.tree_leaves(call.args) if _carries(a)}.values())  # x once in f(x, x)
-    operator = Operator(call, carried)
-    affine = _affine(call, operator)
-    results = tuple(None if maps is None else _result(operator, affine, k) for k, maps in enumerate(affine.maps))
-    return results[0] if isinstance(call.result, Tensor) else results
+    operator = Operator(call, carried_by(call))
+    return results(operator, _affine(call, operator))
+
+
+def carried_by(call: Call) -> list[Traced]:
+    """List the arguments with paths: x once in f(x, x)."""
+    return list({id(a): a for a in pytree.tree_leaves(call.args) if _carries(a)}.values())
+
+
+def results(operator: Operator, affine: Affine) -> Energy | tuple[Energy | None, ...] | None:
+    """Give the energies of an operator's results, by its matrices."""
+    found = tuple(None if maps is None else _result(operator, affine, k) for k, maps in enumerate(affine.maps))
+    return found[0] if isinstance(operator.call.result, Tensor) else found
 
 
 def _result(operator: Operator, affine: Affine, k: int) -> Energy | None:
