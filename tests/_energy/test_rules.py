@@ -420,6 +420,13 @@ def test_of_two_tensors_the_one_that_wins_goes_through(function, sign):
     np.testing.assert_array_equal(energy, torch.cat([won, ~won], 1))
 
 
+def test_cosines_are_products_over_constant_norms():
+    x, y = gaussian(2, 4), gaussian(2, 4, seed=2)
+    energy = energies(trace(captured(lambda x: F.cosine_similarity(x, y), x), x, "data", set()))[1]
+    norms = x.norm(dim=1, keepdim=True) * y.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(energy, (y / norms).square())
+
+
 def test_a_jacobian_without_structure_is_refused(monkeypatch):
     def refuse(*arguments):
         raise OperatorError("it is large")

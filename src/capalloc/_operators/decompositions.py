@@ -36,6 +36,13 @@ def _chosen(compare: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Te
     return lambda left, right: torch.where(compare(left, right), left, right)
 
 
+def _cosine(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """The product of two tensors over their norms, which are constants as far as paths go."""
+    norms = [torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps) for x in (x1, x2)]
+    cosine: Tensor = (x1 / norms[0] * (x2 / norms[1])).sum(dim)
+    return cosine
+
+
 def _copy(written_over: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """The source in the place of what it overwrites; torch has no derivative of its own functional copy."""
     return source.to(written_over.dtype).expand(written_over.shape).clone()
@@ -146,6 +153,7 @@ def _cell(step: Cell) -> Callable[..., Any]:
 
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
 extend(aten.lerp.Tensor, made_of=_lerp)
+extend(aten.cosine_similarity.default, made_of=_cosine)
 extend(aten.maximum.default, made_of=_chosen(torch.ge))
 extend(aten.minimum.default, made_of=_chosen(torch.le))
 extend(aten.prelu.default, made_of=_prelu)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from capalloc._energy.linear_map import LinearMap
 from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.program import Energy
 from capalloc._energy.rules.any_linear_operator import Affine, Operator, carried_by, results
@@ -23,7 +24,7 @@ def linearised(call: Call) -> Energy | tuple[Energy | None, ...] | None:
     given = [a.value.to("cpu", torch.float64) for a in operator.carried]
     made = operator(*given)
     generator = torch.Generator().manual_seed(0)
-    maps = []
+    maps: list[list[LinearMap] | None] = []
     for k, result in enumerate(made):
         if not (isinstance(result, Tensor) and result.is_floating_point()):
             maps.append(None)
