@@ -207,7 +207,7 @@ def traced(function, x):
     [
         (lambda x: x.cumprod(1), r"aten.cumprod.default .*: it has none, and the operator is not linear"),
         (lambda x: torch.linalg.cross(x, x.flip(1)), "not linear in what depends on the inputs"),
-        (lambda x: torch.fft.rfft(x).real, "its results are not real numbers"),
+        (lambda x: torch.fft.rfft(x), "its results are not real numbers"),
     ],
 )
 def test_operators_that_cannot_be_served(function, message):

@@ -19,7 +19,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from capalloc._graph.capture import Graph, module_path
-from capalloc._graph.structure import GateSide, Structure, nodes_in
+from capalloc._graph.structure import GateSide, Structure, is_complex, nodes_in
 from capalloc._operators.calls import arguments_of
 from capalloc._operators.records import record
 
@@ -34,10 +34,23 @@ SQUARED = (
 
 @dataclass(frozen=True)
 class Derived:
-    """The calls that make a node of the nodes `roots`, in order: a product, entry by entry, or a weight."""
+    """The calls that make a node of the nodes `roots`, in order: a product, entry by entry, a weight, a real tensor."""
 
     roots: tuple[Node, ...]
     calls: tuple[Node, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(str(call.target) for call in self.calls)
+
+    def __call__(self, *values: Any) -> Any:
+        """Make the node of other values of what the calls read."""
+        known = dict(zip(self.given, values, strict=True))
+        return self.function(known)(*(known[root] for root in self.roots))
+
+    @property
+    def given(self) -> list[Node]:
+        """List what the calls read from outside, the roots first."""
+        return [*self.roots, *sorted(self.reads() - {*self.roots}, key=lambda node: node.name)]
 
     @property
     def root(self) -> Node:
@@ -69,6 +82,7 @@ class Carriers:
     frozen: Mapping[Node, frozenset[str]] = field(default_factory=dict)  # product -> its arguments that are gates
     self_gated: Mapping[Node, Derived] = field(default_factory=dict)
     made: Mapping[Node, Derived] = field(default_factory=dict)  # weight made of parameters -> how
+    linear: Mapping[Node, Derived] = field(default_factory=dict)  # real end of a stretch of complex numbers -> it
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
     signals: frozenset[Node] = frozenset()  # depend on the inputs
@@ -85,10 +99,14 @@ class Carriers:
         gate = node in self.self_gated or record(node.target).decouples
         return gate and node in self.carrying and node in self.signals
 
+    def derived(self, node: Node) -> Derived | None:
+        """Give the calls that a node stands for, if it is not one alone."""
+        return self.self_gated.get(node) or self.made.get(node) or self.linear.get(node)
+
     def sources(self, node: Node) -> Iterable[Node]:
         """List what a call reads except as a gate, each once."""
-        if node in self.self_gated or node in self.made:
-            return (self.self_gated.get(node) or self.made[node]).roots
+        if (derived := self.derived(node)) is not None:
+            return derived.roots
         gates = self.frozen.get(node, frozenset())
         return dict.fromkeys(nodes_in({name: a for name, a in arguments_of(node).items() if name not in gates}))
 
@@ -103,7 +121,7 @@ class Carriers:
 
     def reads(self, node: Node) -> set[Node]:
         """List the nodes whose values a trace needs at `node`."""
-        derived = self.self_gated.get(node) or self.made.get(node)
+        derived = self.derived(node)
         return {*node.all_input_nodes, *(derived.reads() if derived else ())}
 
 
@@ -114,8 +132,11 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     frozen: dict[Node, frozenset[str]] = {}
     self_gated: dict[Node, Derived] = {}
     made: dict[Node, Derived] = {}
+    linear: dict[Node, Derived] = {}
     for node in graph.calls():
         made |= {weight: Derived(*structure.made_of(weight)) for weight in structure.made(node)}
+        if structure.leaves_complex(node):
+            linear[node] = Derived(*structure.made_of(node, is_complex))
         steered_by = record(node.target).steered_by
         if steered_by and node in structure.signals:
             _check_attention(node, products)
@@ -130,7 +151,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
             else:
                 frozen[node] = frozenset(_gates(sides, chosen or structure.steers(node)))
     bent = {node: leaf for node, leaf in structure.bent.items() if node not in made}
-    found = Carriers(frozen=frozen, self_gated=self_gated, made=made, bent=bent, signals=frozenset(structure.signals))
+    found = Carriers(frozenset(), frozen, self_gated, made, linear, bent, signals=frozenset(structure.signals))
     carrying = _reached(graph.output, found.sources, structure.live)
     reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}

@@ -49,7 +49,7 @@ class Decoupled:
             if node in self.carriers.self_gated:
                 found = self.carriers.self_gated[node]
                 slopes[node] = slope(found.function(values), values[found.root])
-            elif record(node.target).kind == "activation":
+            elif record(node.target).kind == "activation" and node not in self.carriers.linear:
                 operation = Operation(node.target, fill(arguments_of(node), values), values[node])
                 slopes[node] = operation.slope(operation.signal)
             elif getattr(node.target, "namespace", "aten") != "aten":  # their derivatives would come out as 0
@@ -86,8 +86,7 @@ class AtExample:
 
     def _amplitude(self, node: Node, amplitudes: Values) -> Any:
         carriers = self.network.carriers
-        if node in carriers.made:
-            derived = carriers.made[node]
+        if (derived := carriers.derived(node)) is not None:
             return derived.function(self.values)(*(amplitudes.get(root, self.values[root]) for root in derived.roots))
         frozen = carriers.frozen.get(node, frozenset())
         arguments, known = arguments_of(node), record(node.target)
@@ -106,8 +105,10 @@ class AtExample:
         root = next(used for used in self.network.carriers.sources(node) if used in amplitudes)
         if node in self.slopes:
             return self.slopes[node] * amplitudes[root] * sign
-        phi = Derived((root,), (node,)).function(self.values)
-        _, along, *_ = torch.func.jvp(lambda z: _first(phi(z)), (self.values[root],), (amplitudes[root],))
+        derived = self.network.carriers.derived(node) or Derived((root,), (node,))
+        phi, at = derived.function(self.values), tuple(self.values[used] for used in derived.roots)
+        moving = tuple(amplitudes.get(used, torch.zeros_like(self.values[used])) for used in derived.roots)
+        _, along, *_ = torch.func.jvp(lambda *z: _first(phi(*z)), at, moving)
         through: Tensor = along * sign
         return (through, None) if isinstance(self.values[node], tuple) else through
 

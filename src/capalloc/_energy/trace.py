@@ -23,6 +23,7 @@ from capalloc._energy.mixed_inputs import mixed, whole
 from capalloc._energy.program import Energy, Program
 from capalloc._energy.rules import Call, Traced, value_of
 from capalloc._energy.rules.any_linear_operator import linear_operator
+from capalloc._energy.rules.linearised import linearised
 from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, GROUND, Channels, Limits
 from capalloc._energy.symmetries.sharing import relate_uses
 from capalloc._graph.capture import Graph, module_path
@@ -213,6 +214,13 @@ class _Tracing:
             return self._made_of(carriers.bent[node], result)
         if node in carriers.made:
             return self._shared(node, result)
+        if node in carriers.linear:
+            derived = carriers.linear[node]
+            given = {used.name: self.known[used] for used in derived.given}
+            call = Call(derived, given, self.program, self.gates, module_path(node), result)
+            if all(traced.energy is None for traced in given.values()):
+                return None
+            return linearised(call) if carriers.decouples(node) else linear_operator(call)  # |z| is no linear end
         arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
         call = Call(node.target, arguments, self.program, self.gates, module_path(node), result)  # type: ignore[arg-type]
         if carriers.decouples(node):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,15 +85,23 @@ class Structure:
         read = (given.get(name) for name in ("weight", "bias"))
         return [a for a in read if isinstance(a, Node) and self._ends_paths(a) and a not in self.signals]
 
-    def made_of(self, node: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
-        """Give the parameters that a node is made of, and the calls that make it, in order."""
-        inside, pending = {node}, [node]
+    def leaves_complex(self, node: Node) -> bool:
+        """Tell whether a call makes real numbers of complex ones that depend on the inputs."""
+        return not is_complex(node) and any(u in self.signals and is_complex(u) for u in node.all_input_nodes)
+
+    def made_of(
+        self, node: Node, among: Callable[[Node], bool] = lambda node: node.op == "call_function"
+    ) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+        """Give what a node is made of by calls `among`, and those calls, in order."""
+        inside, roots, pending = {node}, set(), [node]
         while pending:
-            new = [used for used in pending.pop().all_input_nodes if used in self.live and used not in inside]
-            inside.update(new)
-            pending += new
-        ordered = [n for n in self.chains if n in inside]
-        return tuple(n for n in ordered if n.op == "placeholder"), tuple(n for n in ordered if n.op != "placeholder")
+            for used in pending.pop().all_input_nodes:
+                if used in self.live and not among(used):
+                    roots.add(used)
+                elif used in self.live and used not in inside:
+                    inside.add(used)
+                    pending.append(used)
+        return tuple(n for n in self.chains if n in roots), tuple(n for n in self.chains if n in inside)
 
     def _ends_paths(self, factor: Any) -> bool:
         return factor in self.live and factor not in self.weights
@@ -210,9 +218,14 @@ def nodes_in(tree: Any) -> Iterator[Node]:
     return (a for a in pytree.tree_leaves(tree) if isinstance(a, Node))
 
 
+def is_complex(node: Node) -> bool:
+    """Tell whether a node computes complex numbers."""
+    return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in pytree.tree_leaves(node.meta.get("val")))
+
+
 def _is_floating(node: Node) -> bool:
     leaves = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(leaf, Tensor) and (leaf.dtype.is_floating_point or leaf.dtype.is_complex) for leaf in leaves)
+    return is_complex(node) or any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 
 def _shape(node: Node) -> tuple[int, ...] | None:
