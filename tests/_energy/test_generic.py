@@ -207,6 +207,10 @@ def traced(function, x):
     [
         (lambda x: x.cumprod(1), r"aten.cumprod.default .*: it has none, and the operator is not linear"),
         (lambda x: torch.linalg.cross(x, x.flip(1)), "not linear in what depends on the inputs"),
+        (
+            lambda x: torch.linalg.inv(x[:, :, None] * torch.eye(3).double()),
+            "the operator is not known at 0: linalg.inv",
+        ),
         (lambda x: torch.fft.rfft(x), "its results are not real numbers"),
     ],
 )

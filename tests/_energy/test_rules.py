@@ -427,6 +427,30 @@ def test_cosines_are_products_over_constant_norms():
     np.testing.assert_allclose(energy, (y / norms).square())
 
 
+def test_windows_may_be_larger_than_a_map():
+    x = gaussian(1, 1, 2, 2)
+    padded = energies(trace(captured(lambda x: F.avg_pool2d(F.pad(x, [1] * 4), 3, 1), x), x, "data", set()))
+    own = energies(trace(captured(lambda x: F.avg_pool2d(x, 3, 1, 1), x), x, "data", set()))
+    for mine, by_hand in zip(own, padded, strict=True):
+        np.testing.assert_allclose(mine, by_hand)
+
+
+def test_a_grid_that_samples_an_image_is_a_gate():
+    x, grid = gaussian(2, 3, 4, 4), gaussian(2, 2, 2, 2, seed=2) / 3
+    given = lambda x: F.grid_sample(x, grid, align_corners=False)  # noqa: E731
+    made = lambda x: F.grid_sample(x, grid + 0 * x[:, :1, :2, :2].permute(0, 2, 3, 1), align_corners=False)  # noqa: E731
+    expected = energies(trace(captured(given, x), x, "data", set()))
+    for own, frozen in zip(energies(trace(captured(made, x), x, "data", set())), expected, strict=True):
+        np.testing.assert_allclose(own, frozen)
+
+
+def test_noise_made_in_the_shape_of_a_signal_starts_at_the_constant():
+    x = gaussian(2, 3)
+    energy = energies(trace(captured(lambda x: x + torch.ones_like(x), x), x, "data", set()))
+    np.testing.assert_allclose(energy[0], 2.0)
+    np.testing.assert_allclose(energy[1], 1.0)
+
+
 def test_a_jacobian_without_structure_is_refused(monkeypatch):
     def refuse(*arguments):
         raise OperatorError("it is large")

@@ -380,6 +380,35 @@ def test_a_model_that_computes_nothing_has_no_capacity(solver):
     assert found.attrs["unused_params"] == 8
 
 
+def test_the_hessian_identity_takes_output_padding():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2, 1, 3, 2, (1, 0), output_padding=1)
+    ).double()
+    markov, hessian = (capalloc.propagate(model, gaussian(4, 1, 6, 6), solver=solver) for solver in SOLVERS)
+    assert hessian.total == pytest.approx(markov.total)
+
+
+def test_a_parameter_without_entries_changes_nothing():
+    class Registers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+            self.registers = nn.Parameter(torch.zeros(1, 0, 4))
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)).mean(1))
+
+    class Always(Registers):
+        def forward(self, x):
+            return self.b(torch.relu(self.a(torch.cat([self.registers.expand(len(x), -1, -1), x], 1))).mean(1))
+
+    x = gaussian(3, 5, 4)
+    found, plain = (capalloc.propagate(kind().double(), x, solver="markov") for kind in (Always, Registers))
+    np.testing.assert_allclose(found.capacity, plain.capacity)
+
+
 def test_outputs_that_are_not_numbers_are_an_error():
     class Root(nn.Module):
         def __init__(self):

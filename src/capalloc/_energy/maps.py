@@ -108,6 +108,13 @@ class ConvolutionMap:
     output_padding: tuple[int, ...] = ()
 
     def __call__(self, *args: Tensor) -> Tensor:
+        if any(self.output_padding):  # second derivatives of torch's own do not take it: the same by padding
+            nothing = (0,) * len(self.stride)
+            whole = torch.ops.aten.convolution(
+                *args, None, self.stride, nothing, self.dilation, True, nothing, self.groups
+            )
+            ends = zip(reversed(self.padding), reversed(self.output_padding), strict=True)
+            return F.pad(whole, [side for p, more in ends for side in (-p, more - p)])
         return torch.ops.aten.convolution(*args, None, *self._settings)  # type: ignore[no-any-return]
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:

@@ -133,7 +133,7 @@ class _Tracing:
             return Traced(value, self.program.parameter(name, torch.where(value == 0, 1.0, value)))
         if node not in self.carriers.reparametrised:
             energy = self.program.parameter(name, value)
-            return Traced(value, energy if node in self.carriers.carrying else None)
+            return Traced(value, energy if node in self.carriers.carrying and value.numel() else None)
         # A parameter seen through functions of its entries counts as one whatever they are: its leaf is 1, and each
         # use multiplies it by the square of what it makes of the entry.
         self.leaves[node] = self.program.parameter(name, torch.ones_like(value))

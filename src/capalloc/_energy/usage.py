@@ -41,7 +41,7 @@ class Usage:
     def all_used(self, slot: int) -> bool:
         """Tell whether a path uses every parameter in a slot, once all batches are counted."""
         if slot not in self.whole:
-            self.whole[slot] = bool(self.through_params[slot].amin() > 0)
+            self.whole[slot] = bool((self.through_params[slot] > 0).all())
         return self.whole[slot]
 
     def is_lost(self) -> bool:

@@ -151,10 +151,15 @@ _declare("activation", "sigmoid hardsigmoid", rank=GateRank.BOUNDED)
 _declare("activation", "rsqrt reciprocal", rank=GateRank.STATISTIC)
 _declare("statistic", "linalg_vector_norm var.correction std.correction var.dim std.dim", rank=GateRank.STATISTIC)
 _declare("statistic", "logsumexp prod.dim_int", rank=GateRank.NONE)
-_declare("constant", "detach")
+_declare(
+    "constant",
+    "detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "
+    "new_empty bernoulli bernoulli.p",
+)
 _declare("softmax", "softmax.int _softmax _safe_softmax", rank=GateRank.BOUNDED)
 _declare("softmax", "log_softmax.int _log_softmax")
 _declare("attention", "scaled_dot_product_attention", steered_by=("query", "key", "attn_mask"))
+_declare("attention", "grid_sampler grid_sampler_2d grid_sampler_3d", steered_by=("grid",))
 _declare(
     "pooling",
     "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "

@@ -157,7 +157,10 @@ class Operator:
     def affine(self, constants: list[Tensor]) -> Affine:
         """Find the matrices, and check that the results are linear in all arguments together: x y is not."""
         generator = torch.Generator().manual_seed(0)
-        offsets = self(*self.zeros)
+        try:
+            offsets = self(*self.zeros)
+        except RuntimeError as error:
+            raise self.call.unsupported(f"it has none, and the operator is not known at 0: {error}") from error
         homogeneous = [isinstance(offset, Tensor) and not bool((offset != 0).any()) for offset in offsets]
         maps: list[list[LinearMap] | None] = [None] * len(offsets)
         for k, offset in enumerate(offsets):

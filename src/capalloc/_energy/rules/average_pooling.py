@@ -34,13 +34,13 @@ def average(call: Call) -> Energy:
     """Average pooling is a convolution with weights 1/k, so energies take 1/k^2."""
     run = call.replaced("self")
     ones = torch.ones_like(call["self"][:1, :1], dtype=call.program.dtype)
-    more = [1] * (5 - ones.ndim)
+    more = [1] * (4 - ones.ndim)  # one axis more for sequences, whose pooling takes no divisor
     whole = run(ones)
     # Each output has one weight 1/k for all it pools: (sum of weights) / (number pooled).
     size, stride, padding = (
         per_axis(call[name], ones.ndim - 2, call["kernel_size"]) for name in ("kernel_size", "stride", "padding")
     )
-    number = F.avg_pool3d(
+    number = (F.avg_pool3d if ones.ndim == 5 else F.avg_pool2d)(
         ones.reshape(1, 1, *more, *ones.shape[2:]),
         more + size,
         more + stride,
