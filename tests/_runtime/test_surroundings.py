@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -12,16 +13,38 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import capalloc
+from capalloc import depth_limit, gates, linear, solvers
 from zoo import gaussian
 
-NET = nn.Sequential(nn.Conv1d(1, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2))
-X = gaussian(6, 1, 4).float()
+NET = nn.Sequential(nn.Conv1d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(6, 2))
+LINE = nn.Linear(4, 1, bias=False)
+X, FLAT = gaussian(4, 1, 3).float(), gaussian(6, 4).float()
 
+
+class Attention(nn.Module):
+    """It makes tensors of the default dtype, too, where it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Linear(1, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x.transpose(1, 2))
+        return (h + self.mix(h, h, h, need_weights=False)[0] * torch.ones(4, device=x.device)).mean(1)
+
+
+ATTENTION = Attention()
+STOCHASTIC = solvers.Stochastic(num_probes=2, spectrum=False)
+BLOCK, EXACT = solvers.Block(num_probes=4, num_steps=1), {"ridge": 0.1, "solver": "dense"}
 CALLS: dict[str, Callable[[], Any]] = {
-    "measure": lambda: capalloc.measure(NET, X, ridge=0.1).capacity.values,
+    "measure": lambda: capalloc.measure(NET, X, **EXACT).capacity.values,
+    "measure attention": lambda: capalloc.measure(ATTENTION, X, **EXACT).capacity.values,
+    "measure by probes": lambda: capalloc.measure(LINE, FLAT, ridge=0.1, solver=STOCHASTIC).capacity.values,
     "propagate": lambda: capalloc.propagate(NET, X, solver="markov").capacity.values,
+    "propagate by blocks": lambda: capalloc.propagate(NET, X, solver=BLOCK).capacity.values,
     "walk": lambda: capalloc.walk(NET, X).inputs.values,
     "output_gram": lambda: capalloc.output_gram(NET, X).numpy(),
     "effective_parameters": lambda: capalloc.effective_parameters(NET, X, ridge=0.1).total,
@@ -30,37 +53,80 @@ CALLS: dict[str, Callable[[], Any]] = {
     "scaling": lambda: capalloc.scaling(NET, X).data.to_dataframe().to_string(),
     "shattering": lambda: capalloc.shattering(NET, X).data.to_dataframe().to_string(),
     "diagnose": lambda: repr(capalloc.diagnose(NET, X)),
+    "gates.gate_moments": lambda: [m.numpy() for m in gates.gate_moments(NET, X).values()],
+    "gates.gaussian_decoupling": lambda: gates.gaussian_decoupling("gelu", 0.5),
+    "gates.gaussian_gate_moment": lambda: gates.gaussian_gate_moment("tanh", 0.5),
+    "solvers.mean_eigenvalue": lambda: solvers.mean_eigenvalue(NET, X),
+    "depth_limit.read": lambda: repr(depth_limit.read(NET[:2], X)),
+    "linear.model_jacobian": lambda: linear.model_jacobian(LINE, (4,)).values,
+    "linear.estimate_covariance": lambda: linear.estimate_covariance(FLAT).matrix.numpy(),
+    "linear.train": lambda: linear.train(LINE, linear.prediction(linear.autoregression([0.5]), 4)).filter.numpy(),
+    "architectures.make": lambda: repr(capalloc.architectures.make("mlp")),
 }
 
 
 @contextmanager
-def default_device(name: str):
-    torch.set_default_device(name)
+def half_precision() -> Iterator[None]:
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        yield
+
+
+@contextmanager
+def default_device() -> Iterator[None]:
+    torch.set_default_device("meta")
     try:
         yield
     finally:
         torch.set_default_device(None)
 
 
-AROUND = {
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "another default device": lambda: default_device("meta"),
-    "a device for a while": lambda: torch.device("meta"),
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+AROUND: dict[str, Callable[[], Any]] = {
+    "autocast and no gradients": half_precision,
+    "another default device": default_device,
+    "another default dtype and fused kernels": default_dtype,
     "inference mode": torch.inference_mode,
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def weights():
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        for p in NET.parameters():
+        for p in (*NET.parameters(), *LINE.parameters(), *ATTENTION.parameters()):
             p.data.normal_()
 
 
+@pytest.fixture(scope="module")
+def answers() -> dict[str, Any]:
+    """What every call gives alone, with nothing around it."""
+    return {name: call() for name, call in CALLS.items()}
+
+
+def state() -> tuple[Any, ...]:
+    """What calls must leave as it is."""
+    cuda = torch.backends.cuda
+    flags = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
+    modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+    defaults = (torch.get_default_dtype(), torch.get_default_device())
+    return (*flags, *modes, *defaults, torch.backends.mha.get_fastpath_enabled(), torch.get_rng_state().tolist())
+
+
 def test_every_method_that_takes_a_model_is_tried():
-    takes = {name for name in dir(capalloc) if "model" in _parameters(getattr(capalloc, name))}
-    assert takes == set(CALLS)
+    rooms = {"": capalloc, "gates.": gates, "solvers.": solvers, "linear.": linear, "depth_limit.": depth_limit}
+    takes = {
+        room + name for room, held in rooms.items() for name in dir(held) if "model" in _parameters(getattr(held, name))
+    }
+    assert takes <= set(CALLS)
 
 
 def _parameters(thing: Any) -> list[str]:
@@ -68,17 +134,31 @@ def _parameters(thing: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_surroundings_change_nothing(name: str):
-    expected = CALLS[name]()
-    for around in AROUND.values():
-        with around():
-            found = CALLS[name]()
-        np.testing.assert_array_equal(found, expected)
+@pytest.mark.parametrize("around", AROUND)
+def test_surroundings_change_nothing(answers, around: str, name: str):
+    with AROUND[around]():
+        before = state()
+        found = CALLS[name]()
+        after = state()
+    np.testing.assert_array_equal(found, answers[name])
+    assert after == before
 
 
-@pytest.mark.parametrize("name", ["measure", "propagate", "output_gram"])
-def test_calls_of_several_threads_wait_for_each_other(name: str):
-    expected = CALLS[name]()
-    with ThreadPoolExecutor(3) as pool:
-        for found in pool.map(lambda _: CALLS[name](), range(6)):
-            np.testing.assert_array_equal(found, expected)
+QUICK = ("output_gram", "effective_parameters", "linear.model_jacobian", "solvers.mean_eigenvalue")
+
+
+def test_calls_of_several_threads_wait_for_each_other(answers):
+    """Eight threads make forty calls each, of all kinds, and find what one alone finds."""
+    before, interval, names = state(), sys.getswitchinterval(), list(CALLS)
+
+    def forty(thread: int) -> None:
+        for name in [names[(3 * thread + k) % len(names)] for k in range(3)] + [QUICK[k % 4] for k in range(37)]:
+            np.testing.assert_array_equal(CALLS[name](), answers[name])
+
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(forty, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert state() == before

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from capalloc._runtime.memory import FLOAT64, budget_of
+from capalloc._runtime.surroundings import undisturbed
 
 #: Eigenvalues of the normalised Gram matrix below this share of the largest count as zero.
 RTOL = 1e-12
@@ -24,6 +25,7 @@ RTOL = 1e-12
 CLEAR = 30.0
 
 
+@undisturbed()
 def propagate_moments(
     weights: Sequence[Tensor],
     gate_moments: Sequence[Tensor],

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
@@ -77,7 +76,7 @@ class Gated:
         number = -(-self.examples // size)
         bar = tqdm(self.problem.padded_batches(size), total=number, disable=not progress, desc="gates")
         for k, (batch, count) in enumerate(bar):
-            with torch.no_grad(), seeded(k, batch.device), sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad(), seeded(k, batch.device):
                 yield from self._run(batch, count, k * size)
 
     def _run(self, batch: Tensor, count: int, start: int) -> Iterator[SeenGates]:

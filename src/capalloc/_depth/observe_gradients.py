@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capalloc._decoupling.sites import by_example, operator_name
 from capalloc._energy.residual import Trails
@@ -83,12 +82,12 @@ class Observer:
 
         """
         runs: list[tuple[Values, int]] = []
-        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad():
             for k, (x, count) in enumerate(points.padded_batches(self.trails.graph.batch_size)):
                 with seeded(k, x.device):
                     runs.append((evaluate(self.trails.graph, x.clone().requires_grad_()), count))
             gradients = self._gradients(runs, num_probes, generator)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad():
             gates = [self._gates(node, runs, weights.get(node)) for node in self.gates]
         return gradients, torch.stack(gates) if gates else gradients[:0]
 

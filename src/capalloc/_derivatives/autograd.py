@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capalloc._derivatives.rows import Replay
 from capalloc._model.input_metric import Directions
@@ -76,21 +75,8 @@ def differentiable(problem: Problem) -> Iterator[None]:
 
 @contextmanager
 def exact_derivatives() -> Iterator[None]:
-    """Record no gradients unasked, keep the global random state, and run kernels whose derivatives are exact.
-
-    Fused attention has no second derivative and no forward mode; convolutions on a GPU may round to ten bits.
-    """
-    fast_path, cudnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn
+    """Record no gradients unasked, and run kernels whose derivatives are exact: convolutions on a GPU may round."""
+    cudnn = torch.backends.cudnn
     own = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            undisturbed(),
-            torch.no_grad(),
-            torch.random.fork_rng([]),
-            sdpa_kernel(SDPBackend.MATH),
-            cudnn.flags(**own, allow_tf32=False),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with undisturbed(), torch.no_grad(), cudnn.flags(**own, allow_tf32=False):
+        yield

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from capalloc._model.exported import SavedModel
-from capalloc._runtime.surroundings import forward_device
+from capalloc._runtime.surroundings import forward_defaults
 
 
 def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -30,8 +30,8 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"model cannot be copied, and the methods work on a copy: {error}") from error
     frozen = copied.eval().requires_grad_(False)
-    if (device := forward_device()) is not None and not isinstance(model, SavedModel):
-        surround(frozen, lambda x: device)
+    if (defaults := forward_defaults()) is not None and not isinstance(model, SavedModel):
+        surround(frozen, lambda x: defaults())
     return frozen if dtype is None else frozen.to(dtype)
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capalloc._energy.decoupled import AtExample, Decoupled
 from capalloc._linalg.leverage import Triangle, accumulate, inverse_root
@@ -76,7 +75,7 @@ def _rows(
     per_draw = slots * min(outputs, MIXES) * problem.num_params
     at_once = max(1, ROWS_AT_ONCE // per_draw)
     for index, x in enumerate(problem.batches(1)):
-        with seeded(index, x.device), sdpa_kernel(SDPBackend.MATH):
+        with seeded(index, x.device):
             frozen = network.at(x)
             for first in range(0, num_probes, at_once):
                 count = min(at_once, num_probes - first)

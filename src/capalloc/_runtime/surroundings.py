@@ -1,4 +1,7 @@
-"""Surroundings of a call, which must not change its answer: autocast, inference mode, default devices, threads."""
+"""Surroundings of a call, which must not change its answer, nor be changed by it.
+
+Autocast, gradient and inference modes, default devices and dtypes, kernels of attention, random numbers, threads.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,68 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-#: Torch's levels of forward mode, and what `torch.export` traces by, are one for all threads.
+#: Torch's levels of forward mode, its flags of kernels, and what `torch.export` traces by, are one for all threads.
 ONE_AT_A_TIME = threading.RLock()
-FORWARD_DEVICE: ContextVar[torch.device | None] = ContextVar("forward_device", default=None)
-CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Device and dtype of tensors that are made without naming them."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def now(cls) -> Defaults:
+        """Return those that hold."""
+        return cls(torch.get_default_device(), torch.get_default_dtype())
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Let these hold for a while."""
+        before = Defaults.now()
+        torch.set_default_dtype(self.dtype)
+        try:
+            with ExitStack() as stack:
+                if self.device != before.device:
+                    stack.enter_context(self.device)
+                yield
+        finally:
+            torch.set_default_dtype(before.dtype)
+
+
+PLAIN_DEFAULTS = Defaults(torch.device("cpu"), torch.float32)
+FORWARD_DEFAULTS: ContextVar[Defaults | None] = ContextVar("forward_defaults", default=None)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let one call at a time run in full precision, with tensors of our own where we say, as if nothing were set."""
-    default = torch.get_default_device()
+    """Let one call at a time run in full precision, with tensors of our own where we say, as if nothing were set.
+
+    Attention is computed as its formula says: fused kernels have no second derivative and no forward mode.
+    """
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
+        stack.enter_context(torch.random.fork_rng([]))
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if default != CPU:
-            token = FORWARD_DEVICE.set(default)
-            stack.callback(FORWARD_DEVICE.reset, token)
-            stack.enter_context(CPU)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if (given := Defaults.now()) != PLAIN_DEFAULTS:
+            token = FORWARD_DEFAULTS.set(given)
+            stack.callback(FORWARD_DEFAULTS.reset, token)
+            stack.enter_context(PLAIN_DEFAULTS())
         yield
 
 
-def forward_device() -> torch.device | None:
-    """Give the default device of the user, where a model makes tensors; None where it is not changed."""
-    return FORWARD_DEVICE.get()
+def forward_defaults() -> Defaults | None:
+    """Give the user's defaults, for tensors that a model makes; None where they are not changed."""
+    return FORWARD_DEFAULTS.get()

@@ -15,12 +15,14 @@ import xarray as xr
 from torch import Tensor
 
 from capalloc._linalg.leverage import polar_factor
+from capalloc._runtime.surroundings import undisturbed
 from capalloc.linear.arrays import RealArray, real_tensor
 from capalloc.linear.bases import Basis
 from capalloc.linear.metrics import ROOT_KINDS, Covariance, Identity, Metric, RootKind, Variances
 from capalloc.results.allocation import Allocation
 
 
+@undisturbed()
 def linear_capacity(
     jacobian: RealArray | xr.DataArray,
     covariance: RealArray | Metric | None = None,
