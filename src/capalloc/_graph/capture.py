@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from capalloc._graph.lost_biases import drop_lost_biases
+from capalloc._graph.retrace import RETRACED, retrace
 from capalloc._model.exported import input_shape, user_inputs
 from capalloc._model.problem import Problem, seeded
 from capalloc._operators.decompositions import table
@@ -39,6 +40,7 @@ class Graph:
     output: Node
     batch_size: int
     found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule, for all batches
+    notes: tuple[str, ...] = ()  # on how it was captured
 
     def calls(self) -> Iterator[Node]:
         return (node for node in self.nodes if node.op == "call_function")
@@ -88,6 +90,9 @@ def capture(problem: Problem, batch_size: int) -> Graph:
             wrapped = _Constrained(problem.model, problem.select).eval()
             program = decomposed(torch.export.export(wrapped, (example,), strict=False))
     except Exception as error:
+        if problem.program is None:
+            with suppress(Exception):
+                return _retraced(problem, batch_size)
         raise ValueError(
             "torch.export cannot capture this model, which propagation needs "
             f"(measure() does not): {type(error).__name__}: {error}"
@@ -173,6 +178,22 @@ def _exported(program: ExportedProgram, batch_size: int) -> Graph:
     params = {name: path.removeprefix(PREFIX) for name, path in params.items()}
     drop_lost_biases(program.graph)
     return Graph(tuple(program.graph.nodes), params, constants, user_inputs(program)[0], output, batch_size)
+
+
+def _retraced(problem: Problem, batch_size: int) -> Graph:
+    """The graph of what the model calls on an example: the parameters are inputs of its program."""
+    example = problem.probe.expand(batch_size, *problem.input_shape).clone()
+    with _exporting(problem):
+        program, params = retrace(_Constrained(problem.model, problem.select).eval(), example)
+        program = decomposed(program)
+    *names, x = user_inputs(program)
+    given = dict(zip(names, params, strict=True))
+    constants = _values(program)[1] | {name: params[path] for name, path in given.items()}
+    output = program.graph.output_node().args[0][-1]  # type: ignore[index, unused-ignore]
+    assert isinstance(output, Node)
+    drop_lost_biases(program.graph)
+    paths = {name: path.removeprefix(PREFIX) for name, path in given.items()}
+    return Graph(tuple(program.graph.nodes), paths, constants, x, output, batch_size, notes=(RETRACED,))
 
 
 def _own(problem: Problem, program: ExportedProgram, batch_size: int) -> Graph:

@@ -46,6 +46,7 @@ def by_markov(
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table, linear=linear)
     attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": result.exact_symmetries}
     attrs["notes"] = [DECOUPLED, *([] if result.exact_symmetries else [LOWER_BOUND]), *batches.carriers.notes()]
+    attrs["notes"] += batches.graph.notes
     attrs["notes"] += _dominated(result.by_example)
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
@@ -124,7 +125,7 @@ def by_hessian(problem: Problem, batches: Batches, settings: Hessian, metric: In
         symmetries=int(exact.alive.sum()) - exact.rank,
         alive=exact.alive,
     )
-    attrs: Counts = {"rank": exact.rank, "notes": batches.carriers.notes()}
+    attrs: Counts = {"rank": exact.rank, "notes": [*batches.carriers.notes(), *batches.graph.notes]}
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, True)
 

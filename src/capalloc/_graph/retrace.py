@@ -1,0 +1,44 @@
+"""A second way to a graph, where `torch.export` refuses: run the model on an example and write down what it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+#: Said in the results of a graph that was made this way.
+RETRACED = (
+    "torch.export does not take this model: its graph was written down while it ran on one example, branches on what "
+    "does not depend on the inputs taken as they were, and layers are named after operators"
+)
+
+
+def retrace(model: nn.Module, example: Tensor) -> tuple[ExportedProgram, dict[str, Tensor]]:
+    """Export what a model calls on an example, and give its parameters, which are inputs before the example.
+
+    Raises ValueError where a branch or a shape depends on the inputs: other examples would take another way.
+    """
+    params = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    run: Callable[..., Tensor] = lambda params, x: torch.func.functional_call(model, params, (x,))  # noqa: E731
+    traced: GraphModule = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)(params, example)
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    depends = {placeholders[-1]}
+    for node in list(traced.graph.nodes):
+        if depends.isdisjoint(node.all_input_nodes):
+            if _reads_a_number(node):
+                traced.graph.erase_node(node)
+            continue
+        depends.add(node)
+        if _reads_a_number(node) or torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            raise ValueError(f"{node.target} makes a branch or a shape of the inputs")
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return torch.export.export(traced, (params, example), strict=False), params
+
+
+def _reads_a_number(node: Node) -> bool:
+    return node.target in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
