@@ -183,7 +183,6 @@ POINTWISE |= {
         "asinh",
         "lgamma",
         "digamma",
-        "i0",
         "sinc",
         "sign",
         "sgn",

@@ -142,7 +142,7 @@ _declare(
     "activation",
     "gelu silu elu celu selu softplus mish hardtanh hardswish relu6 log_sigmoid erf sin cos exp log sqrt square "
     "clamp clamp_min clamp_max pow.Tensor_Scalar threshold hardshrink softshrink log1p log2 log10 expm1 exp2 "
-    "erfc erfinv logit tan asin acos atan sinh cosh asinh acosh atanh lgamma digamma i0 sinc sign sgn floor ceil "
+    "erfc erfinv logit tan asin acos atan sinh cosh asinh acosh atanh lgamma digamma sinc sign sgn floor ceil "
     "round trunc frac",
     rank=GateRank.ACTIVATION,
 )
