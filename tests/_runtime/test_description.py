@@ -62,6 +62,16 @@ def exported(factor: float) -> Any:
     return torch.export.export(nn.Sequential(nn.LeakyReLU(factor)), (torch.ones(2, 3),))
 
 
+def recurrent(factor: float) -> nn.Module:
+    """It holds weak references to its weights."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = nn.LSTM(1, 2)
+    with torch.no_grad():
+        net.weight_hh_l0.mul_(factor)
+    return net
+
+
 def reading(value: Any) -> Callable[[Any], Any]:
     """A function that reads a global."""
     read = eval("lambda y: y * FACTOR", {"FACTOR": value})
@@ -87,6 +97,7 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
     "graph": lambda factor: torch.fx.symbolic_trace(nn.Sequential(nn.LeakyReLU(factor))),
     "exported": exported,
     "array": lambda factor: {"a": [np.full(3, factor)]},
+    "recurrent": recurrent,
     "sparse": lambda factor: torch.full((2, 2), factor).to_sparse(),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -35,9 +35,7 @@ def fingerprint(problem: Problem, space: InputMetric, x: Tensor, seed: int, sett
         "metric": told.digest(*space.tensors()) if space.tensors() else "identity",
         "intercept": str(space.intercept),
         "seed": seed,
-        "versions": " ".join(
-            (version("capalloc"), torch.__version__, np.__version__, platform.python_version(), x.device.type)
-        ),
+        "versions": f"{version('capalloc')} {torch.__version__} {np.__version__} {sys.version_info[:2]}",
         **{name: plain(value) for name, value in settings.items()},
     }
     return marks | {DOUBTS: ", ".join(sorted(told.doubts))}

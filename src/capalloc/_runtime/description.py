@@ -13,6 +13,7 @@ import site
 import sys
 import sysconfig
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -96,6 +97,8 @@ class Description:
             yield from sorted(map(self._of, value))
         elif isinstance(value, (property, classmethod, staticmethod)):
             yield from map(self._of, (value.fget, value.fset) if isinstance(value, property) else (value.__func__,))
+        elif isinstance(value, weakref.ref):
+            yield self._of(value())
         elif isinstance(value, COMPILED):
             yield value.__qualname__
         elif isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
