@@ -213,6 +213,11 @@ BY_DATA: dict[object, Callable[[Tensor], Tensor]] = {
     aten.var.dim: lambda x: x.var(1),
     aten.std.correction: lambda x: x.std(1, correction=0),
     aten.std.dim: lambda x: x.std(1),
+    aten.quantile.scalar: lambda x: x.quantile(0.3, 1),
+    aten.nanquantile.scalar: lambda x: x.nanquantile(0.3, 1),
+    aten.fmax.default: lambda x: torch.fmax(x[:, :2], x[:, 3:]),
+    aten.fmin.default: lambda x: torch.fmin(x[:, :2], x[:, 3:]),
+    aten.clamp.Tensor: lambda x: x.clamp(min=torch.zeros(5).double()),
     aten.logsumexp.default: lambda x: x.logsumexp(1),
     aten.prod.dim_int: lambda x: x.prod(1),
 }
@@ -411,7 +416,9 @@ def test_outputs_that_a_rule_lets_no_path_to_are_an_error():
         capalloc.propagate(Outer(), gaussian(2, 4).float(), solver="markov")
 
 
-@pytest.mark.parametrize(("function", "sign"), [(torch.maximum, 1), (torch.minimum, -1)])
+@pytest.mark.parametrize(
+    ("function", "sign"), [(torch.maximum, 1), (torch.minimum, -1), (torch.max, 1), (torch.min, -1)]
+)
 def test_of_two_tensors_the_one_that_wins_goes_through(function, sign):
     x = gaussian(2, 6)
     energy = energies(trace(captured(lambda x: function(x[:, :3], x[:, 3:]), x), x, "data", set()))[1]

@@ -102,10 +102,10 @@ class AtExample:
 
     def _gate(self, node: Node, amplitudes: Values, sign: Tensor) -> Any:
         """Give the gate's derivative along the amplitude, with a random sign."""
-        root = next(used for used in self.network.carriers.sources(node) if used in amplitudes)
+        roots = tuple(used for used in self.network.carriers.sources(node) if used in amplitudes)
         if node in self.slopes:
-            return self.slopes[node] * amplitudes[root] * sign
-        derived = self.network.carriers.derived(node) or Derived((root,), (node,))
+            return self.slopes[node] * amplitudes[roots[0]] * sign
+        derived = self.network.carriers.derived(node) or Derived(roots, (node,))
         phi, at = derived.function(self.values), tuple(self.values[used] for used in derived.roots)
         moving = tuple(amplitudes.get(used, torch.zeros_like(self.values[used])) for used in derived.roots)
         _, along, *_ = torch.func.jvp(lambda *z: _first(phi(*z)), at, moving)

@@ -154,8 +154,10 @@ def _cell(step: Cell) -> Callable[..., Any]:
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
 extend(aten.lerp.Tensor, made_of=_lerp)
 extend(aten.cosine_similarity.default, made_of=_cosine)
-extend(aten.maximum.default, made_of=_chosen(torch.ge))
-extend(aten.minimum.default, made_of=_chosen(torch.le))
+for _op in (aten.maximum.default, aten.max.other):
+    extend(_op, made_of=_chosen(torch.ge))
+for _op in (aten.minimum.default, aten.min.other):
+    extend(_op, made_of=_chosen(torch.le))
 extend(aten.prelu.default, made_of=_prelu)
 extend(aten.copy.default, made_of=_copy)
 extend(aten._weight_norm.default, made_of=_weight_norm)

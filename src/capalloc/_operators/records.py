@@ -88,7 +88,10 @@ class OperatorRecord:
 
 
 #: Operators that let entries through by their order.
-SELECTIONS = "sort sort.stable topk kthvalue median.dim nanmedian.dim mode cummax cummin scatter_reduce.two"
+SELECTIONS = (
+    "sort sort.stable topk kthvalue median.dim nanmedian.dim mode cummax cummin scatter_reduce.two "
+    "quantile.scalar nanquantile.scalar fmax fmin clamp.Tensor"
+)
 UNDECLARED = OperatorRecord()
 RECORDS: dict[Any, OperatorRecord] = {}
 
