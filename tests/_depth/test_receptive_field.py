@@ -305,6 +305,8 @@ def test_repr_says_it_all(square):
     text = repr(square)
     assert "output position (:, 3, 0)" in text
     assert "theoretical extent  5 × 5 row × column" in text
+    assert "field of paths      25 of 400 exact" in text
+    assert "field of influence  25 of 400 exact, 5 × 5" in text
     assert re.search(r"row +5 +6 +10 +8 +2 +no +[\d.]+\n", text)
     assert re.search(r"95 % of energy +\d+ places of row × column\n", text)
 
@@ -429,7 +431,8 @@ def test_what_sees_more_than_paths_is_counted_in_a_note(middle, places):
     if places == 25:
         assert field.notes == ()
     else:
-        assert f"at least {places - 25} more of 121 move the output" in field.notes[0]
+        assert f"{places - 25} more of 121 can change the output" in field.notes[0]
+    assert int(field.influence.sum()) == places
 
 
 def test_windows_with_gaps_have_a_field():

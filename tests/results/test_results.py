@@ -101,7 +101,7 @@ def test_a_field_is_the_same_python_values(results, tmp_path):
     field = results["ReceptiveField"]
     field.save(tmp_path / "f.nc")
     loaded = ReceptiveField.load(tmp_path / "f.nc")
-    for name in ("axes", "map", "support", *ReceptiveField.SETTINGS):
+    for name in ("axes", "map", "support", "influence", "paths_status", "influence_status", *ReceptiveField.SETTINGS):
         a, b = getattr(field, name), getattr(loaded, name)
         if isinstance(a, xr.DataArray):
             xr.testing.assert_identical(a, b)
@@ -116,7 +116,8 @@ def test_a_field_of_capacity_keeps_its_parameters(tmp_path):
     field = capalloc.receptive_field(model, gaussian(3, 1, 9), of="capacity")
     field.save(tmp_path / "f.nc")
     assert load(tmp_path / "f.nc").map.name == "capacity"
-    assert list(load(tmp_path / "f.nc").to_pandas("inputs").columns) == ["row", "column", "capacity", "support"]
+    columns = ["row", "column", "capacity", "support", "influence"]
+    assert list(load(tmp_path / "f.nc").to_pandas("inputs").columns) == columns
 
 
 def test_a_diagnosis_without_a_field(results, tmp_path):
@@ -230,6 +231,10 @@ def test_what_is_written_is_on_the_disk_before_the_old_file_goes(tmp_path, monke
         (lambda d: d.assign(map=-d["map"]), "map must not be negative, but holds -"),
         (lambda d: d.assign(map=d["map"] * math.nan), "map holds NaN or inf"),
         (lambda d: d.assign(map=d["map"] * math.inf), "map holds NaN or inf"),
+        (lambda d: d.assign(influence=d["influence"] & False), "influence must hold the support, over the axes"),
+        (lambda d: d.assign(influence=d["influence"][0]), "influence must hold the support, over the axes"),
+        (lambda d: d.assign_attrs(paths_status="sure"), r"paths_status must be one of \('exact', .*got 'sure'"),
+        (lambda d: d.assign_attrs(influence_status="sure"), "influence_status must be one of"),
         (lambda d: d.assign(map=d["map"] * 2), "map must sum to 1, as a law does, but sums to 2"),
     ],
 )  # fmt: skip

@@ -126,3 +126,10 @@ def test_an_old_array_is_no_larger_than_its_file(tmp_path):
     file.__iter__.return_value = iter(["a"])
     with pytest.raises(ValueError, match="a is larger than the file"):
         old_files._check_inside(file, h5py, 100)
+
+
+def test_an_older_field_does_not_say_what_else_can_change_the_output():
+    field = load(FOLDER / "field.nc")
+    assert (field.influence, field.influence_sizes, field.paths_status, field.influence_status) == (None,) * 4
+    assert "field of influence" not in repr(field)
+    assert "influence" not in field.to_pandas("inputs")

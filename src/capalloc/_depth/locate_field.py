@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from capalloc._depth.bound_influence import bound
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
@@ -22,13 +23,11 @@ from capalloc._energy.theoretical_field import Field, Position, resolve, theoret
 from capalloc._energy.trace import trace
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
-from capalloc._model.problem import ModelLike, OutputSelection, Problem, axis_names, prepare, seeded
+from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.images import smallest_region
 from capalloc.results.receptive_field import MAP_NAMES, Extent, Index, ReceptiveField, extent_columns, shown
 
-#: Draws of weights and inputs; a gate that is closed in one of them is open in others.
-RANDOM_DRAWS = 6
 CUT_NOTE = "cut by the border: use a larger input"
 
 
@@ -43,15 +42,17 @@ def receptive_field(
     of: Literal["energy", "capacity"] = "energy",
     metric: InputMetricLike = DEFAULT_METRIC,
     batch_size: int = 1,
+    check: bool = False,
     progress: bool = False,
 ) -> ReceptiveField:
-    """Locate what one output position sees: its theoretical field, exact for any graph, and its effective one.
+    """Locate what one output position sees: the field of paths, that of all influence, and the effective one.
 
-    The theoretical field is the support of the propagated map: the inputs where a path to the output position starts
-    if every parameter is other than zero (docs/theory.md, section 6). What reaches the position only through a gate or
-    a statistic (squeeze-and-excite, a norm over positions, attention weights) starts no path: a note counts it. The
-    effective field is the law of the walk from there, P(Z_0 = i), or the capacity kappa_i of that output position
-    alone (section 4).
+    The field of paths, the theoretical one, is the support of the propagated map: the inputs where a path to the output
+    position starts if every parameter is other than zero (docs/theory.md, section 6). The field of influence holds the
+    inputs that can change the output in any way: also those that reach it only through a gate or a statistic
+    (squeeze-and-excite, a norm over positions, attention weights) and start no path. Each says how far it is known.
+    The effective field is the law of the walk from the position, P(Z_0 = i), or the capacity kappa_i of that output
+    position alone (section 4).
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
@@ -64,14 +65,18 @@ def receptive_field(
         of: what the effective field is of, "energy" or "capacity".
         metric: energies of the inputs, as in `propagate`; the theoretical field does not depend on them.
         batch_size: examples walked at once.
+        check: whether to compare the field of influence with gradients at random weights and inputs, also where no gate
+            asks for it; a note says how much of it they reach.
         progress: show a progress bar over batches.
 
     Returns:
         ReceptiveField: for every input axis the theoretical size, start, stop, centre, stride and border, and the
-        standard deviation of the map; the sizes of the smallest regions that hold 68 % and 95 % of it.
+        standard deviation of the map; the sizes of the smallest regions that hold 68 % and 95 % of it; the inputs
+        where paths start (`support`) and those that can change the output (`influence`), each with its status.
 
     Raises:
-        ValueError: bad settings, a position outside the outputs, or one that no path reaches.
+        ValueError: bad settings, a position outside the outputs, or one that no path reaches; an input beyond the
+            field of influence has a gradient, which a wrong `capalloc.rule` can cause.
         UnsupportedOperatorError, TypeError: as `propagate`.
 
     Reference: A. Araujo, W. Norris, J. Sim, Computing Receptive Fields of Convolutional Neural Networks, Distill 2019;
@@ -92,12 +97,14 @@ def receptive_field(
         program = trace(batches.graph, like, "unit", set(problem.params), layers=False)
     position = resolve(output_position, tuple(program.values[program.output].shape[1:]))
     field = theoretical(program, position)
+    reach = bound(batches, position, field.seen, check=check)
     found = _effective(batches, position, of)
     names = axis_names(found.ndim)
     extents = {name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)}
     still = [k for k in range(found.ndim) if k not in field.moving]
     places = (found.sum(still) if still else found).numpy()
     maps = {"map": (names, found.numpy()), "support": (names, field.seen.numpy())}
+    maps["influence"] = (names, reach.influence.numpy())
     attrs: dict[str, Any] = {
         "area_68": int(smallest_region(places, 0.68).sum()),
         "area_95": int(smallest_region(places, 0.95).sum()),
@@ -106,38 +113,11 @@ def receptive_field(
         "of": of,
         "gates": gates,
         "metric": space.word,
-        "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut],
+        "paths_status": reach.paths_status,
+        "influence_status": reach.influence_status,
+        "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut] + reach.notes,
     }
-    if batches.carriers.data_gates:
-        attrs["notes"] += _beyond(problem, like, position, field)
     return ReceptiveField(xr.Dataset(maps | extent_columns(extents), {"axis": list(extents)}, attrs))
-
-
-def _beyond(problem: Problem, x: Tensor, position: Index, field: Field) -> list[str]:
-    """Say where gates and statistics see more than paths do, a lower bound by gradients on `x`, (examples, *inputs)."""
-    random = torch.Generator().manual_seed(0)
-    reached = field.seen
-    for _ in range(RANDOM_DRAWS):
-        drawn = {name: _random_like(p, random) for name, p in problem.params.items()}
-        at = _random_like(x, random).requires_grad_()
-        with torch.enable_grad(), seeded(0, x.device):
-            y = problem.select(torch.func.functional_call(problem.model, drawn, (at,)))
-            marked = at_position(position, y) * _random_like(y, random)
-            (slope,) = torch.autograd.grad(y, at, marked, materialize_grads=True)
-        reached = reached | (slope != 0).any(0).cpu()
-    number, more = int(field.seen.sum()), int((reached & ~field.seen).sum())
-    if not more:
-        return []
-    return [
-        f"the theoretical field is that of paths, {number} inputs; through gates and statistics at least {more} more "
-        f"of {reached.numel()} move the output (those with a gradient, at random weights and inputs)"
-    ]
-
-
-def _random_like(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw Gaussian numbers, those of weights as small as their inputs are many."""
-    size = max(1, value[0].numel()) if value.ndim > 1 else 1
-    return torch.randn(value.shape, generator=generator).to(value).div(size**0.5)
 
 
 def _extent(field: Field, axis: int, deviation: float) -> Extent:

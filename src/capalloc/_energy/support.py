@@ -5,11 +5,13 @@ Index convention: an output is (examples, *output axes), an input (examples, *in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from capalloc._energy.maps import Shared
 from capalloc._energy.program import Program, Step
 from capalloc._energy.sweep import pull
 from capalloc.results.receptive_field import Index
@@ -27,6 +29,7 @@ def support(program: Program, position: Index) -> Tensor:
 
     Cotangents are 0 or 1 after every step, so that nothing underflows however deep the network is.
     """
+    made = _made(program)
     waiting = {program.output: at_position(position, program.values[program.output])}
     for step in reversed(program.steps):
         arrived = waiting.pop(step.out, None)
@@ -34,7 +37,9 @@ def support(program: Program, position: Index) -> Tensor:
         if arrived is None or not wanted:
             continue
         plain = replace(step, factors=(1.0,) * len(step.args), scale=1.0)
-        for slot, back in zip(wanted, pull(program, plain, arrived, wanted, _ones(program, step)), strict=True):
+        for slot, back in zip(
+            wanted, pull(program, plain, arrived, wanted, _patterns(program, step, made)), strict=True
+        ):
             if back is not None:
                 before = waiting.get(slot)
                 waiting[slot] = ((back if before is None else back + before) > 0).to(back.dtype)
@@ -44,11 +49,28 @@ def support(program: Program, position: Index) -> Tensor:
     return (reached > 0).any(0).cpu()
 
 
-def _ones(program: Program, step: Step) -> dict[int, Tensor]:
-    """Set every free weight to 1; a fixed one, such as a filter with holes, keeps its zeros."""
-    ones = {}
+def _patterns(program: Program, step: Step, made: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Give 1 where a weight can be other than zero: anywhere if free, while a fixed filter keeps its holes."""
+    found = {}
     for slot in step.args:
-        if not program.is_signal[slot]:
+        if slot in made:
+            found[slot] = made[slot]
+        elif not program.is_signal[slot]:
             value = program.values[slot]
-            ones[slot] = torch.ones_like(value) if program.free[slot] else (value > 0).to(value.dtype)
-    return ones
+            found[slot] = torch.ones_like(value) if program.free[slot] else (value > 0).to(value.dtype)
+    return found
+
+
+def _made(program: Program) -> dict[int, Tensor]:
+    """Give the patterns of weights that steps make of others, such as a parameter times a mask."""
+    made: dict[int, Tensor] = {}
+    for step in program.steps:
+        if program.is_signal[step.out]:
+            continue
+        if isinstance(step.map, Shared):  # whose shares depend on the values of the parameters
+            made[step.out] = torch.ones_like(program.values[step.out])
+            continue
+        patterns = _patterns(program, step, made)
+        plain = replace(step, factors=(1.0,) * len(step.args), scale=1.0)
+        made[step.out] = (plain.run([patterns[slot] for slot in step.args]) > 0).to(program.dtype)
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import numpy as np
 import xarray as xr
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+#: How far a field is known; a whole input is an upper bound that leaves nothing out.
+Status = Literal["exact", "upper bound", "whole input", "depends on data"]
 Index = tuple[int | None, ...]  # one entry for each output axis, None for all of it
 #: What the map holds.
 MAP_NAMES = {"energy": "probability", "capacity": "capacity"}
@@ -58,6 +60,9 @@ class ReceptiveField(Result):
 
     - `map`: probability (`of` "energy") or capacity in parameters, over the input's own axes;
     - `support`: whether any path starts there;
+    - `influence`: whether it can change the output at all, through gates and statistics too; None in older files;
+    - `paths_status`, `influence_status`: how far either is known, "exact", "upper bound" (an input may be too many),
+      "whole input" (an upper bound that leaves nothing out), "depends on data" (of other examples it may be another);
     - along "axis", the fields of an `Extent`; together they are `axes`, by name;
     - `area_68`, `area_95`: places of the smallest regions that hold 68 % and 95 % of the map;
     - `moving`: axes that regions are counted over; the map is summed over the others;
@@ -83,7 +88,17 @@ class ReceptiveField(Result):
         **dict.fromkeys(("axis", *EXTENT), Variable(("axis",))),
     }
     SETTINGS = ("area_68", "area_95", "moving", "output_position", "of", "gates", "notes")
-    VALUES = ("shown_position", "of", "gates", "area_68", "area_95", "moving", "notes")
+    VALUES = (
+        "shown_position",
+        "paths_status",
+        "influence_status",
+        "of",
+        "gates",
+        "area_68",
+        "area_95",
+        "moving",
+        "notes",
+    )
 
     support: xr.DataArray
     area_68: int
@@ -103,6 +118,12 @@ class ReceptiveField(Result):
             raise ValueError(
                 f"axes, map and support must be over the same axes, got {axes}, {names} and {self.support.dims}"
             )
+        influence = self.influence
+        if influence is not None and (influence.dims != names or bool((self.support & ~influence.astype(bool)).any())):
+            raise ValueError(f"influence must hold the support, over the axes {names}; its own are {influence.dims}")
+        for name in ("paths_status", "influence_status"):
+            if getattr(self, name) not in (None, *get_args(Status)):
+                raise ValueError(f"{name} must be one of {get_args(Status)}, got {getattr(self, name)!r}")
         if not self.moving or not set(self.moving) <= set(names):
             raise ValueError(f"moving must name some of the axes {names}, got {self.moving}")
         if self.of == "energy" and not abs(total - 1) < SUM_TOLERANCE:
@@ -130,8 +151,32 @@ class ReceptiveField(Result):
         """Theoretical size along every input axis."""
         return {name: extent.size for name, extent in self.axes.items()}
 
+    @property
+    def influence(self) -> xr.DataArray | None:
+        """The inputs that can change the output at all; None where an older file does not say."""
+        return self.data.get("influence")
+
+    @property
+    def paths_status(self) -> Status | None:
+        """The status of the field of paths, how far it is known; None where an older file does not say."""
+        return self.data.attrs.get("paths_status")
+
+    @property
+    def influence_status(self) -> Status | None:
+        """The status of the field of influence; None where an older file does not say."""
+        return self.data.attrs.get("influence_status")
+
+    @property
+    def influence_sizes(self) -> dict[str, int] | None:
+        """Size of the field of influence, along every input axis: of the smallest interval that holds it."""
+        if self.influence is None:
+            return None
+        places = dict(zip(self.influence.dims, np.nonzero(self.influence.to_numpy()), strict=True))
+        return {str(name): int(np.ptp(at)) + 1 if at.size else 0 for name, at in places.items()}
+
     def _inputs(self) -> pd.DataFrame:
-        both = xr.Dataset({MAP_NAMES[self.of]: self.map, "support": self.support})
+        fields = {"support": self.support} | ({} if self.influence is None else {"influence": self.influence})
+        both = xr.Dataset({MAP_NAMES[self.of]: self.map, **fields})
         return both.to_dataframe(dim_order=list(self.axes)).reset_index()
 
     ROWS: ClassVar = {"axes": axis_rows("axis"), "inputs": _inputs}
@@ -161,7 +206,8 @@ class ReceptiveField(Result):
             f"of {'path energy' if energy else 'its capacity'}, averaged over neighbouring places.",
             facts=[
                 Fact("output position", self.shown_position),
-                Fact("theoretical extent", " × ".join(str(self.axes[axis].size) for axis in self.moving), over),
+                Fact("theoretical extent", " × ".join(str(self.sizes[axis]) for axis in self.moving), over),
+                *self._fields(),
                 Fact(f"68 % of {self.of}", f"{self.area_68:,}", f"places of {over}"),
                 Fact(f"95 % of {self.of}", f"{self.area_95:,}", f"places of {over}"),
             ],
@@ -177,6 +223,21 @@ class ReceptiveField(Result):
             rows=("axes",),
             settings={"output_position": self.shown_position, "of": self.of, "gates": self.gates},
         )
+
+    def _fields(self) -> list[Fact]:
+        """Count the inputs where paths start, and those that can change the output, each with its status."""
+        if self.influence is None or self.influence_sizes is None:
+            return []
+        extent = " × ".join(str(self.influence_sizes[axis]) for axis in self.moving)
+        held = [int(inputs.sum()) for inputs in (self.support, self.influence)]
+        return [
+            Fact("field of paths", f"{held[0]:,} of {self.support.size:,}", self.paths_status or ""),
+            Fact(
+                "field of influence",
+                f"{held[1]:,} of {self.support.size:,}",
+                f"{self.influence_status}, {extent}",
+            ),
+        ]
 
     def _extents(self) -> Table:
         rows = []

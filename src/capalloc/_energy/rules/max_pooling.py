@@ -15,8 +15,28 @@ from capalloc._energy.program import Energy
 from capalloc._energy.rules.average_pooling import pooled
 from capalloc._energy.rules.registration import Call, rule
 from capalloc._operators.calls import Operation, per_axis
+from capalloc._operators.records import of_kind
 
 aten = torch.ops.aten
+WINDOWED = (
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.max_pool1d_with_indices.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+)
+#: Over whole axes.
+REDUCING = (
+    aten.amax.default,
+    aten.amin.default,
+    aten.max.dim,
+    aten.min.dim,
+    *of_kind("statistic"),
+)
 
 
 def windows_won(operation: Operation) -> Tensor:
@@ -53,31 +73,13 @@ def axes_won(operation: Operation) -> Tensor:
     return _kept(won, dims) if operation["keepdim"] else won
 
 
-@rule(
-    aten.max_pool1d.default,
-    aten.max_pool2d.default,
-    aten.max_pool3d.default,
-    aten.max_pool1d_with_indices.default,
-    aten.max_pool2d_with_indices.default,
-    aten.max_pool3d_with_indices.default,
-    aten.adaptive_max_pool1d.default,
-    aten.adaptive_max_pool2d.default,
-    aten.adaptive_max_pool3d.default,
-    gates=windows_won,
-)
+@rule(*WINDOWED, gates=windows_won)
 def maximum(call: Call) -> Energy | tuple[Energy, None]:
     """A gate that lets one of k through: the one that won on the example, each with weight 1/k without data."""
     operation = call.operation
     if call.gates == "data":
         return _with_indices(call, _take(operation))
-    adaptive = operation["output_size"] is not None
-    mean = getattr(F, f"{'adaptive_' if adaptive else ''}avg_pool{_ndim(operation)}d")
-    if adaptive:
-        return _with_indices(call, lambda e: mean(e, call["output_size"]))
-    size, stride, padding, dilation = _settings(operation)
-    if any(d != 1 for d in dilation):
-        return _with_indices(call, lambda e: _dilated_mean(e, operation))
-    return _with_indices(call, lambda e: mean(e, size, stride, padding, bool(call["ceil_mode"]), False))
+    return _with_indices(call, _mean(operation))
 
 
 @rule(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default)
@@ -115,6 +117,27 @@ def _select(call: Call, winners: Tensor, dims: tuple[int, ...]) -> Energy:
     labels = call.program.channels.merge(x.labels, x.shape, dims, forced=True)
     labels = labels if keepdim else labels.squeeze(dims)
     return call.program.step(lambda e: (e * gates).sum(dims, keepdim=keepdim), [x], labels)
+
+
+def window_sums(operation: Operation) -> Callable[[Tensor], Tensor] | None:
+    """Give a weighted sum of what each entry of a maximum or a spread is taken over; None where that is random."""
+    if operation["kernel_size"] is None and operation["output_size"] is None:
+        if operation.op not in REDUCING:
+            return None
+        return lambda x: x.sum(_dims(operation["dim"], x.ndim), keepdim=bool(operation["keepdim"]))
+    return _mean(operation) if operation.op in WINDOWED else None
+
+
+def _mean(operation: Operation) -> Callable[[Tensor], Tensor]:
+    ndim, output_size = _ndim(operation), operation["output_size"]
+    if output_size is not None:
+        adaptive = getattr(F, f"adaptive_avg_pool{ndim}d")
+        return lambda e: adaptive(e, output_size)
+    size, stride, padding, dilation = _settings(operation)
+    if any(d != 1 for d in dilation):
+        return lambda e: _dilated_mean(e, operation)
+    mean, ceil = getattr(F, f"avg_pool{ndim}d"), bool(operation["ceil_mode"])
+    return lambda e: mean(e, size, stride, padding, ceil, False)
 
 
 def _with_indices(call: Call, fn: Callable[[Tensor], Tensor]) -> Energy | tuple[Energy, None]:

@@ -156,6 +156,9 @@ def receptive_field(
     of: Annotated[Literal["energy", "capacity"], method_option(help="What the effective field is of.")] = "energy",
     gates: Gates = "data",
     metric: Metric = DEFAULT_METRIC,
+    check: Annotated[
+        bool, method_option(help="Compare what can change the output with gradients at random weights.")
+    ] = False,
 ) -> None:
     """Theoretical and effective receptive field of an output position."""
 

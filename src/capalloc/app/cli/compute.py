@@ -90,10 +90,11 @@ def run_receptive_field(
     of: Literal["energy", "capacity"],
     gates: GateSource,
     metric: MetricName,
+    check: bool,
 ) -> None:
     """Run `capalloc receptive-field`."""
     chosen = None if position is None else parse_integers(position, "--position", lowest=0)
-    method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, metric=metric)
+    method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, metric=metric, check=check)
     examples = 1 if metric == "identity" else FEW_EXAMPLES  # that it is taken from
     compute(options, output, examples, partial(method, progress=output.bars))
 
