@@ -147,6 +147,25 @@ def test_what_the_examples_choose_is_said():
     assert bool(torch.from_numpy(field.influence.values)[reached(net, x, position)].all())
 
 
+def test_an_order_has_paths_on_the_examples_alone():
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), Along(lambda x: x.sort(3)[0]), nn.Conv2d(2, 1, 1)).double().eval()
+    x = gaussian(1, 1, 6, 6)
+    field = capalloc.receptive_field(net, x, output_position=(2, 2))
+    assert (field.paths_status, field.influence_status) == ("depends on data", "exact")
+    torch.testing.assert_close(torch.from_numpy(field.influence.values), reached(net, x, (None, 2, 2)))
+    assert 2 <= int(field.support.sum()) <= 8  # one window of 2 x 2 in either channel
+    assert int(field.influence.sum()) == 12
+
+
+def test_rounding_of_a_fourier_transform_reaches_nothing():
+    """There and back is the identity, which the bound does not know."""
+    there_and_back = Along(lambda x: x * torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[-2:]).tanh())
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), there_and_back, nn.Conv2d(2, 1, 1)).double().eval()
+    field = capalloc.receptive_field(net, gaussian(1, 1, 7, 7), output_position=(2, 2), check=True)
+    assert (int(field.support.sum()), field.influence_status) == (4, "whole input")
+    assert "reach 4 of the 49 inputs" in field.notes[-1]
+
+
 class Best(nn.Module):
     """Rows in the order that their sums ask for."""
 

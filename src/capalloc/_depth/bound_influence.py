@@ -27,8 +27,8 @@ class Bound:
     notes: list[str] = field(default_factory=list)
 
 
-def bound(batches: Batches, position: Index, paths: Tensor, *, check: bool) -> Bound:
-    """Find all that can change the position, where `paths` start, and compare it with gradients.
+def bound(batches: Batches, position: Index, paths: Tensor, *, by_data: bool, check: bool) -> Bound:
+    """Find all that can change the position, where `paths` start (`by_data`: on the examples), and compare gradients.
 
     Raises:
         ValueError: an input outside the bound has a gradient.
@@ -36,7 +36,7 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, check: bool) -> B
     """
     graph, random = batches.graph, torch.Generator().manual_seed(0)
     like = batches.problem.probe.expand(graph.batch_size, *batches.problem.input_shape)
-    plain, reached = gates_add_nothing(graph, batches.carriers), torch.zeros_like(paths)
+    plain, reached = not by_data and gates_add_nothing(graph, batches.carriers), torch.zeros_like(paths)
     with seeded(0, like.device):
         found = Influence(paths) if plain else _swept(graph, position, like, random)
         draws = DRAWS_OF_CHECK if check else 0 if plain else DRAWS
@@ -44,7 +44,7 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, check: bool) -> B
             if done and not check and torch.equal(reached, found.seen):
                 break
             reached = reached | gradient_reach(graph, position, like, random)
-        closed = not plain and (found.chosen or closes_paths(graph, batches.carriers, like, random))
+        closed = not plain and (by_data or found.chosen or closes_paths(graph, batches.carriers, like, random))
     if outside := int((reached & ~found.seen).sum()):
         raise ValueError(
             f"{outside} inputs beyond the field of influence have a gradient: the kind declared for an operator of "

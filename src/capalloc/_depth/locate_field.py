@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from capalloc._depth.bound_influence import bound
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
+from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._energy.support import at_position
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
@@ -94,10 +96,14 @@ def receptive_field(
     batches = Batches.of(problem, gates, batch_size, progress=progress, metric=space)
     with seeded(0, problem.probe.device):
         like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
-        program = trace(batches.graph, like, "unit", set(problem.params), layers=False)
+        by_data, read = False, partial(trace, batches.graph, like, selected=set(problem.params), layers=False)
+        try:
+            program = read(gates="unit")
+        except UnsupportedOperatorError:  # an order has no gate that is open for all
+            by_data, program = True, read(gates="data")
     position = resolve(output_position, tuple(program.values[program.output].shape[1:]))
     field = theoretical(program, position)
-    reach = bound(batches, position, field.seen, check=check)
+    reach = bound(batches, position, field.seen, by_data=by_data, check=check)
     found = _effective(batches, position, of)
     names = axis_names(found.ndim)
     extents = {name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)}

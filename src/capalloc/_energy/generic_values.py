@@ -122,7 +122,7 @@ def _filled(node: Node, values: Values, changing: set[Node], generator: torch.Ge
     value: Tensor = values[node]
     kind, reads = record(node.target).kind, [values[used] for used in node.all_input_nodes]
     decided = any(used in changing and not is_floating(values[used]) for used in node.all_input_nodes)
-    local = same_places(node) and kind not in ("sum", "product", "quotient", "copy", "selection")
+    local = same_places(node) and kind not in ("constant", "sum", "product", "quotient", "copy", "selection")
     if not value.dtype.is_floating_point or not (local or (decided and (same_places(node) or kind == "copy"))):
         return value
     open_ = torch.ones_like(value, dtype=torch.bool) if decided else value == 0

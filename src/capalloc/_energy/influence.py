@@ -35,7 +35,7 @@ from capalloc._energy.support import at_position
 from capalloc._graph.capture import Graph
 from capalloc._graph.interpret import Values, fill
 from capalloc._operators.calls import Operation, arguments_of, invoke
-from capalloc._operators.records import record
+from capalloc._operators.records import named, record
 from capalloc.results.receptive_field import Index
 
 Masks = list[Tensor | None]  # one for each tensor of a result
@@ -44,6 +44,11 @@ SMOOTH_KINDS = frozenset(
     {"softmax", "attention", "normalisation", "selection", "product", "quotient", "contraction", "sum", "average"}
     | {"movement", "piece", "dense", "convolution"}
 )
+#: Operators without a path that have a dependence, and those whose reads another signal chooses.
+PATHLESS = named("detach bernoulli bernoulli.p")
+STEERED_READS = named("grid_sampler grid_sampler_2d grid_sampler_3d")
+#: Relative size below which a gradient is rounding where the model has complex numbers.
+FOURIER_ROUNDING = 1e-12
 #: Points at which an operator without a declared kind has one derivative, if it is affine.
 AFFINE_POINTS = 8
 
@@ -96,7 +101,9 @@ def gradient_reach(graph: Graph, position: Index, like: Tensor, generator: torch
         y = values[graph.output]
         weights = at_position(position, y) * torch.randn(y.shape, generator=generator).to(y)
         (slope,) = torch.autograd.grad(y, x, weights, materialize_grads=True)
-    reached: Tensor = (slope != 0).any(0).cpu()
+    spread = any(isinstance(value, Tensor) and value.is_complex() for value in values.values())  # Fourier's rounding
+    least = FOURIER_ROUNDING * float(slope.abs().max()) if spread else 0.0
+    reached: Tensor = (slope.abs() > least).any(0).cpu()
     return reached
 
 
@@ -128,6 +135,8 @@ class _Sweep:
         if node.target is operator.getitem:
             size = len(pytree.tree_leaves(self.values[wanted[0]]))
             return {wanted[0]: [masks[0] if k == node.args[1] else None for k in range(size)]}
+        if record(node.target).kind == "constant" and node.target not in PATHLESS:
+            return {}
         rule = self._rule(node, wanted)
         pulled = None if rule is None else rule(node, masks, wanted)
         if pulled is None:
@@ -141,7 +150,7 @@ class _Sweep:
         discrete = [n for n in wanted if not is_floating(self.values[n]) and n not in moved]
         if (same_places(node) and (discrete or kind not in SMOOTH_KINDS)) or kind in ("copy", "constant"):
             return self._same_places
-        if discrete:
+        if discrete or (node.target in STEERED_READS and given["grid"] in wanted):
             self.found.chosen = True
             return self._everything
         if kind in ("pooling", "statistic"):

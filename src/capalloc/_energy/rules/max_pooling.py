@@ -15,7 +15,7 @@ from capalloc._energy.program import Energy
 from capalloc._energy.rules.average_pooling import pooled
 from capalloc._energy.rules.registration import Call, rule
 from capalloc._operators.calls import Operation, per_axis
-from capalloc._operators.records import of_kind
+from capalloc._operators.records import named, of_kind
 
 aten = torch.ops.aten
 WINDOWED = (
@@ -29,14 +29,13 @@ WINDOWED = (
     aten.adaptive_max_pool2d.default,
     aten.adaptive_max_pool3d.default,
 )
-#: Over whole axes.
-REDUCING = (
-    aten.amax.default,
-    aten.amin.default,
-    aten.max.dim,
-    aten.min.dim,
+#: Over whole axes; those that put an axis in order; those over all that comes before.
+REDUCING = [
+    *named("amax amin max.dim min.dim kthvalue median.dim nanmedian.dim mode"),
     *of_kind("statistic"),
-)
+]
+ORDERING = named("sort sort.stable topk")
+RUNNING = named("cummax cummin")
 
 
 def windows_won(operation: Operation) -> Tensor:
@@ -120,12 +119,15 @@ def _select(call: Call, winners: Tensor, dims: tuple[int, ...]) -> Energy:
 
 
 def window_sums(operation: Operation) -> Callable[[Tensor], Tensor] | None:
-    """Give a weighted sum of what each entry of a maximum or a spread is taken over; None where that is random."""
-    if operation["kernel_size"] is None and operation["output_size"] is None:
-        if operation.op not in REDUCING:
-            return None
-        return lambda x: x.sum(_dims(operation["dim"], x.ndim), keepdim=bool(operation["keepdim"]))
-    return _mean(operation) if operation.op in WINDOWED else None
+    """Give a weighted sum of what each entry of a maximum or a spread is taken over; None where that is not known."""
+    op, dim = operation.op, operation["dim"]
+    if op in WINDOWED:
+        return _mean(operation)
+    if op in REDUCING:
+        return lambda x: x.sum(_dims(dim, x.ndim), keepdim=bool(operation["keepdim"]))
+    if op in ORDERING:
+        return lambda x: x.sum(dim, keepdim=True).expand(_first(operation.result).shape)
+    return (lambda x: x.cumsum(dim)) if op in RUNNING else None
 
 
 def _mean(operation: Operation) -> Callable[[Tensor], Tensor]:
