@@ -84,6 +84,7 @@ MIDDLES = {
     "one row": Along(lambda x: x * torch.tanh(x.flip(3)).cumsum(3)),
     "PReLU": nn.PReLU(4),
     "SiLU": Along(lambda x: x * torch.sigmoid(x)),
+    "a quantile": Along(lambda x: x * x.quantile(0.3, 3, keepdim=True)),
     "local response": nn.LocalResponseNorm(3),
     "a norm of one row": Along(lambda x: F.normalize(x, dim=3)),
 }

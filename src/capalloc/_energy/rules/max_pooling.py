@@ -31,7 +31,7 @@ WINDOWED = (
 )
 #: Over whole axes; those that put an axis in order; those over all that comes before.
 REDUCING = [
-    *named("amax amin max.dim min.dim kthvalue median.dim nanmedian.dim mode"),
+    *named("amax amin max.dim min.dim kthvalue median.dim nanmedian.dim mode quantile.scalar nanquantile.scalar"),
     *of_kind("statistic"),
 ]
 ORDERING = named("sort sort.stable topk")
