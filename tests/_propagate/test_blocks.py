@@ -15,7 +15,7 @@ import capalloc
 from capalloc._linalg.inverse_root import InverseRoot, rank_of_sample
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
 from capalloc._measure.refine import blocks_alone, readings, refine
-from capalloc._propagate.by_constraints import bounds, capped, is_small
+from capalloc._propagate.by_constraints import affordable, bounds, capped, is_small
 from capalloc._runtime.memory import Size
 from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module
@@ -346,3 +346,11 @@ def test_unused_parameters_are_those_that_no_constraint_moves(examples, solver):
     assert found["unused_params"] == sum(p.numel() for p in model.parameters()) - moved >= 3 + 15
     assert (found["unseen_params"], found["symmetries_exact"]) == (0, False)
     assert found["symmetries"] >= (1 if examples > 2 else 0)  # an open unit rescales
+
+
+def test_as_many_probes_as_the_time_allows():
+    assert affordable(64, Block(), 1e-3) == 64
+    assert affordable(64, Block(), 1.0) == 10  # three products each
+    assert affordable(64, Block(), 1e3) == 2
+    for asked in (Block(num_steps=2), Block(num_probes=64), Block(max_seconds=None)):
+        assert affordable(64, asked, 1.0) == 64

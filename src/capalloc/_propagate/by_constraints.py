@@ -51,6 +51,8 @@ LARGE_PARAMS, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE = 2_000_000, 4, 
 FEWEST_PROBES, MOST_PROBES = 16, 64
 #: Probes times examples of large networks: some thirty passes.
 PRODUCTS_OF_LARGE = 8
+#: Products of a probe before its first step: its image, and C and C' once more.
+PRODUCTS_OF_A_PROBE = 3
 #: Images C' xi that tell the parts of tensors in the blocks' answer.
 FEWEST_IMAGES = 2
 
@@ -100,7 +102,11 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         examples = examples.prepared()
     sums = ExampleSums(examples, Steps(examples))
     sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
+    sampling = time.perf_counter()
     root = inverse_root(examples, *sample)
+    products = 2 * min(sample[0], len(examples.x)) * sample[1]  # of single examples, for the bases and what they hold
+    each = (time.perf_counter() - sampling) / products
+    probes = probes if large else affordable(probes, settings, each * len(examples.x))
     steps = steps_for(settings, examples)
     if steps:
         found = refine(sums, root, probes, steps, Enough(settings, began))
@@ -129,6 +135,13 @@ def probes_for(size: Size) -> int:
     if size.params > LARGE_PARAMS:
         return max(2, math.ceil(PRODUCTS_OF_LARGE / size.examples))
     return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
+
+
+def affordable(probes: int, settings: Block, seconds: float) -> int:
+    """Return as many probes as the time allows, two or more, where one product of a probe takes so many seconds."""
+    if (settings.num_probes, settings.num_steps) != ("auto", "auto") or settings.max_seconds is None:
+        return probes
+    return max(2, min(probes, int(settings.max_seconds / (PRODUCTS_OF_A_PROBE * seconds))))
 
 
 def steps_for(settings: Block, examples: Examples) -> int:
