@@ -119,6 +119,12 @@ def test_values_that_hold_themselves_have_an_end():
     assert digest(loop) != digest([1, [1]])
 
 
+def test_marks_of_torch_are_of_no_account():
+    plain, compiled = nn.LeakyReLU(), nn.LeakyReLU()
+    torch.compile(compiled)
+    assert digest(plain) == digest(compiled)
+
+
 def test_places_and_numbers_of_hooks_are_of_no_account():
     """Ranks have each their own device, and handles count all hooks of their process."""
     assert digest(torch.device("cuda", 0)) == digest(torch.device("cuda", 1)) != digest(torch.device("cpu"))

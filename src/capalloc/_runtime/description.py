@@ -38,6 +38,8 @@ COMPILED = (
     types.MethodDescriptorType,
     types.ClassMethodDescriptorType,
 )
+#: Attributes that torch marks modules with, or not, by what else the process has done with it.
+MARKS = ("_is_", "_compiled_", "_torchdynamo_")
 #: Of pickles, whose way of taking objects apart is taken here too.
 PROTOCOL = 4
 #: Letters of a digest: enough to tell mistakes apart.
@@ -147,6 +149,8 @@ class Description:
             return
         yield self._of(type(module))
         for name, value in vars(module).items():
+            if name.startswith(MARKS):
+                continue
             yield name
             if isinstance(module, torch.fx.GraphModule) and name == "_graph":
                 yield str(value)
