@@ -157,11 +157,12 @@ def test_standard_errors_of_patches_are_calibrated() -> None:
 @pytest.mark.parametrize("examples", [24, 2])
 @pytest.mark.parametrize("rtol", [0.02, 0.4])  # the default, and solves that stop early
 def test_errors_of_tensors_and_total_cover_the_solves(examples, rtol) -> None:
-    exact, found = exact_of(examples), repeats(rtol, examples, 24)
+    count = 24 if (examples, rtol) == (2, 0.02) else 12  # the first are those of the test below
+    exact, found = exact_of(examples), repeats(rtol, examples, count)
     errors = [[*a.attrs["by_parameter_standard_error"].values(), a.attrs["total_standard_error"]] for a in found]
     values = [[*a.by_parameter.values, a.total] for a in found]
     z = (torch.tensor(values) - torch.tensor([*exact.by_parameter.values, exact.total])) / torch.tensor(errors)
-    assert float(z.square().mean(0).sqrt().max()) < 1.4  # the largest of seven, each known to 0.14
+    assert float(z.square().mean(0).sqrt().max()) < 1 + 2.8 / (2 * count) ** 0.5  # the largest of seven
 
 
 def test_with_fewer_rows_than_parameters_maps_are_right() -> None:
