@@ -5,8 +5,6 @@ BIN    := $(VENV)/bin
 USE    := $(VENV)/.installed
 TOOLS  := $(VENV)/.tools
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# One more than there are cores: tests of long runs wait for processes, and another works meanwhile.
-WORKERS = $(shell $(BIN)/python -c "import os; print((os.cpu_count() or 1) + 1)")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow coverage lint docs bench studies dist clean
@@ -30,15 +28,15 @@ $(TOOLS): $(USE)
 demo: $(USE)  ## train a small network on digits, measure and propagate its capacity, write demo.html
 	$(BIN)/capalloc demo
 
-test: setup  ## the test suite, in parallel (under 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+test: setup  ## the test suite, in parallel (eight to nine minutes on 2 cores)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: setup  ## the long studies too
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Tracing costs half the suite's time again, so that `make test` goes without; PART may leave out slow folders.
 coverage: setup  ## the test suite, which lines and branches of src it reaches, and any raise that it does not
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered $(PART)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered $(PART)
 	$(BIN)/python tests/raises.py
 
 lint: setup  ## ruff, mypy, and the one-way flow of imports

@@ -39,7 +39,7 @@ COMPILED = (
     types.ClassMethodDescriptorType,
 )
 #: Attributes that torch marks modules with, or not, by what else the process has done with it.
-MARKS = ("_is_", "_compiled_", "_torchdynamo_")
+MARKS = ("_is_", "_compile", "_torchdynamo_")
 #: Of pickles, whose way of taking objects apart is taken here too.
 PROTOCOL = 4
 #: Letters of a digest: enough to tell mistakes apart.
