@@ -88,7 +88,7 @@ def _cells(
             "row": row,
             "column": column,
             "place": ", ".join(f"{name} {k}" for name, k in zip(names, (row, column)[-len(names) :], strict=True)),
-            "value": f"{value:{'+' if signed else ''}.1f}" if written else "",
+            "value": f"{value:{'+' if signed else ''}z.1f}" if written else "",
             "exact": f"{value:{'+' if signed else ''}.4g}",
             "fill": _hex(rgb[row, column]),
             "ink": "#000" if rgb[row, column] @ (0.299, 0.587, 0.114) > 0.5 else "#fff",

@@ -171,7 +171,8 @@ class Explorer {
     plane.forEach((value, i) => {
       const [r, g, b] = rgb.subarray(4 * i, 4 * i + 3);
       context.fillStyle = 0.299 * r + 0.587 * g + 0.114 * b > 127 ? "#000" : "#fff";
-      const text = (spec.kind === "difference" && value > 0 ? "+" : "") + value.toFixed(1).replace("-", MINUS);
+      const rounded = Number(value.toFixed(1)) || 0; // no minus before a zero
+      const text = (spec.kind === "difference" && rounded > 0 ? "+" : "") + rounded.toFixed(1).replace("-", MINUS);
       context.fillText(text, ((i % this.cols) + 0.5) * wide, (Math.floor(i / this.cols) + 0.5) * high);
     });
   }
