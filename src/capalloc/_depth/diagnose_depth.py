@@ -13,11 +13,12 @@ from torch import Tensor
 
 from capalloc._depth.balance_depth import scaling
 from capalloc._depth.compare_gradients import shattering
-from capalloc._depth.locate_field import receptive_field
+from capalloc._depth.locate_field import locate
+from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._model.input_metric import InputMetricLike
+from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.diagnosis import FIELD, Diagnosis
@@ -70,7 +71,8 @@ def _field(problem: Problem, metric: InputMetricLike) -> xr.Dataset:
     axes: dict[str, Extent] = {}
     with suppress(ValueError):
         # What is shared holds from a batch of 2 on.
-        axes.update(receptive_field(problem, problem.inputs, metric=metric, batch_size=2).axes)
+        batches = Batches.of(problem, "data", 2, metric=input_metric(metric, problem))
+        axes.update(locate(batches, None, "energy").extents)
     columns = {
         name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))
         for name in FIELD[1:]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -94,19 +94,11 @@ def receptive_field(
     problem = prepare(model, inputs, outputs)
     space = input_metric(metric, problem)
     batches = Batches.of(problem, gates, batch_size, progress=progress, metric=space)
-    with seeded(0, problem.probe.device):
-        like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
-        by_data, read = False, partial(trace, batches.graph, like, selected=set(problem.params), layers=False)
-        try:
-            program = read(gates="unit")
-        except UnsupportedOperatorError:  # an order has no gate that is open for all
-            by_data, program = True, read(gates="data")
-    position = resolve(output_position, tuple(program.values[program.output].shape[1:]))
-    field = theoretical(program, position)
-    reach = bound(batches, position, field.seen, by_data=by_data, check=check)
-    found = _effective(batches, position, of)
-    names = axis_names(found.ndim)
-    extents = {name: _extent(field, k, _deviation(found, k)) for k, name in enumerate(names)}
+    located = locate(batches, output_position, of)
+    position, field, found = located.position, located.field, located.found
+    reach = bound(batches, position, field.seen, by_data=located.by_data, check=check)
+    extents = located.extents
+    names = tuple(extents)
     still = [k for k in range(found.ndim) if k not in field.moving]
     places = (found.sum(still) if still else found).numpy()
     maps = {"map": (names, found.numpy()), "support": (names, field.seen.numpy())}
@@ -124,6 +116,36 @@ def receptive_field(
         "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut] + reach.notes,
     }
     return ReceptiveField(xr.Dataset(maps | extent_columns(extents), {"axis": list(extents)}, attrs))
+
+
+@dataclass(frozen=True)
+class Located:
+    """The field of paths to a position, and the map of what they carry."""
+
+    position: Index
+    field: Field
+    by_data: bool  # whether the field is that of the examples' gates
+    found: Tensor  # the map
+
+    @property
+    def extents(self) -> dict[str, Extent]:
+        """Give the extent along each axis of the input, by name."""
+        names = axis_names(self.found.ndim)
+        return {name: _extent(self.field, k, _deviation(self.found, k)) for k, name in enumerate(names)}
+
+
+def locate(batches: Batches, output_position: Position, of: str) -> Located:
+    """Find where paths to a position start, and what they carry of "energy" or "capacity"."""
+    problem = batches.problem
+    with seeded(0, problem.probe.device):
+        like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
+        by_data, read = False, partial(trace, batches.graph, like, selected=set(problem.params), layers=False)
+        try:
+            program = read(gates="unit")
+        except UnsupportedOperatorError:  # an order has no gate that is open for all
+            by_data, program = True, read(gates="data")
+    position = resolve(output_position, tuple(program.values[program.output].shape[1:]))
+    return Located(position, theoretical(program, position), by_data, _effective(batches, position, of))
 
 
 def _extent(field: Field, axis: int, deviation: float) -> Extent:

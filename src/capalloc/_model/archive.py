@@ -121,10 +121,9 @@ def _check_files(path: Path, files: dict[str, bytes]) -> None:
     try:
         if len({name.lower() for name in files}) < len(files):  # a name finds its file in any case
             raise _RefusedError("two files of one name")
-        for name, content in files.items():
-            _check_file(name.lower(), content)
-            if name.endswith("_config.json"):
-                _check_lengths(json.loads(content)["config"], {part.rpartition("/")[2]: files[part] for part in files})
+        parts = {name.lower(): content for name, content in files.items()}
+        for name in parts:
+            _check_file(name, parts)
         if f"models/{MODEL}.json" not in files:
             raise KeyError(f"no models/{MODEL}.json in it")
     except _RefusedError as error:
@@ -136,7 +135,8 @@ def _check_files(path: Path, files: dict[str, bytes]) -> None:
         raise ValueError(f"{path} is damaged: {_first_line(error)}") from error
 
 
-def _check_file(name: str, content: bytes) -> None:
+def _check_file(name: str, parts: dict[str, bytes]) -> None:
+    content = parts[name]
     if name.startswith("data/aotinductor/"):
         raise _RefusedError("a compiled library")
     if name.endswith(".pt"):
@@ -147,9 +147,11 @@ def _check_file(name: str, content: bytes) -> None:
         except Exception as error:
             raise _RefusedError(f"a pickle of more than tensors, {name}") from error
     if name.endswith("_config.json"):
-        for payload in json.loads(content)["config"].values():
+        for tensor, payload in json.loads(content)["config"].items():
             if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_")):
                 raise _RefusedError(f"a pickle, {payload['path_name']}")
+            part = f"{name.rpartition('/')[0]}/{payload['path_name']}"
+            _check_length(tensor, payload["tensor_meta"], len(parts[part]))
     if name.startswith("models/"):
         document = json.loads(content)
         for where, check in CHECKS.items():
@@ -158,14 +160,12 @@ def _check_file(name: str, content: bytes) -> None:
         _check_names(document)
 
 
-def _check_lengths(config: dict[str, Any], parts: dict[str, bytes]) -> None:
-    """No tensor has more entries than its part of the file has bytes."""
-    for name, payload in config.items():
-        meta, held = payload["tensor_meta"], len(parts[payload["path_name"]])
-        sizes, strides = ([axis["as_int"] for axis in meta[key]] for key in ("sizes", "strides"))
-        reach = sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + meta["storage_offset"]["as_int"]
-        if min([*sizes, *strides, 0]) < 0 or (0 not in sizes and max(reach + 1, math.prod(sizes)) > held):
-            raise ValueError(f"{name} is larger than its part of the file")
+def _check_length(tensor: str, meta: dict[str, Any], held: int) -> None:
+    """A tensor has no more entries than its part of the file has bytes."""
+    sizes, strides = ([axis["as_int"] for axis in meta[key]] for key in ("sizes", "strides"))
+    reach = sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + meta["storage_offset"]["as_int"]
+    if min([*sizes, *strides, 0]) < 0 or (0 not in sizes and max(reach + 1, math.prod(sizes)) > held):
+        raise ValueError(f"{tensor} is larger than its part of the file")
 
 
 def _texts(tree: Any, key: str) -> Iterator[str]:

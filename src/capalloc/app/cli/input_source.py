@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -99,15 +98,13 @@ def _read_npy(path: Path, number: int | None) -> Tensor:
 
 def _read_npz(path: Path, number: int | None) -> Tensor:
     with np.load(path, allow_pickle=False) as arrays:
-        name = _only(list(arrays))
-    with zipfile.ZipFile(path) as archive:
+        name, archive = _only(list(arrays)), arrays.zip
         part = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
         with archive.open(part) as file:
             first = _first_rows(file, number)
         if first is not None:
             return torch.from_numpy(first)
         budget_of(torch.device("cpu")).set_aside(part.file_size, f"the array {name}", "take a file of fewer examples")
-    with np.load(path, allow_pickle=False) as arrays:
         return torch.from_numpy(arrays[name][:number])
 
 
