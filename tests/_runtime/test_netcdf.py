@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from capalloc._runtime import netcdf
 from capalloc._runtime.netcdf import decode, encode
 
-DTYPES = ("f8", "f4", "f2", "i8", "i4", "u2", "?", "<U3", "S4")
+DTYPES = ("f8", "f4", "f2", "i8", "u8", "i4", "u2", "?", "<U3", "S4")
 WRITTEN = encode(xr.Dataset({"a": ("x", np.arange(5.0))}, {"x": list("abcde")}, {"notes": ["one"]}), "thing-1")
 
 
@@ -41,6 +41,12 @@ def test_every_bit_comes_back(values, coordinate):
     xr.testing.assert_identical(found, dataset)
     assert found["v"].dtype == values.dtype
     assert found["v"].values.tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("number", [2**31, 2**53, 2**53 + 1, 2**63 - 80, -(2**63)])
+def test_integers_beyond_those_of_the_format_come_back(number):
+    values = np.array([number, -1])
+    assert decode(encode(xr.Dataset({"v": ("x", values)}), "thing-1"))[2]["v"].values.tolist() == values.tolist()
 
 
 @given(st.integers(0, len(WRITTEN) - 1), st.integers(0, 7))

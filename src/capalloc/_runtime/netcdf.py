@@ -24,6 +24,8 @@ DIGEST, HELD_TYPES, FORMAT, CONTENT = "digest", "types", "format", "attrs"
 MARK: Final = re.compile(rb"sha256:([0-9a-f]{64})")
 BLANK: Final = "0" * 64
 INT32: Final = np.iinfo(np.int32)
+#: Whole numbers up to which float64 has all.
+WHOLE: Final = 2**53
 #: Bytes of a number, by its code in the file.
 WIDTHS: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8}
 #: Strings are of four bytes a character in memory, and of one or more in the file.
@@ -150,10 +152,12 @@ def _type(name: str, variable: xr.Variable, coordinate: bool) -> dict[str, Any]:
 
 
 def _plain(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return values as the classic format has them: integers beyond 32 bits are whole numbers of float64."""
+    """Return values as the classic format has them: integers beyond 32 bits as float64, those beyond 53 as text."""
     if values.dtype.kind == "b":
         return values.astype(np.int8)
     if values.dtype.kind in "iu":
-        fits = INT32.min <= values.min() and values.max() <= INT32.max
-        return values.astype(np.int32 if fits else np.float64)
+        least, most = int(values.min()), int(values.max())
+        if INT32.min <= least and most <= INT32.max:
+            return values.astype(np.int32)
+        return values.astype(np.float64 if least >= -WHOLE and most <= WHOLE else str)
     return values.astype(np.float64) if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8) else values
