@@ -143,3 +143,45 @@ def test_rows_that_go_wrong_for_several_examples_are_found_out():
         assert row_errors(rows, loop, x[:1], replay) == ""
         assert row_errors(rows, loop, x, replay).startswith("gives wrong derivatives for 0.bias, 0.weight")
         assert choose_jacobian(problem, x, replay).name == "forward"
+
+
+class Recurrent(nn.Module):
+    """A recurrent module read at its last step, on whole sequences or on packed ones."""
+
+    def __init__(self, kind: type[nn.RNNBase], packed: bool = False, **options: object) -> None:
+        super().__init__()
+        self.recurrent, self.packed = kind(2, 3, batch_first=True, **options), packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.packed:
+            return self.recurrent(x)[0][:, -1]
+        sequences = nn.utils.rnn.pack_padded_sequence(x, torch.full((len(x),), x.shape[1]), batch_first=True)
+        return nn.utils.rnn.pad_packed_sequence(self.recurrent(sequences)[0], batch_first=True)[0][:, -1]
+
+
+RECURRENT_MODULES = {
+    "LSTM": (nn.LSTM, {}),
+    "LSTM, two layers, both ways, projected": (nn.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
+    "GRU, no biases": (nn.GRU, {"bias": False}),
+    "RNN, tanh": (nn.RNN, {"bidirectional": True}),
+    "RNN, relu": (nn.RNN, {"nonlinearity": "relu", "num_layers": 2}),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT_MODULES)
+def test_recurrent_modules_are_differentiated_in_batches(name):
+    """`vmap` does not enter torch's own operators; their steps, which it enters, have plain autograd's rows."""
+    kind, options = RECURRENT_MODULES[name]
+    torch.manual_seed(0)
+    x = data(2, 3, 2)
+    problem = prepare(Recurrent(kind, **options).double(), x)
+    with exact_derivatives():
+        assert choose_jacobian(problem, x, replay).name == "forward"
+
+
+def test_packed_sequences_stay_as_they_are():
+    torch.manual_seed(0)
+    x = data(2, 3, 2)
+    problem = prepare(Recurrent(nn.GRU, packed=True).double(), x)
+    with exact_derivatives():
+        assert choose_jacobian(problem, x, replay).name == "loop"

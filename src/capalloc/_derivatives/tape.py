@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
@@ -18,14 +19,23 @@ from torch.overrides import TorchFunctionMode
 
 from capalloc._derivatives.affine import AffineRule, recognise
 from capalloc._model.problem import Problem
+from capalloc._operators.decompositions import RECURRENT
 
-#: Activations whose derivatives fail in forward mode or in batches, in elementary operations.
+
+def _unrolled(name: str) -> Callable[..., Any]:
+    """Make a recurrent layer of its steps; one of packed sequences, whose batches shrink, stays as it is."""
+    fused, unrolled = getattr(torch, name), RECURRENT[name]
+    return lambda *args: (unrolled if isinstance(args[3], bool) else fused)(*args)
+
+
+#: Calls whose derivatives fail in forward mode or in batches, in elementary operations.
 ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
     F.silu: lambda input, inplace=False: input * input.sigmoid(),
     F.prelu: lambda input, weight: (
         input.clamp(min=0) + weight.reshape(-1, *(1,) * (input.ndim - 2)) * input.clamp(max=0)
     ),
     F.hardsigmoid: lambda input, inplace=False: (input + 3).clamp(0, 6) / 6,
+    **{getattr(torch, name): _unrolled(name) for name in RECURRENT},
 }
 
 

@@ -161,10 +161,15 @@ for _op in (aten.minimum.default, aten.min.other):
 extend(aten.prelu.default, made_of=_prelu)
 extend(aten.copy.default, made_of=_copy)
 extend(aten._weight_norm.default, made_of=_weight_norm)
-extend(aten.lstm.input, made_of=_recurrent(_lstm_step))
-extend(aten.gru.input, made_of=_recurrent(_gru_step))
-extend(aten.rnn_tanh.input, made_of=_recurrent(_TANH))
-extend(aten.rnn_relu.input, made_of=_recurrent(_RELU))
+#: Recurrent layers on whole sequences, step by step.
+RECURRENT = {
+    "lstm": _recurrent(_lstm_step),
+    "gru": _recurrent(_gru_step),
+    "rnn_tanh": _recurrent(_TANH),
+    "rnn_relu": _recurrent(_RELU),
+}
+for _name, _run in RECURRENT.items():
+    extend(getattr(aten, _name).input, made_of=_run)
 extend(aten.lstm_cell.default, made_of=_cell(_lstm_step))
 extend(aten.gru_cell.default, made_of=_cell(_gru_step))
 extend(aten.rnn_tanh_cell.default, made_of=_cell(_TANH))
