@@ -487,6 +487,40 @@ def test_the_server_answers_to_its_own_name_alone(port: int) -> None:
         assert status(port, host, "/assets/design.css") == 403
 
 
+def test_work_ends_when_its_reader_has_left() -> None:
+    from dash.exceptions import PreventUpdate
+
+    from capalloc.app.design.dash_app import watch
+
+    page, reader = socket.socketpair()
+    wanted, layers = watch({"werkzeug.socket": page}), []
+
+    def between() -> None:
+        layers.append(1)
+        if len(layers) == 3:
+            reader.close()
+        wanted()
+
+    with page, pytest.raises(PreventUpdate):
+        read(Design(depth=8, width=2, size=12), between)
+    assert len(layers) == 3
+    with pytest.raises(PreventUpdate):
+        wanted()  # the server's own end is closed too
+    watch({})()  # a server that does not show its connections
+
+
+def test_a_reader_that_sends_more_is_still_there() -> None:
+    from capalloc.app.design.dash_app import watch
+
+    page, reader = socket.socketpair()
+    with page, reader:
+        wanted = watch({"werkzeug.socket": page})
+        wanted()
+        reader.send(b"GET / HTTP/1.1")
+        wanted()
+        assert page.recv(3) == b"GET"
+
+
 @pytest.mark.parametrize(
     ("header", "code"), [(("Content-Length", str(2**29)), 413), (("Transfer-Encoding", "chunked"), 411)]
 )

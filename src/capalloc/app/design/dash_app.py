@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
+from dash.exceptions import PreventUpdate
 from flask import Flask, Response, abort, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler
 from werkzeug.serving import make_server as make_wsgi_server
@@ -28,6 +30,8 @@ HIDDEN = {"display": "none"}
 LONGEST_BODY = 2**20
 #: Designs worked out at once; more wait, and a page that sends many does not fill the machine.
 WORKING = BoundedSemaphore(2)
+#: Seconds after which one that waits looks whether its reader is still there.
+LOOK_AGAIN = 0.5
 #: Nothing is loaded from, or sent to, another place than this server.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -167,14 +171,38 @@ def show(name: str, values: Sequence[Any], compare: Sequence[str]) -> tuple[Any,
 
 def _filled(name: str, values: Sequence[Any]) -> list[Any]:
     started = time.perf_counter()
-    with WORKING:
-        reading = read(design_of(values))
+    wanted = watch(request.environ)
+    while not WORKING.acquire(timeout=LOOK_AGAIN):
+        wanted()
+    try:
+        reading = read(design_of(values), wanted)
+    finally:
+        WORKING.release()
     read_in = time.perf_counter() - started
     shown = fill(name, reading)
     whole = time.perf_counter() - started
     ctx.record_timing("read", read_in, "capacity and fields")
     took = f"Updated in {1000 * whole:.0f} ms on the server, {1000 * read_in:.0f} ms of it for the numbers."
     return ["", *shown, took, {"values": list(values), **curves(reading)}]
+
+
+def watch(environ: Mapping[str, Any]) -> Callable[[], None]:
+    """Give a check that ends the answer to a request once its reader has closed the connection."""
+    connection: socket.socket | None = environ.get("werkzeug.socket")
+
+    def wanted() -> None:
+        if connection is not None and _closed(connection):
+            raise PreventUpdate
+
+    return wanted
+
+
+def _closed(connection: socket.socket) -> bool:
+    try:
+        readable = select.select([connection], [], [], 0)[0]
+        return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
+    except (OSError, ValueError):  # reset, or closed at this end
+        return True
 
 
 def fill(name: str, reading: Reading) -> list[Any]:

@@ -7,8 +7,9 @@ that arrives at a unit, g = dE/de, and e r the capacity that it carries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from capalloc._energy.maps import ConvolutionMap
 from capalloc._linalg.aliases import Array
 from capalloc.app.design.stack import Design
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,14 @@ class ChannelFlow:
     symmetries: int
 
 
-def channel_flow(design: Design, gain: float) -> ChannelFlow:
-    """Law, capacity and rates of a design on inputs of one energy; `gain` as in `channel_layers`."""
+def channel_flow(design: Design, gain: float, between: Callable[[], Any] = lambda: None) -> ChannelFlow:
+    """Law, capacity and rates of a design on inputs of one energy; `gain` as in `channel_layers`.
+
+    `between` is called before every layer of each sweep, and may raise.
+    """
     layers = channel_layers(design, gain)
     energies, rates = [torch.ones(1, 1, *(design.size,) * design.ndim, dtype=torch.float64)], []
-    for layer in layers:
+    for layer in _watched(layers, between):
         branch = layer.branch(energies[-1])
         rates.append(float(branch.sum() / energies[-1].sum()) if layer.skip else np.inf)
         energies.append(branch + energies[-1] if layer.skip else branch)
@@ -113,12 +119,13 @@ def channel_flow(design: Design, gain: float) -> ChannelFlow:
     g[(0, 0, *(n // 2 for n in g.shape[2:]))] = 1.0
     r = torch.zeros_like(g)
     passed = []  # outputs first
-    for layer, below in zip(reversed(layers), reversed(energies[:-1]), strict=True):
+    for layer, below in _watched(zip(reversed(layers), reversed(energies[:-1]), strict=True), between):
         passed.append((layer, below, g, layer.crossed(below, g)))
         pulled = layer.branch_adjoint(g, below)
         g = pulled + g if layer.skip else pulled
     through = [float((layer.share * crossed).sum()) for layer, _, _, crossed in passed]
-    for (layer, below, above, crossed), loss in zip(passed, _losses(layers, through[::-1])[::-1], strict=True):
+    losses = _losses(layers, through[::-1])[::-1]
+    for (layer, below, above, crossed), loss in _watched(zip(passed, losses, strict=True), between):
         pulled = layer.branch_adjoint(torch.add(r, above, alpha=-loss), below) + layer.brought(crossed, below, above)
         r = pulled + r if layer.skip else pulled
     return ChannelFlow(
@@ -128,6 +135,12 @@ def channel_flow(design: Design, gain: float) -> ChannelFlow:
         alive=sum(int(crossed.count_nonzero()) * layer.params for layer, _, _, crossed in passed),
         symmetries=sum(layer.channels for layer in layers if not layer.skip),
     )
+
+
+def _watched(items: Iterable[Item], between: Callable[[], Any]) -> Iterator[Item]:
+    for item in items:
+        between()
+        yield item
 
 
 def _losses(layers: Sequence[ChannelLayer], through: Sequence[float]) -> list[float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -109,15 +111,20 @@ class Reading:
         return along
 
 
-def read(design: Design) -> Reading:
+def read(design: Design, between: Callable[[], Any] = lambda: None) -> Reading:
     """Predict what a design does with its capacity: the maps and numbers of its central output position.
 
     All weights of a layer count as being of one magnitude, and pre-activations as Gaussians of variance 1. Then
     `capalloc.propagate`, `receptive_field` and `scaling` give the same on
     `build(design)` with such weights, and `gradient_correlation` its gradients (docs/theory.md, sections 4 to 6).
+
+    Args:
+        design: what to read.
+        between: called before every layer of each sweep; what it raises ends the reading.
+
     """
     series = HermiteSeries.of(design.activation)
-    found = channel_flow(design, series.mean_squared_gate / series.mean_square)
+    found = channel_flow(design, series.mean_squared_gate / series.mean_square, between)
     rates = found.rates[1:]  # of all but the stem
     law = shattered(design.activation, rates, series)
     return Reading(
