@@ -6,12 +6,16 @@ import copy
 import io
 import json
 import pickle
+import sys
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import booleans, data, dictionaries, floats, integers, lists, none, recursive, sampled_from
 from torch import nn
 from torch.export import Dim, export, save
 
@@ -19,7 +23,9 @@ import capalloc
 from capalloc._derivatives.tape import tap_model
 from capalloc._graph.capture import capture
 from capalloc._model.archive import load_program
+from capalloc._model.exported import SavedModel
 from capalloc._model.problem import prepare
+from capalloc._model.stored_structure import Returned
 from capalloc.solvers import Block
 from zoo import NormedResidual, gaussian, seeded_module
 
@@ -301,13 +307,26 @@ class Evil:
         return Path.touch, (self.mark,)
 
 
-@pytest.fixture
-def plain(tmp_path):
+@pytest.fixture(scope="module")
+def plain_parts(tmp_path_factory):
     """A small program's file, as the bytes of its parts."""
     model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
-    path = file_of(export(model, (torch.randn(2, 3),), dynamic_shapes=({0: Dim("batch", max=9)},)), tmp_path)
+    path = tmp_path_factory.mktemp("plain")
+    path = file_of(export(model, (torch.randn(3, 3),), dynamic_shapes=({0: Dim("batch", max=99)},)), path)
     with zipfile.ZipFile(path) as archive:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture
+def plain(plain_parts):
+    return dict(plain_parts)
+
+
+@pytest.fixture(scope="module")
+def small(plain_parts, tmp_path_factory):
+    """A path, the bytes of that file, and what is read from them."""
+    path, content = tmp_path_factory.mktemp("small") / "small.pt2", archive_of(plain_parts)
+    return path, content, loaded(path, content)
 
 
 def rewritten(parts: dict[str, bytes], folder: Path) -> Path:
@@ -328,12 +347,12 @@ def test_an_archive_written_again_is_read(plain, tmp_path):
     assert load_program(rewritten(plain, tmp_path)).graph_signature.user_inputs == ("input",)
 
 
-def test_a_pickle_among_sample_inputs_is_not_run(plain, tmp_path):
+def test_parts_that_are_not_needed_are_not_opened(plain, tmp_path):
     mark = tmp_path / "mark"
     buffer = io.BytesIO()
     torch.save(((Evil(mark),), {}), buffer)
-    with pytest.raises(ValueError, match=r"holds a pickle of more than tensors.*torch\.export\.load"):
-        load_program(rewritten(plain | {"data/sample_inputs/model.pt": buffer.getvalue()}, tmp_path))
+    others = dict.fromkeys(("data/sample_inputs/model.pt", "data/weights/model.pt"), buffer.getvalue())
+    load_program(rewritten(plain | others | {"data/aotinductor/model/x.so": b"no library"}, tmp_path))
     assert not mark.exists()
 
 
@@ -344,23 +363,30 @@ def test_pickled_weights_and_constants_are_not_run(plain, tmp_path):
     config = json.loads(plain["data/weights/model_weights_config.json"])
     next(iter(config["config"].values()))["use_pickle"] = True
     changed = {"data/weights/model_weights_config.json": json.dumps(config).encode()}
-    with pytest.raises(ValueError, match="holds a pickle, weight_0"):
+    with pytest.raises(ValueError, match="holds a pickle, weight_0, which is not read; if you trust the file"):
         load_program(rewritten(plain | changed | {"data/weights/weight_0": buffer.getvalue()}, tmp_path))
     payload = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": None}
     changed = {"data/constants/model_constants_config.json": json.dumps({"config": {"c": payload}}).encode()}
     changed["data/constants/opaque_obj_0"] = pickle.dumps(Evil(mark))
     with pytest.raises(ValueError, match="holds a pickle, opaque_obj_0"):
         load_program(rewritten(plain | changed, tmp_path))
-    with pytest.raises(ValueError, match=r"holds a pickle, data/weights/model.pt"):
-        load_program(rewritten(plain | {"data/weights/model.pt": buffer.getvalue()}, tmp_path))
     assert not mark.exists()
 
 
-def test_compiled_libraries_and_doubled_names_are_refused(plain, tmp_path):
-    with pytest.raises(ValueError, match="holds a compiled library"):
-        load_program(rewritten(plain | {"data/aotinductor/model/x.so": b""}, tmp_path))
-    with pytest.raises(ValueError, match="holds two files of one name"):
-        load_program(rewritten(plain | {"data/sample_inputs/MODEL.pt": b""}, tmp_path))
+def test_doubled_and_overlapping_parts_are_refused(plain, tmp_path):
+    path = rewritten(plain, tmp_path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("changed/byteorder", b"big")
+    with pytest.raises(ValueError, match="two parts have one name"):
+        load_program(path)
+    path = rewritten(plain | {"byteorder": bytes(200_000)}, tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:  # one more entry of the directory for the same bytes
+        twin = copy.copy(archive.getinfo("changed/byteorder"))
+        twin.filename = "changed/second"
+        archive.filelist.append(twin)
+        archive._didModify = True
+    with pytest.raises(ValueError, match="parts of it overlap"):
+        load_program(path)
 
 
 def nodes(document):
@@ -372,49 +398,237 @@ def with_size(text):
     return lambda d: d["graph_module"]["graph"]["tensor_values"]["input"]["sizes"][0]["as_expr"].update(expr_str=text)
 
 
-HARMFUL = {
-    "the expression \"Symbol\\('s31": with_size("Symbol('s31\\\n')"),  # a line that torch joins, and sympy reads anew
-    "the expression '9": with_size("9**9**9**9"),
-    'the expression "Pow': with_size("Pow(Symbol('s0'), Integer(10000000000))"),
-    "the expression 'Pow\\(\\)": with_size("Pow()"),
-    "the expression '1000": with_size("1000000000000000000000"),
-    'the expression "Max': with_size("Max(" + ", ".join(f"Symbol('s{k}')" for k in range(600)) + ")"),
-    'the expression "b': with_size("b'bytes'"),
-    "a call of 'torch.ops.aten._reshape_alias.default'": lambda d: nodes(d)[0].update(
-        target="torch.ops.aten._reshape_alias.default"
+def with_target(target):
+    """Let the first node call something else."""
+    return lambda d: nodes(d)[0].update(target=target)
+
+
+def with_structure(key, stored):
+    """Change the nesting of inputs or outputs."""
+    return lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update({key: json.dumps([1, stored])})
+
+
+LEAF = {"type": None, "context": None, "children_spec": []}
+FACTORY = {"default_factory_module": "antigravity", "default_factory_name": "fly", "dict_context": ["a"]}
+#: Texts that torch evaluates or imports: none is looked at but to tell whether two sizes are one.
+IGNORED = {
+    "a line that torch joins": with_size("Symbol('s31\\\n')"),
+    "code": with_size("__import__('os').system('true')"),
+    "high powers": with_size("9**9**9**9"),
+    "a long maximum": with_size("Max(" + ", ".join(f"Symbol('s{k}')" for k in range(600)) + ")"),
+    "bytes": with_size("b'bytes'"),
+    "guards": lambda d: d.update(guards_code=["__import__('os').system('true')"]),
+    "other sizes": lambda d: d["graph_module"]["graph"]["tensor_values"]["relu"].update(sizes="__import__('os')"),
+    "a factory": with_structure(
+        "out_spec",
+        {"type": "collections.defaultdict", "context": json.dumps(FACTORY), "children_spec": [LEAF]},
     ),
-    "an enumeration or a factory": lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(
-        out_spec=json.dumps(
-            [1, {"type": "collections.defaultdict", "context": {"default_factory_module": "m", "dict_context": []}}]
-        )
+    "an enumeration": with_structure(
+        "out_spec",
+        {"type": "m.E", "context": json.dumps({"__enum__": True, "fqn": "antigravity:x", "name": "y"})}
+        | {"children_spec": [LEAF]},
     ),
-    "a call of 'torch.os.system'": lambda d: nodes(d)[0].update(target="torch.os.system"),
-    "a call of 'torch.hub.load'": lambda d: nodes(d)[0].update(target="torch.hub.load"),
-    "a call of 'torch.ops.aten.from_file.default'": lambda d: nodes(d)[0].update(
-        target="torch.ops.aten.from_file.default"
+}
+REFUSED = {
+    "holds a call of 'torch.ops.aten._reshape_alias.default'": with_target("torch.ops.aten._reshape_alias.default"),
+    "holds a call of 'torch.os.system'": with_target("torch.os.system"),
+    "holds a call of 'torch.hub.load'": with_target("torch.hub.load"),
+    "holds a call of '_operator.pow'": with_target("_operator.pow"),
+    "holds a call of 'torch.ops.aten.from_file.default'": with_target("torch.ops.aten.from_file.default"),
+    "holds a call of .* an operator that this torch lacks": with_target("torch.ops.aten.nothing.default"),
+    r"is damaged.* 'x\): import os #' is no name": lambda d: d["graph_module"]["signature"]["input_specs"].append(
+        {"user_input": {"arg": {"as_tensor": {"name": "x): import os #"}}}}
     ),
-    "an operator that this torch lacks": lambda d: nodes(d)[0].update(target="torch.ops.aten.nothing.default"),
-    'the expression "__import__': with_size("__import__('os').system('true')"),
-    "the expression 'Symbol\\(1": with_size("Symbol(1"),
-    'the expression "Symbol': with_size("Symbol('x.y()')"),
-    "the guard": lambda d: d.update(guards_code=["__import__('os').system('true')"]),
-    "the name 'x\\)": lambda d: d["graph_module"]["signature"]["input_specs"].append({"name": "x): import os #"}),
-    "an enumeration": lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(
-        in_spec=json.dumps([1, {"context": json.dumps({"__enum__": True, "fqn": "os:x", "name": "y"})}])
+    "is damaged.* 'lambda' is no name": lambda d: nodes(d)[0]["outputs"][0]["as_tensor"].update(name="lambda"),
+    "is damaged.* a part of it has another form": lambda d: d["graph_module"].update(graph=[]),
+    "is damaged.* no 'nothing' in it": lambda d: nodes(d)[0]["inputs"][0]["arg"]["as_tensor"].update(name="nothing"),
+    "two values are called 'linear'": lambda d: nodes(d).append(nodes(d)[0]),
+    "an argument of the kind 'as_custom_obj'": lambda d: nodes(d)[0]["inputs"][0].update(arg={"as_custom_obj": {}}),
+    "lacks its argument input": lambda d: nodes(d)[0]["inputs"].pop(0),
+    "has no argument 'more'": lambda d: nodes(d)[0]["inputs"].append({"name": "more", "arg": {"as_int": 1}}),
+    "is no integer of 64 bits": lambda d: nodes(d)[0]["inputs"][0].update(arg={"as_int": 2**70}),
+    "is neither true nor false": lambda d: nodes(d)[0]["inputs"][0].update(arg={"as_bool": 3}),
+    "'7.0' is no number": lambda d: nodes(d)[0]["inputs"][0].update(arg={"as_float": "7.0"}),
+    "is no word": lambda d: nodes(d)[0]["inputs"][0].update(arg={"as_string": "\x1b[31m"}),
+    "a sparse tensor is not read": lambda d: nodes(d)[0]["inputs"][0].update(arg={"as_layout": 1}),
+    "an input that is no tensor": lambda d: d["graph_module"]["graph"]["inputs"].append({"as_none": True}),
+    "an input of the kind 'custom_obj'": lambda d: d["graph_module"]["signature"]["input_specs"].append(
+        {"custom_obj": {}}
+    ),
+    "an output of the kind 'loss_output'": lambda d: d["graph_module"]["signature"]["output_specs"].append(
+        {"loss_output": {}}
+    ),
+    "its inputs are not those of its graph": lambda d: d["graph_module"]["signature"]["input_specs"].reverse(),
+    "is no name of a parameter": lambda d: d["graph_module"]["signature"]["input_specs"][0]["parameter"].update(
+        parameter_name="0..weight"
+    ),
+    "its form is 99": lambda d: d["schema_version"].update(major=99),
+    "a nesting of the form 2": lambda d: d["graph_module"]["module_call_graph"][0]["signature"].update(
+        in_spec=json.dumps([2, LEAF])
+    ),
+    "what it takes and returns is not what its graph does": with_structure(
+        "out_spec", {"type": "builtins.list", "context": "null", "children_spec": [LEAF, LEAF]}
     ),
 }
 
 
-@pytest.mark.parametrize("what", HARMFUL)
-def test_whatever_torch_would_run_is_refused(plain, tmp_path, what):
-    with pytest.raises(ValueError, match=f"holds .*{what}.*could run code, so it is not read"):
-        load_program(rewritten(with_model(plain, HARMFUL[what]), tmp_path))
+@pytest.mark.parametrize("what", IGNORED)
+def test_texts_that_torch_evaluates_or_imports_do_nothing(plain, tmp_path, what):
+    path = rewritten(with_model(plain, IGNORED[what]), tmp_path)
+    x = torch.randn(40, 3)
+    assert capalloc.measure(path, x, outputs=only_leaf).total == pytest.approx(
+        capalloc.measure(rewritten(plain, tmp_path), x).total
+    )
+    assert "antigravity" not in sys.modules
 
 
-def test_squares_of_sizes_are_read(plain, tmp_path):
-    change = with_size("Mul(Pow(Symbol('s0', integer=True), Integer(2)), Integer(1))")
-    with pytest.raises(ValueError, match="another version of torch"):  # it is no size of this program
-        load_program(rewritten(with_model(plain, change), tmp_path))
+def only_leaf(returned):
+    return returned if isinstance(returned, torch.Tensor) else returned[0]
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_no_model_is_refused(plain, tmp_path, what):
+    with pytest.raises(ValueError, match=what):
+        load_program(rewritten(with_model(plain, REFUSED[what]), tmp_path))
+
+
+def test_sizes_beyond_any_memory_are_refused(plain, tmp_path):
+    def huge(document):
+        size = [{"name": "size", "arg": {"as_ints": [2**22, 2**22]}, "kind": 1}]
+        made = {"target": "torch.ops.aten.zeros.default", "inputs": size, "outputs": [{"as_tensor": {"name": "more"}}]}
+        nodes(document).append(made)
+
+    with pytest.raises(ValueError, match="more is beyond any memory"):
+        load_program(rewritten(with_model(plain, huge), tmp_path))
+
+
+def test_sizes_that_take_long_to_work_out_are_refused(plain, tmp_path):
+    """(n - 2)^2, squared again and again: 1 at the size it was exported with, and without end at any other."""
+
+    def call(target, name, *args):
+        inputs = [{"name": "", "arg": {"as_sym_int": arg}, "kind": 1} for arg in args]
+        return {"target": target, "inputs": inputs, "outputs": [{"as_sym_int": {"as_name": name}}]}
+
+    def steep(document):
+        taken = [("self", {"as_tensor": {"name": "input"}}), ("dim", {"as_int": 0})]
+        inputs = [{"name": name, "arg": arg, "kind": 1} for name, arg in taken]
+        named = {"outputs": [{"as_sym_int": {"as_name": "n"}}]}
+        nodes(document).append({"target": "torch.ops.aten.sym_size.int", "inputs": inputs} | named)
+        nodes(document).append(call("_operator.sub", "n0", {"as_name": "n"}, {"as_int": 2}))
+        for k in range(40):
+            nodes(document).append(call("_operator.mul", f"n{k + 1}", {"as_name": f"n{k}"}, {"as_name": f"n{k}"}))
+
+    with pytest.raises(ValueError, match="the sizes of n4 are too long to work out"):
+        load_program(rewritten(with_model(plain, steep), tmp_path))
+
+
+def test_numbers_beyond_sizes_are_refused_as_the_program_runs():
+    class Steep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            n = x.shape[0] - 2
+            for _ in range(6):
+                n = n * n
+            return self.linear(x) * n
+
+    program = export(Steep().eval(), (torch.randn(3, 3),), dynamic_shapes=({0: Dim.DYNAMIC},))
+    with pytest.raises(ValueError, match="computes a size beyond 64 bits in mul"):
+        SavedModel(program)(torch.randn(9, 3))
+
+
+def test_a_name_of_torchs_own_is_no_part_of_a_graph(tmp_path):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                gate = self.linear(x).sigmoid()
+            return gate * self.linear(x)
+
+    path = file_of(export(Gated().eval(), (torch.randn(2, 3),)), tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    load_program(rewritten(parts, tmp_path))
+    renamed = {"models/model.json": parts["models/model.json"].replace(b'"submod_1"', b'"forward"')}
+    with pytest.raises(ValueError, match="'forward' is no name of a part of the graph"):
+        load_program(rewritten(parts | renamed, tmp_path))
+
+
+def test_a_layer_may_be_called_as_it_likes(tmp_path):
+    model = nn.Sequential(OrderedDict(shape=nn.Linear(3, 4), program=nn.ReLU(), dtype=nn.Linear(4, 2))).eval()
+    x = torch.randn(20, 3)
+    saved = capalloc.measure(file_of(export(model, (x,)), tmp_path), x)
+    assert saved.total == pytest.approx(capalloc.measure(model, x).total)
+
+
+def test_what_is_returned_by_names_is_found_by_names():
+    returned = Returned(logits=1, hidden=2)
+    assert (returned.logits, returned["hidden"], returned[0]) == (1, 2, 1)
+    with pytest.raises(AttributeError, match="the program returns logits, hidden, and no loss"):
+        assert returned.loss
+
+
+@settings(max_examples=40, deadline=None)
+@given(data())
+def test_a_file_with_any_byte_changed_is_refused_or_the_same(small, draw):
+    path, content, code = small
+    place = draw.draw(integers(0, len(content) - 1))
+    changed = bytearray(content)
+    changed[place] ^= 1 << draw.draw(integers(0, 7))
+    assert loaded(path, bytes(changed)) in (None, code)
+
+
+JSON = recursive(
+    none() | booleans() | integers(-(2**70), 2**70) | floats() | sampled_from(["", "input", "relu", "as_int", "a.b"]),
+    lambda inner: (
+        lists(inner, max_size=3)
+        | dictionaries(sampled_from(["as_int", "as_tensor", "as_ints", "name", "as_sym_int"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data())
+def test_any_value_in_the_place_of_another_is_read_or_refused(small, plain_parts, draw):
+    document = json.loads(plain_parts["models/model.json"])
+    place = draw.draw(sampled_from([path for path in places(document) if path]))
+    owner = document
+    for key in place[:-1]:
+        owner = owner[key]
+    owner[place[-1]] = draw.draw(JSON)
+    loaded(small[0], archive_of(plain_parts | {"models/model.json": json.dumps(document).encode()}))
+
+
+def places(tree, path=()):
+    """Every place in a document, but of what is free text."""
+    yield path
+    for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        if key != "metadata":
+            yield from places(part, (*path, key))
+
+
+def archive_of(parts):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(f"small/{name}", content)
+    return buffer.getvalue()
+
+
+def loaded(path, content):
+    """The program's graph and weights as text; None where it is refused."""
+    path.write_bytes(content)
+    try:
+        program = load_program(path)
+    except ValueError:
+        return None
+    return f"{program.graph} {[p.tolist() for p in program.state_dict.values()]}"
 
 
 def test_a_tensor_is_no_larger_than_its_part_of_the_file(plain, tmp_path):
@@ -422,7 +636,7 @@ def test_a_tensor_is_no_larger_than_its_part_of_the_file(plain, tmp_path):
     for key, value in (("sizes", [{"as_int": 6 * 10**8}, {"as_int": 1}]), ("strides", [{"as_int": -3}, {"as_int": 1}])):
         changed = copy.deepcopy(config)
         changed["config"]["0.weight"]["tensor_meta"][key] = value
-        with pytest.raises(ValueError, match=r"is damaged: 0.weight is larger than its part of the file"):
+        with pytest.raises(ValueError, match=r"is damaged.*0.weight is larger than its part of the file"):
             load_program(rewritten(plain | {WEIGHTS: json.dumps(changed).encode()}, tmp_path))
 
 
@@ -431,7 +645,7 @@ def test_a_bit_that_turned_is_refused(plain, tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(plain["data/weights/weight_0"]) + 3] ^= 128
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="is damaged: the checksum of changed/data/weights/weight_0 differs"):
+    with pytest.raises(ValueError, match=r"is damaged, .* the checksum of changed/data/weights/weight_0 differs"):
         load_program(path)
 
 
@@ -440,20 +654,15 @@ def test_a_compressed_file_is_not_read(plain, tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in plain.items():
             archive.writestr(f"packed/{name}", content)
-    with pytest.raises(ValueError, match="is compressed, which torch"):
+    with pytest.raises(ValueError, match="it is compressed, which torch"):
         load_program(path)
-
-
-def test_harmless_guards_are_read(plain, tmp_path):
-    parts = with_model(plain, lambda d: d.update(guards_code=["L['input'].size()[0] <= 9"]))
-    load_program(rewritten(parts, tmp_path))
 
 
 def test_a_damaged_file_says_so(plain, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         load_program(rewritten(plain | {"models/model.json": b"{"}, tmp_path))
     without = {name: content for name, content in plain.items() if name != "models/model.json"}
-    with pytest.raises(ValueError, match=r"is damaged: .*no models/model.json"):
+    with pytest.raises(ValueError, match=r"is damaged.*no 'models/model.json' in it"):
         load_program(rewritten(without, tmp_path))
     with pytest.raises(ValueError, match="is damaged, or of another version of torch"):
         load_program(rewritten(with_model(plain, lambda d: d.pop("schema_version")), tmp_path))

@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 from capalloc._operators.calls import arguments_of
 from capalloc._operators.records import record
 
+LARGEST_SIZE = 2**63
+
 
 class SavedModel(nn.Module):
     """The module that an exported program stands for, in evaluation mode, on any number of examples.
@@ -27,27 +29,27 @@ class SavedModel(nn.Module):
         super().__init__()
         _check_inputs(program)
         _check_mode(program)
-        self.program = program
-        self.shape = input_shape(program)
-        self.places: list[str | None] = []  # what each placeholder stands for, None for the examples
-        self.dtype = torch.float32
+        self._program = program
+        self._shape = input_shape(program)
+        self._places: list[str | None] = []  # what each placeholder stands for, None for the examples
+        self._dtype = torch.float32
         first: dict[tuple[Any, ...], Tensor] = {}  # one parameter where a file holds one tensor under two names
         for spec in program.graph_signature.input_specs:
             path = None if spec.kind is InputKind.USER_INPUT else str(spec.target)
-            self.places.append(path)
+            self._places.append(path)
             if path is None:
                 continue
             value = (program.state_dict if path in program.state_dict else program.constants)[path]
             if spec.kind is InputKind.PARAMETER:
                 key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (path,)
                 value = first.setdefault(key, nn.Parameter(value.detach(), requires_grad=False))  # the same memory
-                self.dtype = value.dtype if len(first) == 1 else self.dtype
+                self._dtype = value.dtype if len(first) == 1 else self._dtype
             _place(self, path, value)
 
     def forward(self, x: Tensor) -> Any:
         """Run the program on all examples."""
-        size = self.shape[0]
-        self.check(x)
+        size = self._shape[0]
+        self.check_examples(x)
         if size is None or len(x) == size:
             return self._run(x)
         returned = []
@@ -58,24 +60,24 @@ class SavedModel(nn.Module):
         joined = [torch.cat(parts)[: len(x)] if parts[0].ndim else parts[0] for parts in zip(*leaves, strict=True)]
         return pytree.tree_unflatten(joined, pytree.tree_structure(returned[0]))
 
-    def check(self, x: Tensor) -> None:
+    def check_examples(self, x: Tensor) -> None:
         """Refuse examples of another shape than the program was exported for."""
-        if not _fits(x.shape[1:], self.shape[1:]):
-            raise ValueError(f"the program was exported for inputs of shape {shown(self.shape)}, got {tuple(x.shape)}")
+        if not _fits(x.shape[1:], self._shape[1:]):
+            raise ValueError(f"the program was exported for inputs of shape {shown(self._shape)}, got {tuple(x.shape)}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SavedModel:
-        memo[id(self.program)] = self.program  # it is only read
+        memo[id(self._program)] = self._program  # it is only read
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
     def _run(self, x: Tensor) -> Any:
-        given = [x if path is None else _taken(self, path) for path in self.places]
-        returned = _Run(self.program, self.dtype, x.dtype).run(*given)
-        kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
+        given = [x if path is None else _taken(self, path) for path in self._places]
+        returned = _Run(self._program, self._dtype, x.dtype).run(*given)
+        kinds = [spec.kind for spec in self._program.graph_signature.output_specs]
         own = [value for value, kind in zip(returned, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
-        return pytree.tree_unflatten(own, self.program.call_spec.out_spec)
+        return pytree.tree_unflatten(own, self._program.call_spec.out_spec)
 
 
 def _place(module: nn.Module, path: str, value: Any) -> None:
@@ -110,7 +112,10 @@ class _Run(Interpreter):
         if target.__name__.startswith("_assert"):  # of what it was exported with, which the caller checks
             return None
         args, kwargs = pytree.tree_map_only(torch.dtype, lambda d: self.cast.get(d, d), (args, kwargs))
-        return super().call_function(record(target).function or target, args, kwargs)
+        result = super().call_function(record(target).function or target, args, kwargs)
+        if type(result) is int and abs(result) > LARGEST_SIZE:  # else a file's arithmetic could fill the memory
+            raise ValueError(f"the program computes a size beyond 64 bits in {target.__name__}")
+        return result
 
 
 def user_inputs(program: ExportedProgram) -> list[str]:

@@ -144,7 +144,7 @@ def prepare(
     problem = Problem(frozen, inputs, outputs, chosen, pair[:1], exported, notes)
     if traced and exported is not None and outputs is None:
         with _shape_errors(problem):
-            cast(SavedModel, frozen).check(pair[:1])
+            cast(SavedModel, frozen).check_examples(pair[:1])
         return problem
     returned = _adapted(problem, pair, given)
     if keeps_tensors(model) and not bool(torch.isfinite(problem.select(returned)).all()):
