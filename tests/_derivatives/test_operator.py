@@ -179,6 +179,17 @@ def test_piecewise_products_equal_the_dense_rows(make, params) -> None:
     assert_equals_rows("piecewise", *operands(build(make), shape, params=params))
 
 
+@pytest.mark.parametrize(("way", "make"), [("piecewise", conv_net), ("piecewise", frozen_net), ("forward", norm_net)])
+def test_products_of_each_example_are_those_of_all_others_left_out(way, make) -> None:
+    problem, space, x, units, _ = operands(build(make), (1, 4, 4))
+    with torch.no_grad():
+        products = ConstraintOperator(problem, space, way).at(x, units, replay)
+        r = data(2, len(units), len(x), space.num_slots, seed=6)
+        alone = r[:, :, None] * torch.eye(len(x), dtype=r.dtype)[:, :, None]  # (k, o, e, e, s)
+        expected = torch.stack([products.adjoint(part) for part in alone.unbind(2)], 1)
+        torch.testing.assert_close(products.each(r), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_gates_that_move_are_found_out() -> None:
     x = data(2, 3)
     problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
@@ -292,7 +303,7 @@ def test_no_operator_is_an_error() -> None:
     x = data(2, 3)
     problem = prepare(build(Model), x, dtype=torch.float64)
     space = input_metric(None, problem, True)
-    with pytest.raises(TypeError, match=r"no products with its constraints \(piecewise mode fails: .*; forward"):
+    with pytest.raises(TypeError, match=r"no products with its constraints \(piecewise mode .*; forward mode fails"):
         choose_operator(problem, space, x, replay)
 
 

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
+from capalloc._derivatives import exact_derivatives
 from capalloc._linalg.inverse_root import InverseRoot, rank_of_sample
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
+from capalloc._measure.examples import Examples, plan_examples
+from capalloc._measure.precondition import samples, samples_of_outputs, spread
 from capalloc._measure.refine import blocks_alone, readings, refine
+from capalloc._measure.task import make_task
 from capalloc._propagate.by_constraints import affordable, bounds, capped, is_small
 from capalloc._runtime.memory import Size
 from capalloc.solvers import Block
@@ -349,8 +353,22 @@ def test_unused_parameters_are_those_that_no_constraint_moves(examples, solver):
 
 
 def test_as_many_probes_as_the_time_allows():
-    assert affordable(64, Block(), 1e-3) == 64
-    assert affordable(64, Block(), 1.0) == 10  # three products each
-    assert affordable(64, Block(), 1e3) == 2
-    for asked in (Block(num_steps=2), Block(num_probes=64), Block(max_seconds=None)):
-        assert affordable(64, asked, 1.0) == 64
+    assert affordable(64, 30.0, 1e-3) == 64
+    assert affordable(64, 30.0, 1.0) == 12  # two steps and a half each
+    assert affordable(64, 30.0, 1e3) == affordable(64, -1.0, 1.0) == 2
+
+
+@pytest.mark.parametrize("name", ["relu", "attention"])
+def test_samples_are_the_same_however_they_are_cut(name, monkeypatch):
+    relu = (lambda: nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)), (9, 1, 10))
+    build, shape = NETWORKS.get(name, relu)
+    moments = []
+    with exact_derivatives():
+        task = make_task(seeded_module(lambda: build()).double(), gaussian(*shape).double())
+        examples, _ = plan_examples(task, Block(num_probes=2))
+        for cut in ((1, 2), (3, 2), (8, 2)):
+            monkeypatch.setattr(Examples, "apart", lambda *_, cut=cut: cut)
+            found = torch.cat([*samples_of_outputs(examples, spread(examples, 5), 4, 1), *samples(examples, 0)])
+            moments.append(found.T @ found)
+    for other in moments[1:]:
+        torch.testing.assert_close(other, moments[0], rtol=1e-10, atol=1e-10)

@@ -15,10 +15,11 @@ side by side; rows are (k, o, e, s), not yet divided by the root of the number o
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class BatchProducts(ABC):
     @abstractmethod
     def adjoint(self, r: Tensor) -> Tensor:
         """C' r: (k, o, e, s) to (k, params)."""
+
+    def each(self, r: Tensor) -> Tensor:
+        """C' r of every example apart: (k, o, e, s) to (k, e, params)."""
+        one_by_one = zip(self.x.split(1), self.units.split(1, 1), r.split(1, 2), strict=True)
+        return torch.stack([replace(self, x=x, units=units).adjoint(part) for x, units, part in one_by_one], 1)
 
 
 @dataclass(frozen=True)
@@ -161,12 +167,12 @@ class PiecewiseProducts(BatchProducts):
     Where gates do not move with the input, sensitivities delta_o of the outputs to what leaves a call do not either,
     and with h what enters it a row is delta_o (x) (D_v + alpha) h (docs/theory.md, section 2). So C' r is one sweep of
     input directions forward and a product of two factors at every call, C w its transpose: dW' delta_o at every call,
-    and one sweep backward. The sensitivities are made once for a batch and serve any number of vectors.
+    and one sweep backward. One run of the model serves any number of vectors: both sweeps go along its graph, the one
+    forward as the transpose of the one backward, which runs no line of the model again.
     """
 
-    calls: tuple[TappedCall, ...]  # with their inputs h
+    calls: tuple[TappedCall, ...]  # with their inputs h, which know how they come from x
     deltas: tuple[Tensor, ...]  # sensitivities to every call's output: (o, e, *out)
-    pull: Callable[..., tuple[Tensor, ...]]  # cotangents of every h -> of x
 
     def apply(self, w: Tensor) -> Tensor:
         """C w: (k, params) to (k, o, e, s)."""
@@ -175,34 +181,67 @@ class PiecewiseProducts(BatchProducts):
         parts = {name: part.unflatten(1, p.shape or (1,)) for (name, p), part in split}
         num_outputs = len(self.deltas[0])
         value: Tensor = w.new_zeros(len(w), num_outputs, len(self.x))
-        back = []
+        moving, back = [], []
         for call, delta in zip(self.calls, self.deltas, strict=True):
-            if call.weight is None:
-                back.append(call.input.new_zeros(()).expand(len(w), num_outputs, *call.input.shape))
-            else:
-                back.append(call.rule.to_input(parts[call.weight], delta))
-                value = value + (back[-1] * call.input).flatten(3).sum(3)
+            h = call.input
+            if call.weight is not None:
+                sent = call.rule.to_input(parts[call.weight], delta)
+                value = value + (sent * h.detach()).flatten(3).sum(3)
+                if h.requires_grad:
+                    moving.append(h)
+                    back.append(sent.flatten(0, 1))
             if call.bias is not None:
                 value = value + torch.einsum("oec,kc->koe", bias_gradients(call, delta), parts[call.bias].flatten(1))
-        slope = vmap(vmap(lambda c: self.pull(c)[0]))(tuple(back))
-        return self.space.rows(slope, value, self.x)
+        (slope,) = batched_gradients(moving, [self.x], back, len(w) * num_outputs)
+        return self.space.rows(slope.unflatten(0, (len(w), num_outputs)), value, self.x.detach())
 
     def adjoint(self, r: Tensor) -> Tensor:
         """C' r: (k, o, e, s) to (k, params)."""
-        v, constant = self.space.directions(r, self.x)
-        with self.replay():
-            moved = vmap(vmap(lambda v: any_jvp(partial(enter, self.problem), (self.x,), (v,))[1]))(v)
-        total: dict[str, Tensor] = {}
-        for call, delta, dh in zip(self.calls, self.deltas, moved, strict=True):
+        return self._along(r, [slice(None)])[:, 0]
+
+    def each(self, r: Tensor) -> Tensor:
+        """C' r of every example apart: one sweep for all, then the products of each."""
+        return self._along(r, [slice(k, k + 1) for k in range(len(self.x))])
+
+    def _along(self, r: Tensor, groups: list[slice]) -> Tensor:
+        """C' r of groups of examples: (k, groups, params)."""
+        v, constant = self.space.directions(r, self.x.detach())
+        total: list[dict[str, Tensor]] = [{} for _ in groups]
+        for call, delta, dh in zip(self.calls, self.deltas, self._moved(v), strict=True):
             if call.weight is not None:
                 weights = constant.reshape(*constant.shape, *(1,) * (dh.ndim - 3))
-                along = torch.addcmul(dh, call.input, weights)
-                add_use(total, call.weight, call.rule.to_weight(along, delta))
+                along = torch.addcmul(dh, call.input.detach(), weights)
+                for into, part in zip(total, groups, strict=True):
+                    add_use(into, call.weight, call.rule.to_weight(along[:, :, part], delta[:, part]))
             if call.bias is not None:
-                add_use(total, call.bias, torch.einsum("oec,koe->kc", bias_gradients(call, delta), constant))
-        params = self.problem.params
-        parts = [total.get(name, r.new_zeros(len(r), p.numel())).flatten(1) for name, p in params.items()]
-        return torch.cat(parts, 1)
+                gradients = bias_gradients(call, delta)
+                for into, part in zip(total, groups, strict=True):
+                    found = torch.einsum("oec,koe->kc", gradients[:, part], constant[:, :, part])
+                    add_use(into, call.bias, found)
+        sides = []
+        for own in total:
+            parts = (own.get(name, r.new_zeros(len(r), p.numel())) for name, p in self.problem.params.items())
+            sides.append(torch.cat([part.flatten(1) for part in parts], 1))
+        return torch.stack(sides, 1)
+
+    def _moved(self, v: Tensor) -> list[Tensor]:
+        """Changes of what enters each call along input directions (k, o, e, *inputs): (k, o, e, *in)."""
+        cotangents, slope = self._pulled
+        found = iter(batched_gradients([slope], cotangents, [v.flatten(0, 1)], math.prod(v.shape[:2])))
+        still = (call.input.new_zeros(()).expand(*v.shape[:2], *call.input.shape) for call in self.calls)
+        return [
+            next(found).unflatten(0, v.shape[:2]) if call.input.requires_grad else none
+            for call, none in zip(self.calls, still, strict=True)
+        ]
+
+    @cached_property
+    def _pulled(self) -> tuple[list[Tensor], Tensor]:
+        """Cotangents of what enters the calls, zeros, and their image at x, which is linear in them."""
+        moving = [call.input for call in self.calls if call.input.requires_grad]
+        cotangents = [h.new_zeros(()).expand(h.shape).requires_grad_() for h in moving]
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(moving, self.x, cotangents, create_graph=True, materialize_grads=True)
+        return cotangents, slope
 
 
 def piecewise_products(
@@ -214,29 +253,25 @@ def piecewise_products(
         NotImplementedError: a parameter enters another call, or one whose leading axis is not the examples.
 
     """
-    with replay():
-        tape = recorded(problem, x)[1]
+    at = x.clone().requires_grad_()
+    with torch.enable_grad(), replay(), Tape(names_of(problem), marked=True) as tape:
+        out = problem.select(problem.model(at)).reshape(len(x), -1)
     for name, function in tape.opaque.items():
         raise NotImplementedError(f"{name} enters {function}, for which there is no rule")
     if any(len(call.input) != len(x) for call in tape.calls):
         raise NotImplementedError("what enters a call has no leading axis of examples")
-    with replay():
-        back = any_vjp(lambda *z: recorded(problem, x, z)[0], *(x.new_zeros(call.shape) for call in tape.calls))[1]
-    with replay():
-        pull = any_vjp(partial(enter, problem), x)[1]
-    return PiecewiseProducts(problem, space, x, units, replay, tuple(tape.calls), vmap(back)(units), pull)
+    deltas = batched_gradients([out], tape.outputs, [units], len(units))
+    return PiecewiseProducts(problem, space, at, units, replay, tuple(tape.calls), tuple(deltas))
 
 
-def recorded(problem: Problem, x: Tensor, zeros: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tape]:
-    """Outputs (e, outputs) and the calls of a run."""
-    with Tape(names_of(problem), zeros) as tape:
-        returned = problem.model(x)
-    return problem.select(returned).reshape(len(x), -1), tape
-
-
-def enter(problem: Problem, x: Tensor) -> tuple[Tensor, ...]:
-    """The inputs of every call."""
-    return tuple(call.input for call in recorded(problem, x)[1].calls)
+def batched_gradients(
+    values: Sequence[Tensor], at: Sequence[Tensor], cotangents: Sequence[Tensor], count: int
+) -> list[Tensor]:
+    """Gradients of `values` at tensors for `count` cotangents side by side, (count, *own) each; the graph stays."""
+    if not any(value.requires_grad for value in values):
+        return [t.new_zeros(count, *t.shape) for t in at]
+    found = torch.autograd.grad(values, at, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True)
+    return [t.new_zeros(count, *t.shape) if g is None else g.detach() for t, g in zip(at, found, strict=True)]
 
 
 def bias_gradients(call: TappedCall, delta: Tensor) -> Tensor:

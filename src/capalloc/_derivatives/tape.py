@@ -53,13 +53,18 @@ class TappedCall:
 class Tape(TorchFunctionMode):
     """Runs a model in elementary operations, and notes the calls that use parameters of `names`.
 
-    `zeros[k]` is added to the output of the k-th call with a rule, so that its derivative is the call's sensitivity.
+    `zeros[k]` is added to the output of the k-th call with a rule, so that its derivative is the call's sensitivity;
+    or outputs are `marked`: kept, for autograd to find them, while the model goes on with copies.
     """
 
-    def __init__(self, names: Mapping[int, str] | None = None, zeros: Sequence[Tensor] | None = None) -> None:
+    def __init__(
+        self, names: Mapping[int, str] | None = None, zeros: Sequence[Tensor] | None = None, *, marked: bool = False
+    ) -> None:
         super().__init__()
         self.names = names or {}  # id of a parameter -> its name
         self.zeros = zeros
+        self.marked = marked
+        self.outputs: list[Tensor] = []  # of the calls, where marked
         self.calls: list[TappedCall] = []
         self.seen: set[str] = set()
         self.opaque: dict[str, str] = {}  # parameter -> a function without a rule that it enters
@@ -87,6 +92,9 @@ class Tape(TorchFunctionMode):
         zero = None if self.zeros is None else self.zeros[len(self.calls)]
         entered = call.input.clone()  # the model may overwrite it later
         self.calls.append(TappedCall(weight, bias, call.rule, entered, tuple(out.shape)))
+        if self.marked:
+            self.outputs.append(out if out.requires_grad else out.requires_grad_())
+            return out.clone()
         return out if zero is None else out + zero
 
 

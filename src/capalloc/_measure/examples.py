@@ -29,6 +29,8 @@ from capalloc._settings import Block, Stochastic
 ALL_OUTPUTS, OUTPUT_PROBES = 100, 32
 #: Probes solved for together, at most.
 WIDEST = 64
+#: Numbers in products of single examples that are made at a time.
+LONGEST_APART = 2**26
 #: Examples whose gates are looked at together, and the relative difference that says that they move: float32 rounding
 #: is below it.
 CHECKED, APART = 8, 1e-3
@@ -115,6 +117,15 @@ class Examples:
         """Return them with the constraints of every batch at hand, for as long as this is."""
         return replace(self, ready=tuple(batch.bound for batch in self()))
 
+    def apart(self, vectors: int, outputs: int) -> tuple[int, int]:
+        """Return how many examples and vectors go at a time where each example's C' r is wanted.
+
+        As many products as a batch has; together they are no longer than `LONGEST_APART`.
+        """
+        room = self.batch_size * self.vectors * (self.output_probes or self.num_outputs) // outputs
+        most = max(1, min(room, LONGEST_APART // self.num_params))
+        return max(1, most // vectors), min(vectors, most)
+
     def by_example(self, rows: Tensor) -> Tensor:
         """Return rows (k, rows of all processes) as (k, o, e, s)."""
         return rows.view(len(rows), -1, self.num_examples, self.num_slots)
@@ -184,6 +195,11 @@ class Batch:
         """Return C' rows, undivided."""
         found, scale = self.bound.adjoint(rows).double(), self.source.scale
         return found if scale is None else found * scale
+
+    def each(self, rows: Tensor) -> Tensor:
+        """Return C' rows of every example apart, (k, e, params), in the precision of products."""
+        found, scale = self.bound.each(rows), self.source.scale
+        return found if scale is None else found * scale.to(found)
 
     def normal_rows(self, count: int, *stream: int) -> Tensor:
         """Return standard normal rows: each example's own whatever batch it is in, the same in every precision."""

@@ -31,9 +31,10 @@ def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
     chosen = spread(examples, SAMPLED_EXAMPLES)
     wanted = SAMPLES if examples.num_params < MOST_PARAMS else FEW_SAMPLES
     each = max(1, wanted // len(chosen))
-    for batch in replace(examples, x=examples.x[chosen.to(examples.x.device)], batch_size=1)():
-        for part in torch.arange(each).split(examples.vectors):
-            yield batch.adjoint(batch.normal_rows(len(part), 3, stream, int(part[0]))).to(batch.x.dtype)
+    size, vectors = examples.apart(each, examples.rows_per_example // examples.num_slots)
+    for batch in replace(examples, x=examples.x[chosen.to(examples.x.device)], batch_size=size)():
+        for part in torch.arange(each).split(vectors):
+            yield batch.each(batch.normal_rows(len(part), 3, stream, int(part[0]))).flatten(0, 1)
 
 
 def inverse_root(examples: Examples, most_examples: int, each: int, longest: int) -> InverseRoot:
@@ -42,8 +43,8 @@ def inverse_root(examples: Examples, most_examples: int, each: int, longest: int
     The bases and the variances in them come from different samples: directions that no sample saw would else have none.
     """
     shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
-    chosen = spread(examples, most_examples).tolist()
-    return InverseRoot(kronecker(shapes, partial(_of_outputs, examples, chosen, each), longest))
+    chosen = spread(examples, most_examples)
+    return InverseRoot(kronecker(shapes, partial(samples_of_outputs, examples, chosen, each), longest))
 
 
 def spread(examples: Examples, most: int) -> Tensor:
@@ -52,12 +53,17 @@ def spread(examples: Examples, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-def _of_outputs(examples: Examples, chosen: list[int], each: int, stream: int) -> Iterator[Tensor]:
+def samples_of_outputs(examples: Examples, chosen: Tensor, each: int, stream: int) -> Iterator[Tensor]:
     """Yield random constraints of one random combination of each example's outputs: cheaper than of all."""
-    for k in chosen:
-        x = examples.x[k : k + 1]
-        units = random_signs((1, 1, examples.num_outputs), x, examples.generator(7, stream, k))
-        bound = examples.operator.at(x, units, partial(examples.replay, k))
-        rows = random_signs((each, 1, 1, examples.num_slots), x, examples.generator(8, stream, k))
-        for part in rows.split(examples.vectors):
-            yield bound.adjoint(part)
+
+    def signs(number: int, places: list[int], *shape: int) -> Tensor:
+        drawn = [random_signs(shape, examples.x, examples.generator(number, stream, k)) for k in places]
+        return torch.stack(drawn, -2)
+
+    size, vectors = examples.apart(each, 1)
+    for places in chosen.split(size):
+        x, own = examples.x[places.to(examples.x.device)], places.tolist()
+        units = signs(7, own, 1, examples.num_outputs)
+        bound = examples.operator.at(x, units, partial(examples.replay, own[0]))
+        for part in signs(8, own, each, 1, examples.num_slots).split(vectors):
+            yield bound.each(part).flatten(0, 1)

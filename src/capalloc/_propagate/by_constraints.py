@@ -51,8 +51,8 @@ LARGE_PARAMS, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE = 2_000_000, 4, 
 FEWEST_PROBES, MOST_PROBES = 16, 64
 #: Probes times examples of large networks: some thirty passes.
 PRODUCTS_OF_LARGE = 8
-#: Products of a probe before its first step: its image, and C and C' once more.
-PRODUCTS_OF_A_PROBE = 3
+#: What a probe takes to its second step, in products with C and C': its image by C' alone, and two of both.
+STEPS_OF_A_PROBE = 2.5
 #: Images C' xi that tell the parts of tensors in the blocks' answer.
 FEWEST_IMAGES = 2
 
@@ -90,7 +90,6 @@ def idle(params: int, unused: int, rank: int) -> dict[str, Any]:
 
 def by_blocks(task: Task, settings: Block) -> Allocation:
     """Return the answer of the blocks, and of as many steps as were asked for or help."""
-    began = time.perf_counter()
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
     if large and settings.output_probes is None:
         settings = replace(settings, output_probes=1)
@@ -102,14 +101,13 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         examples = examples.prepared()
     sums = ExampleSums(examples, Steps(examples))
     sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
-    sampling = time.perf_counter()
     root = inverse_root(examples, *sample)
-    products = 2 * min(sample[0], len(examples.x)) * sample[1]  # of single examples, for the bases and what they hold
-    each = (time.perf_counter() - sampling) / products
-    probes = probes if large else affordable(probes, settings, each * len(examples.x))
+    if not large and (settings.num_probes, settings.num_steps) == ("auto", "auto") and settings.max_seconds is not None:
+        left = settings.max_seconds - (time.perf_counter() - task.started)
+        probes = affordable(probes, left, seconds_of_step(examples))
     steps = steps_for(settings, examples)
     if steps:
-        found = refine(sums, root, probes, steps, Enough(settings, began))
+        found = refine(sums, root, probes, steps, Enough(settings, task.started))
     else:
         like, shape = task.x, (1, task.size.params)  # one at a time: each is as long as the model is large
         directions = (random_signs(shape, like, examples.generator(9, k)).double() for k in range(probes))
@@ -137,11 +135,18 @@ def probes_for(size: Size) -> int:
     return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
 
 
-def affordable(probes: int, settings: Block, seconds: float) -> int:
-    """Return as many probes as the time allows, two or more, where one product of a probe takes so many seconds."""
-    if (settings.num_probes, settings.num_steps) != ("auto", "auto") or settings.max_seconds is None:
-        return probes
-    return max(2, min(probes, int(settings.max_seconds / (PRODUCTS_OF_A_PROBE * seconds))))
+def affordable(probes: int, left: float, step: float) -> int:
+    """Return as many probes as the seconds left allow, two or more, where a step of a probe takes so many."""
+    return max(2, min(probes, int(left / (STEPS_OF_A_PROBE * step))))
+
+
+def seconds_of_step(examples: Examples) -> float:
+    """Time a probe's products with C and C', by those of the first batch."""
+    batch = next(examples())
+    w = examples.normal_params(-2, examples.vectors)
+    began = time.perf_counter()
+    batch.adjoint(batch.apply(w))
+    return (time.perf_counter() - began) * len(examples.x) / len(batch.x) / len(w)
 
 
 def steps_for(settings: Block, examples: Examples) -> int:
