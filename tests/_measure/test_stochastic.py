@@ -28,7 +28,7 @@ from capalloc._measure.measure import measure
 from capalloc._measure.precondition import precondition
 from capalloc._measure.probe import Probing, advance, begin_state
 from capalloc._measure.ridge import mean_eigenvalue, ridge_from_noise
-from capalloc._measure.stochastic import Measured, allocation, parts_of_slots
+from capalloc._measure.stochastic import Measured, allocation, parts_of_places
 from capalloc._measure.task import make_task
 from capalloc._runtime.memory import Budget, ProductCost
 from capalloc._runtime.steps import Steps
@@ -110,7 +110,13 @@ def repeats(rtol: float = 0.01, examples: int = 24, number: int = 40) -> list[Al
             sums = sums_of(replace(made, seed=seed))
             estimator = Regressed(sums) if made.fewer_rows else Perturbed(sums, made)
             vars(estimator)["preconditioner"] = preconditioner
-            probing = Probing(estimator, settings, (ridge,), parts_of_slots(task.space, None), plan.probes)
+            probing = Probing(
+                estimator,
+                settings,
+                (ridge,),
+                parts_of_places(task.problem.places, task.space.intercept, None),
+                plan.probes,
+            )
             state = begin_state(probing)
             while not state.reason:
                 state = advance(probing, state)

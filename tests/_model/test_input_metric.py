@@ -9,6 +9,7 @@ import torch
 import capalloc
 from capalloc._model.input_metric import input_metric
 from capalloc._model.input_moments import InputMoments, note_of_still, still_inputs
+from capalloc._model.places import Places
 from capalloc._model.problem import prepare
 from zoo import gaussian, seeded_module
 
@@ -87,11 +88,11 @@ def test_a_covariance_of_too_many_inputs_is_refused(monkeypatch):
 
 def test_the_note_names_the_first_few():
     x = torch.zeros(2, 3, 3)
-    (note,) = note_of_still(x, torch.ones(3, 3))
+    (note,) = note_of_still(x, torch.ones(3, 3), Places.of((3, 3)))
     assert note.startswith("9 inputs never vary in these examples and hold 100.0% of the map: (0, 0), (0, 1), ")
     assert ", ...;" in note
     x[0, 1:] = 1
     x[0, 0, 1:] = 1
-    (note,) = note_of_still(x, torch.eye(3))
+    (note,) = note_of_still(x, torch.eye(3), Places.of((3, 3)))
     assert note.startswith("1 input never varies in these examples and holds 33.3% of the map: (0, 0);")
-    assert not note_of_still(x, torch.zeros(3, 3))
+    assert not note_of_still(x, torch.zeros(3, 3), Places.of((3, 3)))

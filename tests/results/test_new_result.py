@@ -57,7 +57,7 @@ class Wear(Result):
                     Axis("share"),
                 )
             ],
-            map=Map(self.place, "wear", caption="wear"),
+            maps=[Map(self.place, "wear", caption="wear")],
             advice=[f"mend {names[int(worn.argmax())]}"],
             series={"layers": dict(zip(names, worn.tolist(), strict=True))},
         )

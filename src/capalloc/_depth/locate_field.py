@@ -25,7 +25,8 @@ from capalloc._energy.theoretical_field import Field, Position, resolve, theoret
 from capalloc._energy.trace import trace
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
-from capalloc._model.problem import ModelLike, OutputSelection, axis_names, prepare, seeded
+from capalloc._model.places import axis_names
+from capalloc._model.problem import ModelLike, OutputSelection, prepare, seeded
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.images import smallest_region
 from capalloc.results.receptive_field import MAP_NAMES, Extent, Index, ReceptiveField, extent_columns, shown

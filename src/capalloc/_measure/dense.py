@@ -30,7 +30,7 @@ from capalloc._measure.forecast import forecast_dense, progress_bar
 from capalloc._measure.task import Task
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.magnitudes import magnitudes, magnitudes_without_zeros, notes_of_zeros
-from capalloc._model.problem import Problem, axis_names
+from capalloc._model.problem import Problem
 from capalloc._runtime.memory import Size
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Dense, Run
@@ -221,13 +221,13 @@ def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str
 
 
 def _allocation(scores: Scores, problem: Problem, space: InputMetric, attrs: dict[str, Any]) -> Allocation:
-    axes = axis_names(len(space.shape))
-    n = space.num_inputs
+    places = problem.places
+    axes, n = places.dims, places.number
     names = list(problem.params)
-    values = scores.table.cpu()
+    values = places.pooled(scores.table.cpu())
     eigenvalues = scores.root.singular.square().cpu().numpy()
     bias = values[:, n:].sum(1)
-    inner = values[:, :n].reshape(-1, *space.shape)
+    inner = values[:, :n].reshape(-1, *places.shape)
     return Allocation(
         capacity=xr.DataArray(inner.sum(0).numpy(), dims=axes),
         bias=float(bias.sum()),

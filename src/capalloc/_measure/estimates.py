@@ -14,6 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from capalloc._model.places import Places
+
 #: Least share of trace B^2 that a variance is put at: the difference above is an estimate and may come out negative.
 FLOOR = 0.1
 
@@ -109,6 +111,14 @@ class Inner:
     slots: Tensor
     tensors: Tensor
     diagonal: Tensor | None = None  # of probes that are signs: inner products of z * (B z) by slot
+
+    def by_place(self, places: Places) -> Inner:
+        """Return those of places, which may have several slots."""
+
+        def pooled(slots: Tensor) -> Tensor:
+            return places.pooled(slots.movedim(0, -1)).movedim(-1, 0)
+
+        return Inner(pooled(self.slots), self.tensors, None if self.diagonal is None else pooled(self.diagonal))
 
 
 def perturbed(w: Tensor, u: Tensor, eta: Tensor, ridge: float, by_slot: Tensor, sizes: Sequence[int]) -> Inner:

@@ -121,10 +121,11 @@ class Perturbed:
         """Return the account of the solutions w, and w with G w."""
         (u, eta), w, sizes = self._sides(draw, ridge), now.solution, self.sums.examples.sizes
         earlier = now.marks[0].solution if now.marks else w[:0]
+        places = self.sums.examples.operator.problem.places
         Gw, inner, earlier_inner = self.sums.inner(w, earlier)
         found = perturbed(w, u, eta, ridge, inner, sizes)
         before = perturbed(earlier, u, eta, ridge, earlier_inner, sizes) if now.marks else found
-        estimates = estimated(found, before, still_missing(now, 1), False, parts)
+        estimates = estimated(found.by_place(places), before.by_place(places), still_missing(now, 1), False, parts)
         estimates = replace(estimates, tensors=estimates.tensors.unsettled(now.missing, sizes))
         return account(estimates, now, self.error(now, ridge), u - Gw - ridge * w, u), (w, Gw)
 
@@ -162,6 +163,7 @@ class Regressed:
     def read(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor) -> tuple[Account, Known | None]:
         """Return the account of the fitted values."""
         sums, xi = self.sums, self._signs(draw.number, draw.count)
+        places = sums.examples.operator.problem.places
 
         def told(y: Tensor, residual: Tensor, back: Tensor) -> Inner:
             q = xi - residual - ridge * y
@@ -175,7 +177,7 @@ class Regressed:
         if now.marks:
             mark = now.marks[0]
             before = told(mark.solution, mark.residual, sums.pull(mark.solution))
-        estimates = estimated(found, before, still_missing(now, 2), True, parts)
+        estimates = estimated(found.by_place(places), before.by_place(places), still_missing(now, 2), True, parts)
         return account(estimates, now, self.error(now, ridge), residual, xi), None
 
     def _signs(self, number: int, count: int) -> Tensor:

@@ -20,7 +20,7 @@ from capalloc._measure.dense import DENSE_PASSES, DENSE_TYPES, measure_dense
 from capalloc._measure.fingerprint import digest, fingerprint
 from capalloc._measure.forecast import Forecast
 from capalloc._measure.ridge import auto_ridge, check_ridge
-from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, measure_stochastic, parts_of_slots
+from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, measure_stochastic, parts_of_places
 from capalloc._measure.task import Task, make_task, with_notes
 from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetricLike
@@ -220,7 +220,7 @@ def _described(task: Task, asked: Auto | Dense | Stochastic, ridges: tuple[float
     for settings in (asked.dense, asked.stochastic) if isinstance(asked, Auto) else (asked,):
         told |= vars(settings)
     if told.get("partition") is not None:
-        told["partition"] = digest(parts_of_slots(task.space, told["partition"]))
+        told["partition"] = digest(parts_of_places(task.problem.places, task.space.intercept, told["partition"]))
     return told
 
 

@@ -22,9 +22,8 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.forecast import Forecast, progress_bar
 from capalloc._measure.probe import Probing, Round, State, advance, begin_state
 from capalloc._measure.task import Task
-from capalloc._model.input_metric import InputMetric
 from capalloc._model.magnitudes import notes_of_zeros
-from capalloc._model.problem import axis_names
+from capalloc._model.places import Places
 from capalloc._runtime.memory import Plan
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Run, Stochastic
@@ -66,7 +65,7 @@ def measure_stochastic(
         estimator=Regressed(sums) if examples.fewer_rows else Perturbed(sums, examples),
         settings=settings,
         ridges=ridges,
-        parts=parts_of_slots(task.space, settings.partition).to(task.x.device),
+        parts=parts_of_places(task.problem.places, task.space.intercept, settings.partition).to(task.x.device),
         probes=plan.probes,
     )
     with progress_bar(run.progress, rank, unit="solve step") as bar:
@@ -125,30 +124,31 @@ class Measured:
         return None if spectrum is None or not spectrum.steps else quadrature(spectrum)
 
 
-def parts_of_slots(space: InputMetric, partition: Partition | None) -> Tensor:
-    """Return the part of every slot, in any numbering; the constant input is in none."""
-    shape = space.shape
-    blank = xr.DataArray(np.zeros(shape), dims=axis_names(len(shape)))
+def parts_of_places(places: Places, intercept: bool, partition: Partition | None) -> Tensor:
+    """Return the part of every place, in any numbering; the constant input is in none."""
+    shape = places.shape
+    blank = xr.DataArray(np.zeros(shape), dims=places.dims, coords=places.coords)
     if partition is None:
         partition = patches(*(PATCH if len(shape) > 1 else PATCH_OF_ONE_AXIS))
     given = labels(blank, partition).broadcast_like(blank).transpose(*blank.dims).to_numpy().ravel()
     parts = np.unique(given, return_inverse=True)[1].ravel()
-    return torch.cat([torch.as_tensor(parts), torch.full((int(space.intercept),), -1)])
+    return torch.cat([torch.as_tensor(parts), torch.full((int(intercept),), -1)])
 
 
 def allocation(found: Measured, index: int, attrs: dict[str, Any]) -> Allocation:
     """Return the answer at the ridge of that index, with its standard errors."""
     account, dimension = found.state.accounts[index], found.probing.examples.dimension
-    problem, space = found.probing.examples.operator.problem, found.probing.examples.operator.space
-    n, axes = space.num_inputs, axis_names(len(space.shape))
+    problem = found.probing.examples.operator.problem
+    places = problem.places
+    n, axes = places.number, places.dims
     errors = _numpy(account.estimates.slots.standard_error(dimension))
     tensor_errors = _numpy(account.estimates.tensors.standard_error(math.inf))
     values, tensors = means_of(account.estimates, tensor_errors)
-    shaped = (axes, errors[:n].reshape(space.shape))
+    shaped = (axes, errors[:n].reshape(places.shape))
     names = list(problem.params)
     density = found.quadrature
     return Allocation(
-        capacity=xr.DataArray(values[:n].reshape(space.shape), dims=axes).assign_coords(standard_error=shaped),
+        capacity=xr.DataArray(values[:n].reshape(places.shape), dims=axes).assign_coords(standard_error=shaped),
         bias=float(values[n:].sum()),
         by_parameter=xr.DataArray(tensors, dims="parameter", coords={"parameter": names}),
         spectrum=None if density is None else spectrum_of(density, found.rank),

@@ -78,7 +78,7 @@ def make_task(
 ) -> Task:
     """Prepare and check everything; all ranks take the seed of the first."""
     started = time.perf_counter()
-    problem = prepare(model, inputs, outputs, params, dtype=torch.float64)
+    problem = prepare(model, inputs, outputs, params, dtype=torch.float64, by_input=True)
     seed = (reducer or Local()).share(_seed(generator))
     x = torch.cat(list(problem.batches(1024)))
     space = input_metric(metric, problem, bool(intercept))
@@ -90,9 +90,16 @@ def make_task(
 
 
 def with_notes(found: Allocation, problem: Problem, inputs: Tensor | Iterable[Any]) -> Allocation:
-    """Name in notes what parameters are left out, and the inputs that hold capacity without ever varying."""
-    said = [*problem.notes, *note_of_still(inputs, torch.as_tensor(found.capacity.to_numpy()))]
-    return found.replace(attrs={**found.attrs, "notes": [*found.attrs["notes"], *said]}) if said else found
+    """Name in notes what parameters are left out, and the inputs that hold capacity without ever varying.
+
+    Several inputs get their names beside them.
+    """
+    places = problem.places
+    said = [*problem.notes, *note_of_still(inputs, torch.as_tensor(found.capacity.to_numpy()), places)]
+    if not said and not places.inputs:
+        return found
+    attrs = {**found.attrs, "notes": [*found.attrs["notes"], *said]} | places.attrs
+    return found.replace(attrs=attrs, capacity=found.capacity.assign_coords(places.coords))
 
 
 def _seed(generator: torch.Generator | None) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from capalloc._linalg.covariance import root_of_covariance
 from capalloc._linalg.data_moments import DataMoments, shrinkage_weight
 from capalloc._model.given_examples import check_batch, iterate_batches
+from capalloc._model.places import Places
 
 #: Inputs up to which a covariance of the data is made: a matrix with a row for each, and its eigenvectors.
 MOST_CORRELATED = 8192
@@ -87,17 +88,16 @@ def still_inputs(inputs: Tensor | Iterable[Any]) -> Tensor | None:
     return still if count > 1 else None
 
 
-def note_of_still(inputs: Tensor | Iterable[Any], capacity: Tensor) -> list[str]:
+def note_of_still(inputs: Tensor | Iterable[Any], capacity: Tensor, places: Places) -> list[str]:
     """Name the inputs that never vary in the data and hold capacity all the same."""
     still = still_inputs(inputs)
     if still is None:
         return []
-    holding = still.cpu() & (capacity.cpu() > 0)
+    holding = ~places.holds(~still.cpu()) & (capacity.cpu() > 0)
     number = int(holding.sum())
     if not number:
         return []
-    places = [tuple(place) if len(place) > 1 else place[0] for place in holding.nonzero()[:NAMED].tolist()]
-    shown = ", ".join(map(str, places)) + (", ..." if number > NAMED else "")
+    shown = ", ".join(map(places.label, holding.nonzero()[:NAMED].tolist())) + (", ..." if number > NAMED else "")
     share = float(capacity.cpu()[holding].sum() / capacity.sum())
     return [
         f"{number} {'input never varies' if number == 1 else 'inputs never vary'} in these examples and hold"

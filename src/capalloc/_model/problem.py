@@ -18,8 +18,11 @@ from torch.export import ExportedProgram
 from capalloc._model.agree import agree
 from capalloc._model.archive import load_program
 from capalloc._model.exported import SavedModel
+from capalloc._model.given_arguments import Signature, read_arguments
 from capalloc._model.given_examples import check_batch, iterate_batches
+from capalloc._model.places import Places
 from capalloc._model.private_copy import keeps_tensors, private_copy, spare_inputs, widen
+from capalloc._model.several_inputs import Layout, packed
 
 ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"]  # a checked problem stays as it is
 ParamSelection = Sequence[str] | Callable[[str], bool] | None
@@ -37,11 +40,17 @@ class Problem:
     probe: Tensor = field(default_factory=lambda: torch.empty(0))  # one example, with its leading axis
     program: ExportedProgram | None = None  # what `model` runs, where an exported program was given
     notes: tuple[str, ...] = ()  # what an answer has to say of the choice of parameters
+    layout: Layout | None = None  # of several inputs, or of token ids, in the vectors that examples then are
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
         return tuple(self.probe.shape[1:])
+
+    @property
+    def places(self) -> Places:
+        """The places that results have a capacity for."""
+        return Places.of(self.input_shape) if self.layout is None else self.layout.places()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,30 +107,18 @@ def prepare(
     dtype: torch.dtype | None = None,
     *,
     traced: bool = False,
+    by_input: bool = False,
 ) -> Problem:
     """Check model and data together and return them as a `Problem`; `dtype` casts the private copy.
 
     `params` None takes the parameters that require gradients, all where none does.
 
     A program whose own outputs are constrained and that will be `traced` is not run for the check: the trace finds
-    out what there is to find.
+    out what there is to find. `by_input` methods take several inputs, and token ids.
     """
     if isinstance(model, Problem):
         return model
-    program = load_program(model) if isinstance(model, (str, os.PathLike)) else model
-    if isinstance(program, ExportedProgram):
-        model = SavedModel(program)
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            "model must be a torch.nn.Module, an exported program or the path of a .pt2 file, "
-            f"got {type(model).__name__}"
-        )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                f"{name or 'model'} is TorchScript, whose calls cannot be read; pass the nn.Module that was scripted "
-                "or traced, or a program of torch.export"
-            )
+    model, program = _read(model)
     if outputs is not None and not callable(outputs):
         raise TypeError(
             f"outputs must be a function from the model's return value to a tensor, got {type(outputs).__name__}"
@@ -131,18 +128,29 @@ def prepare(
             raise TypeError(f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}")
         once = not hasattr(inputs, "__len__") and iter(inputs) is iter(inputs)
         if once:  # the methods need more than one pass
-            inputs = list(iterate_batches(inputs))
-    pair = _first_two(inputs)
-    selected, notes = select_params(model, params)
-    _check_tensors(model, selected, pair)
-    frozen = private_copy(model, dtype)
+            inputs = list(inputs)
+    asked = None if program is not None else read_arguments(Signature.of(model), inputs)
+    if asked is None:
+        pair, layout = _first_two(inputs), None
+        selected, notes = select_params(model, params)
+        _check_tensors(model, selected, pair)
+        frozen = private_copy(model, dtype)
+    else:
+        selected, notes = select_params(model, params)
+        frozen = private_copy(model, dtype)
+        with seeded(0, torch.device("cpu")):
+            inputs, layout = packed(frozen, next(model.parameters()).dtype, asked)
+        layout.check(by_input)
+        if params is None:
+            selected, notes = layout.inside(selected, notes)
+        pair = _first_two(inputs)
+        _check_tensors(model, selected, pair)
     own = dict(frozen.named_parameters())
     device = next(iter(own.values())).device
     given, pair = pair.dtype, pair.detach().clone().to(device=device, dtype=dtype or pair.dtype)
     chosen = {name: own[name] for name in selected}
-    exported = program if isinstance(program, ExportedProgram) else None
-    problem = Problem(frozen, inputs, outputs, chosen, pair[:1], exported, notes)
-    if traced and exported is not None and outputs is None:
+    problem = Problem(frozen, inputs, outputs, chosen, pair[:1], program, notes, layout)
+    if traced and program is not None and outputs is None:
         with _shape_errors(problem):
             cast(SavedModel, frozen).check_examples(pair[:1])
         return problem
@@ -155,6 +163,25 @@ def prepare(
         )
     _check_outputs(problem, pair, problem.select(returned))
     return problem
+
+
+def _read(model: Any) -> tuple[nn.Module, ExportedProgram | None]:
+    """Give the module, and the program that it runs where one was given."""
+    program = load_program(model) if isinstance(model, (str, os.PathLike)) else model
+    if isinstance(program, ExportedProgram):
+        return SavedModel(program), program
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "model must be a torch.nn.Module, an exported program or the path of a .pt2 file, "
+            f"got {type(model).__name__}"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or 'model'} is TorchScript, whose calls cannot be read; pass the nn.Module that was scripted "
+                "or traced, or a program of torch.export"
+            )
+    return model, None
 
 
 def _first_two(inputs: Tensor | Iterable[Any]) -> Tensor:
@@ -256,17 +283,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def random_signs(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
     """Random signs with the dtype and on the device of `like`."""
     return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like)
-
-
-def axis_names(ndim: int) -> tuple[str, ...]:
-    """Names of an input's own axes, by their number."""
-    known = {
-        1: ("input",),
-        2: ("row", "column"),
-        3: ("channel", "row", "column"),
-        4: ("channel", "depth", "row", "column"),
-    }
-    return known.get(ndim, tuple(f"axis_{k}" for k in range(ndim)))
 
 
 def _check_tensors(model: nn.Module, params: Mapping[str, nn.Parameter], probe: Tensor) -> None:

@@ -21,7 +21,7 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
-from capalloc._model.problem import axis_names, random_signs
+from capalloc._model.problem import random_signs
 from capalloc._runtime.memory import Size
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
@@ -220,12 +220,16 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     """Return the shape that the last reading gives, with the total counted."""
     last: ProbeReading = found.last
     probes = len(last.slots)
-    free, errors = scaled(last.slots, counted.total)
+    places = task.problem.places
+    free, _ = scaled(last.slots, counted.total)
     slots = capped(free, task.size.examples * task.size.outputs)
-    errors = np.where(slots < free, 0.0, errors * slots / np.maximum(free, np.finfo(float).tiny))
+    open_ = places.pooled(torch.as_tensor(slots >= free).double()).numpy() > 0
+    free, slots = (places.pooled(torch.as_tensor(values)).numpy() for values in (free, slots))
+    _, errors = scaled(places.pooled(last.slots), counted.total)
+    errors = np.where(open_, errors * slots / np.maximum(free, np.finfo(float).tiny), 0.0)
     tensors, tensor_errors = scaled(last.tensors, counted.total)
-    n, shape = task.space.num_inputs, task.space.shape
-    axes, names = axis_names(len(shape)), list(task.problem.params)
+    n, shape, axes = places.number, places.shape, places.dims
+    names = list(task.problem.params)
     lacking = missing(found)
     noise = EXPECTED_SHARE * float(errors.sum()) / max(counted.total, 1.0)
     attrs: dict[str, Any] = task.attrs() | {

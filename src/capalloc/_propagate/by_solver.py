@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import xarray as xr
-from torch import Tensor
 
 from capalloc._energy import hessian, markov
 from capalloc._energy.batches import Batches
@@ -14,7 +13,8 @@ from capalloc._energy.carriers import SQUARED, find
 from capalloc._energy.decoupled import Decoupled
 from capalloc._graph.capture import capture
 from capalloc._model.input_metric import InputMetric
-from capalloc._model.problem import Problem, axis_names
+from capalloc._model.places import axis_names
+from capalloc._model.problem import Problem
 from capalloc._propagate import segments
 from capalloc._settings import Hessian, Segments
 from capalloc.results.allocation import Allocation
@@ -97,7 +97,8 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
         by_parameter=found.table.sum(1),
     )
     whole = _allocation(problem, result, attrs, table)
-    return whole.replace(capacity=_with_error(joint.sum(0), found.error[:-1].reshape(problem.input_shape)))
+    error = (whole.capacity.dims, found.error[:-1].reshape(problem.places.shape).numpy())
+    return whole.replace(capacity=whole.capacity.assign_coords(standard_error=error))
 
 
 def by_hessian(problem: Problem, batches: Batches, settings: Hessian, metric: InputMetric) -> Allocation:
@@ -150,14 +151,14 @@ def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapac
 
 
 def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, table: bool) -> Allocation:
-    dims = axis_names(len(problem.input_shape))
-    names = list(result.names)
+    dims, names = problem.places.dims, list(result.names)
+    by_input = problem.places.pooled(result.by_input).reshape(-1, *problem.places.shape)
     joint = None
     if table:
         coords = {"parameter": names, "bias": ("parameter", result.bias.numpy())}
-        joint = xr.DataArray(result.by_input.numpy(), dims=("parameter", *dims), coords=coords)
+        joint = xr.DataArray(by_input.numpy(), dims=("parameter", *dims), coords=coords)
     # Rounding leaves zeros at -1e-17 or so where a source and a symmetry cancel.
-    capacity = xr.DataArray(result.by_input.sum(0).clamp(min=0).numpy(), dims=dims)
+    capacity = xr.DataArray(by_input.sum(0).clamp(min=0).numpy(), dims=dims)
     return Allocation(
         capacity=capacity,
         bias=max(float(result.bias.sum()), 0.0),
@@ -168,11 +169,6 @@ def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, 
         },
         attrs=attrs,
     )
-
-
-def _with_error(values: Tensor, error: Tensor) -> xr.DataArray:
-    dims = axis_names(values.ndim)
-    return xr.DataArray(values.clamp(min=0).numpy(), dims=dims, coords={"standard_error": (dims, error.numpy())})
 
 
 def unit_names(ndim: int) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.task import make_task, with_notes
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
-from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, axis_names, prepare
+from capalloc._model.places import axis_names
+from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, prepare
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
 from capalloc._runtime.surroundings import undisturbed
@@ -120,10 +121,10 @@ def propagate(
         raise ValueError(
             f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
         )
-    problem = prepare(model, inputs, outputs, params, traced=True)
+    problem = prepare(model, inputs, outputs, params, traced=True, by_input=True)
     if isinstance(asked, Segments) and problem.num_params <= asked.max_params:  # ranks are decided in float64
         double = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
-        problem = replace(double, notes=problem.notes)
+        problem = replace(double, notes=problem.notes, layout=problem.layout)
     space = input_metric(metric, problem)
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}

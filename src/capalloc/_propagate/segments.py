@@ -33,7 +33,7 @@ ROWS_AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class Segmented:
-    """Capacity by (parameter tensor, input), the constant input last, and the standard error of each input's."""
+    """Capacity by (parameter tensor, input), the constant input last, and the standard error of each place's."""
 
     table: Tensor
     error: Tensor
@@ -61,7 +61,8 @@ def solve(
         slots = torch.arange(rows.shape[2]).repeat(rows.shape[1])
         for table, draw in zip(tables[first:], rows, strict=False):
             accumulate(table, draw.flatten(0, 1) @ root.matrix, slots, sizes)
-    return Segmented(tables.sum(0), tables.sum(1).std(0) * num_probes**0.5, root.rank)
+    by_place = problem.places.pooled(tables.sum(1))
+    return Segmented(tables.sum(0), by_place.std(0) * num_probes**0.5, root.rank)
 
 
 def _rows(

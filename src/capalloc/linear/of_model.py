@@ -13,7 +13,8 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev
 
-from capalloc._model.problem import ParamSelection, Problem, axis_names, prepare
+from capalloc._model.places import axis_names
+from capalloc._model.problem import ParamSelection, Problem, prepare
 from capalloc._runtime.surroundings import undisturbed
 
 #: Relative departure from linearity that counts as rounding in float64.

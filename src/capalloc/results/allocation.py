@@ -14,6 +14,7 @@ from capalloc.results.base import Result, Variable
 from capalloc.results.frames import input_frame, param_frame, spectrum_frame, table_frame, unit_frame
 from capalloc.results.invariants import check_axes, check_sums, check_values
 from capalloc.results.regions import Partition, grid, sum_parts
+from capalloc.results.several import split
 from capalloc.results.view import Fact, Map, Table, View, estimate
 
 #: Attributes that are worth a line beside the capacity, and how each is written.
@@ -32,6 +33,9 @@ class Allocation(Result):
     for what else is known of it, such as `standard_error`; the constant input is no row, its capacity is
     `frame.attrs["bias"]`. For "params", each parameter tensor, with its `share` of the total; "table", each parameter
     tensor and input; "units", each unit of a layer, numbered row by row; "spectrum", each node.
+
+    Of a model that takes several inputs `capacity` is over one axis, "input", that holds them one after the other;
+    `maps` and `tables` give each over its own axes, by name. `attrs["inputs"]` lists them.
 
     Args:
         capacity: kappa_i over the input's own axes, non-negative.
@@ -132,21 +136,37 @@ class Allocation(Result):
         """Capacity of all inputs and the constant one: `capacity.sum() + bias`."""
         return float(self.capacity.sum()) + self.bias
 
-    def by(self, partition: Partition) -> xr.DataArray:
+    @property
+    def maps(self) -> dict[str, xr.DataArray]:
+        """Capacity of each input over its own axes, by name; of a single tensor under "inputs"."""
+        return split(self.capacity, self.attrs.get("inputs"))
+
+    @property
+    def tables(self) -> dict[str, xr.DataArray]:
+        """The table of each input, by name: capacity over ("parameter", *its own axes); empty without a table."""
+        return {} if self.table is None else split(self.table, self.attrs.get("inputs"))
+
+    def by(self, partition: Partition, name: str | None = None) -> xr.DataArray:
         """Sum capacity over every part of a partition of the inputs; parts sum to `total - bias`.
 
         Args:
             partition: the name of an axis, such as "channel"; an array of one label per input; or a function that
-                makes labels from the map: `capalloc.partitions.regions`, `patches(4, 4)`, `bands([0.1, 0.2])`.
+                makes labels from the map: `capalloc.partitions.regions`, `patches(4, 4)`, `bands([0.1, 0.2])`. Of
+                several inputs, "input_name" makes a part of each.
+            name: one of several inputs: only its map is divided.
 
         Returns:
             Capacity over "part".
 
         Raises:
-            TypeError, ValueError: labels that do not fit the map.
+            TypeError, ValueError: labels that do not fit the map, or no input of that name.
 
         """
-        return sum_parts(self.capacity, partition)
+        if name is None:
+            return sum_parts(self.capacity, partition)
+        if name not in self.maps:
+            raise ValueError(f"there is no input {name!r}; there are {', '.join(self.maps)}")
+        return sum_parts(self.maps[name], partition)
 
     def view(self) -> View:
         """Totals with their doubt, parameter tensors, and the map."""
@@ -157,9 +177,11 @@ class Allocation(Result):
             heading=kind,
             facts=self._facts(),
             brief=4 if self.total > 0 else 2,
-            tables=[self._tensors()],
-            map=Map(self.capacity, title=f"{kind} capacity, {self.total:.5g} in total"),
-            values={"total": self.total, "bias": self.bias} | {d: self.attrs[d] for d in doubts if d in self.attrs},
+            tables=[*self._inputs(), self._tensors()],
+            maps=self._maps(kind),
+            values={"total": self.total, "bias": self.bias}
+            | {d: self.attrs[d] for d in doubts if d in self.attrs}
+            | ({"by_input": self._by_input()} if len(self.maps) > 1 else {}),
             series={"layers": self._by_layer()},
             rows=("params",),
         )
@@ -170,12 +192,13 @@ class Allocation(Result):
         written = estimate(total, attrs.get("total_standard_error"), ".6g", ".2g")
         facts = [
             Fact("capacity", written, f"of {parameters} parameters" if parameters else ""),
-            Fact("inputs", ", ".join(f"{dim} {size}" for dim, size in self.capacity.sizes.items())),
+            Fact("inputs", "; ".join(_sizes(values, name) for name, values in self._named())),
         ]
         if total > 0:
             bias = estimate(self.bias, attrs.get("bias_standard_error"), ".6g", ".2g")
             facts.append(Fact("on bias", bias, f"({self.bias / total:.1%})"))
-            facts.append(Fact("most on", _most(self.capacity, total)))
+            name, most = max(self._named(), key=lambda named: float(named[1].max()))
+            facts.append(Fact("most on", f"{name} {_most(most, total)}".strip()))
         if attrs.get("half_total") is not None:
             facts.append(Fact("on half", f"{attrs['half_total']:.6g}", f"the first {attrs['half_examples']} examples"))
         return facts + [
@@ -183,6 +206,29 @@ class Allocation(Result):
             for name, written in COUNTED.items()
             if attrs.get(name) is not None and (name != "num_examples" or attrs.get("gates", "data") == "data")
         ]
+
+    def _named(self) -> list[tuple[str, xr.DataArray]]:
+        """The maps, with names where there are several."""
+        return list(self.maps.items()) if len(self.maps) > 1 else [("", self.capacity)]
+
+    def _maps(self, kind: str) -> list[Map]:
+        if len(self.maps) == 1:
+            return [Map(self.capacity, title=f"{kind} capacity, {self.total:.5g} in total")]
+        return [
+            Map(m, title=f"{name}: {kind} capacity, {float(m.sum()):.5g}", caption=f"{name}: capacity in parameters")
+            for name, m in self.maps.items()
+        ]
+
+    def _by_input(self) -> dict[str, float]:
+        return {name: float(values.sum()) for name, values in self.maps.items()}
+
+    def _inputs(self) -> list[Table]:
+        """A table of what each of several inputs holds."""
+        held, total = self._by_input(), self.total
+        if len(held) == 1:
+            return []
+        rows = [[name, f"{value:,.2f}", f"{value / total:.1%}" if total else ""] for name, value in held.items()]
+        return [Table("inputs", ["input", "capacity", "share"], rows, list(held.values()))]
 
     def _tensors(self) -> Table:
         errors, total = self.attrs.get("by_parameter_standard_error", {}), self.total
@@ -200,6 +246,10 @@ class Allocation(Result):
             layer = str(name).rpartition(".")[0] or str(name)
             found[layer] = found.get(layer, 0.0) + float(capacity)
         return found
+
+
+def _sizes(values: xr.DataArray, name: str) -> str:
+    return f"{name} {', '.join(f'{dim} {size}' for dim, size in values.sizes.items())}".strip()
 
 
 def _most(capacity: xr.DataArray, total: float) -> str:

@@ -18,7 +18,7 @@ import xarray as xr
 from capalloc import results  # its drawing modules load matplotlib, when they are used
 from capalloc._runtime.files import SavedFile, write_dataset
 from capalloc.results.text import as_text
-from capalloc.results.view import View
+from capalloc.results.view import Map, View
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,25 +191,30 @@ class Result(ABC):
             raise ValueError(f"{file.path} is damaged: {error}") from error
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw its map, or else its first chart, on `ax` or on a new figure."""
+        """Draw its first map, or else its first chart, on `ax` or on a new figure."""
         view = self.view()
-        if view.map is not None:
-            return results.plots.plot_map(view.map.values, ax, view.map.title, unit=view.map.unit)
+        if view.maps:
+            return _drawn(view.maps[0], ax)
         if not view.charts:
             raise ValueError(f"a {view.kind} has no picture: neither a map nor a chart")
         return results.plots.plot_chart(view.charts[0], ax)
 
     def figure(self) -> Figure:
-        """Make a figure of its map and all its charts, side by side."""
+        """Make a figure of its maps and all its charts, side by side."""
         view = self.view()
         charts = [partial(results.plots.plot_chart, chart) for chart in view.charts]
-        return results.plots.panels([self.plot, *charts] if view.map is not None or not charts else charts)
+        others = [partial(_drawn, shown) for shown in view.maps[1:]]
+        return results.plots.panels([self.plot, *others, *charts] if view.maps or not charts else charts)
 
     def __repr__(self) -> str:
         return as_text(self.view())
 
     def _repr_html_(self) -> str:
         return results.card.as_html(self.view())
+
+
+def _drawn(shown: Map, ax: Axes | None) -> Axes:
+    return results.plots.plot_map(shown.values, ax, shown.title, unit=shown.unit)
 
 
 def axis_rows(axis: str) -> Callable[[Result], pd.DataFrame]:

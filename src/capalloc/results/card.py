@@ -30,7 +30,7 @@ def as_html(view: View) -> str:
         open_rows=OPEN_ROWS,
         notes=[*(view.advice or ()), *view.notes],
         gradient=gradient(),
-        **({"picture": ""} if view.map is None else _pictured(view.map)),
+        pictures=[_pictured(shown) for shown in view.maps],
     )
 
 

@@ -170,12 +170,14 @@ class Evolution(Result):
                     Axis("deviation in pixels"),
                 )
             ],
-            map=Map(
-                self.final.drop_vars("depth", errors="ignore").clip(min=0),
-                "probability",
-                f"after {blocks} blocks",
-                "percent at the inputs",
-                100,
-            ),
+            maps=[
+                Map(
+                    self.final.drop_vars("depth", errors="ignore").clip(min=0),
+                    "probability",
+                    f"after {blocks} blocks",
+                    "percent at the inputs",
+                    100,
+                )
+            ],
             rows=("depths",),
         )

@@ -189,8 +189,7 @@ class ReceptiveField(Result):
             title: above the map.
 
         """
-        drawn = self.view().map
-        assert drawn is not None
+        drawn = self.view().maps[0]
         assert drawn.box is not None
         label = "path energy" if self.of == "energy" else "capacity"
         return results.plots.plot_field(drawn.small, drawn.box, label, ax, title)
@@ -212,14 +211,16 @@ class ReceptiveField(Result):
                 Fact(f"95 % of {self.of}", f"{self.area_95:,}", f"places of {over}"),
             ],
             tables=[self._extents()],
-            map=Map(
-                self.map,
-                "share of path energy" if energy else "parameters",
-                caption="percent of path energy" if energy else "capacity in parameters",
-                factor=100 if energy else 1,
-                over=self.moving[-2:],
-                box=box,
-            ),
+            maps=[
+                Map(
+                    self.map,
+                    "share of path energy" if energy else "parameters",
+                    caption="percent of path energy" if energy else "capacity in parameters",
+                    factor=100 if energy else 1,
+                    over=self.moving[-2:],
+                    box=box,
+                ),
+            ],
             rows=("axes",),
             settings={"output_position": self.shown_position, "of": self.of, "gates": self.gates},
         )

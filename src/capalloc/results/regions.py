@@ -53,7 +53,7 @@ def labels(capacity: xr.DataArray, partition: Partition) -> xr.DataArray:
     """Labels of the inputs, over some of the map's axes or all; arguments as in `sum_parts`."""
     axes = tuple(map(str, capacity.dims))
     if isinstance(partition, str):
-        if partition not in axes:
+        if partition not in axes and partition not in capacity.coords:
             raise ValueError(f"the map has no axis {partition!r}; it has {axes}")
         return capacity[partition] if partition in capacity.coords else _positions(capacity, partition)
     given = partition(capacity) if callable(partition) else partition

@@ -129,7 +129,7 @@ class View:
     brief: int | None = None  # so many of the facts are enough where only a few lines fit; None for all
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
-    map: Map | None = None
+    maps: Sequence[Map] = ()  # one, or one for each of several inputs
     advice: Sequence[str] | None = None  # None where it gives none, empty where nothing is out of balance
     notes: Sequence[str] = ()
     values: Mapping[str, Any] = field(default_factory=dict)  # for programs, by the name of the property

@@ -50,13 +50,14 @@ def summarise(result: object, group: str) -> Summary:
     scalars = {f"{group}/{name}": float(value) for name, value in numbers.items()}
     for what, along in view.series.items():
         scalars |= {f"{group}_{what}/{name}": float(value) for name, value in along.items()}
-    if view.map is None:
+    if not view.maps:
         return Summary(scalars)
-    values = view.map.values
+    # One map has no name of its own; what the brightest colour of each is.
+    named = {f"_{k}" if k else "": shown.values for k, shown in enumerate(view.maps)}
     return Summary(
-        scalars | {f"{group}/largest": float(image(values).max())},  # what the brightest colour of the map is
-        images={f"{group}/map": map_image(values)},
-        histograms={f"{group}/inputs": values.to_numpy().astype(float).ravel()},
+        scalars | {f"{group}/largest{k}": float(image(values).max()) for k, values in named.items()},
+        images={f"{group}/map{k}": map_image(values) for k, values in named.items()},
+        histograms={f"{group}/inputs{k}": values.to_numpy().astype(float).ravel() for k, values in named.items()},
     )
 
 

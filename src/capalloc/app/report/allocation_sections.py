@@ -44,7 +44,8 @@ def groups(allocations: Mapping[str, Allocation]) -> list[AllocationGroup]:
     """Those over inputs of one shape and the same axes stand together."""
     found: dict[tuple[object, ...], dict[str, Allocation]] = {}
     for name, a in allocations.items():
-        found.setdefault((a.capacity.dims, a.capacity.shape), {})[name] = a
+        places = tuple((one, values.dims, values.shape) for one, values in a.maps.items())
+        found.setdefault(places, {})[name] = a
     return [AllocationGroup(f"maps-{k}", members) for k, members in enumerate(found.values(), 1)]
 
 
@@ -54,12 +55,14 @@ def allocation_sections(allocations: Mapping[str, Allocation]) -> list[Section]:
     sections: list[Section] = []
     for group in found:
         of = f": {group.title}" if len(found) > 1 else ""
-        shown = explorer(group)
         many = len(group.members) > 1
-        body = PAGES.render("report/allocations.html", facts=facts(group), maps=shown.render(), many=many)
-        sections.append(Section(group.key, f"Where the capacity goes{of}", body, shown.data()))
+        layers: list[str] = []
+        for shown, name in explorers(group):
+            told = facts(group) if shown.key == group.key else []
+            body = PAGES.render("report/allocations.html", facts=told, maps=shown.render(), many=many)
+            sections.append(Section(shown.key, f"Where the capacity goes{name}{of}", body, shown.data()))
+            layers = shown.layers.names if shown.layers else []
         sections += compared(group.key, group.members, of)
-        layers = shown.layers.names if shown.layers else []
         sections += by_region(group.key, group.members, layers, of)
     return sections + spectra(allocations)
 
@@ -75,18 +78,39 @@ def facts(group: AllocationGroup) -> list[Fact]:
             more.append(f"of {params:,} parameters")
         if a.bias > 0 and a.total > 0:
             more.append(f"{a.bias / a.total:.1%} on the constant input")
+        more += [f"{float(m.sum()) / a.total:.1%} on {one}" for one, m in a.maps.items() if len(a.maps) > 1 and a.total]
         shown.append(Fact(name, value, "; ".join(more)))
     return shown
 
 
-def explorer(group: AllocationGroup) -> Explorer:
+@dataclass(frozen=True)
+class OneInput:
+    """The part of an allocation that one of its inputs holds."""
+
+    capacity: xr.DataArray
+    table: xr.DataArray | None
+    by_parameter: xr.DataArray
+
+
+def explorers(group: AllocationGroup) -> list[tuple[Explorer, str]]:
+    """The explorer of each input, and its name where there are several."""
+    names = list(next(iter(group.members.values())).maps)
+    found = []
+    for k, one in enumerate(names):
+        members = {name: OneInput(a.maps[one], a.tables.get(one), a.by_parameter) for name, a in group.members.items()}
+        key = group.key if k == 0 else f"{group.key}-{k + 1}"
+        found.append((explorer(key, members), f", {one}" if len(names) > 1 else ""))
+    return found
+
+
+def explorer(key: str, given: Mapping[str, OneInput]) -> Explorer:
     """The maps of a group on one scale, the difference of neighbours, and standard errors where they are known."""
-    members = list(group.members.items())
+    members = list(given.items())
     stack = np.stack([a.capacity.to_numpy() for _, a in members]).astype(float)
     share = GROUP_BYTES // (2 * len(members))
     errors = {k: _error(a) for k, (_, a) in enumerate(members)}
     return Explorer(
-        key=group.key,
+        key=key,
         names=[name for name, _ in members],
         unit="parameters",
         figures=_figures(members),
@@ -96,7 +120,7 @@ def explorer(group: AllocationGroup) -> Explorer:
     )
 
 
-def _figures(members: list[tuple[str, Allocation]]) -> list[MapPanel]:
+def _figures(members: list[tuple[str, OneInput]]) -> list[MapPanel]:
     top = max(high(a.capacity) for _, a in members)
     figures = [MapPanel(name, "map", (k,), _bare(a.capacity), (0.0, top)) for k, (name, a) in enumerate(members)]
     if len(members) == 2:
@@ -114,14 +138,14 @@ def _bare(values: xr.DataArray) -> xr.DataArray:
     return values.drop_vars([name for name in values.coords if name not in values.dims])
 
 
-def _error(a: Allocation) -> xr.DataArray | None:
+def _error(a: OneInput) -> xr.DataArray | None:
     """Standard errors of the map, if all are known."""
     if "standard_error" not in a.capacity.coords or not np.isfinite(a.capacity.coords["standard_error"]).all():
         return None
     return _bare(a.capacity).copy(data=a.capacity.coords["standard_error"].to_numpy().astype(float))
 
 
-def _layers(members: list[Allocation]) -> LayerShares | None:
+def _layers(members: list[OneInput]) -> LayerShares | None:
     """Shares of parameter tensors, over all names that a table of the group has."""
     tables = [a.table for a in members if a.table is not None]
     if not tables:

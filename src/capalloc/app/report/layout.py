@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
 from capalloc.results.images import image, limits
 from capalloc.results.regions import grid, thirds
+from capalloc.results.several import FLAT_AXIS
 
 #: Regions of a line.
 THIRDS = ("first third", "middle third", "last third")
@@ -35,7 +37,12 @@ def flat(values: xr.DataArray) -> xr.DataArray:
 
 
 def parts(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
-    """Sums over (keep, region): thirds of a line, a grid of a picture."""
+    """Sums over (keep, region): several inputs, thirds of a line, a grid of a picture."""
+    if "input_name" in values.coords:
+        names = values.coords["input_name"]
+        found = pd.unique(names.to_numpy()).tolist()
+        held = [values.isel({FLAT_AXIS: (names == name).to_numpy()}).sum(FLAT_AXIS) for name in found]
+        return _joined(held, found)
     axes = [str(axis) for axis in values.dims if axis != keep]
     one = values.isel({keep: 0}) if keep else values
     if not is_line(one):
@@ -45,7 +52,11 @@ def parts(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
     if length < len(THIRDS):
         return last.sum(axes[-1]).expand_dims(region=["inputs"], axis=-1)
     sums = [last.isel({axes[-1]: cut}).sum(axes[-1]) for cut in thirds(length)]
-    return xr.concat(sums, dim="region").assign_coords(region=list(THIRDS)).transpose(..., "region")
+    return _joined(sums, list(THIRDS))
+
+
+def _joined(sums: list[xr.DataArray], names: list[str]) -> xr.DataArray:
+    return xr.concat(sums, dim="region").assign_coords(region=names).transpose(..., "region")
 
 
 def positions(shown: xr.DataArray) -> NDArray[np.float64]:

@@ -94,7 +94,8 @@ def _numbers(a: Allocation) -> NDArray[np.float64]:
     if a.table is None:
         inside = np.full((a.by_parameter.size, len(everything) + 1), np.nan)
     else:
-        inner = _regions(a.table.drop_vars("bias"))
+        names = {"input_name": a.capacity.coords["input_name"]} if "input_name" in a.capacity.coords else {}
+        inner = _regions(a.table.drop_vars("bias").assign_coords(names))
         inside = np.column_stack([inner, a.table.coords["bias"].to_numpy()])
     body = np.column_stack([a.by_parameter.to_numpy(), inside])
     return np.vstack([body, [a.total, *everything, a.bias]])

@@ -11,7 +11,7 @@ from capalloc.results.view import View
 
 def result_section(key: str, name: str, view: View) -> Section:
     """Show facts, advice, the map, charts and tables of the result that the page calls `name`."""
-    explorer = None if view.map is None else explorer_of(key, name, view.map)
+    explorer = explorer_of(key, name, view.maps[0]) if view.maps else None
     body = PAGES.render(
         "report/result.html",
         view=view,
