@@ -52,7 +52,9 @@ METHODS = {
 EXACT = [name for name in METHODS if name not in ("block", "stochastic")]
 
 
-@pytest.mark.proves("2", "capacity of a linear map of two inputs: one parameter for each output and entry")
+@pytest.mark.proves(
+    "2", "capacity of a linear map of two inputs: one parameter for each entry and output", oracle="closed form"
+)
 @pytest.mark.parametrize("method", EXACT)
 def test_a_linear_map_of_two_inputs_gives_every_entry_its_column(method):
     found = METHODS[method](make(Additive), (X, Y))

@@ -116,7 +116,8 @@ def measure(
         model: any differentiable `torch.nn.Module`, an exported program, or the path of one saved as .pt2; examples
             must not interact.
         inputs: a tensor with a leading examples axis, or an iterable of such batches; labels in (x, y) batches are
-            ignored.
+            ignored. Of a model that requires several, a tuple of tensors; by name, a dict; integers that an embedding
+            looks up are token ids, and have a capacity by token (docs/how-to/several-inputs.md).
         outputs: a function from what the model returns to the tensor of constraint outputs.
         metric: input metric S: "identity", unit energy of every input about zero; "variance" of each input over the
             examples, or their "covariance", shrunk as by Ledoit and Wolf (docs/theory.md, section 2); or variances of

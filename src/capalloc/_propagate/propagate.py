@@ -68,7 +68,8 @@ def propagate(
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
             copy in evaluation mode is used.
-        inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored.
+        inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored. Several
+            inputs, and token ids, as in `measure`.
         outputs: from what the model returns to the tensor of constraint outputs.
         gates: squared slopes of the activations: "data", on the examples; "gaussian", E[a^2] for unit Gaussian
             pre-activations, which needs the inputs' shape alone; "unit", 1.
