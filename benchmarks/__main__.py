@@ -18,11 +18,14 @@ import torch
 import benchmarks
 from benchmarks.table import Table
 
+#: Not among all: it takes an hour, and packages that nothing else needs.
+ON_REQUEST = ("coverage",)
+
 
 def main() -> None:
     known = discover()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("modules", nargs="*", help=f"of {', '.join(known)}; all by default")
+    parser.add_argument("modules", nargs="*", help=f"of {', '.join(known)}; {', '.join(ON_REQUEST)} only if named")
     parser.add_argument("--output", type=Path, help="write the report there too")
     options = parser.parse_args()
     unknown = sorted(set(options.modules) - known.keys())
@@ -30,7 +33,7 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
     report = ["# Benchmarks", "", f"One run of `python -m benchmarks`: {machine()}.", ""]
     print("\n".join(report))
-    for name in options.modules or known:
+    for name in options.modules or [name for name in known if name not in ON_REQUEST]:
         table = known[name]()
         print(table.markdown(), end="\n\n", flush=True)
         report += [table.markdown(), ""]

@@ -274,6 +274,7 @@ class Program:
         """Start paths at the constant input with a fixed number."""
         if self.side == "inputs":
             return self.none(value.shape)
+        value = torch.where(value.isfinite(), value, 0.0)  # infinities are masks, which a softmax closes
         return self.stand(value, torch.where(value != 0, GROUND, NOTHING).cpu())  # where it is 0 no path starts
 
     def stand(self, value: Tensor, labels: Tensor | None) -> Energy:

@@ -54,6 +54,14 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / norm)
 
 
+def _grouped(rows: Tensor, weights: Tensor, ends: Tensor, bias: Any = None, out_dtype: Any = None) -> Tensor:
+    """Rows times the matrix of their group, (rows, in) and (groups, in, out), as experts have it: a gate picks it."""
+    at = torch.arange(len(rows), device=rows.device)
+    group = (at[:, None] >= ends).sum(1)
+    picked = group == torch.arange(len(weights), device=rows.device)[:, None]
+    return torch.where(picked[:, :, None], rows @ weights, 0.0).sum(0)
+
+
 def _lstm_step(projected: Tensor, state: State, params: Sequence[Tensor]) -> State:
     """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c')."""
     h, c = state
@@ -152,6 +160,9 @@ def _cell(step: Cell) -> Callable[..., Any]:
 
 
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
+#: Products of rows with the matrix of their group, of packages that have their own for what torch's does not take.
+EXPERTS_ELSEWHERE = ("transformers::grouped_mm_fallback",)
+extend(aten._grouped_mm.default, made_of=_grouped)
 extend(aten.lerp.Tensor, made_of=_lerp)
 extend(aten.cosine_similarity.default, made_of=_cosine)
 for _op in (aten.maximum.default, aten.max.other):
@@ -178,6 +189,10 @@ extend(aten.rnn_relu_cell.default, made_of=_cell(_RELU))
 
 def table() -> dict[Any, Callable[..., Any]]:
     """Map operators to the functions that `torch.export` puts in their place, unless they have a rule."""
+    for packet in EXPERTS_ELSEWHERE:
+        library, name = packet.split("::")
+        if hasattr(getattr(torch.ops, library), name):  # once its package is loaded
+            extend(getattr(getattr(torch.ops, library), name).default, made_of=_grouped)
     known = {op: r.made_of for op, r in RECORDS.items() if r.made_of is not None and r.energy is None}
     return _torchs() | known
 

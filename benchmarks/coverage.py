@@ -1,0 +1,215 @@
+"""How many architectures of other people the methods take: each built from its package, without weights or downloads.
+
+`pip install -c constraints.txt 'capalloc[coverage]'`: with torch pinned, none of these packages brings another.
+Sweeps go on from the file that `CAPALLOC_COVERAGE` names, or one among temporary files; remove it to begin anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import capalloc
+from benchmarks.coverage_zoo import Architecture, architectures
+from benchmarks.table import Table
+from capalloc.results import Allocation, ReceptiveField
+
+#: For one architecture: seconds, and bytes beside those of the process that it starts from.
+TIME_LIMIT, MEMORY_LIMIT = 150, 8 * 2**30
+#: Parameters up to which the exact answer is measured too.
+MEASURED = 1500
+EXAMPLES = 2
+#: Slack of sums, of float32 energies and of probes that are summed in another order.
+TOLERANCE = 1e-3
+
+Record = dict[str, Any]
+
+
+def allocation_faults(result: Allocation, parameters: int) -> list[str]:
+    """What an allocation breaks of what holds for every one: finite, no less than 0, whole, at most all parameters."""
+    inputs, bias, total = torch.as_tensor(result.capacity.values), float(result.bias), float(result.total)
+    if not (bool(torch.isfinite(inputs).all()) and math.isfinite(bias) and math.isfinite(total)):
+        return ["not finite"]
+    slack = TOLERANCE * max(total, 1.0)
+    faults = []
+    if float(inputs.min()) < -slack or bias < -slack:
+        faults.append("negative")
+    if abs(float(inputs.double().sum()) + bias - total) > slack:
+        faults.append("inputs and constant do not sum to the total")
+    if total > parameters + slack:
+        faults.append("more than all parameters")
+    return faults
+
+
+def field_faults(field: ReceptiveField, parameters: int) -> list[str]:
+    """What a receptive field breaks: a law on the inputs, and paths that all end within it."""
+    law = torch.as_tensor(field.map.values).double()
+    if not bool(torch.isfinite(law).all()):
+        return ["not finite"]
+    faults = ["negative"] if float(law.min()) < 0 else []
+    if float(law.sum()) > 1 + TOLERANCE:
+        faults.append("more than all probability")
+    seen = torch.as_tensor(field.support.values)
+    if seen.shape == law.shape and float(law[~seen].sum()) > TOLERANCE:
+        faults.append("paths from beyond the theoretical field")
+    return faults
+
+
+def _propagate(model: nn.Module, x: Tensor, **options: Any) -> Allocation:
+    return capalloc.propagate(model, x, table=False, solver="markov", **options)
+
+
+def _blocks(model: nn.Module, x: Tensor, **options: Any) -> Allocation:
+    quick = capalloc.solvers.Block(num_steps=0, num_probes=2, output_probes=2, max_seconds=5)
+    return capalloc.propagate(model, x, solver=quick, **options)
+
+
+CALLS: dict[str, tuple[Callable[..., Any], Callable[..., list[str]]]] = {
+    "markov": (_propagate, allocation_faults),
+    "blocks": (_blocks, allocation_faults),
+    "receptive field": (capalloc.receptive_field, field_faults),
+    "measure": (capalloc.measure, allocation_faults),
+}
+
+
+def examine(model: nn.Module, x: Tensor, calls: Iterable[str] = CALLS, **options: Any) -> dict[str, Record]:
+    """Call after call: seconds, and what is wrong: nothing, a broken invariant, or an error."""
+    parameters = sum(p.numel() for p in model.parameters())
+    found: dict[str, Record] = {}
+    for name in calls:
+        call, faults = CALLS[name]
+        if name == "measure" and parameters > MEASURED:
+            continue
+        start = time.perf_counter()
+        try:
+            wrong = "; ".join(faults(call(model, x, **options), parameters))
+        except Exception as error:  # whatever goes wrong is what is looked for
+            wrong = f"{type(error).__name__}: {error}"
+            if os.environ.get("CAPALLOC_COVERAGE_TRACE"):
+                traceback.print_exc()
+        found[name] = {"seconds": round(time.perf_counter() - start, 2), "wrong": wrong}
+    return found
+
+
+def _child(architecture: Architecture, calls: Iterable[str], answers: Connection) -> None:
+    """Build and examine one architecture, within its limits; each answer is sent as it comes."""
+    used = int(re.findall(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_LIMIT, used + MEMORY_LIMIT))
+    signal.alarm(TIME_LIMIT + 5)  # where the parent is gone
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        model, x = architecture.build(EXAMPLES)
+        model.eval()
+        answers.send({"parameters": sum(p.numel() for p in model.parameters())})
+    except BaseException as error:  # packages raise what they will
+        answers.send({"unbuilt": f"{type(error).__name__}: {error}"})
+        return
+    for name in calls:
+        answers.send(examine(model, x, [name]))
+
+
+def examine_apart(architecture: Architecture, calls: Iterable[str] = CALLS) -> Record:
+    """Examine an architecture in a process of its own, which may run out of time or memory."""
+    context = multiprocessing.get_context("fork")  # with torch already loaded
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(architecture, list(calls), there))
+    child.start()
+    there.close()
+    record: Record = {"name": architecture.name, "family": architecture.family}
+    end = time.monotonic() + TIME_LIMIT
+    ended = "died (out of memory?)"
+    missing = [name for name in calls if name != "measure"]
+    try:
+        while True:
+            if not here.poll(max(end - time.monotonic(), 0)):
+                ended = f"more than {TIME_LIMIT} seconds"
+                break
+            record |= here.recv()
+    except EOFError:
+        pass
+    child.kill()
+    child.join()
+    if "unbuilt" not in record:
+        for name in missing:
+            if name not in record:
+                record[name] = {"seconds": TIME_LIMIT, "wrong": ended}
+                break
+    return record
+
+
+def sweep(chosen: Iterable[Architecture], path: Path, calls: Iterable[str] = CALLS) -> list[Record]:
+    """Examine what the file at `path` does not hold yet, write it there one by one, and return all asked for."""
+    known = {record["name"]: record for record in _read(path)}
+    records = []
+    for architecture in chosen:
+        if architecture.name not in known:
+            record = examine_apart(architecture, calls)
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            known[architecture.name] = record
+        records.append(known[architecture.name])
+    return records
+
+
+def _read(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(records: Iterable[Mapping[str, Any]]) -> Table:
+    """Count by family what went well, and name what did not."""
+    built = [record for record in records if "unbuilt" not in record]
+    rows = []
+    for family in [*dict.fromkeys(record["family"] for record in built), None]:
+        own = [record for record in built if family in (None, record["family"])]
+        cells = []
+        for name in CALLS:
+            asked = [record[name] for record in own if name in record]
+            cells.append(f"{sum(not each['wrong'] for each in asked)}/{len(asked)}" if asked else "–")
+        seconds = sorted(record["markov"]["seconds"] for record in own if "markov" in record)
+        middle = f"{seconds[len(seconds) // 2]:.1f}" if seconds else "–"
+        rows.append((family or "all", str(len(own)), *cells, middle))
+    faults = Counter(
+        f"{record['name']}, {name}: {_brief(record[name]['wrong'])}"
+        for record in built
+        for name in CALLS
+        if record.get(name, {}).get("wrong")
+    )
+    about = (
+        f"{len(built)} architectures from packages, random weights, {EXAMPLES} examples, a process each of at most "
+        f"{TIME_LIMIT} s and {MEMORY_LIMIT // 2**30} GiB. Counted is what returns a finite answer that sums to its "
+        "total, is nowhere negative and holds no more than all parameters. Seconds: median of the Markov rule."
+    )
+    if faults:
+        about += "\n\nWhat did not:\n\n" + "\n".join(f"- {fault}" for fault in faults)
+    return Table("Coverage", about, ("family", "built", *CALLS, "seconds"), rows)
+
+
+def _brief(wrong: str) -> str:
+    text = " ".join(wrong.split())
+    return text if len(text) < 240 else text[:240] + " …"
+
+
+def run() -> Table:
+    examine(nn.Linear(2, 1), torch.ones(EXAMPLES, 2))  # what the calls load is then there before each fork
+    path = Path(os.environ.get("CAPALLOC_COVERAGE", Path(tempfile.gettempdir()) / "capalloc-coverage.jsonl"))
+    found = table(sweep(architectures(), path))
+    report = Path(__file__).with_name("COVERAGE.md")
+    report.write_text(f"# Coverage\n\nOne run of `python -m benchmarks coverage`.\n\n{found.markdown()}\n")
+    return found
