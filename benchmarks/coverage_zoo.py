@@ -268,7 +268,7 @@ TEXT_OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PATCHES = (
     "vit beit dinov2 dinov2_with_registers ijepa vit_msn vit_mae siglip_vision_model clip_vision_model dinov3_vit "
-    "data2vec-vision audio-spectrogram-transformer aimv2_vision_model vitdet pixtral"
+    "data2vec-vision audio-spectrogram-transformer aimv2_vision_model vitdet"
 )
 PICTURES: dict[str, dict[str, Any]] = {
     **{name: {"image_size": 32, "patch_size": 8} for name in PATCHES.split()},

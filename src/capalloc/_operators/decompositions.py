@@ -54,7 +54,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / norm)
 
 
-def _grouped(rows: Tensor, weights: Tensor, ends: Tensor, bias: Any = None, out_dtype: Any = None) -> Tensor:
+def _grouped(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Rows times the matrix of their group, (rows, in) and (groups, in, out), as experts have it: a gate picks it."""
     at = torch.arange(len(rows), device=rows.device)
     group = (at[:, None] >= ends).sum(1)
@@ -160,9 +160,8 @@ def _cell(step: Cell) -> Callable[..., Any]:
 
 
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
-#: Products of rows with the matrix of their group, of packages that have their own for what torch's does not take.
+#: Products of rows with the matrix of their group, of packages that have their own: torch's takes bfloat16 alone.
 EXPERTS_ELSEWHERE = ("transformers::grouped_mm_fallback",)
-extend(aten._grouped_mm.default, made_of=_grouped)
 extend(aten.lerp.Tensor, made_of=_lerp)
 extend(aten.cosine_similarity.default, made_of=_cosine)
 for _op in (aten.maximum.default, aten.max.other):

@@ -1,0 +1,64 @@
+"""Kinds of calls that other people's architectures make, each beside the same network without it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers.integrations.moe  # registers an operator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import capalloc
+from zoo import gaussian, seeded_module
+
+
+def assert_same(network: nn.Module, plain: nn.Module, x: Tensor) -> None:
+    plain.load_state_dict(network.state_dict())
+    found, expected = (capalloc.propagate(model.eval(), x, solver="markov") for model in (network, plain))
+    assert found.total == pytest.approx(expected.total)
+    np.testing.assert_allclose(found.capacity.values, expected.capacity.values, rtol=1e-6)
+
+
+class Experts(nn.Module):
+    """Each example goes through the matrix of the expert that a router picks: sorted in groups, or all and a mask."""
+
+    def __init__(self, grouped: bool) -> None:
+        super().__init__()
+        self.first, self.router, self.last = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(4, 2)
+        self.weights, self.grouped = nn.Parameter(torch.randn(3, 4, 4)), grouped
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x))
+        picked = self.router(h).argmax(1)
+        chosen = picked[:, None] == torch.arange(3)
+        if self.grouped:
+            order = picked.argsort()
+            ends = chosen.sum(0).cumsum(0).to(torch.int32)
+            h = torch.ops.transformers.grouped_mm_fallback(h[order], self.weights, ends)[order.argsort()]
+        else:
+            h = torch.where(chosen.T[:, :, None], h @ self.weights, 0.0).sum(0)
+        return self.last(F.relu(h))
+
+
+def test_rows_in_groups_go_through_the_matrix_of_their_group() -> None:
+    assert transformers.integrations.moe
+    assert_same(*(seeded_module(lambda g=g: Experts(g)) for g in (True, False)), gaussian(12, 3))
+
+
+class Masked(nn.Module):
+    """A softmax of some entries alone: the others are minus infinity, from a tensor or from a number."""
+
+    def __init__(self, tensor: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.tensor = nn.Linear(3, 5), nn.Linear(5, 2), tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, left_out = self.first(x), torch.arange(5) > 2
+        fill = torch.full_like(h, -torch.inf)
+        h = torch.where(left_out, fill, h) if self.tensor else h.masked_fill(left_out, -torch.inf)
+        return self.last(h.softmax(-1))
+
+
+def test_infinities_of_masks_start_no_paths() -> None:
+    assert_same(*(seeded_module(lambda t=t: Masked(t)) for t in (True, False)), gaussian(6, 3))
