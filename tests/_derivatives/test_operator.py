@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capalloc._derivatives import choose_jacobian, exact_derivatives
-from capalloc._derivatives.products import PRODUCT_WAYS, ConstraintOperator, ForwardProducts
-from capalloc._derivatives.tape import ELEMENTARY, Tape
-from capalloc._derivatives.verify import choose_operator, disagreement
+from capalloc._derivatives.products import PRODUCT_WAYS, ConstraintOperator, ForwardProducts, split
+from capalloc._derivatives.still_gates import gates_stay
+from capalloc._derivatives.tape import Tape
+from capalloc._derivatives.verify import Trial, choose_operator, disagreement
 from capalloc._model.input_metric import input_metric
 from capalloc._model.problem import prepare, seeded
 from measured import build, data
@@ -97,6 +98,15 @@ MODELS = {
     "attention": (Attention, (3, 4)),
 }
 WAYS = ["forward", "reverse"]
+
+
+class Applied(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.function(h)
 
 
 def replay():
@@ -195,8 +205,60 @@ def test_gates_that_move_are_found_out() -> None:
     problem = prepare(build(MODELS["tanh"][0]), x, dtype=torch.float64)
     space = input_metric(None, problem, True)
     with torch.no_grad():
-        assert "wrong derivatives" in disagreement(ConstraintOperator(problem, space, "piecewise"), x[:1], replay)
+        assert "wrong derivatives" in disagreement(
+            Trial(ConstraintOperator(problem, space, "piecewise"), x[:1], replay)
+        )
         assert choose_operator(problem, space, x, replay).name == "forward"
+
+
+class Asking(nn.Module):
+    """Takes another way where a value says so."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.relu(h) if float(h.sum()) > 1e9 else 2 * h
+
+
+def own_gate(h: Tensor) -> Tensor:
+    return h * h
+
+
+def half_cut(h: Tensor) -> Tensor:
+    return h + h.detach()
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "stays"),
+    [
+        (conv_net, (1, 4, 4), True),
+        (frozen_net, (1, 4, 4), True),
+        (norm_net, (1, 4, 4), False),
+        (MODELS["tanh"][0], (3,), False),
+        (MODELS["layer norm"][0], (3,), False),
+        (lambda: nn.Sequential(nn.Linear(3, 4), Asking(), nn.Linear(4, 2)), (3,), False),
+        (lambda: nn.Sequential(nn.Linear(3, 4), Applied(own_gate), nn.Linear(4, 2)), (3,), False),
+        (lambda: nn.Sequential(nn.Linear(3, 4), Applied(half_cut), nn.Linear(4, 2)), (3,), False),
+    ],
+)
+def test_gates_stay_where_all_calls_are_linear_piece_by_piece(make, shape, stays) -> None:
+    problem = prepare(build(make), data(2, *shape), dtype=torch.float64)
+    assert gates_stay(problem, problem.probe, replay) == stays
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_mode_stands_for_autograd_in_a_trial(name) -> None:
+    make, shape = MODELS[name]
+    problem = prepare(build(make), data(2, *shape), dtype=torch.float64)
+    trial = Trial(ConstraintOperator(problem, input_metric(None, problem, True), "forward"), problem.probe, replay)
+    with exact_derivatives():
+        assert trial.is_as_forward
+        back, w, rows = trial.found
+        for name, part in split(problem, back).items():  # a mistake in any tensor shows
+            wrong = torch.cat(
+                [1.001 * p.flatten() if n == name else p.flatten() for n, p in split(problem, back).items()]
+            )
+            other = Trial(trial.operator, trial.x, replay)
+            other.__dict__["found"] = wrong, w, rows
+            assert other.is_as_forward == bool(part.norm() < 1e-12)
 
 
 def test_a_parameter_without_a_rule_is_named() -> None:
@@ -237,8 +299,8 @@ def test_a_model_without_forward_mode_gets_reverse_mode() -> None:
     x = data(2, 3)
     problem = prepare(build(Custom), x, dtype=torch.float64)
     space = input_metric(None, problem, True)
-    assert "forward mode" not in disagreement(ConstraintOperator(problem, space, "reverse"), x[:1], replay)
-    assert disagreement(ConstraintOperator(problem, space, "forward"), x[:1], replay).startswith("fails")
+    assert "forward mode" not in disagreement(Trial(ConstraintOperator(problem, space, "reverse"), x[:1], replay))
+    assert disagreement(Trial(ConstraintOperator(problem, space, "forward"), x[:1], replay)).startswith("fails")
     with torch.no_grad():
         assert choose_operator(problem, space, x, replay).name == "reverse"
     assert_equals_rows("reverse", *operands(build(Custom), (3,)))
@@ -287,7 +349,7 @@ def test_wrong_products_are_found_out(monkeypatch) -> None:
     for products, said in ((Wrong, "not adjoint"), (WrongBack, "wrong derivatives for")):
         monkeypatch.setitem(PRODUCT_WAYS, "forward", products)
         with torch.no_grad():
-            assert said in disagreement(ConstraintOperator(problem, space, "forward"), x[:1], replay)
+            assert said in disagreement(Trial(ConstraintOperator(problem, space, "forward"), x[:1], replay))
 
 
 def test_no_operator_is_an_error() -> None:
@@ -310,7 +372,7 @@ def test_no_operator_is_an_error() -> None:
 NORMS = [F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm]
 
 
-@pytest.mark.parametrize("function", [*NORMS, *ELEMENTARY], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [*NORMS, F.silu, F.hardsigmoid, F.prelu], ids=lambda f: f.__name__)
 def test_functions_written_out_are_the_functions(function) -> None:
     x, weight, bias = data(2, 4, 3), data(4, seed=1), data(4, seed=2)
     arguments = {

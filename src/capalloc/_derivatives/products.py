@@ -270,8 +270,14 @@ def batched_gradients(
     """Gradients of `values` at tensors for `count` cotangents side by side, (count, *own) each; the graph stays."""
     if not any(value.requires_grad for value in values):
         return [t.new_zeros(count, *t.shape) for t in at]
-    found = torch.autograd.grad(values, at, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True)
-    return [t.new_zeros(count, *t.shape) if g is None else g.detach() for t, g in zip(at, found, strict=True)]
+
+    def along(own: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(values, at, own, retain_graph=True, allow_unused=True)
+        return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(at, found, strict=True))
+
+    if count == 1:  # vmap around few and small calls takes longer than these
+        return [g.detach()[None] for g in along(tuple(c[0] for c in cotangents))]
+    return [*vmap(along)(tuple(cotangents))]
 
 
 def bias_gradients(call: TappedCall, delta: Tensor) -> Tensor:

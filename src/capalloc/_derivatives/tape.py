@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from capalloc._derivatives.affine import AffineRule, recognise
+from capalloc._derivatives.sweeps import AffineSweep
 from capalloc._model.problem import Problem
 from capalloc._operators.decompositions import RECURRENT
 
@@ -75,7 +76,12 @@ class Tape(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         call = recognise(func, args, kwargs)
-        out = call.output() if call is not None else ELEMENTARY.get(func, func)(*args, **kwargs)
+        if call is None:
+            out = ELEMENTARY.get(func, func)(*args, **kwargs)
+        elif self.marked and call.weight is not None and not call.weight.requires_grad:
+            out = AffineSweep.apply(call.rule, call.input, call.weight, call.bias)
+        else:
+            out = call.output()
         if not self.names:
             return out
         sizes = [t.numel() for t in tensors(out)]

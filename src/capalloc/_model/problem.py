@@ -282,7 +282,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def random_signs(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
     """Random signs with the dtype and on the device of `like`."""
-    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like)
+    return (torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8) * 2 - 1).to(like)
 
 
 def _check_tensors(model: nn.Module, params: Mapping[str, nn.Parameter], probe: Tensor) -> None:
