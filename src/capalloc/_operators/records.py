@@ -92,6 +92,8 @@ SELECTIONS = (
     "sort sort.stable topk kthvalue median.dim nanmedian.dim mode cummax cummin scatter_reduce.two "
     "quantile.scalar nanquantile.scalar fmax fmin clamp.Tensor"
 )
+#: Operators whose slope is zero wherever they have one.
+STEPS = "sign sgn floor ceil round trunc"
 UNDECLARED = OperatorRecord()
 RECORDS: dict[Any, OperatorRecord] = {}
 
@@ -145,8 +147,7 @@ _declare(
     "activation",
     "gelu silu elu celu selu softplus mish hardtanh hardswish relu6 log_sigmoid erf sin cos exp log sqrt square "
     "clamp clamp_min clamp_max pow.Tensor_Scalar threshold hardshrink softshrink log1p log2 log10 expm1 exp2 "
-    "erfc erfinv logit tan asin acos atan sinh cosh asinh acosh atanh lgamma digamma sinc sign sgn floor ceil "
-    "round trunc frac",
+    "erfc erfinv logit tan asin acos atan sinh cosh asinh acosh atanh lgamma digamma sinc frac",
     rank=GateRank.ACTIVATION,
 )
 _declare("activation", "tanh", rank=GateRank.SIGNED)
@@ -157,7 +158,7 @@ _declare("statistic", "logsumexp prod.dim_int", rank=GateRank.NONE)
 _declare(
     "constant",
     "detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "
-    "new_empty bernoulli bernoulli.p",
+    f"new_empty bernoulli bernoulli.p {STEPS}",
 )
 _declare("softmax", "softmax.int _softmax _safe_softmax", rank=GateRank.BOUNDED)
 _declare("softmax", "log_softmax.int _log_softmax")
