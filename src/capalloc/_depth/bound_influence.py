@@ -52,13 +52,14 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, by_data: bool, ch
         )
     beyond = bool((paths & ~found.seen).any())
     found.seen = found.seen | paths
+    places = batches.problem.places
     equal = torch.equal(reached, found.seen)
     bounds: Status = "whole input" if found.seen.all() else "upper bound"
     return Bound(
-        found.seen,
+        places.holds(found.seen),
         "upper bound" if beyond else "depends on data" if closed and not torch.equal(paths, found.seen) else "exact",
         "exact" if plain or equal else "depends on data" if found.chosen else bounds,
-        _notes(found, paths, reached, draws if check else 0),
+        _notes(found, places.holds(paths), places.holds(reached), places.holds(found.seen), draws if check else 0),
     )
 
 
@@ -71,8 +72,8 @@ def _swept(graph: Graph, position: Index, like: Tensor, random: torch.Generator)
     )
 
 
-def _notes(found: Influence, paths: Tensor, reached: Tensor, draws: int) -> list[str]:
-    number, more = int(found.seen.sum()), int((found.seen & ~paths).sum())
+def _notes(found: Influence, paths: Tensor, reached: Tensor, seen: Tensor, draws: int) -> list[str]:
+    number, more = int(seen.sum()), int((seen & ~paths).sum())
     notes = []
     if more:
         notes.append(

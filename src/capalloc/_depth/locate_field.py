@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from capalloc._depth.bound_influence import bound
@@ -20,12 +22,12 @@ from capalloc._energy import markov
 from capalloc._energy.batches import Batches
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._energy.rules.registration import UnsupportedOperatorError
-from capalloc._energy.support import at_position
+from capalloc._energy.support import at_position, support
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
-from capalloc._model.places import axis_names
+from capalloc._model.places import Places
 from capalloc._model.problem import ModelLike, OutputSelection, prepare, seeded
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.images import smallest_region
@@ -59,11 +61,12 @@ def receptive_field(
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
-        inputs: examples (examples, *inputs), or an iterable of such batches; for their gates and their shape.
+        inputs: examples (examples, *inputs), or an iterable of such batches; for their gates and their shape. Several
+            inputs, and token ids, as in `measure`; masks must be alike in all examples.
         outputs: from what the model returns to the tensor (examples, channel, *positions) that the position is in.
         output_position: index on the axes after examples and channel; or one entry for every axis after examples,
-            None for a whole axis, as for tokens: `(7, None)`. By default the central position; outputs
-            (examples, classes) are taken whole.
+            None for a whole axis, as for tokens: `(7, None)`, or 7 where the inputs are token ids. By default the
+            central position; outputs (examples, classes) are taken whole.
         gates: as in `propagate`; the theoretical field does not depend on them.
         of: what the effective field is of, "energy" or "capacity".
         metric: energies of the inputs, as in `propagate`; the theoretical field does not depend on them.
@@ -92,22 +95,21 @@ def receptive_field(
         raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
     if of not in MAP_NAMES:
         raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
-    problem = prepare(model, inputs, outputs)
+    problem = prepare(model, inputs, outputs, by_input=True)
+    if problem.layout is not None:
+        problem.layout.check_alike("a receptive field")
     space = input_metric(metric, problem)
     batches = Batches.of(problem, gates, batch_size, progress=progress, metric=space)
     located = locate(batches, output_position, of)
-    position, field, found = located.position, located.field, located.found
-    reach = bound(batches, position, field.seen, by_data=located.by_data, check=check)
-    extents = located.extents
-    names = tuple(extents)
-    still = [k for k in range(found.ndim) if k not in field.moving]
-    places = (found.sum(still) if still else found).numpy()
-    maps = {"map": (names, found.numpy()), "support": (names, field.seen.numpy())}
-    maps["influence"] = (names, reach.influence.numpy())
+    position, places = located.position, problem.places
+    reach = bound(batches, position, located.seen, by_data=located.by_data, check=check)
+    extents, moving = located.extents, located.moving
+    found = {"map": located.found, "support": places.holds(located.seen), "influence": reach.influence}
+    maps = {name: (places.dims, values.numpy()) for name, values in found.items()}
     attrs: dict[str, Any] = {
-        "area_68": int(smallest_region(places, 0.68).sum()),
-        "area_95": int(smallest_region(places, 0.95).sum()),
-        "moving": [names[k] for k in field.moving],
+        "area_68": int(smallest_region(moving, 0.68).sum()),
+        "area_95": int(smallest_region(moving, 0.95).sum()),
+        "moving": [places.axes_of(name)[k] for name, field in located.fields.items() for k in field.moving],
         "output_position": position,
         "of": of,
         "gates": gates,
@@ -116,7 +118,8 @@ def receptive_field(
         "influence_status": reach.influence_status,
         "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut] + reach.notes,
     }
-    return ReceptiveField(xr.Dataset(maps | extent_columns(extents), {"axis": list(extents)}, attrs))
+    coords = {"axis": list(extents), **places.coords}
+    return ReceptiveField(xr.Dataset(maps | extent_columns(extents), coords, attrs | places.attrs))
 
 
 @dataclass(frozen=True)
@@ -124,15 +127,30 @@ class Located:
     """The field of paths to a position, and the map of what they carry."""
 
     position: Index
-    field: Field
+    places: Places
+    seen: Tensor  # the entries where paths start
+    fields: dict[str, Field]  # by input
     by_data: bool  # whether the field is that of the examples' gates
     found: Tensor  # the map
 
     @property
     def extents(self) -> dict[str, Extent]:
-        """Give the extent along each axis of the input, by name."""
-        names = axis_names(self.found.ndim)
-        return {name: _extent(self.field, k, _deviation(self.found, k)) for k, name in enumerate(names)}
+        """Give the extent along each axis of each input, by name."""
+        maps = self.places.split(self.found)
+        return {
+            axis: _extent(field, k, _deviation(maps[name], k))
+            for name, field in self.fields.items()
+            for k, axis in enumerate(self.places.axes_of(name))
+        }
+
+    @property
+    def moving(self) -> NDArray[np.float64]:
+        """Give the map summed over axes that the field does not move along, of several inputs end to end."""
+        summed = []
+        for name, own in self.places.split(self.found).items():
+            still = [k for k in range(own.ndim) if k not in self.fields[name].moving]
+            summed.append((own.sum(still) if still else own).numpy())
+        return summed[0] if len(summed) == 1 else np.concatenate([values.ravel() for values in summed])
 
 
 def locate(batches: Batches, output_position: Position, of: str) -> Located:
@@ -145,8 +163,11 @@ def locate(batches: Batches, output_position: Position, of: str) -> Located:
             program = read(gates="unit")
         except UnsupportedOperatorError:  # an order has no gate that is open for all
             by_data, program = True, read(gates="data")
-    position = resolve(output_position, tuple(program.values[program.output].shape[1:]))
-    return Located(position, theoretical(program, position), by_data, _effective(batches, position, of))
+    places = problem.places
+    position = resolve(output_position, tuple(program.values[program.output].shape[1:]), places.tokens)
+    fields = theoretical(program, position, places)
+    found = places.pooled(_effective(batches, position, of)).reshape(places.shape)
+    return Located(position, places, support(program, position), fields, by_data, found)
 
 
 def _extent(field: Field, axis: int, deviation: float) -> Extent:

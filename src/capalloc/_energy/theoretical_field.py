@@ -12,14 +12,22 @@ from torch import Tensor
 
 from capalloc._energy.program import Program
 from capalloc._energy.support import support
+from capalloc._model.places import Places
 from capalloc.results.receptive_field import Index, shown
 
 Position = int | Sequence[int | None] | None
 Interval = tuple[int, int]  # start, stop
 
 
-def resolve(wanted: Position, shape: tuple[int, ...]) -> Index:
-    """Complete a position to one entry for each output axis: the central one by default, all of an axis of classes."""
+def resolve(wanted: Position, shape: tuple[int, ...], tokens: int | None = None) -> Index:
+    """Complete a position to one entry for each output axis: the central one by default, all of an axis of classes.
+
+    Of outputs (examples, tokens, features) on as many token ids, one index is a token's.
+    """
+    by_token = tokens is not None and len(shape) > 1 and shape[0] == tokens
+    if by_token and (wanted is None or isinstance(wanted, int) or len(wanted) == 1):
+        token = shape[0] // 2 if wanted is None else wanted if isinstance(wanted, int) else wanted[0]
+        wanted = (token, *[None] * (len(shape) - 1))
     if wanted is None:
         return (None, *(n // 2 for n in shape[1:]))[: len(shape)]
     given: tuple[int | None, ...] = (wanted,) if isinstance(wanted, int) else tuple(wanted)
@@ -57,24 +65,30 @@ class Field:
         return [(up, up * (n[axis][0] - a), up * (n[axis][1] - b)) for up, n in self.neighbours]
 
 
-def theoretical(program: Program, position: Index) -> Field:
-    """Find the field of a position, exact whatever the weights, and those of its neighbours."""
+def theoretical(program: Program, position: Index, places: Places) -> dict[str, Field]:
+    """Find the field of a position in each input, exact whatever the weights, and those of its neighbours."""
     shape = program.values[program.output].shape[1:]
-    seen = support(program, position)
+    seen = places.holds(support(program, position))
     if not bool(seen.any()):
         raise ValueError(f"no path leads from the inputs to output position {shown(position)}: its field is empty")
-    neighbours = []
+    neighbours: list[tuple[int, Tensor]] = []
     for axis, (k, n) in enumerate(zip(position, shape, strict=True)):
         for up in (1, -1):
             if k is not None and 0 <= k + up < n:
-                other = support(program, (*position[:axis], k + up, *position[axis + 1 :]))
+                other = places.holds(support(program, (*position[:axis], k + up, *position[axis + 1 :])))
                 if bool(other.any()):
-                    neighbours.append((up, _intervals(other)))
-    return Field(seen, _intervals(seen), tuple(neighbours), _aligned(position, seen.ndim))
+                    neighbours.append((up, other))
+    fields = {}
+    for name, own in places.split(seen).items():
+        beside = tuple((up, _intervals(places.split(other)[name])) for up, other in neighbours)
+        fields[name] = Field(own, _intervals(own), beside, _aligned(position, own.ndim))
+    return fields
 
 
 def _intervals(seen: Tensor) -> tuple[Interval, ...]:
     found = seen.nonzero()
+    if not len(found):
+        return ((0, 0),) * seen.ndim
     return tuple((int(a), int(b) + 1) for a, b in zip(found.amin(0), found.amax(0), strict=True))
 
 

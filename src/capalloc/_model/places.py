@@ -86,6 +86,23 @@ class Places:
         empty = slots.new_zeros(*slots.shape[:-1], self.number + constant)
         return empty.index_add(-1, own[kept], slots[..., kept])
 
+    @property
+    def tokens(self) -> int | None:
+        """Number of tokens, where the one input is a sequence of them."""
+        one = self.inputs[0] if len(self.inputs) == 1 else None
+        return one.shape[0] if one is not None and one.axes == ("token",) else None
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """Give each input's part of values over the results' axes, over its own; a single tensor's without a name."""
+        if len(self.inputs) < 2:
+            return {"": values}
+        parts = values.split([one.size for one in self.inputs])
+        return {one.name: part.reshape(one.shape) for one, part in zip(self.inputs, parts, strict=True)}
+
+    def axes_of(self, name: str) -> tuple[str, ...]:
+        """Names of an input's axes, after its own name where it has one."""
+        return next((tuple(f"{name} {axis}" for axis in i.axes) for i in self.inputs if i.name == name), self.dims)
+
     def holds(self, seen: Tensor) -> Tensor:
         """Tell which places hold an entry for which something is so, over the results' axes."""
         flat = seen.reshape(-1)

@@ -21,6 +21,8 @@ from capalloc._model.embedded_tokens import Answer, AnswerLookups, Lookup, Watch
 from capalloc._model.given_arguments import Arguments
 from capalloc._model.places import HELD, NamedInput, Places
 
+#: Arguments of transformers that are looked up and say of each token where it stands, or in which part.
+NO_TOKENS = ("token_type_ids", "position_ids")
 Batches = Callable[[], Iterable[Arguments]]
 
 
@@ -77,9 +79,9 @@ class Layout:
         return {v.name for v in self.vectors}
 
     @property
-    def travelling(self) -> list[str]:
-        """Names of what is held and differs between the examples."""
-        return [a.name for a in self.arguments if not a.varies and a.constant is None and a.name not in self.tokens]
+    def unlike(self) -> list[str]:
+        """Names of what has no derivative, lies in the vector, and differs between the examples."""
+        return [a.name for a in self.arguments if not a.varies and a.constant is None]
 
     def check(self, by_input: bool) -> None:
         """Refuse what a method cannot tell apart."""
@@ -88,6 +90,14 @@ class Layout:
                 f"this method is of one tensor of inputs, not of {', '.join(a.name for a in self.arguments)}: pass a "
                 "model that takes one (in the place of token ids their vectors, to a model that starts after the "
                 "embedding), or use measure, propagate or receptive_field"
+            )
+
+    def check_alike(self, what: str) -> None:
+        """Refuse what has no derivative and differs between the examples."""
+        if self.unlike:
+            raise ValueError(
+                f"{what} is of one call, and {', '.join(self.unlike)} differ between the examples and have no "
+                "derivative: pass examples that have them alike, such as a single one"
             )
 
     def inside(self, params: dict[str, Any], notes: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -191,8 +201,9 @@ def _layout(model: nn.Module, own: torch.dtype, batches: Batches) -> Layout:
     two = {name: v[[0, min(1, len(v) - 1)]].detach().clone().to(like.device) for name, v in first.tensors.items()}
     two = {name: v.to(like.dtype) if v.is_floating_point() else v for name, v in two.items()}
     watch = _watched(model, two, first.by_name)
-    vectors, answers = _vectors(two, watch.lookups, {id(p) for p in model.parameters()})
-    held = _held(batches, two, {v.name for v in vectors}, watch.read)
+    alike = _alike(batches, two)
+    vectors, answers = _vectors(two, _owned(model, two, watch, alike))
+    held = alike | {v.name: torch.zeros_like(two[v.name][0]) for v in vectors if storage(two[v.name]) not in watch.read}
     arguments = [Argument(name, tuple(v.shape[1:]), v.dtype, constant=held.get(name)) for name, v in two.items()]
     if not vectors and not any(a.varies for a in arguments):
         raise _without_derivative(two)
@@ -237,14 +248,27 @@ def _precision(own: torch.dtype, first: Arguments) -> torch.dtype:
     return found.pop() if found else own
 
 
+def _owned(
+    model: nn.Module, two: Mapping[str, Tensor], watch: WatchLookups, alike: Mapping[str, Tensor]
+) -> list[tuple[Lookup, tuple[str, bool] | None]]:
+    """Tell of each look-up whose token ids it asks for; None for positions, kinds of tokens and the like."""
+    tables = {id(t) for t in (*model.parameters(), *model.buffers())}
+    found = [
+        (one, None if owner and (owner[0] in NO_TOKENS or (one.is_index and id(one.table) not in tables)) else owner)
+        for one, owner in zip(watch.lookups, owners(two, watch.lookups), strict=True)
+    ]
+    changing = any(owner and owner[0] not in alike for _, owner in found)
+    return [(one, None if owner and changing and owner[0] in alike else owner) for one, owner in found]
+
+
 def _vectors(
-    given: Mapping[str, Tensor], lookups: list[Lookup], params: set[int]
+    given: Mapping[str, Tensor], owned: Iterable[tuple[Lookup, tuple[str, bool] | None]]
 ) -> tuple[list[Argument], tuple[Answer | None, ...]]:
-    """Find the look-ups of token ids, and the vectors of each argument by each table."""
+    """Make the vectors of each argument by each table, and the answers to look-ups."""
     vectors: list[Argument] = []
     answers: list[Answer | None] = []
-    for one, owner in zip(lookups, owners(given, lookups), strict=True):
-        if owner is None or (one.is_index and id(one.table) not in params):
+    for one, owner in owned:
+        if owner is None:
             answers.append(None)
             continue
         name, tokens_first = owner
@@ -258,15 +282,15 @@ def _vectors(
     return vectors, tuple(answers)
 
 
-def _held(batches: Batches, two: Mapping[str, Tensor], tokens: set[str], read: set[int]) -> dict[str, Tensor]:
-    """Find what need not lie in the vector: ids that only embeddings read, and what all examples have the same."""
-    held = {name: v[0].clone() for name, v in two.items() if not v.is_floating_point()}
-    unread = {name: torch.zeros_like(held[name]) for name in tokens if storage(two[name]) not in read}
-    for given in batches():
-        held = {
-            n: v for n, v in held.items() if n in given.tensors and bool((given.tensors[n].to(v.device) == v).all())
-        }
-    return held | unread
+def _alike(batches: Batches, two: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Find what has no derivative and is the same in all examples: one example's."""
+    found = {name: v[0].clone() for name, v in two.items() if not v.is_floating_point()}
+    for given in (one.tensors for one in batches()):
+        for name, value in (*found.items(),):
+            own = given.get(name, value[None]).to(value.device)
+            if own.shape[1:] != value.shape or not bool((own == value).all()):
+                del found[name]
+    return found
 
 
 def _outside(model: nn.Module, tables: Iterable[Lookup], read: set[int]) -> tuple[frozenset[str], tuple[str, ...]]:

@@ -127,6 +127,8 @@ def propagate(
         double = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
         problem = replace(double, notes=problem.notes, layout=problem.layout)
     space = input_metric(metric, problem)
+    if problem.layout is not None and (isinstance(asked, Segments) or space.center is not None):
+        problem.layout.check_alike("solver='segments'" if isinstance(asked, Segments) else "a centred metric of paths")
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
     batches = Batches.of(problem, gates, batch_size, dtype=dtype, **settings)

@@ -17,8 +17,9 @@ from capalloc.architectures import (
     unet,
     vit,
 )
+from capalloc.architectures.attention import token_table
 from capalloc.architectures.catalogue import Architecture, info, make, names, register
 
-__all__ = ["Architecture", "info", "make", "names", "register"]
+__all__ = ["Architecture", "info", "make", "names", "register", "token_table"]
 
 del attention, convnext, convolutional, densenet, mixer, mobilenet, recurrent, resnet, temporal, unet, vit

@@ -1,4 +1,4 @@
-"""Transformers over embedded tokens: causal with norms first (GPT), two-sided with norms last (BERT)."""
+"""Transformers over tokens, ids or vectors: causal with norms first (GPT), two-sided with norms last (BERT)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from capalloc.architectures.catalogue import register
 from capalloc.architectures.layers import chain, named, small_normal
+
+#: Seed of the vectors of token ids.
+TABLE_SEED = 0
 
 
 class SelfAttention(nn.Module):
@@ -61,16 +64,33 @@ class PostNormBlock(PreNormBlock):
 
 
 class LearntPositions(nn.Module):
-    """Learnt positions, added."""
+    """Learnt positions, added; in front of a text model to token ids too, by a fixed table of Gaussian vectors.
 
-    def __init__(self, tokens: int, width: int) -> None:
+    The table is no parameter: it stands before the inputs that capacity is of.
+    """
+
+    table: Tensor | None
+
+    def __init__(self, tokens: int, width: int, vocabulary: int = 0) -> None:
         super().__init__()
+        drawn = None
+        if vocabulary:
+            generator = torch.Generator().manual_seed(TABLE_SEED)  # its own: weights are those of a model without
+            drawn = torch.randn(vocabulary, width, generator=generator, device="cpu")
+        self.register_buffer("table", drawn, persistent=False)
         self.position = nn.Parameter(torch.empty(tokens, width))
         nn.init.normal_(self.position, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add its position to every token."""
+        """Add its position to every token, a vector or an id."""
+        if self.table is not None and not x.dtype.is_floating_point:
+            x = F.embedding(x, self.table)
         return x + self.position
+
+
+def token_table(model: nn.Module) -> Tensor | None:
+    """The vectors of token ids of a text model; None for any other."""
+    return next((m.table for m in model.modules() if isinstance(m, LearntPositions) and m.table is not None), None)
 
 
 class FirstToken(nn.Module):
@@ -83,26 +103,28 @@ class FirstToken(nn.Module):
 
 @register(
     "gpt-tiny",
-    "Causal transformer over embedded tokens; scores of the next token at every position.",
+    "Causal transformer over tokens; scores of the next token at every position.",
     "Radford et al., Language models are unsupervised multitask learners, 2019",
 )
 def gpt_tiny(depth: int = 4, heads: int = 4, vocabulary: int = 1000, shape: Sequence[int] = (64, 128)) -> nn.Module:
-    """`shape` is (tokens, width): the network starts after the embedding, whose rows are its inputs."""
+    """`shape` is (tokens, width); inputs are token ids (examples, tokens), or vectors in their place."""
     tokens, width = shape
     blocks = nn.Sequential(*(PreNormBlock(width, heads, 4 * width, causal=True) for _ in range(depth)))
     head = chain(nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False))
-    return small_normal(named(positions=LearntPositions(tokens, width), blocks=blocks, head=head))
+    return small_normal(named(positions=LearntPositions(tokens, width, vocabulary), blocks=blocks, head=head))
 
 
 @register(
     "bert-tiny",
-    "Two-sided transformer over embedded tokens; one label a sequence.",
+    "Two-sided transformer over tokens; one label a sequence.",
     "Devlin et al., arXiv 1810.04805; Turc et al., arXiv 1908.08962",
 )
-def bert_tiny(depth: int = 2, heads: int = 2, num_classes: int = 2, shape: Sequence[int] = (64, 128)) -> nn.Module:
-    """`shape` is (tokens, width): the network starts after the embedding, whose rows are its inputs."""
+def bert_tiny(
+    depth: int = 2, heads: int = 2, num_classes: int = 2, vocabulary: int = 1000, shape: Sequence[int] = (64, 128)
+) -> nn.Module:
+    """`shape` is (tokens, width); inputs are token ids (examples, tokens), or vectors in their place."""
     tokens, width = shape
     blocks = nn.Sequential(*(PostNormBlock(width, heads, 4 * width) for _ in range(depth)))
     head = chain(FirstToken(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, num_classes))
-    start = named(positions=LearntPositions(tokens, width), norm=nn.LayerNorm(width))
+    start = named(positions=LearntPositions(tokens, width, vocabulary), norm=nn.LayerNorm(width))
     return small_normal(named(start=start, blocks=blocks, head=head))

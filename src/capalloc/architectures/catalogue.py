@@ -59,6 +59,11 @@ class Architecture:
         return tuple(self.arguments["shape"])
 
     @property
+    def reads_tokens(self) -> bool:
+        """True of a text model, whose inputs are (tokens, width) or token ids."""
+        return "vocabulary" in self.arguments
+
+    @property
     def num_params(self) -> int:
         """Parameters at the default size."""
         with torch.device("meta"):  # shapes alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import numpy as np
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 
 from capalloc import results
 from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.several import split
 from capalloc.results.view import Fact, Map, Table, View
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: How far a field is known; a whole input is an upper bound that leaves nothing out.
 Status = Literal["exact", "upper bound", "whole input", "depends on data"]
@@ -67,6 +70,8 @@ class ReceptiveField(Result):
     - `area_68`, `area_95`: places of the smallest regions that hold 68 % and 95 % of the map;
     - `moving`: axes that regions are counted over; the map is summed over the others;
     - `output_position`: one index for each output axis, None for all of it;
+    - of several inputs the maps are over one axis, "input", one input after the other; `maps`, `supports` and
+      `influences` give each over its own axes, by name, and `axes` are named such as "image row";
     - `of`, `gates`, `notes`: what the map holds, where the gates come from, what to know of it.
 
     `to_pandas` has a row for each of "axes", or of "inputs", with `probability` or `capacity` and `support`.
@@ -114,7 +119,9 @@ class ReceptiveField(Result):
         if self.of not in MAP_NAMES:
             raise ValueError(f"of must be one of {tuple(MAP_NAMES)}, got {self.of!r}")
         axes, names, total = tuple(self.axes), self.map.dims, float(self.map.sum())
-        if axes != names or self.support.dims != names:
+        axes_of_inputs = tuple(f"{name} {axis}" for name, own in self.maps.items() for axis in own.dims)
+        expected = axes_of_inputs if len(self.maps) > 1 else names
+        if axes != expected or self.support.dims != names:
             raise ValueError(
                 f"axes, map and support must be over the same axes, got {axes}, {names} and {self.support.dims}"
             )
@@ -124,8 +131,8 @@ class ReceptiveField(Result):
         for name in ("paths_status", "influence_status"):
             if getattr(self, name) not in (None, *get_args(Status)):
                 raise ValueError(f"{name} must be one of {get_args(Status)}, got {getattr(self, name)!r}")
-        if not self.moving or not set(self.moving) <= set(names):
-            raise ValueError(f"moving must name some of the axes {names}, got {self.moving}")
+        if not self.moving or not set(self.moving) <= set(expected):
+            raise ValueError(f"moving must name some of the axes {expected}, got {self.moving}")
         if self.of == "energy" and not abs(total - 1) < SUM_TOLERANCE:
             raise ValueError(f"map must sum to 1, as a law does, but sums to {total:.8g}")
 
@@ -140,6 +147,28 @@ class ReceptiveField(Result):
     def map(self) -> xr.DataArray:
         """Probability or capacity in parameters, over the input's own axes."""
         return self.data["map"].rename(MAP_NAMES[self.of])
+
+    @property
+    def maps(self) -> dict[str, xr.DataArray]:
+        """The map of each input over its own axes, by name; of a single tensor under "inputs"."""
+        return self._split(self.map)
+
+    @property
+    def supports(self) -> dict[str, xr.DataArray]:
+        """The support in each input, by name."""
+        return self._split(self.support)
+
+    @property
+    def influences(self) -> dict[str, xr.DataArray]:
+        """The field of influence in each input, by name; empty where an older file does not say."""
+        return {} if self.influence is None else self._split(self.influence)
+
+    def _split(self, values: xr.DataArray) -> dict[str, xr.DataArray]:
+        return split(values, self.data.attrs.get("inputs"))
+
+    def _axis(self, name: str, axis: str) -> str:
+        """The name of an input's axis among `axes`."""
+        return f"{name} {axis}" if len(self.maps) > 1 else axis
 
     @property
     def shown_position(self) -> str:
@@ -171,33 +200,47 @@ class ReceptiveField(Result):
         """Size of the field of influence, along every input axis: of the smallest interval that holds it."""
         if self.influence is None:
             return None
-        places = dict(zip(self.influence.dims, np.nonzero(self.influence.to_numpy()), strict=True))
-        return {str(name): int(np.ptp(at)) + 1 if at.size else 0 for name, at in places.items()}
+        places = {
+            self._axis(name, str(axis)): at
+            for name, own in self.influences.items()
+            for axis, at in zip(own.dims, np.nonzero(own.to_numpy()), strict=True)
+        }
+        return {name: int(np.ptp(at)) + 1 if at.size else 0 for name, at in places.items()}
 
     def _inputs(self) -> pd.DataFrame:
         fields = {"support": self.support} | ({} if self.influence is None else {"influence": self.influence})
         both = xr.Dataset({MAP_NAMES[self.of]: self.map, **fields})
-        return both.to_dataframe(dim_order=list(self.axes)).reset_index()
+        return both.to_dataframe(dim_order=list(map(str, self.map.dims))).reset_index()
 
     ROWS: ClassVar = {"axes": axis_rows("axis"), "inputs": _inputs}
 
-    def plot(self, ax: Axes | None = None, title: str = "") -> Axes:
+    def plot(self, ax: Axes | None = None, title: str = "", name: str | None = None) -> Axes:
         """Draw the map, the box of the theoretical field, and the smallest regions that hold 68 % and 95 %.
 
         Args:
             ax: where to draw; a new figure by default.
             title: above the map.
+            name: one of several inputs; the first by default.
 
         """
-        drawn = self.view().maps[0]
-        assert drawn.box is not None
+        names = list(self.maps)
+        if name is not None and name not in names:
+            raise ValueError(f"there is no input {name!r}; there are {', '.join(names)}")
+        drawn = self.view().maps[0 if name is None else names.index(name)]
+        title = title or drawn.title
         label = "path energy" if self.of == "energy" else "capacity"
+        if drawn.box is None:
+            return results.plots.plot_map(drawn.small, ax, title, unit=label)
         return results.plots.plot_field(drawn.small, drawn.box, label, ax, title)
+
+    def figure(self) -> Figure:
+        """Make a figure of the map of each input, side by side."""
+        return results.plots.panels([partial(self.plot, name=name) for name in self.maps])
 
     def view(self) -> View:
         """Show where the field is, and what lies in it."""
-        energy, over = self.of == "energy", " × ".join(self.moving)
-        box = {name: (extent.start, extent.stop) for name, extent in self.axes.items()}
+        energy = self.of == "energy"
+        over = "all inputs" if len(self.maps) > 1 else " × ".join(self.moving)
         return self._view(
             title="Receptive field",
             heading=f"of output position {self.shown_position}",
@@ -205,31 +248,43 @@ class ReceptiveField(Result):
             f"of {'path energy' if energy else 'its capacity'}, averaged over neighbouring places.",
             facts=[
                 Fact("output position", self.shown_position),
-                Fact("theoretical extent", " × ".join(str(self.sizes[axis]) for axis in self.moving), over),
+                Fact("theoretical extent", *self._shown(self.sizes)),
                 *self._fields(),
                 Fact(f"68 % of {self.of}", f"{self.area_68:,}", f"places of {over}"),
                 Fact(f"95 % of {self.of}", f"{self.area_95:,}", f"places of {over}"),
             ],
             tables=[self._extents()],
-            maps=[
-                Map(
-                    self.map,
-                    "share of path energy" if energy else "parameters",
-                    caption="percent of path energy" if energy else "capacity in parameters",
-                    factor=100 if energy else 1,
-                    over=self.moving[-2:],
-                    box=box,
-                ),
-            ],
+            maps=[self._map(name, values) for name, values in self.maps.items()],
             rows=("axes",),
             settings={"output_position": self.shown_position, "of": self.of, "gates": self.gates},
+        )
+
+    def _shown(self, sizes: Mapping[str, int]) -> tuple[str, str]:
+        """Sizes along the axes that regions are counted over, and what these are."""
+        if len(self.maps) > 1:
+            return ", ".join(f"{axis} {sizes[axis]}" for axis in self.moving), ""
+        return " × ".join(str(sizes[axis]) for axis in self.moving), " × ".join(self.moving)
+
+    def _map(self, name: str, values: xr.DataArray) -> Map:
+        """The map of one input, with the box of its own theoretical field."""
+        energy, several = self.of == "energy", len(self.maps) > 1
+        axes = {str(axis): self.axes[self._axis(name, str(axis))] for axis in values.dims}
+        caption = "percent of path energy" if energy else "capacity in parameters"
+        return Map(
+            values,
+            "share of path energy" if energy else "parameters",
+            title=name if several else "",
+            caption=f"{name}: {caption}" if several else caption,
+            factor=100 if energy else 1,
+            over=[axis for axis in axes if self._axis(name, axis) in self.moving][-2:],
+            box={axis: (e.start, e.stop) for axis, e in axes.items()} if float(values.sum()) > 0 else None,
         )
 
     def _fields(self) -> list[Fact]:
         """Count the inputs where paths start, and those that can change the output, each with its status."""
         if self.influence is None or self.influence_sizes is None:
             return []
-        extent = " × ".join(str(self.influence_sizes[axis]) for axis in self.moving)
+        extent, _ = self._shown(self.influence_sizes)
         held = [int(inputs.sum()) for inputs in (self.support, self.influence)]
         return [
             Fact("field of paths", f"{held[0]:,} of {self.support.size:,}", self.paths_status or ""),

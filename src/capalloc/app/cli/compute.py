@@ -53,7 +53,7 @@ def run_propagate(
     }
     asked = drawn.get("block" if told and solver == "auto" else solver, solver)
     method = partial(capalloc.propagate, gates=gates, solver=asked, metric=metric)
-    compute(options, output, FEW_EXAMPLES, partial(method, table=table or "auto", progress=output.bars))
+    compute(options, output, FEW_EXAMPLES, partial(method, table=table or "auto", progress=output.bars), by_token=True)
 
 
 def run_measure(
@@ -74,7 +74,7 @@ def run_measure(
     asked: dict[str, MeasureSolver] = {"auto": Auto(dense, stochastic), "dense": dense, "stochastic": stochastic}
     run = Run(checkpoint, progress=output.bars)
     method = partial(capalloc.measure, metric=metric, ridge=ridge, generator=generator(options))
-    compute(options, output, MANY_EXAMPLES, partial(method, solver=asked[solver], run=run))
+    compute(options, output, MANY_EXAMPLES, partial(method, solver=asked[solver], run=run), by_token=True)
 
 
 def run_decoupling(options: ModelOptions, output: OutputOptions, metric: MetricName, num_pairs: int) -> None:
@@ -96,7 +96,7 @@ def run_receptive_field(
     chosen = None if position is None else parse_integers(position, "--position", lowest=0)
     method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, metric=metric, check=check)
     examples = 1 if metric == "identity" else FEW_EXAMPLES  # that it is taken from
-    compute(options, output, examples, partial(method, progress=output.bars))
+    compute(options, output, examples, partial(method, progress=output.bars), by_token=True)
 
 
 def run_diagnose(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:
@@ -117,10 +117,12 @@ def run_shattering(options: ModelOptions, output: OutputOptions, trained: bool |
     compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)))
 
 
-def compute(options: ModelOptions, output: OutputOptions, examples: int, method: Method) -> None:
+def compute(
+    options: ModelOptions, output: OutputOptions, examples: int, method: Method, *, by_token: bool = False
+) -> None:
     """Read the model and its inputs, call the method on them, and write and print what it returns."""
     check_targets(output.out, output.picture)
-    x = read_sources(options, output, examples)
+    x = read_sources(options, output, examples, by_token=by_token)
     deliver(method(x.model, x.inputs, x.outputs), output, options.model)
 
 

@@ -7,19 +7,21 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn import functional as F
 
 from capalloc import architectures
 from capalloc._model.archive import load_program
 from capalloc._model.exported import input_shape
 from capalloc._model.problem import seeded
 from capalloc._runtime.extras import load_extra
-from capalloc.app.cli.named_model import InputShape, NamedModel
+from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
 from capalloc.app.cli.transformers_source import from_config
 
 
@@ -43,11 +45,13 @@ def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape:
         return _program(source)
     named = dict(_argument(text) for text in arguments)
     if source in architectures.names():
+        usual = architectures.info(source)
         if shape is not None:
-            named["shape"] = shape
-        return NamedModel(
-            architectures.make(source, seed, **named), named.get("shape", architectures.info(source).shape)
-        )
+            named["shape"] = (*shape, *usual.shape[1:]) if usual.reads_tokens and len(shape) == 1 else shape
+        model = architectures.make(source, seed, **named)
+        table = architectures.token_table(model)
+        tokens = None if table is None else Tokens(partial(F.embedding, weight=table), len(table))
+        return NamedModel(model, named.get("shape", usual.shape), tokens)
     module, colon, name = source.partition(":")
     if not colon and source.endswith("Config"):
         module, name = "transformers", source

@@ -25,8 +25,10 @@ class Sources:
     outputs: Callable[[Any], Tensor] | None
 
 
-def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int) -> Sources:
+def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int, *, by_token: bool = False) -> Sources:
     """Read the model, then its inputs; `examples` Gaussian ones where no number is given.
+
+    Text models get token ids where the method takes them (`by_token`), else the vectors of these.
 
     Raises:
         ValueError, TypeError: an option is of another form, or options do not fit together.
@@ -43,19 +45,23 @@ def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int) -> 
     if own and asked and own != asked:
         raise ValueError(f"{options.data} holds inputs of shape {own}, not {asked}; leave --shape out")
     source = read_model(options.model, options.arg or (), options.seed, asked or own)
-    inputs = _inputs(source, asked, array, options, options.examples or examples)
+    inputs = _inputs(source, asked, array, options, options.examples or examples, by_token)
     verbosity.tell(f"{options.model}: {source.num_params:,} parameters; {_described(source, inputs, options)}")
-    return Sources(source.model, inputs.to(source.dtype), select(options.output))
+    return Sources(
+        source.model, inputs.to(source.dtype) if inputs.dtype.is_floating_point else inputs, select(options.output)
+    )
 
 
 def _inputs(
-    source: NamedModel, asked: InputShape, array: Tensor | None, options: ModelOptions, examples: int
+    source: NamedModel, asked: InputShape, array: Tensor | None, options: ModelOptions, examples: int, by_token: bool
 ) -> Tensor:
     if options.data is not None:
         if array is None:
             array = read_images(options.data, asked or source.shape, options.examples)
         if source.tokens is not None and not array.dtype.is_floating_point:
-            array = _embedded(source, array)
+            array = _tokens(source, array, by_token)
+            if by_token and options.mean is None and options.std is None:
+                return array
         return normalised(array.to(source.dtype), options.mean, options.std)
     if options.mean is not None or options.std is not None:
         raise ValueError("--mean and --std are for --data; Gaussian inputs have mean 0 and variance 1")
@@ -64,18 +70,21 @@ def _inputs(
         raise ValueError("give --shape, for Gaussian inputs, or --data, a file of examples or a folder of images")
     if source.tokens is not None and (asked is None or len(asked) == 1):
         generator = torch.Generator().manual_seed(options.seed)
-        return _embedded(source, torch.randint(source.tokens.vocabulary, (examples, shape[0]), generator=generator))
+        drawn = torch.randint(source.tokens.vocabulary, (examples, shape[0]), generator=generator)
+        return _tokens(source, drawn, by_token)
     return gaussian(examples, shape, options.seed, source.dtype)
 
 
-def _embedded(source: NamedModel, ids: Tensor) -> Tensor:
-    """Embed token ids by the model's own embedding."""
+def _tokens(source: NamedModel, ids: Tensor, by_token: bool) -> Tensor:
+    """Check token ids, and embed them by the model's own embedding unless the method takes them."""
     assert source.tokens is not None
     if ids.ndim != 2 or int(ids.min()) < 0 or int(ids.max()) >= source.tokens.vocabulary:
         raise ValueError(
             f"token ids must be (examples, tokens) in 0 .. {source.tokens.vocabulary - 1}, got shape "
             f"{tuple(ids.shape)} with values {int(ids.min())} .. {int(ids.max())}"
         )
+    if by_token:
+        return ids.long()
     with torch.no_grad():
         return source.tokens.embed(ids.long())
 
@@ -85,7 +94,7 @@ def _described(source: NamedModel, inputs: Tensor, options: ModelOptions) -> str
     kind = f"{drawn}input" if options.data is None else "example"
     number = f"{len(inputs)} {kind}{'' if len(inputs) == 1 else 's'}"
     shape = " x ".join(map(str, inputs.shape[1:]))
-    return f"{number} of {shape}"
+    return f"{number} of {shape}" + ("" if inputs.dtype.is_floating_point else " tokens")
 
 
 def select(name: str | None) -> Callable[[Any], Tensor] | None:

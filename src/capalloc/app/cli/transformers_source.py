@@ -15,15 +15,15 @@ IMAGE_SIDE, TOKEN_COUNT = 224, 16
 
 
 class FedByName(nn.Module):
-    """A model given its input by name."""
+    """A model given its input by name; token ids by another."""
 
-    def __init__(self, model: nn.Module, argument: str) -> None:
+    def __init__(self, model: nn.Module, argument: str, ids: str | None = None) -> None:
         super().__init__()
-        self.model, self.argument = model, argument
+        self.model, self.argument, self.ids = model, argument, ids
 
     def forward(self, x: Tensor) -> Any:
         """Return what the model returns."""
-        return self.model(**{self.argument: x})
+        return self.model(**{self.argument if x.dtype.is_floating_point or self.ids is None else self.ids: x})
 
 
 def from_config(config_class: Any, arguments: dict[str, Any], shape: InputShape) -> NamedModel:
@@ -47,7 +47,7 @@ def from_config(config_class: Any, arguments: dict[str, Any], shape: InputShape)
         embedding = model.get_input_embeddings()
         length = min(TOKEN_COUNT, getattr(config, "max_position_embeddings", TOKEN_COUNT))
         tokens = Tokens(embedding, embedding.num_embeddings)
-        return NamedModel(FedByName(model, "inputs_embeds"), (length, embedding.embedding_dim), tokens)
+        return NamedModel(FedByName(model, "inputs_embeds", ids="input_ids"), (length, embedding.embedding_dim), tokens)
     return NamedModel(_fed(model), shape or _image_shape(config))
 
 

@@ -60,7 +60,7 @@ def allocation_sections(allocations: Mapping[str, Allocation]) -> list[Section]:
         for shown, name in explorers(group):
             told = facts(group) if shown.key == group.key else []
             body = PAGES.render("report/allocations.html", facts=told, maps=shown.render(), many=many)
-            sections.append(Section(shown.key, f"Where the capacity goes{name}{of}", body, shown.data()))
+            sections.append(Section(shown.key, f"Where the capacity goes{name}{of}", body, {shown.key: shown.data()}))
             layers = shown.layers.names if shown.layers else []
         sections += compared(group.key, group.members, of)
         sections += by_region(group.key, group.members, layers, of)

@@ -97,7 +97,7 @@ def _other_sections(results: Mapping[str, Result], views: Mapping[str, View]) ->
 
 def _data(sections: list[Section]) -> dict[str, Any]:
     return {
-        "explorers": {section.key: section.data for section in sections if section.data is not None},
+        "explorers": {key: data for section in sections for key, data in section.data.items()},
         "sequential": palette(signed=False),
         "diverging": palette(signed=True),
     }

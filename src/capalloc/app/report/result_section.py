@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from capalloc.app.pages import PAGES
 from capalloc.app.report.charts import draw
 from capalloc.app.report.explorer import explorer_of
@@ -11,11 +13,12 @@ from capalloc.results.view import View
 
 def result_section(key: str, name: str, view: View) -> Section:
     """Show facts, advice, the map, charts and tables of the result that the page calls `name`."""
-    explorer = explorer_of(key, name, view.maps[0]) if view.maps else None
+    keys = [key, *(f"{key}-{k}" for k in range(2, len(view.maps) + 1))]
+    explorers = [explorer_of(one, name, shown) for one, shown in zip(keys, view.maps, strict=False)]
     body = PAGES.render(
         "report/result.html",
         view=view,
-        maps=explorer.render() if explorer else "",
+        maps=Markup("").join(explorer.render() for explorer in explorers),
         charts=[(chart.title, draw(chart)) for chart in view.charts],
     )
-    return Section(key, f"{view.title}: {name}", body, explorer.data() if explorer else None)
+    return Section(key, f"{view.title}: {name}", body, {explorer.key: explorer.data() for explorer in explorers})
