@@ -233,6 +233,63 @@ def test_one_table_serves_two_inputs_and_a_number_is_an_input(method):
     np.testing.assert_allclose(found.maps["time"], [2], rtol=1e-9)
 
 
+class Kinds(nn.Module):
+    """Tokens with the vectors of their part and place added, as in BERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.kinds, self.places = nn.Embedding(7, 2), nn.Embedding(2, 2), nn.Embedding(5, 2)
+        self.head = nn.Linear(10, 2)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return self.after(self.embed(input_ids), token_type_ids, position_ids)
+
+    def after(self, h: Tensor, kinds: Tensor, places: Tensor) -> Tensor:
+        return torch.tanh(self.head((h + self.kinds(kinds) + self.places(places)).flatten(1)))
+
+
+class KindsAfter(nn.Module):
+    """The same with one part and one place for each token of all examples."""
+
+    def __init__(self, net: nn.Module, kinds: Tensor) -> None:
+        super().__init__()
+        self.kinds, self.places, self.head, self.own, self.after = net.kinds, net.places, net.head, kinds, Kinds.after
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.after(self, h, self.own, torch.arange(5))
+
+
+@pytest.mark.parametrize("method", ["measure", "markov"])
+def test_parts_and_places_of_tokens_are_constants(method):
+    kinds, places = torch.tensor([0, 0, 1, 1, 1]), torch.arange(5).expand(30, 5)
+    model, given = make(Kinds), {"input_ids": IDS, "token_type_ids": kinds.expand(30, 5), "position_ids": places}
+    found, fed = METHODS[method](model, given), METHODS[method](KindsAfter(model, kinds), vectors(model))
+    assert list(found.maps) == ["input_ids"]
+    np.testing.assert_allclose(found.capacity, fed.capacity.sum("column"), rtol=1e-6)
+    varying = METHODS[method](model, given | {"token_type_ids": (IDS > 3).long()})
+    assert list(varying.maps) == ["input_ids"]
+
+
+class Masked(nn.Module):
+    """A linear map of the tokens that a mask leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 2), nn.Linear(10, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.head((self.embed(ids) * mask[..., None]).flatten(1))
+
+
+@pytest.mark.parametrize("method", ["measure", "markov", "hessian"])
+def test_every_token_that_is_ever_seen_holds_its_column(method):
+    mask = torch.ones(30, 5, dtype=torch.bool)
+    mask[1:, 3], mask[:, 4] = False, False
+    found = METHODS[method](make(Masked), (IDS, mask))
+    np.testing.assert_allclose(found.capacity, [6, 6, 6, 6, 0], rtol=1e-9)
+    assert found.bias == pytest.approx(3)
+
+
 def test_the_model_stays_as_it_was():
     model = make(Text)
     before, ran = copy.deepcopy(model.state_dict()), model(IDS)["logits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from unittest import mock
 
 import numpy as np
@@ -244,6 +245,39 @@ def test_a_configuration_of_text_reads_embedded_tokens(tmp_path):
     head = read_sources(given("GPT2Config", (*SMALL_GPT, "architectures=['GPT2LMHeadModel']")), QUIET, 2)
     assert head.model(head.inputs).logits.shape == (2, 6, 11)
     assert capalloc.propagate(head.model, head.inputs, solver="markov").total > 0
+
+
+def test_methods_by_token_get_ids(tmp_path):
+    for name, arg in (("gpt-tiny", ("depth=1", "heads=2")), ("bert-tiny", ("depth=1",))):
+        options = given(name, arg, shape="6", examples=3)
+        ids, fed = read_sources(options, QUIET, 2, by_token=True), read_sources(options, QUIET, 2)
+        assert ids.inputs.shape == (3, 6)
+        assert fed.inputs.shape == (3, 6, 128)
+        assert torch.equal(ids.model(ids.inputs), fed.model(fed.inputs))
+    np.save(tmp_path / "ids.npy", np.array([[1, 2, 3], [10, 0, 0]], dtype=np.int32))
+    read = read_sources(given("gpt-tiny", ("depth=1",), data=tmp_path / "ids.npy"), QUIET, 2, by_token=True)
+    assert read.inputs.tolist() == [[1, 2, 3], [10, 0, 0]]
+    assert read.model(read.inputs).shape == (2, 3, 1000)
+    gaussian = read_sources(given("gpt-tiny", ("depth=1", "heads=2"), shape="6,8"), QUIET, 2, by_token=True)
+    assert gaussian.inputs.shape == (2, 6, 8)
+
+
+def test_a_configuration_of_text_takes_ids():
+    pytest.importorskip("transformers")
+    ids, fed = (read_sources(given("GPT2Config", SMALL_GPT), QUIET, 2, by_token=b) for b in (True, False))
+    assert ids.inputs.shape == (2, 6)
+    one, other = (x.model.eval()(x.inputs).last_hidden_state for x in (ids, fed))
+    assert torch.equal(one, other)
+
+
+def test_a_position_of_a_text_model_is_a_token():
+    asked = ("receptive-field", "gpt-tiny", "--arg", "depth=1", "--position", "7", "--json", "--quiet", "--shape")
+    by_token = json.loads(run(*asked, "9").stdout)
+    assert by_token["settings"]["output_position"] == [7, None]
+    (axis,) = by_token["axes"]
+    assert (axis["axis"], axis["start"], axis["stop"]) == ("token", 0, 8)
+    of_vectors = json.loads(run(*asked, "9,8", "--arg", "heads=2").stdout)
+    assert of_vectors["settings"]["output_position"] == [None, 7]  # a score, of all tokens
 
 
 def test_configurations_that_are_none(monkeypatch):

@@ -151,7 +151,9 @@ def receptive_field(
     output: OutputOptions,
     position: Annotated[
         str | None,
-        method_option(metavar="N,N,...", help="Output position, such as 3,4; by default the central one."),
+        method_option(
+            metavar="N,N,...", help="Output position, such as 3,4, or 7 of tokens; by default the central one."
+        ),
     ] = None,
     of: Annotated[Literal["energy", "capacity"], method_option(help="What the effective field is of.")] = "energy",
     gates: Gates = "data",

@@ -47,7 +47,7 @@ def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape:
     if source in architectures.names():
         usual = architectures.info(source)
         if shape is not None:
-            named["shape"] = (*shape, *usual.shape[1:]) if usual.reads_tokens and len(shape) == 1 else shape
+            named["shape"] = (*shape, *usual.shape[1:]) if reads_tokens(source) and len(shape) == 1 else shape
         model = architectures.make(source, seed, **named)
         table = architectures.token_table(model)
         tokens = None if table is None else Tokens(partial(F.embedding, weight=table), len(table))
@@ -60,6 +60,11 @@ def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape:
     with seeded(seed, torch.device("cpu")):  # importing the module may draw weights already
         factory = find(module, name)
     return _made(source, factory, named, seed, shape)
+
+
+def reads_tokens(source: str) -> bool:
+    """Tell whether a source is a reference architecture that takes token ids, and is made to fit their number."""
+    return source in architectures.names() and architectures.info(source).reads_tokens
 
 
 def _made(source: str, factory: Any, named: dict[str, Any], seed: int, shape: InputShape) -> NamedModel:

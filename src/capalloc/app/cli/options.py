@@ -117,12 +117,13 @@ class ModelOptions:
         str | None,
         input_option(
             metavar="N,N,...",
-            help="Of one input, such as 3,224,224: Gaussian inputs, or what images of --data are fitted to. By default "
-            "that of the architecture, configuration or .pt2 file.",
+            help="Of one input, such as 3,224,224: Gaussian inputs, or what images of --data are fitted to; of a text "
+            "model, the number of tokens. By default that of the architecture, configuration or .pt2 file.",
         ),
     ] = None
     data: Annotated[
-        Path | None, input_option(help="Examples: a .npy, .npz or .safetensors file, or a folder of images.")
+        Path | None,
+        input_option(help="Examples, or token ids: a .npy, .npz or .safetensors file, or a folder of images."),
     ] = None
     mean: Annotated[
         str | None, input_option(metavar="X,X,...", help="Subtracted from --data, one number or one a channel.")

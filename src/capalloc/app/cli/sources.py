@@ -11,7 +11,7 @@ from torch import Tensor
 
 from capalloc.app.cli.image_folder import read_images
 from capalloc.app.cli.input_source import gaussian, normalised, parse_integers, read_array
-from capalloc.app.cli.model_source import read_model
+from capalloc.app.cli.model_source import read_model, reads_tokens
 from capalloc.app.cli.named_model import InputShape, NamedModel, TorchModel
 from capalloc.app.cli.options import ModelOptions, Verbosity
 
@@ -41,7 +41,8 @@ def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int, *, 
         raise ValueError(
             f"{options.data} holds an array of shape {tuple(array.shape)}; its first axis must be examples"
         )
-    own = tuple(array.shape[1:]) if array is not None and array.dtype.is_floating_point else None
+    fitting = array is not None and (array.dtype.is_floating_point or reads_tokens(options.model))
+    own = tuple(array.shape[1:]) if array is not None and fitting else None
     if own and asked and own != asked:
         raise ValueError(f"{options.data} holds inputs of shape {own}, not {asked}; leave --shape out")
     source = read_model(options.model, options.arg or (), options.seed, asked or own)
