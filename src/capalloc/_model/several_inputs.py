@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from capalloc._model.embedded_tokens import Answer, AnswerLookups, Lookup, WatchLookups, owners, storage
-from capalloc._model.given_arguments import Arguments
+from capalloc._model.given_arguments import Arguments, Signature
 from capalloc._model.places import HELD, NamedInput, Places
 
 #: Arguments of transformers that are looked up and say of each token where it stands, or in which part.
@@ -223,7 +223,11 @@ def _watched(model: nn.Module, two: Mapping[str, Tensor], by_name: bool) -> Watc
             if not watch.lookups and not any(v.is_floating_point() for v in two.values()):
                 raise _without_derivative(two) from error
             shown = ", ".join(f"{name} (examples, {', '.join(map(str, v.shape[1:]))})" for name, v in two.items())
-            raise ValueError(f"model does not accept {shown}: {error}") from error
+            names = ", ".join(Signature.of(model).names)
+            alone = f", or one tensor alone, such as inputs[{next(iter(two))!r}]" if by_name else ""
+            raise ValueError(
+                f"model does not accept {shown}: {error}; its arguments are {names}: give those by name{alone}"
+            ) from error
     return watch
 
 
