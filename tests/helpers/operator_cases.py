@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capalloc._operators.records import STEPS, named
+from capalloc._operators.records import STEP_FUNCTIONS, named
 from zoo import gaussian
 
 aten = torch.ops.aten
@@ -181,7 +181,7 @@ POINTWISE |= {
 }
 CASES |= {op: (fn, (2, 5)) for op, fn in POINTWISE.items()}
 #: Steps, whose slope is zero, times the signal itself.
-CASES |= {op: (lambda x, op=op: x * (2 + op(x)), (2, 5)) for op in named(STEPS)}
+CASES |= {op: (lambda x, op=op: x * (2 + op(x)), (2, 5)) for op in named(STEP_FUNCTIONS)}
 
 #: Selections and statistics, which go by their Jacobian.
 GROUPS = torch.tensor([0, 1, 0, 2, 1]).expand(2, 5)
@@ -264,7 +264,7 @@ FROZEN: dict[object, Callable[[Tensor, Tensor], Tensor]] = {
     aten.instance_norm.default: lambda x, z: standardised(x, (2,), GAMMA[:, None], BETA[:, None], z),
     aten.rms_norm.default: lambda x, z: z * (x.square().mean(-1, keepdim=True) + 0.1).rsqrt() * GAMMA,
     aten.detach.default: lambda x, z: x * z,
-    **{op: lambda x, z, op=op: z * (2 + op(x)) for op in named(STEPS)},
+    **{op: lambda x, z, op=op: z * (2 + op(x)) for op in named(STEP_FUNCTIONS)},
 }
 #: Cases that start paths at the constant input.
 AFFINE = ("linear", "conv", "_norm", "addmm", "baddbmm", "embedding")

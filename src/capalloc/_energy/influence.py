@@ -35,7 +35,7 @@ from capalloc._energy.support import at_position
 from capalloc._graph.capture import Graph
 from capalloc._graph.interpret import Values, fill
 from capalloc._operators.calls import Operation, arguments_of, invoke
-from capalloc._operators.records import STEPS, named, record
+from capalloc._operators.records import STEP_FUNCTIONS, named, record
 from capalloc.results.receptive_field import Index
 
 Masks = list[Tensor | None]  # one for each tensor of a result
@@ -45,7 +45,7 @@ SMOOTH_KINDS = frozenset(
     | {"movement", "piece", "dense", "convolution"}
 )
 #: Operators without a path that have a dependence, and those whose reads another signal chooses.
-PATHLESS = named(f"detach bernoulli bernoulli.p {STEPS}")
+PATHLESS = named(f"detach bernoulli bernoulli.p {STEP_FUNCTIONS}")
 STEERED_READS = named("grid_sampler grid_sampler_2d grid_sampler_3d")
 #: Relative size below which a gradient is rounding where the model has complex numbers.
 FOURIER_ROUNDING = 1e-12

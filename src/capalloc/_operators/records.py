@@ -93,7 +93,7 @@ SELECTIONS = (
     "quantile.scalar nanquantile.scalar fmax fmin clamp.Tensor"
 )
 #: Operators whose slope is zero wherever they have one.
-STEPS = "sign sgn floor ceil round trunc"
+STEP_FUNCTIONS = "sign sgn floor ceil round trunc"
 UNDECLARED = OperatorRecord()
 RECORDS: dict[Any, OperatorRecord] = {}
 
@@ -158,7 +158,7 @@ _declare("statistic", "logsumexp prod.dim_int", rank=GateRank.NONE)
 _declare(
     "constant",
     "detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "
-    f"new_empty bernoulli bernoulli.p {STEPS}",
+    f"new_empty bernoulli bernoulli.p {STEP_FUNCTIONS}",
 )
 _declare("softmax", "softmax.int _softmax _safe_softmax", rank=GateRank.BOUNDED)
 _declare("softmax", "log_softmax.int _log_softmax")

@@ -11,7 +11,7 @@ from capalloc._energy.program import Energy
 from capalloc._energy.rules.dense_and_convolution import times_constant
 from capalloc._energy.rules.registration import Call, Traced, rule
 from capalloc._operators.calls import Operation
-from capalloc._operators.records import STEPS, named
+from capalloc._operators.records import STEP_FUNCTIONS, named
 
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ def unchanged(call: Call) -> Energy | None:
     return call.energy("self")
 
 
-@rule(aten.detach.default, *named(STEPS))
+@rule(aten.detach.default, *named(STEP_FUNCTIONS))
 def blocked(call: Call) -> None:
     """No gradient passes, so no path does."""
 
