@@ -41,7 +41,7 @@ def functions() -> Iterator[tuple[str, Function]]:
 
 def public_functions() -> Iterator[tuple[str, object]]:
     """What a user can call: public names, those of public modules and packages, and the methods of their classes."""
-    rooms = (getattr(capalloc, name) for name in capalloc.__all__)
+    rooms = (getattr(capalloc, name) for name in dir(capalloc))
     modules = [capalloc, *filter(inspect.ismodule, rooms)]
     for module in modules:
         for name in module.__all__:

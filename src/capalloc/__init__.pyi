@@ -1,19 +1,23 @@
 __version__: str
 
 # rooms: reference architectures, the linear theory, the limit of depth, closed forms of gates, ...
-from . import architectures
-from . import callbacks
-from . import depth_limit
-from . import design
-from . import gates
-from . import linear
-from . import partitions
-from . import results
-from . import solvers
+from . import architectures as architectures
+from . import callbacks as callbacks
+from . import depth_limit as depth_limit
+from . import design as design
+from . import gates as gates
+from . import linear as linear
+from . import partitions as partitions
+from . import results as results
+from . import solvers as solvers
+
+# everything at once
+from ._audit.audit import audit
 
 # capacity: measured on examples, or propagated through the captured graph
 from ._measure.measure import CapacityWarning, measure
 from ._propagate.propagate import propagate, walk
+from ._propagate.prune_scores import prune_scores
 from ._settings import Run
 
 # what activations and depth do to it
@@ -44,27 +48,20 @@ __all__ = [
     "RankError",
     "Run",
     "UnsupportedOperatorError",
-    "architectures",
-    "callbacks",
+    "audit",
     "correlation",
     "decoupling",
-    "depth_limit",
-    "design",
     "diagnose",
     "effective_parameters",
-    "gates",
-    "linear",
     "load",
     "measure",
     "output_gram",
-    "partitions",
     "propagate",
+    "prune_scores",
     "receptive_field",
-    "results",
     "rule",
     "scaling",
     "shattering",
-    "solvers",
     "total_variation",
     "walk",
     "write_report",

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from capalloc._energy.affine_stretch import InputStart
 from capalloc._energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
-from capalloc._energy.gate_sources import GateSource
+from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._energy.markov import Batch
 from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, Limits
 from capalloc._energy.trace import NOTHING_WATCHED, Watch, trace
@@ -28,6 +28,14 @@ KEPT = 4
 #: to cancellation: on a ResNet-50 the two precisions agree to 1e-7 of the total.
 FLOAT64_LIMIT = 2**22
 Precision = torch.dtype | Literal["auto"]
+
+
+def check_walk(gates: str, batch_size: int | str) -> None:
+    """Raise ValueError where one of these arguments of a walk is none."""
+    if gates not in GATE_SOURCES:
+        raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
+    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
+        raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def solve(
         FloatRangeError: float32 may have lost path energies to rounding.
 
     """
-    usage, (program, seed, flow) = _usage(batches(layers))
+    usage, (program, seed, flow) = path_usage(batches(layers))
     if usage.is_lost():
         raise FloatRangeError("path energies leave the range of float32; compute them in float64")
     counted = shares(program, usage)
@@ -118,7 +118,7 @@ def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return inputs / whole, constant / whole, marked
 
 
-def _usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, FirstAdjoint]]:
+def path_usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, FirstAdjoint]]:
     """Sum what paths use over all batches; keep the last batch."""
     usage: Usage | None = None
     last = None

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from capalloc._derivatives import exact_derivatives
 from capalloc._energy import markov
-from capalloc._energy.batches import Batches, Precision
+from capalloc._energy.batches import Batches, Precision, check_walk
 from capalloc._energy.carriers import Products
-from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
+from capalloc._energy.gate_sources import GateSource
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.task import make_task, with_notes
 from capalloc._model.examples_digest import digest_of_examples
@@ -107,7 +107,7 @@ def propagate(
 
     """
     started = time.perf_counter()
-    _check(gates, batch_size)
+    check_walk(gates, batch_size)
     of_paths = gates != "data" or layers or table is True or products is not None
     if solver == "auto":
         asked: AnySolver = Markov() if of_paths else Block()
@@ -223,7 +223,7 @@ def walk(
         UnsupportedOperatorError, ValueError, TypeError: as `propagate`.
 
     """
-    _check(gates, batch_size)
+    check_walk(gates, batch_size)
     problem = prepare(model, inputs, outputs, traced=True)
     space = input_metric(metric, problem)
     batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products, metric=space)
@@ -233,10 +233,3 @@ def walk(
         bias=float(constant),
         layers={name: xr.DataArray(p.numpy(), dims=unit_names(p.ndim), name=name) for name, p in layers.items()},
     )
-
-
-def _check(gates: str, batch_size: int | str) -> None:
-    if gates not in GATE_SOURCES:
-        raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
-        raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}")

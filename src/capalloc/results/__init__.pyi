@@ -3,6 +3,7 @@ from . import card
 from . import plots
 
 from .allocation import Allocation
+from .audit import Audit, Finding
 from .base import Result, Variable
 from .comparison import correlation, total_variation
 from .decoupling import Decoupling
@@ -11,6 +12,7 @@ from .effective_parameters import EffectiveParameters
 from .evolution import Evolution
 from .kinds import load
 from .law_of_walk import Walk
+from .pruning import PruneScores
 from .receptive_field import Extent, ReceptiveField
 from .scaling import Scaling
 from .shattering import Shattering
@@ -18,11 +20,14 @@ from .view import View
 
 __all__ = [
     "Allocation",
+    "Audit",
     "Decoupling",
     "Diagnosis",
     "EffectiveParameters",
     "Evolution",
     "Extent",
+    "Finding",
+    "PruneScores",
     "ReceptiveField",
     "Result",
     "Scaling",

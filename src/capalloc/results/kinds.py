@@ -8,17 +8,20 @@ from typing import Final
 
 from capalloc._runtime.files import SavedFile
 from capalloc.results.allocation import Allocation
+from capalloc.results.audit import Audit
 from capalloc.results.base import Result
 from capalloc.results.decoupling import Decoupling
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.effective_parameters import EffectiveParameters
 from capalloc.results.evolution import Evolution
+from capalloc.results.pruning import PruneScores
 from capalloc.results.receptive_field import ReceptiveField
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
 
 #: Every kind of result, in the order of a report.
 RESULTS: Final[tuple[type[Result], ...]] = (
+    Audit,
     Allocation,
     EffectiveParameters,
     ReceptiveField,
@@ -26,6 +29,7 @@ RESULTS: Final[tuple[type[Result], ...]] = (
     Diagnosis,
     Scaling,
     Shattering,
+    PruneScores,
     Evolution,
 )
 

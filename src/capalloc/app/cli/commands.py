@@ -67,6 +67,19 @@ def options(
     """Capacity allocation: the effective parameters that a neural network devotes to each input, region and layer."""
 
 
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_audit")
+def audit(
+    options: ModelOptions,
+    output: OutputOptions,
+    metric: Metric = DEFAULT_METRIC,
+    seconds: Annotated[
+        float, method_option(min=1, help="Leave out what would take longer, by the forecast that is printed.")
+    ] = 60.0,
+    trained: Trained = None,
+) -> None:
+    """Everything at once: what is wrong with a model, what it does not need or see, the most serious first."""
+
+
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_propagate")
 def propagate(
     options: ModelOptions,

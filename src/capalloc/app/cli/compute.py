@@ -34,6 +34,14 @@ FEW_EXAMPLES, MANY_EXAMPLES = 8, 64
 Method = Callable[..., Any]  # (model, inputs, outputs) -> result
 
 
+def run_audit(
+    options: ModelOptions, output: OutputOptions, metric: MetricName, seconds: float, trained: bool | None
+) -> None:
+    """Run `capalloc audit`."""
+    method = partial(capalloc.audit, metric=metric, seconds=seconds, trained=trained, generator=generator(options))
+    compute(options, output, MANY_EXAMPLES, partial(method, progress=output.bars))
+
+
 def run_propagate(
     options: ModelOptions,
     output: OutputOptions,

@@ -1,0 +1,190 @@
+"""Everything that can be said about one model in one go, within a number of seconds that is forecast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from capalloc._audit.findings import Evidence, findings
+from capalloc._audit.observe_channels import Channels, observe
+from capalloc._depth.diagnose_depth import diagnose
+from capalloc._energy.carriers import Products
+from capalloc._energy.rules.registration import UnsupportedOperatorError
+from capalloc._graph.capture import export_once
+from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._model.input_metric import InputMetricLike
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._propagate.propagate import propagate
+from capalloc._propagate.prune_scores import prune_scores
+from capalloc._runtime.surroundings import undisturbed
+from capalloc._settings import Block, PropagateSolver
+from capalloc.results.allocation import Allocation
+from capalloc.results.audit import Audit, as_data
+from capalloc.results.diagnosis import Diagnosis
+from capalloc.results.pruning import PruneScores
+
+#: What parts cost, in forward and backward passes of all examples: between those of small networks, where what is
+#: done once weighs most, and of large ones.
+PASSES = {"channels": 1, "paths": 8, "depth": 40}
+#: Seconds of any part besides, for what is done once.
+ONCE = 0.5
+#: Seconds that the capacity takes at most where there are as many: the limit of `propagate`, and what comes before.
+CAPACITY = 40.0
+BATCH = 64
+
+
+@dataclass
+class _Clock:
+    """The seconds that there are, and what was left out for want of them or failed."""
+
+    seconds: float
+    started: float
+    notes: list[str]
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.perf_counter() - self.started)
+
+    def run(self, what: str, forecast: float, part: Callable[[], Any]) -> Any:
+        """Return what a part finds; None, with a note, where there is no time for it or it cannot be found."""
+        if forecast > self.left:
+            self.notes.append(f"{what} left out: about {forecast:.0f} s more than seconds= allows")
+            return None
+        try:
+            return part()
+        except (UnsupportedOperatorError, ValueError, TypeError, NotImplementedError) as error:
+            self.notes.append(f"{what} left out: {str(error).splitlines()[0]}")
+            return None
+
+
+@undisturbed()
+def audit(
+    model: ModelLike,
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    *,
+    metric: InputMetricLike = DEFAULT_METRIC,
+    seconds: float = 60.0,
+    generator: torch.Generator | None = None,
+    products: Products | None = None,
+    trained: bool | None = None,
+    progress: bool = False,
+) -> Audit:
+    """Find what is wrong with a model, what it does not need and what it does not see, the most serious first.
+
+    Put together from `propagate` (use of layers, inputs by their share), `prune_scores` (dead units), `diagnose`
+    (depth, gradients, field) and the channels that each layer reads. Findings go by limits that docs/how-to/audit.md
+    lists, each with its number and error (docs/theory.md, sections 2 to 6).
+
+    Args:
+        model: any module; what needs its graph is left out, with a note, where `torch.export` cannot capture it.
+        inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
+        outputs: from what the model returns to the tensor of constraint outputs.
+        metric: energies of the inputs, as in `propagate`.
+        seconds: how long it may take. Parts that would take longer by the forecast are left out with a note.
+        generator: as in `shattering`.
+        products: as in `propagate`.
+        trained: as in `scaling`: no advice on initial weights is given for a trained network.
+        progress: show a bar over the parts, with the forecast.
+
+    Returns:
+        Audit: findings, a table of layers, and in `forecast_seconds` what was forecast once the model was captured.
+
+    Raises:
+        ValueError, TypeError: bad input.
+
+    """
+    if not (isinstance(seconds, (int, float)) and seconds > 0):
+        raise ValueError(f"seconds must be a positive number, got {seconds!r}")
+    clock = _Clock(float(seconds), time.perf_counter(), [])
+    problem = export_once(prepare(model, inputs, outputs, None, traced=True))
+    x, number = problem.inputs, problem.count()
+    one_pass = _pass_seconds(problem) * number
+    costs = {what: ONCE + passes * one_pass for what, passes in PASSES.items()}
+    costs["capacity"] = min(CAPACITY, max(1.0, clock.left - sum(costs.values())))
+    forecast = min(clock.seconds, clock.seconds - clock.left + sum(costs.values()))
+
+    def depth() -> Diagnosis:
+        return diagnose(problem, x, metric=metric, generator=generator, products=products, trained=trained)
+
+    def capacity() -> Allocation:
+        solver: PropagateSolver = "auto" if clock.left > CAPACITY else Block(max_seconds=max(1.0, clock.left / 2))
+        return propagate(model, x, outputs, solver=solver, metric=metric)
+
+    parts: dict[str, Callable[[], Any]] = {
+        "channels": lambda: observe(problem, problem.batches(BATCH)),
+        "paths": lambda: prune_scores(problem, x, metric=metric, products=products),
+        "depth": depth,
+        "capacity": capacity,
+    }
+    found: dict[str, Any] = {}
+    for what, part in tqdm(parts.items(), disable=not progress, desc=f"audit, up to {forecast:.0f} s"):
+        found[what] = clock.run(what, 0.0 if what == "capacity" else costs[what], part)
+    layers = _layers(problem, found["capacity"], found["paths"], found["channels"] or {})
+    evidence = Evidence(
+        layers, problem.num_params, number, problem.input_shape, found["capacity"], found["paths"], found["depth"]
+    )
+    attrs = _attrs(evidence) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
+    attrs["notes"] = [*clock.notes, *attrs["notes"]]
+    columns = {name: ("layer", layers[name].to_numpy(float)) for name in Audit.COLUMNS}
+    return Audit(xr.Dataset(columns, {"layer": list(layers.index)}, attrs))
+
+
+def _attrs(known: Evidence) -> dict[str, Any]:
+    a = known.allocation
+    return {
+        "found": as_data(findings(known)),
+        "num_params": known.num_params,
+        "num_examples": known.num_examples,
+        "total": None if a is None else a.total,
+        "total_standard_error": None if a is None else a.attrs.get("total_standard_error"),
+        "notes": [] if a is None else a.attrs["notes"],
+    }
+
+
+def _pass_seconds(problem: Problem) -> float:
+    """Seconds of a forward and backward pass by example, of the first batch."""
+    batch = next(iter(problem.batches(BATCH)))
+    with torch.enable_grad():
+        problem(batch)  # the first one sets buffers up
+        started = time.perf_counter()
+        returned = problem(batch.requires_grad_()).sum()
+        if returned.requires_grad:
+            torch.autograd.grad(returned, batch, allow_unused=True)
+    return (time.perf_counter() - started) / len(batch)
+
+
+def _layers(
+    problem: Problem,
+    allocation: Allocation | None,
+    scores: PruneScores | None,
+    channels: dict[str, Channels],
+) -> pd.DataFrame:
+    """The modules that own parameters, in their order, with the columns of an `Audit`."""
+    owners = pd.Series({name: name.rpartition(".")[0] or name for name in problem.params})
+    names = list(dict.fromkeys(owners))
+    sizes = pd.Series({name: float(p.numel()) for name, p in problem.params.items()})
+    layers = pd.DataFrame({"parameters": sizes.groupby(owners).sum()}, index=names)
+    for column in Audit.COLUMNS[1:]:
+        layers[column] = np.nan
+    if allocation is not None:
+        errors = pd.Series(allocation.attrs.get("by_parameter_standard_error", {}), dtype=float)
+        layers["capacity"] = allocation.by_parameter.to_series().groupby(owners).sum()
+        layers["use"] = layers["capacity"] / layers["parameters"]
+        if len(errors):
+            layers["use_error"] = np.sqrt((errors**2).groupby(owners).sum()) / layers["parameters"]
+    for name, units in ({} if scores is None else scores.unit_scores).items():
+        layers.loc[name, ["units", "dead"]] = len(units), int((units == 0).sum())
+    for name, read in channels.items():
+        if name in layers.index:
+            layers.loc[name, ["channels", "directions"]] = len(read.total), read.directions()
+    return layers

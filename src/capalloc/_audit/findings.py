@@ -1,0 +1,257 @@
+"""From what was measured to findings: a function for each kind, with the limits that it goes by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from capalloc._model.input_moments import STILL
+from capalloc.results.allocation import Allocation
+from capalloc.results.audit import Finding, Level
+from capalloc.results.diagnosis import Diagnosis
+from capalloc.results.pruning import PruneScores
+from capalloc.results.regions import grid
+
+#: Use of a layer's parameters, with two standard errors, below which it is named.
+LOW_USE = 0.5
+#: Share of a layer's units that are dead above which training has lost it.
+MOSTLY_DEAD = 0.5
+#: Directions over channels up to which a layer could be narrower.
+NARROWER = 0.75
+#: An input or region is named where it gets less than this share of the mean, or more than its inverse.
+LITTLE = 1 / 3
+#: Nothing at all, over the mean.
+NOTHING = 1e-6
+#: Change of the total from half of the examples to all beyond which it is not settled.
+SETTLED = 0.05
+#: Distance to the measured map beyond which an answer is a rough one.
+ROUGH = 0.05
+#: Findings of one kind that are named one by one.
+MOST = 3
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one model; None for what could not be found out."""
+
+    layers: pd.DataFrame  # by name, with the columns of `Audit`
+    num_params: int
+    num_examples: int
+    input_shape: tuple[int, ...]
+    allocation: Allocation | None = None
+    scores: PruneScores | None = None
+    diagnosis: Diagnosis | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def findings(known: Evidence) -> list[Finding]:
+    """Everything that the evidence shows."""
+    kinds = (dead_units, low_use, unused_parameters, narrower, field_of_paths, few_inputs, regions, depth, unsettled)
+    return [found for kind in kinds for found in kind(known)]
+
+
+def dead_units(known: Evidence) -> Iterator[Finding]:
+    """Units that no path goes through on any example."""
+    rows = known.layers[known.layers["dead"] > 0]
+    for name, row in _largest(rows, rows["dead"] / rows["units"]):
+        share = row["dead"] / row["units"]
+        yield Finding(
+            "serious" if share >= MOSTLY_DEAD else "worth a look",
+            share * row["parameters"] / known.num_params,
+            f'layer "{name}": {row["dead"]:.0f} of {row["units"]:.0f} units are dead on these examples',
+            "remove them, or see with more examples whether they ever open",
+            "how-to/prune.md",
+        )
+
+
+def low_use(known: Evidence) -> Iterator[Finding]:
+    """Layers whose parameters are mostly not independent."""
+    layers = known.layers
+    rows = layers[layers["use"] + 2 * layers["use_error"].fillna(0) < LOW_USE]
+    for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
+        error = f" ± {row['use_error']:.2f}" if row["use_error"] > 0 else ""
+        yield Finding(
+            "worth a look",
+            (row["parameters"] - row["capacity"]) / known.num_params,
+            f'layer "{name}": use {row["use"]:.2f}{error}, {row["capacity"]:,.0f} of its {row["parameters"]:,.0f} '
+            "parameters are independent",
+            "make it narrower, or drop what another layer does too",
+            "how-to/wasted-layers.md",
+        )
+
+
+def unused_parameters(known: Evidence) -> Iterator[Finding]:
+    """Parameters that change nothing on these examples."""
+    number = 0 if known.allocation is None else int(known.allocation.attrs.get("unused_params") or 0)
+    share = number / known.num_params
+    if number:
+        where = ""
+        if known.scores is not None:
+            idle = known.scores.to_pandas()["unused"].sort_values(ascending=False)
+            named = [f"{name} ({count:,})" for name, count in idle[idle > 0].head(MOST).items()]
+            where = f", most in {', '.join(named)}" if named else ""
+        yield Finding(
+            "worth a look" if share > 1 - ROUGH or share > ROUGH else "to know",
+            share,
+            f"{number:,} parameters ({share:.1%}) are in no use on these examples{where}",
+            "remove them, or give more examples",
+            "how-to/prune.md",
+        )
+
+
+def narrower(known: Evidence) -> Iterator[Finding]:
+    """Layers that read channels which repeat one another."""
+    rows = known.layers[known.layers["directions"] <= NARROWER * known.layers["channels"]]
+    for name, row in _largest(rows, rows["parameters"] * (1 - rows["directions"] / rows["channels"])):
+        spare = 1 - row["directions"] / row["channels"]
+        yield Finding(
+            "worth a look",
+            spare * row["parameters"] / known.num_params,
+            f'layer "{name}" reads {row["channels"]:.0f} channels, and {row["directions"]:.0f} directions hold 99 % of '
+            "their variance (a guide: each channel at variance 1)",
+            f"the layers before it could be narrower by up to {spare:.0%}",
+            "how-to/wasted-layers.md",
+        )
+
+
+def field_of_paths(known: Evidence) -> Iterator[Finding]:
+    """Axes that an output position does not see whole."""
+    if known.diagnosis is None:
+        return
+    data = known.diagnosis.data
+    for k, axis in enumerate(map(str, data["axis"].to_numpy())):
+        size, whole = float(data["field_size"][k]), known.input_shape[k]
+        if size < whole:
+            yield Finding(
+                "worth a look",
+                1 - size / whole,
+                f"the central output position sees {size:.0f} of {whole} along {axis}",
+                "fine if what it must know is that local; else more layers, stride or dilation",
+                "receptive-field.md",
+            )
+
+
+def few_inputs(known: Evidence) -> Iterator[Finding]:
+    """Inputs that get nothing, that never vary, and single ones that get much less or more than the mean."""
+    if known.allocation is None:
+        return
+    capacity = known.allocation.capacity
+    mean = float(capacity.mean())
+    nothing = int((capacity < NOTHING * mean).sum())
+    if mean > 0 and nothing:
+        yield Finding(
+            "worth a look" if nothing / capacity.size > ROUGH else "to know",
+            nothing / capacity.size,
+            f"{nothing:,} of {capacity.size:,} inputs get no capacity",
+            "they never vary in these examples, or no path leads from them",
+            "how-to/partitions.md",
+        )
+    for note in known.allocation.attrs["notes"]:
+        if STILL.match(note):
+            what, _, do = note.partition("; ")
+            yield Finding("worth a look", 1.0, what, do, "how-to/measure-or-propagate.md")
+    if capacity.ndim == 1 and mean > 0:
+        axis = str(capacity.dims[0])
+        parts = [(f"{axis} {k}", float(v), _error(capacity[k])) for k, v in enumerate(capacity.to_numpy())]
+        yield from _uneven(parts, mean)
+
+
+def regions(known: Evidence) -> Iterator[Finding]:
+    """Regions of an image, by what one of their inputs gets."""
+    if known.allocation is None or known.allocation.capacity.ndim < 2 or not known.allocation.capacity.sum() > 0:
+        return
+    capacity = known.allocation.capacity
+    sizes = grid(xr.ones_like(capacity.drop_vars("standard_error", errors="ignore"))).to_numpy()
+    found = grid(capacity)
+    names, values = [str(name) for name in found["region"].to_numpy().ravel()], found.to_numpy() / sizes
+    error = float(capacity["standard_error"].mean()) if "standard_error" in capacity.coords else 0.0
+    parts = [
+        (f"the {name}", float(value), error / math.sqrt(max(float(size), 1.0)))
+        for name, value, size in zip(names, values.ravel(), sizes.ravel(), strict=True)
+    ]
+    yield from _uneven(parts, float(capacity.mean()))
+
+
+def _uneven(parts: list[tuple[str, float, float]], mean: float) -> Iterator[Finding]:
+    """The parts that get least and most for each input, where that is far from the mean beyond doubt."""
+    low = min(parts, key=lambda part: part[1])
+    high = max(parts, key=lambda part: part[1])
+    if NOTHING * mean <= low[1] + 2 * low[2] < LITTLE * mean:
+        yield _share(low, mean, "little")
+    if high[1] - 2 * high[2] > mean / LITTLE:
+        yield _share(high, mean, "much")
+
+
+def _share(part: tuple[str, float, float], mean: float, how: str) -> Finding:
+    name, value, error = part
+    doubt = f" ± {error / mean:.2g}" if error else ""
+    return Finding(
+        "to know",
+        abs(math.log(max(value, NOTHING * mean) / mean)) / 10,
+        f"{name} gets {how}: {value / mean:.2g}{doubt} times the mean for each input",
+        "see whether the task asks for it; padding, stride and pooling move it",
+        "how-to/partitions.md",
+    )
+
+
+def depth(known: Evidence) -> Iterator[Finding]:
+    """What is out of balance in depth, in the words of `diagnose`."""
+    if known.diagnosis is None:
+        return
+    scaled, shattered = known.diagnosis.scaling, known.diagnosis.shattering
+    out = scaled.phase in ("degenerate", "trivial") or (scaled.phase == "plain" and not 1e-3 < scaled.total_gain < 1e3)
+    kinds: tuple[tuple[list[str], Level, str], ...] = (
+        (
+            scaled.advice,
+            "serious" if out else "to know" if scaled.phase == "identity" else "worth a look",
+            "scaling.md",
+        ),
+        (shattered.advice, "serious", "shattering.md"),
+    )
+    for lines, level, page in kinds:
+        for line in lines:
+            what, _, do = line.partition("; ")
+            yield Finding(level, 1.0, what, do or "nothing to do", page)
+
+
+def unsettled(known: Evidence) -> Iterator[Finding]:
+    """How far the answer is settled: by the number of examples, and by the time that there was."""
+    if known.allocation is None:
+        return
+    attrs, total = known.allocation.attrs, known.allocation.total
+    half = attrs.get("half_total")
+    moved = abs(total - half) / max(total, 1.0) if half is not None else 0.0
+    if moved > SETTLED:
+        yield Finding(
+            "to know",
+            moved,
+            f"the total still moves with the examples: {half:,.0f} on half of them, {total:,.0f} on all",
+            "give more examples before the numbers are compared",
+            "how-to/measure-or-propagate.md",
+        )
+    away = float(attrs.get("missing") or 0.0)
+    noise = float(attrs.get("noise") or 0.0)
+    if away + noise > ROUGH:
+        yield Finding(
+            "to know",
+            away + noise,
+            f"the map is a rough one: {away:.2f} may be missing, and {noise:.2f} is noise of the probes",
+            "give it more seconds",
+            "how-to/measure-or-propagate.md",
+        )
+
+
+def _error(value: xr.DataArray) -> float:
+    return float(value["standard_error"]) if "standard_error" in value.coords else 0.0
+
+
+def _largest(rows: pd.DataFrame, by: pd.Series[float]) -> Iterator[tuple[str, pd.Series[float]]]:
+    """The rows in which something is largest."""
+    order = np.argsort(-by.to_numpy(), kind="stable")[:MOST]
+    for k in order:
+        yield str(rows.index[k]), rows.iloc[k]

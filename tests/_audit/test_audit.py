@@ -1,0 +1,215 @@
+"""Every kind of finding on a network that was made to have it, and none where there is nothing to find."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import capalloc
+from capalloc._audit.findings import Evidence, findings, regions, unsettled
+from capalloc._audit.observe_channels import Channels
+from capalloc.app.cli import app
+from capalloc.results import Allocation, Audit, Finding
+from capalloc.results.audit import by_weight
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make().eval()
+
+
+def examples(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def found(audit: Audit, word: str) -> Finding:
+    """The one finding that speaks of it."""
+    (only,) = [f for f in audit.findings if word in f.what]
+    return only
+
+
+def dense(*widths: int) -> Callable[[], nn.Sequential]:
+    def make() -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for below, above in itertools.pairwise(widths):
+            layers += [nn.Linear(below, above), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    return make
+
+
+def test_nothing_is_found_where_nothing_is() -> None:
+    audit = capalloc.audit(made(dense(6, 5, 3)), examples(200, 6), trained=True)
+    assert audit.findings == []
+    assert "nothing found" in str(audit)
+    assert audit.data["use"].to_numpy() == pytest.approx(1, abs=0.2)
+
+
+def test_dead_units_are_counted_by_layer() -> None:
+    net = made(dense(6, 10, 4))
+    with torch.no_grad():
+        net[0].bias[:7] = -100.0
+    x = examples(80, 6)
+    audit = capalloc.audit(net, x, trained=True)
+    finding = found(audit, "dead")
+    assert finding.level == "serious"
+    assert finding.what.startswith('layer "0": 7 of 10 units are dead')
+    assert int((net[0](x) > 0).any(0).logical_not().sum()) == 7
+    assert audit.data["dead"].sel(layer="0") == 7
+    unused = found(audit, "in no use")
+    assert unused.what.startswith(f"{7 * 7 + 4 * 7} parameters")  # both sides of each
+    assert audit.findings[0] == finding
+
+
+def test_layers_that_repeat_one_another() -> None:
+    """Two linear layers in a row are one of rank 3: the second reads 20 channels in 3 directions."""
+    audit = capalloc.audit(
+        made(lambda: nn.Sequential(nn.Linear(3, 20), nn.Linear(20, 4))), examples(120, 3), trained=True
+    )
+    assert audit.total == pytest.approx(3 * 4 + 4, abs=0.5)
+    assert found(audit, 'layer "0": use').level == "worth a look"
+    assert "20 channels, and 3 directions" in found(audit, "directions").what
+    assert found(audit, "directions").do.endswith("85%")
+
+
+def test_directions_do_not_depend_on_the_scale_of_channels() -> None:
+    x = examples(500, 3).double()
+    mixed = torch.cat([x, x @ torch.randn(3, 3, dtype=torch.float64), torch.ones(500, 1, dtype=torch.float64)], 1)
+    for scale in (torch.ones(7), torch.logspace(-4, 4, 7)):
+        channels = Channels()
+        for part in (mixed * scale).split(100):
+            channels.add(part)
+        assert channels.directions() == 3
+    few = Channels()
+    few.add(mixed[:20])
+    assert np.isnan(few.directions())
+    constant = Channels()
+    constant.add(torch.ones(100, 2))
+    assert constant.directions() == 0
+
+
+def test_a_field_smaller_than_the_input() -> None:
+    net = made(lambda: nn.Sequential(nn.Conv1d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 1, 3, padding=1)))
+    assert "sees 5 of 16" in found(capalloc.audit(net, examples(20, 1, 16), trained=True), "sees").what
+
+
+def test_inputs_that_never_vary() -> None:
+    x = examples(100, 8)
+    x[:, 2:5] = 1.0
+    net = made(dense(8, 6, 3))
+    assert found(capalloc.audit(net, x, trained=True), "never vary").what.startswith("3 inputs never vary")
+    none = found(capalloc.audit(net, x, metric="variance", trained=True), "get no capacity")
+    assert none.what == "3 of 8 inputs get no capacity"
+
+
+def known(values: list[float] | np.ndarray, axes: tuple[str, ...], **attrs: object) -> Evidence:
+    """Evidence of a map alone."""
+    capacity = xr.DataArray(np.asarray(values, float), dims=axes)
+    tensors = xr.DataArray([float(capacity.sum())], dims="parameter", coords={"parameter": ["weight"]})
+    allocation = Allocation(capacity, 0.0, tensors, attrs={"num_params": 100, "notes": [], **attrs})
+    return Evidence(pd.DataFrame(columns=Audit.COLUMNS, dtype=float), 100, 10, capacity.shape, allocation)
+
+
+def test_inputs_by_their_share() -> None:
+    little, much = sorted(findings(known([0.1, *[1.0] * 10, 8.0], ("input",))), key=lambda f: f.what)
+    assert little.what.startswith("input 0 gets little: 0.066 times the mean")
+    assert much.what.startswith("input 11 gets much: 5.3 times the mean")
+    assert findings(known([1.0, 1.1, 0.9], ("input",))) == []
+
+
+def test_regions_by_what_a_pixel_gets() -> None:
+    image = np.ones((1, 9, 10))
+    image[:, :3, :3] = 0.1
+    (corner,) = regions(known(image, ("channel", "row", "column")))
+    assert corner.what.startswith("the top left gets little: 0.1")
+    assert list(regions(known(np.zeros((1, 9, 9)), ("channel", "row", "column")))) == []
+
+
+def test_what_is_not_settled() -> None:
+    moving, rough = unsettled(known([30.0, 30.0], ("input",), half_total=45.0, missing=0.04, noise=0.03))
+    assert moving.what == "the total still moves with the examples: 45 on half of them, 60 on all"
+    assert rough.what == "the map is a rough one: 0.04 may be missing, and 0.03 is noise of the probes"
+    assert list(unsettled(known([30.0, 30.0], ("input",), half_total=59.0, missing=0.02))) == []
+
+
+def test_depth_that_loses_the_signal_is_the_most_serious() -> None:
+    net = made(dense(4, *[4] * 12, 2))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(0.2)
+    audit = capalloc.audit(net, examples(40, 4))
+    assert audit.findings[0].level == "serious"
+    assert audit.findings[0].what.startswith("energy falls to")
+    assert audit.findings[0].docs == "scaling.md"
+    assert not [f for f in capalloc.audit(net, examples(40, 4), trained=True).findings if f.docs == "scaling.md"]
+
+
+class Unruled(nn.Module):
+    """A model with an operator that has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(self.layer(x).reshape(-1, 2, 2))
+
+
+def test_what_cannot_be_found_out_is_left_out_with_a_note() -> None:
+    notes = capalloc.audit(made(Unruled), examples(9, 3)).data.attrs["notes"]
+    assert any(note.startswith("paths left out: ") for note in notes)
+
+
+def test_what_takes_too_long_is_left_out_with_a_note() -> None:
+    audit = capalloc.audit(made(dense(6, 5, 3)), examples(50, 6), seconds=1e-3)
+    left_out = [note.split(" ")[0] for note in audit.data.attrs["notes"] if "seconds= allows" in note]
+    assert left_out == ["channels", "paths", "depth", "capacity"]
+    assert audit.total is None
+    assert "capacity" not in str(audit).split("layers")[0]
+
+
+def test_order_is_by_level_and_weight() -> None:
+    a, b, c = (
+        Finding(level, weight, "", "", "") for level, weight in (("to know", 1), ("serious", 0.1), ("serious", 0.2))
+    )
+    assert by_weight([a, b, c]) == [c, b, a]
+
+
+def test_the_model_is_left_alone() -> None:
+    net = made(dense(6, 5, 3)).train()
+    before = {name: p.clone() for name, p in net.state_dict().items()}
+    capalloc.audit(net, examples(30, 6), trained=True)
+    assert net.training
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    run = ["audit", "lenet", "--examples", "6", "--out", str(tmp_path / "audit.nc")]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.output
+    assert "directions read" in done.output
+    audit = capalloc.load(tmp_path / "audit.nc")
+    assert isinstance(audit, Audit)
+    told = json.loads(CliRunner().invoke(app, ["audit", "lenet", "--examples", "6", "--json"]).output)
+    assert [f["what"] for f in told["findings"]] == [f.what for f in audit.findings]
+
+
+def test_what_is_refused() -> None:
+    net, x = made(dense(6, 5, 3)), examples(30, 6)
+    with pytest.raises(ValueError, match="seconds must be a positive number"):
+        capalloc.audit(net, x, seconds=0)
+    data = capalloc.audit(net, x, trained=True).data
+    with pytest.raises(ValueError, match="a finding needs"):
+        Audit(data.assign_attrs(found=[{"level": "bad"}]))
