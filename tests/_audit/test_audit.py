@@ -202,7 +202,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "directions read" in done.output
     audit = capalloc.load(tmp_path / "audit.nc")
     assert isinstance(audit, Audit)
-    told = json.loads(CliRunner().invoke(app, ["audit", "lenet", "--examples", "6", "--json"]).output)
+    told = json.loads(CliRunner().invoke(app, ["audit", "lenet", "--examples", "6", "--json", "--quiet"]).output)
     assert [f["what"] for f in told["findings"]] == [f.what for f in audit.findings]
 
 
