@@ -28,11 +28,16 @@ DOT_MARKERS = "o^sD"
 LEVEL_NAMES, MOST_NAMES = 4, 32
 
 
+#: Formats of pictures, and what is left out of each.
+PICTURES: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all, without a note of when it was made; and close it."""
+    """Write a figure in the format of its ending, whole or not at all, without a note of when it was made; close it."""
+    kind = path.suffix.lower().removeprefix(".")
     try:
         with atomically(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+            figure.savefig(temporary, format=kind, dpi=150, metadata=PICTURES[kind])
     finally:
         plt.close(figure)
 

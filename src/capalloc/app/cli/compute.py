@@ -23,7 +23,7 @@ from capalloc._settings import (
     Segments,
     Stochastic,
 )
-from capalloc.app.cli.deliver import check_targets, deliver
+from capalloc.app.cli.deliver import check_outputs, check_targets, deliver
 from capalloc.app.cli.input_source import parse_integers
 from capalloc.app.cli.options import ModelOptions, OutputOptions
 from capalloc.app.cli.sources import read_sources
@@ -131,6 +131,8 @@ def compute(
     """Read the model and its inputs, call the method on them, and write and print what it returns."""
     check_targets(output.out, output.picture)
     x = read_sources(options, output, examples, by_token=by_token)
+    check_outputs(output)
+    x = read_sources(options, output, examples)
     deliver(method(x.model, x.inputs, x.outputs), output, options.model)
 
 

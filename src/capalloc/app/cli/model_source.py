@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,17 +23,28 @@ from capalloc._model.exported import input_shape
 from capalloc._model.problem import seeded
 from capalloc._runtime.extras import load_extra
 from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
+from capalloc.app.cli.load_weights import WEIGHTS, load_weights
+from capalloc.app.cli.named_model import InputShape, NamedModel
+from capalloc.app.cli.told import told
 from capalloc.app.cli.transformers_source import from_config
 
 
-def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape: InputShape = None) -> NamedModel:
+def read_model(
+    source: str,
+    arguments: Sequence[str] = (),
+    seed: int = 0,
+    shape: InputShape = None,
+    weights: Path | None = None,
+) -> NamedModel:
     """Make or load the model that `source` names, with its random weights drawn from `seed`.
 
     Args:
-        source: a reference architecture, a .pt2 file, `package.module:factory`, or a configuration of transformers.
+        source: a reference architecture, a .pt2 file, `package.module:factory`, `path/to/file.py:factory`, or a
+            configuration of transformers.
         arguments: `name=value`, of the factory or configuration; values are Python literals, or else words.
         seed: of the weights; the global random state is left alone.
         shape: that of one input, where one was asked for: architectures and configurations are made to fit.
+        weights: a file of parameters and buffers that the model takes (`load_weights`).
 
     Raises:
         ValueError, TypeError: a source or an argument of another form, or a factory that makes something else.
@@ -40,9 +52,20 @@ def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape:
 
     """
     if source.endswith(".pt2"):
-        if arguments:
-            raise ValueError("--arg is for a factory; a .pt2 file takes no arguments")
+        if arguments or weights is not None:
+            raise ValueError(
+                "--arg and --weights are for a factory; a .pt2 file has its weights and takes no arguments"
+            )
         return _program(source)
+    if Path(source).suffix in WEIGHTS:
+        raise ValueError(f"{source} holds weights and no model: name what makes it, and --weights {source}")
+    made = _named(source, arguments, seed, shape)
+    if weights is not None:
+        load_weights(made.model, weights)
+    return made
+
+
+def _named(source: str, arguments: Sequence[str], seed: int, shape: InputShape) -> NamedModel:
     named = dict(_argument(text) for text in arguments)
     if source in architectures.names():
         usual = architectures.info(source)
@@ -53,6 +76,11 @@ def read_model(source: str, arguments: Sequence[str] = (), seed: int = 0, shape:
         tokens = None if table is None else Tokens(partial(F.embedding, weight=table), len(table))
         return NamedModel(model, named.get("shape", usual.shape), tokens)
     module, colon, name = source.partition(":")
+            named["shape"] = shape
+        return NamedModel(
+            architectures.make(source, seed, **named), named.get("shape", architectures.info(source).shape)
+        )
+    module, colon, name = source.rpartition(":") if ":" in source else (source, "", "")
     if not colon and source.endswith("Config"):
         module, name = "transformers", source
     if not module or not name:
@@ -75,7 +103,8 @@ def _made(source: str, factory: Any, named: dict[str, Any], seed: int, shape: In
     with seeded(seed, torch.device("cpu")):
         if _is_config(factory):
             return from_config(factory, named, shape)
-        model = factory(**named)
+        with told(source):
+            model = factory(**named)
     if not isinstance(model, (nn.Module, ExportedProgram)):
         raise TypeError(f"{source} made a {type(model).__name__}; it must return a torch.nn.Module")
     return NamedModel(model)
@@ -99,18 +128,21 @@ def _unknown(source: str) -> str:
     near = difflib.get_close_matches(source, architectures.names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else "; `capalloc models` lists the architectures"
     return (
-        "MODEL must be the name of an architecture, a .pt2 file, package.module:factory or a configuration of "
-        f"transformers, got {source!r}{hint}"
+        "MODEL must be the name of an architecture, a .pt2 file, package.module:factory, file.py:factory or a "
+        f"configuration of transformers, got {source!r}{hint}"
     )
 
 
 def find(module_name: str, name: str) -> Any:
-    """Import what a module calls `name`; modules in the folder that the command is run in are found first."""
-    here = str(Path.cwd())  # as `python -m` does
+    """Import what a module, or a file of Python, calls `name`; modules of its folder are found first."""
+    file = Path(module_name) if module_name.endswith(".py") else None
+    here = str(Path.cwd() if file is None else file.resolve().parent)  # as `python -m` and `python file.py` do
     sys.path.insert(0, here)
     try:
-        known = module_name == "transformers"
-        found: Any = load_extra(name, module_name) if known else importlib.import_module(module_name)
+        if module_name == "transformers":
+            found: Any = load_extra(name, module_name)
+        else:
+            found = _imported(module_name) if file is None else _executed(file)
     finally:
         sys.path.remove(here)
     for part in name.split("."):
@@ -118,6 +150,24 @@ def find(module_name: str, name: str) -> Any:
             raise ValueError(f"module {module_name} has no {name}")
         found = getattr(found, part)
     return found
+
+
+def _imported(name: str) -> Any:
+    with told(f"module {name}"):
+        return importlib.import_module(name)
+
+
+def _executed(file: Path) -> Any:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    spec = importlib.util.spec_from_file_location(f"_model_of_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses and pickles look for it there
+    with told(str(file)):
+        spec.loader.exec_module(module)
+    return module
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -92,8 +92,8 @@ class ModelOptions:
         str,
         typer.Argument(
             metavar="MODEL",
-            help="resnet18 or another name that `capalloc models` lists; a .pt2 file; package.module:factory; or a "
-            "configuration class of transformers, such as ResNetConfig.",
+            help="resnet18 or another name that `capalloc models` lists; a .pt2 file; package.module:factory or "
+            "path/to/file.py:factory; or a configuration class of transformers, such as ResNetConfig.",
             autocompletion=complete_model,
             show_default=False,
         ),
@@ -103,6 +103,13 @@ class ModelOptions:
         model_option(
             metavar="NAME=VALUE",
             help="An argument of the factory or configuration, such as depth=18 or depths=[2,2]; repeat for more.",
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        model_option(
+            metavar="FILE",
+            help="Parameters and buffers of the model, as .safetensors or a state_dict that torch.save wrote.",
         ),
     ] = None
     output: Annotated[
@@ -168,4 +175,6 @@ class OutputOptions(Verbosity):
     """The files that a result goes to."""
 
     out: Annotated[Path | None, result_option(metavar="FILE.nc", help="Write the result as NetCDF.")] = None
-    picture: Annotated[Path | None, result_option(metavar="FILE.png", help="Draw the result as PNG.")] = None
+    picture: Annotated[Path | None, result_option(metavar="FILE.png", help="Draw the result, as PNG, SVG or PDF.")] = (
+        None
+    )

@@ -1,0 +1,68 @@
+"""Weights from a file into a model, without executing anything that the file may hold."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from capalloc.app.cli.named_model import TorchModel
+
+WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+#: Where checkpoints of trainers keep the weights, and what wrappers put before every name.
+KEYS, PREFIXES = ("state_dict", "model_state_dict", "model"), ("module.", "_orig_mod.", "model.")
+#: Names that an error lists.
+SHOWN = 3
+
+
+def load_weights(model: TorchModel, path: Path) -> None:
+    """Give a model the parameters and buffers of a file: safetensors, or what `torch.save` wrote of plain tensors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no weights, weights of another model, or what would have to be unpickled.
+
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    state = _read(path)
+    if not isinstance(model, nn.Module):
+        raise ValueError("--weights is for a torch.nn.Module; an exported program has its own")
+    own = model.state_dict()
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in own):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    wrong = [
+        f"{name} is {tuple(state[name].shape)} for {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    for what, names in (("lacks", own.keys() - state), ("has besides", state.keys() - own), ("does not fit:", wrong)):
+        if names:
+            shown = ", ".join(sorted(names)[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+            raise ValueError(f"--weights {path} is of another model: it {what} {shown}")
+    model.load_state_dict(state)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"--weights {path} holds more than tensors, which would have to be executed: save model.state_dict()"
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--weights {path} is damaged, or no file of weights: {first}") from error
+    for key in KEYS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"--weights {path} holds no state_dict: save model.state_dict()")
+    return {str(name): value for name, value in found.items()}
