@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 import capalloc
 from capalloc._audit.findings import Evidence, findings, regions, unsettled
-from capalloc._audit.observe_channels import Channels
+from capalloc._audit.observe_channels import ReadChannels
 from capalloc.app.cli import app
 from capalloc.results import Allocation, Audit, Finding
-from capalloc.results.audit import by_weight
+from capalloc.results.audit_findings import by_weight
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:
@@ -87,14 +87,14 @@ def test_directions_do_not_depend_on_the_scale_of_channels() -> None:
     x = examples(500, 3).double()
     mixed = torch.cat([x, x @ torch.randn(3, 3, dtype=torch.float64), torch.ones(500, 1, dtype=torch.float64)], 1)
     for scale in (torch.ones(7), torch.logspace(-4, 4, 7)):
-        channels = Channels()
+        channels = ReadChannels()
         for part in (mixed * scale).split(100):
             channels.add(part)
         assert channels.directions() == 3
-    few = Channels()
+    few = ReadChannels()
     few.add(mixed[:20])
     assert np.isnan(few.directions())
-    constant = Channels()
+    constant = ReadChannels()
     constant.add(torch.ones(100, 2))
     assert constant.directions() == 0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from capalloc._audit.findings import Evidence, findings
-from capalloc._audit.observe_channels import Channels, observe
+from capalloc._audit.observe_channels import ReadChannels, observe
 from capalloc._depth.diagnose_depth import diagnose
 from capalloc._energy.carriers import Products
 from capalloc._energy.rules.registration import UnsupportedOperatorError
@@ -28,7 +28,7 @@ from capalloc._propagate.prune_scores import prune_scores
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import Block, PropagateSolver
 from capalloc.results.allocation import Allocation
-from capalloc.results.audit import Audit, as_data
+from capalloc.results.audit_findings import Audit, as_data
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.pruning import PruneScores
 
@@ -39,7 +39,7 @@ PASSES = {"channels": 1, "paths": 8, "depth": 40}
 ONCE = 0.5
 #: Seconds that the capacity takes at most where there are as many: the limit of `propagate`, and what comes before.
 CAPACITY = 40.0
-BATCH = 64
+EXAMPLES_AT_ONCE = 64
 
 
 @dataclass
@@ -121,7 +121,7 @@ def audit(
         return propagate(model, x, outputs, solver=solver, metric=metric)
 
     parts: dict[str, Callable[[], Any]] = {
-        "channels": lambda: observe(problem, problem.batches(BATCH)),
+        "channels": lambda: observe(problem, problem.batches(EXAMPLES_AT_ONCE)),
         "paths": lambda: prune_scores(problem, x, metric=metric, products=products),
         "depth": depth,
         "capacity": capacity,
@@ -153,7 +153,7 @@ def _attrs(known: Evidence) -> dict[str, Any]:
 
 def _pass_seconds(problem: Problem) -> float:
     """Seconds of a forward and backward pass by example, of the first batch."""
-    batch = next(iter(problem.batches(BATCH)))
+    batch = next(iter(problem.batches(EXAMPLES_AT_ONCE)))
     with torch.enable_grad():
         problem(batch)  # the first one sets buffers up
         started = time.perf_counter()
@@ -167,7 +167,7 @@ def _layers(
     problem: Problem,
     allocation: Allocation | None,
     scores: PruneScores | None,
-    channels: dict[str, Channels],
+    channels: dict[str, ReadChannels],
 ) -> pd.DataFrame:
     """The modules that own parameters, in their order, with the columns of an `Audit`."""
     owners = pd.Series({name: name.rpartition(".")[0] or name for name in problem.params})

@@ -1,4 +1,4 @@
-"""From what was measured to findings: a function for each kind, with the limits that it goes by."""
+"""Findings from what was measured: a function for each kind, with the limits that it goes by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import xarray as xr
 
 from capalloc._model.input_moments import STILL
 from capalloc.results.allocation import Allocation
-from capalloc.results.audit import Finding, Level
+from capalloc.results.audit_findings import Finding, Level
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.pruning import PruneScores
 from capalloc.results.regions import grid
@@ -26,18 +26,18 @@ NARROWER = 0.75
 #: An input or region is named where it gets less than this share of the mean, or more than its inverse.
 LITTLE = 1 / 3
 #: Nothing at all, over the mean.
-NOTHING = 1e-6
+NO_SHARE = 1e-6
 #: Change of the total from half of the examples to all beyond which it is not settled.
-SETTLED = 0.05
+UNSETTLED = 0.05
 #: Distance to the measured map beyond which an answer is a rough one.
 ROUGH = 0.05
 #: Findings of one kind that are named one by one.
-MOST = 3
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one model; None for what could not be found out."""
+    """Everything known of one model; None for what could not be found out."""
 
     layers: pd.DataFrame  # by name, with the columns of `Audit`
     num_params: int
@@ -93,7 +93,7 @@ def unused_parameters(known: Evidence) -> Iterator[Finding]:
         where = ""
         if known.scores is not None:
             idle = known.scores.to_pandas()["unused"].sort_values(ascending=False)
-            named = [f"{name} ({count:,})" for name, count in idle[idle > 0].head(MOST).items()]
+            named = [f"{name} ({count:,})" for name, count in idle[idle > 0].head(MOST_NAMED).items()]
             where = f", most in {', '.join(named)}" if named else ""
         yield Finding(
             "worth a look" if share > 1 - ROUGH or share > ROUGH else "to know",
@@ -142,7 +142,7 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
         return
     capacity = known.allocation.capacity
     mean = float(capacity.mean())
-    nothing = int((capacity < NOTHING * mean).sum())
+    nothing = int((capacity < NO_SHARE * mean).sum())
     if mean > 0 and nothing:
         yield Finding(
             "worth a look" if nothing / capacity.size > ROUGH else "to know",
@@ -181,7 +181,7 @@ def _uneven(parts: list[tuple[str, float, float]], mean: float) -> Iterator[Find
     """The parts that get least and most for each input, where that is far from the mean beyond doubt."""
     low = min(parts, key=lambda part: part[1])
     high = max(parts, key=lambda part: part[1])
-    if NOTHING * mean <= low[1] + 2 * low[2] < LITTLE * mean:
+    if NO_SHARE * mean <= low[1] + 2 * low[2] < LITTLE * mean:
         yield _share(low, mean, "little")
     if high[1] - 2 * high[2] > mean / LITTLE:
         yield _share(high, mean, "much")
@@ -192,7 +192,7 @@ def _share(part: tuple[str, float, float], mean: float, how: str) -> Finding:
     doubt = f" ± {error / mean:.2g}" if error else ""
     return Finding(
         "to know",
-        abs(math.log(max(value, NOTHING * mean) / mean)) / 10,
+        abs(math.log(max(value, NO_SHARE * mean) / mean)) / 10,
         f"{name} gets {how}: {value / mean:.2g}{doubt} times the mean for each input",
         "see whether the task asks for it; padding, stride and pooling move it",
         "how-to/partitions.md",
@@ -200,7 +200,7 @@ def _share(part: tuple[str, float, float], mean: float, how: str) -> Finding:
 
 
 def depth(known: Evidence) -> Iterator[Finding]:
-    """What is out of balance in depth, in the words of `diagnose`."""
+    """Imbalances of depth, in the words of `diagnose`."""
     if known.diagnosis is None:
         return
     scaled, shattered = known.diagnosis.scaling, known.diagnosis.shattering
@@ -220,13 +220,13 @@ def depth(known: Evidence) -> Iterator[Finding]:
 
 
 def unsettled(known: Evidence) -> Iterator[Finding]:
-    """How far the answer is settled: by the number of examples, and by the time that there was."""
+    """Doubts that more examples, or more time, would settle."""
     if known.allocation is None:
         return
     attrs, total = known.allocation.attrs, known.allocation.total
     half = attrs.get("half_total")
     moved = abs(total - half) / max(total, 1.0) if half is not None else 0.0
-    if moved > SETTLED:
+    if moved > UNSETTLED:
         yield Finding(
             "to know",
             moved,
@@ -252,6 +252,6 @@ def _error(value: xr.DataArray) -> float:
 
 def _largest(rows: pd.DataFrame, by: pd.Series[float]) -> Iterator[tuple[str, pd.Series[float]]]:
     """The rows in which something is largest."""
-    order = np.argsort(-by.to_numpy(), kind="stable")[:MOST]
+    order = np.argsort(-by.to_numpy(), kind="stable")[:MOST_NAMED]
     for k in order:
         yield str(rows.index[k]), rows.iloc[k]

@@ -1,4 +1,4 @@
-"""How many directions the channels span that a layer reads, from examples.
+"""Directions that the channels span which a layer reads, from examples.
 
 Index convention: what a layer reads becomes (samples, channels), a sample for every example and position.
 """
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from capalloc._model.problem import Problem
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-#: Channels above which the matrix of their products is not held.
+#: ReadChannels above which the matrix of their products is not held.
 MOST_CHANNELS = 4096
 #: Share of the variance that the counted directions hold.
-HELD = 0.99
+HELD_VARIANCE = 0.99
 #: Samples for each channel below which they say nothing of its directions.
-SAMPLES = 4
+SAMPLES_A_CHANNEL = 4
 #: Variance over mean square up to which a channel is constant: that of rounding in float32.
 CONSTANT = 1e-10
 
 
 @dataclass
-class Channels:
+class ReadChannels:
     """Moments of the channels that one layer reads."""
 
     samples: int = 0
@@ -43,9 +43,9 @@ class Channels:
         self.products = read.T @ read + (self.products if len(self.total) and len(self.products) else 0)
 
     def directions(self) -> float:
-        """Return how many directions hold `HELD` of the variance, each channel at variance 1; NaN for few samples."""
+        """Return how many directions hold 99 % of the variance, each channel at variance 1; NaN for few samples."""
         number = len(self.total)
-        if not number or self.samples < SAMPLES * number:
+        if not number or self.samples < SAMPLES_A_CHANNEL * number:
             return math.nan
         mean = self.total / self.samples
         square = self.products.diagonal() / self.samples
@@ -55,19 +55,19 @@ class Channels:
         covariance = (self.products / self.samples - mean[:, None] * mean)[moving][:, moving]
         scale = covariance.diagonal().rsqrt()
         values = torch.linalg.eigvalsh(scale[:, None] * covariance * scale).flip(0).clamp(min=0)
-        return float((values.cumsum(0) < HELD * values.sum()).sum()) + 1
+        return float((values.cumsum(0) < HELD_VARIANCE * values.sum()).sum()) + 1
 
 
-def observe(problem: Problem, batches: Iterable[Tensor]) -> dict[str, Channels]:
+def observe(problem: Problem, batches: Iterable[Tensor]) -> dict[str, ReadChannels]:
     """Run batches through the private copy, and give what each dense or convolutional layer reads, by its name."""
-    found: dict[str, Channels] = {}
+    found: dict[str, ReadChannels] = {}
 
     def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         read = args[0]
         if not isinstance(module, nn.Linear):
             read = read.movedim(1, -1)
         if read.shape[-1] <= MOST_CHANNELS:
-            found.setdefault(name, Channels()).add(read.reshape(-1, read.shape[-1]))
+            found.setdefault(name, ReadChannels()).add(read.reshape(-1, read.shape[-1]))
 
     layers = {name: module for name, module in problem.model.named_modules() if isinstance(module, LAYERS)}
     handles = [module.register_forward_pre_hook(partial(note, name)) for name, module in layers.items()]

@@ -18,6 +18,7 @@ from capalloc._model.problem import Problem
 from capalloc._propagate import segments
 from capalloc._settings import Hessian, Segments
 from capalloc.results.allocation import Allocation
+from capalloc.results.view import named
 
 #: Parameter tensors times numbers in a batch up to which the table is made by default: some seconds of work.
 TABLE_LIMIT = 2**26
@@ -143,10 +144,9 @@ def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapac
     attrs["unseen_share"] = number / problem.num_params
     attrs["unused_params"] = problem.num_params - round(float(result.alive.sum())) - number
     if unseen:
-        shown = ", ".join(list(unseen)[:3]) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
         attrs["notes"].append(
             f"not seen by paths: {len(unseen)} parameter tensors, {100 * number / problem.num_params:.0f} % of "
-            f"parameters (queries, keys, gating branches): {shown}"
+            f"parameters (queries, keys, gating branches): {named(unseen)}"
         )
 
 

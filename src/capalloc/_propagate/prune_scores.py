@@ -18,6 +18,7 @@ from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, prepare
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.pruning import PruneScores
+from capalloc.results.view import named
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -86,8 +87,7 @@ def prune_scores(
     unscored = [name for name in problem.params if name not in scores or bool(scores[name].isnan().any())]
     notes = [*batches.graph.notes, *problem.notes]
     if unscored:
-        shown = ", ".join(unscored[:3]) + (f" and {len(unscored) - 3} more" if len(unscored) > 3 else "")
-        notes.append(f"not scored, wholly or in part: {len(unscored)} tensors that only steer gates: {shown}")
+        notes.append(f"not scored, wholly or in part: {len(unscored)} tensors that only steer gates: {named(unscored)}")
     attrs = {"num_params": problem.num_params, "num_examples": batches.examples, "gates": gates, "metric": space.word}
     return PruneScores(_dataset(problem, scores).assign_attrs({**attrs, "notes": notes}))
 

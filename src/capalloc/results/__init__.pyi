@@ -3,7 +3,7 @@ from . import card
 from . import plots
 
 from .allocation import Allocation
-from .audit import Audit, Finding
+from .audit_findings import Audit, Finding
 from .base import Result, Variable
 from .comparison import correlation, total_variation
 from .decoupling import Decoupling

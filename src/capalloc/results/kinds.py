@@ -8,7 +8,7 @@ from typing import Final
 
 from capalloc._runtime.files import SavedFile
 from capalloc.results.allocation import Allocation
-from capalloc.results.audit import Audit
+from capalloc.results.audit_findings import Audit
 from capalloc.results.base import Result
 from capalloc.results.decoupling import Decoupling
 from capalloc.results.diagnosis import Diagnosis

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 #: Share of all scores that the largest weights of a table hold together.
-MOST = 0.9
+MOST_SCORES = 0.9
 
 
 class PruneScores(Result):
@@ -152,4 +152,4 @@ def _few(scores: NDArray[Any]) -> str:
     ordered = np.sort(scores[~np.isnan(scores)], axis=None)[::-1].cumsum(dtype=np.float64)
     if not ordered.size or ordered[-1] == 0:
         return "–"
-    return f"{(np.searchsorted(ordered, MOST * ordered[-1]) + 1) / ordered.size:.1%}"
+    return f"{(np.searchsorted(ordered, MOST_SCORES * ordered[-1]) + 1) / ordered.size:.1%}"

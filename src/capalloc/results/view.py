@@ -7,7 +7,7 @@ of it as they have room for. Nothing here knows a result, and nothing here knows
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -143,3 +143,9 @@ def estimate(value: float, error: float | None = None, digits: str = ".3f", doub
     if math.isnan(value):
         return "–"
     return f"{value:{digits}}" + ("" if error is None or math.isnan(error) else f" ± {error:{doubt}}")
+
+
+def named(names: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -13,12 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from capalloc.app.cli.named_model import TorchModel
+from capalloc.results.view import named
 
-WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+WEIGHT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 #: Where checkpoints of trainers keep the weights, and what wrappers put before every name.
 KEYS, PREFIXES = ("state_dict", "model_state_dict", "model"), ("module.", "_orig_mod.", "model.")
-#: Names that an error lists.
-SHOWN = 3
 
 
 def load_weights(model: TorchModel, path: Path) -> None:
@@ -45,8 +44,7 @@ def load_weights(model: TorchModel, path: Path) -> None:
     ]
     for what, names in (("lacks", own.keys() - state), ("has besides", state.keys() - own), ("does not fit:", wrong)):
         if names:
-            shown = ", ".join(sorted(names)[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-            raise ValueError(f"--weights {path} is of another model: it {what} {shown}")
+            raise ValueError(f"--weights {path} is of another model: it {what} {named(sorted(names))}")
     model.load_state_dict(state)
 
 

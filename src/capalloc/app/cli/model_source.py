@@ -24,6 +24,7 @@ from capalloc._model.problem import seeded
 from capalloc._runtime.extras import load_extra
 from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
 from capalloc.app.cli.load_weights import WEIGHTS, load_weights
+from capalloc.app.cli.load_weights import WEIGHT_ENDINGS, load_weights
 from capalloc.app.cli.named_model import InputShape, NamedModel
 from capalloc.app.cli.told import told
 from capalloc.app.cli.transformers_source import from_config
@@ -57,7 +58,7 @@ def read_model(
                 "--arg and --weights are for a factory; a .pt2 file has its weights and takes no arguments"
             )
         return _program(source)
-    if Path(source).suffix in WEIGHTS:
+    if Path(source).suffix in WEIGHT_ENDINGS:
         raise ValueError(f"{source} holds weights and no model: name what makes it, and --weights {source}")
     made = _named(source, arguments, seed, shape)
     if weights is not None:

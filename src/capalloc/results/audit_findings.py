@@ -35,7 +35,7 @@ def by_weight(findings: Sequence[Finding]) -> list[Finding]:
 
 
 class Audit(Result):
-    """What was found in one model, the most serious first, and a table of its layers.
+    """Findings on one model, the most serious first, and a table of its layers.
 
     `findings` has each with its number, what to do and where the docs explain it. Along "layer", in the model's order,
     NaN where it is not known:
@@ -73,7 +73,7 @@ class Audit(Result):
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found, the most serious first; empty where nothing was."""
+        """Everything found, the most serious first; empty where nothing was."""
         return [Finding(**found) for found in self.data.attrs["found"]]
 
     def view(self) -> View:
