@@ -129,10 +129,8 @@ def compute(
     options: ModelOptions, output: OutputOptions, examples: int, method: Method, *, by_token: bool = False
 ) -> None:
     """Read the model and its inputs, call the method on them, and write and print what it returns."""
-    check_targets(output.out, output.picture)
-    x = read_sources(options, output, examples, by_token=by_token)
     check_outputs(output)
-    x = read_sources(options, output, examples)
+    x = read_sources(options, output, examples, by_token=by_token)
     deliver(method(x.model, x.inputs, x.outputs), output, options.model)
 
 

@@ -22,10 +22,8 @@ from capalloc._model.archive import load_program
 from capalloc._model.exported import input_shape
 from capalloc._model.problem import seeded
 from capalloc._runtime.extras import load_extra
-from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
-from capalloc.app.cli.load_weights import WEIGHTS, load_weights
 from capalloc.app.cli.load_weights import WEIGHT_ENDINGS, load_weights
-from capalloc.app.cli.named_model import InputShape, NamedModel
+from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
 from capalloc.app.cli.told import told
 from capalloc.app.cli.transformers_source import from_config
 
@@ -76,11 +74,6 @@ def _named(source: str, arguments: Sequence[str], seed: int, shape: InputShape) 
         table = architectures.token_table(model)
         tokens = None if table is None else Tokens(partial(F.embedding, weight=table), len(table))
         return NamedModel(model, named.get("shape", usual.shape), tokens)
-    module, colon, name = source.partition(":")
-            named["shape"] = shape
-        return NamedModel(
-            architectures.make(source, seed, **named), named.get("shape", architectures.info(source).shape)
-        )
     module, colon, name = source.rpartition(":") if ":" in source else (source, "", "")
     if not colon and source.endswith("Config"):
         module, name = "transformers", source

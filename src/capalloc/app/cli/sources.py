@@ -45,10 +45,8 @@ def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int, *, 
     own = tuple(array.shape[1:]) if array is not None and fitting else None
     if own and asked and own != asked:
         raise ValueError(f"{options.data} holds inputs of shape {own}, not {asked}; leave --shape out")
-    source = read_model(options.model, options.arg or (), options.seed, asked or own)
-    inputs = _inputs(source, asked, array, options, options.examples or examples, by_token)
     source = read_model(options.model, options.arg or (), options.seed, asked or own, options.weights)
-    inputs = _inputs(source, asked, array, options, options.examples or examples)
+    inputs = _inputs(source, asked, array, options, options.examples or examples, by_token)
     verbosity.tell(f"{options.model}: {source.num_params:,} parameters; {_described(source, inputs, options)}")
     return Sources(
         source.model, inputs.to(source.dtype) if inputs.dtype.is_floating_point else inputs, select(options.output)
