@@ -64,7 +64,7 @@ def test_a_linear_map_of_two_inputs_gives_every_entry_its_column(method):
     assert found.bias == pytest.approx(2)
 
 
-@pytest.mark.proves("2", "capacity of a gated pair of inputs", oracle="brute force in float64")
+@pytest.mark.proves("2", "several inputs lie end to end", oracle="brute force in float64")
 def test_a_gated_pair_equals_brute_force():
     model = make(Gated)
     found = measure(model, (X, Y), solver=PLAIN)
@@ -97,6 +97,7 @@ def test_two_inputs_are_one_vector_to_every_method(method):
     assert sum(float(m.sum()) for m in two.maps.values()) + two.bias == pytest.approx(two.total)
 
 
+@pytest.mark.proves("2", "a token holds what its vector holds", oracle="the same network on vectors")
 @pytest.mark.parametrize("method", METHODS)
 def test_token_ids_are_their_vectors_counted_together(method):
     model = make(Text)
@@ -119,7 +120,7 @@ def test_errors_of_tokens_are_of_the_sums_over_features():
     assert bool((abs(ids.capacity - exact.capacity) < 4 * error).all())
 
 
-@pytest.mark.proves("2", "capacity with a mask of its own for each example", oracle="brute force in float64")
+@pytest.mark.proves("2", "a mask of each example", oracle="brute force in float64")
 def test_a_mask_that_differs_by_example_equals_brute_force():
     model = make(Text)
     mask = (torch.arange(5) < torch.randint(2, 6, (30, 1), generator=torch.Generator().manual_seed(4))).long()
@@ -297,6 +298,42 @@ def test_the_model_stays_as_it_was():
     assert "forward" not in vars(model)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert torch.equal(model(IDS)["logits"], ran)
+
+
+class Decoder(nn.Module):
+    """Reads its tokens twice: as they are, and one place later through the same table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 2), nn.Linear(20, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        late = torch.zeros_like(ids)
+        late[:, 1:] = ids[:, :-1]
+        return self.head(torch.cat([self.embed(ids), self.embed(late)], 1).flatten(1))
+
+
+def test_ids_that_the_model_makes_are_constants_which_a_note_says():
+    found = measure(make(Decoder), IDS)
+    assert list(found.maps) == ["ids"]
+    np.testing.assert_allclose(float(found.capacity.sum()) + found.bias, found.total)
+    assert (
+        "what embed.weight gives for integers that the model makes of its inputs is a constant"
+        in found.attrs["notes"][-1]
+    )
+
+
+def test_a_table_that_is_asked_for_holds_nothing_which_a_note_says():
+    found = capalloc.propagate(make(Text), IDS, solver="markov", params=["embed.weight", "net.head.weight"])
+    assert float(found.by_parameter.sel(parameter="embed.weight")) == 0
+    assert any(
+        "embed.weight (7 x 2) stands before" in note and "has no capacity" in note for note in found.attrs["notes"]
+    )
+
+
+def test_a_compiled_model_of_two_inputs():
+    compiled = capalloc.propagate(torch.compile(make(Gated)), (X, Y), solver="markov")
+    np.testing.assert_allclose(compiled.capacity, METHODS["markov"](make(Gated), (X, Y)).capacity)
 
 
 REFUSED = {

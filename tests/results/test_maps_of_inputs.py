@@ -80,6 +80,18 @@ def test_rows_say_whose_they_are():
     assert as_dict(made())["by_input"] == {"image": 336.0, "words": 225.0}
 
 
+def test_maps_are_compared_by_name():
+    a = made()
+    turned = a.data.isel(input=[*range(12, 17), *range(12)]).assign_attrs(inputs=INPUTS[::-1])
+    b = capalloc.Allocation.from_xarray(turned)
+    assert capalloc.total_variation(a, b) == pytest.approx(0)
+    one = capalloc.Allocation(
+        a.maps["image"], 0.0, xr.DataArray([336.0], dims="parameter", coords={"parameter": ["w"]})
+    )
+    with pytest.raises(ValueError, match="the maps are of other inputs: image, words and inputs"):
+        capalloc.total_variation(a, one)
+
+
 def test_text_and_card_tell_of_each():
     assert "image row 3, column 4; words token 5" in repr(made())
     assert "words" in repr(made()).split("inputs\n")[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,12 +32,13 @@ class Lookup:
 
 
 class WatchLookups(TorchFunctionMode):
-    """Notes the look-ups of a forward pass, and which tensors are read in any other way."""
+    """Notes the look-ups of a forward pass, which tensors are read in any other way, and what is made of integers."""
 
-    def __init__(self) -> None:
+    def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
         self.lookups: list[Lookup] = []
         self.read: set[int] = set()  # storages
+        self.made = {storage(t) for t in given if not t.is_floating_point()}  # storages, and those of what they make
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call of torch."""
@@ -46,7 +47,10 @@ class WatchLookups(TorchFunctionMode):
         if found is not None:
             self.lookups.append(found)
         elif _reads(func, returned, args):
-            self.read.update(storage(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+            self.read.update(map(storage, _tensors((args, kwargs))))
+        if found is None and self.made.intersection(map(storage, _tensors((args, kwargs)))):
+            written = _tensors(args[:1]) if returned is None else []  # x[...] = ids
+            self.made.update(storage(t) for t in (*_tensors(returned), *written) if not t.is_floating_point())
         return returned
 
 
@@ -81,23 +85,23 @@ class AnswerLookups(TorchFunctionMode):
         return answer.to(asked.ids, self.vectors)
 
 
-def owners(given: Mapping[str, Tensor], lookups: Sequence[Lookup]) -> list[tuple[str, bool] | None]:
+def owners(given: Mapping[str, Tensor], watch: WatchLookups) -> list[tuple[str, bool] | None]:
     """Find whose ids each look-up asks for, and whether tokens come first; None where they are no argument's.
 
-    Ids are known by their memory; those of an argument whose memory no look-up shares, by their values.
+    Ids are known by their memory; those of an argument whose memory no look-up shares, by their values, if made of it.
 
     Raises:
         ValueError: a look-up of a part of them, or in another order.
 
     """
     integers = {storage(v): name for name, v in given.items() if not v.dtype.is_floating_point}
-    shared = {integers.get(storage(one.ids)) for one in lookups}
+    shared = {integers.get(storage(one.ids)) for one in watch.lookups}
     found: list[tuple[str, bool] | None] = []
-    for one in lookups:
+    for one in watch.lookups:
         name = integers.get(storage(one.ids))
         if name is None:
             same = (n for n in integers.values() if n not in shared and _equal(given[n], one.ids))
-            copied = next(same, None)
+            copied = next(same, None) if storage(one.ids) in watch.made else None
             found.append(None if copied is None else (copied, False))
         elif one.ids.numel() == given[name].numel() and one.ids.is_contiguous():
             found.append((name, False))
@@ -134,8 +138,11 @@ def storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage().data_ptr())
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
+
+
 def _reads(func: Any, returned: Any, args: Sequence[Any]) -> bool:
     """Tell whether a call made of its arguments more than a view of them, or a fact such as a shape."""
-    made = [t for t in pytree.tree_leaves(returned) if isinstance(t, Tensor)]
-    given = {storage(t) for t in pytree.tree_leaves(args) if isinstance(t, Tensor)}
-    return any(storage(t) not in given for t in made) or getattr(func, "__name__", "") in VALUES_TO_PYTHON
+    given = {*map(storage, _tensors(args))}
+    return any(storage(t) not in given for t in _tensors(returned)) or getattr(func, "__name__", "") in VALUES_TO_PYTHON

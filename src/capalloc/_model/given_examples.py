@@ -59,7 +59,7 @@ def _refuse_pair(inputs: Iterable[Any]) -> None:
     if tensors and len(first) == len(second):
         raise ValueError(
             f"inputs are two tensors of {len(first)} each: for one (x, y) batch pass x alone, inputs[0]; "
-            "for two batches of examples torch.cat(inputs)"
+            "for two batches of examples torch.cat(inputs); two inputs are for a model whose forward requires two"
         )
 
 

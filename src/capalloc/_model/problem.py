@@ -141,8 +141,8 @@ def prepare(
         with seeded(0, torch.device("cpu")):
             inputs, layout = packed(frozen, next(model.parameters()).dtype, asked)
         layout.check(by_input)
-        if params is None:
-            selected, notes = layout.inside(selected, notes)
+        selected, said = layout.inside(selected, asked_for=params is not None)
+        notes += said
         pair = _first_two(inputs)
         _check_tensors(model, selected, pair)
     own = dict(frozen.named_parameters())

@@ -66,7 +66,7 @@ class Layout:
     by_name: bool
     dtype: torch.dtype
     notes: tuple[str, ...] = ()
-    outside: frozenset[str] = field(default_factory=frozenset)  # tables that serve nothing else
+    outside: Mapping[str, str] = field(default_factory=dict)  # tables that serve nothing else, and their shapes
 
     @property
     def size(self) -> int:
@@ -100,9 +100,13 @@ class Layout:
                 "derivative: pass examples that have them alike, such as a single one"
             )
 
-    def inside(self, params: dict[str, Any], notes: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Leave out of the parameters the tables that stand before the inputs, and say so."""
-        return {name: p for name, p in params.items() if name not in self.outside}, notes + self.notes
+    def inside(self, params: dict[str, Any], asked_for: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Leave out of the parameters the tables that stand before the inputs, unless asked for; and say so."""
+        before = "stands before the inputs, which are the vectors that it gives:"
+        end = "it has no capacity" if asked_for else "not counted among the parameters"
+        notes = [f"{name} ({shape}) {before} {end}" for name, shape in self.outside.items() if name in params]
+        kept = {name: p for name, p in params.items() if asked_for or name not in self.outside}
+        return kept, (*notes, *self.notes)
 
     def places(self) -> Places:
         """Tell what results have a capacity for: an entry of a signal, or a token."""
@@ -184,8 +188,9 @@ def packed(
 
     """
     batches: Batches = (lambda: [found]) if isinstance(found, Arguments) else found
+    eager = getattr(private, "_orig_mod", None)  # what torch.compile compiles
     layout = _layout(private, own, batches)
-    private.forward = PackedForward(private.forward, layout)
+    private.forward = PackedForward(private.forward if eager is None else eager, layout)
     return layout.pack(found.tensors) if isinstance(found, Arguments) else Packed(batches, layout), layout
 
 
@@ -202,23 +207,26 @@ def _layout(model: nn.Module, own: torch.dtype, batches: Batches) -> Layout:
     two = {name: v.to(like.dtype) if v.is_floating_point() else v for name, v in two.items()}
     watch = _watched(model, two, first.by_name)
     alike = _alike(batches, two)
-    vectors, answers = _vectors(two, _owned(model, two, watch, alike))
+    owned = _owned(model, two, watch, alike)
+    vectors, answers = _vectors(two, owned)
     held = alike | {v.name: torch.zeros_like(two[v.name][0]) for v in vectors if storage(two[v.name]) not in watch.read}
     arguments = [Argument(name, tuple(v.shape[1:]), v.dtype, constant=held.get(name)) for name, v in two.items()]
     if not vectors and not any(a.varies for a in arguments):
         raise _without_derivative(two)
     placed = _end_to_end([*arguments, *(replace(v, dtype=dtype) for v in vectors)])
-    outside, notes = _outside(model, [v.table for v in vectors if v.table], watch.read)
+    outside = _outside(model, [v.table for v in vectors if v.table], watch.read)
+    notes = _beside(model, [one for one, owner in owned if owner is None and storage(one.ids) in watch.made])
     n = len(arguments)
     return Layout(placed[:n], placed[n:], answers, first.by_name, dtype, notes, outside)
 
 
 def _watched(model: nn.Module, two: Mapping[str, Tensor], by_name: bool) -> WatchLookups:
     """Run the model on two examples and note its look-ups."""
-    watch = WatchLookups()
+    watch = WatchLookups(two.values())
     with torch.no_grad(), watch:
         try:
-            model(**two) if by_name else model(*two.values())
+            run = getattr(model, "_orig_mod", model)
+            run(**two) if by_name else run(*two.values())
         except Exception as error:  # the model's own code may raise anything
             if not watch.lookups and not any(v.is_floating_point() for v in two.values()):
                 raise _without_derivative(two) from error
@@ -259,7 +267,7 @@ def _owned(
     tables = {id(t) for t in (*model.parameters(), *model.buffers())}
     found = [
         (one, None if owner and (owner[0] in NO_TOKENS or (one.is_index and id(one.table) not in tables)) else owner)
-        for one, owner in zip(watch.lookups, owners(two, watch.lookups), strict=True)
+        for one, owner in zip(watch.lookups, owners(two, watch), strict=True)
     ]
     changing = any(owner and owner[0] not in alike for _, owner in found)
     return [(one, None if owner and changing and owner[0] in alike else owner) for one, owner in found]
@@ -281,7 +289,8 @@ def _vectors(
         known = [k for k, v in enumerate(vectors) if v.name == name and v.table and v.table.table is one.table]
         if not known:
             shape = (*given[name].shape[1:], one.table.shape[1])
-            vectors.append(Argument(name, shape, one.table.dtype, table=one))
+            table = replace(one, ids=one.ids.new_zeros(0))  # those of two examples are no part of it
+            vectors.append(Argument(name, shape, one.table.dtype, table=table))
         answers.append(Answer(known[0] if known else len(vectors) - 1, tokens_first))
     return vectors, tuple(answers)
 
@@ -297,16 +306,21 @@ def _alike(batches: Batches, two: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _outside(model: nn.Module, tables: Iterable[Lookup], read: set[int]) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Find tables that serve nothing but to make the inputs, and say so."""
+def _outside(model: nn.Module, tables: Iterable[Lookup], read: set[int]) -> dict[str, str]:
+    """Find the parameters that are tables and serve nothing but to make the inputs, with their shapes."""
     alone = {id(t.table) for t in tables if storage(t.table) not in read}
-    found = {name: p for name, p in model.named_parameters() if id(p) in alone}
-    notes = tuple(
-        f"{name} ({' x '.join(map(str, p.shape))}) stands before the inputs, which are the vectors that it gives: not "
-        "counted among the parameters"
-        for name, p in found.items()
+    return {name: " x ".join(map(str, p.shape)) for name, p in model.named_parameters() if id(p) in alone}
+
+
+def _beside(model: nn.Module, lookups: Iterable[Lookup]) -> tuple[str, ...]:
+    """Say which tables the model also asks for what it makes of integers that it was given."""
+    asked = {id(one.table) for one in lookups}
+    names = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if id(p) in asked]
+    if not names:
+        return ()
+    return (
+        f"what {', '.join(names)} gives for integers that the model makes of its inputs is a constant of each example",
     )
-    return frozenset(found), notes
 
 
 def _looked_up(vectors: Argument, ids: Tensor) -> Tensor:

@@ -62,7 +62,13 @@ def same_data(a: Allocation, b: Allocation) -> bool | None:
 
 
 def _maps(a: Allocation, b: Allocation, constant: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if a.capacity.shape != b.capacity.shape:
-        raise ValueError(f"the maps differ in shape: {a.capacity.shape} and {b.capacity.shape}")
-    x, y = (np.append(m.capacity.to_numpy().astype(float).ravel(), [m.bias] if constant else []) for m in (a, b))
-    return x, y
+    one, other = a.maps, b.maps
+    if max(len(one), len(other)) > 1 and set(one) != set(other):
+        raise ValueError(f"the maps are of other inputs: {', '.join(one)} and {', '.join(other)}")
+    if len(one) > 1:
+        other = {name: other[name] for name in one}  # in any order
+    for first, second in zip(one.values(), other.values(), strict=True):
+        if first.shape != second.shape:
+            raise ValueError(f"the maps differ in shape: {first.shape} and {second.shape}")
+    x, y = (np.concatenate([m.to_numpy().astype(float).ravel() for m in maps.values()]) for maps in (one, other))
+    return (np.append(x, a.bias), np.append(y, b.bias)) if constant else (x, y)
