@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 #: Keys of a batch that hold labels.
 LABELS = ("labels", "label")
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Signature:
     @classmethod
     def of(cls, model: nn.Module) -> Signature:
         """Read it from the module, or from the one that a data-parallel or compiling wrapper holds."""
-        while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
-            model = cast(nn.Module, model.module if isinstance(model, WRAPPERS) else model._orig_mod)
+        while isinstance(model, PARALLEL) or hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model.module if isinstance(model, PARALLEL) else model._orig_mod)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         found = [p for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
         required = sum(p.default is inspect.Parameter.empty for p in found)
