@@ -16,7 +16,7 @@ from capalloc._derivatives.tape import Tape
 from capalloc._derivatives.verify import Trial, choose_operator, disagreement
 from capalloc._model.input_metric import input_metric
 from capalloc._model.problem import prepare, seeded
-from measured import build, data
+from measured import Token, build, data
 
 
 class Attention(nn.Module):
@@ -182,7 +182,7 @@ def frozen_net() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("make", [conv_net, frozen_net, MODELS["no bias"][0]])
+@pytest.mark.parametrize("make", [conv_net, frozen_net, MODELS["no bias"][0], Token])
 @pytest.mark.parametrize("params", [None, lambda name: name != "0.weight"])
 def test_piecewise_products_equal_the_dense_rows(make, params) -> None:
     shape = (3,) if make is MODELS["no bias"][0] else (1, 4, 4)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from capalloc._derivatives import choose_jacobian, exact_derivatives
-from capalloc._derivatives.affine import RECOGNISERS, recognise
 from capalloc._derivatives.autograd import LoopRows
+from capalloc._derivatives.recognise import RECOGNISERS, recognise
 from capalloc._derivatives.rows import FactoredRows, GradientRows, push_forward, push_reverse
 from capalloc._derivatives.tape import tap_model
 from capalloc._derivatives.verify import row_errors
@@ -44,6 +44,7 @@ CALLS = {
     "instance_norm": (F.instance_norm, (data(2, 4, 3), None, None, parameter(4), parameter(4)), 3, 4),
     "mul": (torch.mul, (data(2, 3, 4, 5), parameter(3, 1, 5)), 1, None),
     "mul, wider weight": (torch.mul, (parameter(3, 5), data(2, 3, 1)), 0, None),
+    "expand": (Tensor.expand, (parameter(1, 1, 4), 2, 3, -1), None, 0),
     "add": (torch.add, (parameter(4, 1), data(2, 4, 5)), None, 0),
 }
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from capalloc._derivatives.affine import RECOGNISERS
+from capalloc._derivatives.recognise import RECOGNISERS
 from capalloc._linalg.row_block import RowBlock
 from capalloc._measure.forecast import duration
 from capalloc._measure.measure import CapacityWarning, measure

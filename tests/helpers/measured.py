@@ -99,7 +99,21 @@ def norm_net() -> nn.Module:
     )
 
 
+class Token(nn.Module):
+    """A token of its own, beside those of the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.token.expand(len(x), -1, -1), x.flatten(1, -2)], 1)
+        return self.second(torch.relu(self.first(h)).sum(1))
+
+
 MODELS = {
+    "token": (Token, (1, 4, 4)),
     "linear": (lambda: nn.Linear(3, 2), (3,)),
     "relu": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (4,)),
     "relu_no_bias": (

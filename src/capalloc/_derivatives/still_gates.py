@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from capalloc._derivatives.affine import recognise
+from capalloc._derivatives.recognise import recognise
 from capalloc._derivatives.rows import Replay
 from capalloc._derivatives.tape import tensors
 from capalloc._model.problem import Problem

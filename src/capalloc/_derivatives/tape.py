@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from capalloc._derivatives.affine import AffineRule, recognise
+from capalloc._derivatives.affine import AffineRule
+from capalloc._derivatives.recognise import recognise
 from capalloc._derivatives.sweeps import AffineSweep
 from capalloc._model.problem import Problem
 from capalloc._operators.decompositions import RECURRENT

@@ -87,9 +87,10 @@ class Moments:
     def add(self, part: Tensor) -> None:
         """Take in samples, (n, size)."""
         tensor = part.reshape(-1, *self.shape)
-        found = [moment(tensor, axis, self.longest) for axis in range(len(self.shape))]
+        squares = tensor.square()  # once: of a long vector, each look takes as long as a layer
+        found = [moment(tensor, squares, axis, self.longest) for axis in range(len(self.shape))]
         self.sums = [old + new for old, new in zip(self.sums, found, strict=True)] if self.sums else found
-        self.trace += float(part.square().sum())
+        self.trace += float(squares.sum())
         self.count += len(part)
 
     def factored(self) -> tuple[tuple[Tensor | None, ...], Tensor]:
@@ -108,12 +109,16 @@ class Diagonal:
     shape: tuple[int, ...]
     bases: tuple[Tensor | None, ...]
     product: Tensor
-    squares: Tensor | float = 0.0
+    squares: Tensor = field(init=False)
     count: int = 0
+
+    def __post_init__(self) -> None:
+        self.squares = torch.zeros_like(self.product)
 
     def add(self, part: Tensor) -> None:
         """Take in samples, (n, size)."""
-        self.squares = self.squares + turn(part.reshape(-1, *self.shape), self.bases).square().sum(0)
+        for one in turn(part.reshape(-1, *self.shape), self.bases):
+            self.squares.addcmul_(one, one)
         self.count += len(part)
 
     def block(self) -> KroneckerBlock:
@@ -130,10 +135,12 @@ def merged_axes(shape: Sequence[int]) -> tuple[int, ...]:
     return (shape[0], rest) if rest <= MERGED or len(shape) == 2 else (shape[0], shape[1], math.prod(shape[2:]))
 
 
-def moment(tensor: Tensor, axis: int, longest: int = LONGEST) -> Tensor:
+def moment(tensor: Tensor, squares: Tensor, axis: int, longest: int = LONGEST) -> Tensor:
     """Sum over samples and all other axes of products along `axis`; of squares alone where it is long."""
+    if tensor.shape[axis + 1] > longest:
+        return squares.sum([k for k in range(tensor.ndim) if k != axis + 1])
     flat = tensor.movedim(axis + 1, 0).flatten(1)
-    return flat.square().sum(1) if len(flat) > longest else flat @ flat.T
+    return flat @ flat.T
 
 
 def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -69,7 +69,7 @@ class SquareSum(Total):
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
-        return (self.w.new_zeros(len(self.w), source.num_slots),)
+        return (self.w.new_zeros(len(self.w), source.num_slots, dtype=torch.float64),)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""

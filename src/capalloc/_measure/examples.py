@@ -193,8 +193,8 @@ class Batch:
         return self.bound.apply((w if scale is None else w * scale).to(self.x.dtype))
 
     def adjoint(self, rows: Tensor) -> Tensor:
-        """Return C' rows, undivided."""
-        found, scale = self.bound.adjoint(rows).double(), self.source.scale
+        """Return C' rows, undivided; in float64 with a scale, else in the precision of products."""
+        found, scale = self.bound.adjoint(rows), self.source.scale
         return found if scale is None else found * scale
 
     def each(self, rows: Tensor) -> Tensor:

@@ -109,8 +109,8 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     if steps:
         found = refine(sums, root, probes, steps, Enough(settings, task.started))
     else:
-        like, shape = task.x, (1, task.size.params)  # one at a time: each is as long as the model is large
-        directions = (random_signs(shape, like, examples.generator(9, k)).double() for k in range(probes))
+        like, shape = examples.x, (1, task.size.params)  # one at a time: each is as long as the model is large
+        directions = (random_signs(shape, like, examples.generator(9, k)) for k in range(probes))
         found = blocks_alone(sums, root, directions, FEWEST_IMAGES)
     counted = count(task, examples, found, rank_of(sums, root) if ranked else None)
     return allocation(task, examples, found, counted)
