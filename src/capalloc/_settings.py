@@ -12,6 +12,7 @@ from typing import Literal, TypeVar, get_args
 
 import torch
 
+from capalloc._runtime.arguments import checked_fields
 from capalloc._runtime.distributed import Distributed
 from capalloc.results.regions import Partition
 
@@ -21,6 +22,7 @@ PAIRS_OF_PARAMETERS = 2000
 Coordinates = Literal["log", "plain"]
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Dense:
     """The exact solver of `capalloc.measure`: a factorisation of all constraints, which has to fit in memory.
@@ -52,6 +54,7 @@ class Dense:
         _check_coordinates(self.coordinates)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Stochastic:
     """The solver of `capalloc.measure` by random probes: no matrix is held, and every number has a standard error.
@@ -89,6 +92,7 @@ class Stochastic:
         _check_sampling(self.max_seconds, self.output_probes)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Auto:
     """The dense solver of `capalloc.measure` where its matrices fit in memory, else the stochastic one.
@@ -113,6 +117,7 @@ class Auto:
             )
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Markov:
     """The rule of total decoupling of `capalloc.propagate`: a few forward and backward passes, a rough guide.
@@ -128,6 +133,7 @@ class Markov:
     dtype: torch.dtype | Literal["auto"] = "auto"
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Block:
     """The coupling inside each parameter tensor, then steps that bring in the rest, up to the measured capacity.
@@ -166,6 +172,7 @@ class Block:
         _check_sampling(self.max_seconds, self.output_probes)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Segments:
     """The Markov rule with linear segments kept whole: paths add coherently, and symmetries are those of GL(r).
@@ -191,6 +198,7 @@ class Segments:
         _check_probes(self.num_probes)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Hessian:
     """The exact identity of path energies of `capalloc.propagate`.
@@ -207,6 +215,7 @@ MeasureSolver = Literal["auto", "dense", "stochastic"] | Auto | Dense | Stochast
 PropagateSolver = Literal["auto", "markov", "block", "segments", "hessian"] | Markov | Block | Segments | Hessian
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Run:
     """The surroundings of a measurement: a file to go on from, other processes, and what is shown (docs/long-runs.md).

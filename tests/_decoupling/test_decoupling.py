@@ -329,7 +329,7 @@ def test_names_are_escaped_in_html():
     [
         (gaussian(1, 5), {}, "hold 1 example, and decoupling compares examples"),
         (gaussian(3, 5), {"batch_size": 0}, "batch_size must be a positive integer"),
-        (gaussian(3, 5), {"num_pairs": 2.5}, "num_pairs must be a positive integer"),
+        (gaussian(3, 5), {"num_pairs": 0}, "num_pairs must be a positive integer"),
     ],
 )
 def test_refusals(inputs, options, match):

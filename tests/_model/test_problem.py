@@ -113,7 +113,7 @@ REFUSED = {
     "batch not a tensor": (
         lambda: prepare(linear(), [X.numpy()]),
         TypeError,
-        "each batch must be a tensor or an .x, y. pair, got ndarray",
+        "inputs: each batch must be a tensor or an .x, y. pair, got ndarray",
     ),
     "no examples axis": (lambda: prepare(linear(), X[0]), ValueError, r"for one example use inputs\[None\]"),
     "integer inputs": (

@@ -444,7 +444,7 @@ def test_refused_values(make, match):
 
 
 def test_a_block_is_a_block():
-    with pytest.raises(TypeError, match="blocks must be a sequence of WalkBlock, entry 0 is StepLaw"):
+    with pytest.raises(TypeError, match="blocks must be a sequence of WalkBlocks or a mapping, got"):
         chain([LAW], point(4))
 
 

@@ -287,7 +287,7 @@ J = np.eye(3)
         (lambda: linear_capacity(np.ones((0, 3))), ValueError, "jacobian is empty"),
         (lambda: linear_capacity(np.full((2, 2), np.nan)), ValueError, "jacobian holds NaN"),
         (lambda: linear_capacity(np.ones((2, 2)) * 1j), TypeError, "real numbers"),
-        (lambda: linear_capacity([["a"]]), TypeError, "array or tensor of numbers"),
+        (lambda: linear_capacity([["a"]]), TypeError, "jacobian must be real numbers"),
         (lambda: linear_capacity(xr.DataArray(J, dims=("params", "x"))), ValueError, "'params' last"),
         (lambda: linear_capacity(J, np.ones(2)), ValueError, "pass 3 variances"),
         (lambda: linear_capacity(J, Stationary([1.0, 0.5])), ValueError, "of 2 inputs"),
@@ -335,7 +335,7 @@ J = np.eye(3)
         ),
         (lambda: model_jacobian(nn.Linear(2, 1, bias=False), [3]), ValueError, "does not accept inputs"),
         (lambda: model_jacobian(nn.Conv2d(1, 1, 1), [1, 2, 2], lags=True), ValueError, "one axis"),
-        (lambda: model_jacobian(None, [2]), TypeError, "must be a torch.nn.Module"),
+        (lambda: model_jacobian(None, [2]), TypeError, "model must be a Module"),
     ],
 )
 def test_a_bad_argument_is_a_clear_error(call, error, words):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from capalloc._operators.calls import slope
+from capalloc._runtime.arguments import blamed
 
 Elementwise = Callable[[Tensor], Tensor]
 
@@ -92,7 +93,8 @@ def resolve(activation: str | Elementwise) -> Elementwise:
 def checked_slope(activation: Elementwise) -> Elementwise:
     """Give the slope function of an activation that was tried on a few values first."""
     z = torch.linspace(-2.0, 2.0, 8, dtype=torch.float64)
-    y = activation(z)
+    with blamed("activation"):
+        y = activation(z)
     if not isinstance(y, Tensor) or y.shape != z.shape:
         shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"activation must act elementwise: it gave {shape} for a tensor of shape (8,)")

@@ -21,6 +21,7 @@ from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._operators.calls import Operation
 from capalloc._operators.records import record
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.decoupling import BINS, QUANTILES, Decoupling
 
@@ -75,6 +76,7 @@ class GateTally:
             self.coupled.add(seen.gates, seen.start)
 
 
+@checked
 @undisturbed()
 def decoupling(
     model: ModelLike,
@@ -141,6 +143,7 @@ def decoupling(
     return Decoupling(_dataset(tallies, gated.examples).assign_attrs(attrs))
 
 
+@checked
 @undisturbed()
 def gate_moments(
     model: ModelLike,

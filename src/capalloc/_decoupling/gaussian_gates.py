@@ -16,6 +16,7 @@ from capalloc._decoupling.activations import Elementwise, checked_slope, resolve
 from capalloc._decoupling.closed_forms import CLOSED_FORMS
 from capalloc._decoupling.kinks import find_kinks
 from capalloc._linalg.aliases import Array
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 
 QUADRATURE_CHOICES = ("auto", "quadrature")
@@ -51,8 +52,9 @@ def _typed(function: Callable[..., Any]) -> GaussianFunction:
     return cast(GaussianFunction, function)
 
 
-@undisturbed()
 @_typed
+@checked
+@undisturbed()
 def gaussian_decoupling(
     activation: str | Elementwise,
     correlation: Tensor | ArrayLike,
@@ -98,8 +100,9 @@ def gaussian_decoupling(
     return torch.from_numpy(d) if as_tensor else d
 
 
-@undisturbed()
 @_typed
+@checked
+@undisturbed()
 def gaussian_gate_moment(
     activation: str | Elementwise,
     correlation: Tensor | ArrayLike,

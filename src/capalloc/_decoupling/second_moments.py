@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.memory import FLOAT64, budget_of
 from capalloc._runtime.surroundings import undisturbed
 
@@ -25,6 +26,7 @@ RTOL = 1e-12
 CLEAR = 30.0
 
 
+@checked
 @undisturbed()
 def propagate_moments(
     weights: Sequence[Tensor],

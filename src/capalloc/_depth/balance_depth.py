@@ -24,6 +24,7 @@ from capalloc._energy.trace import Watch
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, prepare
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.scaling import Scaling
 
@@ -37,6 +38,7 @@ SHARED = (
 )
 
 
+@checked
 @undisturbed()
 def scaling(
     model: ModelLike,

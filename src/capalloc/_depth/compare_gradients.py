@@ -23,10 +23,12 @@ from capalloc._energy.residual import Trails
 from capalloc._energy.trace import Watch
 from capalloc._graph.capture import capture
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.shattering import Shattering
 
 
+@checked
 @undisturbed()
 def shattering(
     model: ModelLike,

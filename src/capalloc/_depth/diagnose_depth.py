@@ -20,11 +20,13 @@ from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.diagnosis import FIELD, Diagnosis
 from capalloc.results.receptive_field import Extent
 
 
+@checked
 @undisturbed()
 def diagnose(
     model: ModelLike,

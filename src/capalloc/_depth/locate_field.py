@@ -29,6 +29,7 @@ from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.places import Places
 from capalloc._model.problem import ModelLike, OutputSelection, prepare, seeded
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.images import smallest_region
 from capalloc.results.receptive_field import MAP_NAMES, Extent, Index, ReceptiveField, extent_columns, shown
@@ -36,6 +37,7 @@ from capalloc.results.receptive_field import MAP_NAMES, Extent, Index, Receptive
 CUT_NOTE = "cut by the border: use a larger input"
 
 
+@checked
 @undisturbed()
 def receptive_field(
     model: ModelLike,

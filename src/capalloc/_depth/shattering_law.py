@@ -18,6 +18,7 @@ from capalloc._decoupling.closed_forms import CLOSED_FORMS
 from capalloc._decoupling.gaussian_gates import feature_moment, gaussian_gate_moment
 from capalloc._decoupling.kinks import find_kinks
 from capalloc._linalg.aliases import Array
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 
 #: Rates lambda_l of the blocks of a network of a given depth, by family (Balduzzi et al., 2017).
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Callable[[int], Array]] = {
 }
 
 
+@checked
 def family_rates(family: str, depth: int) -> Array:
     """The rates of a named family of networks, shape (depth,), for `gradient_correlation`.
 
@@ -48,6 +50,7 @@ def family_rates(family: str, depth: int) -> Array:
     return FAMILIES[family](depth)
 
 
+@checked
 @undisturbed()
 def gradient_correlation(
     rates: ArrayLike,

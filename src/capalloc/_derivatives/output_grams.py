@@ -17,6 +17,7 @@ from capalloc._derivatives.verify import choose_parts
 from capalloc._linalg.symmetric import mirror
 from capalloc._model.checks import check_batch_size, check_examples
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, prepare
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.memory import budget_of
 
 GramSide = Literal["outputs", "params"]
@@ -24,6 +25,7 @@ GramSide = Literal["outputs", "params"]
 DTYPES = (torch.float32, torch.float64)
 
 
+@checked
 def output_gram(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

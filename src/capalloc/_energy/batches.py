@@ -16,6 +16,7 @@ from capalloc._energy.markov import Batch
 from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, Limits
 from capalloc._energy.trace import NOTHING_WATCHED, Watch, trace
 from capalloc._graph.capture import Graph, capture
+from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, seeded
 from capalloc._runtime.memory import available_bytes
@@ -67,9 +68,12 @@ class Batches:
         metric: InputMetric | None = None,
     ) -> Batches:
         """Capture the model at the batch size; without data gates one example stands for all."""
+        check_batch_size(batch_size)
         examples = problem.count() if gates == "data" else 1
         size = min(examples, batch_size if isinstance(batch_size, int) else DEFAULT_BATCH)
         graph = capture(problem, size)
+        if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating point type, got {dtype}")
         if isinstance(dtype, str):
             dtype = torch.float64 if graph.entries() <= FLOAT64_LIMIT * size else problem.dtype
         kept = KEPT * dtype.itemsize * max(1, graph.entries())

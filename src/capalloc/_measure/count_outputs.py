@@ -24,9 +24,11 @@ from capalloc._measure.dense import CLEAR_GAP
 from capalloc._model.checks import check_batch_size
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
+from capalloc._runtime.arguments import checked
 from capalloc.results.effective_parameters import EffectiveParameters
 
 
+@checked
 def effective_parameters(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

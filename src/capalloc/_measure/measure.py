@@ -25,6 +25,7 @@ from capalloc._measure.task import Task, make_task, with_notes
 from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.distributed import joined
 from capalloc._runtime.lock import sole_run
 from capalloc._runtime.memory import Plan, Size
@@ -84,6 +85,7 @@ def measure(
 ) -> dict[float, Allocation]: ...
 
 
+@checked
 def measure(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

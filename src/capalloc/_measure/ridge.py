@@ -17,6 +17,7 @@ from capalloc._measure.examples import plan_examples
 from capalloc._measure.task import Task, make_task
 from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Coordinates, Dense, Stochastic
 
@@ -26,6 +27,7 @@ AUTO_SHARE, AUTO_SHARE_OF_FEW_ROWS = 1e-2, 0.1
 SCALE_PROBES = 8
 
 
+@checked
 def ridge_from_noise(noise_variance: float, num_examples: int, prior_variance: float) -> float:
     """The ridge at which constraints count by how much better they determine parameters than the prior does.
 
@@ -55,6 +57,7 @@ def ridge_from_noise(noise_variance: float, num_examples: int, prior_variance: f
     return noise_variance / (num_examples * prior_variance)
 
 
+@checked
 def mean_eigenvalue(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

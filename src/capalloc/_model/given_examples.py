@@ -17,12 +17,14 @@ def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:
     if isinstance(inputs, Mapping):
         raise TypeError(f"inputs are a {_described(inputs)}")
     _refuse_pair(inputs)
+    if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
+        raise TypeError(f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}")
     for batch in inputs:
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(x, Mapping):
-            raise TypeError(f"each batch must be a tensor or an (x, y) pair, got a {_described(x)}")
+            raise TypeError(f"inputs: each batch must be a tensor or an (x, y) pair, got a {_described(x)}")
         if not isinstance(x, Tensor):
-            raise TypeError(f"each batch must be a tensor or an (x, y) pair, got {type(batch).__name__}")
+            raise TypeError(f"inputs: each batch must be a tensor or an (x, y) pair, got {type(batch).__name__}")
         yield x
 
 
@@ -43,7 +45,7 @@ def check_batch(batch: Tensor, like: Tensor) -> None:
             "pass the embedded inputs to a model that starts after the embedding"
         )
     if batch.shape[1:] != like.shape[1:]:
-        raise ValueError(f"batches differ in shape: {tuple(batch.shape[1:])} after {tuple(like.shape[1:])}")
+        raise ValueError(f"inputs: batches differ in shape: {tuple(batch.shape[1:])} after {tuple(like.shape[1:])}")
     if 0 in batch.shape[1:]:
         raise ValueError(f"inputs have an axis of length 0: shape {tuple(batch.shape)}")
     if not torch.isfinite(batch).all():

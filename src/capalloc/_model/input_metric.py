@@ -188,7 +188,14 @@ def _root_of_data(metric: str, problem: Problem) -> tuple[Tensor, InputMoments]:
 
 def _root_of_tensor(given: Tensor, probe: Tensor) -> Tensor:
     """The symmetric root of a metric that the user gives."""
-    metric = torch.as_tensor(given)
+    try:
+        metric = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"metric must be one of {', '.join(METRICS)}, or a tensor, got {type(given).__name__}"
+        ) from error
+    if metric.is_complex():
+        raise TypeError("metric must hold real numbers, got complex ones")
     shape, n = tuple(probe.shape[1:]), probe[0].numel()
     values = metric.detach().to(probe.device, torch.float64)
     if not torch.isfinite(values).all():

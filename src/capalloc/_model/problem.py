@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Union, cast
+from typing import Any, Literal, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from capalloc._model.given_examples import check_batch, iterate_batches
 from capalloc._model.places import Places
 from capalloc._model.private_copy import keeps_tensors, private_copy, spare_inputs, widen
 from capalloc._model.several_inputs import Layout, packed
+from capalloc._runtime.arguments import blamed
 
 ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"]  # a checked problem stays as it is
-ParamSelection = Sequence[str] | Callable[[str], bool] | None
+ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
 OutputSelection = Callable[[Any], Tensor] | None
 
 
@@ -190,7 +191,7 @@ def _first_two(inputs: Tensor | Iterable[Any]) -> Tensor:
     for batch in iterate_batches(inputs):
         if found and batch.shape[1:] != found[0].shape[1:]:
             break  # refused when its turn comes
-        if len(batch):
+        if not batch.ndim or len(batch):
             check_batch(batch, like=batch)
             found.append(batch[: 2 - len(found)])
         if sum(map(len, found)) >= 2 or not len(batch):
@@ -217,7 +218,8 @@ def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, n
     elif params == "all":
         selected = named
     elif callable(params):
-        selected = {name: p for name, p in named.items() if params(name)}
+        with blamed("params"):
+            selected = {name: p for name, p in named.items() if params(name)}
     elif isinstance(params, str):
         raise TypeError(f"params must be 'all', a sequence of names or a predicate on names; write [{params!r}]")
     else:
@@ -251,7 +253,8 @@ def _named(model: nn.Module, named: Mapping[str, nn.Parameter], names: list[Any]
 def select_outputs(returned: Any, outputs: OutputSelection) -> Tensor:
     """Apply `outputs`, or the default: a tensor itself, `.logits`, else `.last_hidden_state`."""
     if outputs is not None:
-        returned = outputs(returned)
+        with blamed("outputs"):
+            returned = outputs(returned)
         if not isinstance(returned, Tensor):
             raise TypeError(f"outputs must return a tensor, got {type(returned).__name__}")
         return returned

@@ -24,6 +24,7 @@ from capalloc._model.places import axis_names
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, prepare
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import (
     PROPAGATE_SOLVERS,
@@ -41,6 +42,7 @@ from capalloc.results.law_of_walk import Walk
 AnySolver = Markov | Block | Segments | Hessian
 
 
+@checked
 @undisturbed()
 def propagate(
     model: ModelLike,
@@ -187,6 +189,7 @@ def _by_constraints(
         return with_notes(found, task.problem, task.x)
 
 
+@checked
 @undisturbed()
 def walk(
     model: ModelLike,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from capalloc._model.problem import seeded
+from capalloc._runtime.arguments import checked
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -105,6 +106,7 @@ def names() -> list[str]:
     return sorted(_REGISTRY)
 
 
+@checked
 def info(name: str) -> Architecture:
     """Look up what is registered under a name.
 
@@ -119,6 +121,7 @@ def info(name: str) -> Architecture:
     return _REGISTRY[name]
 
 
+@checked
 def make(name: str, seed: int = 0, **arguments: Any) -> nn.Module:
     """Build a reference architecture in evaluation mode, with its initial weights.
 

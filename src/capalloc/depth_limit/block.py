@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from capalloc._linalg.aliases import Array
+from capalloc._runtime.arguments import checked_fields
 from capalloc.depth_limit.moves import Moves
 from capalloc.depth_limit.step_law import StepLaw
 
@@ -18,6 +19,7 @@ Clock = Literal["rate", "log", "steps"]
 CLOCKS = get_args(Clock)
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class WalkBlock:
     """One residual block h + F(h): the law of F's step, and rate = branch energy / skip energy.
@@ -109,14 +111,11 @@ def check_blocks(blocks: BlockSequence, shape: tuple[int, ...]) -> tuple[WalkBlo
     """The blocks, without names, if every one fits a grid of this shape.
 
     Raises:
-        TypeError: an entry that is not a WalkBlock.
         ValueError: a block for another grid.
 
     """
     listed = tuple(blocks.values() if isinstance(blocks, Mapping) else blocks)
     for k, block in enumerate(listed):
-        if not isinstance(block, WalkBlock):
-            raise TypeError(f"blocks must be a sequence of WalkBlock, entry {k} is {type(block).__name__}")
         if block.law.ndim != len(shape) or block.grid not in ((), shape):
             raise ValueError(
                 f"block {k} is for {block.law.ndim} axes{f' and grid {block.grid}' if block.grid else ''}, "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
 
+from capalloc._runtime.arguments import checked
 from capalloc.depth_limit.block import BlockSequence, Clock, WalkBlock, durations, law_moves
 from capalloc.depth_limit.drift_diffusion import coefficients, drift_diffusion_moves
 from capalloc.depth_limit.moves import Border, Grid, Moves
@@ -17,6 +18,7 @@ from capalloc.depth_limit.propagators import EXPONENTIAL, STEP, WalkMethod, evol
 from capalloc.results.evolution import Evolution
 
 
+@checked
 def chain(
     blocks: BlockSequence,
     start: ArrayLike,
@@ -51,6 +53,7 @@ def chain(
     return evolve("chain", moves_of, STEP, blocks, start, border, method, {})
 
 
+@checked
 def jump(
     blocks: BlockSequence,
     start: ArrayLike,
@@ -85,6 +88,7 @@ def jump(
     return evolve("jump", rates, EXPONENTIAL, blocks, start, border, method, {"clock": clock})
 
 
+@checked
 def diffusion(
     blocks: BlockSequence,
     start: ArrayLike,

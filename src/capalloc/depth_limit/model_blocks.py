@@ -23,6 +23,7 @@ from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.sweep import pull
 from capalloc._energy.trace import Watch
 from capalloc._model.problem import ModelLike, OutputSelection, prepare
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.depth_limit.block import WalkBlock
 from capalloc.depth_limit.step_law import StepLaw
@@ -30,6 +31,7 @@ from capalloc.depth_limit.step_law import StepLaw
 Place = tuple[int, ...]
 
 
+@checked
 @undisturbed()
 def read(
     model: ModelLike,

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from capalloc._linalg.aliases import Array, Indices
+from capalloc._runtime.arguments import checked
 
 Border = Literal["periodic", "reflecting", "absorbing"]
 BORDERS = get_args(Border)
@@ -115,6 +116,7 @@ def check_start(start: ArrayLike) -> Array:
     return law
 
 
+@checked
 def point(shape: int | Sequence[int], position: int | Sequence[int] | None = None) -> Array:
     """The law of a walk that starts at one position, the centre n // 2 by default.
 

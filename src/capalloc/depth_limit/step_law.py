@@ -16,8 +16,10 @@ from scipy.signal import convolve
 from torch import Tensor
 
 from capalloc._linalg.aliases import Array
+from capalloc._runtime.arguments import checked_fields
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class StepLaw:
     """Probabilities of the displacements of one step, from a position to the one that it reads.

@@ -8,11 +8,13 @@ import numpy as np
 import xarray as xr
 from scipy.stats import multivariate_normal
 
+from capalloc._runtime.arguments import checked
 from capalloc.depth_limit.block import BlockSequence, Clock, check_blocks, durations
 from capalloc.depth_limit.moves import point
 from capalloc.results.evolution import on_grid
 
 
+@checked
 def gaussian(
     blocks: BlockSequence,
     shape: int | Sequence[int],

@@ -15,10 +15,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from capalloc._runtime.arguments import checked
 from capalloc.linear.arrays import RealArray, real_tensor
 
 #: Largest entry of B'B - I that counts as rounding.
 ORTHONORMAL = 1e-8
+
+
+Labels = ArrayLike  # texts or numbers
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Basis:
     complete: bool = True
 
 
-def orthonormal_basis(vectors: RealArray, labels: ArrayLike | None = None, axis: str = "component") -> Basis:
+@checked
+def orthonormal_basis(vectors: RealArray, labels: Labels | None = None, axis: str = "component") -> Basis:
     """Take any orthonormal vectors; where they do not span the space, `linear_capacity` adds a component "rest".
 
     Args:
@@ -69,6 +74,7 @@ def orthonormal_basis(vectors: RealArray, labels: ArrayLike | None = None, axis:
     return Basis(axis, names, n, lambda A: (B.T @ A).square(), complete=count == n)
 
 
+@checked
 def principal_basis(covariance: RealArray, count: int | None = None) -> Basis:
     """Find the principal components of the inputs, by decreasing variance: component 0 has the largest.
 
@@ -93,6 +99,7 @@ def principal_basis(covariance: RealArray, count: int | None = None) -> Basis:
     return orthonormal_basis(vectors)
 
 
+@checked
 def fourier_basis(size: int) -> Basis:
     """Make the discrete Fourier basis of a window, a sine and a cosine to each frequency, by FFT.
 

@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from capalloc._linalg.leverage import polar_factor
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.linear.arrays import RealArray, real_tensor
 from capalloc.linear.bases import Basis
@@ -22,6 +23,7 @@ from capalloc.linear.metrics import ROOT_KINDS, Covariance, Identity, Metric, Ro
 from capalloc.results.allocation import Allocation
 
 
+@checked
 @undisturbed()
 def linear_capacity(
     jacobian: RealArray | xr.DataArray,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from capalloc._linalg.data_moments import DataMoments, shrinkage_weight
 from capalloc._model.given_examples import iterate_batches
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.linear.arrays import real_tensor
 from capalloc.linear.metrics import Covariance
@@ -29,6 +30,7 @@ class CovarianceEstimator(Protocol):
         """Estimate from (examples, inputs); the result has `covariance_`."""
 
 
+@checked
 @undisturbed()
 def estimate_covariance(
     data: Tensor | Iterable[Any], shrinkage: str | float | CovarianceEstimator = "ledoit-wolf"

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from capalloc._runtime.arguments import checked
+
 #: Weights start as averages plus noise of this share of what keeps the signal's variance: random signs alone make
 #: products of many layers vanish on most paths.
 SPREAD = 0.5
@@ -101,6 +103,7 @@ class BlockAverage(nn.Module):
         return means
 
 
+@checked
 def dense_filter(length: int, generator: torch.Generator) -> WindowFilter:
     """Make a filter with one weight for every value of the window.
 
@@ -112,6 +115,7 @@ def dense_filter(length: int, generator: torch.Generator) -> WindowFilter:
     return WindowFilter(length, [WindowConvolution((1, 1), length, 1, generator)])
 
 
+@checked
 def stacked_convolutions(
     length: int, generator: torch.Generator, *, depth: int = 8, kernel: int = 3, channels: int = 1
 ) -> WindowFilter:
@@ -124,13 +128,16 @@ def stacked_convolutions(
     _check(depth=depth, kernel=kernel, channels=channels)
     field = depth * (kernel - 1) + 1
     if field > length:
-        raise ValueError(f"{depth} convolutions of kernel {kernel} reach over {field} values; the window has {length}")
+        raise ValueError(
+            f"depth={depth} convolutions of kernel={kernel} reach over {field} values; the window has length={length}"
+        )
     widths = _widths(depth, channels)
     places = [field - level * (kernel - 1) for level in range(1, depth + 1)]
     layers = [WindowConvolution(c, kernel, n, generator) for c, n in zip(widths, places, strict=True)]
     return WindowFilter(field, layers)
 
 
+@checked
 def dilated_stack(length: int, generator: torch.Generator, *, channels: int = 1, shared: bool = True) -> WindowFilter:
     """Stack kernels of 2 with dilations 1, 2, 4 ... (WaveNet), as many as the window has room for.
 
@@ -152,6 +159,7 @@ def dilated_stack(length: int, generator: torch.Generator, *, channels: int = 1,
     return WindowFilter(field, layers)
 
 
+@checked
 def strided_hierarchy(
     length: int, generator: torch.Generator, *, kernel: int = 2, channels: int = 1, shared: bool = True
 ) -> WindowFilter:
@@ -170,6 +178,7 @@ def strided_hierarchy(
     return WindowFilter(kernel**depth, layers)
 
 
+@checked
 def pooling_hierarchy(
     length: int, generator: torch.Generator, *, kernel: int = 3, channels: int = 1, shared: bool = True
 ) -> WindowFilter:
@@ -193,6 +202,7 @@ def pooling_hierarchy(
     return WindowFilter(places[-1], layers)
 
 
+@checked
 def recurrent_filter(length: int, generator: torch.Generator, *, units: int = 4) -> LinearRecurrence:
     """Make a linear recurrence with `units` hidden units: 2 * units independent parameters in a window long enough.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.covariance import cholesky_of_covariance, root_of_covariance, root_of_variances, rounding_of
+from capalloc._runtime.arguments import checked_fields
 from capalloc.linear.arrays import RealArray, real_tensor
 from capalloc.linear.rational_root import root_product
 from capalloc.linear.toeplitz import Toeplitz, innovations_product
@@ -56,6 +57,7 @@ class Identity:
         return w
 
 
+@checked_fields
 class Variances:
     """Uncorrelated inputs.
 
@@ -87,6 +89,7 @@ class Variances:
         return self.variances * w
 
 
+@checked_fields
 class Covariance:
     """A full covariance.
 
@@ -122,6 +125,7 @@ class Covariance:
         return self.matrix @ w
 
 
+@checked_fields
 class LowRankPlusDiagonal:
     """S = diag(variances) + factors factors', as factor analysis gives, without an n x n matrix.
 
@@ -197,6 +201,7 @@ class LowRankPlusDiagonal:
         return C
 
 
+@checked_fields
 class Stationary:
     """A stationary process seen through a window of n values: S_ij = r_|i-j|, by FFT and never n x n.
 

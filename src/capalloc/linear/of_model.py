@@ -15,12 +15,14 @@ from torch.func import functional_call, jacfwd, jacrev
 
 from capalloc._model.places import axis_names
 from capalloc._model.problem import ParamSelection, Problem, prepare
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 
 #: Relative departure from linearity that counts as rounding in float64.
 LINEARITY = 1e-8
 
 
+@checked
 @undisturbed()
 def model_jacobian(
     model: nn.Module, input_shape: Sequence[int], params: ParamSelection = None, *, lags: bool = False

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.linear.metrics import Stationary
 from capalloc.linear.processes import Process
@@ -42,6 +43,7 @@ class PredictionTask:
         return max(0.0, float(error @ self.metric.multiply(error)))
 
 
+@checked
 @undisturbed()
 def prediction(process: Process, lags: int, steps: int = 1) -> PredictionTask:
     """Set the task of predicting a process `steps` ahead from its last `lags` values.

@@ -12,6 +12,7 @@ from scipy.linalg import solve
 from torch import Tensor
 from torch.fft import fft
 
+from capalloc._runtime.arguments import checked
 from capalloc.linear.arrays import RealArray, real_tensor
 
 #: Negative eigenvalues of a circulant embedding up to this, relative to the largest, count as zero.
@@ -55,6 +56,7 @@ class Process:
         return path
 
 
+@checked
 def white_noise(variance: float = 1.0) -> Process:
     """Make values without memory: the best prediction is the mean.
 
@@ -72,6 +74,7 @@ def white_noise(variance: float = 1.0) -> Process:
     return Process("white noise", autocovariance)
 
 
+@checked
 def autoregression(coefficients: Sequence[float], variance: float = 1.0) -> Process:
     """Make X_t = sum_k a_k X_(t-k) + innovation, AR(p): the best prediction one step ahead has p weights, the a_k.
 
@@ -114,6 +117,7 @@ def _yule_walker(a: NDArray[np.float64], variance: float) -> NDArray[np.float64]
     return r
 
 
+@checked
 def fractional_noise(hurst: float, variance: float = 1.0) -> Process:
     """Make increments of fractional Brownian motion: r_h = variance (|h+1|^2H - 2|h|^2H + |h-1|^2H) / 2.
 
@@ -156,6 +160,7 @@ def _second_difference(exponent: float, x: Tensor) -> Tensor:
     return total
 
 
+@checked
 def sinusoids(frequencies: Sequence[float], amplitudes: Sequence[float] | None = None, noise: float = 0.1) -> Process:
     """Make sinusoids of random phase in white noise: r_h = sum_j (amplitude_j^2 / 2) cos(2 pi f_j h) + noise 1{h = 0}.
 
@@ -183,6 +188,7 @@ def sinusoids(frequencies: Sequence[float], amplitudes: Sequence[float] | None =
     return Process(f"{len(f)} sinusoid{'s' if len(f) > 1 else ''} in noise", autocovariance, long_memory=True)
 
 
+@checked
 def empirical(name: str, series: RealArray, long_memory: bool = False) -> Process:
     """Make a process with the autocovariance of a series, sum_t x_t x_(t+h) / N about its mean, zero beyond its length.
 

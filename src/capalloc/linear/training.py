@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import jacfwd
 
 from capalloc._model.problem import Problem, prepare
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.linear.metrics import Metric
 from capalloc.linear.of_model import linear_map
@@ -58,6 +59,7 @@ class Trained:
     converged: bool
 
 
+@checked
 @undisturbed()
 def train(model: nn.Module, task: PredictionTask, max_iterations: int = 200) -> Trained:
     """Minimise the exact population loss of a linear model from where its parameters are.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from capalloc._runtime.arguments import checked
 from capalloc.results.allocation import Allocation
 
 #: Relative differences up to which a map is flat: rounding alone would be correlated.
 FLAT = 1e-12
 
 
+@checked
 def correlation(a: Allocation, b: Allocation, constant: bool = False) -> float:
     """Pearson correlation of two capacity maps over their inputs, in [-1, 1].
 
@@ -34,6 +36,7 @@ def correlation(a: Allocation, b: Allocation, constant: bool = False) -> float:
     return float(x @ y) / float(np.linalg.norm(x) * np.linalg.norm(y))
 
 
+@checked
 def total_variation(a: Allocation, b: Allocation, constant: bool = True) -> float:
     """Total-variation distance of two normalised capacity maps: sum_i |p_i - q_i| / 2, in [0, 1].
 

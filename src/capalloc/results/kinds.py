@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.files import SavedFile
 from capalloc.results.allocation import Allocation
 from capalloc.results.audit_findings import Audit
@@ -34,6 +35,7 @@ RESULTS: Final[tuple[type[Result], ...]] = (
 )
 
 
+@checked
 def load(path: str | os.PathLike[str], kinds: Sequence[type[Result]] = RESULTS) -> Result:
     """Read the result that a file holds, of whatever kind; nothing in the file is executed or unpickled.
 

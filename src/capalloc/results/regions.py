@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from capalloc._runtime.arguments import checked
 from capalloc.results.images import image
 
 VERTICAL = ("top", "middle", "bottom")
@@ -77,6 +78,7 @@ def _positions(capacity: xr.DataArray, axis: str) -> xr.DataArray:
     return xr.DataArray(np.arange(capacity.sizes[axis]), dims=axis)
 
 
+@checked
 def regions(capacity: xr.DataArray) -> xr.DataArray:
     """Label a 3 x 3 grid over the last two axes, "top left" to "bottom right".
 
@@ -157,6 +159,7 @@ def patches(*size: int) -> Labelling:
     return label
 
 
+@checked
 def bands(edges: Sequence[float], axis: str | None = None) -> Labelling:
     """Intervals of an axis by its coordinate, such as frequencies or lags: below the first edge, then from each on.
 

@@ -55,6 +55,8 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
     pillow, operations = load_extra(str(path), "PIL.Image"), load_extra(str(path), "PIL.ImageOps")
     try:
         with pillow.open(path, formats=FORMATS) as file:
+            file.verify()  # its checksums, where the format has some
+        with pillow.open(path, formats=FORMATS) as file:
             image = operations.exif_transpose(file)
             if image.mode in WHITE:
                 image = pillow.fromarray(_levels(np.asarray(image, dtype=np.float32) / WHITE[image.mode]))

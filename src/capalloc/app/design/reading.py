@@ -12,6 +12,7 @@ import xarray as xr
 
 from capalloc._depth.shattering_law import gradient_correlation
 from capalloc._linalg.aliases import Array
+from capalloc._runtime.arguments import checked
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.one_channel import channel_flow, theoretical_interval
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
@@ -111,6 +112,7 @@ class Reading:
         return along
 
 
+@checked
 def read(design: Design, between: Callable[[], Any] = lambda: None) -> Reading:
     """Predict what a design does with its capacity: the maps and numbers of its central output position.
 

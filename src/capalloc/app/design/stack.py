@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Final
 
+from capalloc._runtime.arguments import checked_fields
+
 #: Lowest and highest value of every number, for the controls and for what a link may ask for.
 LIMITS: Final[dict[str, tuple[float, float]]] = {
     "depth": (1, 100),
@@ -32,6 +34,7 @@ HOMOGENEOUS_ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "linear
 ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "gelu", "silu", "elu", "tanh", "linear")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Design:
     """The settings of a stack of convolutions, checked.

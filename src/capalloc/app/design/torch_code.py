@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from capalloc._runtime.arguments import checked
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
 from capalloc.app.pages import PAGES
@@ -20,6 +21,7 @@ WRITTEN = {
 }
 
 
+@checked
 def code(design: Design) -> str:
     """A file with a class `Network`, the `nn.Module` of a design: parameters named and drawn as in `build`."""
     half, grows = design.kernel // 2, design.cycle > 1 and design.depth > 1

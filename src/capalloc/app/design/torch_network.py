@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from capalloc._decoupling.activations import NAMED_ACTIVATIONS
+from capalloc._runtime.arguments import checked
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.stack import Design
 
@@ -57,6 +58,7 @@ class Network(nn.Module):
         return found
 
 
+@checked
 def build(design: Design, seed: int = 0) -> nn.Module:
     """The network of a design, with initial weights whose layers keep the variance of pre-activations, 1.
 

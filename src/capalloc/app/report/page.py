@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.files import write_text
 from capalloc.app.pages import PAGES
 from capalloc.app.report.allocation_sections import allocation_sections
@@ -18,6 +19,7 @@ from capalloc.results.kinds import RESULTS
 from capalloc.results.view import Fact, View
 
 
+@checked
 def write_report(
     path: str | os.PathLike[str],
     results: Mapping[str, Result],
