@@ -6,8 +6,13 @@ USE    := $(VENV)/.installed
 TOOLS  := $(VENV)/.tools
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+OLDEST := .venv-oldest
+# Of make fuzz.
+SECONDS ?= 600
+SEED    ?= 0
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage lint docs bench studies dist clean
+.PHONY: help setup demo test test-slow coverage fuzz oldest audit lint docs bench studies dist clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,6 +44,21 @@ coverage: setup  ## the test suite, which lines and branches of src it reaches, 
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov --cov-report=term:skip-covered $(PART)
 	$(BIN)/python tests/raises.py
 
+fuzz: setup  ## odd calls, damaged files, kills, ranks and modes for SECONDS (600): what came of each
+	$(BIN)/python -m fuzz --seconds $(SECONDS) --seed $(SEED)
+
+# Every lower bound of pyproject.toml, in an environment of its own; torch first, as above.
+oldest:  ## the test suite on the oldest version of every dependency, in .venv-oldest
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet "$$(grep '^torch==' $(OLDEST)/constraints.txt)"
+	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt -e '.[test,tensorboard]'
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow" --ignore=tests/docs $(PART)
+
+audit: $(USE)  ## the pinned versions that are known to have a hole
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
+
 lint: setup  ## ruff, mypy, and the one-way flow of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,4 +78,4 @@ dist: setup  ## the source archive and the wheel made from it, in dist/
 	$(BIN)/python -m build --outdir dist
 
 clean:  ## remove what set-up, the demo and the site made
-	rm -rf $(VENV) demo.html site dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(OLDEST) demo.html site dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
