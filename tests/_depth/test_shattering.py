@@ -280,7 +280,7 @@ def test_invariants_are_checked(small):
     [
         ({"num_examples": 1}, "num_examples must be an integer of at least 2"),
         ({"num_lines": 0}, "num_lines must be an integer of at least 1"),
-        ({"num_probes": 1.5}, "num_probes must be an integer of at least 1"),
+        ({"num_probes": 0}, "num_probes must be an integer of at least 1"),
         ({"step": 0.0}, r"step must be a share of the way between two examples, in \(0, 1\]"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
 from dash.exceptions import PreventUpdate
-from flask import Flask, Response, abort, request
+from flask import Flask, Response, abort, has_request_context, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler
 from werkzeug.serving import make_server as make_wsgi_server
 
@@ -171,7 +171,7 @@ def show(name: str, values: Sequence[Any], compare: Sequence[str]) -> tuple[Any,
 
 def _filled(name: str, values: Sequence[Any]) -> list[Any]:
     started = time.perf_counter()
-    wanted = watch(request.environ)
+    wanted = watch(request.environ if has_request_context() else {})
     while not WORKING.acquire(timeout=LOOK_AGAIN):
         wanted()
     try:
