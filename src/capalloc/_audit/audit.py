@@ -25,6 +25,7 @@ from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import Block, PropagateSolver
 from capalloc.results.allocation import Allocation
@@ -66,6 +67,7 @@ class _Clock:
             return None
 
 
+@checked
 @undisturbed()
 def audit(
     model: ModelLike,

@@ -16,6 +16,7 @@ from capalloc._energy.markov import path_usage
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, prepare
+from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.pruning import PruneScores
 from capalloc.results.view import named
@@ -23,6 +24,7 @@ from capalloc.results.view import named
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+@checked
 @undisturbed()
 def prune_scores(
     model: ModelLike,
