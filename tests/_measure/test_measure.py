@@ -66,7 +66,7 @@ def test_every_model_equals_brute_force(name):
     make, shape = MODELS[name]
     model = build(make)
     p = sum(q.numel() for q in model.parameters())
-    x = data(max(6, p // 8), *shape)
+    x = data(max(6, p // 16), *shape)
     assert_equals_reference(model, x, ridge=1e-3, solver="dense")
     allocation = assert_equals_reference(model, x, ridge=1e-3)
     assert allocation.attrs["differentiation"] == "forward", allocation.attrs["notes"]

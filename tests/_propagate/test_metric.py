@@ -160,6 +160,8 @@ def test_shifts_scales_and_normalisations_change_nothing(name, method, metric):
     model, x, a, s = network(name, narrow=method != "measure")
     if method == "hessian" and metric == "covariance":
         pytest.skip("refused, see below")
+    if method == "segments" and metric == "covariance" and name not in ("dense", "convolutions"):
+        pytest.skip("a slow one: the other networks have it with the variances")
     if name in ("vit", "convolutions"):
         x = x[:8]
     expected = allocate(method, model, x, metric)

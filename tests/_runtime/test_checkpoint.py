@@ -402,7 +402,7 @@ RUNS = {
     "orthogonal again": {"batch_size": 3, "solver": Dense(kept_share=0)},
     "gram again": {"ridge": 0.1, "batch_size": 3, "solver": Dense(kept_share=0)},
     "small ridge": {"ridge": 1e-9, "batch_size": 4},
-    "stochastic": {"solver": Stochastic(num_probes=24), "ridge": 0.1, "batch_size": 4},
+    "stochastic": {"solver": Stochastic(num_probes=12), "ridge": 0.1, "batch_size": 4},
     "stochastic wide": {"solver": Stochastic(num_probes=8), "ridge": 0.1, "batch_size": 2},
     "auto": {"ridge": 0.1},
 }

@@ -177,7 +177,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param(None, id="all", marks=pytest.mark.slow)])
 def fields():
     return dict(zip(CASES, measure_fields(CASES.values()), strict=True))
 

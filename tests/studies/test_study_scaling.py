@@ -13,7 +13,7 @@ from studies.scaling_networks import WIDTH, Family, Layer, Recurrent, Residual
 from study_pages import assert_page_has_places
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[pytest.param(None, id="quick", marks=pytest.mark.slow)])
 def study():
     found = scaling.run(quick=True)
     yield found
