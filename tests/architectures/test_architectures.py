@@ -47,9 +47,7 @@ def test_the_map_is_that_of_the_hessian(solved):
 
 
 @pytest.mark.parametrize("gates", ["gaussian", "unit"])
-@pytest.mark.parametrize(
-    "name", ["ResNet", "U-Net, transposed", "U-Net, interpolated", "MobileNet"]
-)
+@pytest.mark.parametrize("name", ["ResNet", "U-Net, transposed", "U-Net, interpolated", "MobileNet"])
 def test_without_data_capacity_is_conserved_too(name, gates):
     architecture = ARCHITECTURES[name]
     allocation = capalloc.propagate(architecture.build(), architecture.examples(1), gates=gates, solver="markov")

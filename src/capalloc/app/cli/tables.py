@@ -40,14 +40,15 @@ def escape(text: str) -> str:
 
 
 def largest(table: Table, most: int = LARGEST) -> Sequence[Sequence[str]]:
-    """All rows, or the largest and the sum and share of the others where rows have sizes."""
+    """All rows, or the largest and the sum of the others, and its share in the last of three columns, by their sizes."""
     if table.sizes is None:
         return table.rows
     ranked = sorted(zip(table.sizes, table.rows, strict=True), key=lambda pair: -pair[0])
     rows = [row for _, row in ranked[:most]]
     if rest := ranked[most:]:
         size = sum(size for size, _ in rest)
-        rows.append([f"{len(rest)} more", f"{size:,.2f}", f"{size / (sum(table.sizes) or 1.0):.1%}"])
+        others = [f"{len(rest)} more", f"{size:,.2f}", f"{size / (sum(table.sizes) or 1.0):.1%}"]
+        rows.append(others if len(table.head) == 3 else others[:2] + [""] * (len(table.head) - 2))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from capalloc.app.cli.model_source import read_model
+from capalloc.app.cli.tables import largest
+from capalloc.results.view import Table
 from commands import refused, run
 
 NET = """
@@ -117,3 +120,12 @@ def test_endings_say_the_format(file: str, tmp_path: Path) -> None:
     assert (tmp_path / "p.svg").read_text().startswith("<?xml")
     assert "--picture must end in .png" in refused("propagate", f"{file}:net", "--shape", "4", "--picture", "p.gif")
     assert "--out must end in .nc" in refused("propagate", f"{file}:net", "--shape", "4", "--out", "r.json")
+
+
+def test_a_long_table_of_many_columns_sums_the_rest() -> None:
+    """Rows beyond the largest become one, as wide as the table is."""
+    table = Table(
+        "layers", ["layer", "size", "use", "units"], [[f"l{k}", f"{k}", "1", "2"] for k in range(14)], range(14)
+    )
+    assert largest(table)[-1] == ["4 more", "6.00", "", ""]
+    assert largest(replace(table, head=["a", "b", "c"]))[-1] == ["4 more", "6.00", "6.6%"]
