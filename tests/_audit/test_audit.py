@@ -173,10 +173,29 @@ def test_what_cannot_be_found_out_is_left_out_with_a_note() -> None:
 
 def test_what_takes_too_long_is_left_out_with_a_note() -> None:
     audit = capalloc.audit(made(dense(6, 5, 3)), examples(50, 6), seconds=1e-3)
-    left_out = [note.split(" ")[0] for note in audit.data.attrs["notes"] if "seconds= allows" in note]
-    assert left_out == ["channels", "paths", "depth", "capacity"]
+    left_out = [note.split(" ")[0] for note in audit.data.attrs["notes"] if "s are left" in note]
+    assert left_out == ["channels", "paths", "capacity", "depth"]
     assert audit.total is None
     assert "capacity" not in str(audit).split("layers")[0]
+
+
+class Two(nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(5, 4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.first(a).relu() + self.second(b)
+
+
+def test_several_inputs_are_refused_and_inputs_that_serve_once_are_taken() -> None:
+    with pytest.raises(ValueError, match="this method is of one tensor of inputs"):
+        capalloc.audit(made(Two), (examples(40, 3), examples(40, 5)))
+    batches = examples(60, 6).split(20)
+    net = made(dense(6, 5, 3))
+    assert capalloc.audit(net, iter(batches), trained=True).total == capalloc.audit(net, batches, trained=True).total
 
 
 def test_order_is_by_level_and_weight() -> None:

@@ -98,14 +98,14 @@ def assert_same(a: capalloc.Allocation, b: capalloc.Allocation) -> None:
     assert a.attrs["num_params"] == b.attrs["num_params"]
 
 
-@pytest.mark.parametrize("program, choice", PAIRS, indirect=["program"])
+@pytest.mark.parametrize(("program", "choice"), PAIRS, indirect=["program"])
 def test_propagate_gives_what_the_live_model_gives(net, images, program, choice, tmp_path):
     live = capalloc.propagate(net, images, CHOICES[choice], solver="markov")
     for form in forms(program, tmp_path):
         assert_same(capalloc.propagate(form, images, CHOICES[choice], solver="markov"), live)
 
 
-@pytest.mark.parametrize("program, choice", PAIRS, indirect=["program"])
+@pytest.mark.parametrize(("program", "choice"), PAIRS, indirect=["program"])
 def test_measure_gives_what_the_live_model_gives(net, images, program, choice, tmp_path):
     live = capalloc.measure(net, images, CHOICES[choice], ridge=1e-3)
     for form in forms(program, tmp_path)[1:]:

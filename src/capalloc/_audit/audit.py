@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,8 @@ class _Clock:
     def run(self, what: str, forecast: float, part: Callable[[], Any]) -> Any:
         """Return what a part finds; None, with a note, where there is no time for it or it cannot be found."""
         if forecast > self.left:
-            self.notes.append(f"{what} left out: about {forecast:.0f} s more than seconds= allows")
+            left = f"{max(0.0, self.left):.0f} of {self.seconds:.0f} s are left"
+            self.notes.append(f"{what} left out: about {forecast:.0f} s more, and {left}")
             return None
         try:
             return part()
@@ -108,6 +109,8 @@ def audit(
     if not (isinstance(seconds, (int, float)) and seconds > 0):
         raise ValueError(f"seconds must be a positive number, got {seconds!r}")
     clock = _Clock(float(seconds), time.perf_counter(), [])
+    if isinstance(inputs, Iterator):  # that serves once
+        inputs = list(inputs)
     problem = export_once(prepare(model, inputs, outputs, None, traced=True))
     x, number = problem.inputs, problem.count()
     one_pass = _pass_seconds(problem) * number
@@ -119,14 +122,15 @@ def audit(
         return diagnose(problem, x, metric=metric, generator=generator, products=products, trained=trained)
 
     def capacity() -> Allocation:
-        solver: PropagateSolver = "auto" if clock.left > CAPACITY else Block(max_seconds=max(1.0, clock.left / 2))
-        return propagate(model, x, outputs, solver=solver, metric=metric)
+        there_are = clock.left - costs["depth"]  # half of it for what comes before the first step
+        solver: PropagateSolver = "auto" if there_are > CAPACITY else Block(max_seconds=max(1.0, there_are / 2))
+        return propagate(model, inputs, outputs, solver=solver, metric=metric)
 
     parts: dict[str, Callable[[], Any]] = {
         "channels": lambda: observe(problem, problem.batches(EXAMPLES_AT_ONCE)),
         "paths": lambda: prune_scores(problem, x, metric=metric, products=products),
-        "depth": depth,
         "capacity": capacity,
+        "depth": depth,
     }
     found: dict[str, Any] = {}
     for what, part in tqdm(parts.items(), disable=not progress, desc=f"audit, up to {forecast:.0f} s"):

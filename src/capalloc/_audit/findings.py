@@ -211,7 +211,7 @@ def depth(known: Evidence) -> Iterator[Finding]:
             "serious" if out else "to know" if scaled.phase == "identity" else "worth a look",
             "scaling.md",
         ),
-        (shattered.advice, "serious", "shattering.md"),
+        (shattered.advice, "to know" if shattered.data.attrs.get("normed") else "serious", "shattering.md"),
     )
     for lines, level, page in kinds:
         for line in lines:

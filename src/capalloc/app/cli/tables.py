@@ -40,7 +40,7 @@ def escape(text: str) -> str:
 
 
 def largest(table: Table, most: int = LARGEST) -> Sequence[Sequence[str]]:
-    """All rows, or the largest and the sum of the others, and its share in the last of three columns, by their sizes."""
+    """All rows, or the largest and the sum of the others by their sizes, and its share in a third column."""
     if table.sizes is None:
         return table.rows
     ranked = sorted(zip(table.sizes, table.rows, strict=True), key=lambda pair: -pair[0])
@@ -48,7 +48,7 @@ def largest(table: Table, most: int = LARGEST) -> Sequence[Sequence[str]]:
     if rest := ranked[most:]:
         size = sum(size for size, _ in rest)
         others = [f"{len(rest)} more", f"{size:,.2f}", f"{size / (sum(table.sizes) or 1.0):.1%}"]
-        rows.append(others if len(table.head) == 3 else others[:2] + [""] * (len(table.head) - 2))
+        rows.append(others if len(table.head) == 3 else [others[0], f"{size:,.10g}", *[""] * (len(table.head) - 2)])
     return rows
 
 
