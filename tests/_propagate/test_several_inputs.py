@@ -409,7 +409,33 @@ class Reads(nn.Module):
 
 
 def test_methods_of_one_tensor_refuse_several():
-    with pytest.raises(
-        ValueError, match="this method is of one tensor of inputs, not of x, y: pass a model that takes one"
+    with pytest.raises(ValueError, match="this method is of one tensor of inputs, not of x, y: pass a model"):
+        capalloc.audit(make(Gated), (X, Y))
+
+
+OTHERS = {
+    "scaling": lambda model, inputs: capalloc.scaling(model, inputs, trained=False).data,
+    "shattering": lambda model, inputs: capalloc.shattering(model, inputs, trained=False, num_lines=1).data,
+    "decoupling": lambda model, inputs: capalloc.decoupling(model, inputs).data,
+    "effective_parameters": lambda model, inputs: capalloc.effective_parameters(model, inputs, ridge=0.1).data,
+    "prune_scores": lambda model, inputs: capalloc.prune_scores(model, inputs).data,
+}
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_methods_that_tell_nothing_of_inputs_take_several(method):
+    text = make(Text)
+    for one, other in (
+        (OTHERS[method](text, IDS), OTHERS[method](text.net, vectors(text))),
+        (OTHERS[method](make(Gated), (X, Y)), OTHERS[method](Joined(make(Gated)), joined_vector())),
     ):
-        capalloc.scaling(make(Gated), (X, Y))
+        for name, values in one.data_vars.items():
+            if values.dtype.kind == "f":
+                np.testing.assert_allclose(values, other[name], rtol=1e-6, atol=1e-12)
+
+
+def test_a_walk_ends_at_each_input():
+    law = capalloc.walk(make(Gated), (X, Y))
+    assert law.inputs.coords["input_name"].to_numpy().tolist() == ["x"] * 3 + ["y"] * 4
+    assert float(law.inputs.sum()) + law.bias == pytest.approx(1)
+    np.testing.assert_allclose(law.inputs, capalloc.walk(Joined(make(Gated)), joined_vector()).inputs)

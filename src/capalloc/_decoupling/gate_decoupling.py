@@ -121,7 +121,9 @@ def decoupling(
     """
     started = time.perf_counter()
     _check_counts(batch_size=batch_size, num_pairs=num_pairs)
-    problem = prepare(model, inputs, outputs)
+    problem = prepare(model, inputs, outputs, by_input=True)
+    if problem.layout is not None:
+        problem.layout.check_alike("decoupling")
     space = input_metric(metric, problem)
     gated = _gated(problem, batch_size)
     first = None if space.center is None else FirstLayers.of(gated.graph, space)

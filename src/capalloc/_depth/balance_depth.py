@@ -83,7 +83,7 @@ def scaling(
 
     """
     started = time.perf_counter()
-    problem = prepare(model, inputs, outputs, traced=True)
+    problem = prepare(model, inputs, outputs, traced=True, by_input=True)
     space = input_metric(metric, problem)
     batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products)
     batches = replace(batches, start=InputStart(space.variances))  # paths that start at the constant do not count

@@ -75,7 +75,9 @@ def shattering(
     """
     started = time.perf_counter()
     _check(num_examples, step, num_lines, num_probes)
-    problem = prepare(model, inputs, outputs, traced=True)
+    problem = prepare(model, inputs, outputs, traced=True, by_input=True)
+    if problem.layout is not None:
+        problem.layout.check_alike("a line from one example to another")
     compared = _Compared.of(problem, _first(problem, num_examples), products)
     generator = generator or torch.Generator().manual_seed(0)
     points, apart, near = examples_and_neighbours(compared.examples, step)

@@ -58,7 +58,7 @@ def diagnose(
         UnsupportedOperatorError, ValueError, TypeError: as `shattering` and `propagate`.
 
     """
-    problem = export_once(prepare(model, inputs, outputs, traced=True))
+    problem = export_once(prepare(model, inputs, outputs, traced=True, by_input=True))
     x = problem.inputs
     told: dict[str, Any] = {"products": products, "trained": trained}
     shattered = shattering(problem, x, num_examples=num_examples, generator=generator, **told)

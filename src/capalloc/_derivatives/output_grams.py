@@ -95,7 +95,7 @@ def prepare_gram(
     max_bytes: float | None,
 ) -> GramWork:
     """Model and examples, checked together, and a way to the model's parts that agrees with plain autograd."""
-    problem = prepare(model, inputs, outputs, params, dtype)
+    problem = prepare(model, inputs, outputs, params, dtype, by_input=True)
     if problem.dtype not in DTYPES:
         raise ValueError(f"dtype must be torch.float32 or torch.float64, and the model is {problem.dtype}; pass it")
     x = torch.cat(list(problem.batches(1024)))

@@ -69,6 +69,8 @@ class Batches:
     ) -> Batches:
         """Capture the model at the batch size; without data gates one example stands for all."""
         check_batch_size(batch_size)
+        if problem.layout is not None and metric is not None and metric.center is not None:
+            problem.layout.check_alike("a centred metric of paths")
         examples = problem.count() if gates == "data" else 1
         size = min(examples, batch_size if isinstance(batch_size, int) else DEFAULT_BATCH)
         graph = capture(problem, size)

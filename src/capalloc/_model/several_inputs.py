@@ -89,7 +89,7 @@ class Layout:
             raise ValueError(
                 f"this method is of one tensor of inputs, not of {', '.join(a.name for a in self.arguments)}: pass a "
                 "model that takes one (in the place of token ids their vectors, to a model that starts after the "
-                "embedding), or use measure, propagate or receptive_field"
+                "embedding)"
             )
 
     def check_alike(self, what: str) -> None:

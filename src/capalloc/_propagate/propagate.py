@@ -20,7 +20,6 @@ from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.task import make_task, with_notes
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
-from capalloc._model.places import axis_names
 from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, prepare
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
@@ -129,8 +128,8 @@ def propagate(
         double = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
         problem = replace(double, notes=problem.notes, layout=problem.layout)
     space = input_metric(metric, problem)
-    if problem.layout is not None and (isinstance(asked, Segments) or space.center is not None):
-        problem.layout.check_alike("solver='segments'" if isinstance(asked, Segments) else "a centred metric of paths")
+    if problem.layout is not None and isinstance(asked, Segments):
+        problem.layout.check_alike("solver='segments'")
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
     batches = Batches.of(problem, gates, batch_size, dtype=dtype, **settings)
@@ -227,12 +226,14 @@ def walk(
 
     """
     check_walk(gates, batch_size)
-    problem = prepare(model, inputs, outputs, traced=True)
+    problem = prepare(model, inputs, outputs, traced=True, by_input=True)
     space = input_metric(metric, problem)
     batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products, metric=space)
     at_inputs, constant, layers = markov.law(batches(layers=True))
+    places = problem.places
+    by_place = places.pooled(at_inputs).reshape(places.shape)
     return Walk(
-        inputs=xr.DataArray(at_inputs.numpy(), dims=axis_names(at_inputs.ndim), name="probability"),
+        inputs=xr.DataArray(by_place.numpy(), dims=places.dims, coords=places.coords, name="probability"),
         bias=float(constant),
         layers={name: xr.DataArray(p.numpy(), dims=unit_names(p.ndim), name=name) for name, p in layers.items()},
     )

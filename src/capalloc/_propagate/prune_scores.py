@@ -66,7 +66,7 @@ def prune_scores(
 
     """
     check_walk(gates, batch_size)
-    problem = prepare(model, inputs, outputs, params, traced=True)
+    problem = prepare(model, inputs, outputs, params, traced=True, by_input=True)
     space = input_metric(metric, problem)
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
     batches = Batches.of(problem, gates, batch_size, **settings)
