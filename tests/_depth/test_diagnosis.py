@@ -232,8 +232,8 @@ def test_command_is_told_that_weights_are_trained(factory, command):
 
 
 def test_command_checks_its_files_first(factory, tmp_path):
-    for option in ("--out", "--picture"):
-        result = CliRunner().invoke(app, ["diagnose", factory, "--shape", "1,8,8", option, str(tmp_path / "no" / "x")])
+    for option, name in (("--out", "x.nc"), ("--picture", "x.png")):
+        result = CliRunner().invoke(app, ["diagnose", factory, "--shape", "1,8,8", option, str(tmp_path / "no" / name)])
         assert result.exit_code == 1
         assert "does not exist" in result.output
 
