@@ -19,23 +19,31 @@ from capalloc._graph.capture import module_path
 
 #: Entries of a Jacobian that are held; a larger one of a square map is taken entry by entry, statistics frozen.
 JACOBIAN_LIMIT = 2**22
+#: Of another map, which has no such way out.
+RECTANGLE_LIMIT = 2**25
 
 
-def shares(derived: Derived, values: Mapping[Node, Any], free: Sequence[Node], weight: Tensor) -> tuple[Tensor, ...]:
-    """Give each free parameter's share in the entries of a weight, and what none of them moves as the last.
+def jacobians(derived: Derived, values: Mapping[Node, Any], free: Sequence[Node], weight: Tensor) -> dict[Node, Tensor]:
+    """Give the derivative of a weight to each free parameter, or ones, (entries, 1), where that is too large.
 
     Raises UnsupportedOperatorError where the Jacobian is too large and the weight has no entry for each of theirs.
     """
-    squares = [_squared_jacobian(derived, values, root, weight) for root in free]
+    return {root: _jacobian(derived, values, root, weight) for root in free}
+
+
+def shares(found: Mapping[Node, Tensor]) -> tuple[Tensor, ...]:
+    """Give each parameter's share in the entries of a weight, and what none of them moves as the last."""
+    squares = [jacobian.square() for jacobian in found.values()]
     total = torch.stack([square.sum(1, keepdim=True) for square in squares]).sum(0)
     moved = total > 0
     return (*(torch.where(moved, square / total, 0.0) for square in squares), (~moved).to(total.dtype))
 
 
-def _squared_jacobian(derived: Derived, values: Mapping[Node, Any], root: Node, weight: Tensor) -> Tensor:
+def _jacobian(derived: Derived, values: Mapping[Node, Any], root: Node, weight: Tensor) -> Tensor:
     theta, made = values[root].detach(), derived.function(values)
-    if weight.numel() * theta.numel() > JACOBIAN_LIMIT:
-        if weight.numel() != theta.numel():
+    square = weight.numel() == theta.numel()
+    if weight.numel() * theta.numel() > (JACOBIAN_LIMIT if square else RECTANGLE_LIMIT):
+        if not square:
             call = derived.calls[-1]
             raise UnsupportedOperatorError(
                 f"a weight of {weight.numel()} entries in module {module_path(call) or '(the model itself)'!r} is made "
@@ -47,4 +55,4 @@ def _squared_jacobian(derived: Derived, values: Mapping[Node, Any], root: Node, 
     jacobian: Any = torch.autograd.functional.jacobian(function, theta)
     jacobian = jacobian.reshape(weight.numel(), theta.numel()).double()
     rounding = 1e3 * torch.finfo(theta.dtype).eps * jacobian.abs().amax(1, keepdim=True)
-    return torch.where(jacobian.abs() > rounding, jacobian, 0.0).square()
+    return torch.where(jacobian.abs() > rounding, jacobian, 0.0)

@@ -161,4 +161,5 @@ class _Duals:
         used = self.usage.through_params[slot]
         if not self.usage.all_used(slot):
             used = torch.where(used > 0, used, torch.inf)
-        return used.reciprocal()
+        held = self.program.held.get(slot)
+        return used.reciprocal() if held is None else held.to(used) / used

@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 from capalloc._energy.affine_stretch import AffineStretch, InputStart, Parts
 from capalloc._energy.carriers import Carriers, find
 from capalloc._energy.gate_sources import GateSource
-from capalloc._energy.made_weights import shares
+from capalloc._energy.made_ranks import MadeWeight, leverages, tie_what_cannot_be_rescaled
+from capalloc._energy.made_weights import JACOBIAN_LIMIT, jacobians, shares
 from capalloc._energy.maps import Shared
 from capalloc._energy.mixed_inputs import mixed, whole
 from capalloc._energy.program import Energy, Program
@@ -99,6 +100,7 @@ def trace(
     program.output = energy.slot
     assert energy.labels is not None
     program.channels.tie(energy.labels, torch.tensor(GROUND))
+    tracing.settle_made_weights()
     relate_uses(program)
     return program
 
@@ -114,6 +116,8 @@ class _Tracing:
     inputs: InputStart
     known: dict[Node, Traced] = field(default_factory=dict)
     leaves: dict[Node, Energy] = field(default_factory=dict)  # of parameters seen through functions of their entries
+    direct: set[Node] = field(default_factory=set)  # those that paths use as they are too
+    made: list[MadeWeight] = field(default_factory=list)  # weights whose Jacobians are known
 
     def start(self, graph: Graph, batch: Tensor, selected: set[str]) -> None:
         for node in graph.nodes:
@@ -138,8 +142,9 @@ class _Tracing:
         # use multiplies it by the square of what it makes of the entry.
         self.leaves[node] = self.program.parameter(name, torch.ones_like(value))
         made = {call for stretch in self.carriers.made.values() for call in stretch.calls} | {*self.carriers.bent}
-        direct = any(user in self.carriers.carrying and user not in made for user in node.users)
-        return Traced(value, self._made_of(node, value) if direct else None)
+        if any(user in self.carriers.carrying and user not in made for user in node.users):
+            self.direct.add(node)
+        return Traced(value, self._made_of(node, value) if node in self.direct else None)
 
     def _made_of(self, leaf: Node, value: Tensor) -> Energy | None:
         energy = self.leaves.get(leaf)
@@ -154,11 +159,26 @@ class _Tracing:
         key = (node, *free)
         if key not in program.found:
             known = {used: self.known[used].value for used in stretch.reads()}
-            program.found[key] = shares(stretch, known, free, weight)
+            program.found[key] = jacobians(stretch, known, free, weight)
         found = program.found[key]
         rest = program.fixed_weight(torch.ones_like(weight))  # of entries that no free parameter moves
-        through = Shared(weight.to(program.dtype).square(), found)
-        return program.step(through, [*(self.leaves[root] for root in free), rest], None)
+        through = Shared(weight.to(program.dtype).square(), shares(found))
+        made = program.step(through, [*(self.leaves[root] for root in free), rest], None)
+        if all(part.shape[1] == self.known[root].value.numel() for root, part in found.items()):
+            self.made.append(MadeWeight(made.slot, weight, found))
+        return made
+
+    def settle_made_weights(self) -> None:
+        """Say how much of the parameters is independent that make weights, and what these cannot rescale."""
+        if not self.made:
+            return
+        program = self.program
+        used_as_they_are = {*self.direct, *self.carriers.bent.values()}
+        if "leverages" not in program.found:
+            program.found["leverages"] = leverages(self.made, used_as_they_are, JACOBIAN_LIMIT)
+        for root, held in program.found["leverages"].items():
+            program.held[self.leaves[root].slot] = held.reshape(self.leaves[root].shape)
+        tie_what_cannot_be_rescaled(program, self.made, JACOBIAN_LIMIT)
 
     def call(self, node: Node, arguments: dict[str, Any]) -> Traced:
         """Run a node on values and on energies."""

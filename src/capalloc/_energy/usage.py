@@ -82,12 +82,13 @@ class Shares:
     freedom: Tensor  # (components,): how much of each is a symmetry
     rescaled: tuple[Rescaled, ...]  # by tensor
     total: Tensor  # (components,): parameters that each rescales
+    idle: Tensor  # parameters that leave the weights they make as they are, by tensor
 
     @property
     def lost(self) -> Tensor:
-        """Share of each tensor in the symmetries: by the number of parameters that each rescales."""
+        """Share of each tensor in the symmetries: by the number of parameters that each rescales, and what is idle."""
         rate = self._rate
-        return torch.stack([(counts * rate[components]).sum() for components, counts in self.rescaled])
+        return self.idle + torch.stack([(counts * rate[components]).sum() for components, counts in self.rescaled])
 
     def loss(self, apart: bool) -> Tensor:
         """Give the share of symmetries by component: (tensors, components) with tensors apart, else (1, components)."""
@@ -120,10 +121,12 @@ def shares(program: Program, usage: Usage) -> Shares:
                     total.index_add_(0, *crossing)
     # A component without a parameter of its own to rescale has nothing to lose.
     freedom = usage.potentials.freedom(torch.where(total > 0, usage.through_channels, 0.0))
-    alive = [_count_used(usage, slot) for slot in program.params.values()]
+    counted = [_count_used(usage, slot) for slot in program.params.values()]
     none = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64))
     rescaled = tuple(_concatenate([*mine[name], none]) for name in names)
-    return Shares(names, torch.tensor(alive, dtype=torch.float64), freedom, rescaled, total)
+    unmoved = [_count_idle(usage, slot, program.held.get(slot)) for slot in program.params.values()]
+    alive, idle = (torch.tensor(counts, dtype=torch.float64) for counts in (counted, unmoved))
+    return Shares(names, alive, freedom, rescaled, total, idle)
 
 
 def _concatenate(parts: Sequence[Rescaled]) -> Rescaled:
@@ -135,6 +138,11 @@ def _count_used(usage: Usage, slot: int) -> float:
     if used is None:
         return 0.0
     return float(used.numel() if usage.all_used(slot) else torch.count_nonzero(used))
+
+
+def _count_idle(usage: Usage, slot: int, held: Tensor | None) -> float:
+    used = usage.through_params.get(slot)
+    return 0.0 if used is None or held is None else float((1 - held)[used > 0].sum())
 
 
 def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Rescaled:
