@@ -20,7 +20,7 @@ def data() -> pruning.Data:
 @pytest.mark.parametrize("name", pruning.NETWORKS)
 def test_the_share_that_is_kept(data, method, name):
     torch.manual_seed(0)
-    model = pruning.NETWORKS[name](data).eval()
+    model = pruning.NETWORKS[name](data).eval().requires_grad_(False)
     left = pruning.pruned(model, data, method, 0.1, rounds=3)
     weights = torch.cat([m.weight.flatten() for m in pruning.weighted(left)])
     assert int((weights != 0).sum()) == round(0.1 * len(weights))
