@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import capalloc
-from capalloc._audit.findings import Evidence, findings, regions, unsettled
+from capalloc._audit.findings import Evidence, findings, low_use, regions, unsettled
 from capalloc._audit.observe_channels import ReadChannels
 from capalloc.app.cli import app
 from capalloc.results import Allocation, Audit, Finding
@@ -126,6 +127,15 @@ def test_inputs_by_their_share() -> None:
     assert little.what.startswith("input 0 gets little: 0.066 times the mean")
     assert much.what.startswith("input 11 gets much: 5.3 times the mean")
     assert findings(known([1.0, 1.1, 0.9], ("input",))) == []
+
+
+def test_what_is_missing_counts_as_doubt() -> None:
+    """A map whose distance to the measured one may be .3 says nothing of single inputs, regions and layers."""
+    rough = known([0.1, *[1.0] * 10, 8.0], ("input",), missing=0.3)
+    assert [f.docs for f in findings(rough)] == ["how-to/measure-or-propagate.md"]
+    layers = pd.DataFrame(np.nan, ["a"], list(Audit.COLUMNS)).assign(parameters=1000.0, capacity=200.0, use=0.2)
+    assert len(list(low_use(replace(rough, layers=layers)))) == 1  # 18 x .3 more parameters make no half of them
+    assert not list(low_use(replace(rough, layers=layers.assign(parameters=12.0, capacity=2.4))))
 
 
 def test_regions_by_what_a_pixel_gets() -> None:

@@ -306,6 +306,17 @@ def test_no_slot_holds_more_than_its_constraints():
     assert said == "the constant input holds at most 20: one constraint for each example and output"
     np.testing.assert_array_equal(capped(values, 12.0), values)  # fewer constraints than capacity: no answer to cap
     np.testing.assert_array_equal(capped(values, 60.0), values)
+    most = np.array([10.0, 4.0, 30.0, 40.0, 1.0])  # one for each
+    np.testing.assert_allclose(capped(values, most).sum(), values.sum())
+    assert (capped(values, most) <= most + 1e-12).all()
+
+
+def test_no_tensor_holds_more_than_its_parameters():
+    model, x = dense(reference_weights()), gaussian(40, 3)
+    found = capalloc.propagate(model, x, solver=Block(num_steps=0, num_probes=2))
+    sizes = [p.numel() for p in model.parameters()]
+    assert (found.by_parameter.to_numpy() <= np.array(sizes) + 1e-9).all()
+    assert float(found.by_parameter.sum()) == pytest.approx(found.total)
 
 
 def test_time_ends_the_steps():

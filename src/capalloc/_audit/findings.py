@@ -72,7 +72,10 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
 def low_use(known: Evidence) -> Iterator[Finding]:
     """Layers whose parameters are mostly not independent."""
     layers = known.layers
-    rows = layers[layers["use"] + 2 * layers["use_error"].fillna(0) < LOW_USE]
+    a = known.allocation
+    unknown = 0.0 if a is None else float(a.attrs.get("missing") or 0.0) * a.total  # all of it may be this layer's
+    most = layers["use"] + 2 * layers["use_error"].fillna(0) + unknown / layers["parameters"]
+    rows = layers[most < LOW_USE]
     for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
         error = f" ± {row['use_error']:.2f}" if row["use_error"] > 0 else ""
         yield Finding(
@@ -157,7 +160,8 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
             yield Finding("worth a look", 1.0, what, do, "how-to/measure-or-propagate.md")
     if capacity.ndim == 1 and mean > 0:
         axis = str(capacity.dims[0])
-        parts = [(f"{axis} {k}", float(v), _error(capacity[k])) for k, v in enumerate(capacity.to_numpy())]
+        unknown = float(known.allocation.attrs.get("missing") or 0.0) * known.allocation.total
+        parts = [(f"{axis} {k}", float(v), _error(capacity[k]) + unknown) for k, v in enumerate(capacity.to_numpy())]
         yield from _uneven(parts, mean)
 
 
@@ -170,8 +174,9 @@ def regions(known: Evidence) -> Iterator[Finding]:
     found = grid(capacity)
     names, values = [str(name) for name in found["region"].to_numpy().ravel()], found.to_numpy() / sizes
     error = float(capacity["standard_error"].mean()) if "standard_error" in capacity.coords else 0.0
+    unknown = float(known.allocation.attrs.get("missing") or 0.0) * known.allocation.total
     parts = [
-        (f"the {name}", float(value), error / math.sqrt(max(float(size), 1.0)))
+        (f"the {name}", float(value), error / math.sqrt(max(float(size), 1.0)) + unknown / max(float(size), 1.0))
         for name, value, size in zip(names, values.ravel(), sizes.ravel(), strict=True)
     ]
     yield from _uneven(parts, float(capacity.mean()))

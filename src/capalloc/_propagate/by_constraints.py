@@ -228,6 +228,8 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     _, errors = scaled(places.pooled(last.slots), counted.total)
     errors = np.where(open_, errors * slots / np.maximum(free, np.finfo(float).tiny), 0.0)
     tensors, tensor_errors = scaled(last.tensors, counted.total)
+    sizes = np.array([p.numel() for p in task.problem.params.values()], float)
+    tensors = capped(tensors, sizes)
     n, shape, axes = places.number, places.shape, places.dims
     names = list(task.problem.params)
     lacking = missing(found)
@@ -269,17 +271,19 @@ def scaled(values: Tensor, total: float) -> tuple[np.ndarray, np.ndarray]:
     return (unit * mean).cpu().numpy(), (unit * beside.std(0) / math.sqrt(len(values))).cpu().numpy()
 
 
-def capped(values: np.ndarray, most: float) -> np.ndarray:
+def capped(values: np.ndarray, most: float | np.ndarray) -> np.ndarray:
     """Return values of the same sum, none above `most`: what is too much goes to the others in proportion.
 
-    A slot holds no more than its constraints, one for each example and output. Blocks alone give the constant far more.
+    A slot holds no more than its constraints, one for each example and output, and a tensor no more than its
+    parameters. Blocks alone give the constant, and some tensors, far more.
     """
-    if most * len(values) <= values.sum():
+    most = np.broadcast_to(np.asarray(most, float), values.shape)
+    if most.sum() <= values.sum():
         return values
     full = np.zeros(len(values), bool)
-    while (values[~full] > most).any():
+    while ((values > most) & ~full).any():
         full |= values > most
-        rest = values.sum() - most * full.sum()
+        rest = values.sum() - most[full].sum()
         others = np.where(full, 0.0, values)
         if not others.sum() > 0:
             break

@@ -93,7 +93,7 @@ class Audit(Result):
             about="Everything that is known of this model at once, the most serious first.",
             facts=facts,
             tables=[self._layers()],
-            advice=[found.sentence for found in findings],
+            advice=[found.sentence for found in findings] or None,  # the heading says that there is nothing
             values={**{name: getattr(self, name) for name in self.VALUES}, "findings": [asdict(f) for f in findings]},
             settings={name: value for name, value in self.data.attrs.items() if name not in ("found", "notes")},
         )
