@@ -106,7 +106,7 @@ def test_pictures_of_each_stand_side_by_side():
     assert titles == ["image: measured capacity, 336", "words: measured capacity, 225"]
     plt.close(figure)
     summary = summarise(made(), "capacity")
-    assert set(summary.images) == {"capacity/map", "capacity/map_1"}
+    assert set(summary.images) == {"capacity/map_image", "capacity/map_words"}
 
 
 def test_a_page_has_a_section_for_each():

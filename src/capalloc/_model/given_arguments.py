@@ -33,7 +33,11 @@ class Signature:
         while isinstance(model, PARALLEL) or hasattr(model, "_orig_mod"):
             model = cast(nn.Module, model.module if isinstance(model, PARALLEL) else model._orig_mod)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        found = [p for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
+        try:
+            parameters = inspect.signature(model.forward).parameters.values()
+        except (TypeError, ValueError):  # of a callable that tells nothing
+            return cls((), 0)
+        found = [p for p in parameters if p.kind in kinds]
         required = sum(p.default is inspect.Parameter.empty for p in found)
         return cls(tuple(p.name for p in found), required)
 

@@ -215,8 +215,13 @@ class Allocation(Result):
         if len(self.maps) == 1:
             return [Map(self.capacity, title=f"{kind} capacity, {self.total:.5g} in total")]
         return [
-            Map(m, title=f"{name}: {kind} capacity, {float(m.sum()):.5g}", caption=f"{name}: capacity in parameters")
-            for name, m in self.maps.items()
+            Map(
+                values,
+                title=f"{name}: {kind} capacity, {float(values.sum()):.5g}",
+                caption=f"{name}: capacity in parameters",
+                name=name,
+            )
+            for name, values in self.maps.items()
         ]
 
     def _by_input(self) -> dict[str, float]:

@@ -274,6 +274,7 @@ class ReceptiveField(Result):
             values,
             "share of path energy" if energy else "parameters",
             title=name if several else "",
+            name=name if several else "",
             caption=f"{name}: {caption}" if several else caption,
             factor=100 if energy else 1,
             over=[axis for axis in axes if self._axis(name, axis) in self.moving][-2:],

@@ -109,6 +109,7 @@ class Map:
     factor: float = 1.0
     over: Sequence[str] = ()  # axes that a card draws it over, the last two by default
     box: Mapping[str, tuple[int, int]] | None = None  # start and stop of a theoretical field, by axis
+    name: str = ""  # of the input, where there are several
 
     @property
     def small(self) -> xr.DataArray:

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import capalloc
 from allocations import allocation
 from capalloc import Allocation, CapacityWarning
-from capalloc.app.callbacks.snapshot import LOGGED_METHODS, unwrapped
+from capalloc.app.callbacks.snapshot import LOGGED_METHODS, Snapshot, check_inputs, unwrapped
 from capalloc.app.callbacks.summary import LONG, SHORT, map_image, summarise
 from lacking import lack
+from several import Gated
 from zoo import gaussian, seeded_module
 
 event_accumulator = pytest.importorskip(
@@ -472,6 +473,14 @@ def test_a_training_without_validation_says_that_nothing_is_logged(tmp_path):
         pytest.warns(CapacityWarning, match="no validation batch was seen, .* give .* inputs="),
     ):
         fit(pl, tmp_path, CapacityCallback(), limit_val_batches=0)
+
+
+def test_several_inputs_have_pictures_of_their_own(tmp_path):
+    inputs = {"x": torch.ones(4, 3).double(), "y": torch.ones(4, 2, 2).double()}
+    taken = Snapshot.of("propagate", "raise")(seeded_module(Gated), check_inputs(inputs), 0)
+    ((_, summary),) = taken.values()
+    assert {"capacity/map_x", "capacity/map_y"} == set(summary.images)
+    assert {"capacity/largest_x", "capacity/inputs_y"} <= {*summary.scalars, *summary.histograms}
 
 
 def test_batches_that_are_no_pairs_need_inputs(tmp_path):

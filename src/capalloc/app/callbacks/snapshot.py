@@ -20,7 +20,7 @@ from capalloc._propagate.propagate import propagate
 from capalloc.app.callbacks.summary import Summary, summarise
 from capalloc.results.base import Result
 
-Inputs: TypeAlias = Tensor | Sequence[Any]
+Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 LoggedMethod: TypeAlias = str | Callable[[nn.Module, Inputs], Result]
 OnError: TypeAlias = Literal["raise", "warn"]
 
@@ -91,12 +91,14 @@ def check_inputs(inputs: Any) -> Inputs:
     """Examples that stay the same over the training.
 
     Raises:
-        TypeError: they are neither a tensor nor a list of batches.
+        TypeError: they are neither a tensor nor a list of batches, nor a dict of several inputs.
 
     """
     if isinstance(inputs, Tensor):
         with torch.inference_mode(False):
             return inputs.detach().clone()
+    if isinstance(inputs, Mapping) and inputs:
+        return {str(name): check_inputs(value) for name, value in inputs.items()}
     if isinstance(inputs, (list, tuple)) and inputs:
         return list(inputs)
     raise TypeError(

@@ -52,8 +52,8 @@ def summarise(result: object, group: str) -> Summary:
         scalars |= {f"{group}_{what}/{name}": float(value) for name, value in along.items()}
     if not view.maps:
         return Summary(scalars)
-    # One map has no name of its own; what the brightest colour of each is.
-    named = {f"_{k}" if k else "": shown.values for k, shown in enumerate(view.maps)}
+    # With the value of the brightest colour of each; one map has no name of its own.
+    named = {f"_{shown.name}" if shown.name else "": shown.values for shown in view.maps}
     return Summary(
         scalars | {f"{group}/largest{k}": float(image(values).max()) for k, values in named.items()},
         images={f"{group}/map{k}": map_image(values) for k, values in named.items()},

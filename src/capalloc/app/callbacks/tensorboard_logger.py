@@ -38,7 +38,8 @@ class CapacityLogger:
 
     Args:
         writer: a `torch.utils.tensorboard.SummaryWriter`, or the folder for one.
-        inputs: examples (examples, *inputs), or a list of such batches, the same over the training.
+        inputs: examples (examples, *inputs), or a list of such batches, the same over the training; several inputs by
+            name, in a dict, have a picture each, `capacity/map_<name>`.
         every: optimizer steps between two logs, for `attach`.
         method: "propagate" (by the Markov rule: a few passes), "measure", "scaling", "decoupling" or "shattering"; or
             a function of model and inputs that returns such a result, as `functools.partial(capalloc.measure,
