@@ -146,6 +146,7 @@ def test_an_error_of_the_users_function_says_which():
             lambda: capalloc.measure(nn.Linear(3, 2), torch.ones(4, 3), metric=torch.ones(3, dtype=torch.complex64)),
             "metric must hold real numbers",
         ),
+        (lambda: capalloc.audit(nn.Linear(3, 2), torch.ones(4, 3), metric=3j), "metric must"),
         (lambda: solvers.Auto(dense=3), "dense must be a Dense, got 3"),
         (lambda: gates.gradient_correlation(["a"]), "rates must be real numbers"),
         (lambda: design.read("deep"), "design must be a Design, got 'deep'"),

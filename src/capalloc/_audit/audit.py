@@ -21,7 +21,7 @@ from capalloc._energy.carriers import Products
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._model.input_metric import InputMetricLike
+from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
@@ -112,6 +112,7 @@ def audit(
     if isinstance(inputs, Iterator):  # that serves once
         inputs = list(inputs)
     problem = export_once(prepare(model, inputs, outputs, None, traced=True))
+    input_metric(metric, problem)  # which the parts would leave out with a note
     x, number = problem.inputs, problem.count()
     one_pass = _pass_seconds(problem) * number
     costs = {what: ONCE + passes * one_pass for what, passes in PASSES.items()}
