@@ -408,6 +408,22 @@ class Reads(nn.Module):
         return self.net(ids) * (ids > 0).all(1, keepdim=True)
 
 
+class OneHot(nn.Module):
+    """Makes vectors of ids without looking them up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(35, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(nn.functional.one_hot(ids, 7).double().flatten(1))
+
+
+def test_integers_that_nothing_looks_up_are_refused():
+    with pytest.raises(TypeError, match=r"no embedding of the model looks up \(ids is torch.int64\)"):
+        measure(make(OneHot), IDS)
+
+
 def test_methods_of_one_tensor_refuse_several():
     with pytest.raises(ValueError, match="this method is of one tensor of inputs, not of x, y: pass a model"):
         capalloc.audit(make(Gated), (X, Y))
