@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
-from benchmarks.table import Table, median_seconds
+from benchmarks.table import Table
 from capalloc import architectures
 from capalloc._derivatives import exact_derivatives
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.task import make_task
+from capalloc._model.problem import random_signs
 from capalloc._propagate.by_constraints import EACH_OF_LARGE, LONGEST_OF_LARGE, SAMPLED_OF_LARGE
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Block
@@ -72,34 +74,53 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"ResNet-50": resnet
 def run() -> Table:
     return Table(
         "The default answer at real size, in passes of the model",
-        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; one random combination of outputs each. A pass is "
-        "forward and backward: of one example for the whole call, of all examples for its parts. A step is one product "
-        "with the constraints and one with their transpose.",
+        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; one random combination of outputs each; processor time "
+        "of one thread. A pass is forward and backward, timed before and after: of one example for the whole call, of "
+        "all examples for its parts. A step is one product with the constraints and one with their transpose.",
         ("network", "parameters", "seconds of a pass", "whole call", "factors", "blocks, a probe", "a step", "said"),
-        [(name, *costs(*build())) for name, build in MODELS.items()],
+        [("asked, at most", "", "", "100", "40", "8", "8", ""), *((n, *costs(*make())) for n, make in MODELS.items())],
     )
 
 
 def costs(model: nn.Module, x: Tensor) -> tuple[str, ...]:
-    model = model.eval()
-    one, whole = (median_seconds(lambda x=part: passed(model, x), 3)[0] for part in (x[:1], x))
-    began = time.perf_counter()
-    answer = capalloc.propagate(model, x, solver=Block())
-    took = time.perf_counter() - began
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return in_passes(model.eval(), x)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_passes(model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    before = seconds_of_pass(model, x[:1])
+    answer, took = timed(lambda: capalloc.propagate(model, x, solver=Block()))
+    one = (before + seconds_of_pass(model, x[:1])) / 2
+    whole = seconds_of_pass(model, x)
     with exact_derivatives():
         task = make_task(model, x)
         examples, plan = plan_examples(task, Block(num_probes=2, output_probes=1))
         examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
-        factors, root = median_seconds(lambda: made(examples), 1)
+        root, factors = timed(lambda: made(examples))
         held = examples.prepared()
         sums = ExampleSums(held, Steps(held))
-        w = root.push(sums.signs(0, 1))
-        alone = median_seconds(lambda: sums.squares(w), 1)[0]
-        step = median_seconds(lambda: sums.read(w, 0), 1)[0]
+        signs = random_signs((1, examples.num_params), examples.x, examples.generator(9, 0))
+        alone = timed(lambda: sums.squares(root.push(signs)))[1]
+        step = timed(lambda: sums.read(signs.double(), 0))[1]
     params = sum(p.numel() for p in model.parameters())
     said = f"{answer.attrs['missing'] + answer.attrs['noise']:.2f}"
     parts = (f"{seconds / whole:.1f}" for seconds in (factors, alone, step))
     return f"{params / 1e6:.1f} M", f"{one:.2f}", f"{took / one:.0f}", *parts, said
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What work gives, and its processor time: other programs on the machine are not counted."""
+    began = time.process_time()
+    found = work()
+    return found, time.process_time() - began
+
+
+def seconds_of_pass(model: nn.Module, x: Tensor) -> float:
+    return statistics.median(timed(lambda: passed(model, x))[1] for _ in range(3))
 
 
 def made(examples: Any) -> Any:
