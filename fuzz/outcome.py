@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -109,6 +110,7 @@ def _serve(cases: Callable[[random.Random], Iterator[Case]], seed: int, skipped:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    os.chdir(tempfile.mkdtemp())  # an odd name of a file may be written to
     for k, case in enumerate(cases(random.Random(seed))):
         if k >= skipped:
             pipe.send_bytes(json.dumps([case.name]).encode())

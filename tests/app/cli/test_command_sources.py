@@ -64,7 +64,7 @@ def test_sources_that_make_no_model(folder):
     assert "factories:nothing made a int; it must return" in refused("propagate", "factories:nothing", *shape)
     assert "unexpected keyword argument 'depth'" in refused("propagate", "factories:net", "--arg", "depth=2", *shape)
     assert "--arg must be name=value, got 'depth'" in refused("propagate", "factories:net", "--arg", "depth", *shape)
-    assert "a .pt2 file takes no arguments" in refused("propagate", "net.pt2", "--arg", "depth=2", *shape)
+    assert "a .pt2 file has its weights" in refused("propagate", "net.pt2", "--arg", "depth=2", *shape)
     assert "there is no file net.pt2" in refused("propagate", "net.pt2", *shape)
     assert "mlp takes no argument 'heads'" in refused("propagate", "mlp", "--arg", "heads=2")
     assert "width must be a positive integer" in refused("propagate", "mlp", "--arg", "width=-2")

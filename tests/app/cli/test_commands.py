@@ -195,11 +195,11 @@ def test_outputs_by_position_and_by_name():
         select("logits")(pair)
 
 
-@pytest.mark.parametrize("option", ["--out", "--picture"])
-def test_the_target_is_checked_before_the_work(folder, monkeypatch, option):
+@pytest.mark.parametrize(("option", "name"), [("--out", "result.nc"), ("--picture", "result.png")])
+def test_the_target_is_checked_before_the_work(folder, monkeypatch, option, name):
     monkeypatch.setattr(capalloc.app.cli.compute, "read_sources", lambda *_, **__: pytest.fail("it worked"))
     for command in ("propagate", "measure", "decoupling", "receptive-field", "diagnose", "scaling", "shattering"):
-        line = refused(command, "factories:net", "--shape", "1,6,6", option, str(folder / "nowhere" / "result.nc"))
+        line = refused(command, "factories:net", "--shape", "1,6,6", option, str(folder / "nowhere" / name))
         assert "does not exist; make it first" in line
 
 
