@@ -128,7 +128,7 @@ def bordered(m: nn.Module) -> tuple[Tensor, Tensor]:
     return whole[:, :6], whole[:, 6]
 
 
-@pytest.mark.proves("4", "made weights hold the rank of their Jacobian", oracle="measured capacity")
+@pytest.mark.proves("4", "standardised, orthogonal, softmax, low-rank updates", oracle="measured capacity")
 @pytest.mark.parametrize("make", RANKED.values(), ids=RANKED)
 def test_made_weights_hold_the_rank_of_their_jacobian(make: Callable[[], nn.Module]) -> None:
     model, x = make().eval(), gaussian(60, 6)
