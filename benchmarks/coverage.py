@@ -211,5 +211,5 @@ def run() -> Table:
     path = Path(os.environ.get("CAPALLOC_COVERAGE", Path(tempfile.gettempdir()) / "capalloc-coverage.jsonl"))
     found = table(sweep(architectures(), path))
     report = Path(__file__).with_name("COVERAGE.md")
-    report.write_text(f"# Coverage\n\nOne run of `python -m benchmarks coverage`.\n\n{found.markdown()}\n")
+    report.write_text(f"{found.markdown()}\n")
     return found

@@ -199,9 +199,9 @@ def _make_torchvision(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 PYTORCHCV = (
     "preresnet18_wd4 resnestabc14 bam_resnet18 cbam_resnet18 diaresnet10 diracnet18v2 sharesnet18 sparsenet121 "
     "channelnet "
-    "bagnet9 espnetv2_wd2 dicenet_wd5 hardnet39ds squeezeresnet_v1_1 sqnxt23_w1 shufflenet_g3_wd4 menet108_8x1_g3 "
+    "bagnet9 espnetv2_wd2 dicenet_wd5 hardnet39ds sqnxt23_w1 shufflenet_g3_wd4 menet108_8x1_g3 "
     "igcv3_wd4 xdensenet40_2_k24_bc_cifar10 nin_cifar10 resnext20_16x4d_cifar10 rir_cifar10 "
-    "shakeshakeresnet20_2x16d_cifar10 ror3_56_cifar10 octresnet10_ad2 revnet38 airnet50_1x64d_r16 scnet50"
+    "shakeshakeresnet20_2x16d_cifar10 ror3_56_cifar10 octresnet10_ad2 revnet38 airnet50_1x64d_r16"
 )
 
 

@@ -449,3 +449,25 @@ def test_seeding_the_processor_leaves_other_devices_alone(monkeypatch):
     with seeded(3, torch.device("cpu")):
         drawn = torch.rand(4)
     assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
+class Chaotic(nn.Module):
+    """A float32 network that makes much of a rounding, which is another one in a larger batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = (self.first(x) + (1e-6 if len(x) > 1 else 0.0)).sigmoid()
+        for _ in range(14):
+            h = 4 * h * (1 - h)
+        return h
+
+
+def test_rounding_that_a_deep_network_enlarges_is_no_interaction():
+    torch.manual_seed(0)
+    model, x = Chaotic(), torch.randn(4, 3)
+    together, alone = model(x[:2]), torch.cat([model(one[None]) for one in x[:2]])
+    assert float((together - alone).abs().max()) > 1e-3  # far more than rounding of the outputs themselves
+    assert prepare(model, x).num_params == 8

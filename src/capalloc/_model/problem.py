@@ -26,6 +26,8 @@ from capalloc._model.several_inputs import Layout, packed
 from capalloc._runtime.arguments import blamed
 
 ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"]  # a checked problem stays as it is
+#: A change of the inputs, in units of their rounding, that moves outputs about as far as rounding in all layers does.
+NUDGE = 16
 ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
 OutputSelection = Callable[[Any], Tensor] | None
 
@@ -360,12 +362,16 @@ def _check_outputs(problem: Problem, x: Tensor, y: Tensor) -> None:
     together = y.detach().reshape(len(x), -1)
     apart = torch.stack([one.detach().reshape(-1) for one in singles])
     if len(x) > 1 and not agree(together, apart) and agree(together, _again(problem, x)):
+        # A deep network of float32 may make much of rounding, which kernels of other batches do otherwise.
+        nudged = _again(problem, x * (1 + NUDGE * torch.finfo(x.dtype).eps), seed=0)
+        if float((together - apart).abs().max()) <= 2 * float((together - nudged).abs().max()):
+            return
         raise ValueError(
             "examples interact: the outputs for one example change when another is in the batch; use a model that "
             "treats each example alone (batch statistics: track running ones; recurrence and attention: batch_first)"
         )
 
 
-def _again(problem: Problem, x: Tensor) -> Tensor:
+def _again(problem: Problem, x: Tensor, seed: int = 1) -> Tensor:
     """The outputs with other random draws."""
-    return problem.select(_try(problem, x, seed=1)[0]).detach().reshape(len(x), -1)
+    return problem.select(_try(problem, x, seed)[0]).detach().reshape(len(x), -1)
