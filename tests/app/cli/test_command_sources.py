@@ -161,6 +161,16 @@ def test_images_of_more_than_eight_bits_keep_their_levels(tmp_path):
         read_images(tmp_path / "floats")
 
 
+def test_a_png_whose_checksums_do_not_fit_is_refused(tmp_path):
+    image, path = pytest.importorskip("PIL.Image"), tmp_path / "image.png"
+    image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"image.png cannot be read"):
+        read_images(tmp_path)
+
+
 def test_no_image_starts_a_program(tmp_path):
     pytest.importorskip("PIL.Image")
     (tmp_path / "x.png").write_bytes(
