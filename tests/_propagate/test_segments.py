@@ -142,3 +142,16 @@ def test_large_networks_get_the_markov_rules_map_with_the_count_of_segments():
     markov = capalloc.propagate(model, x, solver="markov")
     assert capalloc.correlation(large, markov) == pytest.approx(1.0)
     assert float(large.by_parameter.sum()) == pytest.approx(large.total)
+
+
+def test_dead_channels_count_in_no_space() -> None:
+    """Columns of a linear segment that no path enters are no freedom of it: the count is the measured rank."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+        model = nn.Sequential(*layers, nn.Linear(36, 9), nn.Linear(9, 3)).double().eval()
+        x = torch.randn(60, 1, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model[0].bias[:2] = -30.0  # two channels are dead, and with them half of the linear layer's columns
+    counted = capalloc.propagate(model, x, solver=Segments(max_params=1))
+    assert counted.total == pytest.approx(capalloc.measure(model, x).total, abs=0.01)

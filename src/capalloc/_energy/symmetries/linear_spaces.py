@@ -48,7 +48,7 @@ class _Link:
     kind: str  # "bias", "scale" or "matrix"
     read: Tensor
     written: Tensor
-    kernel: int  # weights for each pair
+    kernel: Tensor  # weights in use for each pair, over the pairs; without axes where it is the same for all
 
     def reaching(self, value: Tensor) -> Tensor:
         """Sum a component's value over what every written component reads, in the shape of `written`."""
@@ -57,6 +57,14 @@ class _Link:
     def reached(self, value: Tensor) -> Tensor:
         """Sum a component's value over what reads every read component, in the shape of `read`."""
         return sum_to(value[self.written].expand(self.shape), self.read)
+
+    def columns(self, value: Tensor) -> Tensor:
+        """Sum a component's value over the weights in use by which it is read, in the shape of `written`."""
+        return sum_to(value[self.read].expand(self.shape) * self.kernel, self.written)
+
+    def rows(self, value: Tensor) -> Tensor:
+        """Sum a component's value over the weights in use by which it is written, in the shape of `read`."""
+        return sum_to(value[self.written].expand(self.shape) * self.kernel, self.read)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,16 +96,18 @@ def find(program: Program, usage: Usage) -> Spaces:
     for *others, _ in _sums_of_biases(program, [link for link in links if link not in shared]):
         for link in others:
             _share(lost, names[link.edge.weight], float(link.written.numel()))
-    rank = torch.ones(size, dtype=torch.float64)  # of a space of d channels that w columns write: w / d for each
+    alive = (usage.through_channels > 0).double()
+    alive[0] = 1.0  # inputs, the constant and outputs
+    rank = alive.clone()  # of a space of d channels that w columns write: w / d for each
     for channels in _spaces(_signatures(program, usage, links, gated), links, free):
         d, c = len(channels), int(channels[0])
         touching = [link for link in links if bool((link.read == c).any() | (link.written == c).any())]
         columns = round(sum(_columns(link, c, rank, shifting) for link in touching))
-        rows = round(sum(_rows(link, c) for link in touching))
+        rows = round(sum(_rows(link, c, alive) for link in touching))
         kept = min(d, columns, rows)
         # A space wider than what reads it is no bottleneck: what writes it shows through, column by column.
         rank[channels] = (columns if d > rows else min(d, columns)) / d
-        weights = {link: _rows(link, c) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"}
+        weights = {link: _rows(link, c, alive) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"}
         extra = d * (rows + columns) - kept * (rows + columns - kept) - d
         for link, number in weights.items():
             _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
@@ -120,8 +130,11 @@ def _links(program: Program, usage: Usage) -> list[_Link]:
         kind = "bias" if step.args[0] == program.constant else kind
         for side in edge.sides:
             read, written = (usage.potentials.component[labels] for labels in side)
-            pairs = torch.broadcast_shapes(read.shape, written.shape).numel()
-            links.append(_Link(edge, kind, read, written, max(1, used.numel() // pairs)))
+            shape = torch.broadcast_shapes(read.shape, written.shape)
+            kernel = torch.tensor(max(1.0, used.numel() // shape.numel()))
+            if not usage.all_used(edge.weight):
+                kernel = sum_to((used > 0).to(torch.float32), torch.empty(shape, device="meta")).cpu()
+            links.append(_Link(edge, kind, read, written, kernel))
     return links
 
 
@@ -213,15 +226,15 @@ def _columns(link: _Link, c: int, rank: Tensor, shifting: Tensor) -> float:
         return 0.0
     if link.kind == "bias":
         return float(not shifting[c])
-    return float(link.reaching(rank)[here].max()) * link.kernel
+    return float(link.columns(rank)[here].max())
 
 
-def _rows(link: _Link, c: int) -> float:
-    """Count the rows of an edge that read the space of a component."""
+def _rows(link: _Link, c: int, alive: Tensor) -> float:
+    """Count the rows of an edge that read the space of a component and that a path leaves."""
     here = link.read == c
     if not bool(here.any()):
         return 0.0
-    return float(link.reached(torch.ones(int(link.written.max()) + 1))[here].max()) * link.kernel
+    return float(link.rows(alive)[here].max())
 
 
 def _sums_of_biases(program: Program, links: list[_Link]) -> list[list[_Link]]:
