@@ -107,7 +107,9 @@ def find(program: Program, usage: Usage) -> Spaces:
         kept = min(d, columns, rows)
         # A space wider than what reads it is no bottleneck: what writes it shows through, column by column.
         rank[channels] = (columns if d > rows else min(d, columns)) / d
-        weights = {link: _rows(link, c, alive) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"}
+        weights = {
+            link: _rows(link, c, alive) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"
+        }
         extra = d * (rows + columns) - kept * (rows + columns - kept) - d
         for link, number in weights.items():
             _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
