@@ -53,6 +53,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "scaling": lambda: capalloc.scaling(NET, X).data.to_dataframe().to_string(),
     "shattering": lambda: capalloc.shattering(NET, X).data.to_dataframe().to_string(),
     "diagnose": lambda: repr(capalloc.diagnose(NET, X)),
+    "prune_scores": lambda: capalloc.prune_scores(NET, X).share.values,
+    "audit": lambda: capalloc.audit(NET, X).data.to_array().values,
     "gates.gate_moments": lambda: [m.numpy() for m in gates.gate_moments(NET, X).values()],
     "gates.gaussian_decoupling": lambda: gates.gaussian_decoupling("gelu", 0.5),
     "gates.gaussian_gate_moment": lambda: gates.gaussian_gate_moment("tanh", 0.5),
