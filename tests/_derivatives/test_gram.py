@@ -406,7 +406,6 @@ def test_gpu_gives_the_same(name):
     [
         ({"side": "inputs"}, r"side must be \"outputs\" for J J' or \"params\" for J' J, got 'inputs'"),
         ({"batch_size": 0}, 'batch_size must be "auto" or an integer >= 1, got 0'),
-        ({"batch_size": True}, 'batch_size must be "auto" or an integer >= 1, got True'),
         ({"dtype": torch.float16}, "dtype must be torch.float32 or torch.float64, got torch.float16"),
         ({"accumulate": torch.int64}, "accumulate must be torch.float32 or torch.float64, got torch.int64"),
     ],

@@ -16,10 +16,12 @@ from allocations import allocation
 from capalloc import Allocation
 from capalloc.depth_limit import Evolution, StepLaw, WalkBlock, jump, point
 from capalloc.results import (
+    Audit,
     Decoupling,
     Diagnosis,
     EffectiveParameters,
     Extent,
+    PruneScores,
     ReceptiveField,
     Scaling,
     Shattering,
@@ -96,8 +98,23 @@ def made(name: str = "layer") -> dict[str, Result]:
             {"num_params": 3, "num_examples": 2, "num_outputs": 1, "ridge": 1.0, "rank": 1, "notes": [name]},
         )
     )
+    finding = {"level": "serious", "weight": 1.0, "what": name, "do": "see to it", "docs": "scaling.md"}
+    settings = {"total": 2.0, "total_standard_error": None, "seconds": 1.0, "forecast_seconds": 2.0, "found": [finding]}
+    audit = xr.Dataset(
+        {key: ("layer", [1.0]) for key in Audit.COLUMNS},
+        {"layer": [name]},
+        {"num_params": 3, "num_examples": 2, **settings},
+    )
+    scores = xr.Dataset(
+        {
+            **{"parameter": ("tensor", [name]), "layer": ("tensor", [name]), "units": ("tensor", [0])},
+            **{"share": ("tensor", [0.75]), "score_0": (("score_0_0", "score_0_1"), [[0.5, 0.25]])},
+        },
+        attrs={"num_params": 3, "num_examples": 2, "notes": [name]},
+    )
     walk = jump([WalkBlock(StepLaw.uniform(3, 2), 0.5)], point((4, 5)))
     found = [
+        Audit(audit),
         a,
         Decoupling(decoupling),
         Diagnosis(xr.merge([scaling, shattering, axis])),
@@ -106,6 +123,7 @@ def made(name: str = "layer") -> dict[str, Result]:
         field,
         Scaling(scaling),
         Shattering(shattering),
+        PruneScores(scores),
     ]
     return {type(result).__name__: result for result in found}
 

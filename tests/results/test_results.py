@@ -56,6 +56,8 @@ def results() -> dict[str, Result]:
         capalloc.receptive_field(model, x, lambda y: y[:, :, None, None], output_position=(0, None, None)),
         capalloc.scaling(model, x),
         capalloc.shattering(model, x),
+        capalloc.prune_scores(model, x),
+        capalloc.audit(model, x),
     ]
     return {type(result).__name__: result for result in made}
 
@@ -271,6 +273,8 @@ def expected_rows(result: Result, dataset: xr.Dataset, rows: str) -> int:
         return sizes["depth"] * sizes["row"] * sizes["column"]
     if isinstance(result, Allocation) and rows == "table":
         return sizes["parameter"] * dataset["capacity"].size
+    if rows == "units":
+        return sum(len(scores) for scores in result.unit_scores.values())
     return sizes[{"params": "parameter", "spectrum": "node", "axes": "axis"}.get(rows, rows.removesuffix("s"))]
 
 

@@ -25,7 +25,14 @@ Kind = TypeVar("Kind")
 ELSEWHERE = frozenset(
     {
         *("ModelLike", "Tensor | Iterable[Any]", "OutputSelection", "str | Elementwise", "Partition | None"),
-        *("MeasureSolver", "PropagateSolver", "InputMetricLike", "str | float | CovarianceEstimator", "Labels | None"),
+        *(
+            "MeasureSolver",
+            "PropagateSolver",
+            "InputMetricLike",
+            "str | float | CovarianceEstimator",
+            "Labels | None",
+            "Distributed",
+        ),
     }
 )
 ARRAY_LIKES = frozenset(get_args(ArrayLike))

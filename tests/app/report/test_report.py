@@ -499,7 +499,7 @@ def test_refuses_no_result():
 
 
 def test_refuses_what_is_no_result():
-    with pytest.raises(TypeError, match="'map' is a ndarray; a report shows results: Allocation, Effective"):
+    with pytest.raises(TypeError, match="'map' is a ndarray; a report shows results: Audit, Allocation, Effective"):
         report_html({"map": np.zeros(3)})
 
 
