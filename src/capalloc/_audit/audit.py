@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +106,9 @@ def audit(
         ValueError, TypeError: bad input.
 
     """
-    if not (isinstance(seconds, (int, float)) and seconds > 0):
+    if not seconds > 0:
         raise ValueError(f"seconds must be a positive number, got {seconds!r}")
     clock = _Clock(float(seconds), time.perf_counter(), [])
-    if isinstance(inputs, Iterator):  # that serves once
-        inputs = list(inputs)
     problem = export_once(prepare(model, inputs, outputs, None, traced=True))
     input_metric(metric, problem)  # which the parts would leave out with a note
     x, number = problem.inputs, problem.count()
@@ -125,7 +123,7 @@ def audit(
     def capacity() -> Allocation:
         there_are = clock.left - costs["depth"]  # half of it for what comes before the first step
         solver: PropagateSolver = "auto" if there_are > CAPACITY else Block(max_seconds=max(1.0, there_are / 2))
-        return propagate(model, inputs, outputs, solver=solver, metric=metric)
+        return propagate(model, x, outputs, solver=solver, metric=metric)
 
     parts: dict[str, Callable[[], Any]] = {
         "channels": lambda: observe(problem, problem.batches(EXAMPLES_AT_ONCE)),

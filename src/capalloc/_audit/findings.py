@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,16 @@ class Evidence:
     allocation: Allocation | None = None
     scores: PruneScores | None = None
     diagnosis: Diagnosis | None = None
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def missing(self) -> float:
+        """The share of the capacity that may stand elsewhere than the map says."""
+        return 0.0 if self.allocation is None else float(self.allocation.attrs.get("missing") or 0.0)
+
+    @property
+    def unknown(self) -> float:
+        """The parameters of that share: all of them may be one layer's, or one input's."""
+        return 0.0 if self.allocation is None else self.missing * self.allocation.total
 
 
 def findings(known: Evidence) -> list[Finding]:
@@ -72,9 +81,7 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
 def low_use(known: Evidence) -> Iterator[Finding]:
     """Layers whose parameters are mostly not independent."""
     layers = known.layers
-    a = known.allocation
-    unknown = 0.0 if a is None else float(a.attrs.get("missing") or 0.0) * a.total  # all of it may be this layer's
-    most = layers["use"] + 2 * layers["use_error"].fillna(0) + unknown / layers["parameters"]
+    most = layers["use"] + 2 * layers["use_error"].fillna(0) + known.unknown / layers["parameters"]
     rows = layers[most < LOW_USE]
     for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
         error = f" ± {row['use_error']:.2f}" if row["use_error"] > 0 else ""
@@ -99,7 +106,7 @@ def unused_parameters(known: Evidence) -> Iterator[Finding]:
             named = [f"{name} ({count:,})" for name, count in idle[idle > 0].head(MOST_NAMED).items()]
             where = f", most in {', '.join(named)}" if named else ""
         yield Finding(
-            "worth a look" if share > 1 - ROUGH or share > ROUGH else "to know",
+            "worth a look" if share > ROUGH else "to know",
             share,
             f"{number:,} parameters ({share:.1%}) are in no use on these examples{where}",
             "remove them, or give more examples",
@@ -160,8 +167,9 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
             yield Finding("worth a look", 1.0, what, do, "how-to/measure-or-propagate.md")
     if capacity.ndim == 1 and mean > 0:
         axis = str(capacity.dims[0])
-        unknown = float(known.allocation.attrs.get("missing") or 0.0) * known.allocation.total
-        parts = [(f"{axis} {k}", float(v), _error(capacity[k]) + unknown) for k, v in enumerate(capacity.to_numpy())]
+        parts = [
+            (f"{axis} {k}", float(v), _error(capacity[k]) + known.unknown) for k, v in enumerate(capacity.to_numpy())
+        ]
         yield from _uneven(parts, mean)
 
 
@@ -174,9 +182,8 @@ def regions(known: Evidence) -> Iterator[Finding]:
     found = grid(capacity)
     names, values = [str(name) for name in found["region"].to_numpy().ravel()], found.to_numpy() / sizes
     error = float(capacity["standard_error"].mean()) if "standard_error" in capacity.coords else 0.0
-    unknown = float(known.allocation.attrs.get("missing") or 0.0) * known.allocation.total
     parts = [
-        (f"the {name}", float(value), error / math.sqrt(max(float(size), 1.0)) + unknown / max(float(size), 1.0))
+        (f"the {name}", float(value), error / math.sqrt(max(float(size), 1.0)) + known.unknown / max(float(size), 1.0))
         for name, value, size in zip(names, values.ravel(), sizes.ravel(), strict=True)
     ]
     yield from _uneven(parts, float(capacity.mean()))
@@ -239,13 +246,12 @@ def unsettled(known: Evidence) -> Iterator[Finding]:
             "give more examples before the numbers are compared",
             "how-to/measure-or-propagate.md",
         )
-    away = float(attrs.get("missing") or 0.0)
     noise = float(attrs.get("noise") or 0.0)
-    if away + noise > ROUGH:
+    if known.missing + noise > ROUGH:
         yield Finding(
             "to know",
-            away + noise,
-            f"the map is a rough one: {away:.2f} may be missing, and {noise:.2f} is noise of the probes",
+            known.missing + noise,
+            f"the map is a rough one: {known.missing:.2f} may be missing, and {noise:.2f} is noise of the probes",
             "give it more seconds",
             "how-to/measure-or-propagate.md",
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from capalloc._energy.affine_stretch import InputStart
 from capalloc._energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
-from capalloc._energy.markov import Batch
+from capalloc._energy.markov import Batch, FloatRangeError
 from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, Limits
 from capalloc._energy.trace import NOTHING_WATCHED, Watch, trace
 from capalloc._graph.capture import Graph, capture
@@ -29,6 +29,7 @@ KEPT = 4
 #: to cancellation: on a ResNet-50 the two precisions agree to 1e-7 of the total.
 FLOAT64_LIMIT = 2**22
 Precision = torch.dtype | Literal["auto"]
+Solved = TypeVar("Solved")
 
 
 def check_walk(gates: str, batch_size: int | str) -> None:
@@ -115,3 +116,15 @@ class Batches:
             seed = torch.ones_like(program.values[program.output])
             seed[count:] = 0
             yield program, seed
+
+
+def solve_in_range(
+    batches_of: Callable[[Precision], Batches], solve: Callable[[Batches], Solved], dtype: Precision = "auto"
+) -> tuple[Solved, Batches]:
+    """Solve on batches in that precision, or in float64 where float32 loses path energies; and give the batches."""
+    batches = batches_of(dtype)
+    try:
+        return solve(batches), batches
+    except FloatRangeError:
+        batches = batches_of(torch.float64)
+        return solve(batches), batches

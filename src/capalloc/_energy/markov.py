@@ -52,8 +52,6 @@ def solve(
 
     """
     usage, (program, seed, flow) = path_usage(batches(layers))
-    if usage.is_lost():
-        raise FloatRangeError("path energies leave the range of float32; compute them in float64")
     counted = shares(program, usage)
     names = tuple(program.params)
     loss = counted.loss(table)
@@ -119,7 +117,12 @@ def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 def path_usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, FirstAdjoint]]:
-    """Sum what paths use over all batches; keep the last batch."""
+    """Sum what paths use over all batches; keep the last batch.
+
+    Raises:
+        FloatRangeError: float32 may have lost path energies to rounding.
+
+    """
     usage: Usage | None = None
     last = None
     for program, seed in batches:
@@ -133,6 +136,8 @@ def path_usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, 
         add_usage(usage, program, flow)
     assert usage is not None
     assert last is not None
+    if usage.is_lost():
+        raise FloatRangeError("path energies leave the range of float32; compute them in float64")
     return usage, last
 
 

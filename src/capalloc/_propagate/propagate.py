@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capalloc._derivatives import exact_derivatives
 from capalloc._energy import markov
-from capalloc._energy.batches import Batches, Precision, check_walk
+from capalloc._energy.batches import Batches, Precision, check_walk, solve_in_range
 from capalloc._energy.carriers import Products
 from capalloc._energy.gate_sources import GateSource
 from capalloc._linalg.metric_names import DEFAULT_METRIC
@@ -132,12 +132,11 @@ def propagate(
         problem.layout.check_alike("solver='segments'")
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
-    batches = Batches.of(problem, gates, batch_size, dtype=dtype, **settings)
-    try:
-        found = _by_paths(problem, batches, asked, layers, table, space)
-    except markov.FloatRangeError:
-        batches = Batches.of(problem, gates, batch_size, dtype=torch.float64, **settings)
-        found = _by_paths(problem, batches, asked, layers, table, space)
+    found, batches = solve_in_range(
+        lambda dtype: Batches.of(problem, gates, batch_size, dtype=dtype, **settings),
+        lambda batches: _by_paths(problem, batches, asked, layers, table, space),
+        dtype,
+    )
     attrs = {
         "kind": "propagated",
         "solver": word_of(asked),

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from capalloc._energy.batches import Batches, check_walk
+from capalloc._energy.batches import Batches, check_walk, solve_in_range
 from capalloc._energy.carriers import Products
 from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.markov import path_usage
@@ -69,11 +69,10 @@ def prune_scores(
     problem = prepare(model, inputs, outputs, params, traced=True, by_input=True)
     space = input_metric(metric, problem)
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
-    batches = Batches.of(problem, gates, batch_size, **settings)
-    usage, (program, *_) = path_usage(batches())
-    if usage.is_lost():
-        batches = Batches.of(problem, gates, batch_size, dtype=torch.float64, **settings)
-        usage, (program, *_) = path_usage(batches())
+    (usage, (program, *_)), batches = solve_in_range(
+        lambda dtype: Batches.of(problem, gates, batch_size, dtype=dtype, **settings),
+        lambda batches: path_usage(batches()),
+    )
     energy = sum(usage.by_example)
     if not energy > 0:
         raise ValueError("no path leads from the inputs to the outputs, so that no parameter carries any path energy")
