@@ -45,6 +45,7 @@ def test_linear_regression_has_its_hat_matrix(examples, ridge):
     hat, used = X @ inverse @ X.T, np.diag(inverse @ X.T @ X)
     np.testing.assert_allclose(found.leverage[:, 0], np.diag(hat), atol=1e-12)
     np.testing.assert_allclose(found.by_parameter, [used[:4].sum(), used[4]], atol=1e-12)
+    assert float(found.by_module(depth=1).sum()) == pytest.approx(found.total)
     assert found.total == pytest.approx(np.trace(hat))
 
 

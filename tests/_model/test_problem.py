@@ -7,6 +7,7 @@ import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from capalloc._model.given_examples import check_batch
 from capalloc._model.places import axis_names
 from capalloc._model.private_copy import private_copy
 from capalloc._model.problem import Problem, prepare, seeded
+from capalloc.results import Result
 from zoo import gaussian, seeded_module
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
@@ -60,11 +62,36 @@ def weight_normed() -> nn.Module:
 
 
 REFUSED = {
+    "a part of a tensor": (
+        lambda: prepare(linear(), X, outputs="logits"),
+        ValueError,
+        "returns one tensor, which has no output 'logits': leave outputs out",
+    ),
+    "no such position": (
+        lambda: prepare(Returns(lambda y: (y, y)), X, outputs=2),
+        ValueError,
+        "returns a tuple without the output 2",
+    ),
+    "no such name": (
+        lambda: prepare(Returns(lambda y: (y, y)), X, outputs="logits"),
+        ValueError,
+        "returns a tuple without the output 'logits'",
+    ),
+    "no such key": (
+        lambda: prepare(Returns(lambda y: {"a": y}), X, outputs="b"),
+        ValueError,
+        "returns a dict without the output 'b'; it has a",
+    ),
+    "a name of no tensor": (
+        lambda: prepare(Returns(lambda y: {"a": [y]}), X, outputs="a"),
+        TypeError,
+        "outputs must lead to a tensor, got list",
+    ),
     "not a module": (lambda: prepare(torch.relu, X), TypeError, "model must be a torch.nn.Module"),
     "outputs not callable": (
-        lambda: prepare(linear(), X, outputs=0),
+        lambda: capalloc.measure(linear(), X, outputs=True),
         TypeError,
-        "outputs must be a function .* got int",
+        "outputs must be a text or an integer or a function or None, got True",
     ),
     "inputs not iterable": (
         lambda: prepare(linear(), 3),
@@ -108,12 +135,12 @@ REFUSED = {
     "outputs not a tensor": (
         lambda: prepare(linear(), X, outputs=lambda y: [y]),
         TypeError,
-        "outputs must return a tensor, got list",
+        "outputs must lead to a tensor, got list",
     ),
     "tuple": (
         lambda: prepare(Returns(lambda y: (y, y)), X),
         TypeError,
-        r"model returns a tuple, .* outputs=lambda returned: returned\[0\]",
+        r"model returns a tuple, .* outputs=0",
     ),
     "batch not a tensor": (
         lambda: prepare(linear(), [X.numpy()]),
@@ -210,7 +237,7 @@ REFUSED = {
     "a dictionary out": (
         lambda: prepare(Returns(lambda y: {"scores": y}), X),
         TypeError,
-        r"returns a dict, .* outputs=lambda returned: returned\['scores'\]",
+        r"returns a dict, .* outputs='scores'",
     ),
     "complex outputs": (
         lambda: prepare(Returns(lambda y: torch.complex(y, y)), X),
@@ -403,6 +430,46 @@ def test_batches_that_are_served_once_are_kept():
 def test_default_output_of_a_model_output_object(name):
     problem = prepare(Returns(lambda y: SimpleNamespace(**{name: y, "other": None})), X)
     assert problem(X).shape == (4, 2)
+
+
+class Several(NamedTuple):
+    hidden: Tensor
+    logits: Tensor
+
+
+class Positions(nn.Module):
+    """A convolution before a classifier, and both of what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.end = nn.Conv1d(1, 2, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Several:
+        hidden = self.mix(x).relu()
+        return Several(hidden, self.end(hidden))
+
+
+WITH_OUTPUTS = {
+    name: getattr(room, name)
+    for room in (capalloc, capalloc.solvers, capalloc.depth_limit)
+    for name in dir(room)
+    if inspect.isfunction(getattr(room, name)) and "outputs" in inspect.signature(getattr(room, name)).parameters
+}
+
+
+@pytest.mark.parametrize("name", WITH_OUTPUTS)
+def test_every_method_takes_outputs_by_name_and_by_position(name):
+    def answer(outputs: Any) -> Any:
+        torch.manual_seed(0)
+        found = WITH_OUTPUTS[name](seeded_module(Positions), x, outputs, **more)
+        return {k: v.values for k, v in found.data.variables.items()} if isinstance(found, Result) else found
+
+    x, more = gaussian(6, 1, 4), {"ridge": 0.1} if name == "effective_parameters" else {}
+    expected = answer(lambda returned: returned[1])
+    for outputs in ("logits", 1, -1):
+        assert repr(answer(outputs)) == repr(expected)
+    if name != "decoupling":  # of the one gate, which both see
+        assert repr(answer("hidden")) != repr(expected)
 
 
 def test_logits_come_before_hidden_states():

@@ -32,6 +32,25 @@ def same(a: Allocation, b: Allocation) -> None:
         xr.testing.assert_identical(a.table, b.table)
 
 
+def test_modules_sum_to_the_total_at_any_depth():
+    names = ["scale", "body.0.a.weight", "body.0.b.weight", "body.1.weight", "head.weight", "head.bias"]
+    values = np.arange(1.0, 7.0)
+    a = Allocation(xr.DataArray([20.0, 0.5], dims="input"), 0.5, xr.DataArray(values, {"parameter": names}))
+    expected = {
+        None: {"scale": 1, "body.0.a": 2, "body.0.b": 3, "body.1": 4, "head": 11},
+        1: {"scale": 1, "body": 9, "head": 11},
+        2: {"scale": 1, "body.0": 5, "body.1": 4, "head": 11},
+        9: {"scale": 1, "body.0.a": 2, "body.0.b": 3, "body.1": 4, "head": 11},
+    }
+    for depth, sums in expected.items():
+        assert a.by_module(depth).to_series().to_dict() == sums
+        assert list(a.by_module(depth=depth).module.values) == list(sums)
+    with pytest.raises(ValueError, match=r"depth must be a positive integer, or None .* got 0"):
+        a.by_module(0)
+    with pytest.raises(TypeError, match=r"depth must be an integer or None, got 1\.5"):
+        a.by_module(1.5)
+
+
 def test_total_is_the_inputs_and_the_constant_one():
     a = allocation()
     assert a.total == float(a.capacity.sum()) + 2.5

@@ -21,17 +21,19 @@ from capalloc.results import (
     Diagnosis,
     EffectiveParameters,
     Extent,
+    Finding,
     PruneScores,
     ReceptiveField,
     Scaling,
     Shattering,
+    Walk,
 )
 from capalloc.results.base import Result
 from capalloc.results.card import CARD_ROWS, NAMED_CELLS, as_html
 from capalloc.results.kinds import RESULTS
 from capalloc.results.receptive_field import extent_columns
 from capalloc.results.text import TEXT_ROWS, as_text
-from capalloc.results.view import Table, View
+from capalloc.results.view import Table, View, estimate
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror="alert(2)">&\'</style>'
 
@@ -302,3 +304,33 @@ def test_a_browser_shows_them_in_light_and_dark(browser):
         assert min(sizes) > 50
     assert said == []
     page.close()
+
+
+SMALL = {
+    "Walk": (
+        Walk(xr.DataArray([[1 / 3, 0.5]], dims=("row", "column")), 1 / 6, {"0": xr.DataArray(np.ones(3))}),
+        "Walk(inputs=<DataArray of 1 x 2>, bias=0.166667, layers={'0': <DataArray of 3>})",
+    ),
+    "Extent": (
+        Extent(3, -1, 2, 1 / 3, float("nan"), False, 2.5),
+        "Extent(size=3, start=-1, stop=2, centre=0.333333, stride=nan, cut=False, deviation=2.5)",
+    ),
+    "Finding": (
+        Finding("to know", 2 / 3, "it", "nothing", "a.md"),
+        "Finding(level='to know', weight=0.666667, what='it', do='nothing', docs='a.md')",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_values_show_six_digits_and_sizes(name):
+    value, shown = SMALL[name]
+    assert repr(value) == shown
+
+
+def test_nothing_shows_minus_zero():
+    assert estimate(-1e-9) == "0.000"
+    assert estimate(-1e-9, 0.1, ",.2f", ".2g") == "0.00 ± 0.1"
+    assert estimate(-0.0, digits=".6g") == "0"
+    assert estimate(-0.5, digits=".1f") == "-0.5"
+    assert "-0.0" not in repr(Extent(3, 0, 3, -0.0, 1.0, False, -0.0))

@@ -91,7 +91,7 @@ def audit(
     Args:
         model: any module; what needs its graph is left out, with a note, where `torch.export` cannot capture it.
         inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
-        outputs: from what the model returns to the tensor of constraint outputs.
+        outputs: the constraint outputs, as in `measure`.
         metric: energies of the inputs, as in `propagate`.
         seconds: how long it may take. Parts that would take longer by the forecast are left out with a note.
         generator: as in `shattering`.

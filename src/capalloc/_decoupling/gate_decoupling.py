@@ -100,7 +100,7 @@ def decoupling(
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
-        outputs: from what the model returns to the tensor of constraint outputs; gates beside its path count too.
+        outputs: the constraint outputs, as in `measure`; gates beside their path count too.
         metric: of the inputs, as in `propagate`. Gates are those of the examples whatever it is; it says how alike the
             units of the first layers are, W S W', and so weighs the pairs of their coupled decoupling.
         batch_size: examples at a time; it changes no result.

@@ -66,7 +66,7 @@ def scaling(
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored.
-        outputs: from what the model returns to the tensor where paths end.
+        outputs: where paths end, as in `measure`.
         metric: energies of the inputs, as in `propagate`; of a covariance its variances count alone.
         batch_size: examples walked at once.
         dtype: of the path energies, as in `propagate`.

@@ -54,7 +54,7 @@ def shattering(
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
-        outputs: from what the model returns to the tensor whose gradients are compared.
+        outputs: whose gradients are compared, as in `measure`.
         num_examples: examples compared with one another, the first ones; twice as many points are held at once.
         step: how far a nearby point lies, as a share of the way to the next example.
         num_lines: lines from one example to the next, on which autocorrelations are measured.

@@ -47,7 +47,7 @@ def diagnose(
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
-        outputs: from what the model returns to the tensor where paths end.
+        outputs: where paths end, as in `measure`.
         metric: energies of the inputs for `scaling` and `receptive_field`; `shattering` takes none.
         num_examples: examples whose gradients are compared, the first ones.
         generator: as in `shattering`.

@@ -65,7 +65,7 @@ def receptive_field(
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
         inputs: examples (examples, *inputs), or an iterable of such batches; for their gates and their shape. Several
             inputs, and token ids, as in `measure`; masks must be alike in all examples.
-        outputs: from what the model returns to the tensor (examples, channel, *positions) that the position is in.
+        outputs: (examples, channel, *positions), which the position is in; chosen as in `measure`.
         output_position: index on the axes after examples and channel; or one entry for every axis after examples,
             None for a whole axis, as for tokens: `(7, None)`, or 7 where the inputs are token ids. By default the
             central position; outputs (examples, classes) are taken whole.

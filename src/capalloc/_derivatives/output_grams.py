@@ -55,7 +55,7 @@ def output_gram(
             must not interact.
         inputs: a tensor with a leading examples axis, or an iterable of such batches; labels in (x, y) batches are
             ignored.
-        outputs: a function from what the model returns to the tensor of outputs.
+        outputs: which outputs, as in `measure`.
         params: names of the parameters that count, or a predicate on names; by default those that require gradients
             (all where none does), "all" for all.
         side: "outputs" for J J', "params" for J' J.

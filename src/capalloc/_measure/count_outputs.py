@@ -57,7 +57,7 @@ def effective_parameters(
             must not interact.
         inputs: a tensor with a leading examples axis, or an iterable of such batches; labels in (x, y) batches are
             ignored.
-        outputs: a function from what the model returns to the tensor of outputs.
+        outputs: which outputs, as in `measure`.
         ridge: non-negative, in units of G; 0 counts the rank.
         params: names of the parameters that count, or a predicate on names; by default those that require gradients
             (all where none does), "all" for all; the rest are held fixed.

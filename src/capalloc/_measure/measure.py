@@ -120,7 +120,9 @@ def measure(
         inputs: a tensor with a leading examples axis, or an iterable of such batches; labels in (x, y) batches are
             ignored. Of a model that requires several, a tuple of tensors; by name, a dict; integers that an embedding
             looks up are token ids, and have a capacity by token (docs/how-to/several-inputs.md).
-        outputs: a function from what the model returns to the tensor of constraint outputs.
+        outputs: the constraint outputs in what the model returns: a name such as "logits", of an entry or an
+                attribute; a position; or a function to the tensor. None takes a tensor as it is, else `logits`, else
+                `last_hidden_state`.
         metric: input metric S: "identity", unit energy of every input about zero; "variance" of each input over the
             examples, or their "covariance", shrunk as by Ledoit and Wolf (docs/theory.md, section 2); or variances of
             one example's shape, or a covariance, (n, n) or that shape twice over. With all but the first the

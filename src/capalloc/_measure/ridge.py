@@ -77,7 +77,7 @@ def mean_eigenvalue(
     Args:
         model: as in `measure`, and so are the next ones.
         inputs: the examples.
-        outputs: the outputs that count.
+        outputs: the outputs that count, as in `measure`.
         metric: the metric of the inputs, as in `measure`.
         intercept: give the bias an input of its own.
         params: the parameters that count, as in `measure`.

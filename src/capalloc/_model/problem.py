@@ -29,7 +29,7 @@ ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"] 
 #: A change of the inputs, in units of their rounding, that moves outputs about as far as rounding in all layers does.
 NUDGE = 16
 ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
-OutputSelection = Callable[[Any], Tensor] | None
+OutputSelection = str | int | Callable[[Any], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,6 @@ def prepare(
     if isinstance(model, Problem):
         return model
     model, program = _read(model)
-    if outputs is not None and not callable(outputs):
-        raise TypeError(
-            f"outputs must be a function from the model's return value to a tensor, got {type(outputs).__name__}"
-        )
     if not isinstance(inputs, Tensor):
         if not isinstance(inputs, Iterable):
             raise TypeError(f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}")
@@ -259,11 +255,14 @@ def _named(model: nn.Module, named: Mapping[str, nn.Parameter], names: list[Any]
 
 def select_outputs(returned: Any, outputs: OutputSelection) -> Tensor:
     """Apply `outputs`, or the default: a tensor itself, `.logits`, else `.last_hidden_state`."""
-    if outputs is not None:
+    if isinstance(outputs, (str, int)):
+        returned = _part(returned, outputs)
+    elif outputs is not None:
         with blamed("outputs"):
             returned = outputs(returned)
+    if outputs is not None:
         if not isinstance(returned, Tensor):
-            raise TypeError(f"outputs must return a tensor, got {type(returned).__name__}")
+            raise TypeError(f"outputs must lead to a tensor, got {type(returned).__name__}")
         return returned
     if isinstance(returned, Tensor):
         return returned
@@ -274,8 +273,24 @@ def select_outputs(returned: Any, outputs: OutputSelection) -> Tensor:
     key = repr(next(iter(returned), "")) if isinstance(returned, Mapping) else "0"
     raise TypeError(
         f"model returns a {type(returned).__name__}, not a tensor; "
-        f"say which tensor to constrain, for example outputs=lambda returned: returned[{key}]"
+        f"say which tensor to constrain, for example outputs={key}"
     )
+
+
+def _part(returned: Any, which: str | int) -> Any:
+    """The output of a name, key or attribute, or of a position."""
+    if isinstance(returned, Tensor):
+        raise ValueError(
+            f"the model returns one tensor, which has no output {which!r}: leave outputs out, or give a function that "
+            "takes a part of it"
+        )
+    try:
+        named = isinstance(which, str) and not isinstance(returned, Mapping)
+        return getattr(returned, str(which)) if named else returned[which]
+    except (LookupError, AttributeError, TypeError):
+        known = f"; it has {', '.join(map(str, returned))}" if isinstance(returned, Mapping) else ""
+        kind = type(returned).__name__
+        raise ValueError(f"the model returns a {kind} without the output {which!r}{known}") from None
 
 
 @contextmanager

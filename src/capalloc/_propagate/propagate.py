@@ -71,7 +71,7 @@ def propagate(
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored. Several
             inputs, and token ids, as in `measure`.
-        outputs: from what the model returns to the tensor of constraint outputs.
+        outputs: the constraint outputs, as in `measure`.
         gates: squared slopes of the activations: "data", on the examples; "gaussian", E[a^2] for unit Gaussian
             pre-activations, which needs the inputs' shape alone; "unit", 1.
         solver: "auto", exact where that is quick, else "block": the coupling inside each parameter tensor, and steps
@@ -208,7 +208,7 @@ def walk(
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.
         inputs: examples (examples, *inputs), or an iterable of such batches.
-        outputs: from what the model returns to the tensor where the walk starts, in proportion to path energy.
+        outputs: where the walk starts, in proportion to path energy, as in `measure`.
         gates: as in `propagate`.
         metric: as in `propagate`.
         batch_size: examples walked at once.

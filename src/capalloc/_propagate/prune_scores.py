@@ -48,7 +48,7 @@ def prune_scores(
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
             copy in evaluation mode is used.
         inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored.
-        outputs: from what the model returns to the tensor whose path energy counts.
+        outputs: whose path energy counts, as in `measure`.
         gates: squared slopes of the activations, as in `propagate`; "gaussian" and "unit" ask for no real data.
         metric: energies of the inputs, as in `propagate`.
         params: as in `propagate`.

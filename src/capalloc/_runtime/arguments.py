@@ -24,7 +24,7 @@ Kind = TypeVar("Kind")
 #: Annotations of what has a check of its own, which knows more of it, and of what takes texts among its numbers.
 ELSEWHERE = frozenset(
     {
-        *("ModelLike", "Tensor | Iterable[Any]", "OutputSelection", "str | Elementwise", "Partition | None"),
+        *("ModelLike", "Tensor | Iterable[Any]", "str | Elementwise", "Partition | None"),
         *(
             "MeasureSolver",
             "PropagateSolver",

@@ -54,7 +54,7 @@ def read(
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2, whose
             signals are (examples, channels, *positions).
         inputs: examples (examples, channels, *positions), or an iterable of such batches; the first batch is walked.
-        outputs: from what the model returns to the tensor where paths end.
+        outputs: where paths end, as in `measure`.
         products: as in `propagate`.
 
     Raises:

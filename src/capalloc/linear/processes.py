@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Process:
     """
 
     name: str
-    autocovariance: Callable[[int], Tensor]
+    autocovariance: Callable[[int], Tensor] = field(repr=False)
     long_memory: bool = False
 
     def sample(self, length: int, generator: torch.Generator) -> Tensor:

@@ -24,6 +24,7 @@ from capalloc._runtime.surroundings import undisturbed
 from capalloc.linear.metrics import Metric
 from capalloc.linear.of_model import linear_map
 from capalloc.linear.prediction_task import PredictionTask
+from capalloc.results.text import briefly
 
 #: Largest entry of the gradient, relative to the variance of the process, at which training stops, and up to which it
 #: counts as an optimum where rounding lets no step come closer. The first is far below what a loss needs: weights that
@@ -57,6 +58,8 @@ class Trained:
     loss: float
     gradient: float
     converged: bool
+
+    __repr__ = briefly
 
 
 @checked

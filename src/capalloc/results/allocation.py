@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import xarray as xr
 
+from capalloc._runtime.arguments import checked
 from capalloc.results.base import Result, Variable
-from capalloc.results.frames import input_frame, param_frame, spectrum_frame, table_frame, unit_frame
+from capalloc.results.frames import input_frame, module_sums, param_frame, spectrum_frame, table_frame, unit_frame
 from capalloc.results.invariants import check_axes, check_sums, check_values
 from capalloc.results.regions import Partition, grid, sum_parts
 from capalloc.results.several import split
@@ -168,6 +169,23 @@ class Allocation(Result):
             raise ValueError(f"there is no input {name!r}; there are {', '.join(self.maps)}")
         return sum_parts(self.maps[name], partition)
 
+    @checked
+    def by_module(self, depth: int | None = None) -> xr.DataArray:
+        """Sum the capacity of parameter tensors over each module; the sums add up to `total`.
+
+        Args:
+            depth: names of a module's path that count: 1 for the model's children, 2 for theirs too, and so on. None
+                for the modules that own the tensors.
+
+        Returns:
+            Capacity over "module", in the order of the parameters; a tensor of the model's own is under its own name.
+
+        Raises:
+            ValueError: depth is less than 1.
+
+        """
+        return module_sums(self.by_parameter, depth)
+
     def view(self) -> View:
         """Totals with their doubt, parameter tensors, and the map."""
         kind = str(self.attrs.get("kind", "allocated"))
@@ -182,7 +200,7 @@ class Allocation(Result):
             values={"total": self.total, "bias": self.bias}
             | {d: self.attrs[d] for d in doubts if d in self.attrs}
             | ({"by_input": self._by_input()} if len(self.maps) > 1 else {}),
-            series={"layers": self._by_layer()},
+            series={"layers": self.by_module().to_series().to_dict()},
             rows=("params",),
         )
 
@@ -232,7 +250,7 @@ class Allocation(Result):
         held, total = self._by_input(), self.total
         if len(held) == 1:
             return []
-        rows = [[name, f"{value:,.2f}", f"{value / total:.1%}" if total else ""] for name, value in held.items()]
+        rows = [[name, f"{value:z,.2f}", f"{value / total:.1%}" if total else ""] for name, value in held.items()]
         return [Table("inputs", ["input", "capacity", "share"], rows, list(held.values()))]
 
     def _tensors(self) -> Table:
@@ -243,14 +261,6 @@ class Allocation(Result):
             for name, value in values.items()
         ]
         return Table("parameter tensors", ["tensor", "capacity", "share"], rows, values.to_list(), detail=True)
-
-    def _by_layer(self) -> dict[str, float]:
-        """Sum what a layer's weight, bias and the like bring."""
-        found: dict[str, float] = {}
-        for name, capacity in self.by_parameter.to_series().items():
-            layer = str(name).rpartition(".")[0] or str(name)
-            found[layer] = found.get(layer, 0.0) + float(capacity)
-        return found
 
 
 def _sizes(values: xr.DataArray, name: str) -> str:

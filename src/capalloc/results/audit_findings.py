@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal, get_args
 
 from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.text import briefly
 from capalloc.results.view import Fact, Table, View, estimate
 
 Level = Literal["serious", "worth a look", "to know"]
@@ -22,6 +23,8 @@ class Finding:
     what: str
     do: str
     docs: str  # a page, as in docs/
+
+    __repr__ = briefly
 
     @property
     def sentence(self) -> str:

@@ -8,7 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from capalloc._runtime.arguments import checked
 from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.frames import module_sums
 from capalloc.results.view import Axis, Chart, Fact, Line, Table, View
 
 #: Relative difference that sums over parameters and over examples may have.
@@ -66,6 +68,22 @@ class EffectiveParameters(Result):
         """Leverage h_n of every example, summed over its outputs: the parameters that it determines."""
         summed: xr.DataArray = self.leverage.sum("output").rename("leverage")
         return summed
+
+    @checked
+    def by_module(self, depth: int | None = None) -> xr.DataArray:
+        """Sum determined parameters over each module, as `Allocation.by_module` does; they add up to `total`.
+
+        Args:
+            depth: names of a module's path that count; None for the modules that own the tensors.
+
+        Returns:
+            Parameters over "module", in their order.
+
+        Raises:
+            ValueError: depth is less than 1.
+
+        """
+        return module_sums(self.by_parameter, depth)
 
     def leave_one_out(self, residuals: ArrayLike) -> NDArray[np.float64]:
         """Residuals that examples would have if each were left out of the fit: e_n / (1 - h_n).

@@ -27,6 +27,22 @@ def param_frame(a: Allocation) -> pd.DataFrame:
     return frame if errors is None else frame.assign(standard_error=pd.Series(errors))
 
 
+def module_sums(by_parameter: xr.DataArray, depth: int | None) -> xr.DataArray:
+    """Sums over the tensors of each module, over "module" in the order in which they come.
+
+    A module is the one that owns the tensor, or the first `depth` names of its path; a tensor of the model's own stands
+    under its own name.
+    """
+    if depth is not None and depth < 1:
+        raise ValueError(f"depth must be a positive integer, or None for the modules that own tensors, got {depth}")
+    names = by_parameter["parameter"].to_numpy().tolist()
+    owners = [".".join(str(name).split(".")[:-1][:depth]) or str(name) for name in names]
+    sums = dict.fromkeys(owners, 0.0)
+    for owner, value in zip(owners, by_parameter.to_numpy().tolist(), strict=True):
+        sums[owner] += value
+    return xr.DataArray(list(sums.values()), {"module": list(sums)}, name=by_parameter.name)
+
+
 def table_frame(a: Allocation) -> pd.DataFrame:
     """A row for each parameter tensor and input; `frame.attrs["bias"]` holds the constant input's, by tensor."""
     if a.table is None:

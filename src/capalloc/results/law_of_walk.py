@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import xarray as xr
 
+from capalloc.results.text import briefly
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -15,3 +17,5 @@ class Walk:
     inputs: xr.DataArray  # over the input's own axes
     bias: float  # at the constant input
     layers: Mapping[str, xr.DataArray]  # by layer, over its units; paths that start above a layer miss it
+
+    __repr__ = briefly

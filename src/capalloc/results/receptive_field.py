@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from capalloc import results
 from capalloc.results.base import Result, Variable, axis_rows
 from capalloc.results.several import split
+from capalloc.results.text import briefly
 from capalloc.results.view import Fact, Map, Table, View
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Extent:
     stride: float  # how far it moves when the output position moves by one; NaN where there is no neighbour
     cut: bool  # whether the border of the input, or of a layer, cuts it
     deviation: float  # standard deviation of the map along this axis
+
+    __repr__ = briefly
 
 
 #: The columns of an extent, with the type of each.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from capalloc._runtime.terminal import printable
 from capalloc.results.view import View
@@ -20,6 +22,22 @@ def as_text(view: View) -> str:
             lines += ["", f"  {table.title}", *aligned([table.head, *table.first(TEXT_ROWS)])]
     notes = [f"  {note}" for note in (*(view.advice or ()), *view.notes)]
     return printable("\n".join([*lines, *([""] if notes else []), *notes]))
+
+
+def briefly(value: Any) -> str:
+    """A dataclass with six digits of its numbers and the sizes of its arrays: what `repr` shows of it."""
+    fields = (f"{f.name}={_brief(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.repr)
+    return f"{type(value).__name__}({', '.join(fields)})"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:z.6g}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_brief(entry)}" for key, entry in value.items()) + "}"
+    if hasattr(value, "shape"):
+        return f"<{type(value).__name__} of {' x '.join(map(str, value.shape)) or 'no axes'}>"
+    return repr(value)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -140,10 +140,10 @@ class View:
 
 
 def estimate(value: float, error: float | None = None, digits: str = ".3f", doubt: str = ".3f") -> str:
-    """A number with its standard error where one is known; a dash for none."""
+    """A number with its standard error where one is known, and no sign before zeros; a dash for none."""
     if math.isnan(value):
         return "–"
-    return f"{value:{digits}}" + ("" if error is None or math.isnan(error) else f" ± {error:{doubt}}")
+    return f"{value:z{digits}}" + ("" if error is None or math.isnan(error) else f" ± {error:{doubt}}")
 
 
 def named(names: Iterable[str], most: int = 3) -> str:

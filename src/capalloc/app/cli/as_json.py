@@ -43,4 +43,6 @@ def plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, PathLike):
         return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value + 0.0 if math.isfinite(value) else None  # no -0.0
+    return value

@@ -26,12 +26,12 @@ def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
     numbers = {"first": first, "second": second, **facts, **stands, "same_data": same_data(a, b)}
     numbers["params"] = records(tensors)
     rows = [
-        [str(name), *(f"{tensors.loc[name, column]:,.2f}" for column in tensors.columns)]
+        [str(name), *(f"{tensors.loc[name, column]:z,.2f}" for column in tensors.columns)]
         for name in tensors.index[:LARGEST]
     ]
     title = "parameter tensors that differ most"
     table = table_of(title, ["parameter tensor", first.stem, second.stem, "difference"], rows)
-    lines = [f"{name.replace('_', ' ')}: {'–' if math.isnan(v) else f'{v:,.6g}'}" for name, v in facts.items()]
+    lines = [f"{name.replace('_', ' ')}: {'–' if math.isnan(v) else f'{v:z,.6g}'}" for name, v in facts.items()]
     lines += [f"{name.replace('_', ' ')}: {count:,}" for name, count in stands.items() if count is not None]
     if same_data(a, b) is False:
         lines.append(

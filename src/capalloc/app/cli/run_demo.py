@@ -50,7 +50,7 @@ def summary(found: Demo) -> Table:
     table.add_section()
     table.add_row("parameters − hidden channels", str(parameters - found.num_hidden))
     table.add_row("parameters in dead units", str(found.predicted.attrs["unused_params"]))
-    table.add_row("correlation of the two maps", f"{found.correlation:.3f}")
+    table.add_row("correlation of the two maps", f"{found.correlation:z.3f}")
     table.add_row("their total-variation distance", f"{found.total_variation:.3f}")
     table.add_row("of the pixels alone", f"{found.total_variation_of_inputs:.3f}")
     return table

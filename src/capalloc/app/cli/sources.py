@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +20,7 @@ class Sources:
 
     model: TorchModel
     inputs: Tensor
-    outputs: Callable[[Any], Tensor] | None
+    outputs: str | int | None
 
 
 def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int, *, by_token: bool = False) -> Sources:
@@ -98,22 +96,6 @@ def _described(source: NamedModel, inputs: Tensor, options: ModelOptions) -> str
     return f"{number} of {shape}" + ("" if inputs.dtype.is_floating_point else " tokens")
 
 
-def select(name: str | None) -> Callable[[Any], Tensor] | None:
-    """Make a choice of one of a model's outputs: by position, by key or by name; None for the usual one."""
-    if name is None:
-        return None
-
-    def chosen(returned: Any) -> Tensor:
-        if isinstance(returned, Tensor):
-            raise ValueError(f"the model returns one tensor, and no output {name}; leave --output out")
-        try:
-            if name.isdecimal():
-                found: Tensor = returned[int(name)]
-            else:
-                found = returned[name] if isinstance(returned, dict) else getattr(returned, name)
-        except (LookupError, AttributeError, TypeError) as error:
-            known = f"; it has {', '.join(map(str, returned))}" if isinstance(returned, dict) else ""
-            raise ValueError(f"the model returns a {type(returned).__name__} without --output {name}{known}") from error
-        return found
-
-    return chosen
+def select(name: str | None) -> str | int | None:
+    """One of a model's outputs, by name or by position, as `outputs=` takes it."""
+    return int(name) if name is not None and name.isdecimal() else name

@@ -141,4 +141,4 @@ def _label(value: float) -> str:
         mantissa, exponent = f"{value:.0e}".split("e")
         power = f"10^{int(exponent)}"
         return power if mantissa == "1" else f"{mantissa}·{power}"
-    return f"{value:,.10g}".replace("-", "−")
+    return f"{value:z,.10g}".replace("-", "−")

@@ -54,7 +54,7 @@ def agreement(a: Allocation, b: Allocation) -> dict[str, str]:
     found = {}
     for name, measure in measures.items():
         try:
-            found[name] = f"{measure(a, b):.3f}"
+            found[name] = f"{measure(a, b):z.3f}"
         except ValueError:
             found[name] = "–"
     return found

@@ -24,7 +24,7 @@ def number(value: float) -> str:
     """Capacity in a table: one decimal below a thousand, none above; a dash where it is unknown."""
     if np.isnan(value):
         return "–"
-    rounded = f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+    rounded = f"{value:z,.1f}" if abs(value) < 1000 else f"{value:z,.0f}"
     return "0" if float(rounded.replace(",", "")) == 0 else rounded.replace("-", "−")
 
 
@@ -32,14 +32,14 @@ def exact(value: float) -> str:
     """Four digits, as the page's script writes them."""
     if value == 0:
         return "0"
-    shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    shown = f"{value:z,.0f}" if abs(value) >= 1000 else f"{value:z.4g}"
     return shown.replace("-", "−")
 
 
 def plain(value: Any) -> str:
     """A setting as a person writes it; collections of many values are counted."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:z.4g}"
     if isinstance(value, Mapping | list | tuple) and len(value) > 8:
         return f"{len(value)} values, in the file"
     return str(value)
