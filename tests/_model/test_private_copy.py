@@ -93,6 +93,52 @@ def test_tensors_of_the_users_precision_are_made_in_that_of_the_copy(how: str):
     assert rough.total > 0  # with products in float32, where nothing is to be widened
 
 
+class Attends(nn.Module):
+    """Attention with its softmax in a precision of its own, as libraries have it against overflow in half precision."""
+
+    def __init__(self, dtype: torch.dtype | None, told: bool = False) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(3, 3) for _ in range(4))
+        self.dtype, self.told = dtype, told
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.softmax(self.q(x) @ self.k(x).mT, -1, dtype=self.dtype)
+        if self.told:
+            assert weights.dtype == self.dtype
+        return self.o(weights.to(x.dtype) @ self.v(x)).mean(1)
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_forward_rounds_is_not_rounded_in_the_copy(dtype: torch.dtype, given: torch.dtype):
+    x = gaussian(9, 4, 3).to(given)
+    expected = capalloc.measure(seeded_module(Attends, None).to(given), x)
+    found = capalloc.measure(seeded_module(Attends, dtype).to(given), x)
+    torch.testing.assert_close(torch.tensor(found.capacity.values), torch.tensor(expected.capacity.values))
+    assert not found.attrs["notes"]
+
+
+def test_products_with_constraints_of_a_model_that_rounds_are_those_of_one_that_does_not():
+    x = gaussian(9, 4, 3).float()
+    blocks = capalloc.solvers.Block(num_steps=0, num_probes=4, output_probes=2)
+    first, second = (
+        capalloc.propagate(seeded_module(Attends, dtype).float(), x, solver=blocks) for dtype in (None, torch.float32)
+    )
+    torch.testing.assert_close(torch.tensor(first.capacity.values), torch.tensor(second.capacity.values))
+
+
+def test_a_model_that_insists_on_its_precision_keeps_it_and_is_named():
+    x = gaussian(9, 4, 3).float()
+    found, expected = (
+        capalloc.measure(seeded_module(Attends, torch.float32, told).float(), x, ridge=1e-6) for told in (True, False)
+    )
+    assert any("rounds to a lower precision" in note for note in found.attrs["notes"])
+    assert not expected.attrs["notes"]
+    torch.testing.assert_close(
+        torch.tensor(found.capacity.values), torch.tensor(expected.capacity.values), atol=1e-4, rtol=1e-3
+    )
+
+
 def test_the_default_device_of_the_user_is_that_of_forward():
     class Asks(nn.Linear):
         seen: set[torch.device]

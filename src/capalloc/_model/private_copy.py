@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from capalloc._model.exported import SavedModel
 from capalloc._runtime.surroundings import forward_defaults
+
+#: Methods that name a precision.
+NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16)
 
 
 def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -40,8 +44,10 @@ def keeps_tensors(model: nn.Module) -> bool:
     return any(True for _ in _kept(model))
 
 
-def surround(model: nn.Module, context: Callable[[Tensor], AbstractContextManager[Any]]) -> None:
-    """Run every forward pass of the copy inside a context that its examples decide."""
+def surround(
+    model: nn.Module, context: Callable[[Tensor], AbstractContextManager[Any]]
+) -> tuple[RemovableHandle, RemovableHandle]:
+    """Run every forward pass of the copy inside a context that its examples decide, until the handles are removed."""
     stack = ExitStack()
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -50,13 +56,12 @@ def surround(model: nn.Module, context: Callable[[Tensor], AbstractContextManage
     def leave(module: nn.Module, args: Any, returned: Any) -> None:
         stack.close()
 
-    model.register_forward_pre_hook(enter)
-    model.register_forward_hook(leave, always_call=True)
+    return model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)
 
 
-def widen(model: nn.Module, narrow: torch.dtype, wide: torch.dtype) -> None:
-    """Let what forward makes in `narrow` be in `wide` where the examples are."""
-    surround(model, lambda x: Widened(narrow, wide) if x.dtype is wide else nullcontext())
+def widen(model: nn.Module, wide: torch.dtype) -> tuple[RemovableHandle, RemovableHandle]:
+    """Let what forward makes in a lower precision than `wide` be in `wide` where the examples are."""
+    return surround(model, lambda x: Widened(wide) if x.dtype is wide else nullcontext())
 
 
 def spare_inputs(model: nn.Module) -> None:
@@ -64,16 +69,36 @@ def spare_inputs(model: nn.Module) -> None:
     model.register_forward_pre_hook(lambda module, args: tuple(x.clone() for x in args))
 
 
-class Widened(TorchFunctionMode):
-    """Runs in one precision what names another, as float32 tensors do that forward makes in a model cast to float64."""
+class Rounding(TorchFunctionMode):
+    """Notes whether calls return numbers of a lower precision than `wide`."""
 
-    def __init__(self, narrow: torch.dtype, wide: torch.dtype) -> None:
+    seen = False
+
+    def __init__(self, wide: torch.dtype) -> None:
         super().__init__()
-        self.narrow, self.wide = narrow, wide
+        self.wide = wide
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call of torch."""
-        if func is Tensor.float and self.narrow is torch.float32:
+        returned = func(*args, **(kwargs or {}))
+        self.seen |= any(isinstance(t, Tensor) and _wider(t.dtype, self.wide) for t in pytree.tree_leaves(returned))
+        return returned
+
+
+class Widened(TorchFunctionMode):
+    """Runs in `wide` what names a lower precision, as softmax in float32 does and tensors that forward makes.
+
+    What a model rounds within is a staircase: its rows and its products with constraints differ by the rounding, and
+    autograd's derivatives are those of the model that does not round.
+    """
+
+    def __init__(self, wide: torch.dtype) -> None:
+        super().__init__()
+        self.wide = wide
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one call of torch."""
+        if func in NARROWING:
             return args[0].to(self.wide)
         args, kwargs = pytree.tree_map(self._cast, (tuple(args), kwargs or {}))
         returned = func(*args, **kwargs)
@@ -81,8 +106,16 @@ class Widened(TorchFunctionMode):
 
     def _cast(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.to(self.wide) if value.dtype is self.narrow else value
-        return self.wide if value is self.narrow else value
+            wider = _wider(value.dtype, self.wide)
+            return value if wider is None else value.to(wider)
+        return (isinstance(value, torch.dtype) and _wider(value, self.wide)) or value
+
+
+def _wider(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype | None:
+    """Give what numbers of a lower precision than `wide` become, None for others."""
+    wider = wide.to_complex() if dtype.is_complex else wide
+    floating = dtype.is_floating_point or dtype.is_complex
+    return wider if floating and torch.finfo(dtype).eps > torch.finfo(wide).eps else None
 
 
 def _kept(model: nn.Module) -> Iterator[Tensor]:

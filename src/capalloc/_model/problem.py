@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union, cast
 
 import torch
@@ -21,13 +21,18 @@ from capalloc._model.exported import SavedModel
 from capalloc._model.given_arguments import Signature, read_arguments
 from capalloc._model.given_examples import check_batch, iterate_batches
 from capalloc._model.places import Places
-from capalloc._model.private_copy import keeps_tensors, private_copy, spare_inputs, widen
+from capalloc._model.private_copy import Rounding, keeps_tensors, private_copy, spare_inputs, widen
 from capalloc._model.several_inputs import Layout, packed
 from capalloc._runtime.arguments import blamed
 
 ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"]  # a checked problem stays as it is
 #: A change of the inputs, in units of their rounding, that moves outputs about as far as rounding in all layers does.
 NUDGE = 16
+#: What is said of a copy that keeps a lower precision somewhere.
+KEPT_PRECISION = (
+    "the model rounds to a lower precision within and does not run in float64 throughout: ranks may count its rounding,"
+    " which a ridge leaves out"
+)
 ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
 OutputSelection = str | int | Callable[[Any], Tensor] | None
 
@@ -153,7 +158,8 @@ def prepare(
         with _shape_errors(problem):
             cast(SavedModel, frozen).check_examples(pair[:1])
         return problem
-    returned = _adapted(problem, pair, given)
+    returned, said = _adapted(problem, pair, given, cast=dtype is not None)
+    problem = replace(problem, notes=notes + said)
     if keeps_tensors(model) and not bool(torch.isfinite(problem.select(returned)).all()):
         raise ValueError(
             "model cannot be copied, and the methods work on a copy: a forward pass reads tensors computed from "
@@ -332,20 +338,33 @@ def _shape_errors(problem: Problem) -> Iterator[None]:
         ) from error
 
 
-def _adapted(problem: Problem, x: Tensor, given: torch.dtype) -> Any:
-    """Give what the copy returns, made to run as the user's model does: with inputs to write to, in its precision."""
-    try:
-        returned, wrote = _try(problem, x)
-    except Exception:  # the model's own code may raise anything
-        if given == x.dtype:
-            with _shape_errors(problem):
-                return _try(problem, x)[0]
-        widen(problem.model, given, x.dtype)
+def _adapted(problem: Problem, x: Tensor, given: torch.dtype, *, cast: bool) -> tuple[Any, tuple[str, ...]]:
+    """Give what the copy returns, made to run as the user's model does: with inputs to write to, in one precision.
+
+    A copy that was `cast` to a precision has it throughout, whatever forward names, or a note says that it does not.
+    """
+    ran = None
+    notes: tuple[str, ...] = ()
+    with suppress(Exception), Rounding(x.dtype) as rounding:  # the model's own code may raise anything
+        ran = _try(problem, x)
+    if cast and (ran is None or rounding.seen):
+        handles = widen(problem.model, x.dtype)
+        try:
+            ran = _try(problem, x)
+        except Exception:
+            if ran is None and given != x.dtype:
+                with _shape_errors(problem):
+                    raise
+            for handle in handles:
+                handle.remove()
+            notes = (KEPT_PRECISION,)
+    if ran is None:
         with _shape_errors(problem):
-            returned, wrote = _try(problem, x)
+            ran = _try(problem, x)
+    returned, wrote = ran
     if wrote:
         spare_inputs(problem.model)
-    return returned
+    return returned, notes
 
 
 def _try(problem: Problem, x: Tensor, seed: int = 0) -> tuple[Any, bool]:
