@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Pulled = list[Tensor]
+#: Functions that multiply entries of their arguments by nothing else.
+PRODUCTS = (torch.mul, torch.matmul)
 
 
 class EnergyMap(Protocol):
-    """A step's map: call it for the energies, `pull` for the cotangents of the wanted arguments."""
+    """A step's map: call it for the energies, `pull` for the cotangents of the wanted arguments.
+
+    One that knows it has `least`, the exponent of the least nonzero factor that it holds itself, and `by_entry` where
+    every entry of a signal goes to one of the result.
+    """
 
     def __call__(self, *args: Tensor) -> Tensor: ...
 
@@ -32,6 +38,7 @@ class Function:
     """Any differentiable function, pulled back by autograd."""
 
     function: Callable[..., Tensor]
+    least: float | None = None
 
     def __call__(self, *args: Tensor) -> Tensor:
         return self.function(*args)
@@ -53,6 +60,8 @@ class Gate:
     """Multiplication by squared gates."""
 
     squared: Tensor | float
+    least: float | None = None
+    by_entry: ClassVar[bool] = True
 
     def __call__(self, *args: Tensor) -> Tensor:
         return args[0] * self.squared
@@ -65,6 +74,9 @@ class Gate:
 class Sum:
     """Addition of two energies, broadcast."""
 
+    least: ClassVar[float] = 0
+    by_entry: ClassVar[bool] = True
+
     def __call__(self, *args: Tensor) -> Tensor:
         return args[0] + args[1]
 
@@ -76,6 +88,8 @@ class Sum:
 class Product:
     """A signal times a weight, entry by entry, broadcast."""
 
+    least: ClassVar[float] = 0
+
     def __call__(self, *args: Tensor) -> Tensor:
         return args[0] * args[1]
 
@@ -86,6 +100,8 @@ class Product:
 @dataclass(frozen=True)
 class DenseMap:
     """x (..., inputs) times a weight (outputs, inputs)."""
+
+    least: ClassVar[float] = 0
 
     def __call__(self, *args: Tensor) -> Tensor:
         return F.linear(*args)
@@ -100,6 +116,7 @@ class DenseMap:
 class ConvolutionMap:
     """A convolution by a weight, transposed or not, as `aten.convolution` has it."""
 
+    least: ClassVar[float] = 0
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -154,4 +171,4 @@ class Shared:
 
 def as_map(fn: EnergyMap | Callable[..., Tensor]) -> EnergyMap:
     """Make a plain function a `Function`; leave a map as it is."""
-    return fn if hasattr(fn, "pull") else Function(fn)
+    return fn if hasattr(fn, "pull") else Function(fn, 0 if fn in PRODUCTS else None)

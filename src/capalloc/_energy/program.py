@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import EnergyMap, Gate, Product, Sum, as_map
+from capalloc._energy.ranges import Range, least_of_gates
 from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels, connected, filled
 
 #: Rescaling costs a pass over the entries, so it waits until the largest has left this range of exponents.
@@ -141,13 +142,24 @@ class Program:
     #: takes the next map with weights whole, from the inputs
     mix: Callable[[EnergyMap, Energy, Energy], tuple[EnergyMap, Energy]] | None = None
     nothing: set[int] = field(default_factory=set)  # signals without any path
+    reach: Range | None = field(init=False)  # of numbers narrower than float64
+
+    def __post_init__(self) -> None:
+        self.reach = None if self.dtype == torch.float64 else Range()
 
     # -- leaves ---------------------------------------------------------------------------------------------
 
-    def leaf(self, energy: Tensor, exponent: int = 0, labels: Tensor | None = None) -> Energy:
+    def leaf(self, energy: Tensor, labels: Tensor | None = None) -> Energy:
         """Add a tensor that no step makes."""
         mantissa, shift = _normalise(energy.to(self.dtype))
-        return self._slot(mantissa, exponent + shift, labels)
+        return self._slot(mantissa, shift, labels, self.reach.of_leaf(energy) - shift if self.reach else 0)
+
+    def squares(self, value: Tensor) -> Energy:
+        """Add the squares of a tensor; they are taken of the rescaled value, so none is lost to underflow."""
+        value, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
+        mantissa, shift = _normalise(value.square())
+        least = self.reach.of_squares(value) - shift if self.reach else 0
+        return self._slot(mantissa, 2 * exponent + shift, None, least)
 
     def start(self, input_energy: Tensor) -> Energy:
         """Add the inputs, and the constant input of energy 1."""
@@ -166,17 +178,11 @@ class Program:
         return energy
 
     def parameter(self, name: str, value: Tensor) -> Energy:
-        """Add a selected parameter; squares are taken of the rescaled value, so none is lost to underflow."""
-        mantissa, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
-        energy = self.leaf(mantissa.square(), 2 * exponent)
+        """Add a selected parameter."""
+        energy = self.squares(value)
         self.params[name] = energy.slot
         self.free[energy.slot] = True
         return energy
-
-    def fixed_weight(self, value: Tensor) -> Energy:
-        """Add a weight that is not a selected parameter."""
-        mantissa, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
-        return self.leaf(mantissa.square(), 2 * exponent)
 
     def revalue(self, weight: Energy, value: Tensor) -> Energy:
         """Replace a leaf whose paths carry another weight than its own, such as a bias with a mean folded in."""
@@ -185,7 +191,7 @@ class Program:
         if self.side == "constant":  # where its value is 0 it may be more at x = mu
             value = torch.where(value == 0, 1.0, value)
         names = [name for name, slot in self.params.items() if slot == weight.slot]
-        return self.parameter(names[0], value) if names else self.fixed_weight(value)
+        return self.parameter(names[0], value) if names else self.squares(value)
 
     # -- steps ----------------------------------------------------------------------------------------------
 
@@ -200,9 +206,10 @@ class Program:
         raw = fn(*(_times(self.values[a.slot], f) for a, f in zip(args, factors, strict=True)))
         mantissa, shift = (raw, 0) if moves else _normalise(raw)
         exponent = top + shift + sum(self.exponents[a.slot] for a in args if not a.is_signal)
-        out = self._slot(mantissa, exponent, labels)
-        scale = math.ldexp(1.0, -shift)
-        self.steps.append(Step(fn, tuple(a.slot for a in args), factors, scale, out.slot, moves))
+        step = Step(fn, tuple(a.slot for a in args), factors, math.ldexp(1.0, -shift), len(self.values), moves)
+        least = self.reach.of_step(step, self.is_signal, raw) - shift if self.reach else 0
+        out = self._slot(mantissa, exponent, labels, least)
+        self.steps.append(step)
         self.free[out.slot] = labels is None and any(self.free[a.slot] for a in args)
         if signals and self.nothing.issuperset(signals):
             self.nothing.add(out.slot)
@@ -218,9 +225,10 @@ class Program:
     def gate(self, energy: Energy, squared: Tensor | float) -> Energy:
         """Multiply by squared gates, broadcastable to the energy or the energy to them."""
         gates = squared.to(self.dtype) if isinstance(squared, Tensor) else squared
+        least = least_of_gates(squared) if self.reach else None
         if isinstance(gates, Tensor) and energy.labels is not None and gates.numel() > energy.labels.numel():
             self.uneven.append(energy.labels)
-        return self.step(Gate(gates), [energy], energy.labels)
+        return self.step(Gate(gates, least), [energy], energy.labels)
 
     def add(self, *terms: Energy) -> Energy:
         """Add residually: energies add, channels are tied."""
@@ -280,7 +288,7 @@ class Program:
 
     def stand(self, value: Tensor, labels: Tensor | None) -> Energy:
         """Start paths at the constant input with fixed numbers that channels `labels` hold."""
-        return self.step(Product(), [self._constant(), self.fixed_weight(value)], labels)
+        return self.step(Product(), [self._constant(), self.squares(value)], labels)
 
     def coherent(self, inputs: Energy, constant: Energy | None, at_mean: Tensor) -> Energy | None:
         """Give the constant's paths that meet in a unit before any gate the energy of its value at x = mu.
@@ -327,8 +335,10 @@ class Program:
     def _constant(self) -> Energy:
         return Energy(self.constant, (), torch.tensor(GROUND))
 
-    def _slot(self, value: Tensor, exponent: int, labels: Tensor | None) -> Energy:
+    def _slot(self, value: Tensor, exponent: int, labels: Tensor | None, least: float) -> Energy:
         self.values.append(value)
+        if self.reach:
+            self.reach.least.append(least)
         self.exponents.append(exponent)
         self.is_signal.append(labels is not None)
         self.free.append(False)

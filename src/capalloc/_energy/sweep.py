@@ -18,6 +18,7 @@ from torch import Tensor
 
 from capalloc._energy.maps import Shared
 from capalloc._energy.program import Edge, Program, Step
+from capalloc._energy.ranges import least_exponent
 from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, sum_to
 
 
@@ -27,6 +28,7 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
     edges = {edge.step: edge for edge in program.edges}
     kept = {*keep, program.input, program.constant, *program.params.values(), *(e.weight for e in program.edges)}
     waiting: Cotangents = {program.output: seed}
+    reach, least = program.reach, {program.output: least_exponent(seed) if program.reach else 0.0}
     for k in reversed(range(len(program.steps))):
         step = program.steps[k]
         g = waiting.pop(step.out, None)
@@ -39,6 +41,11 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
         if k in edges:
             flow.at_edges[k] = g
             flow.through[k] = _through(program, edges[k], g, pulled[wanted.index(edges[k].weight)])
+        if reach:
+            reach.of_pulls(step, program.is_signal, least, wanted, pulled)
+            if k in edges:
+                weight = edges[k].weight
+                reach.of_channels(flow.through[k], least[weight], reach.least[weight])
         accumulate(waiting, wanted, pulled)
     for slot in kept & waiting.keys():
         flow.at_slots[slot] = waiting[slot]

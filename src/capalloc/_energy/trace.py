@@ -148,7 +148,7 @@ class _Tracing:
 
     def _made_of(self, leaf: Node, value: Tensor) -> Energy | None:
         energy = self.leaves.get(leaf)
-        return None if energy is None else self.program.gate(energy, value.to(self.program.dtype).square())
+        return None if energy is None else self.program.gate(energy, value.double().square())
 
     def _shared(self, node: Node, weight: Tensor) -> Energy | None:
         """Share the squares of a weight among the free parameters that make it."""
@@ -161,7 +161,7 @@ class _Tracing:
             known = {used: self.known[used].value for used in stretch.reads()}
             program.found[key] = jacobians(stretch, known, free, weight)
         found = program.found[key]
-        rest = program.fixed_weight(torch.ones_like(weight))  # of entries that no free parameter moves
+        rest = program.squares(torch.ones_like(weight))  # of entries that no free parameter moves
         through = Shared(weight.to(program.dtype).square(), shares(found))
         made = program.step(through, [*(self.leaves[root] for root in free), rest], None)
         if all(part.shape[1] == self.known[root].value.numel() for root, part in found.items()):

@@ -37,6 +37,7 @@ class Usage:
     live: list[Tensor] = field(default_factory=list)  # outputs that a path leaves, for each partial mixture
     whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
     by_example: list[float] = field(default_factory=list)  # path energy at the outputs
+    may_lose: bool = False  # whether a zero of float32 may be a product that it lost
 
     def all_used(self, slot: int) -> bool:
         """Tell whether a path uses every parameter in a slot, once all batches are counted."""
@@ -47,7 +48,10 @@ class Usage:
     def is_lost(self) -> bool:
         """Tell whether float32 may have lost energy of paths: parameters seem unused, nearly or wholly."""
         narrow = [used for used in self.through_params.values() if used.dtype == torch.float32 and used.numel()]
-        return any(not bool((used.amin() > LEAST_FLOAT32) & (used.amax() < 1 / LEAST_FLOAT32)) for used in narrow)
+        ends = [[float(end) for end in used.aminmax()] for used in narrow]
+        least = LEAST_FLOAT32
+        kept = (high < 1 / least and (low > least or (low == 0 and not self.may_lose)) for low, high in ends)
+        return not all(kept)
 
     def output_weight(self, program: Program) -> float:
         """Give the factor that the outputs of this batch count for."""
@@ -58,6 +62,7 @@ class Usage:
 
 def add_usage(usage: Usage, program: Program, flow: FirstAdjoint) -> None:
     """Count a batch's path energy through parameters and channels."""
+    usage.may_lose |= program.reach is not None and program.reach.may_lose
     if not len(usage.through_channels):
         usage.through_channels = torch.zeros(usage.potentials.number, dtype=torch.float64)
     for slot in {*program.params.values(), *(edge.weight for edge in program.edges)}:

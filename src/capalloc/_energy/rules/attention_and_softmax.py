@@ -38,14 +38,14 @@ def attention(call: Call) -> Energy:
     if call["enable_gqa"] and value.shape[-3] != heads:
         times = heads // value.shape[-3]
         value = call.program.move(lambda e: e.repeat_interleave(times, dim=-3), value)
-    return contract(call, value, attention_weights(call.operation, call.program.dtype), from_left=True)
+    return contract(call, value, attention_weights(call.operation, torch.float64), from_left=True)
 
 
 @rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, gates=lambda operation: operation.result)
 def softmax(call: Call) -> Energy:
     """dy_i/dx_j = y_i (1{i = j} - y_j), squared."""
     y = call.result.to(call.program.dtype)
-    return call.program.gate(_centred(call, y), y.square())
+    return call.program.gate(_centred(call, y), y.double().square())
 
 
 @rule(aten.log_softmax.int, aten._log_softmax.default)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from capalloc._energy.maps import Function
 from capalloc._energy.program import Energy
 from capalloc._energy.rules.registration import Call, rule
 from capalloc._operators.calls import per_axis
@@ -26,7 +27,7 @@ def reduce(call: Call) -> Energy:
     labels = call.program.channels.merge(x.labels, x.shape, tuple(dims))
     if not call.args.get("keepdim"):
         labels = labels.squeeze(tuple(d % len(x.shape) for d in dims))
-    return call.program.step(lambda e: run(e) * weight, [x], labels)
+    return call.program.step(Function(lambda e: run(e) * weight, 2 * math.log2(weight)), [x], labels)
 
 
 @rule(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
@@ -68,4 +69,5 @@ def pooled(call: Call, fn: Callable[[Tensor], Tensor]) -> Energy:
     x = call.signal("self")
     assert x.labels is not None
     labels = call.program.channels.merge(x.labels, x.shape, range(2, len(x.shape)), forced=True)
-    return call.program.step(fn, [x], labels)
+    least = -2 * math.log2(max(1, math.prod(x.shape[2:])))  # of squared shares of at most the whole map
+    return call.program.step(Function(fn, least), [x], labels)

@@ -68,7 +68,7 @@ def join(call: Call) -> Energy:
     run = call.replaced("tensors")
     if _is_weight(call):
         read = call.args["tensors"]
-        parts = [call.program.fixed_weight(t.value) if t.energy is None else t.energy for t in read]
+        parts = [call.program.squares(t.value) if t.energy is None else t.energy for t in read]
         return call.program.move(lambda *parts: run(list(parts)), *parts)
     terms = [call.program.move(lambda e, s=item.shape: e.expand(s), term) for item, term in _parts(call)]
     return call.program.move(lambda *parts: run(list(parts)), *terms)
@@ -97,7 +97,7 @@ def dropout(call: Call) -> tuple[Energy | None, None]:
     if energy is None or not call["train"]:
         return energy, None
     kept = call.result[1] / (1 - call["p"])
-    return call.program.gate(energy, kept.to(call.program.dtype).square()), None
+    return call.program.gate(energy, kept.double().square()), None
 
 
 @rule(operator.getitem)

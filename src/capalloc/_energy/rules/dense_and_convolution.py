@@ -130,6 +130,5 @@ def _made_by(program: Program, weight: Energy, product: Callable[..., Tensor]) -
 
 def times_constant(call: Call, energy: Energy, constant: Tensor | float) -> Energy:
     """Energy times the square of a constant."""
-    dtype = call.program.dtype
-    value = constant.to(dtype) if isinstance(constant, Tensor) else torch.tensor(float(constant), dtype=dtype)
-    return call.program.gate(energy, value.square())
+    squared = constant.double().square() if isinstance(constant, Tensor) else float(constant) ** 2
+    return call.program.gate(energy, squared)

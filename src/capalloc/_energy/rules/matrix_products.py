@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from capalloc._energy.maps import Function
 from capalloc._energy.program import Energy, PartialMixture
+from capalloc._energy.ranges import least_of_gates
 from capalloc._energy.rules.dense_and_convolution import last_axis_product, scale, times_constant
 from capalloc._energy.rules.registration import Call, rule
 from capalloc._energy.symmetries.labels import NOTHING, Channels, connected
@@ -42,7 +43,7 @@ def divide(call: Call) -> Energy:
         if not below.is_signal:
             raise call.unsupported("division by a parameter is not known: multiply by its inverse")
         gates = slope(call.replaced("other"), call["other"].expand(call.result.shape))
-        terms.append(call.program.gate(below, gates.square()))
+        terms.append(call.program.gate(below, gates.double().square()))
     if above is not None:
         other = call["other"]
         terms.append(
@@ -97,8 +98,9 @@ def _product(call: Call, left: str, right: str) -> Energy:
 
 def contract(call: Call, energy: Energy, constant: Tensor, from_left: bool) -> Energy:
     """Energies of constant @ x or x @ constant: through squared entries; what an output mixes rescales together."""
-    squared = constant.to(call.program.dtype).square()
-    run: Callable[[Tensor], Tensor] = (lambda e: squared @ e) if from_left else (lambda e: e @ squared)
+    wide = constant.double().square()
+    squared, held = wide.to(call.program.dtype), least_of_gates(wide)
+    run = Function((lambda e: squared @ e) if from_left else (lambda e: e @ squared), held)
     if not energy.is_signal:
         return call.program.step(run, [energy], None)
     assert energy.labels is not None

@@ -90,7 +90,7 @@ def norm(call: Call) -> Energy | tuple[Energy, None, None]:
         alike = value.numel() == call["bias"].numel()
         leaf = program.revalue(beta, value.reshape(beta.shape) if alike else torch.ones_like(call["bias"]))
         start = program.begin(program.move(lambda b: b.reshape(shape), leaf))
-        out = program.add(out, start if alike else program.gate(start, value.square()))
+        out = program.add(out, start if alike else program.gate(start, value.double().square()))
     return out if isinstance(call.result, Tensor) else (out, None, None)
 
 

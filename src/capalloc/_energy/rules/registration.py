@@ -72,7 +72,7 @@ class Call:
             return None
         energy = _energy(argument)
         if energy is None:
-            return self.program.fixed_weight(_as_tensor(value_of(argument), self.program.dtype))
+            return self.program.squares(_as_tensor(value_of(argument), self.program.dtype))
         if energy.is_signal:
             raise self.unsupported(f"its argument {name!r} depends on the inputs")
         return energy

@@ -1,0 +1,104 @@
+"""Exponents of the least numbers that a walk multiplies: whether a zero of float32 is one, or a product that was lost.
+
+A product of positive numbers becomes 0 in float32 where its exponent falls below that of the least number. A walk
+in which no product of two nonzero entries can fall so low has the zeros of float64, and need not be repeated there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Exponent from which on a product is kept whatever the order of its factors: float32 ends at -126 (denormal numbers,
+#: which some kernels take for 0, not counted), and scales of powers of 2 may come before or after.
+SAFE = -116
+
+
+@dataclass
+class Range:
+    """Least exponents of the nonzero entries of a program's slots, and whether a product of them may be lost.
+
+    Every map is a sum of products of one entry of a signal (times the scale that brings signals to one exponent)
+    and of one of each weight, and of what it holds itself.
+    """
+
+    least: list[float] = field(default_factory=list)  # by slot
+    may_lose: bool = False
+
+    def of_leaf(self, value: Tensor) -> float:
+        """Give the least exponent of a tensor in a precision that holds it, and note whether float32 may lose it."""
+        return self._product(least_exponent(value))
+
+    def of_squares(self, value: Tensor) -> float:
+        """Do the same for its squares."""
+        return self._product(2 * least_exponent(value.abs()))
+
+    def of_step(self, step: Any, is_signal: Sequence[bool], result: Tensor) -> float:
+        """Give the least exponent of a step's result before it is scaled, and note whether a product may be lost."""
+        return self._through(step, [*self._signals(step, is_signal), *self._weights(step, is_signal)], result)
+
+    def of_pulls(
+        self, step: Any, is_signal: Sequence[bool], least: dict[int, float], slots: Sequence[int], pulled: list[Tensor]
+    ) -> None:
+        """Bring the least exponents of adjoints from a step's result to its arguments, and note the same."""
+        for slot, cotangent in zip(slots, pulled, strict=True):
+            own = min(exponent(f) for a, f in zip(step.args, step.factors, strict=True) if a == slot)
+            others = [] if is_signal[slot] else self._signals(step, is_signal)
+            others += self._weights(step, is_signal, but=slot)
+            found = self._through(step, [least[step.out], exponent(step.scale), own, *others], cotangent)
+            least[slot] = min(least.get(slot, math.inf), found)
+
+    def of_channels(self, energy: Tensor, *exponents: float) -> None:
+        """Note whether the energy of a channel may be 0 because products of entries with these exponents were lost."""
+        self.may_lose |= sum(exponents) < SAFE and not bool(energy.all())
+
+    def _through(self, step: Any, exponents: Sequence[float], result: Tensor) -> float:
+        held = 0 if step.moves else getattr(step.map, "least", None)
+        if held is None:  # a map that does not tell what it multiplies by
+            self.may_lose, held = True, 0
+        bound = self._product(*exponents, held)
+        return bound if step.moves or getattr(step.map, "by_entry", False) else least_exponent(result)
+
+    def _signals(self, step: Any, is_signal: Sequence[bool]) -> list[float]:
+        pairs = zip(step.args, step.factors, strict=True)
+        found = [self.least[slot] + exponent(f) for slot, f in pairs if is_signal[slot] or step.moves]
+        return [min(found)] if found else []
+
+    def _weights(self, step: Any, is_signal: Sequence[bool], but: int | None = None) -> list[float]:
+        if step.moves:
+            return []
+        return [self.least[slot] for slot in step.args if not is_signal[slot] and slot != but]
+
+    def _product(self, *exponents: float) -> float:
+        found = sum(exponents)
+        self.may_lose |= found < SAFE
+        return found
+
+
+def least_of_gates(squared: Tensor | float) -> float | None:
+    """Give the least exponent of squared gates; None where squares in float32 have zeros that may be lost squares."""
+    if not isinstance(squared, Tensor):
+        return exponent(squared or math.inf)
+    if squared.dtype in {torch.bool, torch.float64} or bool((squared != 0).all()):
+        return least_exponent(squared)
+    return None
+
+
+def least_exponent(values: Tensor) -> float:
+    """Give the exponent of the entry nearest to 0 that is not 0; infinity where there is none."""
+    if values.dtype == torch.bool or not values.numel():
+        return 0
+    least = float(values.amin())
+    if least == 0.0:
+        least = float(torch.where(values > 0, values, math.inf).amin())
+    return exponent(least)
+
+
+def exponent(value: float) -> float:
+    """Give log2 of a positive number, rounded down; infinity for infinity."""
+    return math.frexp(value)[1] - 1 if math.isfinite(value) else math.inf
