@@ -16,7 +16,8 @@ from capalloc._derivatives.gram_work import GramWork
 from capalloc._derivatives.verify import choose_parts
 from capalloc._linalg.symmetric import mirror
 from capalloc._model.checks import check_batch_size, check_examples
-from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, prepare
+from capalloc._model.problem import ModelLike, OutputSelection, prepare
+from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.memory import budget_of
 

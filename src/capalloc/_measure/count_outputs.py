@@ -23,7 +23,8 @@ from capalloc._linalg.symmetric import mirror
 from capalloc._measure.dense import CLEAR_GAP
 from capalloc._model.checks import check_batch_size
 from capalloc._model.examples_digest import digest_of_examples
-from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
+from capalloc._model.problem import ModelLike, OutputSelection
+from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc.results.effective_parameters import EffectiveParameters
 

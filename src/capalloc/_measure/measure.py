@@ -24,7 +24,8 @@ from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, meas
 from capalloc._measure.task import Task, make_task, with_notes
 from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetricLike
-from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
+from capalloc._model.problem import ModelLike, OutputSelection
+from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.distributed import joined
 from capalloc._runtime.lock import sole_run

@@ -16,7 +16,8 @@ from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import plan_examples
 from capalloc._measure.task import Task, make_task
 from capalloc._model.input_metric import InputMetricLike
-from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection
+from capalloc._model.problem import ModelLike, OutputSelection
+from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Coordinates, Dense, Stochastic

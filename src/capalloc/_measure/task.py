@@ -17,14 +17,8 @@ from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.given_examples import iterate_batches
 from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
 from capalloc._model.input_moments import note_of_still
-from capalloc._model.problem import (
-    ModelLike,
-    OutputSelection,
-    ParamSelection,
-    Problem,
-    prepare,
-    seeded,
-)
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare, seeded
+from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.distributed import Local, Reducer
 from capalloc._runtime.memory import Budget, Size, budget_of
 from capalloc.results.allocation import Allocation

@@ -15,7 +15,8 @@ from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.markov import path_usage
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
-from capalloc._model.problem import ModelLike, OutputSelection, ParamSelection, Problem, prepare
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.pruning import PruneScores

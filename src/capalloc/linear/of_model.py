@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev
 
 from capalloc._model.places import axis_names
-from capalloc._model.problem import ParamSelection, Problem, prepare
+from capalloc._model.problem import Problem, prepare
+from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 

@@ -1,0 +1,67 @@
+"""The parameters whose capacity is asked for, found by any of their names and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from capalloc._runtime.arguments import blamed
+
+ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
+
+
+def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
+    """The parameters named, or for which the predicate holds, and a note on those that are frozen and left out."""
+    named = dict(model.named_parameters())
+    if not named:
+        raise ValueError("model has no parameters, so there is no capacity to allocate")
+    notes: tuple[str, ...] = ()
+    if params is None:
+        selected = {name: p for name, p in named.items() if p.requires_grad} or named
+        frozen = sum(p.numel() for name, p in named.items() if name not in selected)
+        if frozen:
+            all_ = sum(p.numel() for p in named.values())
+            notes = (
+                f"{frozen} of {all_} parameters are frozen (requires_grad=False) and fixed; params='all' counts them",
+            )
+    elif params == "all":
+        selected = named
+    elif callable(params):
+        with blamed("params"):
+            selected = {name: p for name, p in named.items() if params(name)}
+    elif isinstance(params, str):
+        raise TypeError(f"params must be 'all', a sequence of names or a predicate on names; write [{params!r}]")
+    else:
+        selected = _named(model, named, list(params))
+    if not selected:
+        raise ValueError(f"params selects no parameter; the model has {sorted(named)}")
+    for name, p in named.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet; run the lazy model on a batch once")
+        if p.is_complex():
+            raise TypeError(
+                f"parameter {name!r} is complex, and capacity counts real numbers: keep it as a real parameter with "
+                "torch.view_as_complex in forward"
+            )
+        if not p.is_meta and p.numel() and not torch.isfinite(torch.stack(p.detach().aminmax())).all():
+            raise ValueError(f"parameter {name!r} holds NaN or inf; capacity needs a finite model")
+    return selected, notes
+
+
+def _named(model: nn.Module, named: Mapping[str, nn.Parameter], names: list[Any]) -> dict[str, nn.Parameter]:
+    """Find parameters by any of their names: a tied one has several."""
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"params must hold names of parameters, got {type(name).__name__}; write "
+                "[name for name, p in model.named_parameters() if ...]"
+            )
+    by_any = dict(model.named_parameters(remove_duplicate=False))
+    unknown = sorted(set(names) - set(by_any))
+    if unknown:
+        raise ValueError(f"params names {unknown}, which the model lacks; it has {sorted(named)}")
+    wanted = {id(by_any[name]) for name in names}
+    return {name: p for name, p in named.items() if id(p) in wanted}
