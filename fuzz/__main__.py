@@ -16,11 +16,11 @@ from fuzz.outcome import OUTCOMES, PATIENCE, PATIENCE_WITH_PROCESSES, UNCLEAR, t
 
 #: What is tried, and its share of the time.
 KINDS = {
-    "calls": (calls, 0.45),
-    "files": (files, 0.25),
-    "kills": (kills, 0.1),
-    "ranks": (ranks, 0.1),
-    "modes": (modes, 0.1),
+    "calls": (calls, 0.35),
+    "files": (files, 0.15),
+    "kills": (kills, 0.2),
+    "ranks": (ranks, 0.22),
+    "modes": (modes, 0.08),
 }
 
 

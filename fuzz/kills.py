@@ -2,67 +2,86 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from functools import cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fuzz.outcome import CLEAR, CRASH, SILENT, UNCLEAR, Case, Verdict
+import torch
 
-RUN = """
-import json, sys, torch
-from capalloc import Run, measure
-from capalloc.solvers import Stochastic
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4)).double()
-x = torch.randn(60, 8, dtype=torch.float64)
-print("begun", flush=True)
-found = measure(model, x, ridge=1e-3, solver=Stochastic(num_probes=40, rtol=1e-6),
-                generator=torch.Generator().manual_seed(0),
-                run=Run(checkpoint=sys.argv[1], checkpoint_seconds=0.0, progress=False))
-print(json.dumps(found.capacity.values.tolist()))
-"""
-LONGEST = 300.0
+import capalloc
+from fuzz.outcome import CLEAR, CRASH, HANG, SILENT, UNCLEAR, Case, Verdict
+
+#: Seconds that a run goes on from its checkpoint for, at most.
+LONGEST = 200.0
+#: Seconds after a start before which it is killed: the run takes about as long.
+LATEST = 1.5
 
 
 def cases(rng: random.Random) -> Iterator[Case]:
     """One run after another, killed up to three times."""
     while True:
-        moments = [rng.uniform(0.0, 1.5) for _ in range(rng.randint(1, 3))]
+        moments = [rng.uniform(0.0, LATEST) for _ in range(rng.randint(1, 3))]
         yield Case(f"killed after {', '.join(f'{m:.2f}' for m in moments)} s", lambda m=moments: _try(m))
 
 
-def _start(path: Path) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", RUN, str(path)], text=True, **pipes)
-
-
-@cache
-def _unbroken() -> list[float]:
-    out, _ = _start(Path(tempfile.mkdtemp()) / "run.safetensors").communicate(timeout=LONGEST)
-    return json.loads(out.splitlines()[-1])
+def _run(path: Path, pipe: Connection) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4)).double()
+    x = torch.randn(60, 8, dtype=torch.float64)
+    solver = capalloc.solvers.Stochastic(num_probes=40, rtol=1e-6)
+    run = capalloc.Run(checkpoint=path, checkpoint_seconds=0.0)
+    try:
+        found = capalloc.measure(
+            model, x, ridge=1e-3, solver=solver, generator=torch.Generator().manual_seed(0), run=run
+        )
+        pipe.send(found.capacity.values.tolist())
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
 
 
 def _try(moments: list[float]) -> Verdict:
     path = Path(tempfile.mkdtemp()) / "run.safetensors"
     for moment in moments:
-        process = _start(path)
-        process.stdout.readline()  # its imports are over
+        process, _ = _start(path)
         time.sleep(moment)
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    process = _start(path)
-    out, said = process.communicate(timeout=LONGEST)
-    if process.returncode < 0:
-        return CRASH, f"signal {-process.returncode}"
-    if process.returncode:
-        return UNCLEAR, said[-200:]
-    return (CLEAR, "") if json.loads(out.splitlines()[-1]) == _unbroken() else (SILENT, "another answer")
+        process.join()
+    found = _finish(path)
+    if isinstance(found, tuple):
+        return found
+    return (CLEAR, "") if found == _unbroken() else (SILENT, "another answer")
+
+
+def _start(path: Path) -> tuple[object, Connection]:
+    """A run in a process of its own, which is forked so that its imports take no time."""
+    ours, theirs = get_context("fork").Pipe()
+    process = get_context("fork").Process(target=_run, args=(path, theirs))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _finish(path: Path) -> list[float] | Verdict:
+    process, pipe = _start(path)
+    try:
+        found = pipe.recv() if pipe.poll(LONGEST) else None
+    except EOFError:
+        process.join()
+        return CRASH, f"the process ended with {process.exitcode}"
+    process.kill()
+    process.join()
+    if found is None:
+        return HANG, f"no answer within {LONGEST:.0f} s"
+    return (UNCLEAR, found[-200:]) if isinstance(found, str) else found
+
+
+@cache
+def _unbroken() -> list[float] | Verdict:
+    return _finish(Path(tempfile.mkdtemp()) / "run.safetensors")

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 
 from capalloc._runtime.arguments import checked_fields
-from capalloc._runtime.distributed import Distributed
+from capalloc._runtime.distributed import Distributed, check_group
 from capalloc.results.regions import Partition
 
 #: Parameters up to which matrices of their square are made unasked, in some seconds.
@@ -234,7 +234,8 @@ class Run:
             its part where several share a machine.
 
     Raises:
-        ValueError: `checkpoint_seconds` is negative.
+        ValueError: `checkpoint_seconds` is negative, or `silence` or `arrival` not positive.
+        TypeError: `distributed` is neither a boolean nor a process group.
 
     """
 
@@ -249,6 +250,10 @@ class Run:
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0:
             raise ValueError(f"checkpoint_seconds must be a number >= 0, got {self.checkpoint_seconds!r}")
+        for name, seconds in (("silence", self.silence), ("arrival", self.arrival)):
+            if not seconds > 0:
+                raise ValueError(f"{name} must be a positive number of seconds, got {seconds!r}")
+        check_group(self.distributed)
 
 
 #: A process alone, without files or a bar.

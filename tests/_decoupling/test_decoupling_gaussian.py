@@ -151,6 +151,12 @@ def test_modules_are_left_as_they_are():
     assert prelu.training
 
 
+def test_a_correlation_without_axes_is_one():
+    found = gaussian_decoupling("relu", torch.tensor(0.5))
+    assert float(found) == pytest.approx(float(gaussian_decoupling("relu", 0.5)))
+    assert found.shape == ()
+
+
 def test_the_sine_names_its_frequency():
     assert repr(Sine(2.5)) == "Sine(omega=2.5)"
 

@@ -262,6 +262,7 @@ def test_families():
         (([1.0], 0.0, "rleu"), {}, ValueError, "'rleu' is not known by name"),
         (([1.0], 0.0, torch.sign), {}, ValueError, "slope of zero almost everywhere"),
         (([1.0], 0.0, 3), {}, TypeError, "activation must be a name"),
+        (([1.0], 0.0, lambda z: None), {}, ValueError, "activation must act elementwise: it gave NoneType"),
     ],
 )
 def test_refusals(arguments, options, error, match):

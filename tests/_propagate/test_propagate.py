@@ -337,6 +337,8 @@ def test_bad_arguments_say_what_to_do():
     model, x = dense(reference_weights()), gaussian(2, 3)
     with pytest.raises(ValueError, match="solver must be one of"):
         capalloc.propagate(model, x, solver="dijkstra")
+    with pytest.raises(ValueError, match="solver must be one of"):
+        capalloc.propagate(model, x, solver=np.array(["auto", "block"]))
     with pytest.raises(ValueError, match="batch_size must be"):
         capalloc.propagate(model, x, batch_size=0, solver="markov")
     with pytest.raises(ValueError, match=r"Use solver=.markov."):

@@ -259,7 +259,10 @@ def test_a_process_group_is_needed():
     with pytest.raises(ValueError, match=r"needs a process group: call torch.distributed.init_process_group\(\) first"):
         measure(line(), data(4, 3), run=Run(distributed=True))
     with pytest.raises(TypeError, match="distributed must be True, False or a process group, got str"):
-        measure(line(), data(4, 3), run=Run(distributed="gloo"))
+        Run(distributed="gloo")
+    for wrong in ({"silence": 0.0}, {"arrival": float("nan")}):
+        with pytest.raises(ValueError, match="(silence|arrival) must be a positive number of seconds, got"):
+            Run(**wrong)
 
 
 def test_only_members_call_on_a_group(group_of_one):

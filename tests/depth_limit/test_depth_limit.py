@@ -435,7 +435,10 @@ LAW = StepLaw.uniform(3)
         (lambda: jump([WalkBlock(LAW, 1.0)], point(4), clock="sun"), "clock must be one of .*, got 'sun'"),
         (lambda: diffusion([], point(4), spacing=0.0), "spacing must be a finite number of pixels above 0, got 0"),
         (lambda: gaussian([random_block((4,), 0)], 4), "gaussian needs blocks that are the same everywhere"),
-        (lambda: gaussian([WalkBlock(StepLaw(np.eye(3)), 1.0)], (4, 4)), "no density: its covariance .* is singular"),
+        (
+            lambda: gaussian([WalkBlock(StepLaw(np.eye(3)), 1.0)], (4, 4)),
+            "without density: its covariance .* is singular",
+        ),
     ],
 )
 def test_refused_values(make, match):

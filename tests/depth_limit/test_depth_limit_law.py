@@ -171,6 +171,7 @@ def test_a_point_is_central_by_default():
         (lambda: WalkBlock(StepLaw.uniform(3), [0.0, math.nan]), "rate must be at least 0, got nan"),
         (lambda: WalkBlock(StepLaw.uniform(3), np.ones((2, 2))), "rate of shape .* does not fit a law of 1 axes"),
         (lambda: WalkBlock(StepLaw(np.ones((4, 3)), origin=1), np.ones(5)), "does not fit a law of 1 axes on grid"),
+        (lambda: point(()), "shape must have one axis at least, got none"),
         (lambda: point(5, 5), r"position \(5,\) lies outside a grid of shape \(5,\)"),
         (lambda: point((5, 5), 2), r"position \(2,\) lies outside a grid of shape \(5, 5\)"),
     ],

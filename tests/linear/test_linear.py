@@ -300,6 +300,7 @@ J = np.eye(3)
         (lambda: linear_capacity(J, basis=fourier_basis(4)), ValueError, "basis is of 4 inputs"),
         (lambda: fourier_basis(0), ValueError, "at least 1"),
         (lambda: orthonormal_basis(np.ones((3, 2))), ValueError, "not orthonormal"),
+        (lambda: orthonormal_basis(np.eye(2), [[1, 2], [3]]), ValueError, "labels must be one text or number for each"),
         (lambda: orthonormal_basis(J, labels=["a"]), ValueError, "for 3 vectors"),
         (lambda: principal_basis(np.ones((2, 3))), ValueError, "must be square"),
         (lambda: principal_basis(J, 4), ValueError, r"1 \.\. 3"),

@@ -150,7 +150,9 @@ def test_thirds_are_symmetrical_and_complete():
 
 
 def test_regions_need_an_image():
-    with pytest.raises(ValueError, match=r"a grid of regions needs a map of at least two axes, got \('input',\)"):
+    with pytest.raises(
+        ValueError, match=r"a grid of regions needs a capacity map of at least two axes, got \('input',\)"
+    ):
         grid(allocation((5,), ("input",)).capacity)
 
 

@@ -97,7 +97,7 @@ def gaussian_decoupling(
     if not (own > 0).all():
         raise ValueError("activation has a slope of zero almost everywhere, so its gates pass nothing to decouple")
     d = np.clip(1 - np.abs(cross) / own, 0.0, 1.0)
-    return torch.from_numpy(d) if as_tensor else d
+    return torch.from_numpy(np.asarray(d)) if as_tensor else d
 
 
 @_typed

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 
 from capalloc._decoupling import quadrature
-from capalloc._decoupling.activations import Elementwise, resolve
+from capalloc._decoupling.activations import Elementwise, checked_slope, resolve
 from capalloc._decoupling.closed_forms import CLOSED_FORMS
 from capalloc._decoupling.gaussian_gates import feature_moment, gaussian_gate_moment
 from capalloc._decoupling.kinks import find_kinks
@@ -105,7 +105,9 @@ def gradient_correlation(
     if not (np.isfinite(variances) & (variances > 0)).all():
         low, high = variances.min(), variances.max()
         raise ValueError(f"variance must be positive and finite, got values from {low} to {high}")
-    stream, gates = _carried(lambdas, np.atleast_1d(start), resolve(activation), variances)
+    chosen = resolve(activation)
+    checked_slope(chosen)
+    stream, gates = _carried(lambdas, np.atleast_1d(start), chosen, variances)
     shape = (depth, *start.shape)
     return _dataset({"correlation": stream.reshape(shape)}, gates.reshape(shape), crossing(lambdas))
 

@@ -111,14 +111,15 @@ def propagate(
     started = time.perf_counter()
     check_walk(gates, batch_size)
     of_paths = gates != "data" or layers or table is True or products is not None
-    if solver == "auto":
+    automatic = isinstance(solver, str) and solver == "auto"  # an array has no one answer
+    if automatic:
         asked: AnySolver = Markov() if of_paths else Block()
     else:
         asked = settings_of(solver, PROPAGATE_SOLVERS)
     if isinstance(asked, Block):
         if of_paths:
             raise ValueError("gates, layers, table and products are not for solver='block'; use solver='markov'")
-        found = _by_constraints(model, inputs, outputs, params, metric, batch_size, asked, exact=solver == "auto")
+        found = _by_constraints(model, inputs, outputs, params, metric, batch_size, asked, exact=automatic)
         return found.replace(attrs={**found.attrs, "seconds": time.perf_counter() - started})
     if isinstance(asked, Segments) and gates != "data":
         raise ValueError(

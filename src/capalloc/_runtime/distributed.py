@@ -198,7 +198,6 @@ def joined(
     Raises:
         RankError: on the other ranks, when one fails, dies or hangs.
         ValueError: no process group is initialised, or this process is no member of it.
-        TypeError: `distributed` is neither a boolean nor a process group.
 
     """
     if distributed is False:
@@ -218,9 +217,13 @@ def joined(
         heartbeat.close()
 
 
-def _group_of(distributed: object) -> ProcessGroup:
+def check_group(distributed: object) -> None:
+    """Raise TypeError where a value names no group of processes."""
     if not isinstance(distributed, (bool, ProcessGroup)) and distributed is not dist.GroupMember.NON_GROUP_MEMBER:
         raise TypeError(f"distributed must be True, False or a process group, got {type(distributed).__name__}")
+
+
+def _group_of(distributed: object) -> ProcessGroup:
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError(
             "distributed=True needs a process group: call torch.distributed.init_process_group() first, in a script "

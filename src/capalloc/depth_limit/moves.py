@@ -125,10 +125,12 @@ def point(shape: int | Sequence[int], position: int | Sequence[int] | None = Non
         position: index on every axis.
 
     Raises:
-        ValueError: a position outside the grid or on another number of axes.
+        ValueError: a shape without axes; a position outside the grid or on another number of axes.
 
     """
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not sizes:
+        raise ValueError("shape must have one axis at least, got none")
     at = tuple(n // 2 for n in sizes) if position is None else np.atleast_1d(position).tolist()
     if len(at) != len(sizes) or any(not 0 <= k < n for k, n in zip(at, sizes, strict=False)):
         raise ValueError(f"position {tuple(at)} lies outside a grid of shape {sizes}")

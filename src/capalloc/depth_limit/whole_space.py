@@ -52,7 +52,9 @@ def gaussian(
     for time, block in zip(times, constant, strict=True):
         mean, covariance = mean + time * block.law.mean, covariance + time * block.law.second_moment
     if np.linalg.matrix_rank(covariance) < len(sizes):
-        raise ValueError(f"the law has no density: its covariance {covariance.tolist()} is singular; use jump")
+        raise ValueError(
+            f"blocks give a law without density: its covariance {covariance.tolist()} is singular; use jump"
+        )
     places = np.moveaxis(np.indices(sizes), 0, -1) * spacing
     density = multivariate_normal(mean, covariance).pdf(places) * spacing ** len(sizes)
     return on_grid(density.reshape(sizes), spacing)

@@ -66,7 +66,10 @@ def orthonormal_basis(vectors: RealArray, labels: Labels | None = None, axis: st
             f"vectors are not orthonormal: V'V differs from the identity by {error:.2g}; pass an orthonormal basis of "
             "their span, such as numpy.linalg.qr(vectors)[0]"
         )
-    names = np.arange(count) if labels is None else np.asarray(labels)
+    try:
+        names = np.arange(count) if labels is None else np.asarray(labels)
+    except ValueError:
+        raise ValueError(f"labels must be one text or number for each of {count} vectors, got a ragged list") from None
     if names.shape != (count,):
         raise ValueError(f"labels have shape {names.shape} for {count} vectors")
     if count < n and labels is None:

@@ -119,7 +119,7 @@ def grid(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
 def _last_two(values: xr.DataArray, keep: str | None = None) -> tuple[str, str]:
     axes = tuple(str(dim) for dim in values.dims if dim != keep)
     if len(axes) < 2:
-        raise ValueError(f"a grid of regions needs a map of at least two axes, got {axes}")
+        raise ValueError(f"a grid of regions needs a capacity map of at least two axes, got {axes}")
     return axes[-2], axes[-1]
 
 

@@ -504,6 +504,9 @@ def test_work_ends_when_its_reader_has_left() -> None:
     with page, pytest.raises(PreventUpdate):
         read(Design(depth=8, width=2, size=12), between)
     assert len(layers) == 3
+    with pytest.raises(TypeError) as caught:
+        read(Design(depth=8, width=2, size=12), lambda wrong: None)
+    assert caught.value.__notes__ == ["raised by the function given as between"]
     with pytest.raises(PreventUpdate):
         wanted()  # the server's own end is closed too
     watch({})()  # a server that does not show its connections

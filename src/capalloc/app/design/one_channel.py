@@ -17,6 +17,7 @@ from torch import Tensor
 
 from capalloc._energy.maps import ConvolutionMap
 from capalloc._linalg.aliases import Array
+from capalloc._runtime.arguments import blamed
 from capalloc.app.design.stack import Design
 
 Item = TypeVar("Item")
@@ -139,7 +140,8 @@ def channel_flow(design: Design, gain: float, between: Callable[[], Any] = lambd
 
 def _watched(items: Iterable[Item], between: Callable[[], Any]) -> Iterator[Item]:
     for item in items:
-        between()
+        with blamed("between"):
+            between()
         yield item
 
 
