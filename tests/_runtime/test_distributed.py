@@ -261,7 +261,7 @@ def test_a_process_group_is_needed():
     with pytest.raises(TypeError, match="distributed must be True, False or a process group, got str"):
         Run(distributed="gloo")
     for wrong in ({"silence": 0.0}, {"arrival": float("nan")}):
-        with pytest.raises(ValueError, match="(silence|arrival) must be a positive number of seconds, got"):
+        with pytest.raises(ValueError, match=r"(silence|arrival) must be a positive number of seconds, got"):
             Run(**wrong)
 
 
