@@ -167,7 +167,7 @@ def test_a_rank_that_dies_ends_the_run_of_all(tmp_path, scenario, victim, messag
     for rank in {0, 1, 2} - {victim}:
         assert found[rank]["error"] == "RankError"
         assert message in found[rank]["message"]
-        assert found[rank]["end"] - float((tmp_path / "3" / "death").read_text()) < 12
+        assert found[rank]["end"] - float((tmp_path / "3" / "death").read_text()) < 25  # a busy machine adds to it
     exits = json.loads((tmp_path / "3" / "exits.json").read_text())
     assert [code for rank, code in enumerate(exits) if rank != victim] == [0, 0]
 
