@@ -92,6 +92,9 @@ def test_advice_is_an_act_that_mends():
             block.weight *= factor
     mended = capalloc.diagnose(model, x)
     assert mended.advice == []
+    settled = mended.view().settled
+    assert settled.startswith("no rate of the ")
+    assert "residual blocks asks for a change; gradients at independent examples stay alike: 0." in settled
     assert mended.scaling.phase == "balanced"
     np.testing.assert_allclose(mended.scaling.data["rate"], 1 / 12, rtol=0.02)
 

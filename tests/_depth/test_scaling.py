@@ -784,6 +784,27 @@ def test_total_gain_is_advised_on_beyond_a_thousand():
     assert len(ignored.advice) == 1
 
 
+def test_many_small_losses_are_one_large_one():
+    """0.83^400 is 4e-33, and no layer alone is far from 1."""
+    found = Scaling(dataset(gain=[0.83] * 400))
+    assert found.advice == [
+        "energy falls to 4.3e-33 from inputs to outputs: activations and gradients leave the range of numbers",
+        f"no layer alone is far from gain 1; multiply the weights of each by {0.83**-0.5:.3g}",
+    ]
+    assert found.view().settled == ""
+    outside = Scaling(dataset(rate=[0.5, 0.5], gain=[0.01, 0.01]))
+    assert outside.advice[0].startswith("energy falls to 0.0001 from inputs to outputs, along the layers outside resid")
+
+
+def test_where_nothing_asks_for_a_change_it_says_what_was_looked_at():
+    settled = (
+        "none of 2 layers changes the energy of paths by more than a factor of 1.25, nor all of them together by 1,000"
+    )
+    assert Scaling(dataset(gain=[1.1, 0.9])).view().settled == settled
+    assert Scaling(dataset(rate=[0.5, 0.5])).view().settled == "no rate of the 2 residual blocks asks for a change"
+    assert Scaling(dataset(gain=[1.1]).assign_attrs(trained=True)).view().settled == ""
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"lacks \['gain', 'rate'\]; capalloc.scaling\(\) makes one that has them"):
         Scaling(dataset(rate=[1.0]).drop_vars(["rate", "gain"]))

@@ -53,7 +53,7 @@ class Diagnosis(Result):
 
     @property
     def advice(self) -> list[str]:
-        """Changes to make to initial weights; empty where nothing is out of balance, or the network is trained."""
+        """Changes to make to initial weights; empty where nothing asks for one, or the network is trained."""
         return [*self.scaling.advice, *self.shattering.advice]
 
     @property
@@ -75,6 +75,7 @@ class Diagnosis(Result):
             tables=[*(table for part in parts.values() for table in part.tables), *self._field()],
             charts=[chart for part in parts.values() for chart in part.charts],
             advice=self.advice,
+            settled="; ".join(filter(None, (part.settled for part in parts.values()))),
             notes=list(dict.fromkeys(note for part in parts.values() for note in part.notes)),
             values={"summary": self.summary, **parts["scaling"].values, **parts["shattering"].values}
             | {"advice": self.advice},

@@ -123,7 +123,7 @@ class Scaling(Result):
 
     @property
     def advice(self) -> list[str]:
-        """Changes to make to initial weights, in order of depth; empty where nothing is out of balance, or trained."""
+        """Changes to make to initial weights, in order of depth; empty where nothing asks for one, or trained."""
         if self.trained:
             return []
         return [*self._phase_advice(), *self._block_advice(), *self._layer_advice()]
@@ -170,6 +170,14 @@ class Scaling(Result):
         yield from _first(lines, "more blocks, in the table")
 
     def _layer_advice(self) -> Iterator[str]:
+        total = self.total_gain
+        lost = total > 0 and not 1 / FAR_TOTAL < total < FAR_TOTAL
+        if lost:
+            layers = "" if self.phase == "plain" else ", along the layers outside residual blocks"
+            yield (
+                f"energy {factor(total)} from inputs to outputs{layers}: activations and gradients leave the range of "
+                "numbers"
+            )
         if self.phase != "plain":
             return
         lines = []
@@ -182,10 +190,23 @@ class Scaling(Result):
             rule = _rule(float(row["mean_squared_gate"]))
             what = f"multiply its weights by {gain**-0.5:.2g}"
             lines.append(f'layer "{row["layer"]}": energy {factor(gain)}, where {rule} keeps it; {what}')
-        total = self.total_gain
-        if lines and not 1 / FAR_TOTAL < total < FAR_TOTAL:
-            yield f"energy {factor(total)} from inputs to outputs: activations and gradients leave the range of numbers"
+        number = int((self.data["rescaled"].to_numpy() == 0).sum())
+        if lost and not lines:
+            yield f"no layer alone is far from gain 1; multiply the weights of each by {total ** (-0.5 / number):.3g}"
         yield from _first(lines, "more layers, in the table")
+
+    @property
+    def settled(self) -> str:
+        """What is said where there is no advice; nothing of trained weights."""
+        number, layers = self.data.sizes["block"], self.data.sizes["layer"]
+        if self.trained:
+            return ""
+        if number:
+            return f"no rate of the {number} residual blocks asks for a change"
+        return (
+            f"none of {layers} layers changes the energy of paths by more than a factor of {FAR_GAIN:g}, nor all of "
+            f"them together by {FAR_TOTAL:,.0f}"
+        )
 
     def view(self) -> View:
         """Rates of residual blocks, gains of layers, and what to change."""
@@ -216,6 +237,7 @@ class Scaling(Result):
             tables=tables if number else tables[1:],
             charts=[self._rates() if number else self._gains()],
             advice=self.advice,
+            settled="" if self.advice else self.settled,
             series={"gains": self._along("gain")} if self.phase == "plain" else {"rates": self._along("rate")},
         )
 

@@ -98,6 +98,13 @@ class Shattering(Result):
             f"measured, {self.index:.3g} decouplings on a path, most at {', '.join(worst)}; {remedy}"
         ]
 
+    @property
+    def settled(self) -> str:
+        """What is said where there is no advice; nothing of trained weights."""
+        if self.data.attrs.get("trained"):
+            return ""
+        return f"gradients at independent examples stay alike: {max(self.correlation, self.kept):.2g} correlated"
+
     def plot_line(self, ax: Axes | None = None) -> Axes:
         """Draw the autocorrelation of the gradient on a line in input space, on `ax` or on a new figure."""
         return results.plots.plot_chart(self._line(), ax)
@@ -117,6 +124,7 @@ class Shattering(Result):
             tables=[self._correlations(), self._gates()],
             charts=[self._depth(), self._line()],
             advice=self.advice,
+            settled="" if self.advice else self.settled,
         )
 
     @property

@@ -131,7 +131,8 @@ class View:
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     maps: Sequence[Map] = ()  # one, or one for each of several inputs
-    advice: Sequence[str] | None = None  # None where it gives none, empty where nothing is out of balance
+    advice: Sequence[str] | None = None  # None where it gives none, empty where nothing asks for a change
+    settled: str = ""  # where advice is empty: what was looked at, and how it is
     notes: Sequence[str] = ()
     values: Mapping[str, Any] = field(default_factory=dict)  # for programs, by the name of the property
     series: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # for logs: a value for each name

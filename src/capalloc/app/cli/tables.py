@@ -29,8 +29,8 @@ def print_view(view: View) -> None:
         whole = table_of(table.title, table.head, largest(table))
         fits = console.measure(whole, options=console.options.update(width=UNBOUNDED)).maximum <= console.width
         console.print(whole if fits else table_of(table.title, table.narrow().head, largest(table.narrow())))
-    advice = view.advice if view.advice is None or view.advice else ["nothing is out of balance"]
-    for line in (*(advice or ()), *(f"note: {note}" for note in view.notes)):
+    advice = view.advice or ([view.settled] if view.settled else [])
+    for line in (*advice, *(f"note: {note}" for note in view.notes)):
         console.print(printable(line), markup=False, soft_wrap=True)
 
 
