@@ -383,3 +383,14 @@ def test_samples_are_the_same_however_they_are_cut(name, monkeypatch):
             moments.append(found.T @ found)
     for other in moments[1:]:
         torch.testing.assert_close(other, moments[0], rtol=1e-10, atol=1e-10)
+
+
+def test_symmetries_are_counted_on_all_the_examples() -> None:
+    """Units that are dead on the first example rescale on others: the total loses theirs too."""
+    net = seeded_module(nn.Sequential, nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 20), nn.ReLU(), nn.Linear(20, 2))
+    x = gaussian(12, 20)
+    of_all = capalloc.propagate(net, x, solver="markov").attrs["symmetries"]
+    of_one = capalloc.propagate(net, x[:1], solver="markov").attrs["symmetries"]
+    found = capalloc.propagate(net, x, solver=capalloc.solvers.Block(0, num_probes=2)).attrs
+    assert found["symmetries"] == of_all > of_one
+    assert found["total_range"][1] == found["num_params"] - found["unused_params"] - of_all

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from capalloc._energy import markov
-from capalloc._energy.batches import Batches
+from capalloc._energy.batches import Batches, solve_in_range
 from capalloc._linalg.inverse_root import InverseRoot, rank_of_sample
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
@@ -210,9 +210,12 @@ def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -
 
 
 def symmetries_of(task: Task) -> tuple[int, bool]:
-    """Return the symmetries that the graph shows on one example, and whether there are no others."""
-    problem = replace(task.problem, inputs=task.problem.probe)
-    result = markov.solve(Batches.of(problem, "data", 1), single=True, layers=False, table=False, linear=True)
+    """Return the symmetries that the graph shows, of large networks on one example, and whether there are no others."""
+    problem = replace(task.problem, inputs=task.problem.probe) if task.size.params > LARGE_PARAMS else task.problem
+    result, _ = solve_in_range(
+        lambda dtype: Batches.of(problem, "data", "auto", dtype=dtype),
+        lambda batches: markov.solve(batches, single=batches.number == 1, layers=False, table=False, linear=True),
+    )
     return int(result.symmetries), bool(result.exact_symmetries)
 
 
