@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import capalloc
 from capalloc._energy import made_weights
+from capalloc._graph import structure
 from energies import counted
 from zoo import gaussian
 
@@ -27,13 +28,14 @@ class Made(nn.Module):
     def __init__(self, make: Make) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.last, self.make = nn.Linear(6, 5), nn.Linear(5, 2), make
+        self.first, self.last, self.make, self.call = nn.Linear(6, 5), nn.Linear(5, 2), make, F.linear
         self.down, self.up = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(5, 2))
+        self.register_buffer("centred", torch.eye(6) - 1 / 6)
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.make(self)
-        return self.last(torch.relu(F.linear(x, weight, bias)))
+        return self.last(torch.relu(self.call(x, weight, bias)))
 
 
 def standardised(m: nn.Module) -> Tensor:
@@ -116,8 +118,17 @@ def orthogonal() -> nn.Module:
 
 RANKED: dict[str, Callable[[], nn.Module]] = {
     name: lambda make=make: Made(lambda m: (make(m), m.first.bias))
-    for name, make in {**MADE, "centred columns": lambda m: m.first.weight - m.first.weight.mean(0)}.items()
-    if name != "binary"  # whose mean of magnitudes is one of many parameters
+    for name, make in {
+        **MADE,
+        "centred columns": lambda m: m.first.weight - m.first.weight.mean(0),
+        "product": lambda m: m.up @ m.down,
+        "dense product": lambda m: F.linear(m.up, m.down.mT),
+        "sum of outer products": lambda m: (m.up[:, :, None] * m.down).sum(1),
+        "projected": lambda m: m.first.weight @ m.centred,
+        "binary rows": lambda m: m.first.weight.sign() * m.first.weight.abs().mean(1, keepdim=True),
+        "clamped": lambda m: m.first.weight.clamp(-0.3, 0.3),
+        "through a bottleneck of two": lambda m: (m.first.weight @ m.down.mT) @ m.down,
+    }.items()
 }
 RANKED |= {"orthogonal": orthogonal, "one matrix for weight and bias": lambda: Made(bordered)}
 
@@ -130,11 +141,36 @@ def bordered(m: nn.Module) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.proves("4", "standardised, orthogonal, softmax, low-rank updates", oracle="measured capacity")
 @pytest.mark.parametrize("make", RANKED.values(), ids=RANKED)
-def test_made_weights_hold_the_rank_of_their_jacobian(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("call", [F.linear, lambda x, w, b: x @ w.mT + b], ids=["dense", "matmul"])
+def test_made_weights_hold_the_rank_of_their_jacobian(
+    make: Callable[[], nn.Module], call: Callable[..., Tensor]
+) -> None:
     model, x = make().eval(), gaussian(60, 6)
+    model.call = call
     propagated = capalloc.propagate(model, x, solver="markov", table=True)
     assert propagated.total == pytest.approx(capalloc.measure(model, x).total)
     np.testing.assert_allclose(propagated.table.sum("parameter"), propagated.capacity, rtol=1e-9, atol=1e-12)
+
+
+def test_a_product_too_large_for_its_jacobian_is_paths_through_both_and_an_upper_bound(monkeypatch) -> None:
+    model, x = Made(lambda m: (m.up @ m.down, m.first.bias)).eval(), gaussian(60, 6)
+    small = capalloc.propagate(model, x, solver="markov")
+    monkeypatch.setattr(structure, "PRODUCT_LIMIT", 4)
+    large = capalloc.propagate(model, x, solver="markov")
+    assert (small.total, large.total) == (
+        pytest.approx(30),
+        pytest.approx(32),
+    )
+    assert not large.attrs["symmetries_exact"]
+
+
+def test_what_is_taken_entry_by_entry_is_an_upper_bound(monkeypatch) -> None:
+    model, x = Made(lambda m: (standardised(m), m.first.bias)).eval(), gaussian(60, 6)
+    exact = capalloc.propagate(model, x, solver="markov")
+    monkeypatch.setattr(made_weights, "JACOBIAN_LIMIT", 4)
+    coarse = capalloc.propagate(model, x, solver="markov")
+    assert coarse.total >= exact.total
+    assert not coarse.attrs["symmetries_exact"]
 
 
 class Hidden(nn.Module):

@@ -427,14 +427,6 @@ def two_parameters_in_a_product() -> nn.Module:
     )
 
 
-@network(5)
-def low_rank() -> nn.Module:
-    def run(n: Net, x: Tensor) -> Tensor:
-        return F.linear(F.relu(n.first(x)), n.left @ n.right)
-
-    return Net(run, first=nn.Linear(5, 4), left=torch.zeros(3, 2), right=torch.zeros(2, 4))
-
-
 @network(4, 6, data=True)
 def group_norm() -> nn.Module:
     return nn.Sequential(

@@ -86,6 +86,7 @@ class Carriers:
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
     signals: frozenset[Node] = frozenset()  # depend on the inputs
+    loose: frozenset[Node] = frozenset()  # weights whose parameters may hold fewer than there are
     squares: tuple[Node, ...] = ()  # products of a signal with itself, moved about, in which both factors carry
     data_gates: tuple[Node, ...] = ()  # calls that carry energy by gates of the examples' own, besides activations
 
@@ -163,6 +164,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
             for node, name in names.items()
             if node in reachable and (node not in carrying or _is_split(node, carrying, reachable, structure))
         ),
+        loose=frozenset(carrying & structure.loose),
         squares=tuple(n for n in graph.calls() if n in carrying and _squares(n, structure, found)),
         data_gates=tuple(n for n in graph.calls() if n in carrying and structure.needs_data(n, frozen.get(n, ()))),
     )

@@ -59,7 +59,9 @@ def tie_what_cannot_be_rescaled(program: Program, made: Sequence[MadeWeight], li
         if ("image", k) not in program.found:
             program.found["image", k] = _image(own, limit)
         basis = program.found["image", k]
-        if basis is not None and basis.shape[1] < len(basis):  # else it can be any weight
+        if basis is None:
+            program.channels.exact = False
+        elif basis.shape[1] < len(basis):  # else it can be any weight
             _tie(program, own, basis)
 
 

@@ -166,16 +166,22 @@ class _Tracing:
         made = program.step(through, [*(self.leaves[root] for root in free), rest], None)
         if all(part.shape[1] == self.known[root].value.numel() for root, part in found.items()):
             self.made.append(MadeWeight(made.slot, weight, found))
+        else:
+            program.channels.exact = False
         return made
 
     def settle_made_weights(self) -> None:
         """Say how much of the parameters is independent that make weights, and what these cannot rescale."""
+        program = self.program
+        program.channels.exact &= not self.carriers.loose
         if not self.made:
             return
-        program = self.program
-        used_as_they_are = {*self.direct, *self.carriers.bent.values()}
+        bent = {leaf for node, leaf in self.carriers.bent.items() if node in self.carriers.carrying}
+        used_as_they_are = self.direct | bent
         if "leverages" not in program.found:
             program.found["leverages"] = leverages(self.made, used_as_they_are, JACOBIAN_LIMIT)
+        if not program.found["leverages"].keys() >= {root for piece in self.made for root in piece.jacobians}:
+            program.channels.exact = False
         for root, held in program.found["leverages"].items():
             program.held[self.leaves[root].slot] = held.reshape(self.leaves[root].shape)
         tie_what_cannot_be_rescaled(program, self.made, JACOBIAN_LIMIT)

@@ -13,12 +13,18 @@ from torch.utils import _pytree as pytree
 
 from capalloc._graph.capture import Graph
 from capalloc._operators.calls import arguments_of
-from capalloc._operators.records import GateRank, record
+from capalloc._operators.records import GateRank, named, record
 
 aten = torch.ops.aten
 #: Operators that make one number, 0 unless they name it.
 ZEROS = {getattr(aten, name).default for name in ("zeros", "zeros_like", "new_zeros", "full", "full_like", "new_full")}
+#: Functions of entries that are flat somewhere where they are not 0.
+FLAT_IN_PART = {*named("clamp clamp_min clamp_max hardtanh relu6 hardsigmoid threshold")}
 GateSide = Literal["left", "right", "both"]
+#: Calls that multiply signals by what parameters make.
+MULTIPLYING = ("dense", "convolution", "normalisation", "product", "contraction")
+#: Entries of a Jacobian up to which a product of parameters is taken as a weight that they make.
+PRODUCT_LIMIT = 2**20
 
 
 @dataclass
@@ -31,6 +37,9 @@ class Structure:
     ranks: dict[Node, GateRank] = field(default_factory=dict)
     bent: dict[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     weights: set[Node] = field(default_factory=set)  # made of parameters, with energies that are a weight's
+    #: made of parameters, multiplied with signals, and small enough to be taken as weights by their Jacobian
+    products: set[Node] = field(default_factory=set)
+    loose: set[Node] = field(default_factory=set)  # weights whose parameters may hold fewer than there are
     #: node -> the nodes it is a function of entry by entry, each of the next, itself last
     chains: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
 
@@ -52,6 +61,7 @@ class Structure:
                 if any(used in found.live for used in node.all_input_nodes):
                     found.live.add(node)
             found.chains[node] = found._chain(node)
+            found.products.update(found._products(node))
             if found._bends(node):
                 found.bent[node] = found.chains[node][0]
             if found._is_weight(node):
@@ -75,15 +85,17 @@ class Structure:
         if node not in self.weights or node in self.bent:
             return []
         given = arguments_of(node)
-        return [name for name in record(node.target).factors or () if self._ends_paths(given[name])]
+        return [name for name in record(node.target).factors or () if self._makes_no_weight(given[name])]
 
     def made(self, node: Node) -> list[Node]:
         """List weights and biases of a call that a graph of parameters makes, other than entry by entry."""
-        if node not in self.signals or record(node.target).kind not in ("dense", "convolution", "normalisation"):
+        known = record(node.target)
+        if node not in self.signals or known.kind not in MULTIPLYING:
             return []
         given = arguments_of(node)
-        read = (given.get(name) for name in ("weight", "bias"))
-        return [a for a in read if isinstance(a, Node) and self._ends_paths(a) and a not in self.signals]
+        read = [given.get(name) for name in known.factors or ("weight", "bias")]
+        found = [a for a in read if isinstance(a, Node) and self._makes_no_weight(a)]
+        return [a for a in found if a in self.products] if known.factors else found
 
     def leaves_complex(self, node: Node) -> bool:
         """Tell whether a call makes real numbers of complex ones that depend on the inputs."""
@@ -104,7 +116,38 @@ class Structure:
         return tuple(n for n in self.chains if n in roots), tuple(n for n in self.chains if n in inside)
 
     def _ends_paths(self, factor: Any) -> bool:
-        return factor in self.live and factor not in self.weights
+        return factor in self.live and factor not in self.weights and factor not in self.products
+
+    def _makes_no_weight(self, factor: Any) -> bool:
+        """Tell whether a factor is made of parameters alone in another way than entry by entry."""
+        return factor in self.live and factor not in self.weights and factor not in self.signals
+
+    def _products(self, node: Node) -> list[Node]:
+        """List what `node` shows to be taken by its Jacobian: itself, or what it multiplies signals by."""
+        if node not in self.live or node.op != "call_function":
+            return []
+        known, given = record(node.target), arguments_of(node)
+        if node in self.signals:
+            factors = [given[name] for name in known.factors or ()] if known.kind == "contraction" else []
+            return [a for a in factors if self._makes_no_weight(a) and self._is_small(a)]
+        if known.moves:
+            made = {used for used in node.all_input_nodes if used in self.live} <= self.products
+        elif known.kind in ("product", "contraction"):
+            live = [a for a in nodes_in(given) if a in self.live]
+            outer = len(live) > 1 and _numel(node) > max(map(_numel, live))
+            made = known.kind == "contraction" or outer or any(map(self._makes_no_weight, live))
+        else:
+            made = node.target in FLAT_IN_PART
+        if not made or not _multiplies(node):
+            return []
+        if self._is_small(node):
+            return [node]
+        self.loose.add(node)
+        return []
+
+    def _is_small(self, node: Node) -> bool:
+        """Tell whether the Jacobian of what parameters make is held without further thought."""
+        return _numel(node) * sum(map(_numel, self.made_of(node)[0])) <= PRODUCT_LIMIT
 
     def needs_data(self, node: Node, frozen: Iterable[str]) -> bool:
         """Tell whether a call that carries energy has gates or statistics of the examples' own."""
@@ -161,6 +204,8 @@ class Structure:
         leaf = self.chains[node][0]
         if leaf is node or leaf.op != "placeholder" or leaf not in self.live or node in self.signals:
             return False
+        if any(call in self.products for call in self.chains[node]):
+            return False
         return any(self._is_bend(call) for call in self.between(leaf, node))
 
     def _is_bend(self, call: Node) -> bool:
@@ -174,6 +219,8 @@ class Structure:
             return False
         if node.op == "placeholder" or node in self.bent:
             return True
+        if node in self.products:
+            return False
         known = record(node.target)
         if known.kind == "quotient":
             return arguments_of(node)["self"] in self.weights
@@ -211,6 +258,17 @@ class Structure:
             return (node,)
         shared = _common_prefix([self.chains[u] for u in used])
         return (*shared, node)
+
+
+def _multiplies(node: Node) -> bool:
+    """Tell whether all that reads a node, moved or not, multiplies by it."""
+    kinds = [(record(user.target), user) for user in node.users]
+    return all(known.kind in MULTIPLYING or (known.moves and _multiplies(user)) for known, user in kinds)
+
+
+def _numel(node: Node) -> int:
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def nodes_in(tree: Any) -> Iterator[Node]:
