@@ -24,6 +24,17 @@ def strip(length: int, width: int = 48, channels: int = 1) -> torch.Tensor:
     return gaussian(1, channels, length, width).float()
 
 
+class Inside(nn.Module):
+    """A network within a network."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
 def conv(kernel: int, stride: int = 1, padding: int | str | None = None) -> nn.Module:
     return nn.Conv2d(1, 1, kernel, stride, kernel // 2 if padding is None else padding)
 
@@ -147,6 +158,45 @@ def test_support_is_where_a_gradient_of_positive_weights_is_not_zero(position):
     model(x)[0, :, position[0], position[1]].sum().backward()
     np.testing.assert_array_equal(field.support, (x.grad[0] != 0).numpy())
     assert field.moving == ("row", "column")
+
+
+def test_layers_follow_the_recursion():
+    """size + (kernel - 1) * stride so far, the stride multiplied; a norm and an activation see what is before them."""
+    model = nn.Sequential(
+        conv(5), nn.BatchNorm2d(1), nn.ReLU(), conv(3, 2), nn.MaxPool2d(2), conv(3), nn.Flatten(), nn.Linear(576, 2)
+    )
+    found = capalloc.receptive_field(seeded_module(Inside, model).eval(), strip(192).double(), layers=True)
+    rows = found.layers.xs("row", level="axis")
+    expected = {"net.0": (5, 1), "net.3": (7, 2), "net.4": (9, 4), "net.5": (17, 4)}
+    assert {name: (row["size"], row["stride"]) for name, row in rows.iterrows()} == expected
+    assert not rows["cut"].any()
+    assert "theoretical fields of layers" in repr(found)
+    for name, (size, _) in expected.items():
+        assert capalloc.receptive_field(model.double(), strip(192).double(), layer=name[4:]).sizes["row"] == size
+    plain = capalloc.receptive_field(model, strip(192).double())
+    assert plain.layers is None
+    with pytest.raises(ValueError, match="this field holds no layers; receptive_field"):
+        plain.to_pandas("layers")
+
+
+def test_a_layer_is_one_of_the_models(tmp_path):
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = conv(3), conv(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.one(x)
+
+    model, x = Skips(), strip(16)
+    with pytest.raises(ValueError, match="the model has no layer 'three'; it has one, two"):
+        capalloc.receptive_field(model, x, layer="three")
+    with pytest.raises(ValueError, match="the model does not call its layer 'two'"):
+        capalloc.receptive_field(model, x, layer="two")
+    with pytest.raises(TypeError, match=r"layer needs the model as a torch\.nn\.Module, got str"):
+        capalloc.receptive_field(str(tmp_path / "model.pt2"), x, layer="one")
+    assert capalloc.receptive_field(model, x, layer="one").sizes["row"] == 3
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_three_dimensions():

@@ -44,10 +44,15 @@ def run(*arguments: str):
     return RUNNER.invoke(app, list(arguments))
 
 
-def refused(*arguments: str, quiet: bool = True) -> str:
+def misused(*arguments: str) -> str:
+    """The one line that a command refuses a value with that it cannot have."""
+    return refused(*arguments, code=2)
+
+
+def refused(*arguments: str, quiet: bool = True, code: int = 1) -> str:
     """The one line that a command refuses its arguments with."""
     result = run(*arguments, *["--quiet"] * quiet)
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == code, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("capalloc: ")
     assert result.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from capalloc._energy.carriers import Products
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._measure.forecast import duration
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.propagate import propagate
@@ -117,6 +119,9 @@ def audit(
     costs["capacity"] = min(CAPACITY, max(1.0, clock.left - sum(costs.values())))
     forecast = min(clock.seconds, clock.seconds - clock.left + sum(costs.values()))
 
+    if progress:
+        tqdm.write(f"audit: about {duration(forecast)}, and at most {duration(seconds)}", file=sys.stderr)
+
     def depth() -> Diagnosis:
         return diagnose(problem, x, metric=metric, generator=generator, products=products, trained=trained)
 
@@ -132,7 +137,7 @@ def audit(
         "depth": depth,
     }
     found: dict[str, Any] = {}
-    for what, part in tqdm(parts.items(), disable=not progress, desc=f"audit, up to {forecast:.0f} s"):
+    for what, part in tqdm(parts.items(), disable=not progress, desc="audit"):
         found[what] = clock.run(what, 0.0 if what == "capacity" else costs[what], part)
     layers = _layers(problem, found["capacity"], found["paths"], found["channels"] or {})
     evidence = Evidence(

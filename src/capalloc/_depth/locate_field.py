@@ -21,18 +21,28 @@ from capalloc._depth.bound_influence import bound
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
+from capalloc._energy.program import Program
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._energy.support import at_position, support
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
+from capalloc._model.layer_output import LayerOutput
 from capalloc._model.places import Places
 from capalloc._model.problem import ModelLike, OutputSelection, prepare, seeded
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.images import smallest_region
-from capalloc.results.receptive_field import MAP_NAMES, Extent, Index, ReceptiveField, extent_columns, shown
+from capalloc.results.receptive_field import (
+    LAYER_COLUMNS,
+    MAP_NAMES,
+    Extent,
+    Index,
+    ReceptiveField,
+    extent_columns,
+    shown,
+)
 
 CUT_NOTE = "cut by the border: use a larger input"
 
@@ -45,6 +55,8 @@ def receptive_field(
     outputs: OutputSelection = None,
     *,
     output_position: Position = None,
+    layer: str | None = None,
+    layers: bool = False,
     gates: GateSource = "data",
     of: Literal["energy", "capacity"] = "energy",
     metric: InputMetricLike = DEFAULT_METRIC,
@@ -69,6 +81,8 @@ def receptive_field(
         output_position: index on the axes after examples and channel; or one entry for every axis after examples,
             None for a whole axis, as for tokens: `(7, None)`, or 7 where the inputs are token ids. By default the
             central position; outputs (examples, classes) are taken whole.
+        layer: the name of a module whose output takes the place of the model's; `outputs` chooses among several.
+        layers: also find the theoretical field of the central position of every layer: `ReceptiveField.layers`.
         gates: as in `propagate`; the theoretical field does not depend on them.
         of: what the effective field is of, "energy" or "capacity".
         metric: energies of the inputs, as in `propagate`; the theoretical field does not depend on them.
@@ -85,7 +99,7 @@ def receptive_field(
     Raises:
         ValueError: bad settings, a position outside the outputs, or one that no path reaches; an input beyond the
             field of influence has a gradient, which a wrong `capalloc.rule` can cause.
-        UnsupportedOperatorError, TypeError: as `propagate`.
+        UnsupportedOperatorError, TypeError: as `propagate`; a layer of what is no `torch.nn.Module`.
 
     Reference: A. Araujo, W. Norris, J. Sim, Computing Receptive Fields of Convolutional Neural Networks, Distill 2019;
     W. Luo et al., Understanding the effective receptive field in deep convolutional neural networks, NIPS 2016.
@@ -97,12 +111,12 @@ def receptive_field(
         raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
     if of not in MAP_NAMES:
         raise ValueError(f"of must be 'energy' or 'capacity', got {of!r}")
-    problem = prepare(model, inputs, outputs, by_input=True)
+    problem = prepare(model if layer is None else LayerOutput(model, layer), inputs, outputs, by_input=True)
     if problem.layout is not None:
         problem.layout.check_alike("a receptive field")
     space = input_metric(metric, problem)
     batches = Batches.of(problem, gates, batch_size, progress=progress, metric=space)
-    located = locate(batches, output_position, of)
+    located = locate(batches, output_position, of, layers=layers)
     position, places = located.position, problem.places
     reach = bound(batches, position, located.seen, by_data=located.by_data, check=check)
     extents, moving = located.extents, located.moving
@@ -121,7 +135,20 @@ def receptive_field(
         "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut] + reach.notes,
     }
     coords = {"axis": list(extents), **places.coords}
-    return ReceptiveField(xr.Dataset(maps | extent_columns(extents), coords, attrs | places.attrs))
+    data = xr.Dataset(maps | extent_columns(extents), coords, attrs | places.attrs)
+    return ReceptiveField(data.assign(_layer_columns(located.layers)) if layers else data)
+
+
+def _layer_columns(layers: dict[str, dict[str, Extent]]) -> dict[str, xr.DataArray]:
+    """Give what is kept of the fields of layers."""
+    return {
+        f"layer_{name}": xr.DataArray(
+            [[getattr(e, name) for e in own.values()] for own in layers.values()],
+            {"layer": list(layers)},
+            dims=("layer", "axis"),
+        )
+        for name in LAYER_COLUMNS
+    }
 
 
 @dataclass(frozen=True)
@@ -134,16 +161,12 @@ class Located:
     fields: dict[str, Field]  # by input
     by_data: bool  # whether the field is that of the examples' gates
     found: Tensor  # the map
+    layers: dict[str, dict[str, Extent]]  # the extent of layers along each axis
 
     @property
     def extents(self) -> dict[str, Extent]:
         """Give the extent along each axis of each input, by name."""
-        maps = self.places.split(self.found)
-        return {
-            axis: _extent(field, k, _deviation(maps[name], k))
-            for name, field in self.fields.items()
-            for k, axis in enumerate(self.places.axes_of(name))
-        }
+        return _extents(self.fields, self.places, self.found)
 
     @property
     def moving(self) -> NDArray[np.float64]:
@@ -155,12 +178,12 @@ class Located:
         return summed[0] if len(summed) == 1 else np.concatenate([values.ravel() for values in summed])
 
 
-def locate(batches: Batches, output_position: Position, of: str) -> Located:
-    """Find where paths to a position start, and what they carry of "energy" or "capacity"."""
+def locate(batches: Batches, output_position: Position, of: str, *, layers: bool = False) -> Located:
+    """Find where paths to a position start, and what they carry of "energy" or "capacity"; fields of all `layers`."""
     problem = batches.problem
     with seeded(0, problem.probe.device):
         like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
-        by_data, read = False, partial(trace, batches.graph, like, selected=set(problem.params), layers=False)
+        by_data, read = False, partial(trace, batches.graph, like, selected=set(problem.params), layers=layers)
         try:
             program = read(gates="unit")
         except UnsupportedOperatorError:  # an order has no gate that is open for all
@@ -169,7 +192,35 @@ def locate(batches: Batches, output_position: Position, of: str) -> Located:
     position = resolve(output_position, tuple(program.values[program.output].shape[1:]), places.tokens)
     fields = theoretical(program, position, places)
     found = places.pooled(_effective(batches, position, of)).reshape(places.shape)
-    return Located(position, places, support(program, position), fields, by_data, found)
+    seen = support(program, position)
+    return Located(position, places, seen, fields, by_data, found, _of_layers(program, places) if layers else {})
+
+
+def _extents(fields: dict[str, Field], places: Places, found: Tensor | None) -> dict[str, Extent]:
+    maps = {} if found is None else places.split(found)
+    return {
+        axis: _extent(field, k, _deviation(maps[name], k) if maps else math.nan)
+        for name, field in fields.items()
+        for k, axis in enumerate(places.axes_of(name))
+    }
+
+
+def _of_layers(program: Program, places: Places) -> dict[str, dict[str, Extent]]:
+    """Find the theoretical fields of layers with positions, without those that see what the one before them sees."""
+    found: dict[str, dict[str, Extent]] = {}
+    last = None
+    for name, slots in program.layers.items():
+        ending = replace(program, output=slots[0])
+        shape = tuple(program.values[slots[0]].shape[1:])
+        position = resolve(None, shape, places.tokens)
+        if len(shape) < 2 or not bool(support(ending, position).any()):
+            continue
+        own = _extents(theoretical(ending, position, places), places, None)
+        known = [(e.size, e.stride) for e in own.values()]
+        if repr(known) != last:  # NaN, where there is no stride, is unlike itself
+            found[name] = own
+        last = repr(known)
+    return found
 
 
 def _extent(field: Field, axis: int, deviation: float) -> Extent:

@@ -48,6 +48,7 @@ class Task:
         return {
             "kind": "measured",
             "num_params": self.size.params,
+            "parameter_sizes": self.problem.parameter_sizes,
             "num_examples": self.size.examples,
             "data_digest": digest_of_examples(self.x),
             "num_outputs": self.size.outputs,

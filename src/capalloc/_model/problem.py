@@ -70,6 +70,11 @@ class Problem:
         """Number of selected scalar parameters."""
         return sum(p.numel() for p in self.params.values())
 
+    @property
+    def parameter_sizes(self) -> dict[str, int]:
+        """Number of parameters in each selected tensor."""
+        return {name: p.numel() for name, p in self.params.items()}
+
     def __call__(self, x: Tensor) -> Tensor:
         """Constraint outputs of a batch, flattened: (examples, outputs)."""
         return self.select(self.model(x)).reshape(x.shape[0], -1)

@@ -144,6 +144,7 @@ def propagate(
         "solver": word_of(asked),
         "gates": gates,
         "num_params": problem.num_params,
+        "parameter_sizes": problem.parameter_sizes,
         "num_examples": batches.examples,
         "metric": space.word,
     }

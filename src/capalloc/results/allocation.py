@@ -255,12 +255,17 @@ class Allocation(Result):
 
     def _tensors(self) -> Table:
         errors, total = self.attrs.get("by_parameter_standard_error", {}), self.total
-        values = self.by_parameter.to_series()
+        sizes, values = self.attrs.get("parameter_sizes"), self.by_parameter.to_series()
         rows = [
             [str(name), estimate(value, errors.get(name), ",.2f", ".2g"), f"{value / total:.1%}" if total else ""]
             for name, value in values.items()
         ]
-        return Table("parameter tensors", ["tensor", "capacity", "share"], rows, values.to_list(), detail=True)
+        head = ["tensor", "capacity", "share"]
+        if sizes:  # not in older files
+            head += ["parameters", "use"]
+            for row, (name, value) in zip(rows, values.items(), strict=True):
+                row += [f"{sizes[name]:,}", f"{value / sizes[name]:.2f}" if sizes[name] else "–"]
+        return Table("parameter tensors", head, rows, values.to_list(), detail=True, spare=("parameters",))
 
 
 def _sizes(values: xr.DataArray, name: str) -> str:

@@ -20,9 +20,15 @@ def input_frame(a: Allocation) -> pd.DataFrame:
 
 
 def param_frame(a: Allocation) -> pd.DataFrame:
-    """A row for each parameter tensor: `capacity`, its `share` of the total, `standard_error` where there is one."""
+    """A row for each parameter tensor: `capacity`, its `share` of the total.
+
+    Besides, where they are known, the number of `parameters`, `use` (capacity / parameters) and `standard_error`.
+    """
     capacity = a.by_parameter.to_series().rename("capacity")
     frame = pd.DataFrame({"capacity": capacity, "share": capacity / a.total if a.total else 0.0})
+    if sizes := a.attrs.get("parameter_sizes"):
+        frame = frame.assign(parameters=pd.Series(sizes))
+        frame["use"] = frame["capacity"] / frame["parameters"].where(frame["parameters"] > 0)
     errors = a.attrs.get("by_parameter_standard_error")
     return frame if errors is None else frame.assign(standard_error=pd.Series(errors))
 

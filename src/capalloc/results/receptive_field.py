@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: How far a field is known; a whole input is an upper bound that leaves nothing out.
 Status = Literal["exact", "upper bound", "whole input", "depends on data"]
 Index = tuple[int | None, ...]  # one entry for each output axis, None for all of it
+#: What is kept of the fields of layers, where they were asked for, over ("layer", "axis").
+LAYER_COLUMNS = ("size", "stride", "cut")
 #: What the map holds.
 MAP_NAMES = {"energy": "probability", "capacity": "capacity"}
 #: What float32 may cost the sum of a law.
@@ -73,6 +75,8 @@ class ReceptiveField(Result):
     - `area_68`, `area_95`: places of the smallest regions that hold 68 % and 95 % of the map;
     - `moving`: axes that regions are counted over; the map is summed over the others;
     - `output_position`: one index for each output axis, None for all of it;
+    - `layers`, where asked for: the theoretical sizes and strides of layers, without those that see what the one before
+      them sees;
     - of several inputs the maps are over one axis, "input", one input after the other; `maps`, `supports` and
       `influences` give each over its own axes, by name, and `axes` are named such as "image row";
     - `of`, `gates`, `notes`: what the map holds, where the gates come from, what to know of it.
@@ -210,12 +214,26 @@ class ReceptiveField(Result):
         }
         return {name: int(np.ptp(at)) + 1 if at.size else 0 for name, at in places.items()}
 
+    @property
+    def layers(self) -> pd.DataFrame | None:
+        """Theoretical size, stride and cut of the central position of each layer, by axis; None if not asked for."""
+        if "layer_size" not in self.data:
+            return None
+        fields = self.data[[f"layer_{name}" for name in LAYER_COLUMNS]]
+        return fields.to_dataframe(dim_order=["layer", "axis"]).rename(columns=lambda name: name.removeprefix("layer_"))
+
+    def _layers(self) -> pd.DataFrame:
+        found = self.layers
+        if found is None:
+            raise ValueError("this field holds no layers; receptive_field(..., layers=True) finds theirs")
+        return found
+
     def _inputs(self) -> pd.DataFrame:
         fields = {"support": self.support} | ({} if self.influence is None else {"influence": self.influence})
         both = xr.Dataset({MAP_NAMES[self.of]: self.map, **fields})
         return both.to_dataframe(dim_order=list(map(str, self.map.dims))).reset_index()
 
-    ROWS: ClassVar = {"axes": axis_rows("axis"), "inputs": _inputs}
+    ROWS: ClassVar = {"axes": axis_rows("axis"), "inputs": _inputs, "layers": _layers}
 
     def plot(self, ax: Axes | None = None, title: str = "", name: str | None = None) -> Axes:
         """Draw the map, the box of the theoretical field, and the smallest regions that hold 68 % and 95 %.
@@ -256,9 +274,9 @@ class ReceptiveField(Result):
                 Fact(f"68 % of {self.of}", f"{self.area_68:,}", f"places of {over}"),
                 Fact(f"95 % of {self.of}", f"{self.area_95:,}", f"places of {over}"),
             ],
-            tables=[self._extents()],
+            tables=[self._extents(), *self._of_layers()],
             maps=[self._map(name, values) for name, values in self.maps.items()],
-            rows=("axes",),
+            rows=("axes",) if self.layers is None else ("axes", "layers"),
             settings={"output_position": self.shown_position, "of": self.of, "gates": self.gates},
         )
 
@@ -299,11 +317,27 @@ class ReceptiveField(Result):
             ),
         ]
 
+    def _of_layers(self) -> list[Table]:
+        """A table of the fields of layers, along the axes that they differ on."""
+        if self.layers is None:
+            return []
+        moving = self.data.sel(axis=list(self.moving))
+        rows = []
+        for k, name in enumerate(self.data["layer"].to_numpy()):
+            sizes, strides, cuts = (moving[f"layer_{column}"][k].to_numpy() for column in LAYER_COLUMNS)
+            shown_sizes = [f"{size:,}{' (cut)' if cut else ''}" for size, cut in zip(sizes, cuts, strict=True)]
+            rows.append([str(name), *shown_sizes, *map(_stride, strides)])
+        head = ["layer", *self.moving, *(f"stride, {axis}" for axis in self.moving)]
+        return [Table("theoretical fields of layers", head, rows)]
+
     def _extents(self) -> Table:
         rows = []
         for name, e in self.axes.items():
-            stride, cut = "–" if np.isnan(e.stride) else f"{e.stride:g}", "by the border" if e.cut else "no"
             ends = [str(e.size), str(e.start), str(e.stop - 1), f"{e.centre:g}"]
-            rows.append([name, *ends, stride, cut, f"{e.deviation:.3g}"])
+            rows.append([name, *ends, _stride(e.stride), "by the border" if e.cut else "no", f"{e.deviation:.3g}"])
         head = ["axis", "size", "from", "to", "centre", "stride", "cut", "deviation"]
         return Table("along each axis of the input", head, rows)
+
+
+def _stride(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:g}"

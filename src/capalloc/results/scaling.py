@@ -197,7 +197,7 @@ class Scaling(Result):
 
     @property
     def settled(self) -> str:
-        """What is said where there is no advice; nothing of trained weights."""
+        """The sentence where there is no advice: what was looked at; nothing of trained weights."""
         number, layers = self.data.sizes["block"], self.data.sizes["layer"]
         if self.trained:
             return ""

@@ -100,7 +100,7 @@ class Shattering(Result):
 
     @property
     def settled(self) -> str:
-        """What is said where there is no advice; nothing of trained weights."""
+        """The sentence where there is no advice: what was looked at; nothing of trained weights."""
         if self.data.attrs.get("trained"):
             return ""
         return f"gradients at independent examples stay alike: {max(self.correlation, self.kept):.2g} correlated"

@@ -57,9 +57,10 @@ def quick(monkeypatch):
 
 
 def failing(monkeypatch, error: BaseException) -> None:
-    def fail(seed, progress):
-        raise error
-
+    """Let a command fail in code that is in no file of a user's."""
+    made = {"error": error}
+    exec("def fail(seed, progress): raise error", made)
+    fail = made["fail"]
     monkeypatch.setattr(capalloc.app.cli.run_demo, "run_demo", fail)
 
 

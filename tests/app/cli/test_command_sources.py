@@ -16,7 +16,7 @@ from capalloc.app.cli.input_source import normalised, parse_integers, read_array
 from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.options import ModelOptions, Verbosity
 from capalloc.app.cli.sources import read_sources
-from commands import refused, run
+from commands import misused, refused, run
 from lacking import lack
 
 QUIET = Verbosity(quiet=True)
@@ -55,7 +55,7 @@ def test_a_made_model_and_words_as_arguments(folder):
 def test_sources_that_make_no_model(folder):
     shape = ("--shape", "1,6,6")
     for name, hint in (("factories", "`capalloc models` lists the architectures"), ("resnet19", "did you mean resnet")):
-        line = refused("propagate", name, *shape)
+        line = misused("propagate", name, *shape)
         assert f"a configuration of transformers, got '{name}'" in line
         assert hint in line
     assert "No module named 'missing'" in refused("propagate", "missing:net", *shape)
@@ -63,7 +63,7 @@ def test_sources_that_make_no_model(folder):
     assert "factories:number is a int; name a function or class" in refused("propagate", "factories:number", *shape)
     assert "factories:nothing made a int; it must return" in refused("propagate", "factories:nothing", *shape)
     assert "unexpected keyword argument 'depth'" in refused("propagate", "factories:net", "--arg", "depth=2", *shape)
-    assert "--arg must be name=value, got 'depth'" in refused("propagate", "factories:net", "--arg", "depth", *shape)
+    assert "--arg must be name=value, got 'depth'" in misused("propagate", "factories:net", "--arg", "depth", *shape)
     assert "a .pt2 file has its weights" in refused("propagate", "net.pt2", "--arg", "depth=2", *shape)
     assert "there is no file net.pt2" in refused("propagate", "net.pt2", *shape)
     assert "mlp takes no argument 'heads'" in refused("propagate", "mlp", "--arg", "heads=2")
@@ -72,7 +72,7 @@ def test_sources_that_make_no_model(folder):
 
 def test_inputs_that_are_none(folder):
     assert "give --shape, for Gaussian inputs, or --data" in refused("measure", "factories:net")
-    assert "--shape must be integers >= 1" in refused("measure", "factories:net", "--shape", "1,a")
+    assert "--shape must be integers >= 1" in misused("measure", "factories:net", "--shape", "1,a")
     data = ("measure", "factories:net", "--data")
     assert "there is no file x.npy" in refused(*data, "x.npy")
     (folder / "x.txt").write_text("1")

@@ -20,7 +20,7 @@ from capalloc.app.cli.sources import select
 from capalloc.app.cli.tables import largest, print_view
 from capalloc.results import load
 from capalloc.results.view import Table, View
-from commands import refused, run
+from commands import misused, refused, run
 
 
 def strict(text: str):
@@ -55,16 +55,18 @@ def test_propagate_reads_a_program_and_its_shape(folder):
 
 def test_solvers_and_probes_are_passed_on(folder):
     said = {}
-    for solver in ("block", "hessian"):
-        result = run(
-            "propagate", "factories:net", "--shape", "1,6,6", "--solver", solver, "--num-probes", "3", "--json"
-        )
+    own = {"block": ["--num-probes", "3", "--seconds", "9"], "segments": ["--num-probes", "3"], "hessian": []}
+    for solver, options in own.items():
+        result = run("propagate", "factories:net", "--shape", "1,6,6", "--solver", solver, *options, "--json")
         assert result.exit_code == 0, result.output
         said[solver] = strict(result.stdout)
     assert said["block"]["settings"]["num_probes"] == 3
     steps = strict(run("propagate", "factories:net", "--shape", "1,6,6", "--num-steps", "2", "--json").stdout)
     assert steps["settings"]["num_steps"] == 2
     assert said["hessian"]["settings"]["solver"] == "hessian"
+    for solver, option in (("hessian", "--num-probes"), ("segments", "--num-steps"), ("markov", "--seconds")):
+        line = misused("propagate", "factories:net", "--shape", "1,6,6", "--solver", solver, option, "3")
+        assert f"{option} is for --solver block, and --solver {solver} has none" in line
 
 
 def test_a_table_asks_for_paths(folder):
@@ -202,7 +204,7 @@ def test_nothing_is_written_where_the_work_fails(folder):
         "propagate", "factories:net", "--shape", "2,6,6", "--out", "result.nc"
     )
     assert not (folder / "result.nc").exists()
-    assert "--position must be integers >= 0" in refused(
+    assert "--position must be integers >= 0" in misused(
         "receptive-field", "factories:convs", "--shape", "1,9", "--position", "x"
     )
 

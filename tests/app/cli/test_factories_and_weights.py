@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +13,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from tqdm import tqdm
 
+from capalloc.app.cli.errors import UsageError
+from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.model_source import read_model
+from capalloc.app.cli.named_model import NamedModel
+from capalloc.app.cli.options import Verbosity
+from capalloc.app.cli.sources import device_of
 from capalloc.app.cli.tables import largest
 from capalloc.results.view import Table
-from commands import refused, run
+from commands import misused, refused, run
 
 NET = """
 import torch
@@ -29,6 +39,14 @@ def net(width=Settings().width):
 
 def broken():
     return 1 / 0
+
+class Forward(torch.nn.Module):
+    def __init__(self, wrong="KeyError"):
+        super().__init__()
+        self.one, self.wrong = torch.nn.Linear(4, 2), wrong
+
+    def forward(self, x):
+        raise {"KeyError": KeyError, "RuntimeError": RuntimeError}[self.wrong]("of the user's")
 
 def program():
     return torch.export.export(net(), (torch.zeros(2, 4),))
@@ -115,11 +133,98 @@ def test_weights_that_are_none(file: str, tmp_path: Path, capsys: pytest.Capture
     assert "holds weights and no model" in refused("propagate", str(tmp_path / "w.pt"), "--shape", "4")
 
 
+@pytest.mark.parametrize("wrong", ["KeyError", "RuntimeError"])
+def test_an_error_of_the_users_forward_names_its_place(file: str, wrong: str) -> None:
+    line = refused("propagate", f"{file}:Forward", "--shape", "4", "--arg", f"wrong={wrong}")
+    number = NET[: NET.index("raise {")].count("\n") + 1
+    assert "of the user's" in line
+    assert line.rstrip().endswith(f"({file}, line {number})")
+
+
+def test_parameters_by_names_and_patterns(file: str) -> None:
+    told = ("propagate", f"{file}:net", "--shape", "4", "--json", "-q", "--params")
+    for text, number in (("2.*", 8), ("0.weight,2.bias", 14), ("all", 23)):
+        found = json.loads(run(*told, text).stdout)
+        assert found["settings"]["num_params"] == number
+        assert sum(row["parameters"] for row in found["params"]) == number
+        for row in found["params"]:
+            assert row["use"] == pytest.approx(row["capacity"] / row["parameters"])
+    assert "--params head.* fits no parameter; the model has 0.weight, 0.bias, 2.weight and 1 more" in misused(
+        *told[:4], "--params", "0.*,head.*"
+    )
+
+
+def test_devices(file: str) -> None:
+    told = ("measure", f"{file}:net", "--shape", "4", "--examples", "6")
+    found = [json.loads(run(*told, *device, "--json", "-q").stdout)["params"] for device in ((), ("--device", "cpu"))]
+    assert found[0] == found[1]
+    assert "--device must be one that this machine has, such as cpu or cuda, got 'abacus'" in misused(
+        *told, "--device", "abacus"
+    )
+    assert "--device meta holds no values" in misused(*told, "--device", "meta")
+
+
+def test_an_exported_program_stays_where_it_is(file: str) -> None:
+    class Elsewhere:
+        type = "cuda"
+
+    program = torch.export.export(read_net(), (torch.zeros(2, 4),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "device", lambda name: Elsewhere())
+        patch.setattr(torch, "empty", lambda *_, **__: None)
+        with pytest.raises(UsageError, match=r"a \.pt2 file runs where it was exported for"):
+            device_of("cuda", NamedModel(program))
+
+
+def test_tables_tell_parameters_and_use(file: str) -> None:
+    lines = run("propagate", f"{file}:net", "--shape", "4").stdout.splitlines()
+    rows = {cells[0]: cells for line in lines if (cells := re.sub("[┃│]", " ", line).split())}
+    assert rows["tensor"] == ["tensor", "capacity", "share", "parameters", "use"]
+    row = rows["0.weight"]
+    assert row[3] == "12"
+    assert float(row[4]) == pytest.approx(float(row[1]) / 12, abs=0.01)
+
+
+def test_fields_of_layers(file: str) -> None:
+    told = ("receptive-field", "tcn", "--shape", "1,64", "--arg", "width=4", "--arg", "depth=3")
+    assert "theoretical fields of layers" in run(*told, "--layers").stdout
+    found = json.loads(run(*told, "--layers", "--json", "-q").stdout)
+    assert {row["axis"] for row in found["layers"]} == {"row", "column"}
+    name = found["layers"][0]["layer"]
+    one = json.loads(run(*told, "--layer", name, "--json", "-q").stdout)
+    sizes = {row["axis"]: row["size"] for row in one["axes"]}
+    assert sizes == {row["axis"]: row["size"] for row in found["layers"] if row["layer"] == name}
+    assert "the model has no layer 'head.9'" in refused(*told, "--layer", "head.9")
+
+
+def test_a_log_gets_a_line_each_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    with lines_in_a_log(Verbosity(), every=0.2):
+        for _ in tqdm(range(10), desc="path energy"):
+            time.sleep(0.06)
+        sys.stderr.write("a whole line\n")
+    said = capsys.readouterr().err.splitlines()
+    assert all(re.fullmatch(r"capalloc: \d+ s: path energy: +\d+% \d+/10 \[.*\]", line) for line in said[:-1]), said
+    assert 2 <= len(said) <= 5
+    assert said[-1] == "a whole line"
+    with lines_in_a_log(Verbosity(quiet=True), every=0.01):
+        time.sleep(0.05)
+    with lines_in_a_log(Verbosity(), every=0.04):
+        time.sleep(0.06)
+    assert capsys.readouterr().err == "capalloc: 0 s: at work\n"
+
+
+def test_forecasts_stand_in_a_log(file: str) -> None:
+    told = ("--shape", "4", "--examples", "6")
+    assert "audit: about " in run("audit", f"{file}:net", *told).stderr
+    assert "measure: forecast " in run("measure", f"{file}:net", *told).stderr
+    assert run("audit", f"{file}:net", *told, "--quiet").stderr == ""
+
+
 def test_endings_say_the_format(file: str, tmp_path: Path) -> None:
     run("propagate", f"{file}:net", "--shape", "4", "--picture", str(tmp_path / "p.svg"))
     assert (tmp_path / "p.svg").read_text().startswith("<?xml")
-    assert "--picture must end in .png" in refused("propagate", f"{file}:net", "--shape", "4", "--picture", "p.gif")
-    assert "--out must end in .nc" in refused("propagate", f"{file}:net", "--shape", "4", "--out", "r.json")
+    assert "--picture must end in .png" in misused("propagate", f"{file}:net", "--shape", "4", "--picture", "p.gif")
+    assert "--out must end in .nc" in misused("propagate", f"{file}:net", "--shape", "4", "--out", "r.json")
 
 
 def test_a_long_table_of_many_columns_sums_the_rest() -> None:
@@ -128,4 +233,4 @@ def test_a_long_table_of_many_columns_sums_the_rest() -> None:
         "layers", ["layer", "size", "use", "units"], [[f"l{k}", f"{k}", "1", "2"] for k in range(14)], range(14)
     )
     assert largest(table)[-1] == ["4 more", "6", "", ""]
-    assert largest(replace(table, head=["a", "b", "c"]))[-1] == ["4 more", "6.00", "6.6%"]
+    assert largest(replace(table, head=["a", "b", "share", "d"]))[-1] == ["4 more", "6.00", "6.6%", ""]

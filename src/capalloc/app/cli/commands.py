@@ -21,6 +21,7 @@ from capalloc.app.cli.options import (
     Metric,
     ModelOptions,
     OutputOptions,
+    Params,
     Trained,
     Verbosity,
     method_option,
@@ -102,8 +103,13 @@ def propagate(
     ] = None,
     num_steps: Annotated[
         int | None,
-        method_option(min=0, help="Steps of block; by default as many as help in half a minute.", show_default=False),
+        method_option(min=0, help="Steps of block; by default as many as help in --seconds.", show_default=False),
     ] = None,
+    seconds: Annotated[
+        float | None,
+        method_option(min=0, help="Of the steps of block; by default half a minute.", show_default=False),
+    ] = None,
+    params: Params = None,
     table: Annotated[
         bool,
         method_option(
@@ -140,7 +146,10 @@ def measure(
         method_option(help="stochastic needs a ridge, and gives standard errors."),
     ] = "auto",
     rtol: Annotated[float, method_option(help="Relative standard error that stochastic aims at.")] = 0.02,
-    max_seconds: Annotated[float | None, method_option(help="Stop stochastic after about this long.")] = None,
+    seconds: Annotated[
+        float | None, method_option("--seconds", "--max-seconds", help="Stop stochastic after about this long.")
+    ] = None,
+    params: Params = None,
     checkpoint: Annotated[
         Path | None, method_option(help="Keep the run in this file; called again, it goes on from there.")
     ] = None,
@@ -168,6 +177,13 @@ def receptive_field(
             metavar="N,N,...", help="Output position, such as 3,4, or 7 of tokens; by default the central one."
         ),
     ] = None,
+    layer: Annotated[
+        str | None,
+        method_option(metavar="NAME", help="Of the output of this layer, such as layer1.0, in place of the model's."),
+    ] = None,
+    layers: Annotated[
+        bool, method_option("--layers", help="Also the theoretical field of every layer, in one table.")
+    ] = False,
     of: Annotated[Literal["energy", "capacity"], method_option(help="What the effective field is of.")] = "energy",
     gates: Gates = "data",
     metric: Metric = DEFAULT_METRIC,

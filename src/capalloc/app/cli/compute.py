@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +25,13 @@ from capalloc._settings import (
     Stochastic,
 )
 from capalloc.app.cli.deliver import check_outputs, check_targets, deliver
+from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.input_source import parse_integers
+from capalloc.app.cli.lines_in_a_log import lines_in_a_log
+from capalloc.app.cli.named_model import TorchModel
 from capalloc.app.cli.options import ModelOptions, OutputOptions
 from capalloc.app.cli.sources import read_sources
+from capalloc.results.view import named
 
 #: Gaussian examples where the command line names no number.
 FEW_EXAMPLES, MANY_EXAMPLES = 8, 64
@@ -39,7 +44,7 @@ def run_audit(
 ) -> None:
     """Run `capalloc audit`."""
     method = partial(capalloc.audit, metric=metric, seconds=seconds, trained=trained, generator=generator(options))
-    compute(options, output, MANY_EXAMPLES, partial(method, progress=output.bars))
+    compute(options, output, MANY_EXAMPLES, method)
 
 
 def run_propagate(
@@ -51,17 +56,26 @@ def run_propagate(
     num_probes: int | None,
     num_steps: int | None,
     table: bool,
+    seconds: float | None,
+    params: str | None,
 ) -> None:
     """Run `capalloc propagate`."""
-    told = num_probes is not None or num_steps is not None
+    given = {"--num-probes": num_probes, "--num-steps": num_steps, "--seconds": seconds}
+    told = [name for name, value in given.items() if value is not None]
+    word = "block" if told and solver == "auto" else solver
+    for name in told:
+        if word != "block" and not (name == "--num-probes" and word == "segments"):
+            raise UsageError(f"{name} is for --solver block, and --solver {word} has none")
     steps: int | Literal["auto"] = "auto" if num_steps is None else num_steps
+    limit = Block.max_seconds if seconds is None else seconds
     drawn: dict[str, PropagateSolver] = {
-        "block": Block(steps, num_probes or "auto", seed=options.seed),
+        "block": Block(steps, num_probes or "auto", max_seconds=limit, seed=options.seed),
         "segments": Segments(num_probes or Segments.num_probes, options.seed),
     }
-    asked = drawn.get("block" if told and solver == "auto" else solver, solver)
-    method = partial(capalloc.propagate, gates=gates, solver=asked, metric=metric)
-    compute(options, output, FEW_EXAMPLES, partial(method, table=table or "auto", progress=output.bars), by_token=True)
+    method = partial(
+        capalloc.propagate, gates=gates, solver=drawn.get(word, word), metric=metric, table=table or "auto"
+    )
+    compute(options, output, FEW_EXAMPLES, method, by_token=True, params=params)
 
 
 def run_measure(
@@ -72,29 +86,33 @@ def run_measure(
     coordinates: Coordinates,
     solver: str,
     rtol: float,
-    max_seconds: float | None,
+    seconds: float | None,
     checkpoint: Path | None,
+    params: str | None,
 ) -> None:
     """Run `capalloc measure`."""
     check_targets(checkpoint)
     dense = Dense(coordinates=coordinates)
-    stochastic = Stochastic(rtol, max_seconds=max_seconds, coordinates=coordinates)
+    stochastic = Stochastic(rtol, max_seconds=seconds, coordinates=coordinates)
     asked: dict[str, MeasureSolver] = {"auto": Auto(dense, stochastic), "dense": dense, "stochastic": stochastic}
-    run = Run(checkpoint, progress=output.bars)
-    method = partial(capalloc.measure, metric=metric, ridge=ridge, generator=generator(options))
-    compute(options, output, MANY_EXAMPLES, partial(method, solver=asked[solver], run=run), by_token=True)
+    run = Run(checkpoint, progress=output.progress)
+    drawn = partial(capalloc.measure, generator=generator(options))
+    method = partial(drawn, metric=metric, ridge=ridge, solver=asked[solver], run=run)
+    compute(options, output, MANY_EXAMPLES, method, by_token=True, params=params, bar=False)
 
 
 def run_decoupling(options: ModelOptions, output: OutputOptions, metric: MetricName, num_pairs: int) -> None:
     """Run `capalloc decoupling`."""
     method = partial(capalloc.decoupling, metric=metric, num_pairs=num_pairs, generator=generator(options))
-    compute(options, output, MANY_EXAMPLES, partial(method, progress=output.bars))
+    compute(options, output, MANY_EXAMPLES, method)
 
 
 def run_receptive_field(
     options: ModelOptions,
     output: OutputOptions,
     position: str | None,
+    layer: str | None,
+    layers: bool,
     of: Literal["energy", "capacity"],
     gates: GateSource,
     metric: MetricName,
@@ -104,34 +122,62 @@ def run_receptive_field(
     chosen = None if position is None else parse_integers(position, "--position", lowest=0)
     method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, metric=metric, check=check)
     examples = 1 if metric == "identity" else FEW_EXAMPLES  # that it is taken from
-    compute(options, output, examples, partial(method, progress=output.bars), by_token=True)
+    compute(options, output, examples, partial(method, layer=layer, layers=layers), by_token=True)
 
 
 def run_diagnose(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:
     """Run `capalloc diagnose`."""
     method = partial(capalloc.diagnose, metric=metric, trained=trained)
-    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)))
+    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)), bar=False)
 
 
 def run_scaling(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:
     """Run `capalloc scaling`."""
     method = partial(capalloc.scaling, metric=metric, trained=trained)
-    compute(options, output, FEW_EXAMPLES, partial(method, progress=output.bars))
+    compute(options, output, FEW_EXAMPLES, method)
 
 
 def run_shattering(options: ModelOptions, output: OutputOptions, trained: bool | None) -> None:
     """Run `capalloc shattering`."""
     method = partial(capalloc.shattering, trained=trained)
-    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)))
+    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)), bar=False)
 
 
 def compute(
-    options: ModelOptions, output: OutputOptions, examples: int, method: Method, *, by_token: bool = False
+    options: ModelOptions,
+    output: OutputOptions,
+    examples: int,
+    method: Method,
+    *,
+    by_token: bool = False,
+    params: str | None = None,
+    bar: bool = True,
 ) -> None:
-    """Read the model and its inputs, call the method on them, and write and print what it returns."""
+    """Read the model and its inputs, call the method on them, and write and print what it returns.
+
+    Methods with a `bar` take `progress`; `params` is for those that take some.
+    """
     check_outputs(output)
     x = read_sources(options, output, examples, by_token=by_token)
-    deliver(method(x.model, x.inputs, x.outputs), output, options.model)
+    more: dict[str, Any] = {"progress": output.progress} if bar else {}
+    if params is not None:
+        more["params"] = named_params(params, x.model)
+    with lines_in_a_log(output):
+        found = method(x.model, x.inputs, x.outputs, **more)
+    deliver(found, output, options.model)
+
+
+def named_params(text: str, model: TorchModel) -> Literal["all"] | list[str]:
+    """Names of the parameters that names and patterns with commas between them stand for."""
+    if text == "all":
+        return "all"
+    names, chosen = [name for name, _ in model.named_parameters()], dict[str, None]()
+    for pattern in text.split(","):
+        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise UsageError(f"--params {pattern} fits no parameter; the model has {named(names)}")
+        chosen |= dict.fromkeys(fitting)
+    return list(chosen)
 
 
 def generator(options: ModelOptions) -> torch.Generator:

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 
 from capalloc._runtime.files import check_target
 from capalloc.app.cli.as_json import as_dict, print_json
+from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.options import OutputOptions, Verbosity
 from capalloc.app.cli.tables import print_view
 from capalloc.results.base import Result
@@ -19,9 +20,9 @@ from capalloc.results.plots import PICTURES, save_figure
 def check_outputs(output: OutputOptions) -> None:
     """Raise where a result or a picture cannot be written, or its ending names another format."""
     if output.out is not None and output.out.suffix != ".nc":
-        raise ValueError(f"--out must end in .nc, a NetCDF file, got {output.out}")
+        raise UsageError(f"--out must end in .nc, a NetCDF file, got {output.out}")
     if output.picture is not None and output.picture.suffix.lower().removeprefix(".") not in PICTURES:
-        raise ValueError(f"--picture must end in .{', .'.join(PICTURES)}, got {output.picture}")
+        raise UsageError(f"--picture must end in .{', .'.join(PICTURES)}, got {output.picture}")
     check_targets(output.out, output.picture)
 
 

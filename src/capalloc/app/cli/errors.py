@@ -11,17 +11,22 @@ import typer
 from typer.core import TyperGroup
 
 from capalloc._runtime.terminal import printable
+from capalloc.app.cli.told import place_of
 
 PROGRAM = "capalloc"
 #: Errors that the user can mend: reported in one line, without a traceback.
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, NotImplementedError)
 #: What torch says in a RuntimeError where memory is short.
 MEMORY = ("can't allocate memory", "out of memory")
-FAILED, INTERRUPTED = 1, 130
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+class UsageError(ValueError):
+    """A value that an argument or option of the command line cannot have."""
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose expected errors are one line on stderr and exit code 1; with --debug, a traceback."""
+    """Commands whose expected errors, and the user's own, are one line on stderr; with --debug, a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
@@ -34,11 +39,11 @@ class CommandGroup(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:  # whoever read the output has left: nothing to tell
             raise
-        except (*EXPECTED, RuntimeError) as error:
-            if debug or not is_expected(error):
+        except Exception as error:
+            if debug or not (is_expected(error) or place_of(error)):
                 raise
             say(in_words(error))
-            raise typer.Exit(FAILED) from None
+            raise typer.Exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED) from None
 
 
 def is_expected(error: Exception) -> bool:
@@ -47,8 +52,13 @@ def is_expected(error: Exception) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """Return the message of an error, with advice where memory is short."""
+    """Return the message of an error, with its place in the user's code, or advice where memory is short."""
     text = str(error) or type(error).__name__
+    if not is_expected(error):
+        return f"{type(error).__name__}: {text} ({place_of(error)})"
+    if isinstance(error.__cause__, Exception) and not isinstance(error, UsageError):
+        place = place_of(error.__cause__)
+        return f"{text} ({place})" if place and place not in text else text
     if isinstance(error, RuntimeError) and not isinstance(error, EXPECTED):
         return f"memory is short; take a smaller --shape, fewer --examples or a smaller model ({text})"
     return text

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from capalloc._runtime.memory import budget_of
+from capalloc.app.cli.errors import UsageError
 
 INPUT_ARRAY = "inputs"  # the array that is taken from a file with several
 ArrayReader = Callable[[Path, int | None], Tensor]
@@ -37,7 +38,7 @@ def normalised(x: Tensor, mean: str | None, std: str | None) -> Tensor:
     if std is not None:
         scale = _by_channel(std, "--std", x)
         if not bool((scale > 0).all()):
-            raise ValueError(f"--std must be positive, got {std!r}")
+            raise UsageError(f"--std must be positive, got {std!r}")
         x = x / scale
     return x
 
@@ -48,7 +49,7 @@ def _by_channel(text: str, option: str, x: Tensor) -> Tensor:
     except ValueError:
         numbers = torch.empty(0)
     if len(numbers) not in (1, x.shape[1] if x.ndim > 1 else 1) or not bool(torch.isfinite(numbers).all()):
-        raise ValueError(f"{option} must be one number or one a channel, such as 0.485,0.456,0.406, got {text!r}")
+        raise UsageError(f"{option} must be one number or one a channel, such as 0.485,0.456,0.406, got {text!r}")
     return numbers.reshape(-1, *[1] * (x.ndim - 2))
 
 
@@ -64,7 +65,7 @@ def parse_integers(text: str, option: str, lowest: int = 1) -> tuple[int, ...]:
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < lowest:
-        raise ValueError(
+        raise UsageError(
             f"{option} must be integers >= {lowest} with commas between them, such as 3,224,224, got {text!r}"
         )
     return numbers

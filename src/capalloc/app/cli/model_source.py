@@ -22,6 +22,7 @@ from capalloc._model.archive import load_program
 from capalloc._model.exported import input_shape
 from capalloc._model.problem import seeded
 from capalloc._runtime.extras import load_extra
+from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.load_weights import WEIGHT_ENDINGS, load_weights
 from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
 from capalloc.app.cli.told import told
@@ -78,7 +79,7 @@ def _named(source: str, arguments: Sequence[str], seed: int, shape: InputShape) 
     if not colon and source.endswith("Config"):
         module, name = "transformers", source
     if not module or not name:
-        raise ValueError(_unknown(source))
+        raise UsageError(_unknown(source))
     with seeded(seed, torch.device("cpu")):  # importing the module may draw weights already
         factory = find(module, name)
     return _made(source, factory, named, seed, shape)
@@ -167,7 +168,7 @@ def _executed(file: Path) -> Any:
 def _argument(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise ValueError(f"--arg must be name=value, got {text!r}")
+        raise UsageError(f"--arg must be name=value, got {text!r}")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

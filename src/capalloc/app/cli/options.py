@@ -50,6 +50,16 @@ Metric = Annotated[
     ),
 ]
 
+Params = Annotated[
+    str | None,
+    method_option(
+        metavar="NAME,...|all",
+        help="Parameters that count: names, or patterns such as 'head.*', with commas between them; or all. By default "
+        "those that require gradients.",
+        show_default=False,
+    ),
+]
+
 Trained = Annotated[
     bool | None,
     method_option(
@@ -148,6 +158,9 @@ class ModelOptions:
         ),
     ] = None
     seed: Annotated[int, input_option(min=0, help="Of the weights, of Gaussian inputs and of probes.")] = 0
+    device: Annotated[
+        str, model_option(metavar="NAME", help="Where the model runs: cpu, cuda, cuda:1, mps; not for a .pt2 file.")
+    ] = "cpu"
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,11 @@ class Verbosity:
         bool, result_option("--json", help="Print the numbers as JSON, and nothing else, on stdout.")
     ] = False
     quiet: Annotated[bool, result_option("--quiet", "-q", help="No progress on stderr.")] = False
+
+    @property
+    def progress(self) -> bool:
+        """True where progress is told: as bars on a terminal, as lines elsewhere."""
+        return not self.quiet
 
     @property
     def bars(self) -> bool:

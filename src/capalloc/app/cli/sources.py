@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.image_folder import read_images
 from capalloc.app.cli.input_source import gaussian, normalised, parse_integers, read_array
 from capalloc.app.cli.model_source import read_model, reads_tokens
@@ -45,10 +46,34 @@ def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int, *, 
         raise ValueError(f"{options.data} holds inputs of shape {own}, not {asked}; leave --shape out")
     source = read_model(options.model, options.arg or (), options.seed, asked or own, options.weights)
     inputs = _inputs(source, asked, array, options, options.examples or examples, by_token)
+    device = device_of(options.device, source)
     verbosity.tell(f"{options.model}: {source.num_params:,} parameters; {_described(source, inputs, options)}")
-    return Sources(
-        source.model, inputs.to(source.dtype) if inputs.dtype.is_floating_point else inputs, select(options.output)
-    )
+    if isinstance(source.model, nn.Module):
+        source.model.to(device)
+    wanted = source.dtype if inputs.dtype.is_floating_point else inputs.dtype
+    return Sources(source.model, inputs.to(device, wanted), select(options.output))
+
+
+def device_of(name: str, source: NamedModel) -> torch.device:
+    """Find the device of a name, if a model can run on it.
+
+    Raises:
+        UsageError: this machine has none of it, or the model stays where it is.
+
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device must be one that this machine has, such as cpu or cuda, got {name!r}: {first}"
+        ) from error
+    if device.type == "meta":
+        raise UsageError("--device meta holds no values, and capacity needs them")
+    if device.type != "cpu" and not isinstance(source.model, nn.Module):
+        raise UsageError("--device is for a model that is made here; a .pt2 file runs where it was exported for")
+    return device
 
 
 def _inputs(

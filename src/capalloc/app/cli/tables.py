@@ -47,8 +47,9 @@ def largest(table: Table, most: int = LARGEST) -> Sequence[Sequence[str]]:
     rows = [row for _, row in ranked[:most]]
     if rest := ranked[most:]:
         size = sum(size for size, _ in rest)
-        others = [f"{len(rest)} more", f"{size:,.2f}", f"{size / (sum(table.sizes) or 1.0):.1%}"]
-        rows.append(others if len(table.head) == 3 else [others[0], f"{size:,.10g}", *[""] * (len(table.head) - 2)])
+        shared = table.head[2:3] == ["share"]
+        others = [f"{size:,.2f}", f"{size / (sum(table.sizes) or 1.0):.1%}"] if shared else [f"{size:,.10g}"]
+        rows.append([f"{len(rest)} more", *others, *[""] * (len(table.head) - 1 - len(others))])
     return rows
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import site
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -20,6 +25,19 @@ def told(what: str) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # the user's own code may raise anything
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-        place = f"{frames[-1].filename}, line {frames[-1].lineno}" if len(frames) > 1 else "its call"
+        place = place_of(error) or "its call"
         raise ValueError(f"{what} failed with {type(error).__name__}: {error} ({place})") from error
+
+
+def place_of(error: BaseException) -> str | None:
+    """The innermost line of the user's own code that an error went through; None where there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and not any(file.is_relative_to(folder) for folder in _not_of_users()):
+            return f"{file}, line {frame.lineno}"
+    return None
+
+
+def _not_of_users() -> tuple[str | Path, ...]:
+    paths = sysconfig.get_paths()
+    return (PACKAGE, paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages())
