@@ -145,6 +145,7 @@ BASES: dict[Callable[..., Any], Callable[[], dict[str, Any]]] = {
     capalloc.output_gram: _on_model,
     capalloc.audit: lambda: _on_model(seconds=1.0),
     capalloc.prune_scores: _on_model,
+    capalloc.export: _on_model,
     capalloc.correlation: lambda: {"a": _allocation(), "b": _allocation()},
     capalloc.total_variation: lambda: {"a": _allocation(), "b": _allocation()},
     capalloc.load: lambda: {"path": _saved()},

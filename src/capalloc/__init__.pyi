@@ -14,7 +14,8 @@ from . import solvers as solvers
 # everything at once
 from ._audit.audit import audit
 
-# capacity: measured on examples, or propagated through the captured graph
+# capacity: measured on examples, or propagated through the captured graph, which `export` captures once for many calls
+from ._graph.export_model import export
 from ._measure.measure import CapacityWarning, measure
 from ._propagate.propagate import propagate, walk
 from ._propagate.prune_scores import prune_scores
@@ -53,6 +54,7 @@ __all__ = [
     "decoupling",
     "diagnose",
     "effective_parameters",
+    "export",
     "load",
     "measure",
     "output_gram",

@@ -53,6 +53,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "scaling": lambda: capalloc.scaling(NET, X).data.to_dataframe().to_string(),
     "shattering": lambda: capalloc.shattering(NET, X).data.to_dataframe().to_string(),
     "diagnose": lambda: repr(capalloc.diagnose(NET, X)),
+    "export": lambda: [p.numpy() for p in capalloc.export(NET, X).state_dict.values()],
     "prune_scores": lambda: capalloc.prune_scores(NET, X).share.values,
     "audit": lambda: capalloc.audit(NET, X).data.to_array().values,
     "gates.gate_moments": lambda: [m.numpy() for m in gates.gate_moments(NET, X).values()],

@@ -23,6 +23,7 @@ from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, ref
 from capalloc._measure.task import Task
 from capalloc._model.problem import random_signs
 from capalloc._runtime.memory import Size
+from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
 from capalloc.results.allocation import Allocation
@@ -90,6 +91,7 @@ def idle(params: int, unused: int, rank: int) -> dict[str, Any]:
 
 def by_blocks(task: Task, settings: Block) -> Allocation:
     """Return the answer of the blocks, and of as many steps as were asked for or help."""
+    phases = Phases()
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
     if large and settings.output_probes is None:
         settings = replace(settings, output_probes=1)
@@ -100,8 +102,10 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     if plan.keep:
         examples = examples.prepared()
     sums = ExampleSums(examples, Steps(examples))
+    phases("derivatives")
     sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
     root = inverse_root(examples, *sample)
+    phases("blocks")
     if not large and (settings.num_probes, settings.num_steps) == ("auto", "auto") and settings.max_seconds is not None:
         left = settings.max_seconds - (time.perf_counter() - task.started)
         probes = affordable(probes, left, seconds_of_step(examples))
@@ -112,8 +116,11 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         like, shape = examples.x, (1, task.size.params)  # one at a time: each is as long as the model is large
         directions = (random_signs(shape, like, examples.generator(9, k)) for k in range(probes))
         found = blocks_alone(sums, root, directions, FEWEST_IMAGES)
+    phases("steps")
     counted = count(task, examples, found, rank_of(sums, root) if ranked else None)
-    return allocation(task, examples, found, counted)
+    phases("total")
+    answer = allocation(task, examples, found, counted)
+    return answer.replace(attrs=answer.attrs | {"phases": phases.shares()})
 
 
 def rank_of(sums: ExampleSums, root: InverseRoot) -> int:

@@ -25,6 +25,7 @@ from capalloc._model.selected_params import ParamSelection
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
 from capalloc._runtime.arguments import checked
+from capalloc._runtime.phases import Phases
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import (
     PROPAGATE_SOLVERS,
@@ -101,6 +102,7 @@ def propagate(
         counts the directions of used parameters that change nothing on these examples, at least as many.
         `attrs["unseen_params"]` and `attrs["unseen_share"]` count the parameters that only steer gates,
         `attrs["unused_params"]` those in no use.
+        `attrs["phases"]` says what shares of the time went where (capturing the model is one: `capalloc.export`).
         With gates of data `attrs["data_digest"]` marks the examples, in any order, as in `measure`.
 
     Raises:
@@ -108,7 +110,7 @@ def propagate(
         ValueError, TypeError: bad input, or a model that `torch.export` cannot capture.
 
     """
-    started = time.perf_counter()
+    started, phases = time.perf_counter(), Phases()
     check_walk(gates, batch_size)
     of_paths = gates != "data" or layers or table is True or products is not None
     automatic = isinstance(solver, str) and solver == "auto"  # an array has no one answer
@@ -132,12 +134,19 @@ def propagate(
     space = input_metric(metric, problem)
     if problem.layout is not None and isinstance(asked, Segments):
         problem.layout.check_alike("solver='segments'")
+    phases("checks")
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
+
+    def walked(batches: Batches) -> Allocation:
+        phases("capture")
+        try:
+            return _by_paths(problem, batches, asked, layers, table, space)
+        finally:
+            phases("walk")
+
     found, batches = solve_in_range(
-        lambda dtype: Batches.of(problem, gates, batch_size, dtype=dtype, **settings),
-        lambda batches: _by_paths(problem, batches, asked, layers, table, space),
-        dtype,
+        lambda dtype: Batches.of(problem, gates, batch_size, dtype=dtype, **settings), walked, dtype
     )
     attrs = {
         "kind": "propagated",
@@ -151,7 +160,9 @@ def propagate(
     if gates == "data":
         attrs["data_digest"] = digest_of_examples(problem.inputs)
     found = with_notes(found, problem, problem.inputs)
-    return found.replace(attrs={**attrs, **found.attrs, "seconds": time.perf_counter() - started})
+    return found.replace(
+        attrs={**attrs, **found.attrs, "phases": phases.shares(), "seconds": time.perf_counter() - started}
+    )
 
 
 def _by_paths(
