@@ -128,12 +128,9 @@ def propagate(
             f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
         )
     problem = prepare(model, inputs, outputs, params, traced=True, by_input=True)
-    if isinstance(asked, Segments) and problem.num_params <= asked.max_params:  # ranks are decided in float64
-        double = prepare(problem.model, problem.inputs, outputs, list(problem.params), dtype=torch.float64)
-        problem = replace(double, notes=problem.notes, layout=problem.layout)
+    if isinstance(asked, Segments):
+        problem = _for_segments(problem, asked)
     space = input_metric(metric, problem)
-    if problem.layout is not None and isinstance(asked, Segments):
-        problem.layout.check_alike("solver='segments'")
     phases("checks")
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
@@ -163,6 +160,16 @@ def propagate(
     return found.replace(
         attrs={**attrs, **found.attrs, "phases": phases.shares(), "seconds": time.perf_counter() - started}
     )
+
+
+def _for_segments(problem: Problem, settings: Segments) -> Problem:
+    """Return the problem in float64, where ranks are decided, unless there are too many parameters for them."""
+    if problem.layout is not None:
+        problem.layout.check_alike("solver='segments'")
+    if problem.num_params > settings.max_params:
+        return problem
+    double = prepare(problem.model, problem.inputs, problem.outputs, list(problem.params), dtype=torch.float64)
+    return replace(double, notes=problem.notes, layout=problem.layout)
 
 
 def _by_paths(
