@@ -114,19 +114,10 @@ def propagate(
     check_walk(gates, batch_size)
     of_paths = gates != "data" or layers or table is True or products is not None
     automatic = isinstance(solver, str) and solver == "auto"  # an array has no one answer
-    if automatic:
-        asked: AnySolver = Markov() if of_paths else Block()
-    else:
-        asked = settings_of(solver, PROPAGATE_SOLVERS)
+    asked = _settings("markov" if automatic and of_paths else "block" if automatic else solver, of_paths, gates)
     if isinstance(asked, Block):
-        if of_paths:
-            raise ValueError("gates, layers, table and products are not for solver='block'; use solver='markov'")
         found = _by_constraints(model, inputs, outputs, params, metric, batch_size, asked, exact=automatic)
         return found.replace(attrs={**found.attrs, "seconds": time.perf_counter() - started})
-    if isinstance(asked, Segments) and gates != "data":
-        raise ValueError(
-            f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
-        )
     problem = prepare(model, inputs, outputs, params, traced=True, by_input=True)
     if isinstance(asked, Segments):
         problem = _for_segments(problem, asked)
@@ -160,6 +151,18 @@ def propagate(
     return found.replace(
         attrs={**attrs, **found.attrs, "phases": phases.shares(), "seconds": time.perf_counter() - started}
     )
+
+
+def _settings(solver: PropagateSolver, of_paths: bool, gates: str) -> AnySolver:
+    """Return the settings of a solver that can do what is asked of it."""
+    asked: AnySolver = settings_of(solver, PROPAGATE_SOLVERS)
+    if isinstance(asked, Block) and of_paths:
+        raise ValueError("gates, layers, table and products are not for solver='block'; use solver='markov'")
+    if isinstance(asked, Segments) and gates != "data":
+        raise ValueError(
+            f"solver='segments' draws signs for the gates of real examples: it needs gates='data', got {gates!r}"
+        )
+    return asked
 
 
 def _for_segments(problem: Problem, settings: Segments) -> Problem:
