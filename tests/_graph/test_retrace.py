@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import capalloc
-from capalloc._graph import retrace
+from capalloc._graph import capture, retrace
+from capalloc._model.problem import prepare
 from zoo import gaussian
 
 
@@ -45,6 +49,95 @@ def test_branches_on_what_does_not_depend_on_the_inputs_are_taken_as_they_are(wh
 def test_branches_and_shapes_of_the_inputs_are_refused(where: str) -> None:
     with pytest.raises(ValueError, match="makes a branch or a shape of the inputs"):
         retrace.retrace(Branching(where), gaussian(2, 4))
+
+
+class Clamps(nn.Module):
+    """Keeps a parameter positive by writing to its data, as SyncNet does."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.writes = nn.Linear(4, 5), nn.Linear(5, 2), writes
+        self.decay = nn.Parameter(torch.tensor([0.5, 1.0, 2.0, 0.0 if not writes else -1.0]))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.writes:
+            self.decay.data.clamp_(min=0)
+        return self.b(torch.relu(self.a(x * self.decay)))
+
+
+def test_what_forward_writes_to_its_parameters_was_written_when_it_ran() -> None:
+    x, model = gaussian(7, 4), Clamps(True)
+    found, plain = (capalloc.propagate(m, x, solver="markov") for m in (model, Clamps(False)))
+    np.testing.assert_allclose(found.capacity, plain.capacity)
+    assert float(model.decay[3]) == -1
+
+
+def test_the_last_way_to_a_graph_is_that_of_reading_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, export = gaussian(7, 4), torch.export.export
+    plain = capalloc.propagate(Branching(None), x, solver="markov")
+
+    def reads(*args: Any, strict: bool = False, **options: Any) -> torch.export.ExportedProgram:
+        if not strict:
+            raise RuntimeError("no model runs")
+        return export(*args, strict=strict, **options)
+
+    monkeypatch.setattr(torch.export, "export", reads)
+    found = capalloc.propagate(Branching(None), x, solver="markov")
+    np.testing.assert_allclose(found.capacity, plain.capacity)
+    assert capture.STRICT in found.attrs["notes"]
+    assert capture.STRICT not in plain.attrs["notes"]
+    with pytest.raises(ValueError, match="no model runs"):  # the first way's reason, as export reads no such write
+        capalloc.propagate(Clamps(True), x, solver="markov")
+
+
+def test_a_graph_that_writes_to_what_it_has_no_values_of_is_none() -> None:
+    with pytest.raises(ValueError, match="writes to what it has no values of"):
+        capture._exported(prepare(Clamps(True), gaussian(7, 4)), 3, strict=True)
+
+
+class Conditional(nn.Module):
+    def __init__(self, cond: Callable[..., Tensor] | None, data: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.cond, self.data = nn.Linear(4, 5), nn.Linear(5, 2), cond, data
+        self.register_buffer("flag", torch.tensor(True))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.cond is None:
+            return self.b(torch.relu(h))
+        pred = x.sum() < 1e9 if self.data else self.flag
+        return self.b(self.cond(pred, torch.relu, torch.tanh, (h,)))
+
+
+def looked_up(*args: Any) -> Tensor:
+    return torch.cond(*args)
+
+
+@pytest.mark.parametrize("data", [False, True])
+def test_the_branch_that_cond_takes_is_measured(data: bool) -> None:
+    x, own = gaussian(30, 4), torch.cond
+    expected = capalloc.measure(Conditional(None), x)
+    found = capalloc.measure(Conditional(looked_up, data), x)
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
+    assert torch.cond is own
+
+
+def test_paths_go_through_the_branch_that_cond_takes() -> None:
+    x = gaussian(30, 4)
+    found, plain = (capalloc.propagate(Conditional(cond), x, solver="markov") for cond in (looked_up, None))
+    np.testing.assert_allclose(found.capacity, plain.capacity, rtol=1e-6)
+    with pytest.raises(NotImplementedError, match="a call of torch's cond with functions of its own"):
+        capalloc.propagate(Conditional(torch.cond), x, solver="markov")
+
+
+def test_programs_with_branches_are_measured() -> None:
+    x = gaussian(30, 4)
+    program = torch.export.export(Conditional(torch.cond), (x[:3],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    assert capalloc.measure(program, x).total == pytest.approx(capalloc.measure(Conditional(None), x).total)
 
 
 def test_a_causal_mask_that_is_looked_for_is_the_one_that_is_declared() -> None:

@@ -62,6 +62,21 @@ def weight_normed() -> nn.Module:
 
 
 REFUSED = {
+    "nothing and a tensor": (
+        lambda: prepare(Returns(lambda y: (None, y)), X),
+        TypeError,
+        "say which tensor to constrain, for example outputs=1",
+    ),
+    "a mapping of a number and a tensor": (
+        lambda: prepare(Returns(lambda y: {"loss": 1.0, "y": y}), X),
+        TypeError,
+        "say which tensor to constrain, for example outputs='y'",
+    ),
+    "tensors inside": (
+        lambda: prepare(Returns(lambda y: {"all": [y]}), X),
+        TypeError,
+        "say which tensor to constrain, with a function of what it returns",
+    ),
     "a part of a tensor": (
         lambda: prepare(linear(), X, outputs="logits"),
         ValueError,
@@ -70,7 +85,7 @@ REFUSED = {
     "no such position": (
         lambda: prepare(Returns(lambda y: (y, y)), X, outputs=2),
         ValueError,
-        "returns a tuple without the output 2",
+        "returns a tuple without the output 2; it has 2",
     ),
     "no such name": (
         lambda: prepare(Returns(lambda y: (y, y)), X, outputs="logits"),

@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
@@ -25,6 +27,8 @@ from capalloc._model.problem import Problem, seeded
 from capalloc._operators.decompositions import table
 from capalloc._operators.records import record
 
+#: Said in the results of a graph that was captured this way.
+STRICT = "torch.export takes this model in strict mode alone, where it reads its Python instead of running it"
 #: Where the wrapper keeps the model.
 PREFIX = "model."
 
@@ -82,22 +86,29 @@ def capture(problem: Problem, batch_size: int) -> Graph:
     """
     program = problem.program
     try:
-        with _exporting(problem):
-            if program is not None:
-                size = input_shape(program)[0] or batch_size
-                return _own(problem, decomposed(program), size)
-            example = problem.probe.expand(batch_size, *problem.input_shape).clone()
-            wrapped = _Constrained(problem.model, problem.select).eval()
-            program = decomposed(torch.export.export(wrapped, (example,), strict=False))
+        if program is None:
+            graph = _exported(problem, batch_size)
+        else:
+            with _exporting(problem):
+                graph = _own(problem, decomposed(program), input_shape(program)[0] or batch_size)
     except Exception as error:
-        if problem.program is None:
+        other = None
+        for way in (_retraced, partial(_exported, strict=True)) if program is None else ():
             with suppress(Exception):
-                return _retraced(problem, batch_size)
-        raise ValueError(
-            "torch.export cannot capture this model, which propagation needs "
-            f"(measure() does not): {type(error).__name__}: {error}"
-        ) from error
-    return _exported(program, batch_size)
+                other = other or way(problem, batch_size)
+        if other is None:
+            raise ValueError(
+                "torch.export cannot capture this model, which propagation needs "
+                f"(measure() does not): {type(error).__name__}: {error}"
+            ) from error
+        graph = other
+    for node in graph.calls():
+        if isinstance(node.target, HigherOrderOperator):
+            raise NotImplementedError(
+                f"the graph holds a call of torch's {node.target} with functions of its own, which has no rule: "
+                "write it in plain Python, or use capalloc.measure"
+            )
+    return graph
 
 
 def export_once(problem: Problem) -> Problem:
@@ -167,8 +178,15 @@ def _is_composite(target: Any) -> bool:
     return target._schema.is_mutable or target.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
 
 
-def _exported(program: ExportedProgram, batch_size: int) -> Graph:
-    """The graph of a program that belongs to nobody else, and whose last output is the constraint outputs."""
+def _exported(problem: Problem, batch_size: int, *, strict: bool = False) -> Graph:
+    """The graph that torch.export captures: it runs the model, or in `strict` mode reads its Python."""
+    with _exporting(problem):
+        example = problem.probe.expand(batch_size, *problem.input_shape).clone()
+        wrapped = _Constrained(problem.model, problem.select).eval()
+        program = torch.export.export(wrapped, (example,), strict=strict)
+        if any(isinstance(value, FakeTensor) for value in program.constants.values()):
+            raise ValueError("the program writes to what it has no values of")  # decomposing it ends the process
+        program = decomposed(program)
     params, constants, replaced = _values(program)
     nodes = {node.name: node for node in program.graph.nodes}
     for name, first in replaced.items():
@@ -177,7 +195,10 @@ def _exported(program: ExportedProgram, batch_size: int) -> Graph:
     assert isinstance(output, Node)
     params = {name: path.removeprefix(PREFIX) for name, path in params.items()}
     drop_lost_biases(program.graph)
-    return Graph(tuple(program.graph.nodes), params, constants, user_inputs(program)[0], output, batch_size)
+    notes = (STRICT,) if strict else ()
+    return Graph(
+        tuple(program.graph.nodes), params, constants, user_inputs(program)[0], output, batch_size, notes=notes
+    )
 
 
 def _retraced(problem: Problem, batch_size: int) -> Graph:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -29,7 +30,7 @@ def retrace(model: nn.Module, example: Tensor) -> tuple[ExportedProgram, dict[st
     depends = {placeholders[-1]}
     for node in list(traced.graph.nodes):
         if depends.isdisjoint(node.all_input_nodes):
-            if _reads_a_number(node):
+            if _reads_a_number(node) or (not node.users and _writes(node)):  # the run has written to the parameters
                 traced.graph.erase_node(node)
             continue
         depends.add(node)
@@ -38,6 +39,10 @@ def retrace(model: nn.Module, example: Tensor) -> tuple[ExportedProgram, dict[st
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return torch.export.export(traced, (params, example), strict=False), params
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _reads_a_number(node: Node) -> bool:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from capalloc._model.exported import SavedModel
+from capalloc._operators.records import take_branch
 from capalloc._runtime.surroundings import forward_defaults
 
 #: Methods that name a precision.
@@ -83,6 +84,25 @@ class Rounding(TorchFunctionMode):
         returned = func(*args, **(kwargs or {}))
         self.seen |= any(isinstance(t, Tensor) and _wider(t.dtype, self.wide) for t in pytree.tree_leaves(returned))
         return returned
+
+
+class TakenBranches:
+    """Lets `torch.cond` run the branch that it takes."""
+
+    def __init__(self) -> None:
+        self.seen, self.own = False, torch.cond
+
+    def __enter__(self) -> TakenBranches:
+        torch.cond = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        torch.cond = self.own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one branch."""
+        self.seen = True
+        return take_branch(*args, **kwargs)
 
 
 class Widened(TorchFunctionMode):

@@ -21,7 +21,15 @@ from capalloc._model.exported import SavedModel
 from capalloc._model.given_arguments import Signature, read_arguments
 from capalloc._model.given_examples import check_batch, iterate_batches
 from capalloc._model.places import Places
-from capalloc._model.private_copy import Rounding, keeps_tensors, private_copy, spare_inputs, widen
+from capalloc._model.private_copy import (
+    Rounding,
+    TakenBranches,
+    keeps_tensors,
+    private_copy,
+    spare_inputs,
+    surround,
+    widen,
+)
 from capalloc._model.selected_params import ParamSelection, select_params
 from capalloc._model.several_inputs import Layout, packed
 from capalloc._runtime.arguments import blamed
@@ -227,11 +235,14 @@ def select_outputs(returned: Any, outputs: OutputSelection) -> Tensor:
         value = returned.get(name) if isinstance(returned, Mapping) else getattr(returned, name, None)
         if isinstance(value, Tensor):
             return value
-    key = repr(next(iter(returned), "")) if isinstance(returned, Mapping) else "0"
-    raise TypeError(
-        f"model returns a {type(returned).__name__}, not a tensor; "
-        f"say which tensor to constrain, for example outputs={key}"
-    )
+    parts = returned.items() if isinstance(returned, Mapping) else enumerate(returned) if _is_plain(returned) else ()
+    which = [key for key, part in parts if isinstance(part, Tensor)]
+    advice = f"for example outputs={which[0]!r}" if which else "with a function of what it returns"
+    raise TypeError(f"model returns a {type(returned).__name__}, not a tensor; say which tensor to constrain, {advice}")
+
+
+def _is_plain(returned: Any) -> bool:
+    return isinstance(returned, (tuple, list))
 
 
 def _part(returned: Any, which: str | int) -> Any:
@@ -246,6 +257,7 @@ def _part(returned: Any, which: str | int) -> Any:
         return getattr(returned, str(which)) if named else returned[which]
     except (LookupError, AttributeError, TypeError):
         known = f"; it has {', '.join(map(str, returned))}" if isinstance(returned, Mapping) else ""
+        known = f"; it has {len(returned)}" if _is_plain(returned) else known
         kind = type(returned).__name__
         raise ValueError(f"the model returns a {kind} without the output {which!r}{known}") from None
 
@@ -296,8 +308,10 @@ def _adapted(problem: Problem, x: Tensor, given: torch.dtype, *, cast: bool) -> 
     """
     ran = None
     notes: tuple[str, ...] = ()
-    with suppress(Exception), Rounding(x.dtype) as rounding:  # the model's own code may raise anything
+    with suppress(Exception), TakenBranches() as branches, Rounding(x.dtype) as rounding:  # a model may raise anything
         ran = _try(problem, x)
+    if branches.seen:
+        surround(problem.model, lambda x: TakenBranches())
     if cast and (ran is None or rounding.seen):
         handles = widen(problem.model, x.dtype)
         try:

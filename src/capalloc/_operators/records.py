@@ -142,6 +142,12 @@ def _frozen_batch_norm(
     return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), statistics, statistics
 
 
+def take_branch(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
+    """Run the branch that `torch.cond` takes, as Python's `if` does; torch compiles both, which no transform enters."""
+    return (true_fn if pred else false_fn)(*operands)
+
+
+extend(torch.ops.higher_order.cond, function=take_branch)
 _declare("activation", "relu leaky_relu abs rrelu", rank=GateRank.ACTIVATION, scales=True)
 _declare(
     "activation",
