@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from torch.export import Dim, export, save
 import capalloc
 from capalloc._derivatives.tape import tap_model
 from capalloc._graph.capture import capture
+from capalloc._model import graph_shapes
 from capalloc._model.archive import load_program
 from capalloc._model.exported import SavedModel
 from capalloc._model.problem import prepare
@@ -219,6 +221,48 @@ def test_transformers_programs(tmp_path):
 def test_what_a_model_can_be():
     with pytest.raises(TypeError, match=r"an exported program or the path of a \.pt2 file, got int"):
         capalloc.propagate(3, gaussian(2, 3), solver="markov")
+
+
+class Recurrent(nn.Module):
+    """The last output of recurrent layers, and their last state."""
+
+    def __init__(self, kind: str, **options: object) -> None:
+        super().__init__()
+        self.net = getattr(nn, kind)(3, 4, batch_first=True, **options)
+
+    def forward(self, x):
+        found, state = self.net(x)
+        return {"found": found.sum(1), "state": (state[0] if isinstance(state, tuple) else state).transpose(0, 1)}
+
+
+def sizes_of(graph: torch.fx.Graph) -> dict[str, list[list[int]]]:
+    """Sizes and strides of what nodes hold, by name, free ones as numbers."""
+
+    def numbers(value: object) -> list[list[int]]:
+        tensors = [v for v in torch.utils._pytree.tree_leaves(value) if isinstance(v, torch.Tensor)]
+        sizes = [[*v.shape, *v.stride()] for v in tensors]
+        return [[n.node.hint if isinstance(n, torch.SymInt) else n for n in row] for row in sizes]
+
+    return {node.name: found for node in graph.nodes if (found := numbers(node.meta.get("val")))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("GRU", {}), ("LSTM", {"proj_size": 2, "bidirectional": True}), ("RNN", {"nonlinearity": "relu"})],
+)
+def test_recurrent_layers_are_not_run_step_by_step(kind, options, tmp_path):
+    """Their sizes are those that torch finds by every step: hundreds of them took ten seconds."""
+    x = gaussian(4, 2, 3).float()
+    program = export(Recurrent(kind, **options).eval(), (x,), dynamic_shapes={"x": {0: Dim("batch", max=64)}})
+    save(program, tmp_path / "model.pt2")
+    with mock.patch.object(graph_shapes, "_recurrent", wraps=graph_shapes._recurrent) as at_once:
+        read = load_program(tmp_path / "model.pt2")
+    assert at_once.call_count == 1
+    expected, found = sizes_of(program.graph), sizes_of(read.graph)
+    assert len(expected) > 5
+    assert {name: found[name] for name in expected} == expected
+    answers = [capalloc.propagate(one, x, "found", solver="markov") for one in (read, program)]
+    assert_same(*answers)
 
 
 def test_two_inputs_are_refused():

@@ -23,6 +23,10 @@ SYMBOL = re.compile(r"Symbol\('([a-z]{1,2}\d+)'(, \w+=True)*\)")
 SMALLEST_FREE_SIZE = 2
 #: Sizes of a real program are short; torch takes hours for some longer ones.
 LONGEST_SIZE, HIGHEST_POWER, ENTRIES_OF_ANY_MEMORY = 200, 8, 2**40
+#: Calls that hold a loop over time, and the number of their arguments: input, states, weights, has_biases, num_layers,
+#: dropout, train, bidirectional, batch_first.
+RECURRENT_ARGUMENTS = 9
+RECURRENT = frozenset(getattr(torch.ops.aten, name).input for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
 
 
 class Shapes:
@@ -94,7 +98,27 @@ class _Filling(Interpreter):
         if target in WRAPPERS.values():
             place = next(k for k, value in enumerate(args) if isinstance(value, GraphModule))
             return _Filling(args[place]).run(*args[place + 1 :])
+        whole = target in RECURRENT and len(args) == RECURRENT_ARGUMENTS
+        if whole and all(map(_has_three_axes, (args[0], *_states(args)))):
+            return _recurrent(*args)
         return super().call_function(record(target).function or target, args, kwargs)
+
+
+def _has_three_axes(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 3
+
+
+def _states(args: Sequence[Any]) -> Sequence[Any]:
+    return args[1] if isinstance(args[1], (list, tuple)) else args[1:2]
+
+
+def _recurrent(x: Tensor, hx: Any, *settings: Any) -> tuple[Tensor, ...]:
+    """What layers of a recurrent network return, in the sizes of their states: torch would run every time step."""
+    *_, bidirectional, batch_first = settings
+    states = _states((x, hx))
+    first, second = (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]  # time, examples
+    found = x.new_empty(first, second, states[0].shape[-1] * (2 if bidirectional else 1))
+    return (found.transpose(0, 1) if batch_first else found, *(state.new_empty(state.shape) for state in states))
 
 
 def _check(value: Any, node: Node) -> None:
