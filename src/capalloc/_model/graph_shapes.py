@@ -25,8 +25,8 @@ SMALLEST_FREE_SIZE = 2
 LONGEST_SIZE, HIGHEST_POWER, ENTRIES_OF_ANY_MEMORY = 200, 8, 2**40
 #: Calls that hold a loop over time, and the number of their arguments: input, states, weights, has_biases, num_layers,
 #: dropout, train, bidirectional, batch_first.
-RECURRENT_ARGUMENTS = 9
-RECURRENT = frozenset(getattr(torch.ops.aten, name).input for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
+ARGUMENTS_OF_TIME_LOOPS = 9
+TIME_LOOPS = frozenset(getattr(torch.ops.aten, name).input for name in ("gru", "lstm", "rnn_tanh", "rnn_relu"))
 
 
 class Shapes:
@@ -98,7 +98,7 @@ class _Filling(Interpreter):
         if target in WRAPPERS.values():
             place = next(k for k, value in enumerate(args) if isinstance(value, GraphModule))
             return _Filling(args[place]).run(*args[place + 1 :])
-        whole = target in RECURRENT and len(args) == RECURRENT_ARGUMENTS
+        whole = target in TIME_LOOPS and len(args) == ARGUMENTS_OF_TIME_LOOPS
         if whole and all(map(_has_three_axes, (args[0], *_states(args)))):
             return _recurrent(*args)
         return super().call_function(record(target).function or target, args, kwargs)
