@@ -55,9 +55,9 @@ oldest:  ## the test suite on the oldest version of every dependency, in .venv-o
 	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt -e '.[test,tensorboard]'
 	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow" --ignore=tests/docs $(PART)
 
-audit: $(USE)  ## the pinned versions that are known to have a hole
+audit: $(USE)  ## the pinned versions that are known to have a hole; a version that cannot be asked for fails too
 	$(PIP) pip-audit
-	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 lint: setup  ## ruff, mypy, and the one-way flow of imports
 	$(BIN)/ruff check .
