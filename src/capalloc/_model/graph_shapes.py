@@ -113,7 +113,7 @@ def _states(args: Sequence[Any]) -> Sequence[Any]:
 
 
 def _recurrent(x: Tensor, hx: Any, *settings: Any) -> tuple[Tensor, ...]:
-    """What layers of a recurrent network return, in the sizes of their states: torch would run every time step."""
+    """Make what recurrent layers return, in the sizes of their states: torch would run every time step."""
     *_, bidirectional, batch_first = settings
     states = _states((x, hx))
     first, second = (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]  # time, examples
