@@ -179,6 +179,12 @@ def test_layers_follow_the_recursion():
         plain.to_pandas("layers")
 
 
+def test_layers_without_positions_have_no_field_of_their_own():
+    found = capalloc.receptive_field(dense(reference_weights()), gaussian(2, 3), layers=True)
+    assert len(found.layers) == 0
+    assert "theoretical fields of layers" in repr(found)
+
+
 def test_a_layer_is_one_of_the_models(tmp_path):
     class Skips(nn.Module):
         def __init__(self) -> None:

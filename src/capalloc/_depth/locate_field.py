@@ -35,6 +35,7 @@ from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.images import smallest_region
 from capalloc.results.receptive_field import (
+    EXTENT,
     LAYER_COLUMNS,
     MAP_NAMES,
     Extent,
@@ -136,18 +137,18 @@ def receptive_field(
     }
     coords = {"axis": list(extents), **places.coords}
     data = xr.Dataset(maps | extent_columns(extents), coords, attrs | places.attrs)
-    return ReceptiveField(data.assign(_layer_columns(located.layers)) if layers else data)
+    return ReceptiveField(data.assign(_layer_columns(located.layers, len(extents))) if layers else data)
 
 
-def _layer_columns(layers: dict[str, dict[str, Extent]]) -> dict[str, xr.DataArray]:
+def _layer_columns(layers: dict[str, dict[str, Extent]], axes: int) -> dict[str, xr.DataArray]:
     """Give what is kept of the fields of layers."""
+    rows = [list(own.values()) for own in layers.values()]
+    values = {name: [[getattr(e, name) for e in row] for row in rows] for name in LAYER_COLUMNS}
     return {
         f"layer_{name}": xr.DataArray(
-            [[getattr(e, name) for e in own.values()] for own in layers.values()],
-            {"layer": list(layers)},
-            dims=("layer", "axis"),
+            np.array(found, EXTENT[name]).reshape(len(layers), axes), {"layer": list(layers)}, dims=("layer", "axis")
         )
-        for name in LAYER_COLUMNS
+        for name, found in values.items()
     }
 
 
