@@ -14,6 +14,9 @@ from . import solvers as solvers
 # everything at once
 from ._audit.audit import audit
 
+# architectures side by side, before training
+from ._audit.rank_models import rank
+
 # capacity: measured on examples, or propagated through the captured graph, which `export` captures once for many calls
 from ._graph.export_model import export
 from ._measure.measure import CapacityWarning, measure
@@ -60,6 +63,7 @@ __all__ = [
     "output_gram",
     "propagate",
     "prune_scores",
+    "rank",
     "receptive_field",
     "rule",
     "scaling",

@@ -13,6 +13,7 @@ from .evolution import Evolution
 from .kinds import load
 from .law_of_walk import Walk
 from .pruning import PruneScores
+from .ranking import Ranking
 from .receptive_field import Extent, ReceptiveField
 from .scaling import Scaling
 from .shattering import Shattering
@@ -28,6 +29,7 @@ __all__ = [
     "Extent",
     "Finding",
     "PruneScores",
+    "Ranking",
     "ReceptiveField",
     "Result",
     "Scaling",

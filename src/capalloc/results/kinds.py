@@ -16,6 +16,7 @@ from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.effective_parameters import EffectiveParameters
 from capalloc.results.evolution import Evolution
 from capalloc.results.pruning import PruneScores
+from capalloc.results.ranking import Ranking
 from capalloc.results.receptive_field import ReceptiveField
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
@@ -31,6 +32,7 @@ RESULTS: Final[tuple[type[Result], ...]] = (
     Scaling,
     Shattering,
     PruneScores,
+    Ranking,
     Evolution,
 )
 

@@ -1,0 +1,63 @@
+"""The functional dimension: how many directions of the parameters change the function near the examples.
+
+Index convention: a row is the derivative of a random combination of the outputs at one point, a column a parameter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from capalloc._model.problem import Problem
+
+#: Rows for each parameter at least, and a point for each input around each example up to so many: a unit that one
+#: example opens has a slope along all inputs.
+ROWS_PER_PARAM, SPARE_ROWS, MOST_POINTS = 3, 64, 4096
+#: Distance of the points from the examples, in deviations of the inputs.
+NEAR = 0.03
+#: Squares of singular values below this share of the largest are rounding, columns scaled to length 1.
+ROUNDING = 1e-12
+ROWS_AT_ONCE = 256
+
+
+def functional_dimension(problem: Problem, x: Tensor, deviation: Tensor, generator: torch.Generator) -> int:
+    """Count the independent directions of parameters: the rank of the output Jacobian at points near the examples.
+
+    Under hypothesis (H) the measured total is the same rank (docs/theory.md, section 2). It is a lower bound where a
+    unit opens on hardly an example; Grigsby, Lindsey, Meyerhoff and Wu, arXiv 2209.04036.
+
+    Args:
+        problem: in float64.
+        x: examples (examples, *inputs).
+        deviation: of each input, of one example's shape, or one number.
+        generator: of the points, and of the combinations of outputs.
+
+    """
+    params = {name: p.detach() for name, p in problem.params.items()}
+    size = problem.num_params
+    gram = torch.zeros(size, size, dtype=x.dtype)
+    around = min(len(x) * (x[0].numel() + 1), MOST_POINTS)
+    for number in torch.arange(max(ROWS_PER_PARAM * size + SPARE_ROWS, around)).split(ROWS_AT_ONCE):
+        noise = torch.randn(len(number), *x.shape[1:], generator=generator, dtype=x.dtype)
+        rows = _rows(problem, params, x[number % len(x)] + NEAR * deviation * noise, generator)
+        gram += rows.T @ rows
+    length = gram.diagonal().sqrt()
+    used = length > 0
+    scaled = (gram / (length[:, None] * length))[used][:, used]
+    if not len(scaled):
+        return 0
+    found = torch.linalg.eigvalsh(scaled)
+    return int((found > ROUNDING * found[-1]).sum())
+
+
+def _rows(problem: Problem, params: dict[str, Tensor], points: Tensor, generator: torch.Generator) -> Tensor:
+    outputs = problem(points[:1]).shape[1]
+    weights = torch.randn(len(points), outputs, generator=generator, dtype=points.dtype)
+
+    def combined(theta: dict[str, Tensor], point: Tensor, weight: Tensor) -> Tensor:
+        returned = problem.select(functional_call(problem.model, theta, (point[None],)))
+        return (returned.reshape(-1) * weight).sum()
+
+    by_name = vmap(grad(combined), (None, 0, 0), randomness="same")(params, points, weights)
+    return torch.cat([by_name[name].flatten(1) for name in params], 1)

@@ -1,0 +1,211 @@
+"""Architectures side by side before any training: capacity and depth beside the known zero-cost scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from capalloc._audit.functional_dimension import functional_dimension
+from capalloc._audit.zero_cost import flops, grad_norm, naswot, ntk_condition, synflow
+from capalloc._depth.diagnose_depth import diagnose
+from capalloc._energy.rules.registration import UnsupportedOperatorError
+from capalloc._graph.capture import export_once
+from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._model.input_metric import InputMetricLike, input_metric
+from capalloc._model.input_moments import InputMoments, still_inputs
+from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._propagate.propagate import propagate
+from capalloc._runtime.arguments import checked
+from capalloc._runtime.surroundings import undisturbed
+from capalloc._settings import PropagateSolver
+from capalloc.results.allocation import Allocation
+from capalloc.results.diagnosis import Diagnosis
+from capalloc.results.ranking import RANKED_BY, Ranking
+from capalloc.results.scaling import FAR_TOTAL
+
+#: Examples that scores are taken from, the first ones, and those of the neural tangent kernel.
+EXAMPLES, OF_KERNEL = 64, 32
+#: Parameters up to which the functional dimension is measured: some seconds.
+MEASURED_PARAMS = 2500
+
+
+@checked
+@undisturbed()
+def rank(
+    models: Mapping[str, Any] | Iterable[Any],
+    inputs: Tensor | Iterable[Any],
+    outputs: OutputSelection = None,
+    *,
+    by: str = RANKED_BY,
+    labels: Tensor | None = None,
+    metric: InputMetricLike = DEFAULT_METRIC,
+    solver: PropagateSolver = "markov",
+    seed: int = 0,
+    progress: bool = False,
+) -> Ranking:
+    """Put architectures in an order before any of them is trained, by one of several columns.
+
+    Capacity is the functional dimension, the number of parameters that count independently near the examples: the rank
+    of the output Jacobian at points around them (docs/theory.md, section 2), or for more parameters than 2500 the total
+    of `propagate`. Beside it stand parameters, operations, the verdict on depth and the known scores of untrained
+    networks. What each is worth, and that none is worth much more than a count of parameters, is in docs/validation.md.
+
+    Args:
+        models: by name, or one after the other: anything that `propagate` takes, at its initial weights.
+        inputs: examples (examples, *inputs) for all of them, at least two, or an iterable of such batches; the first 64
+            count.
+        outputs: from what a model returns to the tensor of its outputs.
+        by: the column to order by, of `Ranking.COLUMNS`: the most first, but for "ntk_condition" the least.
+        labels: the class of each example, (examples,), for "grad_norm"; without them random signs stand for the
+            derivatives of the loss.
+        metric: energies of the inputs, as in `propagate`.
+        solver: of the map that "informative" is read from, as in `propagate`; the default is a quick guide.
+        seed: of points, of combinations of outputs, and of signs.
+        progress: show a bar over the models.
+
+    Returns:
+        Ranking: a row for each model, the best first. What cannot be found out for one is NaN, with a note.
+
+    Raises:
+        ValueError, TypeError: bad input, or no model.
+
+    Reference: M. Abdelfattah et al., Zero-cost proxies for lightweight NAS, ICLR 2021.
+
+    """
+    if by not in Ranking.COLUMNS:
+        raise ValueError(f"by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
+    named = _named(models)
+    examples = list(inputs) if isinstance(inputs, Iterator) else inputs
+    rows, notes = [], []
+    for name, model in tqdm(named.items(), disable=not progress, desc="models"):
+        trial = Trial.of(model, examples, outputs, labels, metric, seed)
+        rows.append(trial.row(solver))
+        notes += [f"{name}: {note}" for note in trial.notes]
+    columns = {column: ("model", np.array([row[column] for row in rows], float)) for column in Ranking.COLUMNS}
+    depths = {"depth": ("model", np.array([row["depth"] for row in rows], object))}
+    measured = {"measured": ("model", np.array([row["measured"] for row in rows], np.int8))}
+    attrs = {"by": by, "labelled": labels is not None, "num_examples": len(trial.x), "notes": notes}
+    return Ranking(xr.Dataset({**columns, **depths, **measured}, {"model": list(named)}, attrs))
+
+
+def _named(models: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
+    named = dict(models) if isinstance(models, Mapping) else {f"model {k}": m for k, m in enumerate(models, start=1)}
+    if not named:
+        raise ValueError("models must hold at least one model")
+    return named
+
+
+@dataclass
+class Trial:
+    """One model, its examples, and what could not be found out."""
+
+    model: ModelLike
+    problem: Problem
+    double: Problem | None
+    x: Tensor
+    labels: Tensor | None
+    metric: InputMetricLike
+    seed: int
+    notes: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelLike,
+        inputs: Tensor | Iterable[Any],
+        outputs: OutputSelection,
+        labels: Tensor | None,
+        metric: InputMetricLike,
+        seed: int,
+    ) -> Trial:
+        problem = export_once(prepare(model, inputs, outputs, None, traced=True))
+        x = torch.cat(list(islice(problem.batches(EXAMPLES), 1)))
+        if len(x) < 2:
+            raise ValueError("inputs must hold at least two examples, which are compared, got 1")
+        if labels is not None:
+            if labels.ndim != 1 or len(labels) < len(x) or labels.dtype.is_floating_point:
+                raise ValueError(f"labels must be whole numbers, one an example, got shape {tuple(labels.shape)}")
+            labels = labels[: len(x)].long()
+        input_metric(metric, problem)
+        found = cls(model, problem, None, x, labels, metric, seed, list(problem.notes))
+        with torch.no_grad():
+            found.double = found.known("scores in float64", lambda: _in_double(problem, x))
+        return found
+
+    def known(self, what: str, part: Callable[[], Any]) -> Any:
+        """Return what a part finds; None, with a note, where it cannot be found."""
+        try:
+            return part()
+        except (UnsupportedOperatorError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            self.notes.append(f"{what} left out: {str(error).splitlines()[0]}")
+            return None
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def row(self, solver: PropagateSolver, *, depth: bool = True) -> dict[str, Any]:
+        """Every column of one model; that of depth, which takes longest, where it is asked for."""
+        problem, x, known, double = self.problem, self.x, self.known, self.double
+        allocation = known("the map", lambda: self._map(solver))
+        diagnosis = known("depth", lambda: diagnose(problem, x, metric=self.metric, trained=False)) if depth else None
+        dimension = None
+        if double is not None and problem.num_params <= MEASURED_PARAMS:
+            dimension = known("the functional dimension", lambda: self._dimension(double))
+        total = math.nan if allocation is None else allocation.total
+        found = {
+            "parameters": problem.num_params,
+            "flops": known("operations", lambda: flops(problem)),
+            "capacity": total if dimension is None else dimension,
+            "informative": None if allocation is None else _informative(allocation, x),
+            "alike": None if diagnosis is None else diagnosis.shattering.kept,
+            "synflow": known("SynFlow", lambda: synflow(problem)),
+            "naswot": known("NASWOT", lambda: naswot(problem, x)),
+            "grad_norm": known("GradNorm", lambda: grad_norm(problem, x, self.labels, self.generator())),
+            "ntk_condition": None if double is None else known("the kernel", lambda: ntk_condition(double, x[:OF_KERNEL])),
+        }  # fmt: skip
+        numbers = {name: math.nan if value is None else float(value) for name, value in found.items()}
+        return {**numbers, "depth": _verdict(diagnosis), "measured": dimension is not None}
+
+    def _map(self, solver: PropagateSolver) -> Allocation:
+        by_paths = solver == "markov"
+        return propagate(
+            self.problem if by_paths else self.model, self.x, self.problem.outputs, solver=solver, metric=self.metric
+        )
+
+    def _dimension(self, double: Problem) -> int:
+        x = self.x.double()
+        variance = input_metric(self.metric, double).variances
+        if self.metric == "identity" or self.metric is None:
+            variance = variance * InputMoments.of(x).variance.mean()
+        return functional_dimension(double, x, variance.sqrt().to(x), self.generator())
+
+
+def _in_double(problem: Problem, x: Tensor) -> Problem:
+    return prepare(problem.model, x, problem.outputs, list(problem.params), dtype=torch.float64)
+
+
+def _informative(allocation: Allocation, x: Tensor) -> float:
+    """The share of capacity on inputs that vary in the data."""
+    still = still_inputs(x)
+    assert still is not None
+    return float(allocation.capacity.to_numpy()[~still.numpy()].sum() / allocation.total)
+
+
+def _verdict(diagnosis: Diagnosis | None) -> str:
+    """The phase of residual networks; of plain ones whether energy stays in the range that training needs."""
+    if diagnosis is None:
+        return "unknown"
+    scaled = diagnosis.scaling
+    if scaled.phase != "plain":
+        return scaled.phase
+    gain = scaled.total_gain
+    return "plain" if 1 / FAR_TOTAL < gain < FAR_TOTAL else "plain, fading" if gain < 1 else "plain, growing"
