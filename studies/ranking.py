@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from capalloc._audit.rank_models import Trial
+from capalloc._audit.rank_models import Candidate
 from capalloc._model.problem import seeded
 from capalloc.results.ranking import Ranking
 from studies.pruning import Data, accuracy
@@ -74,8 +74,8 @@ def one(plan: Plan, data: Data, epochs: int) -> dict[str, object]:
     """Scores at the first seed's initial weights, and the accuracy of every seed."""
     with seeded(0, torch.device("cpu")):
         model = build(plan, *_shape(data)).eval()
-    trial = Trial.of(model, data.x[:SCORED], None, data.y[:SCORED], "identity", 0)
-    row = trial.row("markov", depth=False)
+    candidate = Candidate.of(model, data.x[:SCORED], None, data.y[:SCORED], "identity", 0)
+    row = candidate.row("markov", depth=False)
     return {
         **{name: row[name] for name in SCORES},
         "accuracy": [trained(plan, data, epochs, seed) for seed in range(SEEDS)],

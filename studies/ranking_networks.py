@@ -63,6 +63,7 @@ class Residual(nn.Module):
         self.branch = branch
 
     def forward(self, x: Tensor) -> Tensor:
+        """The sum."""
         return x + self.branch(x)
 
 
@@ -74,6 +75,7 @@ class Gated(nn.Module):
         self.value, self.gate = value, gate
 
     def forward(self, x: Tensor) -> Tensor:
+        """The product."""
         return self.value(x) * self.gate(x).sigmoid()
 
 
@@ -85,6 +87,7 @@ class Attend(nn.Module):
         self.read, self.write = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(examples, tokens, width), each token a mean of all values."""
         q, k, v = self.read(x).chunk(3, -1)
         weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         return self.write(weights @ v)
@@ -99,6 +102,7 @@ class Patches(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(shape[1] * shape[2] // 4, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(examples, channels, rows, columns) to (examples, tokens, width)."""
         return self.embed(x).flatten(2).transpose(1, 2) + self.positions
 
 
@@ -106,6 +110,7 @@ class Mean(nn.Module):
     """The mean over tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(examples, tokens, width) to (examples, width)."""
         return x.mean(1)
 
 

@@ -23,6 +23,7 @@ from capalloc.results import (
     Extent,
     Finding,
     PruneScores,
+    Ranking,
     ReceptiveField,
     Scaling,
     Shattering,
@@ -114,6 +115,15 @@ def made(name: str = "layer") -> dict[str, Result]:
         },
         attrs={"num_params": 3, "num_examples": 2, "notes": [name]},
     )
+    ranking = xr.Dataset(
+        {
+            **{key: ("model", [1.0]) for key in Ranking.COLUMNS},
+            "depth": ("model", ["plain"]),
+            "measured": ("model", [1]),
+        },
+        {"model": [name]},
+        {"by": "capacity", "labelled": True, "num_examples": 2, "notes": [name]},
+    )
     walk = jump([WalkBlock(StepLaw.uniform(3, 2), 0.5)], point((4, 5)))
     found = [
         Audit(audit),
@@ -126,6 +136,7 @@ def made(name: str = "layer") -> dict[str, Result]:
         Scaling(scaling),
         Shattering(shattering),
         PruneScores(scores),
+        Ranking(ranking),
     ]
     return {type(result).__name__: result for result in found}
 

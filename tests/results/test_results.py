@@ -58,6 +58,7 @@ def results() -> dict[str, Result]:
         capalloc.shattering(model, x),
         capalloc.prune_scores(model, x),
         capalloc.audit(model, x),
+        capalloc.rank({"first": model, "second": model}, x),
     ]
     return {type(result).__name__: result for result in made}
 

@@ -11,14 +11,14 @@ from torch.func import functional_call, grad, vmap
 
 from capalloc._model.problem import Problem
 
-#: Rows for each parameter at least, and a point for each input around each example up to so many: a unit that one
+#: Points for each parameter at least, and a point for each input around each example up to so many: a unit that one
 #: example opens has a slope along all inputs.
-ROWS_PER_PARAM, SPARE_ROWS, MOST_POINTS = 3, 64, 4096
+POINTS_PER_PARAM, SPARE_POINTS, MOST_NEARBY = 3, 64, 4096
 #: Distance of the points from the examples, in deviations of the inputs.
 NEAR = 0.03
 #: Squares of singular values below this share of the largest are rounding, columns scaled to length 1.
-ROUNDING = 1e-12
-ROWS_AT_ONCE = 256
+NO_DIRECTION = 1e-12
+POINTS_AT_ONCE = 256
 
 
 def functional_dimension(problem: Problem, x: Tensor, deviation: Tensor, generator: torch.Generator) -> int:
@@ -34,30 +34,38 @@ def functional_dimension(problem: Problem, x: Tensor, deviation: Tensor, generat
         generator: of the points, and of the combinations of outputs.
 
     """
-    params = {name: p.detach() for name, p in problem.params.items()}
     size = problem.num_params
-    gram = torch.zeros(size, size, dtype=x.dtype)
-    around = min(len(x) * (x[0].numel() + 1), MOST_POINTS)
-    for number in torch.arange(max(ROWS_PER_PARAM * size + SPARE_ROWS, around)).split(ROWS_AT_ONCE):
-        noise = torch.randn(len(number), *x.shape[1:], generator=generator, dtype=x.dtype)
-        rows = _rows(problem, params, x[number % len(x)] + NEAR * deviation * noise, generator)
+    gram = torch.zeros(size, size, dtype=x.dtype, device=x.device)
+    around = min(len(x) * (x[0].numel() + 1), MOST_NEARBY)
+    outputs = problem(x[:1]).shape[1]
+    for number in torch.arange(max(POINTS_PER_PARAM * size + SPARE_POINTS, around)).split(POINTS_AT_ONCE):
+        noise = torch.randn(len(number), *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
+        weights = torch.randn(len(number), outputs, generator=generator, dtype=x.dtype).to(x.device)
+        rows = _rows(problem, x[number % len(x)] + NEAR * deviation * noise, weights)
         gram += rows.T @ rows
     length = gram.diagonal().sqrt()
     used = length > 0
-    scaled = (gram / (length[:, None] * length))[used][:, used]
-    if not len(scaled):
+    if not bool(used.any()):
         return 0
-    found = torch.linalg.eigvalsh(scaled)
-    return int((found > ROUNDING * found[-1]).sum())
+    found = torch.linalg.eigvalsh((gram / (length[:, None] * length))[used][:, used])
+    return int((found > NO_DIRECTION * found[-1]).sum())
 
 
-def _rows(problem: Problem, params: dict[str, Tensor], points: Tensor, generator: torch.Generator) -> Tensor:
-    outputs = problem(points[:1]).shape[1]
-    weights = torch.randn(len(points), outputs, generator=generator, dtype=points.dtype)
+def _rows(problem: Problem, points: Tensor, weights: Tensor) -> Tensor:
+    """Derivatives of weighted sums of the outputs, a row for each point; one by one where `vmap` cannot enter."""
 
     def combined(theta: dict[str, Tensor], point: Tensor, weight: Tensor) -> Tensor:
         returned = problem.select(functional_call(problem.model, theta, (point[None],)))
         return (returned.reshape(-1) * weight).sum()
 
-    by_name = vmap(grad(combined), (None, 0, 0), randomness="same")(params, points, weights)
-    return torch.cat([by_name[name].flatten(1) for name in params], 1)
+    params = {name: p.detach().requires_grad_() for name, p in problem.params.items()}
+    try:
+        by_name = vmap(grad(combined), (None, 0, 0), randomness="same")(params, points, weights)
+        return torch.cat([by_name[name].flatten(1).detach() for name in params], 1)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):
+        alone = []
+        for point, weight in zip(points, weights, strict=True):
+            value = combined(params, point, weight)
+            row = torch.autograd.grad(value, list(params.values()), materialize_grads=True, allow_unused=True)
+            alone.append(torch.cat([slope.flatten() for slope in row]))
+        return torch.stack(alone)

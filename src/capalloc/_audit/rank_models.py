@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from capalloc._audit.functional_dimension import functional_dimension
@@ -33,7 +33,7 @@ from capalloc.results.ranking import RANKED_BY, Ranking
 from capalloc.results.scaling import FAR_TOTAL
 
 #: Examples that scores are taken from, the first ones, and those of the neural tangent kernel.
-EXAMPLES, OF_KERNEL = 64, 32
+SCORED, OF_KERNEL = 64, 32
 #: Parameters up to which the functional dimension is measured: some seconds.
 MEASURED_PARAMS = 2500
 
@@ -87,17 +87,19 @@ def rank(
     examples = list(inputs) if isinstance(inputs, Iterator) else inputs
     rows, notes = [], []
     for name, model in tqdm(named.items(), disable=not progress, desc="models"):
-        trial = Trial.of(model, examples, outputs, labels, metric, seed)
-        rows.append(trial.row(solver))
-        notes += [f"{name}: {note}" for note in trial.notes]
+        candidate = Candidate.of(model, examples, outputs, labels, metric, seed)
+        rows.append(candidate.row(solver))
+        notes += [f"{name}: {note}" for note in candidate.notes]
     columns = {column: ("model", np.array([row[column] for row in rows], float)) for column in Ranking.COLUMNS}
     depths = {"depth": ("model", np.array([row["depth"] for row in rows], object))}
     measured = {"measured": ("model", np.array([row["measured"] for row in rows], np.int8))}
-    attrs = {"by": by, "labelled": labels is not None, "num_examples": len(trial.x), "notes": notes}
+    attrs = {"by": by, "labelled": labels is not None, "num_examples": len(candidate.x), "notes": notes}
     return Ranking(xr.Dataset({**columns, **depths, **measured}, {"model": list(named)}, attrs))
 
 
 def _named(models: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
+    if isinstance(models, (nn.Module, str)):  # a stack of layers can be gone through too
+        raise TypeError(f"models must be several, by name or in a list, got one {type(models).__name__}")
     named = dict(models) if isinstance(models, Mapping) else {f"model {k}": m for k, m in enumerate(models, start=1)}
     if not named:
         raise ValueError("models must hold at least one model")
@@ -105,7 +107,7 @@ def _named(models: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
 
 
 @dataclass
-class Trial:
+class Candidate:
     """One model, its examples, and what could not be found out."""
 
     model: ModelLike
@@ -126,9 +128,9 @@ class Trial:
         labels: Tensor | None,
         metric: InputMetricLike,
         seed: int,
-    ) -> Trial:
+    ) -> Candidate:
         problem = export_once(prepare(model, inputs, outputs, None, traced=True))
-        x = torch.cat(list(islice(problem.batches(EXAMPLES), 1)))
+        x = torch.cat(list(islice(problem.batches(SCORED), 1)))
         if len(x) < 2:
             raise ValueError("inputs must hold at least two examples, which are compared, got 1")
         if labels is not None:
@@ -170,8 +172,8 @@ class Trial:
             "synflow": known("SynFlow", lambda: synflow(problem)),
             "naswot": known("NASWOT", lambda: naswot(problem, x)),
             "grad_norm": known("GradNorm", lambda: grad_norm(problem, x, self.labels, self.generator())),
-            "ntk_condition": None if double is None else known("the kernel", lambda: ntk_condition(double, x[:OF_KERNEL])),
-        }  # fmt: skip
+            "ntk_condition": double and known("the kernel", lambda: ntk_condition(double, x[:OF_KERNEL])),
+        }
         numbers = {name: math.nan if value is None else float(value) for name, value in found.items()}
         return {**numbers, "depth": _verdict(diagnosis), "measured": dimension is not None}
 

@@ -27,7 +27,7 @@ def flops(problem: Problem) -> int:
     """Operations of one forward pass of one example: two a multiplication in matrix products and convolutions."""
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         problem(problem.probe)
-    return counted.get_total_flops()
+    return int(counted.get_total_flops())
 
 
 def synflow(problem: Problem) -> float:
@@ -38,7 +38,7 @@ def synflow(problem: Problem) -> float:
             tensor.abs_()
     for module in model.modules():
         if isinstance(module, NORMS):
-            module.forward = lambda x: x  # type: ignore[assignment]
+            module.forward = lambda x: x  # type: ignore[method-assign]
     own = dict(model.named_parameters())
     params = [own[name].requires_grad_() for name in problem.params]
     returned = problem.select(model(torch.ones_like(problem.probe, dtype=torch.float64))).sum()
@@ -47,7 +47,7 @@ def synflow(problem: Problem) -> float:
 
 
 class _Codes(TorchDispatchMode):
-    """Which entries are positive where they enter an activation, by example."""
+    """Signs of the entries that enter activations, by example."""
 
     def __init__(self, examples: int) -> None:
         super().__init__()

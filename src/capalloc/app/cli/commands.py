@@ -18,12 +18,15 @@ from capalloc.app.cli.declare import declared
 from capalloc.app.cli.errors import PROGRAM, CommandGroup
 from capalloc.app.cli.options import (
     Gates,
+    InputOptions,
     Metric,
     ModelOptions,
     OutputOptions,
     Params,
     Trained,
     Verbosity,
+    complete_model,
+    input_option,
     method_option,
     parse_ridge,
     result_option,
@@ -79,6 +82,32 @@ def audit(
     trained: Trained = None,
 ) -> None:
     """Everything at once: what is wrong with a model, what it does not need or see, the most serious first."""
+
+
+@command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_rank")
+def rank(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Each as in the other commands: a name, a .pt2 file, package.module:factory, path/to/file.py:factory.",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ],
+    inputs: InputOptions,
+    output: OutputOptions,
+    by: Annotated[
+        str | None,
+        method_option(metavar="COLUMN", help="Rank by this one of the columns.", show_default=False),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        input_option(metavar="FILE", help="The class of each example, an array of integers, for the column GradNorm."),
+    ] = None,
+    metric: Metric = DEFAULT_METRIC,
+) -> None:
+    """Architectures side by side before training: capacity, verdict on depth, and the known scores."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_propagate")

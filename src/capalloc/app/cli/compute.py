@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,12 @@ from capalloc._settings import (
 )
 from capalloc.app.cli.deliver import check_outputs, check_targets, deliver
 from capalloc.app.cli.errors import UsageError
-from capalloc.app.cli.input_source import parse_integers
+from capalloc.app.cli.input_source import parse_integers, read_array
 from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.named_model import TorchModel
-from capalloc.app.cli.options import ModelOptions, OutputOptions
+from capalloc.app.cli.options import InputOptions, ModelOptions, OutputOptions
 from capalloc.app.cli.sources import read_sources
+from capalloc.results.ranking import RANKED_BY
 from capalloc.results.view import named
 
 #: Gaussian examples where the command line names no number.
@@ -45,6 +47,34 @@ def run_audit(
     """Run `capalloc audit`."""
     method = partial(capalloc.audit, metric=metric, seconds=seconds, trained=trained, generator=generator(options))
     compute(options, output, MANY_EXAMPLES, method)
+
+
+def run_rank(
+    models: list[str],
+    inputs: InputOptions,
+    output: OutputOptions,
+    by: str | None,
+    labels: Path | None,
+    metric: MetricName,
+) -> None:
+    """Run `capalloc rank`."""
+    check_outputs(output)
+    alike = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    read = {name: read_sources(ModelOptions(name, **alike), output, MANY_EXAMPLES) for name in models}
+    x = next(iter(read.values()))
+    if len(shapes := {tuple(found.inputs.shape[1:]) for found in read.values()}) > 1:
+        raise ValueError(f"models are made for inputs of shapes {sorted(shapes)}; give --shape, or --data, for all")
+    found = capalloc.rank(
+        {name: source.model for name, source in read.items()},
+        x.inputs,
+        x.outputs,
+        by=by or RANKED_BY,
+        labels=None if labels is None else read_array(labels, len(x.inputs)),
+        metric=metric,
+        seed=inputs.seed,
+        progress=output.bars,
+    )
+    deliver(found, output, ", ".join(models))
 
 
 def run_propagate(

@@ -94,34 +94,10 @@ def parse_ridge(text: str) -> float | Literal["auto"]:
     return number
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """A model and its inputs, as the command line names them."""
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """Inputs of a model, and which of its outputs counts, as the command line names them."""
 
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="resnet18 or another name that `capalloc models` lists; a .pt2 file; package.module:factory or "
-            "path/to/file.py:factory; or a configuration class of transformers, such as ResNetConfig.",
-            autocompletion=complete_model,
-            show_default=False,
-        ),
-    ]
-    arg: Annotated[
-        list[str] | None,
-        model_option(
-            metavar="NAME=VALUE",
-            help="An argument of the factory or configuration, such as depth=18 or depths=[2,2]; repeat for more.",
-        ),
-    ] = None
-    weights: Annotated[
-        Path | None,
-        model_option(
-            metavar="FILE",
-            help="Parameters and buffers of the model, as .safetensors or a state_dict that torch.save wrote.",
-        ),
-    ] = None
     output: Annotated[
         str | None,
         model_option(
@@ -161,6 +137,36 @@ class ModelOptions:
     device: Annotated[
         str, model_option(metavar="NAME", help="Where the model runs: cpu, cuda, cuda:1, mps; not for a .pt2 file.")
     ] = "cpu"
+
+
+@dataclass(frozen=True)
+class ModelOptions(InputOptions):
+    """A model and its inputs, as the command line names them."""
+
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="resnet18 or another name that `capalloc models` lists; a .pt2 file; package.module:factory or "
+            "path/to/file.py:factory; or a configuration class of transformers, such as ResNetConfig.",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ]
+    arg: Annotated[
+        list[str] | None,
+        model_option(
+            metavar="NAME=VALUE",
+            help="An argument of the factory or configuration, such as depth=18 or depths=[2,2]; repeat for more.",
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        model_option(
+            metavar="FILE",
+            help="Parameters and buffers of the model, as .safetensors or a state_dict that torch.save wrote.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,269 @@
+"""Columns of a ranking against closed forms and brute force, and orders that follow from them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import capalloc
+from capalloc._audit import zero_cost
+from capalloc._audit.functional_dimension import functional_dimension
+from capalloc._model.problem import prepare
+from capalloc.results import Ranking
+from capalloc.results.ranking import EVIDENCE
+from zoo import dense, gaussian, seeded_module
+
+LABELS = torch.tensor([0, 1, 2, 1, 0, 2, 1, 0])
+
+
+def plain(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers)
+
+
+def net(widths: tuple[int, ...], act: type[nn.Module] = nn.ReLU) -> nn.Module:
+    """A dense network with repeatable weights in float64."""
+
+    def make() -> nn.Sequential:
+        layers = [[nn.Linear(below, above), act()] for below, above in itertools.pairwise(widths)]
+        return plain(*itertools.chain(*layers[:-1], layers[-1][:1]))
+
+    return seeded_module(make)
+
+
+def dimension(model: nn.Module, x: Tensor) -> int:
+    problem = prepare(model, x, None, None)
+    return functional_dimension(problem, x, torch.ones(()), torch.Generator().manual_seed(0))
+
+
+# -- the functional dimension -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "h", "o"), [(5, 3, 4), (6, 2, 2), (3, 5, 4)])
+def test_two_linear_layers_make_a_matrix_of_bounded_rank(n, h, o):
+    """Matrices of rank r = min(n, h, o) have r (n + o - r) dimensions."""
+    weights = [gaussian(h, n), gaussian(o, h, seed=2)]
+    r = min(n, h, o)
+    assert dimension(dense(weights, nn.Identity), gaussian(8, n)) == r * (n + o - r)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh, nn.GELU])
+@pytest.mark.parametrize("widths", [(4, 5, 3), (4, 3, 3, 2)])
+def test_it_is_the_measured_total(widths, act):
+    model, x = net(widths, act), gaussian(48, widths[0])
+    assert dimension(model, x) == pytest.approx(capalloc.measure(model, x).total, abs=1e-6)
+
+
+def test_rescalings_of_hidden_units_change_nothing():
+    model, x = net((4, 6, 3)), gaussian(32, 4)
+    before = dimension(model, x)
+    assert before == sum(p.numel() for p in model.parameters()) - 6
+    with torch.no_grad():
+        model[0].weight.mul_(50), model[0].bias.mul_(50), model[2].weight.div_(50)
+    assert dimension(model, x) == before
+
+
+def test_what_no_example_opens_does_not_count():
+    model, x = net((4, 6, 3)), gaussian(32, 4)
+    before = dimension(model, x)
+    with torch.no_grad():
+        model[0].bias[:2] = -1e3
+    assert dimension(model, x) == before - 2 * (5 + 3 - 1)
+    with torch.no_grad():
+        model[0].bias.fill_(-1e3)
+    assert dimension(model, x) == 3
+
+
+# -- known scores -------------------------------------------------------------------------------------------
+
+
+def test_operations_of_a_dense_network_and_of_a_convolution():
+    assert zero_cost.flops(prepare(net((4, 6, 3)), gaussian(2, 4))) == 2 * (4 * 6 + 6 * 3)
+    conv = nn.Conv2d(2, 3, 3, padding=1).double()
+    assert zero_cost.flops(prepare(conv, gaussian(2, 2, 5, 5))) == 2 * 25 * 3 * 2 * 9
+
+
+def test_synflow_counts_paths_once_for_each_layer_and_leaves_norms_out():
+    """R = 1' |W2| |W1| 1, and every layer's scores sum to R."""
+    w1, w2 = gaussian(5, 4), gaussian(3, 5, seed=2)
+    paths = float((w2.abs() @ w1.abs()).sum())
+    assert zero_cost.synflow(prepare(dense([w1, w2]), gaussian(2, 4))) == pytest.approx(2 * paths)
+    normed = plain(nn.Linear(4, 5, bias=False), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3, bias=False)).double()
+    normed[0].weight.data, normed[3].weight.data = w1, w2
+    assert zero_cost.synflow(prepare(normed, gaussian(2, 4), None, None)) == pytest.approx(2 * paths)
+
+
+def test_naswot_compares_signs():
+    w, x = gaussian(5, 4), gaussian(6, 4)
+    signs = x @ w.T > 0
+    alike = (signs[:, None] == signs[None]).sum(2).double() + torch.eye(6)
+    model = dense([w, gaussian(3, 5, seed=2)])
+    found = zero_cost.naswot(prepare(model, x), x)
+    assert found == pytest.approx(float(torch.logdet(alike)))
+    assert math.isnan(zero_cost.naswot(prepare(model[:1], x), x))
+
+
+def test_the_gradient_of_cross_entropy_on_a_linear_layer():
+    """dL/dW = (p - e_label)' x / N, and of the random signs s' x / N."""
+    model, x = seeded_module(nn.Linear, 4, 3), gaussian(8, 4)
+    problem, generator = prepare(model, x), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        away = model(x).softmax(1) - nn.functional.one_hot(LABELS, 3)
+    expected = (away.T @ x / 8).norm() + away.mean(0).norm()
+    assert zero_cost.grad_norm(problem, x, LABELS, generator) == pytest.approx(float(expected))
+    signs = (torch.randint(0, 2, (8, 3), generator=torch.Generator().manual_seed(0)) * 2 - 1).double()
+    expected = (signs.T @ x / 8).norm() + signs.mean(0).norm()
+    assert zero_cost.grad_norm(problem, x, None, generator) == pytest.approx(float(expected))
+
+
+def test_the_kernel_of_a_linear_layer_is_that_of_the_inputs():
+    x = gaussian(5, 6)
+    found = torch.linalg.svdvals(x)
+    model = seeded_module(nn.Linear, 6, 3, bias=False)
+    assert zero_cost.ntk_condition(prepare(model, x), x) == pytest.approx(float((found[0] / found[-1]) ** 2))
+    assert zero_cost.ntk_condition(prepare(model, x), torch.cat([x, x])) == math.inf
+
+
+# -- rankings -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranking() -> Ranking:
+    models = {f"width {w}": net((4, w, 3)) for w in (2, 8, 4)}
+    return capalloc.rank(models, gaussian(8, 4), by="capacity", labels=LABELS)
+
+
+def test_the_order_is_that_of_the_column(ranking):
+    assert ranking.order == ["width 8", "width 4", "width 2"]
+    assert list(ranking.parameters.values) == [19, 67, 35]
+    assert (ranking.measured == 1).all()
+    assert (ranking.capacity <= ranking.parameters).all()
+    assert set(ranking.data.data_vars) == {*Ranking.COLUMNS, "depth", "measured"}
+    text = repr(ranking)
+    assert EVIDENCE in text
+    assert text.index("width 8") < text.index("width 4") < text.index("width 2")
+
+
+@pytest.mark.parametrize("by", Ranking.COLUMNS)
+def test_every_column_orders_with_the_best_first(ranking, by):
+    again = Ranking(ranking.data.assign_attrs(by=by))
+    values = ranking.data[by].to_series()[again.order].to_numpy() * (-1 if by == "ntk_condition" else 1)
+    assert (np.diff(values) <= 0).all()
+
+
+def test_what_is_not_known_stands_last(ranking):
+    data = ranking.data.assign(capacity=("model", [1.0, math.nan, 2.0]))
+    assert Ranking(data).order == ["width 4", "width 2", "width 8"]
+
+
+def test_every_column_says_what_it_is_and_which_loss(ranking):
+    (_, about) = ranking.view().tables
+    assert [row[0] for row in about.rows][:1] == ["capacity"]
+    assert len(about.rows) == len(Ranking.COLUMNS) + 1
+    assert any("cross entropy of the labels" in row[1] for row in about.rows)
+    without = Ranking(ranking.data.assign_attrs(labelled=False)).view().tables[1]
+    assert any("random signs" in row[1] for row in without.rows)
+
+
+def test_models_of_a_list_have_numbers_and_inputs_may_serve_once():
+    batches = gaussian(8, 4).split(3)
+    found = capalloc.rank([net((4, 3, 2)), net((4, 5, 2))], iter(batches), by="parameters")
+    assert found.order == ["model 2", "model 1"]
+    assert found.num_examples == 8
+
+
+def test_the_share_on_inputs_that_vary():
+    """A linear layer of two inputs, one of them always 2: half of what is not on the constant."""
+    x = gaussian(8, 2)
+    x[:, 1] = 2.0
+    found = capalloc.rank([seeded_module(nn.Linear, 2, 3)], x)
+    allocation = capalloc.propagate(seeded_module(nn.Linear, 2, 3), x, solver="markov")
+    assert float(found.informative[0]) == pytest.approx(float(allocation.capacity[0]) / allocation.total)
+
+
+def test_another_solver_and_metric_are_taken():
+    x = gaussian(32, 4) * torch.tensor([1.0, 1.0, 1.0, 1e-3])
+    model = net((4, 3, 2))
+    found = capalloc.rank([model], x, solver="auto", metric="variance")
+    exact = capalloc.measure(model, x, metric="variance")
+    assert float(found.capacity[0]) == pytest.approx(exact.total)
+
+
+class Hard(nn.Module):
+    """A branch on the values of the inputs: neither a graph nor `vmap`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        return self.last(h if float(h.sum().detach()) > -1 else -h)
+
+
+def test_what_vmap_cannot_enter_has_the_same_dimension():
+    hard, x = seeded_module(Hard), gaussian(24, 4)
+    assert dimension(hard, x) == dimension(plain(hard.first, nn.ReLU(), hard.last), x)
+
+
+def test_what_cannot_be_found_out_is_left_out_with_a_note():
+    found = capalloc.rank({"odd": seeded_module(Hard), "plain": net((4, 3, 2))}, gaussian(8, 4))
+    assert any(note.startswith("odd: ") and "left out" in note for note in found.data.attrs["notes"])
+    assert not any(math.isnan(float(found.data[column].sel(model="plain"))) for column in Ranking.COLUMNS)
+    assert float(found.data.parameters.sel(model="odd")) == 23
+
+
+@pytest.mark.parametrize(
+    ("weight", "word"), [(1.0, "plain"), (1e-2, "plain, fading"), (1e2, "plain, growing")], ids=str
+)
+def test_the_verdict_on_depth_of_plain_networks(weight, word):
+    model = dense([torch.eye(6).double() * weight for k in range(4)])
+    assert str(capalloc.rank([model], gaussian(8, 6)).depth.values[0]) == word
+
+
+def test_that_of_residual_networks_is_the_phase():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + self.layer(x).relu()
+
+    model = nn.Sequential(*(seeded_module(Block, seed=k) for k in range(3)))
+    x = gaussian(8, 4)
+    assert str(capalloc.rank([model], x).depth.values[0]) == capalloc.diagnose(model, x).scaling.phase
+
+
+# -- arguments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"by": "speed"}, "by must be one of parameters, flops, capacity, .*, got 'speed'"),
+        ({"models": {}}, "models must hold at least one model"),
+        (
+            {"models": nn.Sequential(nn.Linear(4, 3))},
+            "models must be several, by name or in a list, got one Sequential",
+        ),
+        ({"models": "lenet"}, "models must be several, by name or in a list, got one str"),
+        ({"inputs": gaussian(1, 4)}, "inputs must hold at least two examples, which are compared, got 1"),
+        ({"labels": LABELS[:3]}, r"labels must be whole numbers, one an example, got shape \(3,\)"),
+        ({"labels": LABELS.double()}, "labels must be whole numbers"),
+        ({"metric": 3j}, "metric must"),
+    ],
+)
+def test_refused(more, message):
+    given = {"models": [net((4, 3, 3))], "inputs": gaussian(8, 4)} | more
+    with pytest.raises((ValueError, TypeError), match=message):
+        capalloc.rank(given.pop("models"), given.pop("inputs"), **given)
+
+
+def test_a_dataset_that_is_ranked_by_nothing_is_refused(ranking):
+    with pytest.raises(ValueError, match=r"by must be one of \['parameters', .*, and is 'speed'"):
+        Ranking(ranking.data.assign_attrs(by="speed"))
