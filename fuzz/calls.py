@@ -146,6 +146,7 @@ BASES: dict[Callable[..., Any], Callable[[], dict[str, Any]]] = {
     capalloc.audit: lambda: _on_model(seconds=1.0),
     capalloc.prune_scores: _on_model,
     capalloc.export: _on_model,
+    capalloc.balance: _on_model,
     capalloc.rank: lambda: {"models": [_network()], "inputs": _examples()},
     capalloc.correlation: lambda: {"a": _allocation(), "b": _allocation()},
     capalloc.total_variation: lambda: {"a": _allocation(), "b": _allocation()},

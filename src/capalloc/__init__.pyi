@@ -26,6 +26,7 @@ from ._settings import Run
 
 # what activations and depth do to it
 from ._decoupling.gate_decoupling import decoupling
+from ._depth.apply_balance import balance
 from ._depth.balance_depth import scaling
 from ._depth.diagnose_depth import diagnose
 from ._depth.locate_field import receptive_field
@@ -53,6 +54,7 @@ __all__ = [
     "Run",
     "UnsupportedOperatorError",
     "audit",
+    "balance",
     "correlation",
     "decoupling",
     "diagnose",
