@@ -1,6 +1,6 @@
-"""The best learning rate by depth, of residual networks that `capalloc.balance` has changed and of the same as they were.
+"""The best learning rate by depth, of residual networks that `capalloc.balance` has changed and of the same before it.
 
-Networks are as a user would write them: a linear stem, L blocks h + F(relu(h)) of width 32, He's weights, a linear
+Networks are as a user would write them: a linear stem, L blocks h + F(relu(h)) of width 32 at He's weights, a linear
 readout, on scikit-learn's digits. Indices are (runs, ...): all rates and seeds are trained at once.
 """
 
