@@ -23,5 +23,5 @@ def test_the_command_line(folder):
 
 
 def test_the_command_refuses_models_of_other_inputs(folder):
-    assert "models are made for inputs of shapes" in refused("rank", "lenet", "resnet18")
-    assert "by must be one of" in refused("rank", "factories:net", "--shape", "1,6,6", "--by", "speed")
+    assert "models are made for inputs of shapes" in refused("rank", "lenet", "resnet18", code=2)
+    assert "--by must be one of" in refused("rank", "factories:net", "--shape", "1,6,6", "--by", "speed", code=2)

@@ -32,7 +32,7 @@ from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.named_model import TorchModel
 from capalloc.app.cli.options import InputOptions, ModelOptions, OutputOptions
 from capalloc.app.cli.sources import read_sources
-from capalloc.results.ranking import RANKED_BY
+from capalloc.results.ranking import RANKED_BY, Ranking
 from capalloc.results.view import named
 
 #: Gaussian examples where the command line names no number.
@@ -59,21 +59,18 @@ def run_rank(
 ) -> None:
     """Run `capalloc rank`."""
     check_outputs(output)
+    if by is not None and by not in Ranking.COLUMNS:
+        raise UsageError(f"--by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
     alike = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
     read = {name: read_sources(ModelOptions(name, **alike), output, MANY_EXAMPLES) for name in models}
     x = next(iter(read.values()))
     if len(shapes := {tuple(found.inputs.shape[1:]) for found in read.values()}) > 1:
-        raise ValueError(f"models are made for inputs of shapes {sorted(shapes)}; give --shape, or --data, for all")
-    found = capalloc.rank(
-        {name: source.model for name, source in read.items()},
-        x.inputs,
-        x.outputs,
-        by=by or RANKED_BY,
-        labels=None if labels is None else read_array(labels, len(x.inputs)),
-        metric=metric,
-        seed=inputs.seed,
-        progress=output.bars,
-    )
+        raise UsageError(f"models are made for inputs of shapes {sorted(shapes)}; give --shape, or --data, for all")
+    known = None if labels is None else read_array(labels, len(x.inputs))
+    by_name = {name: source.model for name, source in read.items()}
+    method = partial(capalloc.rank, labels=known, metric=metric, seed=inputs.seed, progress=output.progress)
+    with lines_in_a_log(output):
+        found = method(by_name, x.inputs, x.outputs, by=by or RANKED_BY)
     deliver(found, output, ", ".join(models))
 
 
