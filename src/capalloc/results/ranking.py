@@ -25,7 +25,7 @@ class RankedColumn:
 
 RANKED_BY: Final = "capacity"
 #: What the study of docs/validation.md, "Ranking architectures before training", says of them.
-EVIDENCE: Final = "see docs/validation.md"
+EVIDENCE: Final = "what each column is worth: docs/validation.md, Ranking architectures before training"
 
 
 class Ranking(Result):
