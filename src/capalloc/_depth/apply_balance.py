@@ -114,7 +114,7 @@ def _trails(problem: Problem, products: Products | None) -> Trails:
 
 
 def _factors(trails: Trails, found: Scaling, optimiser: Optimiser) -> Iterator[tuple[str, tuple[float, float]]]:
-    """What the use of each parameter is multiplied by, and what is stored, by its name."""
+    """Factors by parameter: of its use, and of what is stored."""
     number = found.data.sizes["block"]
     for block, multiplier in zip(trails.blocks(), found.data["multiplier"].to_numpy(), strict=True):
         if not math.isfinite(multiplier):
