@@ -29,7 +29,7 @@ class Lines(io.TextIOBase):
         """Hand on text that ends a line, and keep what rewrites one."""
         if text.startswith("\r"):
             self._state = " ".join(DRAWN.sub(" ", text).split()) or self._state
-        elif text.strip():
+        elif DRAWN.sub("", text).strip():
             self._stream.write(text if text.endswith("\n") else f"{text}\n")
         return len(text)
 
