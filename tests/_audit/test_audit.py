@@ -119,7 +119,7 @@ def known(values: list[float] | np.ndarray, axes: tuple[str, ...], **attrs: obje
     capacity = xr.DataArray(np.asarray(values, float), dims=axes)
     tensors = xr.DataArray([float(capacity.sum())], dims="parameter", coords={"parameter": ["weight"]})
     allocation = Allocation(capacity, 0.0, tensors, attrs={"num_params": 100, "notes": [], **attrs})
-    return Evidence(pd.DataFrame(columns=Audit.COLUMNS, dtype=float), 100, 10, capacity.shape, allocation)
+    return Evidence(pd.DataFrame(columns=Audit.COLUMNS, dtype=float), 100, 10, dict(capacity.sizes), allocation)
 
 
 def test_inputs_by_their_share() -> None:
@@ -189,20 +189,7 @@ def test_what_takes_too_long_is_left_out_with_a_note() -> None:
     assert "capacity" not in str(audit).split("layers")[0]
 
 
-class Two(nn.Module):
-    """A model of two inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 4), nn.Linear(5, 4)
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.first(a).relu() + self.second(b)
-
-
-def test_several_inputs_are_refused_and_inputs_that_serve_once_are_taken() -> None:
-    with pytest.raises(ValueError, match="this method is of one tensor of inputs"):
-        capalloc.audit(made(Two), (examples(40, 3), examples(40, 5)))
+def test_inputs_that_serve_once_are_taken() -> None:
     batches = examples(60, 6).split(20)
     net = made(dense(6, 5, 3))
     assert capalloc.audit(net, iter(batches), trained=True).total == capalloc.audit(net, batches, trained=True).total
@@ -242,3 +229,43 @@ def test_what_is_refused() -> None:
     data = capalloc.audit(net, x, trained=True).data
     with pytest.raises(ValueError, match="a finding needs"):
         Audit(data.assign_attrs(found=[{"level": "bad"}]))
+
+
+class Both(nn.Module):
+    """Two inputs, which `Joined` takes side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(2, 4, bias=False), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(torch.relu(self.a(x) + self.b(y)))
+
+
+class Joined(nn.Module):
+    def __init__(self, both: nn.Module) -> None:
+        super().__init__()
+        self.both = both
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.both(z[:, :3], z[:, 3:])
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_several_inputs_are_those_that_stand_side_by_side(once: bool) -> None:
+    both, z = made(Both), examples(30, 5)
+    given = (z[:, :3], z[:, 3:])
+    several = capalloc.audit(both, iter([given]) if once else given, seconds=60)
+    joined = capalloc.audit(Joined(both), z, seconds=60)
+    assert several.data.attrs["total"] == pytest.approx(joined.data.attrs["total"])
+    np.testing.assert_allclose(several.data["use"], joined.data["use"])
+    assert not any("left out" in note for note in several.data.attrs["notes"])
+
+
+def test_a_place_of_several_inputs_is_named_by_its_input() -> None:
+    evidence = known([1.0, 1.0, 1.0, 1.0, 1e-3], ("input",))
+    names = {"input_name": ("input", [*"xxxyy"]), "place": ("input", [*"01201"])}
+    assert evidence.allocation is not None
+    places = evidence.allocation.capacity.assign_coords(names)
+    evidence = replace(evidence, allocation=evidence.allocation.replace(capacity=places))
+    assert any(f.what.startswith("y at 1 gets little") for f in findings(evidence))

@@ -9,6 +9,7 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -265,18 +266,87 @@ def test_recurrent_layers_are_not_run_step_by_step(kind, options, tmp_path):
     assert_same(*answers)
 
 
-def test_two_inputs_are_refused():
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 2).double()
+class Pair(nn.Module):
+    """Two inputs, or token ids and a mask."""
 
-        def forward(self, x, y):
-            return self.linear(x + y)
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.table, self.other, self.head = table, nn.Linear(3, 4), nn.Linear(4, 2)
 
-    program = export(Two(), (gaussian(2, 3), gaussian(2, 3)))
-    with pytest.raises(ValueError, match=r"the program takes 2 inputs \(x, y\)"):
-        capalloc.propagate(program, gaussian(2, 3), solver="markov")
+    def forward(self, x, y):
+        return self.head(torch.relu(self.table(x) + self.other(y)))
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(7, 3, padding_idx=0), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, ids, mask):
+        return self.head((torch.relu(self.inner(self.table(ids))) * mask[..., None]).sum(1))
+
+
+SEVERAL = {
+    "two": (lambda: Pair(nn.Linear(2, 4)), {"x": gaussian(12, 2), "y": gaussian(12, 3)}),
+    "tokens": (
+        lambda: Masked(),
+        {"ids": torch.randint(7, (12, 5), generator=torch.Generator().manual_seed(0)), "mask": torch.ones(12, 5)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("how", ["in order", "by name", "fixed", "saved"])
+def test_programs_of_several_inputs_give_what_the_model_gives(name: str, how: str, tmp_path: Path) -> None:
+    make, given = SEVERAL[name]
+    model = seeded_module(make)
+    given = {key: value.double() if value.is_floating_point() else value for key, value in given.items()}
+    some = {key: value[:5] for key, value in given.items()}  # twelve are chunks of five, five and two
+    args, kwargs = ((), some) if how == "by name" else (tuple(some.values()), None)
+    program = export(model, args, kwargs, dynamic_shapes=None if how == "fixed" else {k: {0: Dim.AUTO} for k in given})
+    if how == "fixed" and name == "tokens":
+        with pytest.raises(ValueError, match="the program takes integers, of exactly 5 examples"):
+            capalloc.measure(program, given)
+        return
+    if how == "saved":
+        save(program, tmp_path / "model.pt2")
+    found = tmp_path / "model.pt2" if how == "saved" else program
+    for method in (capalloc.measure, partial(capalloc.propagate, solver="markov")):
+        expected = method(model, given)
+        for inputs in (given, tuple(given.values())):
+            allocation = method(found, inputs)
+            np.testing.assert_allclose(allocation.capacity, expected.capacity, atol=1e-6)
+            assert allocation.capacity.coords.equals(expected.capacity.coords)
+        np.testing.assert_allclose(allocation.by_parameter, expected.by_parameter, atol=1e-6)
+
+
+def test_a_program_of_one_input_takes_it_by_name_and_token_ids(tmp_path: Path) -> None:
+    model = seeded_module(lambda: nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)))
+    ids = torch.randint(5, (9, 2), generator=torch.Generator().manual_seed(0))
+    save(export(model, (ids,), dynamic_shapes=({0: Dim.AUTO},)), tmp_path / "model.pt2")
+    expected = capalloc.measure(model, ids)
+    for inputs in (ids, {"input": ids}):
+        np.testing.assert_allclose(capalloc.measure(tmp_path / "model.pt2", inputs).capacity, expected.capacity)
+
+
+def test_inputs_that_a_program_does_not_take_are_refused() -> None:
+    program = export(seeded_module(lambda: Pair(nn.Linear(2, 4))), (gaussian(2, 2), gaussian(2, 3)))
+    with pytest.raises(ValueError, match=r"the program takes x, y, and was given x$"):
+        capalloc.measure(program, gaussian(2, 2))
+    with pytest.raises(ValueError, match="the program takes x, y, and was given x, y, z"):
+        capalloc.measure(program, {"x": gaussian(2, 2), "y": gaussian(2, 3), "z": gaussian(2, 1)})
+    with pytest.raises(ValueError, match=r"the program was exported for inputs y of shape \(2, 3\), got \(2, 4\)"):
+        capalloc.measure(program, (gaussian(2, 2), gaussian(2, 4)))
+
+
+def test_inputs_that_are_no_tensors_are_refused() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x, scale):
+            return super().forward(x) * scale
+
+    program = export(seeded_module(lambda: Scaled(3, 2)), (gaussian(2, 3), 2.0))
+    with pytest.raises(ValueError, match=r"the program takes 2 inputs \(x, scale\), not all of them tensors"):
+        capalloc.measure(program, gaussian(2, 3))
 
 
 def test_an_input_without_axes_is_refused():

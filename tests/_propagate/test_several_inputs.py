@@ -426,7 +426,7 @@ def test_integers_that_nothing_looks_up_are_refused():
 
 def test_methods_of_one_tensor_refuse_several():
     with pytest.raises(ValueError, match="this method is of one tensor of inputs, not of x, y: pass a model"):
-        capalloc.audit(make(Gated), (X, Y))
+        capalloc.depth_limit.read(make(Gated), (X, Y))
 
 
 OTHERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,8 @@ def audit(
 
     Args:
         model: any module; what needs its graph is left out, with a note, where `torch.export` cannot capture it.
-        inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored.
+        inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored. Several
+            inputs, and token ids, as in `measure`.
         outputs: the constraint outputs, as in `measure`.
         metric: energies of the inputs, as in `propagate`.
         seconds: how long it may take. Parts that would take longer by the forecast are left out with a note.
@@ -111,7 +112,9 @@ def audit(
     if not seconds > 0:
         raise ValueError(f"seconds must be a positive number, got {seconds!r}")
     clock = _Clock(float(seconds), time.perf_counter(), [])
-    problem = export_once(prepare(model, inputs, outputs, None, traced=True))
+    if isinstance(inputs, Iterator):  # the parts need more than one pass
+        inputs = list(inputs)
+    problem = export_once(prepare(model, inputs, outputs, None, traced=True, by_input=True))
     input_metric(metric, problem)  # which the parts would leave out with a note
     x, number = problem.inputs, problem.count()
     one_pass = _pass_seconds(problem) * number
@@ -128,7 +131,7 @@ def audit(
     def capacity() -> Allocation:
         there_are = clock.left - costs["depth"]  # half of it for what comes before the first step
         solver: PropagateSolver = "auto" if there_are > CAPACITY else Block(max_seconds=max(1.0, there_are / 2))
-        return propagate(model, x, outputs, solver=solver, metric=metric)
+        return propagate(model, x if problem.layout is None else inputs, outputs, solver=solver, metric=metric)
 
     parts: dict[str, Callable[[], Any]] = {
         "channels": lambda: observe(problem, problem.batches(EXAMPLES_AT_ONCE)),
@@ -141,7 +144,7 @@ def audit(
         found[what] = clock.run(what, 0.0 if what == "capacity" else costs[what], part)
     layers = _layers(problem, found["capacity"], found["paths"], found["channels"] or {})
     evidence = Evidence(
-        layers, problem.num_params, number, problem.input_shape, found["capacity"], found["paths"], found["depth"]
+        layers, problem.num_params, number, _lengths(problem), found["capacity"], found["paths"], found["depth"]
     )
     attrs = _attrs(evidence) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
     attrs["notes"] = [*clock.notes, *attrs["notes"]]
@@ -159,6 +162,15 @@ def _attrs(known: Evidence) -> dict[str, Any]:
         "total_standard_error": None if a is None else a.attrs.get("total_standard_error"),
         "notes": [] if a is None else a.attrs["notes"],
     }
+
+
+def _lengths(problem: Problem) -> dict[str, int]:
+    """The lengths of the inputs' axes."""
+    places = problem.places
+    sides = [(places.dims, places.shape)]
+    if len(places.inputs) > 1:
+        sides = [(places.axes_of(one.name), one.shape) for one in places.inputs]
+    return {axis: n for axes, shape in sides for axis, n in zip(axes, shape, strict=True)}
 
 
 def _pass_seconds(problem: Problem) -> float:

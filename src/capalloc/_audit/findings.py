@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ class Evidence:
     layers: pd.DataFrame  # by name, with the columns of `Audit`
     num_params: int
     num_examples: int
-    input_shape: tuple[int, ...]
+    lengths: Mapping[str, int]  # of the inputs' axes, by name
     allocation: Allocation | None = None
     scores: PruneScores | None = None
     diagnosis: Diagnosis | None = None
@@ -135,7 +135,7 @@ def field_of_paths(known: Evidence) -> Iterator[Finding]:
         return
     data = known.diagnosis.data
     for k, axis in enumerate(map(str, data["axis"].to_numpy())):
-        size, whole = float(data["field_size"][k]), known.input_shape[k]
+        size, whole = float(data["field_size"][k]), known.lengths[axis]
         if size < whole:
             yield Finding(
                 "worth a look",
@@ -166,9 +166,13 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
             what, _, do = note.partition("; ")
             yield Finding("worth a look", 1.0, what, do, "how-to/measure-or-propagate.md")
     if capacity.ndim == 1 and mean > 0:
-        axis = str(capacity.dims[0])
+        names = [f"{capacity.dims[0]} {k}" for k in range(capacity.size)]
+        if "place" in capacity.coords:  # several inputs
+            own = zip(capacity["input_name"].to_numpy(), capacity["place"].to_numpy(), strict=True)
+            names = [f"{name} at {place}" for name, place in own]
         parts = [
-            (f"{axis} {k}", float(v), _error(capacity[k]) + known.unknown) for k, v in enumerate(capacity.to_numpy())
+            (name, float(v), _error(capacity[k]) + known.unknown)
+            for k, (name, v) in enumerate(zip(names, capacity.to_numpy(), strict=True))
         ]
         yield from _uneven(parts, mean)
 

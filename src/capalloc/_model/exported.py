@@ -22,7 +22,8 @@ LARGEST_SIZE = 2**63
 class SavedModel(nn.Module):
     """The module that an exported program stands for, in evaluation mode, on any number of examples.
 
-    A program exported at a fixed batch size runs on chunks of exactly that size, the last one padded.
+    It takes its inputs in order or by name. A program exported at a fixed batch size runs on chunks of exactly that
+    size, the last one padded.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -30,7 +31,8 @@ class SavedModel(nn.Module):
         _check_inputs(program)
         _check_mode(program)
         self._program = program
-        self._shape = input_shape(program)
+        self._shapes = _input_shapes(program)
+        self.input_names = tuple(user_inputs(program))
         self._places: list[str | None] = []  # what each placeholder stands for, None for the examples
         self._dtype = torch.float32
         first: dict[tuple[Any, ...], Tensor] = {}  # one parameter where a file holds one tensor under two names
@@ -46,24 +48,36 @@ class SavedModel(nn.Module):
                 self._dtype = value.dtype if len(first) == 1 else self._dtype
             _place(self, path, value)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """Run the program on all examples."""
-        size = self._shape[0]
-        self.check_examples(x)
-        if size is None or len(x) == size:
-            return self._run(x)
+        by_name = dict(zip(self.input_names, given, strict=False)) | named
+        if set(by_name) != {*self.input_names}:
+            raise TypeError(f"the program takes {', '.join(self.input_names)}, and was given {', '.join(by_name)}")
+        inputs = [by_name[name] for name in self.input_names]
+        size = self._shapes[0][0]
+        for x, shape, name in zip(inputs, self._shapes, self.input_names, strict=True):
+            self._check(x, shape, f" {name}" if len(self.input_names) > 1 else "")
+        if size is None or len(inputs[0]) == size:
+            return self._run(inputs)
         returned = []
-        for chunk in x.split(size):
-            missing = size - len(chunk)
-            returned.append(self._run(torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])])))
+        for chunk in zip(*(x.split(size) for x in inputs), strict=True):
+            returned.append(self._run([torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) for x in chunk]))
         leaves = [pytree.tree_leaves(r) for r in returned]
-        joined = [torch.cat(parts)[: len(x)] if parts[0].ndim else parts[0] for parts in zip(*leaves, strict=True)]
+        number = len(inputs[0])
+        joined = [torch.cat(parts)[:number] if parts[0].ndim else parts[0] for parts in zip(*leaves, strict=True)]
         return pytree.tree_unflatten(joined, pytree.tree_structure(returned[0]))
 
     def check_examples(self, x: Tensor) -> None:
         """Refuse examples of another shape than the program was exported for."""
-        if not _fits(x.shape[1:], self._shape[1:]):
-            raise ValueError(f"the program was exported for inputs of shape {shown(self._shape)}, got {tuple(x.shape)}")
+        self._check(x, self._shapes[0])
+
+    def takes_one_signal(self) -> bool:
+        """Tell whether its one input is of floating point."""
+        return len(self.input_names) == 1 and _input_values(self._program)[0].is_floating_point()
+
+    def _check(self, x: Tensor, shape: tuple[int | None, ...], name: str = "") -> None:
+        if not _fits(x.shape[1:], shape[1:]):
+            raise ValueError(f"the program was exported for inputs{name} of shape {shown(shape)}, got {tuple(x.shape)}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SavedModel:
         memo[id(self._program)] = self._program  # it is only read
@@ -72,9 +86,11 @@ class SavedModel(nn.Module):
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
-    def _run(self, x: Tensor) -> Any:
-        given = [x if path is None else _taken(self, path) for path in self._places]
-        returned = _Run(self._program, self._dtype, x.dtype).run(*given)
+    def _run(self, inputs: Sequence[Tensor]) -> Any:
+        values = iter(inputs)
+        given = [next(values) if path is None else _taken(self, path) for path in self._places]
+        floating = (t.dtype for t in (*inputs, *self.parameters()) if t.is_floating_point())
+        returned = _Run(self._program, self._dtype, next(floating, self._dtype)).run(*given)
         kinds = [spec.kind for spec in self._program.graph_signature.output_specs]
         own = [value for value, kind in zip(returned, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
         return pytree.tree_unflatten(own, self._program.call_spec.out_spec)
@@ -124,10 +140,17 @@ def user_inputs(program: ExportedProgram) -> list[str]:
 
 
 def input_shape(program: ExportedProgram) -> tuple[int | None, ...]:
-    """Shape of the program's input, None for an axis of any length."""
-    (name,) = user_inputs(program)
-    node = next(n for n in program.graph.nodes if n.name == name)
-    return tuple(n if isinstance(n, int) else None for n in node.meta["val"].shape)
+    """Shape of the program's first input, None for an axis of any length."""
+    return _input_shapes(program)[0]
+
+
+def _input_shapes(program: ExportedProgram) -> list[tuple[int | None, ...]]:
+    return [tuple(n if isinstance(n, int) else None for n in value.shape) for value in _input_values(program)]
+
+
+def _input_values(program: ExportedProgram) -> list[Any]:
+    nodes = {node.name: node for node in program.graph.nodes}
+    return [nodes[name].meta.get("val") if name in nodes else None for name in user_inputs(program)]
 
 
 def shown(shape: tuple[int | None, ...]) -> str:
@@ -140,18 +163,19 @@ def _fits(given: Sequence[int], exported: Sequence[int | None]) -> bool:
 
 
 def _check_inputs(program: ExportedProgram) -> None:
-    nodes = {node.name: node for node in program.graph.nodes}
-    names = user_inputs(program)
-    tensors = [name for name in names if name in nodes and isinstance(nodes[name].meta.get("val"), Tensor)]
-    args, kwargs = program.call_spec.in_spec.children()
-    plain = args.num_leaves == len(args.children()) == 1 and kwargs.num_leaves == 0
-    if len(names) != 1 or len(tensors) != 1 or not plain:
+    names, values = user_inputs(program), _input_values(program)
+    if not names or not all(isinstance(value, Tensor) for value in values):
         raise ValueError(
-            f"the program takes {len(names)} inputs ({', '.join(names)}); capacity is allocated over one tensor of "
-            "examples: export a module whose forward takes just that, as its positional argument"
+            f"the program takes {len(names)} inputs ({', '.join(names)}), not all of them tensors: export a module "
+            "whose forward takes tensors of examples"
         )
-    if not nodes[names[0]].meta["val"].ndim:
+    if not all(value.ndim for value in values):
         raise ValueError("the program's input has no examples axis")
+    if isinstance(values[0].shape[0], int) and not all(value.is_floating_point() for value in values):
+        raise ValueError(
+            f"the program takes integers, of exactly {values[0].shape[0]} examples: export it for any number, with "
+            "dynamic_shapes that say Dim.AUTO of the first axis of each input"
+        )
 
 
 def _check_mode(program: ExportedProgram) -> None:

@@ -15,6 +15,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from capalloc._model.exported import SavedModel
+
 #: Keys of a batch that hold labels.
 LABELS = ("labels", "label")
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -32,6 +34,8 @@ class Signature:
         """Read it from the module, or from the one that a data-parallel or compiling wrapper holds."""
         while isinstance(model, PARALLEL) or hasattr(model, "_orig_mod"):
             model = cast(nn.Module, model.module if isinstance(model, PARALLEL) else model._orig_mod)
+        if isinstance(model, SavedModel):
+            return cls(model.input_names, len(model.input_names))
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         try:
             parameters = inspect.signature(model.forward).parameters.values()

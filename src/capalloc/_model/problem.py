@@ -146,7 +146,9 @@ def prepare(
         once = not hasattr(inputs, "__len__") and iter(inputs) is iter(inputs)
         if once:  # the methods need more than one pass
             inputs = list(inputs)
-    asked = None if program is not None else read_arguments(Signature.of(model), inputs)
+    plain = program is not None and cast(SavedModel, model).takes_one_signal() and not isinstance(inputs, Mapping)
+    asked = None if plain else read_arguments(Signature.of(model), inputs)
+    program = program if plain else None  # its graph does not take several inputs apart
     if asked is None:
         pair, layout = _first_two(inputs), None
         selected, notes = select_params(model, params)

@@ -142,6 +142,13 @@ def _frozen_batch_norm(
     return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), statistics, statistics
 
 
+def _embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: bool, **__: bool) -> Tensor:
+    return F.embedding(indices, weight, None if padding_idx < 0 else padding_idx)
+
+
+extend(torch.ops.aten.embedding.default, function=_embedding)
+
+
 def take_branch(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
     """Run the branch that `torch.cond` takes, as Python's `if` does; torch compiles both, which no transform enters."""
     return (true_fn if pred else false_fn)(*operands)
