@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 import capalloc
+from capalloc import linear as linear_theory
 from capalloc._model.given_examples import check_batch
 from capalloc._model.places import axis_names
 from capalloc._model.private_copy import private_copy
@@ -156,6 +157,11 @@ REFUSED = {
         lambda: prepare(Returns(lambda y: (y, y)), X),
         TypeError,
         r"model returns a tuple, .* outputs=0",
+    ),
+    "a dictionary of arrays": (
+        lambda: linear_theory.estimate_covariance({"x": X}),
+        TypeError,
+        "inputs are a dict",
     ),
     "batch not a tensor": (
         lambda: prepare(linear(), [X.numpy()]),

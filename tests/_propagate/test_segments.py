@@ -74,6 +74,8 @@ def test_counted_symmetries_of_architectures_are_a_lower_bound(name, exact, draw
 
 
 def test_segments_need_gates_from_data():
+    with pytest.raises(ValueError, match="num_probes must be at least 2, for a standard error, got 1"):
+        Segments(1)
     with pytest.raises(ValueError, match=r"solver='segments' .* gates='data'"):
         capalloc.propagate(build(lambda: bottleneck(3, 2, 2)), gaussian(2, 3), solver="segments", gates="unit")
 

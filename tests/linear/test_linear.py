@@ -288,6 +288,12 @@ J = np.eye(3)
         (lambda: linear_capacity(np.full((2, 2), np.nan)), ValueError, "jacobian holds NaN"),
         (lambda: linear_capacity(np.ones((2, 2)) * 1j), TypeError, "real numbers"),
         (lambda: linear_capacity([["a"]]), TypeError, "jacobian must be real numbers"),
+        (
+            lambda: linear_capacity(np.asarray(J, np.longdouble)),
+            TypeError,
+            "jacobian must be an array or tensor of num",
+        ),
+        (lambda: linear_capacity(np.eye(3) > 0), TypeError, r"jacobian must hold real numbers, got torch\.bool"),
         (lambda: linear_capacity(xr.DataArray(J, dims=("params", "x"))), ValueError, "'params' last"),
         (lambda: linear_capacity(J, np.ones(2)), ValueError, "pass 3 variances"),
         (lambda: linear_capacity(J, Stationary([1.0, 0.5])), ValueError, "of 2 inputs"),
