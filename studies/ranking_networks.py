@@ -1,4 +1,4 @@
-"""A random family of small networks, and three data sets that scikit-learn ships, for the study of ranking."""
+"""A random family of small networks, and data sets made of what scikit-learn ships, for the study of ranking."""
 
 from __future__ import annotations
 
@@ -225,4 +225,23 @@ def photos() -> Data:
     return Data((x - mean) / std, torch.tensor(labels["train"]), (test - mean) / std, torch.tensor(labels["test"]))
 
 
-DATA: Mapping[str, Callable[[], Data]] = {"digits": digits, "moved digits": moved_digits, "photos": photos}
+def covered_digits() -> Data:
+    """Digits of which a random square of 3 x 3 pixels is covered, bright on dark or dark on bright, with noise."""
+    found, rng = load_digits(0), torch.Generator().manual_seed(3)
+
+    def covered(images: Tensor) -> Tensor:
+        images = images.clone()
+        for k, (row, column) in enumerate(torch.randint(0, 6, (len(images), 2), generator=rng).tolist()):
+            images[k, :, row : row + 3, column : column + 3] = 0.5
+        dark = torch.rand(len(images), 1, 1, 1, generator=rng) < 0.5
+        return torch.where(dark, 1 - images, images) + 0.2 * torch.randn(images.shape, generator=rng)
+
+    return Data(covered(found.train_images), found.train_labels, covered(found.test_images), found.test_labels)
+
+
+DATA: Mapping[str, Callable[[], Data]] = {
+    "digits": digits,
+    "moved digits": moved_digits,
+    "photos": photos,
+    "covered digits": covered_digits,
+}

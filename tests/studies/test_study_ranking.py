@@ -75,14 +75,14 @@ def test_a_run_goes_on_where_it_was_cut_short(tmp_path, monkeypatch):
     monkeypatch.setattr(ranking, "one", one)
     monkeypatch.setattr(ranking, "NETWORKS", 8)
     first = ranking.run(finished=rows)
-    assert len(asked) == len(rows.read_text().splitlines()) == 24
+    assert len(asked) == len(rows.read_text().splitlines()) == 8 * len(DATA)
     kept = rows.read_text().splitlines(keepends=True)
     rows.write_text("".join(kept[:20]))
     monkeypatch.setattr(
         ranking, "one", lambda *_: {key: json.loads(kept[20])[key] for key in (*ranking.SCORES, "accuracy")}
     )
     again = ranking.run(finished=rows)
-    assert len(rows.read_text().splitlines()) == 24
+    assert len(rows.read_text().splitlines()) == 8 * len(DATA)
     assert set(again.tables) == set(first.tables)
 
 

@@ -58,7 +58,7 @@ def rank(
     of the output Jacobian at points around them (docs/theory.md, section 2), or for more parameters than 2500 the total
     of `propagate`. Beside it stand parameters, operations, the verdict on depth and the known scores of untrained
     networks. By the study in docs/validation.md, "Ranking architectures before training", capacity beats the count of
-    parameters on two data sets of three, and hardly so among networks that are all good.
+    parameters on three data sets of four, and hardly so among networks that are all good.
 
     Args:
         models: by name, or one after the other: anything that `propagate` takes, at its initial weights.
