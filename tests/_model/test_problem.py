@@ -482,7 +482,9 @@ WITH_OUTPUTS = {
 def test_every_method_takes_outputs_by_name_and_by_position(name):
     def answer(outputs: Any) -> Any:
         torch.manual_seed(0)
-        found = WITH_OUTPUTS[name](seeded_module(Positions), x, outputs, **more)
+        model = seeded_module(Positions)
+        found = WITH_OUTPUTS[name]([model] if name == "rank" else model, x, outputs, **more)
+        found = list(found.state_dict().values()) if isinstance(found, nn.Module) else found
         return {k: v.values for k, v in found.data.variables.items()} if isinstance(found, Result) else found
 
     x, more = gaussian(6, 1, 4), {"ridge": 0.1} if name == "effective_parameters" else {}

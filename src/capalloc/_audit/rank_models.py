@@ -64,7 +64,7 @@ def rank(
         models: by name, or one after the other: anything that `propagate` takes, at its initial weights.
         inputs: examples (examples, *inputs) for all of them, at least two, or an iterable of such batches; the first 64
             count.
-        outputs: from what a model returns to the tensor of its outputs.
+        outputs: which outputs, as in `measure`.
         by: the column to order by, of `Ranking.COLUMNS`: the most first, but for "ntk_condition" the least.
         labels: the class of each example, (examples,), for "grad_norm"; without them random signs stand for the
             derivatives of the loss.

@@ -71,7 +71,7 @@ def balance(
     Args:
         model: any module that `torch.export` captures, at its initial weights.
         inputs: examples (examples, *inputs), or an iterable of such batches; labels are ignored.
-        outputs: from what the model returns to the tensor where paths end.
+        outputs: where paths end, as in `measure`.
         optimiser: what will train it, "sgd" or "adam" (and their kin).
         in_place: change the model itself; by default a copy.
         metric: as in `scaling`.
