@@ -56,7 +56,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "export": lambda: [p.numpy() for p in capalloc.export(NET, X).state_dict.values()],
     "prune_scores": lambda: capalloc.prune_scores(NET, X).share.values,
     "audit": lambda: capalloc.audit(NET, X).data.to_array().values,
-    "balance": lambda: [p.detach().numpy() for p in capalloc.balance(NET, X).parameters()],
+    "balance": lambda: torch.cat([p.detach().flatten() for p in capalloc.balance(NET, X).parameters()]).numpy(),
     "rank": lambda: capalloc.rank([NET], X).data.drop_vars("depth").to_array().values,
     "gates.gate_moments": lambda: [m.numpy() for m in gates.gate_moments(NET, X).values()],
     "gates.gaussian_decoupling": lambda: gates.gaussian_decoupling("gelu", 0.5),
