@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ X, Y = draw(40, 3), draw(40, 2, 2, seed=2)
 IDS = torch.randint(7, (30, 5), generator=torch.Generator().manual_seed(3))
 
 
-def make(kind: type[nn.Module]) -> nn.Module:
+def make(kind: Callable[[], nn.Module]) -> nn.Module:
     return seeded_module(kind).double().eval()
 
 
@@ -408,20 +410,71 @@ class Reads(nn.Module):
         return self.net(ids) * (ids > 0).all(1, keepdim=True)
 
 
-class OneHot(nn.Module):
-    """Makes vectors of ids without looking them up."""
+class Numbers(nn.Module):
+    """Reads ids as numbers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Linear(35, 2)
+        self.head = nn.Linear(5, 2)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(nn.functional.one_hot(ids, 7).double().flatten(1))
+        return self.head(ids.double())
 
 
 def test_integers_that_nothing_looks_up_are_refused():
     with pytest.raises(TypeError, match=r"no embedding of the model looks up \(ids is torch.int64\)"):
-        measure(make(OneHot), IDS)
+        measure(make(Numbers), IDS)
+
+
+class Classes(nn.Module):
+    """Takes one-hot vectors, or makes them of ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(35, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hot = x if x.is_floating_point() else nn.functional.one_hot(x, num_classes=7).float()
+        return self.head(torch.relu(self.hidden(hot.flatten(1))))
+
+
+@pytest.mark.parametrize("solver", ["measured", "markov"])
+def test_one_hot_vectors_are_the_vectors_of_ids(solver):
+    method = measure if solver == "measured" else partial(capalloc.propagate, solver="markov")
+    model = make(Classes).float()
+    by_class, by_token = method(model, nn.functional.one_hot(IDS, 7).float()), method(model, IDS)
+    assert by_token.capacity.dims == ("token",)
+    np.testing.assert_allclose(by_token.capacity, by_class.capacity.sum(by_class.capacity.dims[-1]), rtol=1e-5)
+    assert by_token.total == pytest.approx(by_class.total, rel=1e-5)
+
+
+class Bag(nn.Module):
+    """A bag of vectors, at once or of an embedding."""
+
+    def __init__(self, mode: str, at_once: bool) -> None:
+        super().__init__()
+        self.bag, self.hidden, self.head = nn.EmbeddingBag(7, 3, mode=mode), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.at_once = at_once
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.at_once:
+            found = self.bag(ids)
+        else:
+            found = getattr(nn.functional.embedding(ids, self.bag.weight), self.bag.mode)(1)
+        return self.head(torch.relu(self.hidden(found)))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_a_bag_of_tokens_is_the_sum_or_mean_of_their_vectors(mode):
+    whole, apart = make(partial(Bag, mode, at_once=True)), make(partial(Bag, mode, at_once=False))
+    np.testing.assert_allclose(measure(whole, IDS).capacity, measure(apart, IDS).capacity)
+    found = [capalloc.propagate(one, IDS, solver="markov").capacity for one in (whole, apart)]
+    np.testing.assert_allclose(*found)
+
+
+def test_the_largest_of_a_bag_is_no_look_up():
+    with pytest.raises(TypeError, match="no embedding of the model looks up"):
+        measure(make(partial(Bag, "max", at_once=True)), IDS)
 
 
 def test_methods_of_one_tensor_refuse_several():

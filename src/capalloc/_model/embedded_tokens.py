@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+#: Arguments of `F.embedding_bag`, in order.
+BAG_ARGUMENTS = (
+    *("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse"),
+    *("per_sample_weights", "include_last_offset", "padding_idx"),
+)
 #: Methods that hand values of a tensor to Python.
 VALUES_TO_PYTHON = frozenset({"item", "tolist", "__bool__", "__int__", "__index__", "__float__", "numpy"})
 
@@ -24,6 +30,11 @@ class Lookup:
     table: Tensor
     arguments: dict[str, Any] = field(default_factory=dict)
     is_index: bool = False  # table[ids], which serves other ends too
+    reduce: str = ""  # "sum" or "mean" of a bag, over its tokens
+
+    def bagged(self, found: Tensor) -> Tensor:
+        """Reduce vectors of a bag, (bags, tokens, features), over its tokens; leave others."""
+        return found.sum(1) if self.reduce == "sum" else found.mean(1) if self.reduce == "mean" else found
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Look other ids up."""
@@ -82,7 +93,7 @@ class AnswerLookups(TorchFunctionMode):
         answer = None if asked is None else next(self.answers, None)
         if asked is None or answer is None:
             return func(*args, **(kwargs or {}))
-        return answer.to(asked.ids, self.vectors)
+        return asked.bagged(answer.to(asked.ids, self.vectors))
 
 
 def owners(given: Mapping[str, Tensor], watch: WatchLookups) -> list[tuple[str, bool] | None]:
@@ -126,11 +137,32 @@ def lookup(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Lookup 
         names = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
         rest = dict(zip(names, args[2:], strict=False)) | {k: v for k, v in kwargs.items() if k in names}
         return Lookup(given["input"], given["weight"], rest)
+    if func is F.one_hot:
+        given = dict(zip(("tensor", "num_classes"), args, strict=False)) | dict(kwargs)
+        ids, classes = given["tensor"], given.get("num_classes", -1)
+        return None if classes < 1 else Lookup(ids, _identity(classes, ids.device))
+    if func is F.embedding_bag:
+        return _bag(dict(zip(BAG_ARGUMENTS, args, strict=False)) | dict(kwargs))
     if func is Tensor.__getitem__ and args[0].ndim == 2 and isinstance(args[1], Tensor):
         table, ids = args
         if table.dtype.is_floating_point and ids.dtype in (torch.int32, torch.int64):
             return Lookup(ids, table, is_index=True)
     return None
+
+
+def _bag(given: Mapping[str, Any]) -> Lookup | None:
+    """Read the look-up of a bag for each example; None where bags are told by offsets, or tokens count otherwise."""
+    mode, ids = given.get("mode", "mean"), given["input"]
+    odd = any(given.get(name) is not None for name in ("offsets", "per_sample_weights", "padding_idx"))
+    if odd or ids.ndim != 2 or mode not in ("sum", "mean"):
+        return None
+    return Lookup(ids, given["weight"], {"max_norm": given.get("max_norm")}, reduce=mode)
+
+
+@lru_cache(maxsize=8)
+def _identity(classes: int, device: torch.device) -> Tensor:
+    """Give the table of one-hot vectors, one and the same for all look-ups of as many."""
+    return torch.eye(classes, device=device)
 
 
 def storage(tensor: Tensor) -> int:

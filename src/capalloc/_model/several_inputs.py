@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from capalloc._model.embedded_tokens import Answer, AnswerLookups, Lookup, WatchLookups, owners, storage
 from capalloc._model.given_arguments import Arguments, Signature
 from capalloc._model.places import HELD, NamedInput, Places
+from capalloc._model.private_copy import Widened
 
 #: Arguments of transformers that are looked up and say of each token where it stands, or in which part.
 NO_TOKENS = ("token_type_ids", "position_ids")
@@ -205,7 +207,8 @@ def _layout(model: nn.Module, own: torch.dtype, batches: Batches) -> Layout:
     like = next(model.parameters())
     two = {name: v[[0, min(1, len(v) - 1)]].detach().clone().to(like.device) for name, v in first.tensors.items()}
     two = {name: v.to(like.dtype) if v.is_floating_point() else v for name, v in two.items()}
-    watch = _watched(model, two, first.by_name)
+    wide = nullcontext() if own is like.dtype else Widened(like.dtype)  # of what the user's model names
+    watch = _watched(model, two, first.by_name, wide)
     alike = _alike(batches, two)
     owned = _owned(model, two, watch, alike)
     vectors, answers = _vectors(two, owned)
@@ -220,10 +223,12 @@ def _layout(model: nn.Module, own: torch.dtype, batches: Batches) -> Layout:
     return Layout(placed[:n], placed[n:], answers, first.by_name, dtype, notes, outside)
 
 
-def _watched(model: nn.Module, two: Mapping[str, Tensor], by_name: bool) -> WatchLookups:
+def _watched(
+    model: nn.Module, two: Mapping[str, Tensor], by_name: bool, wide: AbstractContextManager[Any]
+) -> WatchLookups:
     """Run the model on two examples and note its look-ups."""
     watch = WatchLookups(two.values())
-    with torch.no_grad(), watch:
+    with torch.no_grad(), watch, wide:
         try:
             run = getattr(model, "_orig_mod", model)
             run(**two) if by_name else run(*two.values())
