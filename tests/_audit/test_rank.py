@@ -144,7 +144,7 @@ def test_the_order_is_that_of_the_column(ranking):
     assert (ranking.capacity <= ranking.parameters).all()
     assert set(ranking.data.data_vars) == {*Ranking.COLUMNS, "depth", "measured"}
     text = repr(ranking)
-    assert EVIDENCE in text
+    assert all(line in text for line in EVIDENCE)
     assert text.index("width 8") < text.index("width 4") < text.index("width 2")
 
 

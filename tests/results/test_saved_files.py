@@ -29,7 +29,7 @@ WRITTEN = {
     "diagnosis": ("Diagnosis", ("T = 0.0828; shattering index 0.0529", "0.979 ± 0.011")),
     "audit": ("Audit", ("2 worth a look", "33 65% of them", "1 of 1")),
     "scores": ("PruneScores", ("51 of 51 parameters scored", "33.3%")),
-    "ranking": ("Ranking", ("2 models by capacity", "wide", "44", "plain", "by the count of")),
+    "ranking": ("Ranking", ("2 models by capacity", "wide", "44", "plain", "by the count of parameters")),
     "walk": ("Evolution", ("2 blocks on row 3 x column 4", "jump, borders absorbing", "0.6142", "1.951", "0.1009")),
 }
 

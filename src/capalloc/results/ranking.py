@@ -26,9 +26,10 @@ class RankedColumn:
 RANKED_BY: Final = "capacity"
 #: What the study of docs/validation.md, "Ranking architectures before training", says of them.
 EVIDENCE: Final = (
-    "the evidence (docs/validation.md, 100 small networks): the order by capacity agrees with that by trained accuracy "
-    "by .74 to .85 on three sets of digits, that by the count of parameters by .63 to .69; among their better half "
-    "capacity has .38 to .56, the count .30 to .55; on patches of photographs no column agrees by more than .12"
+    "of 100 small networks (docs/validation.md) the order by capacity agrees with that by trained accuracy by .74 to .85 "
+    "on three sets of digits, that by the count of parameters by .63 to .69",
+    "among their better half capacity has .38 to .56, the count .30 to .55; on patches of photographs no column agrees by "
+    "more than .12",
 )
 
 
@@ -108,7 +109,7 @@ class Ranking(Result):
                 Table("models", ["model", *(own[name].head for name in first), "depth"], rows, spare=spare),
                 Table("columns", ["column", "what it is"], about, detail=True),
             ],
-            notes=[EVIDENCE, *notes, *self.data.attrs.get("notes", ())],
+            notes=[*EVIDENCE, *notes, *self.data.attrs.get("notes", ())],
         )
 
     def _frame(self) -> pd.DataFrame:
