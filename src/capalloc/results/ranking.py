@@ -26,10 +26,10 @@ class RankedColumn:
 RANKED_BY: Final = "capacity"
 #: What the study of docs/validation.md, "Ranking architectures before training", says of them.
 EVIDENCE: Final = (
-    "of 100 small networks (docs/validation.md) the order by capacity agrees with that by trained accuracy by .74 to .85 "
-    "on three sets of digits, that by the count of parameters by .63 to .69",
-    "among their better half capacity has .38 to .56, the count .30 to .55; on patches of photographs no column agrees by "
-    "more than .12",
+    "of 100 small networks (docs/validation.md) the order by capacity agrees with that by trained accuracy by .74 to "
+    ".85 on three sets of digits, that by the count of parameters by .63 to .69",
+    "among their better half capacity has .38 to .56, the count .30 to .55; on patches of photographs no column agrees "
+    "by more than .12",
 )
 
 
