@@ -162,8 +162,27 @@ def test_interrupted_leaves_nothing_and_says_so(tmp_path):
     finally:
         process.kill()
     assert (process.returncode, stdout) == (130, "")
-    assert stderr == "capalloc: interrupted; files are whole or as they were\n"
+    assert stderr.splitlines()[-1] == "capalloc: interrupted; files are whole or as they were"
     assert os.listdir(tmp_path) == []
+
+
+def test_interrupted_while_a_text_is_evaluated(tmp_path):
+    """CPython then ends `python -m` by the signal, whatever code it exits with."""
+    (tmp_path / "runs.py").write_text("""
+import capalloc.app.cli.run_demo as demo
+from capalloc.app import cli
+
+def interrupted():
+    raise KeyboardInterrupt
+
+demo.run_demo = lambda *_, **__: eval("interrupted()", {"interrupted": interrupted})
+import sys
+sys.argv[1:] = ["demo", "--quiet"]
+cli.main()
+""")
+    done = subprocess.run([sys.executable, "-m", "runs"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "capalloc: interrupted; files are whole or as they were\n"
 
 
 def test_interrupted_in_process(monkeypatch):
