@@ -11,11 +11,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from browsing import chromium
 from capalloc._operators.records import RECORDS
 
 torch.set_num_threads(1)
+settings.register_profile("steady", deadline=None)  # no test depends on a clock it does not own
+settings.load_profile("steady")
 for records in ("capalloc._energy.rules", "capalloc._operators.decompositions"):
     importlib.import_module(records)  # the library's are there before a test adds its own
 

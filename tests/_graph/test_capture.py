@@ -109,3 +109,30 @@ def test_slices_that_are_written_have_derivatives():
     model, x = seeded_module(Assigned), gaussian(20, 4)
     assert capalloc.propagate(model, x, solver="markov").total == pytest.approx(22)
     assert capalloc.shattering(model, x).data.sizes
+
+
+class Everyday(nn.Module):
+    """What models do in evaluation mode: dropout that drops nothing, casts, masks of positions, slices."""
+
+    def __init__(self, p: float, training: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.p, self.training_too = nn.Linear(4, 6), nn.Linear(6, 2), p, training
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.dropout(torch.relu(self.a(x)), self.p, training=self.training_too).to(torch.float64)
+        allowed = (torch.arange(6) > 1) & (torch.arange(6) < 5)
+        return self.b(torch.where(allowed, h, 0.0).type_as(x))
+
+
+def test_what_has_a_rule_is_traced_once(monkeypatch):
+    def again(*_: object) -> None:
+        raise AssertionError("taken apart")
+
+    model, x = seeded_module(Everyday, 0.5, training=False), gaussian(5, 4)
+    drops = seeded_module(Everyday, 0.5, training=True)
+    expected = capalloc.propagate(seeded_module(Everyday, 0.0, training=True), x, solver="markov")
+    assert float(capalloc.propagate(drops, x, solver="markov").total) <= expected.total  # by the mask it draws
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", again)
+    np.testing.assert_allclose(capalloc.propagate(model, x, solver="markov").capacity, expected.capacity, rtol=1e-12)
+    with pytest.raises(ValueError, match="taken apart"):
+        capalloc.propagate(drops, x, solver="markov")

@@ -24,6 +24,7 @@ from capalloc._graph.lost_biases import drop_lost_biases
 from capalloc._graph.retrace import RETRACED, retrace
 from capalloc._model.exported import input_shape, user_inputs
 from capalloc._model.problem import Problem, seeded
+from capalloc._operators.calls import arguments_of
 from capalloc._operators.decompositions import table
 from capalloc._operators.records import record
 
@@ -136,9 +137,9 @@ def _exporting(problem: Problem) -> Iterator[None]:
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
     """Make a program functional and of operators with a rule where they can be had; leave one that is."""
-    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
     decompositions = dict(table())  # the decomposing takes entries out
-    if not any(target in decompositions or _is_composite(target) for target in calls):
+    if not any(node.target in decompositions or _is_composite(node) for node in calls):
         return program
     with _ends_without_gradient(program):
         functional: ExportedProgram = program.run_decompositions(decompositions)
@@ -169,10 +170,19 @@ def _ends_without_gradient(program: ExportedProgram) -> Iterator[None]:
             part.erase_node(detached)
 
 
-def _is_composite(target: Any) -> bool:
-    """Tell whether an operator without a rule writes in place or is made of others; sizes are none of these."""
+def _is_composite(node: Node) -> bool:
+    """Tell whether an operator without a rule writes in place or is made of others.
+
+    Sizes are none of these, and what has no gradient, such as a mask, may stay as it is. Dropout that drops shows its
+    mask when it is taken apart.
+    """
+    target, made = node.target, node.meta.get("val")
+    if target is torch.ops.aten.dropout.default:
+        return bool(arguments_of(node)["train"])
     if record(target).energy is not None or target is torch.ops.aten.sym_size.int:
         return False
+    if isinstance(made, Tensor) and not (made.is_floating_point() or made.is_complex()):
+        return isinstance(target, OpOverload) and target._schema.is_mutable
     if not isinstance(target, OpOverload):
         return isinstance(target, HigherOrderOperator)
     return target._schema.is_mutable or target.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)

@@ -212,14 +212,14 @@ _declare(
     "conv1d.padding conv2d.padding conv3d.padding conv_transpose1d conv_transpose2d.input conv_transpose3d.input "
     "convolution",
 )
-_declare("copy", "neg clone contiguous alias _to_copy")
+_declare("copy", "neg clone contiguous alias _to_copy to.dtype to.dtype_layout to.device to.other type_as dropout")
 _declare("movement", "view", function=torch.reshape)  # a view holds for the strides of the kernels it was recorded with
 _declare(
     "movement",
     "_unsafe_view reshape flatten.using_ints unflatten.int permute transpose.int t mT squeeze squeeze.dim squeeze.dims "
     "unsqueeze expand repeat repeat_interleave.self_int flip roll pad cat stack native_dropout",
 )
-_declare("selection", "where.self masked_fill.Scalar masked_fill.Tensor")
+_declare("selection", "where.self where.ScalarSelf where.ScalarOther masked_fill.Scalar masked_fill.Tensor")
 _declare(
     "piece", "slice.Tensor select.int split.Tensor split_with_sizes chunk unbind.int index.Tensor index_select gather"
 )

@@ -60,7 +60,7 @@ def chosen_first(operation: Operation) -> Tensor:
     return condition.to(operation.result.dtype).expand(operation.result.shape)
 
 
-@rule(aten.where.self, gates=chosen_first)
+@rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, gates=chosen_first)
 def where(call: Call) -> Energy:
     """Each entry lets one of two through: a gate that the condition steers."""
     chosen = call["condition"]

@@ -48,7 +48,7 @@ def move(call: Call) -> Energy:
     return call.program.move(call.replaced("self"), energy)
 
 
-@rule(aten._to_copy.default)
+@rule(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default)
 def cast(call: Call) -> Energy | None:
     """A change of precision."""
     return call.energy("self")
@@ -88,6 +88,13 @@ def embedding(call: Call) -> Energy:
     energy = call.energy("weight")
     assert energy is not None
     return call.program.move(lambda w: F.embedding(call["indices"], w), energy)
+
+
+@rule(aten.dropout.default)
+def no_dropout(call: Call) -> Energy | None:
+    """Dropout in evaluation mode; with a mask of its own it is exported as `native_dropout`."""
+    assert not call["train"]
+    return call.energy("input")
 
 
 @rule(aten.native_dropout.default)
