@@ -41,6 +41,32 @@ def test_data_from_a_file(folder, suffix):
     np.testing.assert_allclose(first.inputs, (x[:2] - 0.5) / 2, rtol=1e-6)
 
 
+class Sum(torch.nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = torch.nn.Linear(3, 4), torch.nn.Linear(2, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x, y):
+        return self.head(torch.relu(self.a(x) + self.b(y)))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_arrays_of_one_file_are_the_inputs_of_their_names(tmp_path, suffix):
+    generator = np.random.default_rng(0)
+    given = {"x": generator.normal(size=(12, 3)), "y": generator.normal(size=(12, 2))}
+    file, program = tmp_path / f"both.{suffix}", tmp_path / "sum.pt2"
+    np.savez(file, **given) if suffix == "npz" else save_file(given, file)
+    tensors = {name: torch.from_numpy(value[:10]).float() for name, value in given.items()}
+    exported = torch.export.export(Sum().eval(), (tensors["x"], tensors["y"]))
+    torch.export.save(exported, program)
+    told = ("measure", str(program), "--data", str(file), "--examples", "10", "--out", str(tmp_path / "found.nc"))
+    assert run(*told).exit_code == 0
+    expected = capalloc.measure(exported, tensors)
+    np.testing.assert_allclose(capalloc.load(tmp_path / "found.nc").capacity, expected.capacity, rtol=1e-6)
+
+
 def test_data_make_an_architecture_fit(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 2, 12, 12), dtype=np.float32))
     loaded = read_sources(ModelOptions("lenet", data=tmp_path / "x.npy"), QUIET, 8)
@@ -80,7 +106,11 @@ def test_inputs_that_are_none(folder):
     (folder / "x.npy").write_bytes(b"noise")
     assert "x.npy cannot be read" in refused(*data, "x.npy")
     np.savez("x.npz", a=np.zeros(1), b=np.zeros(1))
-    assert "name the examples 'inputs', or keep one array" in refused(*data, "x.npz")
+    scaling = ("scaling", "factories:net", "--data", "x.npz")
+    assert "name the examples 'inputs', or keep one array" in refused(*scaling)
+    assert "--shape, --mean and --std are of one array; x.npz holds a, b" in misused(*data, "x.npz", "--mean", "1")
+    (folder / "y.npz").write_bytes(b"noise")
+    assert "y.npz cannot be read" in refused(*data, "y.npz")
     np.save("x.npy", np.zeros(3))
     assert "array of shape (3,); its first axis must be examples" in refused(*data, "x.npy")
     np.save("x.npy", np.zeros((3, 1, 6, 6)))

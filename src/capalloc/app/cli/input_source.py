@@ -92,14 +92,40 @@ def read_array(path: Path, number: int | None = None) -> Tensor:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
+def read_several(path: Path, number: int | None = None) -> dict[str, Tensor]:
+    """Read the first examples of each array of a .npz or .safetensors file; none where one holds all the examples.
+
+    Raises:
+        ValueError: a file that is damaged.
+
+    """
+    if path.suffix not in (".npz", ".safetensors") or not path.is_file():
+        return {}
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                names = list(arrays)
+        else:
+            with safe_open(path, framework="pt") as tensors:
+                names = list(tensors.keys())
+        if len(names) < 2 or INPUT_ARRAY in names:
+            return {}
+        read = _read_npz if path.suffix == ".npz" else _read_safetensors
+        return {name: read(path, number, name) for name in names}
+    except PermissionError:
+        raise
+    except Exception as error:  # readers raise any type on damaged bytes
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 def _read_npy(path: Path, number: int | None) -> Tensor:
     mapped = np.load(path, allow_pickle=False, mmap_mode="r")
     return torch.from_numpy(np.array(mapped[:number] if mapped.ndim else mapped))
 
 
-def _read_npz(path: Path, number: int | None) -> Tensor:
+def _read_npz(path: Path, number: int | None, name: str | None = None) -> Tensor:
     with np.load(path, allow_pickle=False) as arrays:
-        name, archive = _only(list(arrays)), arrays.zip
+        name, archive = name or _only(list(arrays)), arrays.zip
         part = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
         with archive.open(part) as file:
             first = _first_rows(file, number)
@@ -123,9 +149,9 @@ def _first_rows(file: IO[bytes], number: int | None) -> np.ndarray | None:
     return np.frombuffer(bytearray(file.read(wanted)), dtype).reshape(rows, *shape[1:])
 
 
-def _read_safetensors(path: Path, number: int | None) -> Tensor:
+def _read_safetensors(path: Path, number: int | None, name: str | None = None) -> Tensor:
     with safe_open(path, framework="pt") as tensors:
-        found: Tensor = tensors.get_tensor(_only(list(tensors.keys())))[:number]
+        found: Tensor = tensors.get_tensor(name or _only(list(tensors.keys())))[:number]
     return found
 
 

@@ -116,7 +116,10 @@ class InputOptions:
     ] = None
     data: Annotated[
         Path | None,
-        input_option(help="Examples, or token ids: a .npy, .npz or .safetensors file, or a folder of images."),
+        input_option(
+            help="Examples, or token ids: a .npy, .npz or .safetensors file (several arrays are inputs by name), or a "
+            "folder of images."
+        ),
     ] = None
     mean: Annotated[
         str | None, input_option(metavar="X,X,...", help="Subtracted from --data, one number or one a channel.")

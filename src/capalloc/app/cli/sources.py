@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.image_folder import read_images
-from capalloc.app.cli.input_source import gaussian, normalised, parse_integers, read_array
+from capalloc.app.cli.input_source import gaussian, normalised, parse_integers, read_array, read_several
 from capalloc.app.cli.model_source import read_model, reads_tokens
 from capalloc.app.cli.named_model import InputShape, NamedModel, TorchModel
 from capalloc.app.cli.options import ModelOptions, Verbosity
@@ -20,7 +21,7 @@ class Sources:
     """The arguments that every method starts with."""
 
     model: TorchModel
-    inputs: Tensor
+    inputs: Any  # a tensor, or several by the names of the model's arguments
     outputs: str | int | None
 
 
@@ -34,6 +35,9 @@ def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int, *, 
         FileNotFoundError, ModuleNotFoundError: there is no such file, or nothing that reads it.
 
     """
+    several = read_several(options.data, options.examples) if by_token and options.data is not None else {}
+    if several:
+        return _of_several(options, verbosity, several)
     asked = None if options.shape is None else parse_integers(options.shape, "--shape")
     array = None if options.data is None or options.data.is_dir() else read_array(options.data, options.examples)
     if array is not None and array.ndim < 2:
@@ -52,6 +56,20 @@ def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int, *, 
         source.model.to(device)
     wanted = source.dtype if inputs.dtype.is_floating_point else inputs.dtype
     return Sources(source.model, inputs.to(device, wanted), select(options.output))
+
+
+def _of_several(options: ModelOptions, verbosity: Verbosity, given: dict[str, Tensor]) -> Sources:
+    """Give arrays of a file as the model's arguments of their names."""
+    if options.shape or options.mean or options.std:
+        raise UsageError(f"--shape, --mean and --std are of one array; {options.data} holds {', '.join(given)}")
+    source = read_model(options.model, options.arg or (), options.seed, None, options.weights)
+    device = device_of(options.device, source)
+    verbosity.tell(f"{options.model}: {source.num_params:,} parameters; inputs {', '.join(given)}")
+    if isinstance(source.model, nn.Module):
+        source.model.to(device)
+    kinds = {name: source.dtype if value.is_floating_point() else value.dtype for name, value in given.items()}
+    inputs = {name: value.to(device, kinds[name]) for name, value in given.items()}
+    return Sources(source.model, inputs, select(options.output))
 
 
 def device_of(name: str, source: NamedModel) -> torch.device:
