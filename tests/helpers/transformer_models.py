@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -97,9 +98,11 @@ class Case:
     idle: str = "$^"  # of parameters that the outputs do not depend on
 
 
+#: By their names in the first transformers 5 and in later ones.
+QUERIES_AND_KEYS = r"\.(q_proj|k_proj|query|key)\."
 CASES = {
-    "vit": Case(vit, (3, 8, 8), r"\.(q|k)_proj\."),
-    "swin": Case(swin, (3, 16, 16), r"\.(q|k)_proj\.|relative_position_bias_table"),
+    "vit": Case(vit, (3, 8, 8), QUERIES_AND_KEYS),
+    "swin": Case(swin, (3, 16, 16), rf"{QUERIES_AND_KEYS}|relative_position_bias_table"),
     "bert": Case(bert, (5, 8), r"\.(query|key)\.", "word_embeddings"),
     "gpt2": Case(gpt2, (5, 8), r"c_attn", "wte"),
     "llama": Case(llama, (5, 8), r"\.(q|k|gate)_proj\.", "embed_tokens"),
@@ -113,7 +116,12 @@ ATTENTION = ("vit", "swin", "bert", "gpt2", "llama")
 
 
 def built(name: str, attention: str) -> nn.Module:
-    model = seeded_module(CASES[name].build, attention)
+    try:
+        model = seeded_module(CASES[name].build, attention)
+    except ValueError as error:  # of the first transformers 5
+        if "does not support an attention implementation" not in str(error):
+            raise
+        pytest.skip(str(error))
     with torch.no_grad():  # biases and gains of their own, which initialisation sets to 0 and 1
         generator = torch.Generator().manual_seed(1)
         for p in model.parameters():
