@@ -170,13 +170,20 @@ def _ends_without_gradient(program: ExportedProgram) -> Iterator[None]:
             part.erase_node(detached)
 
 
+def _is_constant(value: Any) -> bool:
+    """Tell whether export made a node of a tensor that stands in the code of `forward`."""
+    return isinstance(value, Node) and value.target is torch.ops.aten.lift_fresh_copy.default
+
+
 def _is_composite(node: Node) -> bool:
     """Tell whether an operator without a rule writes in place or is made of others.
 
-    Sizes are none of these, and what has no gradient, such as a mask, may stay as it is. Dropout that drops shows its
-    mask when it is taken apart.
+    Sizes are none of these, and what has no gradient, such as a mask or a constant, may stay as it is. Dropout that
+    drops shows its mask when it is taken apart.
     """
     target, made = node.target, node.meta.get("val")
+    if target is torch.ops.aten.detach_.default and _is_constant(node.args[0]):
+        return False
     if target is torch.ops.aten.dropout.default:
         return bool(arguments_of(node)["train"])
     if record(target).energy is not None or target is torch.ops.aten.sym_size.int:
