@@ -394,3 +394,15 @@ def test_symmetries_are_counted_on_all_the_examples() -> None:
     found = capalloc.propagate(net, x, solver=capalloc.solvers.Block(0, num_probes=2)).attrs
     assert found["symmetries"] == of_all > of_one
     assert found["total_range"][1] == found["num_params"] - found["unused_params"] - of_all
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.LayerNorm(60)], ids=["none", "of each example"])
+def test_a_total_with_norms_that_move_is_a_guide(norm) -> None:
+    net = seeded_module(
+        nn.Sequential, nn.Linear(20, 60), norm(), nn.ReLU(), nn.Linear(60, 20), nn.ReLU(), nn.Linear(20, 2)
+    )
+    found = capalloc.propagate(net, gaussian(12, 20), solver=capalloc.solvers.Block(0, num_probes=2))
+    guide = any("the total is a guide, no bound" in note for note in found.attrs["notes"])
+    assert guide == isinstance(net[1], nn.LayerNorm)
+    used = found.attrs["num_params"] - found.attrs["unused_params"]
+    assert found.attrs["total_range"][1] == (used if guide else found.total)

@@ -22,6 +22,8 @@ from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
 from capalloc._model.problem import random_signs
+from capalloc._operators.calls import arguments_of
+from capalloc._operators.records import record
 from capalloc._runtime.memory import Size
 from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
@@ -56,6 +58,11 @@ PRODUCTS_OF_LARGE = 8
 STEPS_OF_A_PROBE = 2.5
 #: Images C' xi that tell the parts of tensors in the blocks' answer.
 FEWEST_IMAGES = 2
+
+
+#: What the graph's symmetries are where they are not all: some of those of the function, or those of another one.
+LEAST = "symmetries are a lower bound"
+AS_HELD = "symmetries are counted with norms and gates held at their values: the total is a guide, no bound"
 
 
 @dataclass(frozen=True)
@@ -202,28 +209,30 @@ def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -
     used = task.size.params - int(found.unused.sum())
     reached = float(found.last.slots.sum(1).mean()) if found.last.steps else 0.0  # blocks alone overshoot
     try:
-        symmetries, exact = symmetries_of(task)
-        note = "" if exact else "symmetries are a lower bound"
+        symmetries, note = symmetries_of(task)
     except (NotImplementedError, ValueError, TypeError) as error:
         symmetries, note = 0, f"symmetries are not counted: {str(error).splitlines()[0]}"
-    upper = float(used - symmetries)
+    total, upper = float(used - symmetries), float(used if note == AS_HELD else used - symmetries)
     notes = [note] if note else []
-    if examples.num_rows < upper:
+    if examples.num_rows < total:
         notes.append(
             f"{examples.num_rows} constraints of these examples for the {used} parameters that they move: the total is "
             "what more such examples would constrain"
         )
-    return Count(upper, (min(reached, upper), upper), exact=False, notes=tuple(notes))
+    return Count(total, (min(reached, total), upper), exact=False, notes=tuple(notes))
 
 
-def symmetries_of(task: Task) -> tuple[int, bool]:
-    """Return the symmetries that the graph shows, of large networks on one example, and whether there are no others."""
+def symmetries_of(task: Task) -> tuple[int, str]:
+    """Return the symmetries that the graph shows, of large networks on one example, and the note on what they are."""
     problem = replace(task.problem, inputs=task.problem.probe) if task.size.params > LARGE_PARAMS else task.problem
-    result, _ = solve_in_range(
+    result, batches = solve_in_range(
         lambda dtype: Batches.of(problem, "data", "auto", dtype=dtype),
         lambda batches: markov.solve(batches, single=batches.number == 1, layers=False, table=False, linear=True),
     )
-    return int(result.symmetries), bool(result.exact_symmetries)
+    calls = [(record(node.target), arguments_of(node)) for node in batches.graph.calls()]
+    norms = any(known.kind == "normalisation" and not known.steady(arguments) for known, arguments in calls)
+    held = AS_HELD if norms or batches.carriers.frozen or batches.carriers.steering else LEAST
+    return int(result.symmetries), "" if result.exact_symmetries else held
 
 
 def allocation(task: Task, examples: Examples, found: Refinement, counted: Count) -> Allocation:
