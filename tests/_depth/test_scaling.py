@@ -575,7 +575,7 @@ def test_default_initialisation_loses_five_sixths():
     found = capalloc.scaling(seeded_module(nn.Sequential, *layers), gaussian(16, 128))
     np.testing.assert_allclose(rows(found, "gain"), 1 / 6, rtol=0.25)
     assert found.advice[0].startswith("energy falls to")
-    assert "leave the range of numbers" in found.advice[0]  # 6^-6 < 1e-3
+    assert "activations and gradients change by a factor of 0.0049" in found.advice[0]  # 6^-3: energy falls to 6^-6
     gain = rows(found, "gain")[0]
     assert found.advice[1] == (
         f'layer "0": energy falls to {gain:.2g}, where He\'s variance 2 / fan-in keeps it; '
@@ -777,7 +777,7 @@ def test_total_gain_is_advised_on_beyond_a_thousand():
     for gains, advised in (([30.0, 30.0], False), ([40.0, 30.0], True), ([0.03, 0.03], True)):
         found = Scaling(dataset(gain=gains))
         assert found.total_gain == pytest.approx(math.prod(gains))
-        assert any("leave the range of numbers" in line for line in found.advice) is advised
+        assert any("activations and gradients" in line for line in found.advice) is advised
         assert (not 1 / FAR_TOTAL < found.total_gain < FAR_TOTAL) is advised
     ignored = Scaling(dataset(gain=[40.0, 30.0, math.nan], rescaled=[0, 1, 0]))
     assert ignored.total_gain == pytest.approx(40)
@@ -788,7 +788,7 @@ def test_many_small_losses_are_one_large_one():
     """0.83^400 is 4e-33, and no layer alone is far from 1."""
     found = Scaling(dataset(gain=[0.83] * 400))
     assert found.advice == [
-        "energy falls to 4.3e-33 from inputs to outputs: activations and gradients leave the range of numbers",
+        "energy falls to 4.3e-33 from inputs to outputs: activations and gradients change by a factor of 6.5e-17",
         f"no layer alone is far from gain 1; multiply the weights of each by {0.83**-0.5:.3g}",
     ]
     assert found.view().settled == ""

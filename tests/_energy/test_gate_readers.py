@@ -67,6 +67,8 @@ CASES: dict[object, Case] = {
         times(),
     ),
     aten.where.self: ((X > 0, X, -X), lambda _, gates: gates * X - (1 - gates) * X),
+    aten.where.ScalarOther: ((X > 0, X, 2.0), lambda _, gates: gates * X + (1 - gates) * 2),
+    aten.where.ScalarSelf: ((X > 0, 2.0, X), lambda _, gates: gates * 2 + (1 - gates) * X),
 }
 
 #: Pooling: gates in windows, tested below.

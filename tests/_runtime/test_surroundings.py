@@ -53,7 +53,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "scaling": lambda: capalloc.scaling(NET, X).data.to_dataframe().to_string(),
     "shattering": lambda: capalloc.shattering(NET, X).data.to_dataframe().to_string(),
     "diagnose": lambda: repr(capalloc.diagnose(NET, X)),
-    "export": lambda: [p.numpy() for p in capalloc.export(NET, X).state_dict.values()],
+    "export": lambda: torch.cat([p.flatten() for p in capalloc.export(NET, X).state_dict.values()]).numpy(),
     "prune_scores": lambda: capalloc.prune_scores(NET, X).share.values,
     "audit": lambda: capalloc.audit(NET, X).data.to_array().values,
     "balance": lambda: torch.cat([p.detach().flatten() for p in capalloc.balance(NET, X).parameters()]).numpy(),

@@ -35,6 +35,8 @@ TRIVIAL, DEGENERATE = 0.9, 0.01
 FAR_RATE, FAR_GAIN = 10.0, 1.25
 #: Total gain of a plain network beyond which float32 training is likely to fail.
 FAR_TOTAL = 1e3
+#: Energies whose roots, squared again by an optimiser, leave the range of float32.
+RANGE_OF_ENERGY = 1e38
 #: Lines of advice of one kind; the rest are counted.
 MOST_ADVICE = 5
 
@@ -174,10 +176,9 @@ class Scaling(Result):
         lost = total > 0 and not 1 / FAR_TOTAL < total < FAR_TOTAL
         if lost:
             layers = "" if self.phase == "plain" else ", along the layers outside residual blocks"
-            yield (
-                f"energy {factor(total)} from inputs to outputs{layers}: activations and gradients leave the range of "
-                "numbers"
-            )
+            beyond = abs(math.log(total)) > math.log(RANGE_OF_ENERGY)
+            become = "leave the range of numbers" if beyond else f"change by a factor of {total**0.5:.2g}"
+            yield f"energy {factor(total)} from inputs to outputs{layers}: activations and gradients {become}"
         if self.phase != "plain":
             return
         lines = []

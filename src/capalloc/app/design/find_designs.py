@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -57,8 +58,8 @@ def search(
     if most < 1:
         raise ValueError(f"most must be at least 1, got {most}")
     near = sorted(set(_stacks(field, wanted)), key=lambda found: (found[0], found[1].depth, found[1].kernel))
-    fitting = [(away, _widened(design, max_params)) for away, design in near]
-    kept = [(away, design) for away, design in fitting if design is not None][:MOST_READ]
+    fitting = ((away, _widened(design, max_params)) for away, design in near)
+    kept = list(itertools.islice(((away, design) for away, design in fitting if design is not None), MOST_READ))
     if not kept:
         raise ValueError(f"max_params = {max_params} are too few for a field of {field} pixels")
     scored = sorted(((away, _score(design, field, flat), k) for k, (away, design) in enumerate(kept)))
@@ -97,8 +98,9 @@ def _stacks(field: int, wanted: Design) -> Iterator[tuple[int, Design]]:
 
 def _widened(design: Design, max_params: int) -> Design | None:
     """The widest of at most so many parameters; None where even one channel has more."""
-    fitting = [w for w in range(1, int(LIMITS["width"][1]) + 1) if replace(design, width=w).num_params <= max_params]
-    return replace(design, width=fitting[-1]) if fitting else None
+    widths = range(1, int(LIMITS["width"][1]) + 1)
+    fitting = bisect.bisect_right(widths, max_params, key=lambda width: replace(design, width=width).num_params)
+    return replace(design, width=widths[fitting - 1]) if fitting else None
 
 
 def _score(design: Design, field: int, flat: int | None) -> float:
