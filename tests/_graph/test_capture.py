@@ -136,3 +136,32 @@ def test_what_has_a_rule_is_traced_once(monkeypatch):
     np.testing.assert_allclose(capalloc.propagate(model, x, solver="markov").capacity, expected.capacity, rtol=1e-12)
     with pytest.raises(ValueError, match="taken apart"):
         capalloc.propagate(drops, x, solver="markov")
+
+
+class Writes(nn.Module):
+    """Writes in place: to a tensor of its own, and to one that is read again."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.again = nn.Linear(4, 4), nn.Linear(4, 2), again
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        first = h[:, :2] if self.again else h  # a view, which sees what is written
+        out = F.relu_(h)
+        out += self.a(out)
+        return self.b(out) + (first if self.again else 0.0)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_writes_that_nobody_sees_are_read_without_taking_the_graph_apart(again, monkeypatch):
+    model, x = seeded_module(Writes, again), gaussian(5, 4)
+    parted = []
+    whole = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram, "run_decompositions", lambda *args: parted.append(1) or whole(*args)
+    )
+    problem = prepare(model, x, None, None, traced=True)
+    graph = capture(problem, len(x))
+    np.testing.assert_allclose(evaluate(graph, x)[graph.output], model(x).detach(), rtol=1e-12)
+    assert bool(parted) is again

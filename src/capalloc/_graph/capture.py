@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from capalloc._graph.lost_biases import drop_lost_biases
+from capalloc._graph.out_of_place import make_out_of_place
 from capalloc._graph.retrace import RETRACED, retrace
 from capalloc._model.exported import input_shape, user_inputs
 from capalloc._model.problem import Problem, seeded
@@ -123,6 +124,7 @@ def export_once(problem: Problem) -> Problem:
     with suppress(Exception), _exporting(problem):
         program = torch.export.export(problem.model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
         if getattr(program, "_guards_code", None) == []:  # else it holds for some numbers only
+            make_out_of_place(program.graph)
             return replace(problem, program=decomposed(program))
     return problem
 
@@ -203,6 +205,7 @@ def _exported(problem: Problem, batch_size: int, *, strict: bool = False) -> Gra
         program = torch.export.export(wrapped, (example,), strict=strict)
         if any(isinstance(value, FakeTensor) for value in program.constants.values()):
             raise ValueError("the program writes to what it has no values of")  # decomposing it ends the process
+        make_out_of_place(program.graph)
         program = decomposed(program)
     params, constants, replaced = _values(program)
     nodes = {node.name: node for node in program.graph.nodes}
