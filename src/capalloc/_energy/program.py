@@ -145,7 +145,7 @@ class Program:
     reach: Range | None = field(init=False)  # of numbers narrower than float64
 
     def __post_init__(self) -> None:
-        self.reach = None if self.dtype == torch.float64 else Range()
+        self.reach = None if self.dtype == torch.float64 else Range(self.is_signal)
 
     # -- leaves ---------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Program:
         mantissa, shift = (raw, 0) if moves else _normalise(raw)
         exponent = top + shift + sum(self.exponents[a.slot] for a in args if not a.is_signal)
         step = Step(fn, tuple(a.slot for a in args), factors, math.ldexp(1.0, -shift), len(self.values), moves)
-        least = self.reach.of_step(step, self.is_signal, raw) - shift if self.reach else 0
+        least = self.reach.of_step(step, raw) - shift if self.reach else 0
         out = self._slot(mantissa, exponent, labels, least)
         self.steps.append(step)
         self.free[out.slot] = labels is None and any(self.free[a.slot] for a in args)

@@ -27,6 +27,7 @@ class Range:
     and of one of each weight, and of what it holds itself.
     """
 
+    is_signal: Sequence[bool]  # by slot: the program's own list, which grows with it
     least: list[float] = field(default_factory=list)  # by slot
     may_lose: bool = False
 
@@ -38,18 +39,16 @@ class Range:
         """Do the same for its squares."""
         return self._product(2 * least_exponent(value.abs()))
 
-    def of_step(self, step: Any, is_signal: Sequence[bool], result: Tensor) -> float:
+    def of_step(self, step: Any, result: Tensor) -> float:
         """Give the least exponent of a step's result before it is scaled, and note whether a product may be lost."""
-        return self._through(step, [*self._signals(step, is_signal), *self._weights(step, is_signal)], result)
+        return self._through(step, [*self._signals(step), *self._weights(step)], result)
 
-    def of_pulls(
-        self, step: Any, is_signal: Sequence[bool], least: dict[int, float], slots: Sequence[int], pulled: list[Tensor]
-    ) -> None:
+    def of_pulls(self, step: Any, least: dict[int, float], slots: Sequence[int], pulled: list[Tensor]) -> None:
         """Bring the least exponents of adjoints from a step's result to its arguments, and note the same."""
         for slot, cotangent in zip(slots, pulled, strict=True):
             own = min(exponent(f) for a, f in zip(step.args, step.factors, strict=True) if a == slot)
-            others = [] if is_signal[slot] else self._signals(step, is_signal)
-            others += self._weights(step, is_signal, but=slot)
+            others = [] if self.is_signal[slot] else self._signals(step)
+            others += self._weights(step, but=slot)
             found = self._through(step, [least[step.out], exponent(step.scale), own, *others], cotangent)
             least[slot] = min(least.get(slot, math.inf), found)
 
@@ -64,15 +63,15 @@ class Range:
         bound = self._product(*exponents, held)
         return bound if step.moves or getattr(step.map, "by_entry", False) else least_exponent(result)
 
-    def _signals(self, step: Any, is_signal: Sequence[bool]) -> list[float]:
+    def _signals(self, step: Any) -> list[float]:
         pairs = zip(step.args, step.factors, strict=True)
-        found = [self.least[slot] + exponent(f) for slot, f in pairs if is_signal[slot] or step.moves]
+        found = [self.least[slot] + exponent(f) for slot, f in pairs if self.is_signal[slot] or step.moves]
         return [min(found)] if found else []
 
-    def _weights(self, step: Any, is_signal: Sequence[bool], but: int | None = None) -> list[float]:
+    def _weights(self, step: Any, but: int | None = None) -> list[float]:
         if step.moves:
             return []
-        return [self.least[slot] for slot in step.args if not is_signal[slot] and slot != but]
+        return [self.least[slot] for slot in step.args if not self.is_signal[slot] and slot != but]
 
     def _product(self, *exponents: float) -> float:
         found = sum(exponents)

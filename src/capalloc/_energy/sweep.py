@@ -42,7 +42,7 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
             flow.at_edges[k] = g
             flow.through[k] = _through(program, edges[k], g, pulled[wanted.index(edges[k].weight)])
         if reach:
-            reach.of_pulls(step, program.is_signal, least, wanted, pulled)
+            reach.of_pulls(step, least, wanted, pulled)
             if k in edges:
                 weight = edges[k].weight
                 reach.of_channels(flow.through[k], least[weight], reach.least[weight])
