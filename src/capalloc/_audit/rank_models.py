@@ -30,7 +30,6 @@ from capalloc._settings import PropagateSolver
 from capalloc.results.allocation import Allocation
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.ranking import RANKED_BY, Ranking
-from capalloc.results.scaling import FAR_TOTAL
 
 #: Examples that scores are taken from, the first ones, and those of the neural tangent kernel.
 SCORED, OF_KERNEL = 64, 32
@@ -210,5 +209,4 @@ def _verdict(diagnosis: Diagnosis | None) -> str:
     scaled = diagnosis.scaling
     if scaled.phase != "plain":
         return scaled.phase
-    gain = scaled.total_gain
-    return "plain" if 1 / FAR_TOTAL < gain < FAR_TOTAL else "plain, fading" if gain < 1 else "plain, growing"
+    return "plain" if scaled.keeps_energy else "plain, fading" if scaled.total_gain < 1 else "plain, growing"

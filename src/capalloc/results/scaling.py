@@ -124,6 +124,11 @@ class Scaling(Result):
             return float(np.exp(np.log(kept[np.isfinite(kept)]).sum()))
 
     @property
+    def keeps_energy(self) -> bool:
+        """Tell whether the gain of all layers together stays in the range that training needs."""
+        return 1 / FAR_TOTAL < self.total_gain < FAR_TOTAL
+
+    @property
     def advice(self) -> list[str]:
         """Changes to make to initial weights, in order of depth; empty where nothing asks for one, or trained."""
         if self.trained:
@@ -173,7 +178,7 @@ class Scaling(Result):
 
     def _layer_advice(self) -> Iterator[str]:
         total = self.total_gain
-        lost = total > 0 and not 1 / FAR_TOTAL < total < FAR_TOTAL
+        lost = total > 0 and not self.keeps_energy
         if lost:
             layers = "" if self.phase == "plain" else ", along the layers outside residual blocks"
             beyond = abs(math.log(total)) > math.log(RANGE_OF_ENERGY)
