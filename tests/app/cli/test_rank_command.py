@@ -7,7 +7,8 @@ import json
 import numpy as np
 
 import capalloc
-from commands import refused, run
+from capalloc.app.cli.several_models import arguments_of_each
+from commands import misused, refused, run
 
 
 def test_the_command_line(folder):
@@ -25,3 +26,31 @@ def test_the_command_line(folder):
 def test_the_command_refuses_models_of_other_inputs(folder):
     assert "models are made for inputs of shapes" in refused("rank", "lenet", "resnet18", code=2)
     assert "--by must be one of" in refused("rank", "factories:net", "--shape", "1,6,6", "--by", "speed", code=2)
+
+
+def test_arguments_are_of_all_models_or_of_one(folder):
+    result = run("rank", "factories:net", "factories:net", "mlp", "--shape", "1,6,6", "--examples", "8",
+                 "--arg", "2:channels=4", "--arg", "channels=3", "--arg", "mlp:channels=5", "--json", "--quiet")  # fmt: skip
+    assert result.exit_code == 1
+    assert "channels" in result.stderr  # of mlp, which has none
+    result = run("rank", "factories:net", "factories:net", "mlp", "--shape", "1,6,6", "--examples", "8",
+                 "--arg", "2:channels=4", "--arg", "factories:net:act='Tanh'", "--arg", "mlp:depth=1", "--json",
+                 "--quiet")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    counts = {row["model"]: row["parameters"] for row in json.loads(result.stdout)["models"]}
+    assert counts["factories:net act='Tanh'"] == 2 * 9 + 2 * 16 * 2
+    assert counts["factories:net channels=4 act='Tanh'"] == 4 * 9 + 4 * 16 * 2
+    assert "mlp" in counts
+
+
+def test_what_is_said_of_one_model_counts_above_what_is_said_of_all():
+    found = arguments_of_each(["a", "b"], ["b:depth=2", "depth=1", "1:width=x=y"])
+    assert found == {"a": ("a", ["depth=1", "width=x=y"]), "b": ("b", ["depth=2"])}
+
+
+def test_arguments_of_no_model_are_refused(folder):
+    assert "--arg must be name=value or model:name=value" in misused("rank", "lenet", "mlp", "--arg", "width")
+    assert "--arg vit:depth=2 is of no model in the line: lenet, mlp" in misused(
+        "rank", "lenet", "mlp", "--arg", "vit:depth=2"
+    )
+    assert "mlp depth=2 stands twice; give each its own --arg" in misused("rank", "mlp", "mlp", "--arg", "depth=2")

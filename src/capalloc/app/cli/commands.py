@@ -28,6 +28,7 @@ from capalloc.app.cli.options import (
     complete_model,
     input_option,
     method_option,
+    model_option,
     parse_ridge,
     result_option,
 )
@@ -97,6 +98,14 @@ def rank(
     ],
     inputs: InputOptions,
     output: OutputOptions,
+    arg: Annotated[
+        list[str] | None,
+        model_option(
+            metavar="[MODEL:]NAME=VALUE",
+            help="An argument of all models, or of one: lenet:width=4, or 2:depth=8 of the second, where a name stands "
+            "twice; repeat for more.",
+        ),
+    ] = None,
     by: Annotated[
         str | None,
         method_option(metavar="COLUMN", help="Rank by this one of the columns.", show_default=False),

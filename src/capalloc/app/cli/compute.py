@@ -27,6 +27,7 @@ from capalloc._settings import (
 )
 from capalloc.app.cli.deliver import check_outputs, check_targets, deliver
 from capalloc.app.cli.errors import UsageError
+from capalloc.app.cli.several_models import arguments_of_each
 from capalloc.app.cli.input_source import parse_integers, read_array
 from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.named_model import TorchModel
@@ -53,6 +54,7 @@ def run_rank(
     models: list[str],
     inputs: InputOptions,
     output: OutputOptions,
+    arg: list[str] | None,
     by: str | None,
     labels: Path | None,
     metric: MetricName,
@@ -62,7 +64,11 @@ def run_rank(
     if by is not None and by not in Ranking.COLUMNS:
         raise UsageError(f"--by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
     alike = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
-    read = {name: read_sources(ModelOptions(name, **alike), output, MANY_EXAMPLES) for name in models}
+    named_args = arguments_of_each(models, arg or [])
+    read = {
+        label: read_sources(ModelOptions(name, own, **alike), output, MANY_EXAMPLES)
+        for label, (name, own) in named_args.items()
+    }
     x = next(iter(read.values()))
     if len(shapes := {tuple(found.inputs.shape[1:]) for found in read.values()}) > 1:
         raise UsageError(f"models are made for inputs of shapes {sorted(shapes)}; give --shape, or --data, for all")
@@ -71,7 +77,7 @@ def run_rank(
     method = partial(capalloc.rank, labels=known, metric=metric, seed=inputs.seed, progress=output.progress)
     with lines_in_a_log(output):
         found = method(by_name, x.inputs, x.outputs, by=by or RANKED_BY)
-    deliver(found, output, ", ".join(models))
+    deliver(found, output, ", ".join(read))
 
 
 def run_propagate(
