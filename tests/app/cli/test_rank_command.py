@@ -29,18 +29,17 @@ def test_the_command_refuses_models_of_other_inputs(folder):
 
 
 def test_arguments_are_of_all_models_or_of_one(folder):
-    result = run("rank", "factories:net", "factories:net", "mlp", "--shape", "1,6,6", "--examples", "8",
-                 "--arg", "2:channels=4", "--arg", "channels=3", "--arg", "mlp:channels=5", "--json", "--quiet")  # fmt: skip
-    assert result.exit_code == 1
-    assert "channels" in result.stderr  # of mlp, which has none
-    result = run("rank", "factories:net", "factories:net", "mlp", "--shape", "1,6,6", "--examples", "8",
-                 "--arg", "2:channels=4", "--arg", "factories:net:act='Tanh'", "--arg", "mlp:depth=1", "--json",
-                 "--quiet")  # fmt: skip
+    models = ("factories:net", "factories:net", "mlp", "--shape", "1,6,6", "--examples", "8", "--json", "--quiet")
+    of_one = ("--arg", "2:channels=4", "--arg", "factories:net:act='Tanh'", "--arg", "mlp:depth=1")
+    result = run("rank", *models, *of_one)
     assert result.exit_code == 0, result.output
     counts = {row["model"]: row["parameters"] for row in json.loads(result.stdout)["models"]}
     assert counts["factories:net act='Tanh'"] == 2 * 9 + 2 * 16 * 2
     assert counts["factories:net channels=4 act='Tanh'"] == 4 * 9 + 4 * 16 * 2
     assert "mlp" in counts
+    refused_ = run("rank", *models, *of_one, "--arg", "channels=3")
+    assert refused_.exit_code == 1
+    assert "channels" in refused_.stderr  # mlp has none
 
 
 def test_what_is_said_of_one_model_counts_above_what_is_said_of_all():

@@ -27,11 +27,11 @@ from capalloc._settings import (
 )
 from capalloc.app.cli.deliver import check_outputs, check_targets, deliver
 from capalloc.app.cli.errors import UsageError
-from capalloc.app.cli.several_models import arguments_of_each
 from capalloc.app.cli.input_source import parse_integers, read_array
 from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.named_model import TorchModel
 from capalloc.app.cli.options import InputOptions, ModelOptions, OutputOptions
+from capalloc.app.cli.several_models import arguments_of_each
 from capalloc.app.cli.sources import read_sources
 from capalloc.results.ranking import RANKED_BY, Ranking
 from capalloc.results.view import named
