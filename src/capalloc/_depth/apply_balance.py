@@ -95,7 +95,9 @@ def balance(
     problem = export_once(prepare(model, inputs, outputs, traced=True, by_input=True))
     found = scaling(problem, problem.inputs, **told)
     if found.trained:
-        raise ValueError("model looks trained, and balance is for initial weights; trained=False says that it is not")
+        raise ValueError(
+            "model looks trained, and balance is for initial weights; trained=False (--initial) says that it is not"
+        )
     if found.phase == "plain":
         changed = model if in_place else copy.deepcopy(model)
         _level(changed, inputs, outputs, found, told)

@@ -73,7 +73,7 @@ def test_version():
 def test_help_lists_the_commands_and_the_exit_codes():
     result = RUNNER.invoke(app, ["--help"])
     assert result.exit_code == 0
-    assert len(COMMANDS) == 16
+    assert len(COMMANDS) == 17
     assert all(f" {command} " in result.stdout for command in COMMANDS)
     assert "130 interrupted" in " ".join(result.stdout.split())
     assert RUNNER.invoke(app, []).output.strip() == result.output.strip()

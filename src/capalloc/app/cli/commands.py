@@ -246,6 +246,22 @@ def scaling(
     """Scaling of depth: rates of residual blocks, gains of plain layers, what would balance initial weights."""
 
 
+@command(COMPUTE_PANEL, "capalloc.app.cli.balance_weights:run_balance")
+def balance(
+    options: ModelOptions,
+    verbosity: Verbosity,
+    out: Annotated[Path, result_option(metavar="FILE.pt", help="The weights to write, .pt or .safetensors.")] = Path(
+        "balanced.pt"
+    ),
+    optimiser: Annotated[
+        Literal["sgd", "adam"], method_option(help="What will train the model: sgd or adam, or their kin.")
+    ] = "sgd",
+    metric: Metric = DEFAULT_METRIC,
+    trained: Trained = None,
+) -> None:
+    """Initial weights, of --weights or drawn from --seed, brought into balance: what diagnose advises, carried out."""
+
+
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_shattering")
 def shattering(options: ModelOptions, output: OutputOptions, trained: Trained = None) -> None:
     """Correlation of the gradients at different inputs, by depth: measured, and predicted."""
