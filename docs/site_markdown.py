@@ -1,13 +1,15 @@
-"""The site's Markdown: mathematics that looks like HTML stays text; included files and docstrings link to pages."""
+"""The site's Markdown: formulas are MathML, text like HTML stays text, included files and docstrings link to pages."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from latex2mathml.converter import convert
 from markdown import Extension, Markdown
 from markdown.extensions.toc import slugify
-from markdown.inlinepatterns import SimpleTextInlineProcessor
+from markdown.inlinepatterns import InlineProcessor, SimpleTextInlineProcessor
 from markdown.postprocessors import Postprocessor
 from markdown.preprocessors import Preprocessor
 
@@ -15,6 +17,19 @@ DOCS = Path(__file__).parent
 #: A page that a docstring speaks of, and a section of it.
 MENTION = re.compile(r"docs/([\w-]+)\.md(, sections? (\d))?")
 
+#: A formula in a line of text, as GitHub reads it too; one that stands alone is a block of the language `math`.
+FORMULA = r"(?<![\w\\$])\$(?![\s$])([^$\n]+?)(?<![\s\\])\$(?![\w$])"
+#: What latex2mathml takes for letters or for relations, and what stands in its place.
+TAGS = {
+    "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",
+    "<mi>&#x000B1;</mi>": "<mo>&#x000B1;</mo>",
+    "<mo>&#x02202;</mo>": "<mi>&#x02202;</mi>",
+    "<mo>&#x0002F;</mo>": '<mo lspace="0" rspace="0">&#x0002F;</mo>',
+    "<mo>&#x0007C;</mo>": '<mo lspace="0" rspace="0" stretchy="false">&#x0007C;</mo>',
+    "<mo>&#x02016;</mo>": '<mo lspace="0" rspace="0" stretchy="false">&#x02016;</mo>',
+}
+#: A prime as an exponent, where fonts draw it raised already.
+PRIMED = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>")
 
 #: A link as a file in the root of the repository writes it, and the pages that such files are on the site.
 FROM_ROOT = re.compile(r"\]\((?:docs/([\w./-]+)|([A-Z_]+\.md))")
@@ -37,13 +52,39 @@ class Mentions(Postprocessor):
         return MENTION.sub(_link, text) if 'class="doc ' in text else text
 
 
+def mathml(formula: str, display: str) -> str:
+    """Return the MathML of a LaTeX formula, which browsers draw without a script; an error if a command is unknown."""
+    drawn = convert(formula, display=display)
+    if left := re.search(r"\\\w*", drawn):
+        raise ValueError(f"no MathML for {left[0]} in the formula {formula}")
+    for found, better in TAGS.items():
+        drawn = drawn.replace(found, better)
+    drawn = PRIMED.sub(r'<mrow>\1<mo lspace="0" rspace="0">&#x02032;</mo></mrow>', drawn)
+    return drawn
+
+
+def display(source: str, *_: Any, **__: Any) -> str:
+    """Return the HTML of a block of the language `math`."""
+    return f'<div class="formula" tabindex="0">{mathml(source, "block")}</div>'
+
+
+class Formulas(InlineProcessor):
+    """Formulas between dollars."""
+
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # noqa: N802
+        """Return the formula's MathML, put away from all other patterns."""
+        return self.md.htmlStash.store(mathml(m[1], "inline")), m.start(0), m.end(0)
+
+
 class SiteMarkdown(Extension):
-    """Formulas are text: `<g, g'>` is a scalar product and no HTML, `(P)_(t, t)` has an index and no emphasis."""
+    """Formulas in text: `<g, g'>` is a scalar product and no HTML, `(P)_(t, t)` has an index and no emphasis."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
-        """Drop inline HTML, take underscores before emphasis (60), read what is included (32), and link last of all."""
+        """Drop inline HTML, take formulas before escapes (180), underscores before emphasis (60), and link last."""
         md.inlinePatterns.deregister("html")
+        md.inlinePatterns.register(Formulas(FORMULA, md), "formulas", 185)
         md.inlinePatterns.register(SimpleTextInlineProcessor(r"(_)"), "underscore", 61)
+        # Behind what is included (32).
         md.preprocessors.register(FromRoot(md), "from_root", 31)
         md.postprocessors.register(Mentions(md), "mentions", 0)
 
