@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ import capalloc
 from capalloc._audit.findings import Evidence, findings, low_use, regions, unsettled
 from capalloc._audit.observe_channels import ReadChannels
 from capalloc.app.cli import app
+from capalloc.app.cli.as_json import as_dict
+from capalloc.app.report import report_html
 from capalloc.results import Allocation, Audit, Finding
 from capalloc.results.audit_findings import by_weight
 
@@ -163,6 +166,77 @@ def test_depth_that_loses_the_signal_is_the_most_serious() -> None:
     assert audit.findings[0].what.startswith("energy falls to")
     assert audit.findings[0].docs == "scaling.md"
     assert not [f for f in capalloc.audit(net, examples(40, 4), trained=True).findings if f.docs == "scaling.md"]
+
+
+class Residual(nn.Module):
+    """Convolutions with a block in which paths go around a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv1d(1, 4, 3), nn.Conv1d(4, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = x + torch.relu(self.branch(x))
+        return self.head(x.mean(-1))
+
+
+@pytest.fixture(scope="module")
+def audited() -> tuple[Audit, int]:
+    """An audit of a residual network, and how often its model was exported."""
+    exports = mock.Mock(wraps=torch.export.export)
+    with mock.patch.object(torch.export, "export", exports):
+        return capalloc.audit(made(Residual), examples(40, 1, 12)), exports.call_count
+
+
+def test_the_diagnosis_is_part_of_it(audited: tuple[Audit, int], tmp_path: Path) -> None:
+    """It is that of `diagnose`, entry by entry, of one capture for all parts; every way out of the result has it."""
+    audit, exports = audited
+    alone = capalloc.diagnose(made(Residual), examples(40, 1, 12))
+    assert exports == 1
+    assert audit.diagnosis is not None
+    xr.testing.assert_identical(audit.diagnosis.data.drop_attrs(), alone.data.drop_attrs())
+    for rows in ("blocks", "places", "gates", "distances", "axes"):
+        pd.testing.assert_frame_equal(audit.to_pandas(rows), alone.to_pandas(rows))
+    pd.testing.assert_frame_equal(audit.to_pandas("stretches"), alone.to_pandas("layers"))
+    audit.save(tmp_path / "audit.nc")
+    again = capalloc.load(tmp_path / "audit.nc")
+    xr.testing.assert_identical(again.data, audit.data)
+    assert isinstance(again, Audit)
+    assert again.diagnosis is not None
+    assert again.diagnosis.summary == alone.summary
+    view, values = audit.view(), as_dict(audit)
+    assert values["diagnosis"]["T"] == alone.scaling.T
+    assert len(values["gates"]) == alone.data.sizes["gate"]
+    assert {chart.title for chart in view.charts} == {chart.title for chart in alone.view().charts}
+    for shown in (audit._repr_html_(), report_html({"audit": audit})):
+        assert all(word in shown for word in ("shattering index", "residual blocks", "receptive field"))
+    assert "shattering index" in repr(audit)
+    assert "E[a²]" not in repr(audit)  # whose tables stand apart
+
+
+def test_findings_have_their_number_and_its_error(audited: tuple[Audit, int]) -> None:
+    (lost,) = [f for f in findings(known([0.1, *[1.0] * 10, 8.0], ("input",))) if "little" in f.what]
+    assert (lost.value, lost.error) == (pytest.approx(0.1 * 12 / 18.1), None)
+    net = made(dense(4, *[4] * 12, 2))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(0.2)
+    audit = capalloc.audit(net, examples(40, 4))
+    assert audit.diagnosis is not None
+    energy = next(f for f in audit.findings if "from inputs to outputs" in f.what)
+    assert energy.value == pytest.approx(audit.diagnosis.scaling.total_gain)
+    layers = [f.value for f in audit.findings if f.docs == "scaling.md" and f.what.startswith("layer")]
+    assert layers == pytest.approx(audit.diagnosis.scaling.gain.to_numpy()[: len(layers)])
+
+
+def test_without_a_diagnosis_there_are_no_tables_of_it(audited: tuple[Audit, int]) -> None:
+    data = audited[0].data
+    bare = Audit(data.drop_vars([name for name in data.variables if str(name).startswith("depth_")]))
+    assert bare.diagnosis is None
+    assert as_dict(bare)["diagnosis"] is None
+    with pytest.raises(ValueError, match="this audit has no gates"):
+        bare.to_pandas("gates")
 
 
 class Unruled(nn.Module):

@@ -328,7 +328,7 @@ SMALL = {
     ),
     "Finding": (
         Finding("to know", 2 / 3, "it", "nothing", "a.md"),
-        "Finding(level='to know', weight=0.666667, what='it', do='nothing', docs='a.md')",
+        "Finding(level='to know', weight=0.666667, what='it', do='nothing', docs='a.md', value=None, error=None)",
     ),
 }
 

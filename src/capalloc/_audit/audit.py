@@ -31,7 +31,7 @@ from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import Block, PropagateSolver
 from capalloc.results.allocation import Allocation
-from capalloc.results.audit_findings import Audit, as_data
+from capalloc.results.audit_findings import Audit, as_data, within
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.pruning import PruneScores
 
@@ -103,7 +103,8 @@ def audit(
         progress: show a bar over the parts, with the forecast.
 
     Returns:
-        Audit: findings, a table of layers, and in `forecast_seconds` what was forecast once the model was captured.
+        Audit: findings, a table of layers, what `diagnose` returns as `diagnosis`, and in `forecast_seconds` what was
+        forecast once the model was captured. The model is captured once for all parts (`capalloc.export`).
 
     Raises:
         ValueError, TypeError: bad input.
@@ -149,7 +150,10 @@ def audit(
     attrs = _attrs(evidence) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
     attrs["notes"] = [*clock.notes, *attrs["notes"]]
     columns = {name: ("layer", layers[name].to_numpy(float)) for name in Audit.COLUMNS}
-    return Audit(xr.Dataset(columns, {"layer": list(layers.index)}, attrs))
+    data = xr.Dataset(columns, {"layer": list(layers.index)}, attrs)
+    if evidence.diagnosis is not None:
+        data = xr.merge([data, within(evidence.diagnosis)], combine_attrs="no_conflicts")
+    return Audit(data)
 
 
 def _attrs(known: Evidence) -> dict[str, Any]:

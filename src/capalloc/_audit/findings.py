@@ -75,6 +75,7 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
             f'layer "{name}": {row["dead"]:.0f} of {row["units"]:.0f} units are dead on these examples',
             "remove them, or see with more examples whether they ever open",
             "how-to/prune.md",
+            float(row["dead"]),
         )
 
 
@@ -92,6 +93,8 @@ def low_use(known: Evidence) -> Iterator[Finding]:
             "parameters are independent",
             "make it narrower, or drop what another layer does too",
             "how-to/wasted-layers.md",
+            float(row["use"]),
+            float(row["use_error"]) if row["use_error"] > 0 else None,
         )
 
 
@@ -111,6 +114,7 @@ def unused_parameters(known: Evidence) -> Iterator[Finding]:
             f"{number:,} parameters ({share:.1%}) are in no use on these examples{where}",
             "remove them, or give more examples",
             "how-to/prune.md",
+            float(number),
         )
 
 
@@ -126,6 +130,7 @@ def narrower(known: Evidence) -> Iterator[Finding]:
             "their variance (a guide: each channel at variance 1)",
             f"the layers before it could be narrower by up to {spare:.0%}",
             "how-to/wasted-layers.md",
+            float(row["directions"]),
         )
 
 
@@ -143,6 +148,7 @@ def field_of_paths(known: Evidence) -> Iterator[Finding]:
                 f"the central output position sees {size:.0f} of {whole} along {axis}",
                 "fine if what it must know is that local; else more layers, stride or dilation",
                 "receptive-field.md",
+                size,
             )
 
 
@@ -160,11 +166,12 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
             f"{nothing:,} of {capacity.size:,} inputs get no capacity",
             "they never vary in these examples, or no path leads from them",
             "how-to/partitions.md",
+            float(nothing),
         )
     for note in known.allocation.attrs["notes"]:
         if STILL.match(note):
             what, _, do = note.partition("; ")
-            yield Finding("worth a look", 1.0, what, do, "how-to/measure-or-propagate.md")
+            yield Finding("worth a look", 1.0, what, do, "how-to/measure-or-propagate.md", float(what.split()[0]))
     if capacity.ndim == 1 and mean > 0:
         names = [f"{capacity.dims[0]} {k}" for k in range(capacity.size)]
         if "place" in capacity.coords:  # several inputs
@@ -212,6 +219,8 @@ def _share(part: tuple[str, float, float], mean: float, how: str) -> Finding:
         f"{name} gets {how}: {value / mean:.2g}{doubt} times the mean for each input",
         "see whether the task asks for it; padding, stride and pooling move it",
         "how-to/partitions.md",
+        value / mean,
+        error / mean or None,
     )
 
 
@@ -220,19 +229,19 @@ def depth(known: Evidence) -> Iterator[Finding]:
     if known.diagnosis is None:
         return
     scaled, shattered = known.diagnosis.scaling, known.diagnosis.shattering
-    out = scaled.phase in ("degenerate", "trivial") or (scaled.phase == "plain" and not 1e-3 < scaled.total_gain < 1e3)
-    kinds: tuple[tuple[list[str], Level, str], ...] = (
-        (
-            scaled.advice,
-            "serious" if out else "to know" if scaled.phase == "identity" else "worth a look",
-            "scaling.md",
-        ),
-        (shattered.advice, "to know" if shattered.data.attrs.get("normed") else "serious", "shattering.md"),
-    )
-    for lines, level, page in kinds:
-        for line in lines:
-            what, _, do = line.partition("; ")
-            yield Finding(level, 1.0, what, do or "nothing to do", page)
+    out = scaled.phase in ("degenerate", "trivial") or not scaled.keeps_energy
+    level: Level = "serious" if out else "to know" if scaled.phase == "identity" else "worth a look"
+    for line, value in scaled.advised:
+        yield _advised(line, level, "scaling.md", value)
+    level = "to know" if shattered.data.attrs.get("normed") else "serious"
+    measured, error = float(shattered.measured_independent[0]), float(shattered.measured_independent_error[0])
+    for line in shattered.advice:
+        yield _advised(line, level, "shattering.md", measured, None if math.isnan(error) else error)
+
+
+def _advised(line: str, level: Level, page: str, value: float, error: float | None = None) -> Finding:
+    what, _, do = line.partition("; ")
+    return Finding(level, 1.0, what, do or "nothing to do", page, value, error)
 
 
 def unsettled(known: Evidence) -> Iterator[Finding]:
@@ -249,6 +258,8 @@ def unsettled(known: Evidence) -> Iterator[Finding]:
             f"the total still moves with the examples: {half:,.0f} on half of them, {total:,.0f} on all",
             "give more examples before the numbers are compared",
             "how-to/measure-or-propagate.md",
+            total,
+            attrs.get("total_standard_error"),
         )
     noise = float(attrs.get("noise") or 0.0)
     if known.missing + noise > ROUGH:
@@ -258,6 +269,7 @@ def unsettled(known: Evidence) -> Iterator[Finding]:
             f"the map is a rough one: {known.missing:.2f} may be missing, and {noise:.2f} is noise of the probes",
             "give it more seconds",
             "how-to/measure-or-propagate.md",
+            known.missing + noise,
         )
 
 

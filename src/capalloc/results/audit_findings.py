@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import xarray as xr
 
 from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.text import briefly
 from capalloc.results.view import Fact, Table, View, estimate
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: What the names of a diagnosis begin with in an audit, whose own layers are other ones.
+OF_DEPTH = "depth_"
 Level = Literal["serious", "worth a look", "to know"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -23,6 +31,8 @@ class Finding:
     what: str
     do: str
     docs: str  # a page, as in docs/
+    value: float | None = None  # the number that it is about; not in older files
+    error: float | None = None  # its standard error; None where the number is exact, or none is known
 
     __repr__ = briefly
 
@@ -32,13 +42,29 @@ class Finding:
         return f"{self.level}: {self.what}; {self.do} (docs/{self.docs})"
 
 
+#: What every finding has, and what it may have.
+OF_EVERY_FINDING = {f.name for f in fields(Finding) if f.default is MISSING}
+OF_A_FINDING = {f.name for f in fields(Finding)}
+
+
 def by_weight(findings: Sequence[Finding]) -> list[Finding]:
     """Findings in their order: the most serious first, the largest of a level first."""
     return sorted(findings, key=lambda found: (LEVELS.index(found.level), -found.weight))
 
 
+def _of_depth(rows: str) -> Callable[[Audit], pd.DataFrame]:
+    """The table of `to_pandas` that the diagnosis has."""
+
+    def table(audit: Audit) -> pd.DataFrame:
+        if audit.diagnosis is None:
+            raise ValueError(f"this audit has no {rows}: its diagnosis of depth was left out; its notes may say why")
+        return audit.diagnosis.to_pandas("layers" if rows == "stretches" else rows)
+
+    return table
+
+
 class Audit(Result):
-    """Findings on one model, the most serious first, and a table of its layers.
+    """Findings on one model, the most serious first, a table of its layers, and the diagnosis of its depth.
 
     `findings` has each with its number, what to do and where the docs explain it. Along "layer", in the model's order,
     NaN where it is not known:
@@ -47,8 +73,12 @@ class Audit(Result):
     - `units` of the layer, and how many of them are `dead`: on these examples no path goes through them;
     - `channels` that it reads, and the `directions` that hold 99 % of their variance, each channel at variance 1.
 
+    `diagnosis` is what `capalloc.diagnose` returns: balance of depth, likeness of gradients, receptive field. Its
+    tables are among those of `to_pandas`; "stretches" are the layers of its gains.
+
     Args:
-        data: the Dataset with those variables.
+        data: the Dataset with those variables, and with those of a `Diagnosis`, each name after "depth_", where there
+            is one.
 
     Raises:
         ValueError: a variable is missing, or a finding has no known level.
@@ -63,25 +93,36 @@ class Audit(Result):
         **{name: Variable(("layer",), low=0) for name in COLUMNS},
     }
     SETTINGS = ("num_params", "num_examples", "total", "total_standard_error", "seconds", "forecast_seconds", "found")
-    ROWS: ClassVar = {"layers": axis_rows("layer")}
+    DEPTH_ROWS = ("blocks", "stretches", "places", "gates", "distances", "axes")
+    ROWS: ClassVar = {"layers": axis_rows("layer"), **{rows: _of_depth(rows) for rows in DEPTH_ROWS}}
     VALUES = ("findings", "total", "num_params", "seconds", "forecast_seconds")
 
     def check(self) -> None:
-        """Every finding can be read."""
+        """Every finding can be read, and the diagnosis made."""
         for found in self.data.attrs["found"]:
-            if set(found) != set(Finding.__dataclass_fields__) or found["level"] not in LEVELS:
-                raise ValueError(
-                    f"a finding needs {list(Finding.__dataclass_fields__)} and a level of {LEVELS}: {found}"
-                )
+            if not OF_EVERY_FINDING <= set(found) <= OF_A_FINDING or found["level"] not in LEVELS:
+                raise ValueError(f"a finding needs {sorted(OF_EVERY_FINDING)} and a level of {LEVELS}: {found}")
+        _ = self.diagnosis
 
     @property
     def findings(self) -> list[Finding]:
         """Everything found, the most serious first; empty where nothing was."""
         return [Finding(**found) for found in self.data.attrs["found"]]
 
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """Balance of depth, likeness of gradients and receptive field; None where left out, and in older files."""
+        names = [name for name in map(str, self.data.variables) if name.startswith(OF_DEPTH)]
+        if not names:
+            return None
+        part = self.data[names].drop_attrs(deep=False)
+        part = part.rename({name: str(name).removeprefix(OF_DEPTH) for name in (*part.variables, *part.dims)})
+        return Diagnosis(part.assign_attrs(self.data.attrs["depth"]))
+
     def view(self) -> View:
-        """Findings, and the layers that they stand on."""
-        findings = self.findings
+        """Findings, the layers that they stand on, and all that the diagnosis shows."""
+        findings, diagnosis = self.findings, self.diagnosis
+        depth = None if diagnosis is None else diagnosis.view()
         counts = [(sum(found.level == level for found in findings), level) for level in LEVELS]
         heading = ", ".join(f"{number} {level}" for number, level in counts if number) or "nothing found"
         facts = [Fact("parameters", f"{self.num_params:,}")]
@@ -90,15 +131,20 @@ class Audit(Result):
             facts.append(Fact("capacity", shown, f"{self.total / self.num_params:.0%} of them, on these examples"))
         facts.append(Fact("examples", f"{self.num_examples:,}"))
         facts.append(Fact("seconds", f"{self.seconds:.3g}", f"{self.forecast_seconds:.2g} were forecast"))
+        values = {name: getattr(self, name) for name in self.VALUES}
+        values |= {"findings": [asdict(f) for f in findings], "diagnosis": None if depth is None else depth.values}
+        left_out = ("found", "notes", "depth")
         return self._view(
             title="Audit",
             heading=heading,
             about="Everything that is known of this model at once, the most serious first.",
-            facts=facts,
-            tables=[self._layers()],
+            facts=[*facts, *(() if depth is None else depth.facts)],
+            tables=[self._layers(), *(() if depth is None else (replace(t, apart=True) for t in depth.tables))],
+            charts=() if depth is None else depth.charts,
             advice=[found.sentence for found in findings] or None,  # the heading says that there is nothing
-            values={**{name: getattr(self, name) for name in self.VALUES}, "findings": [asdict(f) for f in findings]},
-            settings={name: value for name, value in self.data.attrs.items() if name not in ("found", "notes")},
+            values=values,
+            rows=("layers",) if depth is None else tuple(self.ROWS),
+            settings={name: value for name, value in self.data.attrs.items() if name not in left_out},
         )
 
     def _layers(self) -> Table:
@@ -115,6 +161,13 @@ class Audit(Result):
             ])  # fmt: skip
         head = ["layer", "parameters", "use", "units", "dead", "directions read"]
         return Table("layers", head, rows, self.data["parameters"].to_numpy().tolist())
+
+
+def within(diagnosis: Diagnosis) -> xr.Dataset:
+    """The variables of a diagnosis under the names that they have in an audit, and its settings as `depth`."""
+    data = diagnosis.data
+    renamed = data.drop_attrs(deep=False).rename({name: f"{OF_DEPTH}{name}" for name in (*data.variables, *data.dims)})
+    return renamed.assign_attrs(depth=data.attrs)
 
 
 def as_data(findings: Sequence[Finding]) -> list[dict[str, object]]:

@@ -9,7 +9,7 @@ import xarray as xr
 from capalloc.results.base import Result, Variable, axis_rows
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
-from capalloc.results.view import Table, View
+from capalloc.results.view import Fact, Table, View
 
 FIELD = ("axis", "field_size", "field_start", "field_stride", "field_cut", "field_deviation")
 
@@ -70,7 +70,7 @@ class Diagnosis(Result):
         return self._view(
             title="Diagnosis of depth",
             heading=self.summary,
-            facts=[fact for part in parts.values() for fact in part.facts],
+            facts=[*(fact for part in parts.values() for fact in part.facts), *self._sizes()],
             brief=0,
             tables=[*(table for part in parts.values() for table in part.tables), *self._field()],
             charts=[chart for part in parts.values() for chart in part.charts],
@@ -82,6 +82,12 @@ class Diagnosis(Result):
             series=parts["scaling"].series,
             settings=own | {f"{name}: {key}": v for name, part in parts.items() for key, v in part.settings.items()},
         )
+
+    def _sizes(self) -> list[Fact]:
+        """The field of the central output position, in places of the input."""
+        sizes = self.data["field_size"].to_series()
+        along = f"{' × '.join(map(str, sizes.index))}, of the central output position"
+        return [Fact("receptive field", " × ".join(f"{size:g}" for size in sizes), along)] if len(sizes) else []
 
     def _field(self) -> list[Table]:
         rows = []

@@ -131,74 +131,80 @@ class Scaling(Result):
     @property
     def advice(self) -> list[str]:
         """Changes to make to initial weights, in order of depth; empty where nothing asks for one, or trained."""
+        return [line for line, _ in self.advised]
+
+    @property
+    def advised(self) -> list[tuple[str, float]]:
+        """Lines of advice, each with the number that it is about: T, a rate, a gain, or how many there are."""
         if self.trained:
             return []
         return [*self._phase_advice(), *self._block_advice(), *self._layer_advice()]
 
-    def _phase_advice(self) -> Iterator[str]:
+    def _phase_advice(self) -> Iterator[tuple[str, float]]:
         number, share = self.data.sizes["block"], self.skip_share
         found = f"T = {self.T:.3g} over {number} residual blocks"
-        if self.phase == "degenerate":
-            yield (
-                f"{found}: only {share:.1g} of path energy takes no branch, and gradients shatter (correlation "
-                f"{self.correlation:.1g}); scale branches down, to a rate of about 1/{number} each: {SCOPE}"
-            )
-        elif self.phase == "strong" and math.isnan(self.correlation):
-            yield (
+        to_rate = f"to a rate of about 1/{number} each: {SCOPE}"
+        closed = int(self._closed().sum())
+        lines = {
+            "degenerate": f"{found}: only {share:.1g} of path energy takes no branch, and gradients shatter "
+            f"(correlation {self.correlation:.1g}); scale branches down, {to_rate}",
+            "identity": f"{closed} of {number} branches start at the identity on purpose (zero or small last scale), "
+            "to be opened by training; they get no multiplier",
+            "trivial": f"{found}: {share:.1%} of path energy takes no branch, so branches propagate nothing at first; "
+            f"scale them up, {to_rate}",
+        }
+        if math.isnan(self.correlation):
+            lines["strong"] = (
                 f"{found}: only {share:.1g} of path energy takes no branch; with ever more blocks of such rates "
                 "gradients shatter, and whether they do at this depth `capalloc.diagnose` tells"
             )
-        elif self.phase == "identity":
-            yield (
-                f"{int(self._closed().sum())} of {number} branches start at the identity on purpose (zero or small "
-                "last scale), to be opened by training; they get no multiplier"
-            )
-        elif self.phase == "trivial":
-            yield (
-                f"{found}: {share:.1%} of path energy takes no branch, so branches propagate nothing at first; scale "
-                f"them up, to a rate of about 1/{number} each: {SCOPE}"
-            )
+        if self.phase in lines:
+            yield lines[self.phase], float(closed) if self.phase == "identity" else self.T
 
-    def _block_advice(self) -> Iterator[str]:
+    def _block_advice(self) -> Iterator[tuple[str, float]]:
         number, alike = self.data.sizes["block"], self.correlation >= SHATTERED  # not known: not alike
-        lines = []
+        lines: list[tuple[str, float]] = []
         for row, closed in zip(self._rows("block"), self._closed(), strict=True):
             rate, name = float(row["rate"]), f'block "{row["block"]}"'
             if closed:
                 continue
             if rate == 0:
-                lines.append(f"{name}: its branch passes nothing (gates that are all closed); nothing to multiply")
+                lines.append(
+                    (f"{name}: its branch passes nothing (gates that are all closed); nothing to multiply", 0.0)
+                )
             elif not math.isfinite(row["multiplier"]):
-                lines.append(f"{name}: its skip passes nothing; nothing to balance the branch with")
+                lines.append((f"{name}: its skip passes nothing; nothing to balance the branch with", rate))
             elif self.phase in ("degenerate", "trivial") or (self.phase != "strong" and _is_far(rate * number, alike)):
                 last = f"its last layer ({row['last_layer']})" if row["last_layer"] else "the branch"
                 what = f"multiply {last} by {row['multiplier']:.2g}"
-                lines.append(f"{name}: branch {rate:.3g} times the skip; {what}")
+                lines.append((f"{name}: branch {rate:.3g} times the skip; {what}", rate))
         yield from _first(lines, "more blocks, in the table")
 
-    def _layer_advice(self) -> Iterator[str]:
+    def _layer_advice(self) -> Iterator[tuple[str, float]]:
         total = self.total_gain
         lost = total > 0 and not self.keeps_energy
         if lost:
             layers = "" if self.phase == "plain" else ", along the layers outside residual blocks"
             beyond = abs(math.log(total)) > math.log(RANGE_OF_ENERGY)
             become = "leave the range of numbers" if beyond else f"change by a factor of {total**0.5:.2g}"
-            yield f"energy {factor(total)} from inputs to outputs{layers}: activations and gradients {become}"
+            yield f"energy {factor(total)} from inputs to outputs{layers}: activations and gradients {become}", total
         if self.phase != "plain":
             return
-        lines = []
+        lines: list[tuple[str, float]] = []
         for row in self._rows("layer"):
             gain = float(row["gain"])
             if gain == 0:
-                lines.append(f'layer "{row["layer"]}": passes nothing (weights of zero, or gates that are all closed)')
+                shut = "passes nothing (weights of zero, or gates that are all closed)"
+                lines.append((f'layer "{row["layer"]}": {shut}', gain))
             if row["rescaled"] or not gain > 0 or abs(math.log(gain)) <= math.log(FAR_GAIN):
                 continue
             rule = _rule(float(row["mean_squared_gate"]))
             what = f"multiply its weights by {gain**-0.5:.2g}"
-            lines.append(f'layer "{row["layer"]}": energy {factor(gain)}, where {rule} keeps it; {what}')
+            lines.append((f'layer "{row["layer"]}": energy {factor(gain)}, where {rule} keeps it; {what}', gain))
         number = int((self.data["rescaled"].to_numpy() == 0).sum())
         if lost and not lines:
-            yield f"no layer alone is far from gain 1; multiply the weights of each by {total ** (-0.5 / number):.3g}"
+            each = total ** (-0.5 / number)
+            yield f"no layer alone is far from gain 1; multiply the weights of each by {each:.3g}", each
         yield from _first(lines, "more layers, in the table")
 
     @property
@@ -322,7 +328,7 @@ def _rule(mean_squared_gate: float) -> str:
     return f"a variance of {1 / mean_squared_gate:.3g} / fan-in"
 
 
-def _first(lines: list[str], rest: str) -> Iterator[str]:
+def _first(lines: list[tuple[str, float]], rest: str) -> Iterator[tuple[str, float]]:
     yield from lines[:MOST_ADVICE]
-    if len(lines) > MOST_ADVICE:
-        yield f"and {len(lines) - MOST_ADVICE} {rest}"
+    if (more := len(lines) - MOST_ADVICE) > 0:
+        yield f"and {more} {rest}", float(more)

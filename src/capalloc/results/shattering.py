@@ -88,13 +88,14 @@ class Shattering(Result):
         """Changes that the correlation at the inputs asks for; empty where it is not lost, or the weights trained."""
         if self.data.attrs.get("trained"):
             return []
-        measured, predicted = float(self.measured_independent[0]), self.correlation
+        predicted, error = self.correlation, float(self.measured_independent_error[0])
+        measured = estimate(float(self.measured_independent[0]), error, ".2g", ".1g")
         if not max(predicted, self.kept) < SHATTERED:
             return []
         remedy = NORMED if self.data.attrs.get("normed") else AROUND
         worst = [str(name) for name in self.gate.to_numpy()[self._losses.to_numpy().argsort()[::-1][:3]]]
         return [
-            f"gradients at independent examples are unlike: correlation {predicted:.2g} predicted, {measured:.2g} "
+            f"gradients at independent examples are unlike: correlation {predicted:.2g} predicted, {measured} "
             f"measured, {self.index:.3g} decouplings on a path, most at {', '.join(worst)}; {remedy}"
         ]
 

@@ -18,7 +18,7 @@ def as_text(view: View) -> str:
     lines = [f"<{view.kind}, {view.heading}>"]
     lines += aligned([[fact.name, f"{fact.value} {fact.more}"] for fact in view.facts[: view.brief]])
     for table in view.tables:
-        if not table.detail:
+        if not (table.detail or table.apart):
             lines += ["", f"  {table.title}", *aligned([table.head, *table.first(TEXT_ROWS)])]
     notes = [f"  {note}" for note in (*(view.advice or ()), *view.notes)]
     return printable("\n".join([*lines, *([""] if notes else []), *notes]))

@@ -35,6 +35,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     sizes: Sequence[float] | None = None  # numbers of the second column; where not all rows fit, the largest are kept
     detail: bool = False  # left out of a few lines of text
+    apart: bool = False  # left out on a terminal too, for a card, a report or a file
     spare: Sequence[str] = ()  # columns that are left out where there is no room for all
 
     def narrow(self) -> Table:

@@ -19,13 +19,13 @@ UNBOUNDED = 10_000
 
 
 def print_view(view: View) -> None:
-    """Print facts, tables, then advice and notes on stdout."""
+    """Print facts, tables that do not stand apart, then advice and notes on stdout."""
     console = Console()
     heading = RichTable(title=escape(f"{view.title}, {view.heading}"), box=box.SIMPLE, show_header=False, min_width=56)
     for fact in view.facts:
         heading.add_row(*map(escape, (fact.name, f"{fact.value} {fact.more}".strip())))
     console.print(heading)
-    for table in view.tables:
+    for table in (table for table in view.tables if not table.apart):
         whole = table_of(table.title, table.head, largest(table))
         fits = console.measure(whole, options=console.options.update(width=UNBOUNDED)).maximum <= console.width
         console.print(whole if fits else table_of(table.title, table.narrow().head, largest(table.narrow())))
