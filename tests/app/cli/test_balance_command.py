@@ -82,7 +82,7 @@ def test_what_is_in_balance_stays_and_is_said_to(nets):
 def test_layers_are_shown_with_their_factors(nets):
     result = run("balance", "nets.py:plain", *SHAPE)
     assert result.exit_code == 0, result.output
-    assert "1.weight" in result.stdout
+    assert "2.weight" in result.stdout
     assert "path energy times" in result.stdout
 
 

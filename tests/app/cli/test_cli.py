@@ -90,7 +90,7 @@ def test_every_option_is_described(command):
 def test_commands_that_report_numbers_speak_json():
     commands = typer.main.get_command(app).commands
     without = {name for name, c in commands.items() if "--json" not in {o for p in c.params for o in p.opts}}
-    assert without == {"report", "design"}
+    assert without == {"report"}
 
 
 def test_help_needs_no_torch():

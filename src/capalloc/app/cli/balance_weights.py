@@ -92,7 +92,7 @@ def save_weights(state: dict[str, Tensor], path: Path) -> None:
 
 
 def factors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> pd.DataFrame:
-    """What each tensor that has changed was multiplied by."""
+    """Factors of the tensors that have changed."""
     ratios = {name: float(after[name].double().norm() / value.double().norm()) for name, value in before.items()}
     changed = {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > CHANGED}  # not those of zeros: NaN
     return pd.DataFrame({"factor": list(changed.values())}, index=pd.Index(list(changed), name="parameter"))

@@ -31,6 +31,7 @@ from capalloc.app.cli.options import (
     model_option,
     parse_ridge,
     result_option,
+    target_option,
 )
 
 COMPUTE_PANEL, RESULTS_PANEL, STUDIES_PANEL = "Compute", "Results and models", "Studies"
@@ -290,12 +291,36 @@ def models(verbosity: Verbosity) -> None:
     """The reference architectures: parameters, input shape, arguments."""
 
 
-@command(RESULTS_PANEL, "capalloc.app.design:serve")
+@command(RESULTS_PANEL, "capalloc.app.cli.design_command:run_design")
 def design(
+    verbosity: Verbosity,
+    field: Annotated[
+        int | None,
+        target_option(help="Pixels along an axis that an output should see: print the designs that come nearest."),
+    ] = None,
+    flat: Annotated[
+        int | None, target_option(help="Pixels in the middle over which what it sees should be even.")
+    ] = None,
+    max_parameters: Annotated[
+        str | None, target_option(metavar="NUMBER", help="Most parameters, such as 20000, 100k or 1.5M; else 100k.")
+    ] = None,
+    most: Annotated[int | None, target_option(min=1, max=50, help="Designs that are shown; else 5.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting that the page or the search starts from, such as ndim=1 or activation=gelu; repeat for "
+            "more.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, target_option(metavar="FILE.py", help="Write the first design here as PyTorch code.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0 takes a free one.")] = 8050,
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
-    """A page on which to build an architecture and see its capacity at once."""
+    """A page on which to build an architecture and see its capacity at once; with --field, designs by target."""
 
 
 @command(STUDIES_PANEL, "capalloc.app.cli.run_demo:run")

@@ -36,8 +36,8 @@ REFERENCE_NAMES = (
     "wavenet",
 )
 #: An option in the panel of `capalloc COMMAND --help` that it belongs to.
-model_option, input_option, result_option, method_option = (
-    partial(typer.Option, rich_help_panel=panel) for panel in ("Model", "Inputs", "Result", "Method")
+model_option, input_option, result_option, method_option, target_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Model", "Inputs", "Result", "Method", "By target")
 )
 
 Gates = Annotated[Literal["data", "gaussian", "unit"], method_option(help="Where slopes of activations come from.")]

@@ -5,6 +5,7 @@ Settings at their defaults are left out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -48,6 +49,24 @@ def from_query(query: str) -> tuple[Design, Design | None]:
     return _design(first), _design(second) if second else None
 
 
+def from_settings(pairs: Iterable[str]) -> Design:
+    """The design of settings written as `name=value`, the others at their defaults.
+
+    Raises:
+        ValueError: a pair of another form, an unknown or repeated setting, or a value that it cannot take.
+
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in SETTING_TYPES:
+            raise ValueError(f"a setting must be name=value, got {pair!r}; there are {', '.join(SETTING_TYPES)}")
+        if name in found:
+            raise ValueError(f"{name} is set twice; keep one")
+        found[name] = value
+    return _design(found)
+
+
 def _changed(design: Design, prefix: str) -> list[tuple[str, str]]:
     default = Design()
     return [
@@ -67,5 +86,5 @@ def _value(name: str, text: str) -> int | float | str:
         value: int | float | str = kind(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{name} must be {what}, the address has {text!r}") from None
+        raise ValueError(f"{name} must be {what}, got {text!r}") from None
     return value

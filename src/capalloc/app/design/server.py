@@ -12,12 +12,13 @@ from capalloc._runtime.extras import load_extra
 HOST = "127.0.0.1"
 
 
-def serve(port: int = 8050, open_browser: bool = True) -> None:
+def serve(port: int = 8050, open_browser: bool = True, query: str = "") -> None:
     """Serve the design page at http://127.0.0.1:port until Ctrl-C; it prints its address and answers no other machine.
 
     Args:
         port: 0 for a free one.
         open_browser: show the page in the default browser.
+        query: settings that the address begins with, such as "depth=30&residual=none".
 
     Raises:
         ValueError: a port out of range.
@@ -30,7 +31,7 @@ def serve(port: int = 8050, open_browser: bool = True) -> None:
     server_module = load_extra("the design page", "capalloc.app.design.dash_app")
     with bound(port) as listening:
         server = server_module.make_server(listening)
-        address = f"http://{HOST}:{server.port}/"
+        address = f"http://{HOST}:{server.port}/" + (f"?{query}" if query else "")
         print(f"capalloc design: {address} (Ctrl-C ends it)", flush=True)
         if open_browser:  # a text browser would not return before it is left
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

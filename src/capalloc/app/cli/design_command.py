@@ -1,0 +1,91 @@
+"""`capalloc design`: the page, or designs by their target where a field is asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+
+from capalloc._runtime.files import write_text
+from capalloc.app.cli.deliver import check_targets, show
+from capalloc.app.cli.errors import UsageError
+from capalloc.app.cli.options import Verbosity
+from capalloc.app.cli.tables import table_of
+from capalloc.app.design import Design, Reading, code, search, serve
+from capalloc.app.design.find_designs import unevenness
+from capalloc.app.design.query import from_settings, to_query
+
+HEAD = ["field", "layers", "kernel", "dilation", "strides", "width", "parameters", "count", "within"]
+
+
+def run_design(
+    verbosity: Verbosity,
+    field: int | None,
+    flat: int | None,
+    max_parameters: str | None,
+    most: int | None,
+    settings: list[str] | None,
+    out: Path | None,
+    port: int,
+    open_browser: bool,
+) -> None:
+    """Run `capalloc design`."""
+    start = from_settings(settings or [])
+    if field is None:
+        of_search = {"--flat": flat, "--max-parameters": max_parameters, "--most": most, "--out": out}
+        told = [name for name, value in of_search.items() if value is not None] + ["--json"] * verbosity.as_json
+        if told:
+            raise UsageError(f"{', '.join(told)} is of a search: say with --field how many pixels a design should see")
+        serve(port, open_browser, to_query(start))
+        return
+    check_targets(out)
+    if out is not None and out.suffix != ".py":
+        raise UsageError(f"--out must end in .py, a file of Python, got {out}")
+    limit = number(max_parameters or "100k")
+    found = search(field, flat=flat, max_params=limit, like=start, most=most or 5)
+    best = code(found[0].design)
+    if out is not None:
+        write_text(out, best)
+    numbers = {"field": field, "flat": flat, "max_parameters": limit, "designs": [entry(r, flat) for r in found]}
+    shown: list[RenderableType] = [table(found, flat)]
+    shown += [f"wrote {out}" if out is not None else f"PyTorch code of the first:\n\n{best}"]
+    show(verbosity, numbers | {"code": best}, *shown)
+
+
+def number(text: str) -> int:
+    """Read a number of parameters: 20000, 20k, 1.5M.
+
+    Raises:
+        UsageError: it is none.
+
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmM]?)", text.strip().replace(",", ""))
+    size = float(found[1]) * {"": 1, "k": 1e3, "m": 1e6}[found[2].lower()] if found else math.nan
+    if not 1 <= size < 1e12:
+        raise UsageError(f"--max-parameters must be a number such as 20000, 100k or 1.5M, got {text!r}")
+    return int(size)
+
+
+def entry(reading: Reading, flat: int | None) -> dict[str, object]:
+    """A design as JSON: its settings, its numbers, and the address of its page."""
+    names = ("extent", "deviation", "num_params", "total", "T", "phase", "index", "correlation")
+    away = None if flat is None else unevenness(reading.profile(reading.law), flat)
+    numbers = {name: getattr(reading, name) for name in names}
+    return {"settings": vars(reading.design), **numbers, "unevenness": away, "query": to_query(reading.design)}
+
+
+def table(found: Sequence[Reading], flat: int | None) -> RenderableType:
+    """A row for each design, the nearest first."""
+    rows = []
+    for reading in found:
+        d = reading.design
+        doubling = f"{d.dilation}" if d.cycle == 1 else f"{d.dilation} × 1 … {2 ** (d.cycle - 1)}"
+        strides = "–" if d.stride == 1 else f"{d.stride} in {d.strided}"
+        near = [f"{1 - unevenness(reading.profile(reading.law), flat):.0%}"] if flat else []
+        size = [f"{reading.num_params:,}", f"{reading.total:,}"]
+        rows.append([str(reading.extent), str(d.depth), str(d.kernel), doubling, strides, str(d.width), *size, *near])
+    title = "stacks whose field is nearest" + (f"; within: of an even field over {flat} pixels" if flat else "")
+    return table_of(title, HEAD if flat else HEAD[:-1], rows)
