@@ -379,8 +379,8 @@ def test_an_address_leaves_defaults_out() -> None:
     ("query", "match"),
     [
         ("?deep=3", "which is no setting; there are depth, kernel"),
-        ("?depth=three", "depth must be a whole number, the address has 'three'"),
-        ("?multiplier=x", "multiplier must be a number, the address has 'x'"),
+        ("?depth=three", "depth must be a whole number, got 'three'"),
+        ("?multiplier=x", "multiplier must be a number, got 'x'"),
         ("?depth=1000000000", "depth must lie from 1 to 100"),
         ("?depth=3&depth=4", "sets 'depth' twice"),
         ("?" + "a" * 2000, "at most 1000 are read"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from rich.console import RenderableType
 
 from capalloc._runtime.files import write_text
@@ -14,11 +16,11 @@ from capalloc.app.cli.deliver import check_targets, show
 from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.options import Verbosity
 from capalloc.app.cli.tables import table_of
-from capalloc.app.design import Design, Reading, code, search, serve
+from capalloc.app.design import Reading, code, search, serve
 from capalloc.app.design.find_designs import unevenness
 from capalloc.app.design.query import from_settings, to_query
 
-HEAD = ["field", "layers", "kernel", "dilation", "strides", "width", "parameters", "count", "within"]
+HEAD = ["field", "layers", "kernel", "dilation", "strides", "width", "parameters", "even"]
 
 
 def run_design(
@@ -33,7 +35,8 @@ def run_design(
     open_browser: bool,
 ) -> None:
     """Run `capalloc design`."""
-    start = from_settings(settings or [])
+    with usage():
+        start = from_settings(settings or [])
     if field is None:
         of_search = {"--flat": flat, "--max-parameters": max_parameters, "--most": most, "--out": out}
         told = [name for name, value in of_search.items() if value is not None] + ["--json"] * verbosity.as_json
@@ -45,14 +48,26 @@ def run_design(
     if out is not None and out.suffix != ".py":
         raise UsageError(f"--out must end in .py, a file of Python, got {out}")
     limit = number(max_parameters or "100k")
-    found = search(field, flat=flat, max_params=limit, like=start, most=most or 5)
+    with usage():
+        found = search(field, flat=flat, max_params=limit, like=start, most=most or 5)
     best = code(found[0].design)
     if out is not None:
         write_text(out, best)
     numbers = {"field": field, "flat": flat, "max_parameters": limit, "designs": [entry(r, flat) for r in found]}
-    shown: list[RenderableType] = [table(found, flat)]
-    shown += [f"wrote {out}" if out is not None else f"PyTorch code of the first:\n\n{best}"]
-    show(verbosity, numbers | {"code": best}, *shown)
+    show(verbosity, numbers | {"code": best}, table(found, flat))
+    if out is None and not verbosity.as_json:
+        typer.echo(f"PyTorch code of the first:\n\n{best}", nl=False)
+    elif out is not None:
+        verbosity.tell(f"wrote {out}")
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Make wrong usage of the error that a value cannot be."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error).replace("max_params", "--max-parameters")) from error
 
 
 def number(text: str) -> int:
@@ -85,7 +100,7 @@ def table(found: Sequence[Reading], flat: int | None) -> RenderableType:
         doubling = f"{d.dilation}" if d.cycle == 1 else f"{d.dilation} × 1 … {2 ** (d.cycle - 1)}"
         strides = "–" if d.stride == 1 else f"{d.stride} in {d.strided}"
         near = [f"{1 - unevenness(reading.profile(reading.law), flat):.0%}"] if flat else []
-        size = [f"{reading.num_params:,}", f"{reading.total:,}"]
-        rows.append([str(reading.extent), str(d.depth), str(d.kernel), doubling, strides, str(d.width), *size, *near])
-    title = "stacks whose field is nearest" + (f"; within: of an even field over {flat} pixels" if flat else "")
+        numbers = (d.depth, d.kernel, doubling, strides, d.width, f"{reading.num_params:,}")
+        rows.append([str(reading.extent), *map(str, numbers), *near])
+    title = "designs, the nearest first" + (f"; even: shared with a flat field of {flat} pixels" if flat else "")
     return table_of(title, HEAD if flat else HEAD[:-1], rows)
