@@ -24,6 +24,7 @@ TAGS = {
     "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",
     "<mi>&#x000B1;</mi>": "<mo>&#x000B1;</mo>",
     "<mo>&#x02202;</mo>": "<mi>&#x02202;</mi>",
+    "<mo>&#x0221E;</mo>": "<mi>&#x0221E;</mi>",
     "<mo>&#x0002F;</mo>": '<mo lspace="0" rspace="0">&#x0002F;</mo>',
     "<mo>&#x0007C;</mo>": '<mo lspace="0" rspace="0" stretchy="false">&#x0007C;</mo>',
     "<mo>&#x02016;</mo>": '<mo lspace="0" rspace="0" stretchy="false">&#x02016;</mo>',
