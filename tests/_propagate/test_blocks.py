@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import capalloc
 from capalloc._derivatives import exact_derivatives
-from capalloc._linalg.inverse_root import InverseRoot, rank_of_sample
+from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
 from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import samples, samples_of_outputs, spread
@@ -117,10 +117,6 @@ def test_slots_and_tensors_hold_the_same_and_more_at_every_step(sums, root):
 def test_half_the_steps_are_kept(sums, root):
     found = refine(sums, root, 3, 6, lambda found: found.last.steps == 5)
     assert (found.last.steps, found.half.steps, int(found.unused.sum())) == (5, 2, 0)
-
-
-def test_rank_of_a_sample():
-    assert rank_of_sample(gaussian(12, 4) @ gaussian(4, 9, seed=2)) == 4
 
 
 class Attention(nn.Module):

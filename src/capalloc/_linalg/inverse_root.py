@@ -7,16 +7,19 @@ own coordinates, of the same number, and R takes them back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from capalloc._linalg.kronecker import Kronecker, turn
+from capalloc._linalg.kronecker import Kronecker, KroneckerBlock, turn
 
 #: Variances below this share of their tensor's largest are taken for zero: samples in float32 leave as much of noise.
 SMALLEST = 1e-10
+#: Units of rounding in a sum of constraints.
+UNITS_OF_ROUNDING = 16
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,26 @@ class InverseRoot:
 
     blocks: Kronecker
 
+    def completed(self, image: Tensor) -> InverseRoot:
+        """Return the root with the variances of `image`, (k, params), where the samples of the blocks saw none.
+
+        The image is C' xi of all examples, whose squares have the mean diag(G) in any basis: a unit that none of the
+        sampled examples opens is in it. With few images each variance is drawn to the mean of those of its tensor.
+        """
+        filled, largest = [], max(self._largest)
+        for block, scale, tensor in self._by_block(image):
+            squares = turn(tensor, block.bases).square().mean(0)
+            unseen = (scale == 0) & (squares > (UNITS_OF_ROUNDING * torch.finfo(scale.dtype).eps) ** 2 * largest)
+            mean = squares[unseen].mean() if bool(unseen.any()) else squares.new_zeros(())
+            drawn = (len(image) * squares + mean) / (len(image) + 1)
+            filled.append(replace(block, diagonal=torch.where(unseen, drawn, block.diagonal)))
+        return InverseRoot(Kronecker(tuple(filled)))
+
     @cached_property
     def scales(self) -> tuple[Tensor, ...]:
         """Inverse roots of the variances, zero where there is none."""
         found = []
-        largest = [float(block.diagonal.max()) if block.diagonal.numel() else 0.0 for block in self.blocks.blocks]
+        largest = self._largest
         for block, own in zip(self.blocks.blocks, largest, strict=True):
             limits = torch.finfo(block.diagonal.dtype)
             # Beside the largest of all, the squares of rounding: of a bias before a norm there is nothing else.
@@ -37,32 +55,25 @@ class InverseRoot:
             found.append(torch.where(kept, block.diagonal, 1.0).rsqrt() * kept)
         return tuple(found)
 
+    @property
+    def _largest(self) -> list[float]:
+        return [float(block.diagonal.max()) if block.diagonal.numel() else 0.0 for block in self.blocks.blocks]
+
     def pull(self, vectors: Tensor) -> Tensor:
         """R' v."""
-        return self._by_block(vectors, inward=True)
+        parts = [turn(tensor, block.bases) * scale for block, scale, tensor in self._by_block(vectors)]
+        return torch.cat([part.flatten(1) for part in parts], 1).to(vectors)
 
     def push(self, vectors: Tensor) -> Tensor:
         """R v."""
-        return self._by_block(vectors, inward=False)
-
-    def _by_block(self, vectors: Tensor, *, inward: bool) -> Tensor:
-        sizes = [math.prod(block.shape) for block in self.blocks.blocks]
         parts = []
-        for block, scale, part in zip(self.blocks.blocks, self.scales, vectors.split(sizes, 1), strict=True):
-            tensor = part.to(scale).reshape(-1, *block.shape)
-            if inward:
-                tensor = turn(tensor, block.bases) * scale
-            else:
-                tensor = turn(tensor * scale, tuple(None if basis is None else basis.T for basis in block.bases))
-            parts.append(tensor.flatten(1).to(vectors))
-        return torch.cat(parts, 1)
+        for block, scale, tensor in self._by_block(vectors):
+            back = tuple(None if basis is None else basis.T for basis in block.bases)
+            parts.append(turn(tensor * scale, back).flatten(1))
+        return torch.cat(parts, 1).to(vectors)
 
-
-def rank_of_sample(sample: Tensor) -> int:
-    """Return the rank of random combinations of rows, (k, params): that of all rows, where k is larger.
-
-    Singular values up to max(k, params) * eps * (the largest) are zero.
-    """
-    values = torch.linalg.svdvals(sample)
-    least = max(sample.shape) * torch.finfo(sample.dtype).eps * values[0]
-    return int((values > least).sum())
+    def _by_block(self, vectors: Tensor) -> Iterator[tuple[KroneckerBlock, Tensor, Tensor]]:
+        """Yield every block, its scale, and its part of the vectors, (k, *axes)."""
+        split = vectors.split([math.prod(block.shape) for block in self.blocks.blocks], 1)
+        for block, scale, part in zip(self.blocks.blocks, self.scales, split, strict=True):
+            yield block, scale, part.to(scale).reshape(-1, *block.shape)

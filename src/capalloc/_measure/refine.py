@@ -20,11 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capalloc._linalg.inverse_root import InverseRoot
+from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING, InverseRoot
 from capalloc._measure.example_sums import ExampleSums
-
-#: Units of rounding in a sum of constraints.
-UNITS_OF_ROUNDING = 16
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def refine(
 ) -> Refinement:
     """Take steps until `enough` says so, `most_steps` at most."""
     image = sums.signs(0, num_probes)
-    unused = unmoved(image, sums.examples.x.dtype)
+    unused, root = unmoved(image, sums.examples.x.dtype), root.completed(image)
     side = root.pull(image)
     found: list[ProbeReading] = []
     for reading in readings(sums, root, side, most_steps):
@@ -86,6 +83,7 @@ def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tens
     images C' xi tell the tensors' parts, which need no more.
     """
     image = sums.signs(0, num_images)
+    root = root.completed(image)
     tensors = _by_tensor(root.pull(image).square(), sums.examples.sizes)
     slots = torch.cat([sums.squares(root.push(z)) for z in directions])
     return Refinement((ProbeReading(0, slots, tensors),), unmoved(image, sums.examples.x.dtype))

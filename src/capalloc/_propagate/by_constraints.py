@@ -14,11 +14,11 @@ from torch import Tensor
 
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches, solve_in_range
-from capalloc._linalg.inverse_root import InverseRoot, rank_of_sample
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import inverse_root
+from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
 from capalloc._model.problem import random_signs
@@ -34,7 +34,7 @@ from capalloc.results.allocation import Allocation
 #: minute of two cores: a unit of the latter took .14 ns of one, for 1300 to 2600 parameters and 5000 to 82,000 rows.
 EXACT_NUMBERS, EXACT_WORK = 400_000_000, 3e11
 #: Parameters up to which the total is the rank of as many random combinations of constraints, in float64.
-RANKED_PARAMS, SPARE_COMBINATIONS = 2000, 8
+RANKED_PARAMS = 2000
 #: Where examples make fewer constraints for each parameter, many steps lead to what these examples constrain, away from
 #: the answer of all; two lead towards it even then (docs/validation.md). Large networks have no time for them.
 ROWS_PER_PARAM, STEPS_OF_FEW = 4, 2
@@ -124,17 +124,10 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         directions = (random_signs(shape, like, examples.generator(9, k)) for k in range(probes))
         found = blocks_alone(sums, root, directions, FEWEST_IMAGES)
     phases("steps")
-    counted = count(task, examples, found, rank_of(sums, root) if ranked else None)
+    counted = count(task, examples, found, rank_of(sums) if ranked else None)
     phases("total")
     answer = allocation(task, examples, found, counted)
     return answer.replace(attrs=answer.attrs | {"phases": phases.shares()})
-
-
-def rank_of(sums: ExampleSums, root: InverseRoot) -> int:
-    """Return the rank of all constraints, from a few more random combinations of them than there are parameters."""
-    wanted = sums.examples.num_params + SPARE_COMBINATIONS
-    parts = torch.arange(wanted).split(MOST_PROBES)
-    return rank_of_sample(root.pull(torch.cat([sums.signs(1 + k, len(part)) for k, part in enumerate(parts)])))
 
 
 def probes_for(size: Size) -> int:
