@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import pytest
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import capalloc
 from capalloc import linear as linear_theory
@@ -321,7 +323,7 @@ def test_later_batches_are_checked_when_they_come():
     problem = prepare(linear(), [X, torch.ones(4, 4), X])
     with pytest.raises(ValueError, match=r"batches differ in shape: \(4,\) after \(3,\)"):
         list(problem.batches(2))
-    problem = prepare(linear(), [X, X, X * torch.nan])
+    problem = prepare(linear(), [*[X] * 4, X * torch.nan])
     with pytest.raises(ValueError, match="NaN or inf"):
         list(problem.batches(2))
 
@@ -391,6 +393,52 @@ def test_one_example_may_lose_its_axis_to_squeeze():
 @pytest.mark.parametrize("name", ["logits", "last_hidden_state"])
 def test_default_output_in_a_dictionary(name):
     assert prepare(Returns(lambda y: {"other": 0, name: y}), X)(X).shape == (4, 2)
+
+
+class Company(nn.Module):
+    """A layer whose examples also see what `seen` makes of the batch."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 2), seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (1 + self.seen(x))
+
+
+def shifted(x: Tensor, by: int) -> Tensor:
+    """What stands so many places before each example, else zero."""
+    return F.pad(x[:, :1], (0, 0, by, 0))[: len(x)]
+
+
+def first_come(x: Tensor, room: int) -> Tensor:
+    """One for the first of those who want, as in a mixture of experts with limited room."""
+    wanting = (x[:, :1] > 0).to(x)
+    return wanting * (wanting.cumsum(0) <= room)
+
+
+SEEN = {
+    **{f"the one {k} before": partial(shifted, by=k) for k in (1, 2, 7, 15)},
+    **{f"the one {k} after": lambda x, k=k: shifted(x.flip(0), k).flip(0) for k in (1, 7)},
+    **{f"room for {k}": partial(first_come, room=k) for k in (1, 3, 5)},
+    "the mean": lambda x: x.mean(0)[:1],
+    "the largest": lambda x: x.amax(0)[:1],
+    "the rank in the batch": lambda x: x[:, :1].argsort(0).argsort(0).to(x) / len(x),
+}
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["all differ", "the first two are equal"])
+@pytest.mark.parametrize("seen", SEEN)
+def test_examples_that_see_any_other_are_refused(seen, alike):
+    x = gaussian(16, 3)
+    x[1] = x[0] if alike else x[1]
+    with pytest.raises(ValueError, match="examples interact: the outputs for one example change"):
+        prepare(seeded_module(lambda: Company(SEEN[seen])), x)
+
+
+@pytest.mark.parametrize("alone", [torch.zeros_like, lambda x: x[:, :1] ** 2, lambda x: torch.rand_like(x[:, :1])])
+def test_examples_alone_are_taken_also_by_a_model_that_draws(alone):
+    prepare(seeded_module(lambda: Company(lambda x: alone(x)[:, :1])), gaussian(40, 3))
 
 
 METHODS = ("propagate", "walk", "scaling", "shattering", "diagnose", "decoupling", "receptive_field", "output_gram")

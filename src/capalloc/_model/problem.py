@@ -37,6 +37,8 @@ from capalloc._runtime.arguments import blamed
 ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"]  # a checked problem stays as it is
 #: A change of the inputs, in units of their rounding, that moves outputs about as far as rounding in all layers does.
 NUDGE = 16
+#: Examples that are run together, in both orders, to see whether one changes with others; their entries, at most.
+SEVERAL, SEVERAL_ENTRIES = 16, 2**19
 #: What is said of a copy that keeps a lower precision somewhere.
 KEPT_PRECISION = (
     "the model rounds to a lower precision within and does not run in float64 throughout: ranks may count its rounding,"
@@ -150,9 +152,9 @@ def prepare(
     asked = None if plain else read_arguments(Signature.of(model), inputs)
     program = program if plain else None  # its graph does not take several inputs apart
     if asked is None:
-        pair, layout = _first_two(inputs), None
+        first, layout = _first(inputs), None
         selected, notes = select_params(model, params)
-        _check_tensors(model, selected, pair)
+        _check_tensors(model, selected, first)
         frozen = private_copy(model, dtype)
     else:
         selected, notes = select_params(model, params)
@@ -162,11 +164,12 @@ def prepare(
         layout.check(by_input)
         selected, said = layout.inside(selected, asked_for=params is not None)
         notes += said
-        pair = _first_two(inputs)
-        _check_tensors(model, selected, pair)
+        first = _first(inputs)
+        _check_tensors(model, selected, first)
     own = dict(frozen.named_parameters())
     device = next(iter(own.values())).device
-    given, pair = pair.dtype, pair.detach().clone().to(device=device, dtype=dtype or pair.dtype)
+    given, first = first.dtype, first.detach().clone().to(device=device, dtype=dtype or first.dtype)
+    pair = first[:2]
     chosen = {name: own[name] for name in selected}
     problem = Problem(frozen, inputs, outputs, chosen, pair[:1], program, notes, layout)
     if traced and program is not None and outputs is None:
@@ -181,7 +184,7 @@ def prepare(
             "parameters earlier and kept on a module; compute them in forward, or register them with "
             "torch.nn.utils.parametrize"
         )
-    _check_outputs(problem, pair, problem.select(returned))
+    _check_outputs(problem, first, problem.select(returned))
     return problem
 
 
@@ -204,16 +207,18 @@ def _read(model: Any) -> tuple[nn.Module, ExportedProgram | None]:
     return model, None
 
 
-def _first_two(inputs: Tensor | Iterable[Any]) -> Tensor:
-    """Give the first two examples, or the only one."""
+def _first(inputs: Tensor | Iterable[Any]) -> Tensor:
+    """Give the first examples, `SEVERAL` or fewer where they are large."""
     found: list[Tensor] = []
+    wanted = 2
     for batch in iterate_batches(inputs):
         if found and batch.shape[1:] != found[0].shape[1:]:
             break  # refused when its turn comes
         if not batch.ndim or len(batch):
             check_batch(batch, like=batch)
-            found.append(batch[: 2 - len(found)])
-        if sum(map(len, found)) >= 2 or not len(batch):
+            wanted = min(max(SEVERAL_ENTRIES // batch[0].numel(), 2), SEVERAL)
+            found.append(batch[: wanted - sum(map(len, found))])
+        if sum(map(len, found)) >= wanted or not len(batch):
             break
     if not found:
         raise ValueError("inputs hold no example; pass a tensor with a leading examples axis of length >= 1")
@@ -342,8 +347,12 @@ def _try(problem: Problem, x: Tensor, seed: int = 0) -> tuple[Any, bool]:
     return returned, own._version > 0
 
 
-def _check_outputs(problem: Problem, x: Tensor, y: Tensor) -> None:
-    """Refuse outputs `y` of one or two examples `x` that no method can use, and examples that see each other."""
+def _check_outputs(problem: Problem, first: Tensor, y: Tensor) -> None:
+    """Refuse outputs `y` of the first two examples that no method can use, and examples that see each other.
+
+    Two may be equal, and more be needed before one sees another: the others stand beside them, in both orders.
+    """
+    x = first[:2]
     try:
         singles = [y] if len(x) == 1 else [problem.select(_try(problem, one[None])[0]) for one in x]
     except Exception as error:  # the model's own code may raise anything
@@ -362,15 +371,25 @@ def _check_outputs(problem: Problem, x: Tensor, y: Tensor) -> None:
         raise ValueError("the model's outputs hold NaN or inf on the first example")
     together = y.detach().reshape(len(x), -1)
     apart = torch.stack([one.detach().reshape(-1) for one in singles])
-    if len(x) > 1 and not agree(together, apart) and agree(together, _again(problem, x)):
-        # A deep network of float32 may make much of rounding, which kernels of other batches do otherwise.
-        nudged = _again(problem, x * (1 + NUDGE * torch.finfo(x.dtype).eps), seed=0)
-        if float((together - apart).abs().max()) <= 2 * float((together - nudged).abs().max()):
-            return
-        raise ValueError(
-            "examples interact: the outputs for one example change when another is in the batch; use a model that "
-            "treats each example alone (batch statistics: track running ones; recurrence and attention: batch_first)"
-        )
+    _check_alone(problem, x, together, apart)
+    if len(first) > 2:
+        beside = _again(problem, first, seed=0)
+        _check_alone(problem, x, together, beside[:2])
+        _check_alone(problem, first, beside, _again(problem, first.flip(0), seed=0).flip(0))
+
+
+def _check_alone(problem: Problem, x: Tensor, together: Tensor, otherwise: Tensor) -> None:
+    """Refuse outputs of examples `x` that are others in other company, if the model draws no random numbers."""
+    if agree(together, otherwise) or not agree(together, _again(problem, x)):
+        return
+    # A deep network of float32 may make much of rounding, which kernels of other batches do otherwise.
+    nudged = _again(problem, x * (1 + NUDGE * torch.finfo(x.dtype).eps), seed=0)
+    if float((together - otherwise).abs().max()) <= 2 * float((together - nudged).abs().max()):
+        return
+    raise ValueError(
+        "examples interact: the outputs for one example change when another is in the batch; use a model that "
+        "treats each example alone (batch statistics: track running ones; recurrence and attention: batch_first)"
+    )
 
 
 def _again(problem: Problem, x: Tensor, seed: int = 1) -> Tensor:
