@@ -24,6 +24,7 @@ from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.forecast import duration
 from capalloc._model.input_metric import InputMetricLike, input_metric
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
@@ -71,6 +72,7 @@ class _Clock:
 
 
 @checked
+@recorded
 @undisturbed()
 def audit(
     model: ModelLike,

@@ -22,6 +22,7 @@ from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.input_moments import InputMoments, still_inputs
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.propagate import propagate
 from capalloc._runtime.arguments import checked
@@ -38,6 +39,7 @@ MEASURED_PARAMS = 2500
 
 
 @checked
+@recorded
 @undisturbed()
 def rank(
     models: Mapping[str, Any] | Iterable[Any],

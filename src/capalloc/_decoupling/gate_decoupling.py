@@ -18,6 +18,7 @@ from capalloc._decoupling.pair_estimates import ExamplePairs, PairEstimate, Unit
 from capalloc._decoupling.sites import Gated, GateSite, SeenGates
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._operators.calls import Operation
 from capalloc._operators.records import record
@@ -77,6 +78,7 @@ class GateTally:
 
 
 @checked
+@recorded
 @undisturbed()
 def decoupling(
     model: ModelLike,

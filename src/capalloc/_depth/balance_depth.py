@@ -23,6 +23,7 @@ from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.trace import Watch
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, prepare
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
@@ -39,6 +40,7 @@ SHARED = (
 
 
 @checked
+@recorded
 @undisturbed()
 def scaling(
     model: ModelLike,

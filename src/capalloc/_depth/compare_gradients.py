@@ -22,6 +22,7 @@ from capalloc._energy.carriers import Products
 from capalloc._energy.residual import Trails
 from capalloc._energy.trace import Watch
 from capalloc._graph.capture import capture
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
@@ -29,6 +30,7 @@ from capalloc.results.shattering import Shattering
 
 
 @checked
+@recorded
 @undisturbed()
 def shattering(
     model: ModelLike,

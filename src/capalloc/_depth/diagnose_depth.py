@@ -19,6 +19,7 @@ from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
@@ -27,6 +28,7 @@ from capalloc.results.receptive_field import Extent
 
 
 @checked
+@recorded
 @undisturbed()
 def diagnose(
     model: ModelLike,

@@ -29,6 +29,7 @@ from capalloc._energy.trace import trace
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.layer_output import LayerOutput
+from capalloc._model.made_from import recorded
 from capalloc._model.places import Places
 from capalloc._model.problem import ModelLike, OutputSelection, prepare, seeded
 from capalloc._runtime.arguments import checked
@@ -49,6 +50,7 @@ CUT_NOTE = "cut by the border: use a larger input"
 
 
 @checked
+@recorded
 @undisturbed()
 def receptive_field(
     model: ModelLike,

@@ -23,6 +23,7 @@ from capalloc._linalg.symmetric import mirror
 from capalloc._measure.dense import CLEAR_GAP
 from capalloc._model.checks import check_batch_size
 from capalloc._model.examples_digest import digest_of_examples
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection
 from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
@@ -30,6 +31,7 @@ from capalloc.results.effective_parameters import EffectiveParameters
 
 
 @checked
+@recorded
 def effective_parameters(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

@@ -24,6 +24,7 @@ from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, meas
 from capalloc._measure.task import Task, make_task, with_notes
 from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetricLike
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection
 from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
@@ -87,6 +88,7 @@ def measure(
 
 
 @checked
+@recorded
 def measure(
     model: ModelLike,
     inputs: Tensor | Iterable[Any],

@@ -20,6 +20,7 @@ from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.task import make_task, with_notes
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._model.selected_params import ParamSelection
 from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
@@ -44,6 +45,7 @@ AnySolver = Markov | Block | Segments | Hessian
 
 
 @checked
+@recorded
 @undisturbed()
 def propagate(
     model: ModelLike,

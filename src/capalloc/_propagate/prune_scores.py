@@ -15,6 +15,7 @@ from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.markov import path_usage
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
+from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
@@ -26,6 +27,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @checked
+@recorded
 @undisturbed()
 def prune_scores(
     model: ModelLike,

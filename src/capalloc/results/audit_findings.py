@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import xarray as xr
 
-from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.base import APART, Result, Variable, axis_rows
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.text import briefly
 from capalloc.results.view import Fact, Table, View, estimate
@@ -133,7 +133,7 @@ class Audit(Result):
         facts.append(Fact("seconds", f"{self.seconds:.3g}", f"{self.forecast_seconds:.2g} were forecast"))
         values = {name: getattr(self, name) for name in self.VALUES}
         values |= {"findings": [asdict(f) for f in findings], "diagnosis": None if depth is None else depth.values}
-        left_out = ("found", "notes", "depth")
+        left_out = ("found", "depth", *APART)
         return self._view(
             title="Audit",
             heading=heading,

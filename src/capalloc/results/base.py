@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: The setting that says what a result was made from: model, inputs, arguments, seed, versions.
+MADE = "made"
+#: Attributes that a view has a place of its own for.
+APART = (MADE, "notes")
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -120,7 +125,8 @@ class Result(ABC):
             "notes": [str(note) for note in attrs.get("notes") or ()],
             "values": {name: getattr(self, name) for name in self.VALUES},
             "rows": tuple(self.ROWS),
-            "settings": {name: value for name, value in attrs.items() if name != "notes"},
+            "settings": {name: value for name, value in attrs.items() if name not in APART},
+            "made": attrs.get(MADE, {}),
         }
         return View(**(common | parts))
 

@@ -139,6 +139,7 @@ class View:
     series: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # for logs: a value for each name
     rows: Sequence[str] = ()  # tables of `to_pandas` that a program reads, without those of maps
     settings: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)  # what it was made from; empty in older files
 
 
 def estimate(value: float, error: float | None = None, digits: str = ".3f", doubt: str = ".3f") -> str:

@@ -10,10 +10,10 @@ from rich.console import Console, RenderableType
 
 from capalloc._runtime.files import check_target
 from capalloc.app.cli.as_json import as_dict, print_json
-from capalloc.app.cli.errors import UsageError
+from capalloc.app.cli.errors import TYPED, UsageError
 from capalloc.app.cli.options import OutputOptions, Verbosity
 from capalloc.app.cli.tables import print_view
-from capalloc.results.base import Result
+from capalloc.results.base import MADE, Result
 from capalloc.results.plots import PICTURES, save_figure
 
 
@@ -44,7 +44,9 @@ def show(verbosity: Verbosity, numbers: Mapping[str, Any], *shown: RenderableTyp
 
 
 def deliver(result: Result, output: OutputOptions, model: str) -> None:
-    """Write what is to be written, then print the numbers."""
+    """Write what is to be written, with the command that makes it again, then print the numbers."""
+    if (typed := TYPED.get()) is not None:
+        result.data.attrs[MADE] = result.data.attrs.get(MADE, {}) | {"command": typed}
     if output.out is not None:
         result.save(output.out)
     if output.picture is not None:

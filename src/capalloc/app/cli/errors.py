@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import typer
@@ -18,6 +20,8 @@ PROGRAM = "capalloc"
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, NotImplementedError)
 #: What torch says in a RuntimeError where memory is short.
 MEMORY = ("can't allocate memory", "out of memory")
+#: The command that runs, as it was typed.
+TYPED: ContextVar[str | None] = ContextVar("typed", default=None)
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -27,6 +31,11 @@ class UsageError(ValueError):
 
 class CommandGroup(TyperGroup):
     """Commands whose expected errors, and the user's own, are one line on stderr; with --debug, a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep what was typed, for results to say."""
+        TYPED.set(shlex.join([PROGRAM, *args]))
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
