@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import capalloc
-from capalloc._audit.findings import Evidence, findings, low_use, regions, unsettled
 from capalloc._audit.observe_channels import ReadChannels
 from capalloc.app.cli import app
 from capalloc.app.cli.as_json import as_dict
 from capalloc.app.report import report_html
 from capalloc.results import Allocation, Audit, Finding
 from capalloc.results.audit_findings import by_weight
+from capalloc.results.findings import Evidence, findings, low_use, regions, unsettled
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:
@@ -122,7 +122,7 @@ def known(values: list[float] | np.ndarray, axes: tuple[str, ...], **attrs: obje
     capacity = xr.DataArray(np.asarray(values, float), dims=axes)
     tensors = xr.DataArray([float(capacity.sum())], dims="parameter", coords={"parameter": ["weight"]})
     allocation = Allocation(capacity, 0.0, tensors, attrs={"num_params": 100, "notes": [], **attrs})
-    return Evidence(pd.DataFrame(columns=Audit.COLUMNS, dtype=float), 100, 10, dict(capacity.sizes), allocation)
+    return Evidence(pd.DataFrame(columns=Audit.COLUMNS, dtype=float), 100, dict(capacity.sizes), allocation)
 
 
 def test_inputs_by_their_share() -> None:
@@ -237,6 +237,8 @@ def test_without_a_diagnosis_there_are_no_tables_of_it(audited: tuple[Audit, int
     assert as_dict(bare)["diagnosis"] is None
     with pytest.raises(ValueError, match="this audit has no gates"):
         bare.to_pandas("gates")
+    with pytest.raises(ValueError, match=r"the dataset lacks \['depth_rate'\]"):
+        Audit(data.drop_vars("depth_rate"))
 
 
 class Unruled(nn.Module):

@@ -8,15 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from capalloc._audit.findings import Evidence, findings
-from capalloc._audit.observe_channels import ReadChannels, observe
+from capalloc._audit.observe_channels import observe
 from capalloc._depth.diagnose_depth import diagnose
 from capalloc._energy.carriers import Products
 from capalloc._energy.rules.registration import UnsupportedOperatorError
@@ -34,7 +31,7 @@ from capalloc._settings import Block, PropagateSolver
 from capalloc.results.allocation import Allocation
 from capalloc.results.audit_findings import Audit, as_data, within
 from capalloc.results.diagnosis import Diagnosis
-from capalloc.results.pruning import PruneScores
+from capalloc.results.findings import Evidence, findings, layer_table
 
 #: What parts cost, in forward and backward passes of all examples: between those of small networks, where what is
 #: done once weighs most, and of large ones.
@@ -145,11 +142,12 @@ def audit(
     found: dict[str, Any] = {}
     for what, part in tqdm(parts.items(), disable=not progress, desc="audit"):
         found[what] = clock.run(what, 0.0 if what == "capacity" else costs[what], part)
-    layers = _layers(problem, found["capacity"], found["paths"], found["channels"] or {})
+    read = {name: (len(one.total), one.directions()) for name, one in (found["channels"] or {}).items()}
+    layers = layer_table(problem.parameter_sizes, found["capacity"], found["paths"], read)
     evidence = Evidence(
-        layers, problem.num_params, number, _lengths(problem), found["capacity"], found["paths"], found["depth"]
+        layers, problem.num_params, _lengths(problem), found["capacity"], found["paths"], found["depth"]
     )
-    attrs = _attrs(evidence) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
+    attrs = _attrs(evidence, number) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
     attrs["notes"] = [*clock.notes, *attrs["notes"]]
     columns = {name: ("layer", layers[name].to_numpy(float)) for name in Audit.COLUMNS}
     data = xr.Dataset(columns, {"layer": list(layers.index)}, attrs)
@@ -158,12 +156,12 @@ def audit(
     return Audit(data)
 
 
-def _attrs(known: Evidence) -> dict[str, Any]:
+def _attrs(known: Evidence, num_examples: int) -> dict[str, Any]:
     a = known.allocation
     return {
         "found": as_data(findings(known)),
         "num_params": known.num_params,
-        "num_examples": known.num_examples,
+        "num_examples": num_examples,
         "total": None if a is None else a.total,
         "total_standard_error": None if a is None else a.attrs.get("total_standard_error"),
         "notes": [] if a is None else a.attrs["notes"],
@@ -189,30 +187,3 @@ def _pass_seconds(problem: Problem) -> float:
         if returned.requires_grad:
             torch.autograd.grad(returned, batch, allow_unused=True)
     return (time.perf_counter() - started) / len(batch)
-
-
-def _layers(
-    problem: Problem,
-    allocation: Allocation | None,
-    scores: PruneScores | None,
-    channels: dict[str, ReadChannels],
-) -> pd.DataFrame:
-    """The modules that own parameters, in their order, with the columns of an `Audit`."""
-    owners = pd.Series({name: name.rpartition(".")[0] or name for name in problem.params})
-    names = list(dict.fromkeys(owners))
-    sizes = pd.Series({name: float(p.numel()) for name, p in problem.params.items()})
-    layers = pd.DataFrame({"parameters": sizes.groupby(owners).sum()}, index=names)
-    for column in Audit.COLUMNS[1:]:
-        layers[column] = np.nan
-    if allocation is not None:
-        errors = pd.Series(allocation.attrs.get("by_parameter_standard_error", {}), dtype=float)
-        layers["capacity"] = allocation.by_parameter.to_series().groupby(owners).sum()
-        layers["use"] = layers["capacity"] / layers["parameters"]
-        if len(errors):
-            layers["use_error"] = np.sqrt((errors**2).groupby(owners).sum()) / layers["parameters"]
-    for name, units in ({} if scores is None else scores.unit_scores).items():
-        layers.loc[name, ["units", "dead"]] = len(units), int((units == 0).sum())
-    for name, read in channels.items():
-        if name in layers.index:
-            layers.loc[name, ["channels", "directions"]] = len(read.total), read.directions()
-    return layers

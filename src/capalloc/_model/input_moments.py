@@ -6,7 +6,6 @@ have the inputs' own shape. Every rank goes through all examples, so that all kn
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,6 @@ from capalloc._model.places import Places
 
 #: Inputs up to which a covariance of the data is made: a matrix with a row for each, and its eigenvectors.
 MOST_CORRELATED = 8192
-#: How the note on inputs that never vary begins, after their number.
-STILL = re.compile(r"\d+ inputs? never var")
 #: Inputs that never vary that a note names one by one.
 NAMED = 5
 

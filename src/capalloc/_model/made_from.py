@@ -1,4 +1,4 @@
-"""What a result was made from: model, inputs, arguments, seed and versions, for who wants to make it again."""
+"""Marks of what a result was made from: model, inputs, arguments, seed and versions, for who wants to make it again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ R = TypeVar("R")
 #: Arguments that change nothing of an answer but where, and how loudly, it is computed.
 OF_THE_RUN = ("progress", "run", "batch_size")
 #: Characters of an argument that are kept.
-LONGEST = 120
+ARGUMENT_LENGTH = 120
 #: Layers that read vectors along the last axis, with the attribute that tells how long those are.
 OF_VECTORS: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.Linear, "in_features"),
@@ -93,7 +93,7 @@ def _text(value: Any) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"<{value.__qualname__}>"
     text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= ARGUMENT_LENGTH else f"{text[:ARGUMENT_LENGTH]}..."
 
 
 def _model(model: Any) -> str:

@@ -14,7 +14,7 @@ from capalloc._runtime.arguments import checked
 from capalloc.results.base import Result, Variable
 from capalloc.results.frames import input_frame, module_sums, param_frame, spectrum_frame, table_frame, unit_frame
 from capalloc.results.invariants import check_axes, check_sums, check_values
-from capalloc.results.regions import Partition, grid, sum_parts
+from capalloc.results.regions import Partition, place_word, regions_by_mean, sum_parts
 from capalloc.results.several import split
 from capalloc.results.view import Fact, Map, Table, View, estimate
 
@@ -273,11 +273,11 @@ def _sizes(values: xr.DataArray, name: str) -> str:
 
 
 def _most(capacity: xr.DataArray, total: float) -> str:
-    """The region that holds most, for an image; else the input that does."""
+    """The region whose places get most, for an image; else the input that does."""
     if capacity.ndim > 1:
-        regions = grid(capacity)
-        top = regions[int(regions.to_numpy().argmax())]
-        return f"{top['region'].item()}, {float(top) / total:.1%}"
+        names, means = regions_by_mean(capacity)
+        top = int(means.argmax())
+        return f"{names[top]}, {means[top]:.3g} for each {place_word(capacity)}"
     axis, index = capacity.dims[0], int(capacity.to_numpy().argmax())
     place = capacity[axis][index].item() if axis in capacity.coords else index
     return f"{axis} {place}, {float(capacity[index]) / total:.1%}"

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import xarray as xr
 
-from capalloc.results.base import APART, Result, Variable, axis_rows
+from capalloc.results.base import PLACED, Result, Variable, axis_rows
 from capalloc.results.diagnosis import Diagnosis
+from capalloc.results.scaling import Scaling
+from capalloc.results.shattering import Shattering
 from capalloc.results.text import briefly
 from capalloc.results.view import Fact, Table, View, estimate
 
@@ -102,6 +104,10 @@ class Audit(Result):
         for found in self.data.attrs["found"]:
             if not OF_EVERY_FINDING <= set(found) <= OF_A_FINDING or found["level"] not in LEVELS:
                 raise ValueError(f"a finding needs {sorted(OF_EVERY_FINDING)} and a level of {LEVELS}: {found}")
+        there = set(map(str, self.data.variables))
+        needed = {f"{OF_DEPTH}{name}" for kind in (Diagnosis, Scaling, Shattering) for name in kind.SCHEMA}
+        if there & needed and (missing := sorted(needed - there)):
+            raise ValueError(f"the dataset lacks {missing}; {self.MAKER} makes one that has them")
         _ = self.diagnosis
 
     @property
@@ -133,7 +139,7 @@ class Audit(Result):
         facts.append(Fact("seconds", f"{self.seconds:.3g}", f"{self.forecast_seconds:.2g} were forecast"))
         values = {name: getattr(self, name) for name in self.VALUES}
         values |= {"findings": [asdict(f) for f in findings], "diagnosis": None if depth is None else depth.values}
-        left_out = ("found", "depth", *APART)
+        left_out = ("found", "depth", *PLACED)
         return self._view(
             title="Audit",
             heading=heading,

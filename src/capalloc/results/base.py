@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: The setting that says what a result was made from: model, inputs, arguments, seed, versions.
 MADE = "made"
 #: Attributes that a view has a place of its own for.
-APART = (MADE, "notes")
+PLACED = (MADE, "notes")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Result(ABC):
             "notes": [str(note) for note in attrs.get("notes") or ()],
             "values": {name: getattr(self, name) for name in self.VALUES},
             "rows": tuple(self.ROWS),
-            "settings": {name: value for name, value in attrs.items() if name not in APART},
+            "settings": {name: value for name, value in attrs.items() if name not in PLACED},
             "made": attrs.get(MADE, {}),
         }
         return View(**(common | parts))

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import xarray as xr
 
-from capalloc.results.base import APART, Result, Variable, axis_rows
+from capalloc.results.base import PLACED, Result, Variable, axis_rows
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
 from capalloc.results.view import Fact, Table, View
@@ -66,7 +66,7 @@ class Diagnosis(Result):
     def view(self) -> View:
         """Everything of the parts, and the receptive field."""
         parts = {"scaling": self.scaling.view(), "shattering": self.shattering.view()}
-        own = {name: value for name, value in self.data.attrs.items() if name not in (*parts, *APART)}
+        own = {name: value for name, value in self.data.attrs.items() if name not in (*parts, *PLACED)}
         return self._view(
             title="Diagnosis of depth",
             heading=self.summary,

@@ -12,13 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from capalloc._runtime.arguments import checked
 from capalloc.results.images import image
+from capalloc.results.several import FLAT_AXIS
 
 VERTICAL = ("top", "middle", "bottom")
 HORIZONTAL = ("left", "centre", "right")
+#: Regions of a sequence.
+THIRDS = ("first third", "middle third", "last third")
+#: The axis that a map of two goes along, where it is no picture.
+SEQUENCES: dict[tuple[str, ...], str] = {("token", "feature"): "token", ("channel", "position"): "position"}
 #: From a capacity map to labels over some of its axes, or all.
 Labelling = Callable[[xr.DataArray], xr.DataArray]
 Partition = str | ArrayLike | xr.DataArray | Labelling
@@ -114,6 +119,58 @@ def grid(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
         for name, rows, columns in _cells(flat.sizes[row], flat.sizes[column])
     }
     return xr.concat(cells.values(), dim="region").assign_coords(region=list(cells)).transpose(..., "region")
+
+
+def is_line(values: xr.DataArray) -> bool:
+    """Tell whether the map is over one axis, up to axes of one entry."""
+    return values.ndim == 1 or values.shape[-2] == 1
+
+
+def named_parts(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
+    """Sums over (keep, region): several inputs, thirds of a sequence, a 3 x 3 grid of a picture."""
+    if "input_name" in values.coords:
+        names = values.coords["input_name"]
+        found = list(dict.fromkeys(names.to_numpy().tolist()))
+        held = [values.isel({FLAT_AXIS: (names == name).to_numpy()}).sum(FLAT_AXIS) for name in found]
+        return _joined(held, found)
+    axes = [str(axis) for axis in values.dims if axis != keep]
+    one = values.isel({keep: 0}) if keep else values
+    along = SEQUENCES.get(tuple(axes), axes[-1] if is_line(one) else "")
+    if not along:
+        return grid(values, keep=keep)
+    last = values.sum([axis for axis in axes if axis != along])
+    if last.sizes[along] < len(THIRDS):
+        return last.sum(along).expand_dims(region=["inputs"], axis=-1)
+    sums = [last.isel({along: cut}).sum(along) for cut in thirds(last.sizes[along])]
+    return _joined(sums, list(THIRDS))
+
+
+def parts_each(values: xr.DataArray, *, per_place: bool = True) -> list[int]:
+    """Number of inputs in each of `named_parts`; `per_place` of pixels or positions, whatever their channels."""
+    ones = xr.ones_like(values, dtype=float)
+    if per_place and "input_name" not in values.coords:
+        axes = tuple(map(str, values.dims))
+        kept = [SEQUENCES[axes]] if axes in SEQUENCES else axes[-1:] if is_line(values) else axes[-2:]
+        ones = ones.isel({axis: slice(1) for axis in axes if axis not in kept})
+    return [int(number) for number in named_parts(ones).to_numpy()]
+
+
+def regions_by_mean(values: xr.DataArray) -> tuple[list[str], NDArray[np.float64]]:
+    """Names of the regions, and what one place of each gets: areas differ, and their sums would say otherwise."""
+    sums = named_parts(values)
+    return list(map(str, sums["region"].to_numpy())), sums.to_numpy() / np.array(parts_each(values))
+
+
+def place_word(values: xr.DataArray) -> str:
+    """The word for one place of a map: its channels, or features, are summed."""
+    axes = tuple(map(str, values.dims))
+    if "input_name" in values.coords:
+        return "input"
+    return SEQUENCES.get(axes, axes[-1] if is_line(values) else "pixel" if axes[-2:] == ("row", "column") else "place")
+
+
+def _joined(sums: list[xr.DataArray], names: list[str]) -> xr.DataArray:
+    return xr.concat(sums, dim="region").assign_coords(region=names).transpose(..., "region")
 
 
 def _last_two(values: xr.DataArray, keep: str | None = None) -> tuple[str, str]:

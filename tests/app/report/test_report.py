@@ -27,11 +27,11 @@ from capalloc.app.report import report_html, write_report
 from capalloc.app.report.charts import MOST_POINTS, draw
 from capalloc.app.report.encode import Encoded, encode
 from capalloc.app.report.explorer import describe
-from capalloc.app.report.layout import parts
 from capalloc.app.report.outlines import outline
 from capalloc.app.report.section import exact, number, plain
 from capalloc.results import load
 from capalloc.results.images import ring, smallest_region
+from capalloc.results.regions import named_parts as parts
 from capalloc.results.svg import gradient
 from capalloc.results.view import Axis, Chart, Line
 
@@ -229,11 +229,31 @@ def test_table_agrees_with_the_allocation():
     head, *rows = table_rows(report_html({"one": a}))
     assert head[:2] == ["parameters", "all"]
     assert [row[0] for row in rows] == ["conv.weight", "conv.bias", "linear.weight", "all"]
-    everything = [float(cell) for cell in rows[-1][1:]]
-    assert sum(everything[1:-1]) == pytest.approx(float(a.capacity.sum()), abs=0.5)
-    assert everything[-1] == a.bias
-    assert everything[0] == pytest.approx(a.total, abs=0.05)
-    assert float(rows[0][2]) == pytest.approx(float(a.table[0, 0, :1, :2].sum()), abs=0.051)
+    total, *regions, constant = [list(map(float, cell.split())) for cell in rows[-1][1:]]
+    assert sum(region[1] for region in regions) == pytest.approx(float(a.capacity.sum()), abs=0.5)
+    assert (total, constant) == ([pytest.approx(a.total, abs=0.05)], [a.bias])
+    mean, whole = map(float, rows[0][2].split())
+    assert whole == pytest.approx(float(a.table[0, 0, :1, :2].sum()), abs=0.051)
+    assert mean == pytest.approx(float(a.table[0, 0, :1, :2].mean()), abs=0.005)
+
+
+def test_the_table_says_what_the_map_says():
+    """On 8 x 8 pixels, of which thirds are 3, 2 and 3, a centre of 1.5 a pixel stands out over corners of 1."""
+    values = np.ones((1, 1, 8, 8))
+    values[..., 3:5, 3:5] = 1.5
+    table = xr.DataArray(
+        values,
+        dims=("parameter", "channel", "row", "column"),
+        coords={"parameter": ["weight"], "bias": ("parameter", [0.0])},
+    )
+    inner = table.drop_vars("bias")
+    a = Allocation(inner.sum("parameter"), 0.0, inner.sum(("channel", "row", "column")), table)
+    page = report_html({"one": a})
+    cells = dict(zip(*table_rows(page)[:2], strict=True))
+    assert (cells["centre"], cells["top left"]) == ("1.5  6.0", "1  9.0")
+    assert re.findall(r'<td class="h(\d+)">', page) == ["7", "7", "7", "7", "10", "7", "7", "7", "7"]
+    assert "most for each pixel in the region centre, 1.5" in page
+    assert "most on   centre, 1.5 for each pixel" in repr(a)
 
 
 def test_table_of_two_holds_both_and_errors_where_known():
@@ -251,7 +271,7 @@ def test_without_a_table_the_page_shows_what_there_is():
     page = report_html({"one": Allocation(a.capacity, a.bias, a.by_parameter)})
     assert "Capacity of the parameter tensors" in page
     assert "--table" in page
-    assert "top left" not in page
+    assert table_rows(page)[0] == ["parameters", "all"]
     assert f"{float(a.by_parameter[2]):.1f}" in page
     assert 'data-role="layer"' not in page
     assert data_of(page)["explorers"]["maps-1"]["layers"] is None
@@ -440,7 +460,9 @@ def test_a_map_in_words_names_its_total_and_its_ends():
     values = xr.DataArray(np.zeros((3, 4)), dims=("row", "column"))
     values[2, 3], values[0, 0] = 5.0, 1.0
     words = describe("measured", values, "parameters")
-    assert words.startswith("measured: 6 parameters over 3 rows × 4 columns; most in the region bottom right, 5;")
+    assert words.startswith(
+        "measured: 6 parameters over 3 rows × 4 columns; most for each pixel in the region bottom right, 5;"
+    )
     assert words.endswith("largest: 5 at row 2, column 3")
 
 

@@ -16,9 +16,10 @@ from markupsafe import Markup
 from capalloc.app.pages import PAGES
 from capalloc.app.report.charts import draw
 from capalloc.app.report.encode import Encoded, encode
-from capalloc.app.report.layout import flat, high, is_line, label, labels, leading, parts, positions
+from capalloc.app.report.layout import flat, high, label, labels, leading, positions
 from capalloc.app.report.outlines import edges_over, lines_over
 from capalloc.app.report.section import exact
+from capalloc.results.regions import is_line, place_word, regions_by_mean
 from capalloc.results.svg import colours, map_svg
 from capalloc.results.view import Axis, Chart, Line, Map
 
@@ -149,16 +150,17 @@ def describe(name: str, values: xr.DataArray, unit: str, signed: bool = False) -
     """A map in words, for those who do not see it."""
     shown = flat(values)
     size = " × ".join(f"{n} {axis}s" for axis, n in shown.sizes.items())
-    regions = parts(values)
-    best, least = int(regions.to_numpy().argmax()), int(regions.to_numpy().argmin())
+    names, means = regions_by_mean(values)
+    best, least = int(means.argmax()), int(means.argmin())
     top = tuple(map(int, np.unravel_index(int(abs(shown).to_numpy().argmax()), shown.shape)))
     place = ", ".join(f"{axis} {label(shown, axis, k)}" for axis, k in zip(shown.dims, top, strict=True))
     said = [f"{name}: {exact(float(values.sum()))} {unit} over {size}"]
-    if regions.size > 1:
+    if means.size > 1:
         most, fewest = ("most gained", "most lost") if signed else ("most", "least")
+        each = f"for each {place_word(values)}"
         said.append(
-            f"{most} in the region {regions.region.values[best]}, {exact(float(regions[best]))}; "
-            f"{fewest} in {regions.region.values[least]}, {exact(float(regions[least]))}"
+            f"{most} {each} in the region {names[best]}, {exact(means[best])}; "
+            f"{fewest} in {names[least]}, {exact(means[least])}"
         )
     said.append(f"{'furthest from zero' if signed else 'largest'}: {exact(float(shown[top]))} at {place}")
     return "; ".join(said)

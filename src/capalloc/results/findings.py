@@ -1,21 +1,26 @@
-"""Findings from what was measured: a function for each kind, with the limits that it goes by."""
+"""Findings from what was measured, or saved: a function for each kind, with the limits that it goes by."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from capalloc._model.input_moments import STILL
 from capalloc.results.allocation import Allocation
-from capalloc.results.audit_findings import Finding, Level
+from capalloc.results.audit_findings import Audit, Finding, Level
+from capalloc.results.axis_words import worded
+from capalloc.results.base import Result
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.pruning import PruneScores
-from capalloc.results.regions import grid
+from capalloc.results.regions import named_parts, parts_each
+
+#: How the note on inputs that never vary begins, after their number.
+STILL = re.compile(r"\d+ inputs? never var")
 
 #: Use of a layer's parameters, with two standard errors, below which it is named.
 LOW_USE = 0.5
@@ -41,11 +46,19 @@ class Evidence:
 
     layers: pd.DataFrame  # by name, with the columns of `Audit`
     num_params: int
-    num_examples: int
-    lengths: Mapping[str, int]  # of the inputs' axes, by name
+    lengths: Mapping[str, int] = field(default_factory=dict)  # of the inputs' axes, by name, as far as they are known
     allocation: Allocation | None = None
     scores: PruneScores | None = None
     diagnosis: Diagnosis | None = None
+
+    @classmethod
+    def of_saved(cls, result: Result) -> Evidence | None:
+        """Everything that one result knows; None of a kind that no finding is drawn from."""
+        if isinstance(result, Allocation):
+            sizes = result.attrs.get("parameter_sizes", {})  # not in older files
+            number = result.attrs.get("num_params") or sum(sizes.values())
+            return cls(layer_table(sizes, result), max(1, number), allocation=result)
+        return cls(layer_table({}), 1, diagnosis=result) if isinstance(result, Diagnosis) else None
 
     @property
     def missing(self) -> float:
@@ -100,7 +113,7 @@ def low_use(known: Evidence) -> Iterator[Finding]:
 
 def unused_parameters(known: Evidence) -> Iterator[Finding]:
     """Parameters that change nothing on these examples."""
-    number = 0 if known.allocation is None else int(known.allocation.attrs.get("unused_params") or 0)
+    number = int((known.allocation.attrs if known.allocation else {}).get("unused_params") or 0)
     share = number / known.num_params
     if number:
         where = ""
@@ -140,7 +153,7 @@ def field_of_paths(known: Evidence) -> Iterator[Finding]:
         return
     data = known.diagnosis.data
     for k, axis in enumerate(map(str, data["axis"].to_numpy())):
-        size, whole = float(data["field_size"][k]), known.lengths[axis]
+        size, whole = float(data["field_size"][k]), known.lengths.get(axis, 0)
         if size < whole:
             yield Finding(
                 "worth a look",
@@ -168,7 +181,7 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
             "how-to/partitions.md",
             float(nothing),
         )
-    for note in known.allocation.attrs["notes"]:
+    for note in known.allocation.attrs.get("notes", ()):
         if STILL.match(note):
             what, _, do = note.partition("; ")
             yield Finding("worth a look", 1.0, what, do, "how-to/measure-or-propagate.md", float(what.split()[0]))
@@ -185,17 +198,16 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
 
 
 def regions(known: Evidence) -> Iterator[Finding]:
-    """Regions of an image, by what one of their inputs gets."""
+    """Regions of an image, or of a sequence of vectors, by what one of their inputs gets."""
     if known.allocation is None or known.allocation.capacity.ndim < 2 or not known.allocation.capacity.sum() > 0:
         return
-    capacity = known.allocation.capacity
-    sizes = grid(xr.ones_like(capacity.drop_vars("standard_error", errors="ignore"))).to_numpy()
-    found = grid(capacity)
-    names, values = [str(name) for name in found["region"].to_numpy().ravel()], found.to_numpy() / sizes
+    capacity = worded(known.allocation).capacity
+    bare = capacity.drop_vars("standard_error", errors="ignore")
+    sizes, found = parts_each(bare, per_place=False), named_parts(bare)
     error = float(capacity["standard_error"].mean()) if "standard_error" in capacity.coords else 0.0
     parts = [
-        (f"the {name}", float(value), error / math.sqrt(max(float(size), 1.0)) + known.unknown / max(float(size), 1.0))
-        for name, value, size in zip(names, values.ravel(), sizes.ravel(), strict=True)
+        (f"the {name}", float(total) / size, error / math.sqrt(size) + known.unknown / size)
+        for name, total, size in zip(found["region"].to_numpy(), found.to_numpy(), sizes, strict=True)
     ]
     yield from _uneven(parts, float(capacity.mean()))
 
@@ -282,3 +294,32 @@ def _largest(rows: pd.DataFrame, by: pd.Series[float]) -> Iterator[tuple[str, pd
     order = np.argsort(-by.to_numpy(), kind="stable")[:MOST_NAMED]
     for k in order:
         yield str(rows.index[k]), rows.iloc[k]
+
+
+def layer_table(
+    sizes: Mapping[str, int],
+    allocation: Allocation | None = None,
+    scores: PruneScores | None = None,
+    channels: Mapping[str, tuple[int, float]] | None = None,
+) -> pd.DataFrame:
+    """The modules that own parameters, in their order, with the columns of an `Audit`.
+
+    `sizes` counts the parameters of each tensor, `channels` those that a layer reads and their directions.
+    """
+    owners = pd.Series({name: name.rpartition(".")[0] or name for name in sizes}, dtype=object)
+    names = list(dict.fromkeys(owners))
+    layers = pd.DataFrame({"parameters": pd.Series(sizes, dtype=float).groupby(owners).sum()}, index=names)
+    for column in Audit.COLUMNS[1:]:
+        layers[column] = np.nan
+    if allocation is not None and names:
+        errors = pd.Series(allocation.attrs.get("by_parameter_standard_error", {}), dtype=float)
+        layers["capacity"] = allocation.by_parameter.to_series().groupby(owners).sum()
+        layers["use"] = layers["capacity"] / layers["parameters"]
+        if len(errors):
+            layers["use_error"] = np.sqrt((errors**2).groupby(owners).sum()) / layers["parameters"]
+    for name, units in ({} if scores is None else scores.unit_scores).items():
+        layers.loc[name, ["units", "dead"]] = len(units), int((units == 0).sum())
+    for name, read in (channels or {}).items():
+        if name in layers.index:
+            layers.loc[name, ["channels", "directions"]] = read
+    return layers
