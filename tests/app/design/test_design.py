@@ -16,11 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import capalloc
 from capalloc._decoupling.activations import NAMED_ACTIVATIONS
 from capalloc.app.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read, serve
 from capalloc.app.design.hermite_series import HermiteSeries
+from capalloc.app.design.one_channel import position
 from capalloc.app.design.query import from_query, to_query
 from capalloc.app.design.server import bound
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, LIMITS, SIZES
@@ -37,22 +39,46 @@ SMALL = {
     "strided, linear": Design(depth=6, width=2, ndim=1, size=30, stride=3, strided=3, activation="linear"),
     "one unit, elu": Design(depth=1, width=1, ndim=1, size=30, kernel=1, activation="elu"),
     "silu": Design(depth=3, width=2, size=12, kernel=5, activation="silu", stride=2, multiplier=0.5),
-}
+    "channels, biases": Design(depth=3, width=2, ndim=1, size=20, in_channels=3, bias=True),
+    "norms, gelu": Design(depth=5, width=2, size=12, norm="batch", residual="constant", activation="gelu"),
+    "norms, biases, strided": Design(
+        depth=6, width=2, ndim=1, size=31, norm="batch", bias=True, stride=2, strided=2, residual="constant"
+    ),
+    "causal": Design(depth=4, width=2, ndim=1, size=40, causal=True, cycle=3, stride=2, bias=True),
+    "causal, depthwise": Design(depth=3, width=3, ndim=1, size=33, causal=True, depthwise=True, activation="tanh"),
+    "depthwise": Design(depth=4, width=3, size=13, depthwise=True, stride=2, strided=2, growth=2.0, bias=True),
+    "averages": Design(depth=5, width=2, size=16, stride=2, strided=2, reduction="average", norm="batch"),
+    "averages of three, tanh": Design(
+        depth=5, width=2, ndim=1, size=40, stride=3, strided=2, reduction="average", activation="tanh", growth=1.5
+    ),
+    "down and up": Design(depth=8, width=3, size=16, stride=2, strided=2, upsampled=2, growth=2.0, depthwise=True),
+    "all of it": Design(
+        depth=9, width=2, ndim=1, size=45, stride=2, strided=2, upsampled=1, growth=2.0, depthwise=True, bias=True,
+        norm="batch", causal=True, reduction="average", in_channels=2, activation="gelu", cycle=2, residual="constant",
+    ),
+}  # fmt: skip
 
 
 def even(design: Design) -> nn.Module:
-    """The built network in float64, every weight of the magnitude that its variance says."""
-    model = build(design).double()
-    gain = 1 / HermiteSeries.of(design.activation).mean_square
+    """The built network in float64, weights of the magnitude that their variance says, norms without their epsilon."""
+    model = build(design).double().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            variance = (1.0 if name == "stem.weight" else gain) / weight[0].numel()
-            weight.copy_(weight.sign() * math.sqrt(variance))
+            if weight.ndim > 1:
+                gain = (
+                    1.0
+                    if name == "stem.weight" or "pointwise" in name
+                    else 1 / HermiteSeries.of(design.activation).mean_square
+                )
+                weight.copy_(weight.sign() * math.sqrt(gain / weight[0].numel()))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eps = 0.0
     return model
 
 
 def examples(design: Design, number: int = 1) -> Tensor:
-    shape = (number, 1, *[design.size] * design.ndim)
+    shape = (number, design.in_channels, *[design.size] * design.ndim)
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -60,6 +86,15 @@ def central(output: Tensor) -> Tensor:
     """One output position, with its axes kept."""
     middle = slice(output.shape[-1] // 2, output.shape[-1] // 2 + 1)
     return output[(slice(None), slice(None), *[middle] * (output.ndim - 2))]
+
+
+def last(output: Tensor) -> Tensor:
+    """The last output position, with its axis kept."""
+    return output[..., -1:]
+
+
+def read_position(design: Design) -> Callable[[Tensor], Tensor]:
+    return last if design.causal else central
 
 
 # settings
@@ -83,6 +118,12 @@ def test_numbers_beyond_their_limits_are_refused(name: str) -> None:
         ({"residual": "1/L^2"}, "residual must be one of"),
         ({"activation": "step"}, "activation must be one of"),
         ({"multiplier": math.nan}, "multiplier must lie from"),
+        ({"norm": "layer"}, "norm must be one of"),
+        ({"reduction": "max"}, "reduction must be one of"),
+        ({"causal": True}, "causal must be False with two axes"),
+        ({"strided": 1, "upsampled": 2, "stride": 2}, "upsampled must be at most strided, 1, got 2"),
+        ({"depth": 3, "strided": 2, "upsampled": 1}, "strided must be at most half the depth, .*, 1, got 2"),
+        ({"size": 8, "stride": 3, "strided": 3, "reduction": "average"}, "size must leave a position to every average"),
     ],
 )
 def test_settings_that_make_no_design_are_refused(given_: dict[str, Any], match: str) -> None:
@@ -119,20 +160,33 @@ def test_the_network_has_the_parameters_counted(design: Design) -> None:
     assert sum(p.numel() for p in build(design).parameters()) == design.num_params
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_read_variance_one(activation: str) -> None:
+def standard(activation: str, **more: Any) -> Design:
+    residual = "none" if activation in HOMOGENEOUS_ACTIVATIONS and not more else "constant"
+    return Design(depth=4, width=48, ndim=1, size=128, residual=residual, activation=activation, **more)
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        *map(standard, ACTIVATIONS),
+        standard("relu", norm="batch"),
+        standard("tanh", norm="batch", depthwise=True, stride=2, strided=2),
+        standard("gelu", stride=2, strided=2, reduction="average", growth=1.5),
+        standard("silu", stride=2, strided=2, upsampled=1, causal=True, in_channels=3),
+    ],
+    ids=str,
+)
+def test_activations_read_variance_one(design: Design) -> None:
     """On average over 24 draws of the weights, away from borders: each layer of 48 units scatters by some 20 %."""
-    residual = "none" if activation in HOMOGENEOUS_ACTIVATIONS else "constant"
-    design = Design(depth=4, width=48, ndim=1, size=128, residual=residual, activation=activation)
     found: list[float] = []
 
     def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(float(inputs[0].detach()[..., 16:-16].square().mean()))
+        found.append(float(inputs[0].detach()[..., 8:-8].square().mean()))
 
     for seed in range(24):
-        model = build(design, seed)
+        model = build(design, seed).eval()
         for module in model.modules():
-            if type(module) is type(NAMED_ACTIVATIONS[activation]()):
+            if type(module) is type(NAMED_ACTIVATIONS[design.activation]()):
                 module.register_forward_pre_hook(note)
         model(examples(design).float())
     np.testing.assert_allclose(np.reshape(found, (24, design.depth + 1)).mean(0), 1, atol=0.2)
@@ -153,8 +207,10 @@ def test_building_leaves_the_random_state_alone() -> None:
 def test_the_map_is_that_of_propagate(design: Design) -> None:
     """To 1e-9 of the total: all weights of a layer are of one magnitude, gates are those of unit Gaussians."""
     reading = read(design)
-    found = capalloc.propagate(even(design), examples(design), central, gates="gaussian", solver="markov")
-    np.testing.assert_allclose(reading.capacity, found.capacity.to_numpy()[0], atol=1e-9 * reading.total)
+    model, x = even(design), examples(design)
+    found = capalloc.propagate(model, x, read_position(design), gates="gaussian", solver="markov")
+    np.testing.assert_allclose(reading.capacity, found.capacity.to_numpy().sum(0), atol=1e-9 * reading.total)
+    assert reading.constant == pytest.approx(found.bias, abs=1e-9 * reading.total)
     assert found.total == pytest.approx(reading.total, rel=1e-9)
     assert found.attrs["symmetries"] == reading.symmetries
     assert found.attrs["unused_params"] == reading.num_params - reading.alive
@@ -163,8 +219,9 @@ def test_the_map_is_that_of_propagate(design: Design) -> None:
 @pytest.mark.parametrize("design", SMALL.values(), ids=SMALL)
 def test_the_field_is_that_of_receptive_field(design: Design) -> None:
     reading = read(design)
-    found = capalloc.receptive_field(even(design), examples(design), gates="gaussian")
-    np.testing.assert_allclose(reading.law, found.map.to_numpy()[0], atol=1e-9)
+    at = [position(design)] * design.ndim
+    found = capalloc.receptive_field(even(design), examples(design), output_position=at, gates="gaussian")
+    np.testing.assert_allclose(reading.law, found.map.to_numpy().sum(0) / found.map.to_numpy().sum(), atol=1e-9)
     axis = list(found.axes.values())[-1]
     assert reading.field == (axis.start, axis.stop)
     assert reading.deviation == pytest.approx(axis.deviation, abs=1e-8)
@@ -211,6 +268,13 @@ def test_rates_without_gates_are_exactly_those_of_scaling(design: Design) -> Non
     found = capalloc.scaling(even(design), examples(design))
     rates = read(design).rates
     np.testing.assert_allclose(found.data["rate"], rates[np.isfinite(rates)], rtol=1e-9)
+
+
+def test_rates_behind_norms_fall_with_depth() -> None:
+    """lambda_k = eps^2 / (1 + k eps^2), so that T = log(1 + L eps^2), less the little that zero padding takes."""
+    for eps, depth in ((1.0, 40), (0.5, 12)):
+        reading = read(Design(depth=depth, ndim=1, size=512, norm="batch", residual="constant", multiplier=eps))
+        assert abs(reading.T / math.log1p(depth * eps**2) - 1) < 5e-3
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
@@ -263,14 +327,23 @@ def test_shattering_of_the_network_is_as_read(residual: str) -> None:
     assert np.mean([one.index for one in found]) == pytest.approx(reading.index, rel=0.1)
 
 
-@pytest.mark.parametrize("residual", ["none", "1/sqrt(L)"])
-def test_gradients_of_the_network_correlate_as_read(residual: str) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"residual": "none"},
+        {},
+        {"residual": "none", "stride": 3, "strided": 2, "reduction": "average", "activation": "gelu"},
+        {"residual": "constant", "norm": "batch", "depthwise": True},
+    ],
+    ids=str,
+)
+def test_gradients_of_the_network_correlate_as_read(more: dict[str, Any]) -> None:
     """E<g, g'> / E|g|^2 of the central output over 60 draws of 64 channels, to 0.06: about two standard errors."""
-    design = Design(depth=6, width=64, ndim=1, size=33, residual=residual)
+    design = Design(depth=6, width=64, ndim=1, size=33, **more)
     across = own = 0.0
     for seed in range(60):
         x = torch.randn(8, 1, 33, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-        (gradient,) = torch.autograd.grad(central(build(design, seed)(x)).sum(), x)
+        (gradient,) = torch.autograd.grad(central(build(design, seed).eval()(x)).sum(), x)
         products = gradient.flatten(1) @ gradient.flatten(1).T
         own += float(products.trace()) / 8
         across += float(products.sum() - products.trace()) / 56
@@ -310,6 +383,24 @@ def test_a_sound_design_has_no_notes() -> None:
     assert read(Design()).notes == ()
 
 
+@pytest.mark.parametrize("design", SMALL.values(), ids=SMALL)
+def test_operations_and_memory_are_those_of_the_network(design: Design) -> None:
+    model, written = build(design).eval(), list[int]()
+    for module in model.modules():
+        if not [*module.children()] and not isinstance(module, nn.Identity):
+            module.register_forward_hook(lambda _module, _inputs, output: written.append(output.numel()))
+    with FlopCounterMode(display=False) as counter:
+        model(examples(design).float())
+    reading = read(design)
+    assert reading.flops == counter.get_total_flops()
+    assert reading.memory == 4 * sum(written) + (4 * idle(design) if design.activation == "linear" else 0)
+
+
+def idle(design: Design) -> int:
+    """Values that a linear activation hands on, which the network does not call a module of its own."""
+    return sum(size**design.ndim * width for size, width in zip(design.sizes[1:], design.widths[1:], strict=True))
+
+
 # code
 
 
@@ -326,6 +417,10 @@ WRITTEN = {
     "mixed, relu": Design(depth=6, width=2, stride=2, strided=3, residual="1/L", ndim=1, size=31),
     "all strided": Design(depth=4, width=2, stride=2, strided=4, activation="silu"),
     "kernel 1, dilated": Design(depth=3, width=2, kernel=1, cycle=3),
+    "kernel 1, causal": Design(depth=3, width=2, kernel=1, cycle=3, ndim=1, size=16, causal=True),
+    "upsampled, plain": Design(depth=6, width=2, stride=2, upsampled=1, growth=1.5, residual="none"),
+    "averages, plain": Design(depth=6, width=2, stride=3, reduction="average", residual="none", bias=True),
+    **SMALL,
 }
 
 
@@ -335,6 +430,7 @@ def test_the_code_is_the_network_that_is_built(design: Design) -> None:
     with torch.random.fork_rng(devices=[]):
         written = run(code(design))()
     assert [*written.state_dict()] == [*built.state_dict()]
+    torch.testing.assert_close(dict(written.named_buffers()), dict(built.named_buffers()))
     written.load_state_dict(built.state_dict())
     x = examples(design, 2).float()
     torch.testing.assert_close(written(x), built(x), rtol=1e-5, atol=1e-6)
@@ -346,7 +442,11 @@ def test_the_code_draws_weights_of_the_same_variance(design: Design) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         written = run(code(wide))()
-    for mine, other in zip(written.parameters(), build(wide).parameters(), strict=True):
+    pairs = list(zip(written.parameters(), build(wide).parameters(), strict=True))
+    for mine, other in pairs:
+        if mine.ndim == 1:  # of norms, and biases
+            torch.testing.assert_close(mine, other)
+            continue
         assert float(mine.detach().std() / other.detach().std()) == pytest.approx(
             1, abs=0.5 if mine.numel() < 1000 else 0.06
         )
@@ -373,6 +473,8 @@ def test_an_address_leads_back_to_its_designs(depth: int, residual: str, steps: 
 def test_an_address_leaves_defaults_out() -> None:
     assert to_query(Design()) == ""
     assert to_query(Design(depth=3), Design()) == "depth=3&b.depth=16"
+    for design in SMALL.values():
+        assert from_query(to_query(design, design)) == (design, design)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +485,7 @@ def test_an_address_leaves_defaults_out() -> None:
         ("?multiplier=x", "multiplier must be a number, got 'x'"),
         ("?depth=1000000000", "depth must lie from 1 to 100"),
         ("?depth=3&depth=4", "sets 'depth' twice"),
+        ("?causal=perhaps", "causal must be True or False, got 'perhaps'"),
         ("?" + "a" * 2000, "at most 1000 are read"),
     ],
 )

@@ -12,7 +12,8 @@ import numpy as np
 
 from capalloc._linalg.aliases import Array
 from capalloc._runtime.arguments import checked
-from capalloc.app.design.reading import Reading, extent, read
+from capalloc.app.design.one_channel import extent
+from capalloc.app.design.reading import Reading, read
 from capalloc.app.design.stack import LIMITS, SIZES, Design
 
 #: What is tried.

@@ -7,6 +7,7 @@ A = E[phi'^2] and B = E[phi^2], set its energies, and A(rho), B(rho) how its gra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,17 +54,30 @@ class HermiteSeries:
         """B = E[phi(z)^2]."""
         return float(self.features.sum())
 
-    def decouplings(self, rates: Array) -> Array:
+    def decouplings(self, rates: Array, merged: Sequence[int]) -> Array:
         """d_l of two independent inputs at every block, for rates lambda_l.
 
-        d = 1 - A(rho) / A(1), and rho goes up as in `gradient_correlation`, which takes a quadrature for each block.
+        d = 1 - A(rho) / A(1), and rho goes up as in `gradient_correlation`, which takes a quadrature for each block;
+        the average over `merged[l]` positions that follows a layer takes it to `averaged` of it.
         """
         rho, found = 0.0, np.empty(len(rates))
         variance_rates = rates * self.mean_square / self.mean_squared_gate  # mu, at which branches bring variance
         for k, share in enumerate(crossing(variance_rates)):
             found[k] = 1 - polyval(rho, self.gates) / self.mean_squared_gate
-            rho = (1 - share) * rho + share * polyval(rho, self.features) / self.mean_square
+            rho = averaged((1 - share) * rho + share * self.correlation(rho), merged[k])
         return found.clip(0, 1)
+
+    def correlation(self, rho: float) -> float:
+        """The correlation of phi(z) and phi(z'), means included: B(rho) / B(1)."""
+        return float(polyval(rho, self.features)) / self.mean_square
+
+
+def averaged(rho: float, number: int) -> float:
+    """Correlation of the means of `number` values each, of variance 1, any two of which correlate by rho.
+
+    White inputs give all pairs of positions, of one example or of two, one correlation at every depth.
+    """
+    return number * rho / (1 + (number - 1) * rho)
 
 
 def nodes() -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from capalloc._energy.maps import ConvolutionMap
 from capalloc._linalg.aliases import Array
@@ -24,7 +25,23 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class ChannelLayer:
+class Resampling:
+    """Positions repeated or averaged: no parameters."""
+
+    along: Tensor  # energy that goes from each position to each along an axis, (above, below)
+    skip: int = 0  # as in `ChannelConvolution`
+
+    def __call__(self, energy: Tensor) -> Tensor:
+        """Energy above."""
+        return energy @ self.along.mT if energy.ndim == 3 else self.along @ energy @ self.along.mT
+
+    def adjoint(self, g: Tensor, below: Tensor) -> Tensor:
+        """Adjoint of the step, which reads energies shaped as `below`."""
+        return g @ self.along if below.ndim == 3 else self.along.mT @ g @ self.along
+
+
+@dataclass(frozen=True)
+class ChannelConvolution:
     """A convolution whose taps all pass the same path energy, padded to keep the grid but for its stride.
 
     Args:
@@ -33,7 +50,9 @@ class ChannelLayer:
         along: the same map along one of two axes, (positions above, below), which takes half the time; unused for one.
         params: weights of each tap.
         channels: those that it writes and that can be rescaled; none at the outputs.
-        skip: whether what it reads is added to it.
+        stream: number of what these belong to; streams rescale as a whole.
+        beyond: positions at the end that the map gives too many, where nothing is padded there.
+        skip: so many steps back, this one included, what is read is added to what this one writes; 0 for no skip.
 
     """
 
@@ -42,48 +61,97 @@ class ChannelLayer:
     along: Tensor
     params: int
     channels: int
-    skip: bool = False
+    stream: int
+    beyond: int = 0
+    skip: int = 0
 
-    def branch(self, energy: Tensor) -> Tensor:
-        """Energy that the convolution gives."""
+    def __call__(self, energy: Tensor) -> Tensor:
+        """Energy above."""
         if energy.ndim == 3:
-            return self.convolution(energy, self.share)
+            whole = self.convolution(energy, self.share)
+            return whole[..., : whole.shape[-1] - self.beyond]
         return self.along @ energy @ self.along.mT
 
-    def branch_adjoint(self, g: Tensor, below: Tensor) -> Tensor:
-        """Adjoint of `branch`, which reads energies shaped as `below`."""
+    def adjoint(self, g: Tensor, below: Tensor) -> Tensor:
+        """Adjoint of the step, which reads energies shaped as `below`."""
         if g.ndim == 3:
-            return self.convolution.pull(g, [below, self.share], [0])[0]
+            return self.convolution.pull(self._whole(g), [below, self.share], [0])[0]
         return self.along.mT @ g @ self.along
 
     def crossed(self, energy: Tensor, g: Tensor) -> Tensor:
         """dE/d share of every tap."""
-        return self.convolution.pull(g, [energy, self.share], [1])[0]
+        return self.convolution.pull(self._whole(g), [energy, self.share], [1])[0]
 
     def brought(self, crossed: Tensor, energy: Tensor, g: Tensor) -> Tensor:
         """r of what is read: every parameter brings one unit of capacity, spread over the paths that use it."""
         each = torch.where(crossed > 0, self.params / crossed, 0.0)
-        return self.convolution.pull(g, [energy, each], [0])[0]
+        return self.convolution.pull(self._whole(g), [energy, each], [0])[0]
+
+    def _whole(self, g: Tensor) -> Tensor:
+        return F.pad(g, (0, self.beyond)) if self.beyond else g
 
 
-def channel_layers(design: Design, gain: float) -> list[ChannelLayer]:
-    """Stem, layers and head, inputs first; `gain` is A / B of the activation, what a layer does to path energy."""
-    width, eps, size = design.width, design.branch or 0.0, design.size
-    layers: list[ChannelLayer] = []
+ChannelStep = Resampling | ChannelConvolution
 
-    def append(kernel: int, dilation: int, stride: int, energy: float, params: int, channels: int, skip: bool) -> None:
-        nonlocal size
-        strides, reach, dilations = ((n,) * design.ndim for n in (stride, dilation * (kernel // 2), dilation))
-        share = torch.full((1, 1, *[kernel] * design.ndim), energy / kernel**design.ndim, dtype=torch.float64)
-        along = _band(kernel, dilation, stride, size) * (energy**0.5 / kernel) if design.ndim == 2 else share
-        layers.append(ChannelLayer(ConvolutionMap(strides, reach, dilations), share, along, params, channels, skip))
-        size = -(-size // stride)
 
-    append(design.kernel, 1, design.strides[0], 1.0, width, width, False)
-    for dilation, stride, skip in zip(design.dilations, design.strides[1:], design.skips, strict=True):
-        append(design.kernel, dilation, stride, gain * eps**2 if skip else gain, width**2, width, skip)
-    append(1, 1, 1, gain, width, 0, False)
-    return layers
+def channel_steps(design: Design, gain: float) -> list[ChannelStep]:
+    """Stem, layers and head, inputs first; `gain` is A / B of the activation, what a layer does to path energy.
+
+    The scale of a norm takes as much capacity for its symmetry as its parameters bring, at the same places: it is left
+    out, and so are biases, whose capacity is the constant's.
+    """
+    eps = design.branch or 0.0
+    skips, deviations = (False, *design.skips), (1.0, *design.deviations)
+    steps: list[ChannelStep] = []
+    main = count = 0  # the stream that layers read, and how many there are
+    for k, (stride, repeat, dilation) in enumerate(
+        zip(design.strides, design.repeats, (1, *design.dilations), strict=True)
+    ):
+        inputs, outputs = design.widths[k], design.widths[k + 1]
+        energy = gain if k else 1.0
+        if skips[k]:
+            energy *= (eps if design.norm == "none" else eps / deviations[k]) ** 2
+        if repeat > 1:
+            steps.append(Resampling(torch.eye(design.sizes[k], dtype=torch.float64).repeat_interleave(repeat, 0)))
+        size, moved = design.sizes[k] * repeat, stride if design.reduction == "stride" else 1
+        split = design.depthwise and k > 0
+        if split:
+            count += 1
+            steps.append(_convolution(design, size, energy, inputs, inputs, count, dilation, moved))
+        if not skips[k]:
+            count += 1
+            main = count
+        last = (1, 1, 1) if split else (dilation, moved, design.kernel)
+        size = -(-size // moved) if split else size
+        skip = 1 + split if skips[k] else 0
+        energy = 1.0 if split else energy
+        steps.append(_convolution(design, size, energy, inputs * outputs, outputs, main, *last, skip=skip))
+        if stride > moved:
+            steps.append(Resampling(_averages(-(-size // moved), stride)))
+    return [*steps, _convolution(design, design.sizes[-1], gain, design.widths[-1], 0, count + 1, kernel=1)]
+
+
+def _convolution(
+    design: Design,
+    size: int,
+    energy: float,
+    params: int,
+    channels: int,
+    stream: int,
+    dilation: int = 1,
+    stride: int = 1,
+    kernel: int = 0,
+    skip: int = 0,
+) -> ChannelConvolution:
+    kernel = kernel or design.kernel
+    reach = dilation * (kernel // 2) * (2 if design.causal else 1)
+    share = torch.full((1, 1, *[kernel] * design.ndim), energy / kernel**design.ndim, dtype=torch.float64)
+    along = _band(kernel, dilation, stride, size) * (energy**0.5 / kernel) if design.ndim == 2 else share
+    strides, padding, dilations = ((n,) * design.ndim for n in (stride, reach, dilation))
+    whole = (size + 2 * reach - (kernel - 1) * dilation - 1) // stride + 1
+    beyond = whole - -(-size // stride)
+    found = ConvolutionMap(strides, padding, dilations)
+    return ChannelConvolution(found, share, along, params, channels, stream, beyond, skip)
 
 
 def _band(kernel: int, dilation: int, stride: int, below: int) -> Tensor:
@@ -94,6 +162,12 @@ def _band(kernel: int, dilation: int, stride: int, below: int) -> Tensor:
     return padded[:, reach : reach + below].contiguous()
 
 
+def _averages(below: int, window: int) -> Tensor:
+    """Energy from each position to the average that holds it, (below // window, below)."""
+    whole = torch.eye(below // window, dtype=torch.float64).repeat_interleave(window, 1) / window**2
+    return F.pad(whole, (0, below - whole.shape[1]))
+
+
 @dataclass(frozen=True)
 class ChannelFlow:
     """Path energy and capacity of the central output position: maps and counts as in `Reading`."""
@@ -101,41 +175,70 @@ class ChannelFlow:
     law: Array
     capacity: Array
     rates: Array  # of all layers, stem and head included
-    alive: int
-    symmetries: int
+    alive: int  # weights
+    symmetries: int  # of streams and of what is within branches
 
 
 def channel_flow(design: Design, gain: float, between: Callable[[], Any] = lambda: None) -> ChannelFlow:
-    """Law, capacity and rates of a design on inputs of one energy; `gain` as in `channel_layers`.
+    """Law, capacity and rates of a design on inputs of one energy; `gain` as in `channel_steps`.
 
     `between` is called before every layer of each sweep, and may raise.
     """
-    layers = channel_layers(design, gain)
-    energies, rates = [torch.ones(1, 1, *(design.size,) * design.ndim, dtype=torch.float64)], []
-    for layer in _watched(layers, between):
-        branch = layer.branch(energies[-1])
-        rates.append(float(branch.sum() / energies[-1].sum()) if layer.skip else np.inf)
-        energies.append(branch + energies[-1] if layer.skip else branch)
-    g = torch.zeros_like(energies[-1])
-    g[(0, 0, *(n // 2 for n in g.shape[2:]))] = 1.0
-    r = torch.zeros_like(g)
-    passed = []  # outputs first
-    for layer, below in _watched(zip(reversed(layers), reversed(energies[:-1]), strict=True), between):
-        passed.append((layer, below, g, layer.crossed(below, g)))
-        pulled = layer.branch_adjoint(g, below)
-        g = pulled + g if layer.skip else pulled
-    through = [float((layer.share * crossed).sum()) for layer, _, _, crossed in passed]
-    losses = _losses(layers, through[::-1])[::-1]
-    for (layer, below, above, crossed), loss in _watched(zip(passed, losses, strict=True), between):
-        pulled = layer.branch_adjoint(torch.add(r, above, alpha=-loss), below) + layer.brought(crossed, below, above)
-        r = pulled + r if layer.skip else pulled
+    steps, rates = channel_steps(design, gain), []
+    energies = [torch.ones(1, 1, *(design.size,) * design.ndim, dtype=torch.float64)]
+    for k, step in _watched(enumerate(steps), between):
+        found = step(energies[-1])
+        if step.skip:
+            rates.append(float(found.sum() / energies[k + 1 - step.skip].sum()))
+            found = found + energies[k + 1 - step.skip]
+        energies.append(found)
+    top = torch.zeros_like(energies.pop())
+    top[(0, 0, *(position(design) for _ in top.shape[2:]))] = 1.0
+    above, law = _downward(steps, top, lambda k, g: steps[k].adjoint(g, energies[k]), between)
+    weighing = {k: step for k, step in enumerate(steps) if isinstance(step, ChannelConvolution)}
+    crossed = {k: step.crossed(energies[k], above[k]) for k, step in weighing.items()}
+    streams = np.zeros(1 + max(step.stream for step in weighing.values()))
+    for k, step in weighing.items():
+        streams[step.stream] += float((step.share * crossed[k]).sum())
+
+    def pull(k: int, r: Tensor) -> Tensor:
+        step, g, below = steps[k], above[k], energies[k]
+        if isinstance(step, Resampling):
+            return step.adjoint(r, below)
+        # The channels of a stream rescale together: one symmetry each, shared by all that writes to the stream.
+        lost = torch.add(r, g, alpha=-step.channels / streams[step.stream])
+        return step.adjoint(lost, below) + step.brought(crossed[k], below, g)
+
+    _, capacity = _downward(steps, torch.zeros_like(top), pull, between)
+    rate = iter(rates)
     return ChannelFlow(
-        law=(g / g.sum())[0, 0].numpy(),
-        capacity=r.clamp(min=0)[0, 0].numpy(),  # rounding leaves zeros at -1e-17 or so
-        rates=np.array(rates),
-        alive=sum(int(crossed.count_nonzero()) * layer.params for layer, _, _, crossed in passed),
-        symmetries=sum(layer.channels for layer in layers if not layer.skip),
+        law=(law / law.sum())[0, 0].numpy(),
+        capacity=capacity.clamp(min=0)[0, 0].numpy(),  # rounding leaves zeros at -1e-17 or so
+        rates=np.array([np.inf, *(next(rate) if skip else np.inf for skip in design.skips), np.inf]),
+        alive=sum(int(crossed[k].count_nonzero()) * step.params for k, step in weighing.items()),
+        symmetries=sum({step.stream: step.channels for step in weighing.values()}.values()),
     )
+
+
+def position(design: Design) -> int:
+    """The output position that is read, on every axis: the last of a causal stack, else the central one."""
+    size = design.sizes[-1]
+    return size - 1 if design.causal else size // 2
+
+
+def _downward(
+    steps: Sequence[ChannelStep], top: Tensor, pull: Callable[[int, Tensor], Tensor], between: Callable[[], Any]
+) -> tuple[list[Tensor], Tensor]:
+    """Bring `top` down step by step by `pull`, the last first: what every step writes has, and what the inputs have."""
+    found, passed, around = top, [], dict[int, Tensor]()
+    for k in _watched(reversed(range(len(steps))), between):
+        passed.append(found)
+        if steps[k].skip:
+            around[k + 1 - steps[k].skip] = found
+        found = pull(k, found)
+        if k in around:
+            found = found + around.pop(k)
+    return passed[::-1], found
 
 
 def _watched(items: Iterable[Item], between: Callable[[], Any]) -> Iterator[Item]:
@@ -145,24 +248,31 @@ def _watched(items: Iterable[Item], between: Callable[[], Any]) -> Iterator[Item
         yield item
 
 
-def _losses(layers: Sequence[ChannelLayer], through: Sequence[float]) -> list[float]:
-    """The capacity that symmetries take at every layer, per path energy that it writes.
-
-    The channels of a stream rescale together: one symmetry each, shared by all that writes to the stream.
-    """
-    streams = np.cumsum([not layer.skip for layer in layers]) - 1
-    whole = np.bincount(streams, through)
-    return [layer.channels / whole[stream] for layer, stream in zip(layers, streams, strict=True)]
-
-
 def theoretical_interval(design: Design) -> tuple[int, int]:
     """Start and stop of the smallest interval that holds the theoretical field within the input, on any axis."""
-    sizes = [design.size]
-    for stride in design.strides:
-        sizes.append(-(-sizes[-1] // stride))
-    seen = np.array([sizes[-1] // 2])
-    taps = np.arange(design.kernel) - design.kernel // 2
-    for size, stride, dilation in reversed(list(zip(sizes, design.strides, (1, *design.dilations), strict=False))):
-        places = (seen * stride)[:, None] + taps * dilation
-        seen = np.unique(places[(places >= 0) & (places < size)])
+    seen = np.array([position(design)])
+    for k in reversed(range(design.depth + 1)):
+        seen = _read(design, k, seen)
+        seen = seen[(seen >= 0) & (seen < design.sizes[k] * design.repeats[k])] // design.repeats[k]
+        seen = np.unique(seen)
     return int(seen[0]), int(seen[-1]) + 1
+
+
+def extent(design: Design) -> int:
+    """Size of the theoretical field on an axis without borders.
+
+    Without repeats and averages it is 1 + sum_l (kernel - 1) dilation_l x strides below.
+    """
+    ends = np.zeros(2, int)
+    for k in reversed(range(design.depth + 1)):
+        ends = _read(design, k, ends)[[0, -1]] // design.repeats[k]
+    return int(ends[1] - ends[0]) + 1
+
+
+def _read(design: Design, layer: int, seen: Array) -> Array:
+    """Positions, in order, that a layer reads for those that it writes; of a repeated grid where it repeats."""
+    stride, dilation = design.strides[layer], (1, *design.dilations)[layer]
+    if design.reduction == "average":
+        seen, stride = (seen[:, None] * stride + np.arange(stride)).ravel(), 1
+    taps = np.arange(design.kernel) - (design.kernel - 1 if design.causal else design.kernel // 2)
+    return np.unique((seen * stride)[:, None] + taps * dilation)

@@ -14,6 +14,7 @@ from capalloc.app.design.stack import Design
 
 #: Type of every setting, by its name.
 SETTING_TYPES: dict[str, Any] = {field.name: type(field.default) for field in fields(Design)}
+BOOLEANS = {"True": True, "False": False, "true": True, "false": False, "1": True, "0": False}
 SECOND = "b."
 #: Longest query that is read: both designs in full take less.
 LONGEST_QUERY = 1000
@@ -82,6 +83,10 @@ def _design(settings: dict[str, str]) -> Design:
 
 def _value(name: str, text: str) -> int | float | str:
     kind = SETTING_TYPES[name]
+    if kind is bool:
+        if text not in BOOLEANS:
+            raise ValueError(f"{name} must be True or False, got {text!r}")
+        return BOOLEANS[text]
     try:
         value: int | float | str = kind(text)
     except ValueError:

@@ -13,8 +13,9 @@ import xarray as xr
 from capalloc._depth.shattering_law import gradient_correlation
 from capalloc._linalg.aliases import Array
 from capalloc._runtime.arguments import checked
+from capalloc.app.design.cost import flops, memory
 from capalloc.app.design.hermite_series import HermiteSeries
-from capalloc.app.design.one_channel import channel_flow, theoretical_interval
+from capalloc.app.design.one_channel import channel_flow, extent, theoretical_interval
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
 from capalloc.results.images import smallest_region
 from capalloc.results.scaling import DEGENERATE, TRIVIAL
@@ -26,7 +27,7 @@ SHARES = (0.68, 0.95)
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """The numbers and maps of a design's central output position, at initial weights.
+    """The numbers and maps of a design's central output position (of a causal stack the last), at initial weights.
 
     Args:
         design: what was read.
@@ -39,9 +40,10 @@ class Reading:
         gradient: correlation of the gradients at two independent inputs after each gate, those of the layers and the
             head's, (depth + 1,) (section 6).
         index: shattering index, the mean number of decouplings on a path.
-        num_params: weights of the whole network.
-        alive: those that some path from the central output position to the input uses.
+        num_params: parameters of the whole network.
+        alive: those that some path to the output position uses, from the input or the constant.
         symmetries: how many of these rescaling takes away.
+        constant: capacity of the constant input: biases, and the shifts of norms.
 
     """
 
@@ -56,11 +58,22 @@ class Reading:
     num_params: int
     alive: int
     symmetries: int
+    constant: int = 0
 
     @property
     def total(self) -> int:
         """Predicted total capacity: parameters in use less rescaling symmetries."""
         return self.alive - self.symmetries
+
+    @property
+    def flops(self) -> int:
+        """Operations of one forward pass of one example, two for each product of a convolution."""
+        return flops(self.design)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the values that one forward pass of one example writes, in float32."""
+        return memory(self.design)
 
     @property
     def T(self) -> float:  # noqa: N802
@@ -128,7 +141,8 @@ def read(design: Design, between: Callable[[], Any] = lambda: None) -> Reading:
     series = HermiteSeries.of(design.activation)
     found = channel_flow(design, series.mean_squared_gate / series.mean_square, between)
     rates = found.rates[1:]  # of all but the stem
-    law = shattered(design.activation, rates, series)
+    law = shattered(design, rates, series)
+    scales = sum(design.widths[1:]) if design.norm != "none" else 0  # of norms: one symmetry each
     return Reading(
         design=design,
         capacity=found.capacity,
@@ -139,22 +153,18 @@ def read(design: Design, between: Callable[[], Any] = lambda: None) -> Reading:
         gradient=law["gradient"].to_numpy(),
         index=float(law["index"][-1]),
         num_params=design.num_params,
-        alive=found.alive,
-        symmetries=found.symmetries,
+        alive=found.alive + scales + design.num_shifts,
+        symmetries=found.symmetries + scales,
+        constant=design.num_shifts,
     )
 
 
-def shattered(activation: str, rates: Array, series: HermiteSeries) -> xr.Dataset:
+def shattered(design: Design, rates: Array, series: HermiteSeries) -> xr.Dataset:
     """The law of shattering: by its closed forms, or from the series where it has none."""
-    if activation in HOMOGENEOUS_ACTIVATIONS:
-        return gradient_correlation(rates, 0.0, activation)
-    return gradient_correlation(rates, decoupling=series.decouplings(rates))
-
-
-def extent(design: Design) -> int:
-    """Size of the theoretical field without borders: 1 + sum_l (kernel - 1) dilation_l x strides below."""
-    below = np.cumprod([1, *design.strides[:-1]])
-    return 1 + (design.kernel - 1) * int(below @ (1, *design.dilations))
+    merged = [n**design.ndim if design.reduction == "average" else 1 for n in (*design.strides[1:], 1)]
+    if design.activation in HOMOGENEOUS_ACTIVATIONS and max(merged) == 1:
+        return gradient_correlation(rates, 0.0, design.activation)
+    return gradient_correlation(rates, decoupling=series.decouplings(rates, merged))
 
 
 def _notes(reading: Reading) -> list[str]:
@@ -166,7 +176,7 @@ def _notes(reading: Reading) -> list[str]:
         )
     idle = reading.num_params - reading.alive
     if idle:
-        notes.append(f"{idle} weights only ever read padding, as seen from the central output position.")
+        notes.append(f"{idle} weights only ever read padding, as seen from the output position that is read.")
     if design.activation == "linear":
         places = (reading.field[1] - reading.field[0]) ** design.ndim
         notes.append(

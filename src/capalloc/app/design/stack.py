@@ -1,14 +1,14 @@
 """A stack of convolutions as a few settings: what a person chooses on the design page.
 
-The network is stem -> `depth` layers -> head, without biases. The stem reads one channel and writes `width` of them. A
-layer is h + multiplier * conv(activation(h)), or conv(activation(h)) where it has no skip. The head is a 1 x 1
-convolution of activation(h) to one channel.
+The network is stem -> `depth` layers -> head. The stem reads the input's channels and writes `width` of them. A layer
+is h + multiplier * conv(activation(h)), or conv(activation(h)) where it has no skip; a norm may stand before each
+activation. The head is a 1 x 1 convolution of activation(h) to one channel.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from capalloc._runtime.arguments import checked_fields
@@ -22,6 +22,9 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
     "stride": (1, 3),
     "strided": (1, 4),
     "width": (1, 256),
+    "growth": (0.5, 2.0),
+    "upsampled": (0, 4),
+    "in_channels": (1, 64),
     "multiplier": (0.05, 2.0),
     "ndim": (1, 2),
 }
@@ -32,6 +35,15 @@ RESIDUALS: Final[dict[str, float | None]] = {"none": None, "constant": 0.0, "1/s
 #: Activations that a positive factor goes through, whatever the variance that they read.
 HOMOGENEOUS_ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "linear")
 ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "gelu", "silu", "elu", "tanh", "linear")
+#: What a strided layer does: its convolution has the stride, or an average over so many positions follows it.
+REDUCTIONS: Final[tuple[str, ...]] = ("stride", "average")
+#: The words of every setting that is one.
+CHOICES: Final[dict[str, tuple[str, ...]]] = {
+    "residual": tuple(RESIDUALS),
+    "activation": ACTIVATIONS,
+    "norm": ("none", "batch"),
+    "reduction": REDUCTIONS,
+}
 
 
 @checked_fields
@@ -47,10 +59,20 @@ class Design:
         stride: of the strided layers, 1 to 3.
         strided: number of strided layers, 1 to 4 and at most `depth`: the stem, and further ones evenly spread, which
             have no skip.
+        reduction: of the strided layers: "stride", or "average" over as many positions after the convolution.
+        upsampled: number of layers that repeat every position `stride` times before they convolve, 0 to 4 and at most
+            `strided`: the last layer, and further ones evenly spread over the second half, which have no skip; strided
+            ones then stand in the first half.
         width: channels, 1 to 256.
+        growth: what a strided layer multiplies the width by, 0.5 to 2, and an upsampled one divides it by.
+        depthwise: True for a convolution of each channel by itself and then one of 1 x 1, in the place of each layer's.
+        causal: True where nothing reads what comes after it; one axis, and the last output position is the one read.
         residual: law of the branch multiplier with depth: "constant", "1/sqrt(L)", "1/L", or "none" for no skip.
         multiplier: of a branch, 0.05 to 2, beside that law.
         activation: one of `ACTIVATIONS`.
+        norm: before each activation, "batch" or "none".
+        bias: True for convolutions with biases, which start at zero.
+        in_channels: of the input, 1 to 64.
         ndim: axes of the input, 1 or 2.
         size: positions on each of them: 8 to 512 for one axis, 8 to 64 for two.
 
@@ -72,18 +94,34 @@ class Design:
     activation: str = "relu"
     ndim: int = 2
     size: int = 45
+    in_channels: int = 1
+    norm: str = "none"
+    bias: bool = False
+    causal: bool = False
+    depthwise: bool = False
+    reduction: str = "stride"
+    upsampled: int = 0
+    growth: float = 1.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():
             _check_range(name, getattr(self, name), low, high)
         _check_range("size", self.size, *SIZES[self.ndim])
-        for name, known in (("residual", tuple(RESIDUALS)), ("activation", ACTIVATIONS)):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, so that it has a central entry, got {self.kernel}")
-        if self.strided > self.depth:
-            raise ValueError(f"strided must be at most the depth, {self.depth}, got {self.strided}: use fewer")
+        room = self.depth // 2 if self.upsampled else self.depth
+        if self.strided > room:
+            what = "half the depth, as upsampled layers take the other half" if self.upsampled else "the depth"
+            raise ValueError(f"strided must be at most {what}, {room}, got {self.strided}: use fewer")
+        if self.upsampled > self.strided:
+            raise ValueError(f"upsampled must be at most strided, {self.strided}, got {self.upsampled}: use fewer")
+        if self.causal and self.ndim > 1:
+            raise ValueError("causal must be False with two axes: only one axis has a direction")
+        if min(self.sizes) < 1:
+            raise ValueError(f"size must leave a position to every average, got {self.size}: use fewer strided layers")
 
     @property
     def branch(self) -> float | None:
@@ -94,10 +132,36 @@ class Design:
     @property
     def strides(self) -> tuple[int, ...]:
         """Strides of the stem and of every layer, (depth + 1,)."""
-        strides = [1] * (self.depth + 1)
+        strides, room = [1] * (self.depth + 1), self.depth // 2 if self.upsampled else self.depth
         for k in range(self.strided):
-            strides[k * self.depth // self.strided] = self.stride  # 0 is the stem
+            strides[k * room // self.strided] = self.stride  # 0 is the stem
         return tuple(strides)
+
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """Number of times that every layer repeats the positions that it reads, 1 for the stem, (depth + 1,)."""
+        found = [1] * (self.depth + 1)
+        for k in range(self.upsampled):
+            found[self.depth - k * (self.depth // 2) // self.upsampled] = self.stride
+        return tuple(found)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Positions on an axis of the input, and of what the stem and every layer write, (depth + 2,)."""
+        sizes = [self.size]
+        for stride, repeat in zip(self.strides, self.repeats, strict=True):
+            whole = sizes[-1] * repeat
+            sizes.append(whole // stride if self.reduction == "average" else -(-whole // stride))
+        return tuple(sizes)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the input, and of what the stem and every layer write, (depth + 2,)."""
+        stage, widths = 0, [self.in_channels, self.width]
+        for stride, repeat in zip(self.strides[1:], self.repeats[1:], strict=True):
+            stage += (stride > 1) - (repeat > 1)
+            widths.append(max(1, round(self.width * self.growth**stage)))
+        return tuple(widths)
 
     @property
     def dilations(self) -> tuple[int, ...]:
@@ -106,28 +170,44 @@ class Design:
 
     @property
     def skips(self) -> tuple[bool, ...]:
-        """True for each layer with a skip connection, (depth,): none at a stride, nor without a residual law."""
-        return tuple(self.branch is not None and stride == 1 for stride in self.strides[1:])
+        """True for each layer with a skip connection, (depth,): none where positions change, nor without a law."""
+        changed = zip(self.strides[1:], self.repeats[1:], strict=True)
+        return tuple(self.branch is not None and stride == repeat == 1 for stride, repeat in changed)
 
     @property
     def deviations(self) -> tuple[float, ...]:
-        """The divisor of each activation's input, those of the layers and the head's, (depth + 1,).
+        """Standard deviation at initial weights of what the activations of the layers and the head are given.
 
-        Its standard deviation at initial weights: 1 after the stem and after layers without a skip; a block multiplies
-        it by sqrt(1 + eps^2). 1 throughout for homogeneous activations, to which it makes no difference.
+        It is 1 after the stem and after layers without a skip. A block multiplies the variance by 1 + eps^2, or with a
+        norm, behind which branches do not grow with what they read, adds eps^2. (depth + 1,)
         """
-        if self.activation in HOMOGENEOUS_ACTIVATIONS:
-            return (1.0,) * (self.depth + 1)
         found = [1.0]
         for skip in self.skips:
-            found.append(found[-1] * math.hypot(1.0, self.branch or 0.0) if skip else 1.0)
+            change = (self.branch or 0.0) ** 2
+            whole = found[-1] ** 2 + change if self.norm != "none" else found[-1] ** 2 * (1 + change)
+            found.append(whole**0.5 if skip else 1.0)
         return tuple(found)
 
     @property
+    def divides(self) -> bool:
+        """True where activations read their input over its deviation: curved ones in a stack without norms."""
+        return self.norm == "none" and self.activation not in HOMOGENEOUS_ACTIVATIONS and any(self.skips)
+
+    @property
     def num_params(self) -> int:
-        """Weights of the stem, the layers and the head."""
+        """Weights of the stem, the layers and the head, biases, and two numbers of every channel that is normalised."""
         taps: int = self.kernel**self.ndim
-        return self.width * taps + self.depth * self.width**2 * taps + self.width
+        widths = self.widths
+        pairs = list(pairwise(widths[1:]))
+        weights = widths[0] * widths[1] * taps + widths[-1]
+        weights += sum(a * taps + a * b if self.depthwise else a * b * taps for a, b in pairs)
+        return weights + self.num_shifts + (sum(widths[1:]) if self.norm != "none" else 0)
+
+    @property
+    def num_shifts(self) -> int:
+        """Parameters that read nothing but the constant: biases, and the shifts of norms."""
+        written = sum(self.widths[1:]) + 1 + (sum(self.widths[1:-1]) if self.depthwise else 0)
+        return (written if self.bias else 0) + (sum(self.widths[1:]) if self.norm != "none" else 0)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -2,54 +2,50 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from capalloc._runtime.arguments import checked
+from capalloc.app.design.code_parts import Written
 from capalloc.app.design.hermite_series import HermiteSeries
-from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, Design
+from capalloc.app.design.stack import Design
 from capalloc.app.pages import PAGES
-
-#: How each activation is written on a signal.
-WRITTEN = {
-    "relu": "torch.relu({})",
-    "leaky_relu": "nn.functional.leaky_relu({})",
-    "gelu": "nn.functional.gelu({})",
-    "silu": "nn.functional.silu({})",
-    "elu": "nn.functional.elu({})",
-    "tanh": "torch.tanh({})",
-    "linear": "{}",
-}
 
 
 @checked
 def code(design: Design) -> str:
     """A file with a class `Network`, the `nn.Module` of a design: parameters named and drawn as in `build`."""
-    half, grows = design.kernel // 2, design.cycle > 1 and design.depth > 1
-    crossings = tuple(k for k, stride in enumerate(design.strides[1:]) if stride > 1)
-    curved = design.activation not in HOMOGENEOUS_ACTIVATIONS and any(design.skips)
+    written = Written(design)
     values: dict[str, Any] = {
         "title": title(design),
         "about": about(design),
         "depth": design.depth,
+        "channels": design.in_channels,
         "width": design.width,
-        "kernel": design.kernel,
-        "conv": f"Conv{design.ndim}d",
         "scale": _scale(design),
         "gain": f"{1 / HermiteSeries.of(design.activation).mean_square:.12g}",
-        "crossings": crossings,
-        "stride": design.stride,
-        "strided": bool(crossings),
+        "strided": written.strided,
+        "upsampled": written.upsampled,
+        "fewer": design.sizes[-1] < design.size,
+        "averages": written.averages(),
         "blocks": any(design.skips),
         "plain": not all(design.skips),
-        "grows": grows,
+        "grows": written.grows,
+        "widths": written.widths,
+        "deviation": written.deviation,
         "dilation": f"{f'{design.dilation} * ' if design.dilation > 1 else ''}2 ** (k % {design.cycle})",
-        "inner": _inner(half, design.dilation, grows),
-        "outer": _outer(half, design.strides[0]),
-        "curved": curved,
-        "arguments": [name for name, wanted in (("dilation", grows), ("deviation", curved)) if wanted],
+        "norm": written.norm("width" if written.widths else str(design.width)),
+        "arguments": {name: written.arguments(name) for name in ("Block", "Layer")},
+        "formula": written.formula,
+        "made": written.made,
+        "run": written.run,
+        "stem": written.convolution(str(design.in_channels), str(design.width), written.outer()),
+        "head": written.convolution("width" if written.widths else str(design.width), "1", "", kernel=1),
+        "branches": written.branches(),
+        "always": written.always(),
+        "drawn": written.drawn(),
+        "forward": written.forward(),
         "sizes": ", ".join([str(design.size)] * design.ndim),
-        "word": design.activation,
-        "act": WRITTEN[design.activation].format,
     }
     return str(PAGES.render("design.py.jinja", **values)).strip() + "\n"
 
@@ -64,29 +60,18 @@ def title(design: Design) -> str:
 def about(design: Design) -> str:
     """Its settings in a line."""
     growth = f", doubling over {design.cycle} layers" if design.cycle > 1 else ""
-    strides = f", stride {design.stride} in {design.strided}" if design.stride > 1 else ""
+    word = "stride" if design.reduction == "stride" else "averages of"
+    strides = f", {word} {design.stride} in {design.strided}" if design.stride > 1 else ""
+    strides += f", repeats in {design.upsampled}" if design.stride > 1 and design.upsampled else ""
     branch = "no skips" if design.branch is None else f"branches times {design.branch:.4g}"
-    return (
-        f"Kernel {design.kernel}, dilation {design.dilation}{growth}{strides}, width {design.width}, {branch}, "
-        f"{design.activation}."
-    )
+    more = [word for word in ("causal", "depthwise") if getattr(design, word)]
+    more += ["biases"] * design.bias + ["batch norms"] * (design.norm == "batch")
+    width = f"width {design.width}" + (f", times {design.growth:g} by stage" if len(set(design.widths[1:])) > 1 else "")
+    parts = f"Kernel {design.kernel}, dilation {design.dilation}{growth}{strides}, {width}, {branch}, "
+    return textwrap.fill(f"{parts}{', '.join([design.activation, *more])}.", 110)
 
 
 def _scale(design: Design) -> str:
     """The branch multiplier as a person would write it."""
     over = {"1/sqrt(L)": " / DEPTH**0.5", "1/L": " / DEPTH"}.get(design.residual, "")
     return f"{design.multiplier:g}{over}"
-
-
-def _inner(half: int, dilation: int, grows: bool) -> str:
-    """Padding and dilation of the layers' convolutions."""
-    if not half:
-        return ""
-    if grows:
-        return f", padding={f'{half} * ' if half > 1 else ''}dilation, dilation=dilation"
-    return f", padding={half * dilation}{f', dilation={dilation}' if dilation > 1 else ''}"
-
-
-def _outer(half: int, stride: int) -> str:
-    """Stride and padding of the stem's convolution."""
-    return (f", stride={stride}" if stride > 1 else "") + (f", padding={half}" if half else "")
