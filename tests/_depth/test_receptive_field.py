@@ -439,14 +439,6 @@ def test_a_position_that_nothing_reaches_is_an_error():
         capalloc.receptive_field(Padded(), gaussian(1, 1, 8).float(), output_position=1)
 
 
-def test_closed_gates_are_an_error_of_their_own():
-    weights = reference_weights()
-    weights[1] = -weights[1].abs()  # no unit of the second layer opens
-    with pytest.raises(ValueError, match="its gates are closed"):
-        capalloc.receptive_field(dense(weights), gaussian(3, 3))
-    assert capalloc.receptive_field(dense(weights), gaussian(3, 3), gates="unit").sizes == {"input": 3}
-
-
 class Squeezed(nn.Module):
     """Squeeze-and-excite: every position steers every channel."""
 
@@ -493,5 +485,28 @@ def test_what_sees_more_than_paths_is_counted_in_a_note(middle, places):
 
 def test_windows_with_gaps_have_a_field():
     net = nn.Sequential(nn.Conv2d(1, 1, 2), nn.MaxPool2d(3, 1, dilation=2))
-    field = capalloc.receptive_field(net, gaussian(2, 1, 15, 15).float())
+    field = capalloc.receptive_field(net, gaussian(2, 1, 15, 15))
     assert field.sizes == {"channel": 1, "row": 6, "column": 6}
+
+
+@pytest.mark.parametrize("of", ["energy", "capacity"])
+@pytest.mark.parametrize("closed", [1, 3])
+def test_gates_that_are_closed_on_the_examples_leave_the_field_as_it_is(of, closed):
+    layers = (nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1), nn.ReLU())
+    model = seeded_module(lambda: nn.Sequential(*layers))
+    with torch.no_grad():
+        model[closed - 1].bias.fill_(-10.0)
+    x = gaussian(2, 1, 15, 15)
+    found, opened = (capalloc.receptive_field(model, x, of=of, gates=gates) for gates in ("data", "unit"))
+    assert found.gates == "unit"
+    assert found.notes[0].startswith("on these examples no path energy reaches the position, whose gates are closed")
+    assert found.sizes == opened.sizes == {"channel": 1, "row": 5, "column": 5}
+    np.testing.assert_array_equal(found.map, opened.map)
+
+
+def test_a_position_that_nothing_reaches_is_refused():
+    model = seeded_module(lambda: nn.Sequential(nn.Conv1d(1, 1, 3), nn.ReLU()))
+    with torch.no_grad():
+        model[0].weight.zero_()
+    with pytest.raises(ValueError, match="no path energy reaches output position"):
+        capalloc.receptive_field(model, gaussian(2, 1, 9))

@@ -47,6 +47,7 @@ from capalloc.results.receptive_field import (
 )
 
 CUT_NOTE = "cut by the border: use a larger input"
+CLOSED_NOTE = "on these examples no path energy reaches the position, whose gates are closed: the map is of open gates"
 
 
 @checked
@@ -86,7 +87,8 @@ def receptive_field(
             central position; outputs (examples, classes) are taken whole.
         layer: the name of a module whose output takes the place of the model's; `outputs` chooses among several.
         layers: also find the theoretical field of the central position of every layer: `ReceptiveField.layers`.
-        gates: as in `propagate`; the theoretical field does not depend on them.
+        gates: as in `propagate`; the theoretical field does not depend on them. Where no path energy reaches the
+            position on any example the map is of "unit" gates, which a note says.
         of: what the effective field is of, "energy" or "capacity".
         metric: energies of the inputs, as in `propagate`; the theoretical field does not depend on them.
         batch_size: examples walked at once.
@@ -131,11 +133,15 @@ def receptive_field(
         "moving": [places.axes_of(name)[k] for name, field in located.fields.items() for k in field.moving],
         "output_position": position,
         "of": of,
-        "gates": gates,
+        "gates": located.gates,
         "metric": space.word,
         "paths_status": reach.paths_status,
         "influence_status": reach.influence_status,
-        "notes": [f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut] + reach.notes,
+        "notes": [
+            *([CLOSED_NOTE] * (located.gates != gates)),
+            *(f"{name}: {CUT_NOTE}" for name, extent in extents.items() if extent.cut),
+            *reach.notes,
+        ],
     }
     coords = {"axis": list(extents), **places.coords}
     data = xr.Dataset(maps | extent_columns(extents), coords, attrs | places.attrs)
@@ -164,6 +170,7 @@ class Located:
     fields: dict[str, Field]  # by input
     by_data: bool  # whether the field is that of the examples' gates
     found: Tensor  # the map
+    gates: GateSource  # those of the map
     layers: dict[str, dict[str, Extent]]  # the extent of layers along each axis
 
     @property
@@ -194,9 +201,18 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
     places = problem.places
     position = resolve(output_position, tuple(program.values[program.output].shape[1:]), places.tokens)
     fields = theoretical(program, position, places)
-    found = places.pooled(_effective(batches, position, of)).reshape(places.shape)
-    seen = support(program, position)
-    return Located(position, places, seen, fields, by_data, found, _of_layers(program, places) if layers else {})
+    carried, gates = _effective(batches, position, of), batches.gates
+    if not float(carried.sum()) > 0 and gates == "data" and not by_data:
+        gates = "unit"  # the gates are closed on these examples, and paths are there all the same
+        carried = _effective(replace(batches, gates=gates, examples=1), position, of)
+    if not float(carried.sum()) > 0:
+        raise ValueError(
+            f"no path energy reaches output position {shown(position)} on these examples; "
+            "its gates are closed: use other examples or gates='unit'"
+        )
+    found = places.pooled(carried / (carried.sum() if of == "energy" else 1)).reshape(places.shape)
+    seen, below = support(program, position), _of_layers(program, places) if layers else {}
+    return Located(position, places, seen, fields, by_data, found, gates, below)
 
 
 def _extents(fields: dict[str, Field], places: Places, found: Tensor | None) -> dict[str, Extent]:
@@ -252,7 +268,7 @@ def _cut(field: Field, axis: int, moves: list[tuple[int, int, int]], stride: flo
 
 
 def _effective(batches: Batches, position: Index, of: str) -> Tensor:
-    """The map of the position: the walk's law, or capacity."""
+    """The map of the position: the walk's law, not yet divided by its sum, or capacity."""
 
     def at_the_position(layers: bool) -> Iterator[markov.Batch]:
         for program, seed in batches(layers):
@@ -265,12 +281,7 @@ def _effective(batches: Batches, position: Index, of: str) -> Tensor:
         batches = replace(batches, dtype=torch.float64)
         solved = markov.solve(at_the_position, single=batches.number == 1, layers=False, table=False)
         found = solved.by_input.sum(0).clamp(min=0)
-    if not float(found.sum()) > 0:
-        raise ValueError(
-            f"no path energy reaches output position {shown(position)} on these examples; "
-            "its gates are closed: use other examples or gates='unit'"
-        )
-    return found.double() / (found.sum() if of == "energy" else 1)
+    return found.double()
 
 
 def _deviation(found: Tensor, axis: int) -> float:
