@@ -304,10 +304,6 @@ def test_programs_of_several_inputs_give_what_the_model_gives(name: str, how: st
     some = {key: value[:5] for key, value in given.items()}  # twelve are chunks of five, five and two
     args, kwargs = ((), some) if how == "by name" else (tuple(some.values()), None)
     program = export(model, args, kwargs, dynamic_shapes=None if how == "fixed" else {k: {0: Dim.AUTO} for k in given})
-    if how == "fixed" and name == "tokens":
-        with pytest.raises(ValueError, match="the program takes integers, of exactly 5 examples"):
-            capalloc.measure(program, given)
-        return
     if how == "saved":
         save(program, tmp_path / "model.pt2")
     found = tmp_path / "model.pt2" if how == "saved" else program
@@ -318,6 +314,26 @@ def test_programs_of_several_inputs_give_what_the_model_gives(name: str, how: st
             np.testing.assert_allclose(allocation.capacity, expected.capacity, atol=1e-6)
             assert allocation.capacity.coords.equals(expected.capacity.coords)
         np.testing.assert_allclose(allocation.by_parameter, expected.by_parameter, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("how", ["fixed", "saved"])
+def test_layers_of_programs_of_several_inputs_have_the_models_names(name: str, how: str, tmp_path: Path) -> None:
+    make, given = SEVERAL[name]
+    model = seeded_module(make).float()
+    given = {key: value.float() if value.is_floating_point() else value for key, value in given.items()}
+    free = None if how == "fixed" else {k: {0: Dim.AUTO} for k in given}
+    program = export(model, tuple(v[:3] for v in given.values()), dynamic_shapes=free)
+    if how == "saved":
+        save(program, tmp_path / "model.pt2")
+        program = tmp_path / "model.pt2"
+    expected, found = (capalloc.propagate(m, given, layers=True) for m in (model, program))
+    assert expected.layers
+    assert set(found.layers) == set(expected.layers)
+    for path, layer in expected.layers.items():
+        np.testing.assert_allclose(found.layers[path], layer, rtol=1e-5)
+    for path, laws in capalloc.walk(model, given).layers.items():
+        np.testing.assert_allclose(capalloc.walk(program, given).layers[path], laws, rtol=1e-5)
 
 
 def test_a_program_of_one_input_takes_it_by_name_and_token_ids(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from capalloc._graph.lost_biases import drop_lost_biases
 from capalloc._graph.out_of_place import make_out_of_place
 from capalloc._graph.retrace import RETRACED, retrace
-from capalloc._model.exported import input_shape, user_inputs
+from capalloc._model.exported import SavedModel, module_of, user_inputs
 from capalloc._model.problem import Problem, seeded
 from capalloc._operators.calls import arguments_of
 from capalloc._operators.decompositions import table
@@ -84,15 +84,18 @@ class _Selected(nn.Module):
 def capture(problem: Problem, batch_size: int) -> Graph:
     """Capture the model's graph at `batch_size`: functional, with composite operators whole where they have a rule.
 
-    An exported program is not exported again: its own graph serves, at its own batch size where that is fixed.
+    An exported program of one input is not exported again: its own graph serves. One of several inputs is, and its
+    operators keep their modules. Where its batch size is fixed it is that of the graph.
     """
     program = problem.program
+    if isinstance(problem.model, SavedModel):
+        batch_size = problem.model.fixed_size or batch_size
     try:
         if program is None:
             graph = _exported(problem, batch_size)
         else:
             with _exporting(problem):
-                graph = _own(problem, decomposed(program), input_shape(program)[0] or batch_size)
+                graph = _own(problem, decomposed(program), batch_size)
     except Exception as error:
         other = None
         for way in (_retraced, partial(_exported, strict=True)) if program is None else ():
@@ -331,6 +334,4 @@ def _choose(
 
 def module_path(node: Node) -> str:
     """Give the path of the innermost module a node belongs to, '' for the model itself."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    return path.removeprefix("model").removeprefix(".")
+    return module_of(node).removeprefix("model").removeprefix(".")

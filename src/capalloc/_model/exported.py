@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class SavedModel(nn.Module):
                 value = first.setdefault(key, nn.Parameter(value.detach(), requires_grad=False))  # the same memory
                 self._dtype = value.dtype if len(first) == 1 else self._dtype
             _place(self, path, value)
+        for node in program.graph.nodes:
+            _make_part(self, module_of(node))
 
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """Run the program on all examples."""
@@ -54,18 +57,14 @@ class SavedModel(nn.Module):
         if set(by_name) != {*self.input_names}:
             raise TypeError(f"the program takes {', '.join(self.input_names)}, and was given {', '.join(by_name)}")
         inputs = [by_name[name] for name in self.input_names]
-        size = self._shapes[0][0]
         for x, shape, name in zip(inputs, self._shapes, self.input_names, strict=True):
             self._check(x, shape, f" {name}" if len(self.input_names) > 1 else "")
-        if size is None or len(inputs[0]) == size:
-            return self._run(inputs)
-        returned = []
-        for chunk in zip(*(x.split(size) for x in inputs), strict=True):
-            returned.append(self._run([torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) for x in chunk]))
-        leaves = [pytree.tree_leaves(r) for r in returned]
-        number = len(inputs[0])
-        joined = [torch.cat(parts)[:number] if parts[0].ndim else parts[0] for parts in zip(*leaves, strict=True)]
-        return pytree.tree_unflatten(joined, pytree.tree_structure(returned[0]))
+        return in_chunks(self._run, inputs, self.fixed_size)
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The only number of examples that the program runs on, if it is one."""
+        return self._shapes[0][0]
 
     def check_examples(self, x: Tensor) -> None:
         """Refuse examples of another shape than the program was exported for."""
@@ -90,10 +89,48 @@ class SavedModel(nn.Module):
         values = iter(inputs)
         given = [next(values) if path is None else _taken(self, path) for path in self._places]
         floating = (t.dtype for t in (*inputs, *self.parameters()) if t.is_floating_point())
-        returned = _Run(self._program, self._dtype, next(floating, self._dtype)).run(*given)
+        returned = _Run(self, self._program, self._dtype, next(floating, self._dtype)).run(*given)
         kinds = [spec.kind for spec in self._program.graph_signature.output_specs]
         own = [value for value, kind in zip(returned, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
         return pytree.tree_unflatten(own, self._program.call_spec.out_spec)
+
+
+def in_chunks(run: Callable[[list[Tensor]], Any], inputs: Sequence[Tensor], size: int | None) -> Any:
+    """Run on chunks of exactly `size` examples, the last one padded, and join what they return; at once for None."""
+    number = len(inputs[0])
+    if size is None or number == size:
+        return run([*inputs])
+    returned = []
+    for chunk in zip(*(x.split(size) for x in inputs), strict=True):
+        returned.append(run([torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) for x in chunk]))
+    leaves = [pytree.tree_leaves(r) for r in returned]
+    joined = [torch.cat(parts)[:number] if parts[0].ndim else parts[0] for parts in zip(*leaves, strict=True)]
+    return pytree.tree_unflatten(joined, pytree.tree_structure(returned[0]))
+
+
+class _Part(nn.Module):
+    """A module that the program was made of: it runs its operators one by one, which are captured under its name."""
+
+    def forward(self, run: Callable[[], Any]) -> Any:
+        """Run one operator."""
+        return run()
+
+
+def module_of(node: Node) -> str:
+    """Give the path of the innermost module that a node belongs to, '' for the model itself."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _make_part(module: nn.Module, path: str) -> nn.Module:
+    """Give the part of that path, made with those above it where there is none."""
+    for name in path.split(".") if path else ():
+        if name not in module._modules:
+            if not name or hasattr(module, name):
+                break  # a name of torch's own
+            module.add_module(name, _Part())
+        module = module.get_submodule(name)
+    return module
 
 
 def _place(module: nn.Module, path: str, value: Any) -> None:
@@ -101,7 +138,7 @@ def _place(module: nn.Module, path: str, value: Any) -> None:
     *owners, name = path.split(".")
     for owner in owners:
         if owner not in module._modules:
-            module.add_module(owner, nn.Module())
+            module.add_module(owner, _Part())
         module = module.get_submodule(owner)
     if isinstance(value, nn.Parameter):
         module.register_parameter(name, value)
@@ -119,9 +156,19 @@ def _taken(module: nn.Module, path: str) -> Any:
 class _Run(Interpreter):
     """The program's graph, operator by operator, in another precision than it was exported in."""
 
-    def __init__(self, program: ExportedProgram, exported: torch.dtype, wanted: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, program: ExportedProgram, exported: torch.dtype, wanted: torch.dtype) -> None:
         super().__init__(program.graph_module)
+        self.model = model
         self.cast = {exported: wanted}
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node, in the module that it belongs to."""
+        run = partial(super().run_node, n)
+        try:
+            part = self.model.get_submodule(module_of(n)) if n.op == "call_function" else None
+        except AttributeError:
+            part = None
+        return part(run) if isinstance(part, _Part) else run()
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operator."""
@@ -171,11 +218,6 @@ def _check_inputs(program: ExportedProgram) -> None:
         )
     if not all(value.ndim for value in values):
         raise ValueError("the program's input has no examples axis")
-    if isinstance(values[0].shape[0], int) and not all(value.is_floating_point() for value in values):
-        raise ValueError(
-            f"the program takes integers, of exactly {values[0].shape[0]} examples: export it for any number, with "
-            "dynamic_shapes that say Dim.AUTO of the first axis of each input"
-        )
 
 
 def _check_mode(program: ExportedProgram) -> None:

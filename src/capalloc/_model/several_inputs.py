@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from capalloc._model.embedded_tokens import Answer, AnswerLookups, Lookup, WatchLookups, owners, storage
+from capalloc._model.exported import SavedModel, in_chunks
 from capalloc._model.given_arguments import Arguments, Signature
 from capalloc._model.places import HELD, NamedInput, Places
 from capalloc._model.private_copy import Widened
@@ -166,13 +167,14 @@ class Packed:
 class PackedForward:
     """The forward of a private copy that takes vectors; copied with the copy."""
 
-    def __init__(self, forward: Callable[..., Any], layout: Layout) -> None:
+    def __init__(self, forward: Callable[..., Any], layout: Layout, size: int | None) -> None:
         self.inner = forward
         self.layout = layout
+        self.size = size  # the only number of examples, if it is one: look-ups are answered chunk by chunk
 
     def __call__(self, x: Tensor) -> Any:
         """Run the model's own forward."""
-        return self.layout.call(self.inner, x)
+        return in_chunks(lambda chunk: self.layout.call(self.inner, *chunk), [x], self.size)
 
 
 def packed(
@@ -191,13 +193,14 @@ def packed(
     """
     batches: Batches = (lambda: [found]) if isinstance(found, Arguments) else found
     eager = getattr(private, "_orig_mod", None)  # what torch.compile compiles
-    layout = _layout(private, own, batches)
-    private.forward = PackedForward(private.forward if eager is None else eager, layout)
+    size = private.fixed_size if isinstance(private, SavedModel) else None
+    layout = _layout(private, own, batches, size or 2)
+    private.forward = PackedForward(private.forward if eager is None else eager, layout, size)
     return layout.pack(found.tensors) if isinstance(found, Arguments) else Packed(batches, layout), layout
 
 
-def _layout(model: nn.Module, own: torch.dtype, batches: Batches) -> Layout:
-    """Find out by a run on the first examples which integers are token ids, then lay the arguments out."""
+def _layout(model: nn.Module, own: torch.dtype, batches: Batches, number: int) -> Layout:
+    """Find out by a run on `number` examples, two of them, which integers are token ids; then lay the arguments out."""
     first = next((given for given in batches() if _length(given.tensors)), None)
     if first is None:
         raise ValueError("inputs hold no example; pass tensors with a leading examples axis of length >= 1")
@@ -205,7 +208,10 @@ def _layout(model: nn.Module, own: torch.dtype, batches: Batches) -> Layout:
         _check_argument(name, value)
     dtype = _precision(own, first)
     like = next(model.parameters())
-    two = {name: v[[0, min(1, len(v) - 1)]].detach().clone().to(like.device) for name, v in first.tensors.items()}
+    two = {
+        name: v[[min(k, 1, len(v) - 1) for k in range(number)]].detach().clone().to(like.device)
+        for name, v in first.tensors.items()
+    }
     two = {name: v.to(like.dtype) if v.is_floating_point() else v for name, v in two.items()}
     wide = nullcontext() if own is like.dtype else Widened(like.dtype)  # of what the user's model names
     watch = _watched(model, two, first.by_name, wide)
