@@ -485,7 +485,7 @@ def test_what_sees_more_than_paths_is_counted_in_a_note(middle, places):
 
 def test_windows_with_gaps_have_a_field():
     net = nn.Sequential(nn.Conv2d(1, 1, 2), nn.MaxPool2d(3, 1, dilation=2))
-    field = capalloc.receptive_field(net, gaussian(2, 1, 15, 15))
+    field = capalloc.receptive_field(net, gaussian(2, 1, 15, 15).float())
     assert field.sizes == {"channel": 1, "row": 6, "column": 6}
 
 
