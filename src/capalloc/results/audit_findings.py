@@ -166,7 +166,8 @@ class Audit(Result):
                 f"{row['directions']:,.0f} of {row['channels']:,.0f}" if row["directions"] >= 0 else "–",
             ])  # fmt: skip
         head = ["layer", "parameters", "use", "units", "dead", "directions read"]
-        return Table("layers", head, rows, self.data["parameters"].to_numpy().tolist())
+        bars = {"use": self.data["use"].to_numpy().tolist()}
+        return Table("layers", head, rows, self.data["parameters"].to_numpy().tolist(), bars=bars)
 
 
 def within(diagnosis: Diagnosis) -> xr.Dataset:

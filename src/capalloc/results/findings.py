@@ -24,6 +24,8 @@ STILL = re.compile(r"\d+ inputs? never var")
 
 #: Use of a layer's parameters, with two standard errors, below which it is named.
 LOW_USE = 0.5
+#: Share of a network's parameters below which it matters little what a layer does with its own.
+SMALL = 0.01
 #: Share of a layer's units that are dead above which training has lost it.
 MOSTLY_DEAD = 0.5
 #: Directions over channels up to which a layer could be narrower.
@@ -59,6 +61,12 @@ class Evidence:
             number = result.attrs.get("num_params") or sum(sizes.values())
             return cls(layer_table(sizes, result), max(1, number), allocation=result)
         return cls(layer_table({}), 1, diagnosis=result) if isinstance(result, Diagnosis) else None
+
+    @property
+    def guide(self) -> str:
+        """A word on numbers that stand on an assumption alone, and have no error."""
+        solver = "" if self.allocation is None else str(self.allocation.attrs.get("solver"))
+        return " (a guide, which assumes total decoupling)" if solver in ("markov", "segments") else ""
 
     @property
     def missing(self) -> float:
@@ -99,11 +107,12 @@ def low_use(known: Evidence) -> Iterator[Finding]:
     rows = layers[most < LOW_USE]
     for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
         error = f" ± {row['use_error']:.2f}" if row["use_error"] > 0 else ""
+        share = (row["parameters"] - row["capacity"]) / known.num_params
         yield Finding(
-            "worth a look",
-            (row["parameters"] - row["capacity"]) / known.num_params,
+            "worth a look" if share >= SMALL else "to know",
+            share,
             f'layer "{name}": use {row["use"]:.2f}{error}, {row["capacity"]:,.0f} of its {row["parameters"]:,.0f} '
-            "parameters are independent",
+            f"parameters are independent{known.guide}",
             "make it narrower, or drop what another layer does too",
             "how-to/wasted-layers.md",
             float(row["use"]),

@@ -169,6 +169,12 @@ def place_word(values: xr.DataArray) -> str:
     return SEQUENCES.get(axes, axes[-1] if is_line(values) else "pixel" if axes[-2:] == ("row", "column") else "place")
 
 
+def cell_words(values: xr.DataArray) -> str:
+    """Words for one cell of a map as it is drawn: a place, or one feature of it."""
+    axes = tuple(map(str, values.dims))
+    return f"{axes[1]} of each {axes[0]}" if axes in SEQUENCES else place_word(values)
+
+
 def _joined(sums: list[xr.DataArray], names: list[str]) -> xr.DataArray:
     return xr.concat(sums, dim="region").assign_coords(region=names).transpose(..., "region")
 

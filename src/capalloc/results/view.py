@@ -37,6 +37,7 @@ class Table:
     detail: bool = False  # left out of a few lines of text
     apart: bool = False  # left out on a terminal too, for a card, a report or a file
     spare: Sequence[str] = ()  # columns that are left out where there is no room for all
+    bars: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by column: shares that a page draws as bars
 
     def narrow(self) -> Table:
         """The same without its spare columns."""

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,9 +28,11 @@ from capalloc.app.report import report_html, write_report
 from capalloc.app.report.charts import MOST_POINTS, draw
 from capalloc.app.report.encode import Encoded, encode
 from capalloc.app.report.explorer import describe
+from capalloc.app.report.found import DOCS, SHOWN_AT_ONCE, Told
 from capalloc.app.report.outlines import outline
-from capalloc.app.report.section import exact, number, plain
-from capalloc.results import load
+from capalloc.app.report.section import exact, number, plain, sentence
+from capalloc.results import Audit, Finding, load
+from capalloc.results.audit_findings import as_data
 from capalloc.results.images import ring, smallest_region
 from capalloc.results.regions import named_parts as parts
 from capalloc.results.svg import gradient
@@ -152,16 +155,17 @@ def test_page_is_well_formed_and_needs_no_network(allocations, figures):
     found = Outline(page)
     assert found.open == []
     assert not {"link", "iframe", "object", "form", "base"} & {tag for tag, _ in found.tags}
-    for _, attributes in found.tags:
+    for tag, attributes in found.tags:
         for name in ("src", "href"):
-            assert (attributes.get(name) or "#").startswith(("data:", "#"))
+            pages = (DOCS,) if tag == "a" else ()  # which findings name: a link fetches nothing
+            assert (attributes.get(name) or "#").startswith(("data:", "#", *pages))
         assert not any(name.startswith("on") or name == "style" for name in attributes)
-    assert "http" not in re.sub(r"http-equiv", "", page)
+    assert "http" not in page.replace("http-equiv", "").replace(DOCS, "")
     assert len(found.all("figure")) == figures
     keys = [attributes["id"] for _, attributes in found.tags if attributes.get("id")]
     assert len(keys) == len(set(keys))
     for link in found.all("a"):
-        assert link["href"][1:] in keys
+        assert link["href"][1:] in keys or link["href"].startswith(DOCS)
     assert all(svg.get("aria-label") or svg.get("aria-hidden") for svg in found.all("svg"))
 
 
@@ -339,7 +343,9 @@ def test_every_kind_of_result_has_its_section(depth):
     text = " ".join(found.text)
     assert f"{depth['blocks'].T:.3g}" in text
     for line in depth["all"].advice:
-        assert line in text
+        what, _, do = line.partition("; ")
+        assert sentence(what) in text
+        assert sentence(do) in text
     assert {"maps-1", "receptive-field-1", "evolution-1"} == set(data_of(page)["explorers"])
     assert all("nan" not in (path.get("d") or "") for path in found.all("path"))
 
@@ -476,9 +482,86 @@ def test_numbers(value, in_table, in_full):
     assert exact(value) == in_full
 
 
+def findings_of(page: str) -> list[str]:
+    """Whatever stands between the heading of the findings and the next section, without its tags."""
+    part = re.search(r'<h2 id="findings">.*?</section>', page, re.DOTALL)[0]
+    return [
+        " ".join(unescape(re.sub(r"<[^>]+>", " ", item)).split())
+        for item in re.findall(r"<li.*?</li>", part, re.DOTALL)
+    ]
+
+
+def uneven(**attrs: object) -> Allocation:
+    """Two layers, one of little use, over inputs of which one gets much."""
+    values = np.ones((2, 30))
+    values[0, 3] = 12.0
+    coords = {"parameter": ["a.weight", "b.weight"]}
+    table = xr.DataArray(values, dims=("parameter", "input"), coords=coords)
+    sizes = {"a.weight": 400, "b.weight": 40}
+    told = {"num_params": 440, "parameter_sizes": sizes, "unused_params": 4, "notes": [], **attrs}
+    return Allocation(table.sum("parameter"), 0.0, table.sum("input"), attrs=told)
+
+
+def test_a_page_opens_with_findings_of_all_results_the_most_serious_first():
+    """Those of an audit, those that follow from maps, and advice; what several results say stands once."""
+    dead = Finding("serious", 0.5, 'layer "a": 9 of 10 units are dead', "remove them", "how-to/prune.md", 9.0)
+    values = {name: ("layer", [1.0]) for name in Audit.COLUMNS}
+    held = {"num_params": 1, "num_examples": 1, "total": 1.0, "total_standard_error": None, "seconds": 1.0}
+    attrs = held | {"forecast_seconds": 1.0, "found": as_data([dead])}
+    audit = Audit(xr.Dataset(values, {"layer": ["a"]}, attrs))
+    page = report_html({"first": uneven(), "second": uneven(solver="markov"), "audit": audit})
+    first, *others = findings_of(page)
+    assert first == 'Serious Layer "a": 9 of 10 units are dead. audit Remove them. how-to/prune.md'
+    assert f'href="{DOCS}how-to/prune.md"' in page
+    assert any("4 parameters (0.9%) are in no use on these examples. first, second" in line for line in others)
+    assert any("Input 3 gets much" in line for line in others)
+    low = [line for line in others if "use 0.10, 41 of its 400" in line]
+    assert [("a guide, which assumes total decoupling" in line) for line in low] == [False, True]
+    assert page.index('id="findings"') < page.index('id="maps-1"') < page.index('id="settings"')
+
+
+def test_nothing_found_is_said_where_nothing_is_and_nothing_where_nothing_could_be(depth):
+    level = xr.DataArray(np.ones((1, 30)), dims=("parameter", "input"), coords={"parameter": ["w"]})
+    assert "Nothing found." in report_html({"one": Allocation(level.sum("parameter"), 0.0, level.sum("input"))})
+    assert 'id="findings"' not in report_html({"gates": depth["gates"]})
+    many = [Finding("to know", k, f"thing {k}", "none", "") for k in range(SHOWN_AT_ONCE + 2)]
+    page = PAGES.render("report/found.html", found=[Told(one, ["x"]) for one in many], first=SHOWN_AT_ONCE,
+                        several=False, settled=[])  # fmt: skip
+    assert "<summary>2 more</summary>" in page
+
+
+def test_use_of_layers_is_drawn_as_bars():
+    page = report_html({"one": uneven()})
+    assert "How much of each layer is used" in page
+    rows = re.search(r'id="maps-1-use".*?</section>', page, re.DOTALL)[0]
+    widths = [float(width) for width in re.findall(r'class="part" width="([\d.]+)"', rows)]
+    assert widths == pytest.approx([100 * 41 / 400, 75.0], abs=0.051)
+    assert "0.10" in rows
+    assert "How much of each layer" not in report_html({"one": allocation()})  # whose sizes are not known
+
+
+def test_a_page_says_what_makes_it_again():
+    made = {"command": "capalloc measure 'a b.pt2'", "call": "capalloc.measure(model, inputs)", "model": "Sequential",
+            "inputs": "9 x 4", "seed": 3, "data_digest": "0a", "versions": {"torch": "9.9"}}  # fmt: skip
+    text = " ".join(Outline(report_html({"one": allocation(made=made)})).text)
+    for words in ("capalloc measure 'a b.pt2'", "capalloc.measure(model, inputs)", "torch 9.9", "0a"):
+        assert words in text
+    assert "made by" not in report_html({"one": allocation()})
+
+
+def test_maps_have_axes_and_words_for_tokens_and_features():
+    page = report_html({"one": allocation((5, 4), made={"axes": ["token", "feature"]})})
+    axes = [re.sub(r"<[^>]+>", " ", axis).split() for axis in re.findall(r'<div class="axis .*?</div>', page)]
+    assert axes == [["0", "token", "4"], ["0", "feature", "3"]]
+    assert "for each feature of each token" in page
+    assert table_rows(page)[0][2:5] == ["first third", "middle third", "last third"]
+    assert '<span class="name">row</span>' in report_html({"one": allocation((1, 5, 4))})
+
+
 def test_settings_count_what_would_fill_the_page():
     assert plain(0.123456) == "0.1235"
-    assert plain([1, 2]) == "[1, 2]"
+    assert plain([1, 2]) == "1, 2"
+    assert plain({"walk": 0.123456, "of": True}) == "walk 0.1235, of yes"
     assert plain(dict.fromkeys(range(9))) == "9 values, in the file"
 
 

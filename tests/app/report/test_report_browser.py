@@ -252,6 +252,23 @@ def test_a_phone_needs_no_scrolling_sideways(visit, name):
     assert "Point at" not in readout(page)
 
 
+def test_a_table_wider_than_the_page_says_so(visit):
+    """It fades on the side on which it goes on, and a line before it says that it scrolls."""
+    for width, wide in ((360, True), (1500, False)):
+        page = visit("large", viewport={"width": width, "height": 700})
+        box, hint = page.locator(".scroll:has(.regions)"), page.locator(".goes-on:has(+ .scroll .regions)")
+        assert hint.is_visible() == wide
+        assert ("more-right" in box.get_attribute("class")) == wide
+    page = visit("large", viewport={"width": 360, "height": 700})
+    page.locator(".scroll:has(.regions)").evaluate("box => (box.scrollLeft = box.scrollWidth)")
+    page.locator(".scroll.more-left:not(.more-right)").wait_for()
+
+
+def test_the_page_takes_the_width_of_the_screen(visit):
+    page = visit("pair", viewport={"width": 1800, "height": 900})
+    assert page.locator("main").bounding_box()["width"] >= 1750
+
+
 def test_dark_and_light_by_preference_and_by_choice(visit):
     ground = "getComputedStyle(document.body).backgroundColor"
     page = visit("pair", color_scheme="dark")
@@ -314,7 +331,7 @@ def test_hostile_names_are_text(visit):
     assert page.locator("script").count() == 2
     page.get_by_label("Layer").select_option("0")
     assert readout(page).startswith(EVIL)
-    assert page.locator(".notes li").inner_text() == EVIL
+    assert page.locator(".notes li").inner_text() == f"{EVIL}."
     assert page.get_by_role("button", name=EVIL).count() == 1
 
 
@@ -337,7 +354,9 @@ def test_no_other_script_could_run_nor_anything_be_fetched(browser, pages):
 def test_a_screen_reader_hears_the_map_and_the_readout(visit):
     page = visit("pair")
     tree = page.locator("main").aria_snapshot()
-    assert re.search(r'application "measured: [\d.]+ parameters over 4 rows × 6 columns; most in the region', tree)
+    assert re.search(
+        r'application "measured: [\d.]+ parameters over 4 rows × 6 columns; most for each pixel in the region', tree
+    )
     assert "status" in tree
     assert 'combobox "Layer"' in tree
     assert 'table "Capacity by parameter tensor and region of the input"' in tree

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -19,7 +20,8 @@ from capalloc.app.report.pairs import compared
 from capalloc.app.report.region_table import by_region
 from capalloc.app.report.section import Section, exact
 from capalloc.results.allocation import Allocation
-from capalloc.results.view import Axis, Chart, Fact, Line
+from capalloc.results.findings import layer_table
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, estimate
 
 #: Bytes that all maps of a group may take, and all shares of layers, before base64.
 GROUP_BYTES, LAYER_BYTES = 1_600_000, 1_600_000
@@ -63,8 +65,32 @@ def allocation_sections(allocations: Mapping[str, Allocation]) -> list[Section]:
             sections.append(Section(shown.key, f"Where the capacity goes{name}{of}", body, {shown.key: shown.data()}))
             layers = shown.layers.names if shown.layers else []
         sections += compared(group.key, group.members, of)
+        sections += used(group, of)
         sections += by_region(group.key, group.members, layers, of)
     return sections + spectra(allocations)
+
+
+def used(group: AllocationGroup, of: str) -> list[Section]:
+    """The use of each layer, for the allocations that know the sizes of their parameter tensors."""
+    tables = {name: layer_table(a.attrs.get("parameter_sizes") or {}, a) for name, a in group.members.items()}
+    known = {name: layers for name, layers in tables.items() if len(layers)}
+    if not known:
+        return []
+    layers = pd.concat([found["parameters"] for found in known.values()])
+    layers = layers[~layers.index.duplicated()]
+    columns = {
+        "use" if len(known) == 1 else f"use, {name}": found.reindex(layers.index) for name, found in known.items()
+    }
+    rows = [
+        [str(layer), f"{layers.iloc[k]:,.0f}"]
+        + [estimate(found["use"].iloc[k], found["use_error"].iloc[k], ".2f", ".2f") for found in columns.values()]
+        for k, layer in enumerate(layers.index)
+    ]
+    bars = {name: found["use"].tolist() for name, found in columns.items()}
+    shown = Table("layers", ["layer", "parameters", *columns], rows, bars=bars)
+    return [
+        Section(f"{group.key}-use", f"How much of each layer is used{of}", PAGES.render("report/use.html", shown=shown))
+    ]
 
 
 def facts(group: AllocationGroup) -> list[Fact]:

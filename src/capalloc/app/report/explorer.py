@@ -19,7 +19,7 @@ from capalloc.app.report.encode import Encoded, encode
 from capalloc.app.report.layout import flat, high, label, labels, leading, positions
 from capalloc.app.report.outlines import edges_over, lines_over
 from capalloc.app.report.section import exact
-from capalloc.results.regions import is_line, place_word, regions_by_mean
+from capalloc.results.regions import cell_words, is_line, place_word, regions_by_mean
 from capalloc.results.svg import colours, map_svg
 from capalloc.results.view import Axis, Chart, Line, Map
 
@@ -71,6 +71,20 @@ class LayerShares:
 
 
 @dataclass(frozen=True)
+class AxisEnds:
+    """An axis of a map as a figure names it: by its name, and its first and last place."""
+
+    name: str
+    first: str
+    last: str
+
+    @classmethod
+    def of(cls, values: xr.DataArray, axis: Any) -> AxisEnds:
+        """The axis of some values."""
+        return cls(str(axis), str(label(values, axis, 0)), str(label(values, axis, values.sizes[axis] - 1)))
+
+
+@dataclass(frozen=True)
 class Explorer:
     """Figures over the same inputs that are read together."""
 
@@ -92,6 +106,8 @@ class Explorer:
             stills=[still(figure, self.unit) for figure in self.figures],
             leading=[(axis, values.sizes[axis]) for axis in leading(values)],
             listed=LISTED,
+            axes=[AxisEnds.of(values, axis) for axis in values.dims[-2:]],
+            place=cell_words(values),
             summed=leading(values),
             note=self._note(bool(leading(values))),
         )

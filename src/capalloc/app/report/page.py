@@ -11,9 +11,11 @@ from capalloc._runtime.files import write_text
 from capalloc.app.pages import PAGES
 from capalloc.app.report.allocation_sections import allocation_sections
 from capalloc.app.report.explorer import palette
+from capalloc.app.report.found import SHOWN_AT_ONCE, Told, told
 from capalloc.app.report.result_section import result_section
-from capalloc.app.report.section import Section, plain
+from capalloc.app.report.section import Section, plain, sentence
 from capalloc.results.allocation import Allocation
+from capalloc.results.axis_words import worded
 from capalloc.results.base import Result
 from capalloc.results.kinds import RESULTS
 from capalloc.results.view import Fact, View
@@ -43,9 +45,10 @@ def report_html(
 ) -> str:
     """Make a page in one HTML file about results of any kind, with no network and no model.
 
-    Allocations over the same inputs are drawn on one scale and held against each other. A map reads out its values
-    under the pointer or the arrow keys, for all parameters or one tensor; without a script, and on paper, all maps and
-    tables are still there. Large maps are rounded or averaged so that the page stays small, which it then says.
+    It opens with the findings of all results, the most serious first. Allocations over the same inputs are drawn on one
+    scale and held against each other. A map reads out its values under the pointer or the arrow keys, for all
+    parameters or one tensor; without a script, and on paper, all maps and tables are still there. Large maps are
+    rounded or averaged so that the page stays small, which it then says.
 
     Args:
         results: by the name that the page gives each, such as "measured" and "predicted".
@@ -58,18 +61,19 @@ def report_html(
 
     """
     _check(results)
-    allocations = {name: result for name, result in results.items() if isinstance(result, Allocation)}
+    allocations = {name: worded(result) for name, result in results.items() if isinstance(result, Allocation)}
     views = {name: result.view() for name, result in results.items()}
-    sections = [*allocation_sections(allocations), *_other_sections(results, views)]
+    found = told(results, views)
+    opening = [*_findings(found, views), *_notes(found, views)]
+    sections = [*opening, *allocation_sections(allocations), *_other_sections(results, views)]
     page = PAGES.render(
         "report/report.html",
         title=title,
         facts=[Fact(str(name), str(value)) for name, value in (facts or {}).items()],
         sections=sections,
         allocations=bool(allocations),
-        notes=[(name, view.notes) for name, view in views.items() if view.notes],
         made=[
-            (name, type(results[name]).__name__, {key: plain(value) for key, value in view.settings.items()})
+            (name, type(results[name]).__name__, again(view.made), plain_settings(view.settings))
             for name, view in views.items()
         ],
         data=_data(sections),
@@ -84,6 +88,45 @@ def _check(results: Mapping[str, Any]) -> None:
         if not isinstance(result, Result):
             names = ", ".join(kind.__name__ for kind in RESULTS)
             raise TypeError(f"{name!r} is a {type(result).__name__}; a report shows results: {names}")
+
+
+def _findings(found: list[Told] | None, views: Mapping[str, View]) -> list[Section]:
+    """The findings of all results; no section where none of them can have any."""
+    if found is None:
+        return []
+    settled = list(dict.fromkeys(sentence(view.settled) for view in views.values() if view.settled))
+    body = PAGES.render("report/found.html", found=found, first=SHOWN_AT_ONCE, several=len(views) > 1, settled=settled)
+    return [Section("findings", "Findings", body)]
+
+
+def _notes(found: list[Told] | None, views: Mapping[str, View]) -> list[Section]:
+    """Notes of the results, without what is told among the findings."""
+    known = {one.finding.what for one in found or ()}
+    left = {name: [sentence(n) for n in v.notes if n.partition("; ")[0] not in known] for name, v in views.items()}
+    notes = [(name, lines) for name, lines in left.items() if lines]
+    if not notes:
+        return []
+    return [Section("notes", "Notes", PAGES.render("report/notes.html", notes=notes, several=len(views) > 1))]
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as a person writes them."""
+    return {name: plain(value) for name, value in settings.items() if value is not None}
+
+
+def again(made: Mapping[str, Any]) -> dict[str, str]:
+    """Everything that it takes to make a result again, by name; empty for files that do not say it."""
+    versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
+    rows = {
+        "made by": made.get("command") or made.get("call"),
+        "call": made.get("call") if made.get("command") else None,
+        "model": made.get("model"),
+        "inputs": made.get("inputs"),
+        "digest of the data": made.get("data_digest"),
+        "seed": made.get("seed"),
+        "versions": versions,
+    }
+    return {name: str(value) for name, value in rows.items() if value not in (None, "")}
 
 
 def _other_sections(results: Mapping[str, Result], views: Mapping[str, View]) -> list[Section]:

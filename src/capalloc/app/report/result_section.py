@@ -7,7 +7,7 @@ from markupsafe import Markup
 from capalloc.app.pages import PAGES
 from capalloc.app.report.charts import draw
 from capalloc.app.report.explorer import explorer_of
-from capalloc.app.report.section import Section
+from capalloc.app.report.section import Section, sentence
 from capalloc.results.view import View
 
 
@@ -18,6 +18,7 @@ def result_section(key: str, name: str, view: View) -> Section:
     body = PAGES.render(
         "report/result.html",
         view=view,
+        settled=sentence(view.settled) if view.settled and not view.advice else "",
         maps=Markup("").join(explorer.render() for explorer in explorers),
         charts=[(chart.title, draw(chart)) for chart in view.charts],
     )

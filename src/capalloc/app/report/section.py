@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,12 @@ class Section:
     title: str
     body: Markup
     data: Mapping[str, Any] = field(default_factory=dict)  # by the key of each explorer
+
+
+def sentence(text: str) -> str:
+    """A line that begins with a capital letter, where it begins with a word, and ends with a stop."""
+    begun = text[:1].upper() + text[1:] if re.match(r"[a-z]+[\s,:]", text) else text
+    return begun if begun.endswith((".", "…")) else f"{begun}."
 
 
 def number(value: float) -> str:
@@ -42,4 +49,8 @@ def plain(value: Any) -> str:
         return f"{value:z.4g}"
     if isinstance(value, Mapping | list | tuple) and len(value) > 8:
         return f"{len(value)} values, in the file"
-    return str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

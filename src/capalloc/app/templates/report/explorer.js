@@ -163,17 +163,19 @@ class Explorer {
     if (this.cursor) this.drawCursor(context, cell);
   }
 
-  drawNumbers({ context, plane, spec, picture }, [wide, high]) {
+  drawNumbers({ context, plane, spec, picture, range }, [wide, high]) {
     const rgb = picture.getContext("2d").getImageData(0, 0, this.cols, this.rows).data;
-    context.font = `${Math.min(13, wide / 3.1)}px system-ui, sans-serif`;
+    // Two digits of the largest value, and one decimal at least below a thousand.
+    const digits = range[1] >= 1000 ? 0 : Math.min(4, Math.max(1, 1 - Math.floor(Math.log10(range[1]))));
+    context.font = `${Math.min(13, wide / (digits > 1 ? 3.6 : 3.1))}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
     plane.forEach((value, i) => {
       const [r, g, b] = rgb.subarray(4 * i, 4 * i + 3);
       context.fillStyle = 0.299 * r + 0.587 * g + 0.114 * b > 127 ? "#000" : "#fff";
-      const rounded = Number(value.toFixed(1)) || 0; // no minus before a zero
-      const text = (spec.kind === "difference" && rounded > 0 ? "+" : "") + rounded.toFixed(1).replace("-", MINUS);
-      context.fillText(text, ((i % this.cols) + 0.5) * wide, (Math.floor(i / this.cols) + 0.5) * high);
+      const rounded = Number(value.toFixed(digits)) || 0; // no minus before a zero
+      const text = (spec.kind === "difference" && rounded > 0 ? "+" : "") + (rounded ? rounded.toFixed(digits) : "0");
+      context.fillText(text.replace("-", MINUS), ((i % this.cols) + 0.5) * wide, (Math.floor(i / this.cols) + 0.5) * high);
     });
   }
 
@@ -221,10 +223,12 @@ class Explorer {
     context.font = "12px system-ui, sans-serif";
     context.textBaseline = "alphabetic";
     context.textAlign = "left";
-    context.fillText(exact(high), 0, 11);
+    context.fillText(`${exact(high)} ${this.spec.unit}`, 0, 11);
     if (low < 0) context.fillText(exact(low), 0, y(low) - 3);
     const axis = this.spec.axes[this.spec.axes.length - 1];
-    context.fillText(`${axis} ${this.label(axis, 0)}`, 0, height - 4);
+    context.fillText(this.label(axis, 0), 0, height - 4);
+    context.textAlign = "center";
+    context.fillText(axis, width / 2, height - 4);
     context.textAlign = "right";
     context.fillText(this.label(axis, this.cols - 1), width, height - 4);
     for (const [name, ends] of Object.entries(spec.edges)) this.drawEdges(context, name, ends, step, y(0));

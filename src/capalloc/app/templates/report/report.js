@@ -48,6 +48,23 @@ for (const head of document.querySelectorAll("th[data-layer]")) {
 }
 document.querySelectorAll("table.sortable").forEach(sortable);
 
+// A box whose table is wider fades where it goes on, and says so.
+for (const box of document.querySelectorAll(".scroll")) {
+  const hint = document.createElement("p");
+  hint.className = "goes-on";
+  hint.textContent = "The table goes on to the right: scroll it sideways →";
+  box.before(hint);
+  const see = () => {
+    const left = box.scrollWidth - box.clientWidth;
+    hint.hidden = left < 2;
+    box.classList.toggle("more-right", box.scrollLeft < left - 1);
+    box.classList.toggle("more-left", left > 1 && box.scrollLeft > 1);
+  };
+  box.addEventListener("scroll", see, { passive: true });
+  new ResizeObserver(see).observe(box);
+  see();
+}
+
 const redraw = () => explorers.forEach((explorer) => explorer.draw());
 const theme = document.querySelector(".theme");
 theme.hidden = false;
