@@ -151,8 +151,9 @@ def test_it_is_logged(wear):
 def test_it_is_a_section_of_the_report(wear):
     page = report_html({"mine": wear})
     for piece in (">Wear: mine</h2>", "Where the network is worn.", "last<small>by 75%</small>", "Wear by depth",
-                  "<title>last, wear: 0.75</title>", "mend last", "by eye", "<td>file</td>"):  # fmt: skip
+                  "<title>last, wear: 0.75</title>", "Mend last.", "By eye.", "<td>file</td>"):  # fmt: skip
         assert piece in page
+    assert "nothing to do" not in page
     assert '"tests-wear-1":{"line":false' in page
 
 

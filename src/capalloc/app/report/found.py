@@ -34,7 +34,7 @@ class Told:
     @property
     def do(self) -> str:
         """The advice as a sentence."""
-        return sentence(self.finding.do)
+        return sentence(self.finding.do) if self.finding.do else ""
 
     @property
     def link(self) -> str:
@@ -66,4 +66,4 @@ def _of(result: Result, view: View) -> list[Finding] | None:
         return None
     lines = [line.partition("; ") for line in view.advice]
     page = f"{result.FORMAT.removeprefix(OWN)}.md" if result.FORMAT.startswith(OWN) else ""
-    return [Finding("worth a look", 1.0, what, do or "nothing to do", page) for what, _, do in lines]
+    return [Finding("worth a look", 1.0, what, do, page) for what, _, do in lines]
