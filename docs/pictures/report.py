@@ -34,7 +34,7 @@ def results() -> dict[str, Any]:
         "measured": capalloc.measure(model, images),
         "predicted": capalloc.propagate(model, images, solver="markov"),
         "second convolution": capalloc.receptive_field(features, images),
-        "depth": capalloc.diagnose(model, images, generator=torch.Generator().manual_seed(0)),
+        "depth": capalloc.diagnose(model, images, trained=True),
     }
 
 
@@ -44,7 +44,7 @@ def main() -> None:
         path = Path(folder) / "report.html"
         write_report(path, results(), title="Where a network that reads digits spends its capacity")
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, width, height, scheme in (("report", 1100, 1130, "light"), ("report-phone", 360, 780, "dark")):
+        for name, width, height, scheme in (("report", 1300, 1560, "light"), ("report-phone", 360, 780, "dark")):
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
             page.goto(path.as_uri())
             page.locator("[data-role=layer]").select_option("1")
