@@ -10,7 +10,7 @@ import pytest
 from capalloc.app.cli import design_command
 from capalloc.app.design import Design, code, find_designs, search
 from capalloc.app.design.query import from_query
-from commands import misused, run
+from commands import misused, refused, run
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,19 @@ def test_the_page_starts_from_the_settings(monkeypatch):
     assert served == [(0, False, "depth=3&activation=gelu")]
 
 
+def test_the_page_starts_near_to_a_model(monkeypatch, folder):
+    served: list[tuple] = []
+    monkeypatch.setattr(design_command, "serve", lambda *given: served.append(given))
+    result = run("design", "factories:convs", "--shape", "1,24", "--set", "width=5", "--no-browser")
+    assert result.exit_code == 0, result.output
+    near, second = from_query(served[0][2])
+    wanted = {"depth": 1, "kernel": 3, "width": 5, "ndim": 1, "size": 24, "residual": "none", "bias": True, "stride": 2}
+    assert {name: getattr(near, name) for name in wanted} == wanted
+    assert second is None
+    assert "near to factories:convs: depth=1" in result.stderr
+    assert "at least two convolutions" in refused("design", "factories:net", "--shape", "1,6,6", "--no-browser")
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("20000", 20_000), ("100k", 100_000), ("1.5M", 1_500_000), ("20,000", 20_000)]
 )
@@ -59,6 +72,7 @@ def test_numbers_of_parameters(text, number):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        (("--arg", "width=3"), "--arg and --shape are of a model: name one"),
         (("--flat", "9", "--json"), "--flat, --json is of a search: say with --field"),
         (("--field", "2"), "field must lie from 3 to 512, got 2"),
         (("--field", "9", "--max-parameters", "many"), "--max-parameters must be a number such as 20000"),

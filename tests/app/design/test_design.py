@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import capalloc
+from capalloc import architectures
 from capalloc._decoupling.activations import NAMED_ACTIVATIONS
-from capalloc.app.design import ACTIVATIONS, RESIDUALS, Design, Reading, build, code, read, serve
+from capalloc.app.design import ACTIVATIONS, RESIDUALS, Design, build, code, find_designs, nearest, read, search, serve
 from capalloc.app.design.hermite_series import HermiteSeries
 from capalloc.app.design.one_channel import position
 from capalloc.app.design.query import from_query, to_query
 from capalloc.app.design.server import bound
 from capalloc.app.design.stack import HOMOGENEOUS_ACTIVATIONS, LIMITS, SIZES
+from capalloc.app.design.starts import STARTS
+from capalloc.app.design.verdicts import judged
 from lacking import lack
 
 SMALL = {
@@ -514,37 +518,169 @@ def test_a_map_of_one_axis_has_bands() -> None:
     assert [len(band["x"]) for band in bands[:2]] == [region.sum() for region in reading.regions]
 
 
+def test_logarithmic_maps_hold_the_same_numbers() -> None:
+    figures = pytest.importorskip("capalloc.app.design.figures")
+    reading = read(Design(size=20))
+    heat = figures.map_figure(reading, "A", log=True)["data"][0]
+    shown = np.array(heat["z"], float)
+    seen = reading.capacity > reading.capacity.max() * figures.LOG_RANGE
+    np.testing.assert_allclose(10 ** shown[seen], reading.capacity[seen], rtol=2e-4)
+    assert np.isnan(shown[~seen]).all()
+    np.testing.assert_allclose(heat["customdata"], reading.capacity, rtol=1e-5, atol=1e-9)
+    ticks = heat["colorbar"]
+    assert [10.0**value for value in ticks["tickvals"]] == pytest.approx([float(text) for text in ticks["ticktext"]])
+    assert figures.map_figure(read(Design(ndim=1, size=50)), "B", log=True)["layout"]["yaxis"]["type"] == "log"
+
+
 def test_figures_are_what_plotly_takes() -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects")
     from capalloc.app.design.figures import curves, gradient_figure, map_figure, profile_figure
 
     for design in (Design(), Design(ndim=1, size=50)):
         kept = {"A": curves(read(design)), "B": curves(read(design))}
-        for figure in (map_figure(read(design), "A"), profile_figure(kept), gradient_figure(kept)):
+        maps = [map_figure(read(design), "A", log) for log in (False, True)]
+        for figure in (*maps, profile_figure(kept), gradient_figure(kept)):
             graph_objects.Figure(figure)  # raises on a name or value that plotly does not know
 
 
-def facts_of(reading: Reading) -> dict[str, str]:
-    return pytest.importorskip("capalloc.app.design.design_page").facts(reading)
-
-
 def test_the_table_says_what_was_read() -> None:
-    reading = read(Design(residual="none", depth=30))
-    facts = facts_of(reading)
-    assert facts["Predicted capacity"] == f"{reading.total:,}"
-    assert facts["Theoretical field"] == "63 on an axis, 45 of them inside the input"
-    assert facts["Total change T"] == "no skip connections"
+    rows = {row.name: row for row in judged(read(Design(residual="none", depth=30)))}
+    assert rows["Predicted capacity"].value == f"{read(Design(residual='none', depth=30)).total:,}"
+    assert rows["Theoretical field"].value == "63 on an axis, 45 of them inside the input"
+    assert rows["Total change T"].value == "no skip connections"
+    assert rows["Gradient correlation"].tone == "mind"
+
+
+@pytest.mark.parametrize(
+    ("design", "name", "words", "tone"),
+    [
+        (Design(), "Total change T", "branches and skips both carry", "good"),
+        (Design(residual="constant", depth=64), "Total change T", "scale branches down", "mind"),
+        (Design(residual="1/L"), "Total change T", "scale branches up", "mind"),
+        (Design(), "Gradient correlation", "alike enough to train", "good"),
+        (Design(residual="none", depth=40, norm="batch"), "Gradient correlation", "norms may carry it", ""),
+        (Design(depth=1, kernel=11, ndim=1, size=30), "Effective field", "fills its field", "good"),
+        (Design(), "Effective field", "hardly leaves the middle", "mind"),
+        (Design(), "Theoretical field", "sees 78% of an axis", ""),
+        (Design(depth=30), "Theoretical field", "sees the whole input", "good"),
+        (Design(depth=2, width=2, ndim=1, size=9, bias=True), "Predicted capacity", "7 of them for the", "good"),
+        (Design(), "Parameters", "591 kB as float32", ""),
+        (Design(), "Operations", "of a ResNet-18", ""),
+        (Design(), "Memory of signals", "examples in 1 GB", ""),
+    ],
+)
+def test_verdicts(design: Design, name: str, words: str, tone: str) -> None:
+    (row,) = (row for row in judged(read(design)) if row.name == name)
+    assert words in row.verdict
+    assert row.tone == tone
 
 
 def test_settings_that_do_not_go_together_leave_the_card_as_it_is() -> None:
     app = pytest.importorskip("capalloc.app.design.dash_app")
-    from capalloc.app.design.design_page import settings as values_of
+    from capalloc.app.design.controls import CONTROLS
+    from capalloc.app.design.controls import settings as values_of
 
-    values = values_of(Design(strided=4))
-    values[0] = 2
-    shown, *_ = app.show("A", values, [])
-    assert shown[0].startswith("strided must be at most the depth")
-    assert all(part is app.no_update for part in shown[1:])
+    names = [control.setting for control in CONTROLS]
+    for changed, at, words in (
+        ({"strided": 4, "depth": 2}, "strided", "strided must be at most the depth"),
+        ({"size2": 8, "stride": 3, "strided": 4, "reduction": "average"}, "size2", "size must leave a position"),
+        ({"causal": ["yes"]}, "causal", "causal must be False with two axes"),
+    ):
+        values = [changed.get(name, value) for name, value in zip(names, values_of(Design()), strict=True)]
+        shown, refused, *_ = app.show("A", values, [])
+        assert {name: told for name, told in zip(names, refused, strict=True) if told}.keys() == {at}
+        assert refused[names.index(at)].startswith(words)
+        assert shown[0].startswith("Shown is the design before")
+        assert all(part is app.no_update for part in shown[1:])
+
+
+def test_controls_and_designs_are_the_same() -> None:
+    pytest.importorskip("dash")
+    from capalloc.app.design.controls import design_of
+    from capalloc.app.design.controls import settings as values_of
+
+    for design in SMALL.values():
+        assert design_of(values_of(design)) == design
+
+
+def test_the_page_finds_designs_as_the_search_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = pytest.importorskip("capalloc.app.design.dash_app")
+    for name, values in {"KERNELS": (3, 5), "DILATIONS": (1,), "CYCLES": (1,), "STRIDES": ((1, 1),)}.items():
+        monkeypatch.setattr(find_designs, name, values)
+    query = "depth=3&ndim=1&size=40&b.depth=7"
+    table, error = app.find(1, 9, 5, 2000, query)
+    assert error == ""
+    links = [part.href for part in table._traverse() if type(part).__name__ == "Link"]
+    like, second = from_query(query)
+    wanted = search(9, flat=5, max_params=2000, like=like)
+    assert [from_query(href) for href in links[::2]] == [(reading.design, second) for reading in wanted]
+    assert [from_query(href) for href in links[1::2]] == [(like, reading.design) for reading in wanted]
+    assert app.find(None, 9, 5, 2000, query) == (app.no_update, "")
+
+
+@pytest.mark.parametrize(
+    ("given_", "words"),
+    [
+        ((2, None, 1000), "field must lie from 3 to 512, got 2."),
+        ((9, 10, 1000), "flat must lie from 1 to the field, 9, got 10."),
+        ((9, None, 1), "max_params = 1 are too few"),
+        ((None, None, 1000), "give the field, and the most parameters"),
+        ((9.5, None, 1000), "field must be an integer"),
+    ],
+)
+def test_targets_that_are_none_are_refused(given_: tuple[Any, ...], words: str) -> None:
+    app = pytest.importorskip("capalloc.app.design.dash_app")
+    shown, error = app.find(1, *given_, "")
+    assert shown == []
+    assert error.startswith(words)
+
+
+def test_a_search_ends_when_its_reader_left() -> None:
+    layers = []
+
+    def between() -> None:
+        layers.append(1)
+        if len(layers) == 30:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        search(9, like=Design(ndim=1, size=32), between=between)
+    assert len(layers) == 30
+
+
+def test_an_architecture_is_started_from_by_its_address() -> None:
+    app = pytest.importorskip("capalloc.app.design.dash_app")
+    assert from_query(app.start_from("tcn", "depth=3&b.depth=4")) == (STARTS["tcn"], Design(depth=4))
+    assert app.start_from(None, "") is app.no_update
+
+
+# designs near to networks
+
+
+NEAR = {
+    name: design for name, design in SMALL.items() if design.kernel > 1 and name not in ("all of it", "strided, linear")
+}
+
+
+@pytest.mark.parametrize("design", NEAR.values(), ids=NEAR)
+def test_the_design_near_to_a_built_one_is_that_one(design: Design) -> None:
+    """But for the law of branches, which weights alone would tell; strides of 3 count as their reduction by 2."""
+    found = nearest(build(design), examples(design, 2).float())
+    told = {"residual": "constant", "multiplier": 1.0} if design.branch is not None else {}
+    if design.stride == 3:
+        told |= {"stride": 2, "strided": 3, "growth": found.growth}
+    assert found == replace(design, **told)
+
+
+@pytest.mark.parametrize("name", ["lenet", "preact-resnet", "tcn"])
+def test_starts_are_near_to_their_architectures(name: str) -> None:
+    x = torch.randn(1, *architectures.info(name).shape, generator=torch.Generator().manual_seed(0))
+    assert nearest(architectures.make(name), x) == STARTS[name]
+
+
+def test_a_network_without_a_stack_is_near_to_no_design() -> None:
+    with pytest.raises(ValueError, match="model must call at least two convolutions of one or two axes"):
+        nearest(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), torch.zeros(1, 1, 3, 3))
 
 
 def test_an_address_that_cannot_be_read_is_reported_and_changes_nothing() -> None:

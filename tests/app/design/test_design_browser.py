@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from browsing import new_context
-from capalloc.app.design import Design, code, read
+from capalloc.app.design import Design, code, read, search
+from capalloc.app.design.starts import STARTS
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("dash")
@@ -69,7 +70,7 @@ def opened(page: sync_api.Page, query: str = "") -> sync_api.Page:
 
 
 def expect_fact(page: sync_api.Page, name: str, value: str, design: str = "a") -> None:
-    row = page.locator(f"#{design}-numbers tr", has_text=name).locator("td")
+    row = page.locator(f"#{design}-numbers tr", has=page.get_by_role("rowheader", name=name)).locator("td").first
     sync_api.expect(row).to_have_text(value)
 
 
@@ -95,7 +96,7 @@ def test_an_address_opens_two_designs_and_compares_them(page: sync_api.Page) -> 
     expect_fact(page, "Total change T", "no skip connections")
     for figure in ("profile", "gradient"):
         sync_api.expect(page.locator(f"#{figure} .scatterlayer .trace")).to_have_count(2)
-    assert page.locator("#a-residual").inner_text().startswith("no skips")
+    assert page.locator("#a-residual").inner_text().startswith("none")
 
 
 def test_a_second_design_is_shown_when_asked_for(page: sync_api.Page) -> None:
@@ -130,9 +131,67 @@ def test_settings_that_do_not_go_together_are_reported(page: sync_api.Page) -> N
     slider = page.get_by_role("slider", name="Depth of design A")
     slider.focus()
     slider.press("ArrowLeft")
-    sync_api.expect(page.locator("#a-error")).to_contain_text("strided must be at most the depth, 3, got 4")
+    refused = page.locator("#a-strided-refused")
+    sync_api.expect(refused).to_contain_text("strided must be at most the depth, 3, got 4")
+    sync_api.expect(page.locator("#a-error")).to_contain_text("Shown is the design before")
     slider.press("ArrowRight")
     sync_api.expect(page.locator("#a-error")).to_have_text("")
+    sync_api.expect(refused).to_have_text("")
+
+
+def test_a_number_out_of_range_is_refused_beside_its_field(page: sync_api.Page) -> None:
+    opened(page)
+    number = page.get_by_role("spinbutton", name="Depth of design A")
+    told = page.locator("#a-depth-field .range")
+    number.press("ControlOrMeta+a")
+    number.press_sequentially("59")
+    number.press("Enter")
+    expect_fact(page, "Predicted capacity", f"{read(Design(depth=59)).total:,}")
+    number.press_sequentially("9")
+    sync_api.expect(told).to_have_text("Refused: 1 to 100. Numbers are still those of the slider.")
+    number.press("Enter")
+    page.get_by_text("Logarithmic colours").click()  # which reads the design anew
+    page.wait_for_selector("#a-map .heatmaplayer")
+    expect_fact(page, "Predicted capacity", f"{read(Design(depth=59)).total:,}")
+    assert page.get_by_role("slider", name="Depth of design A").get_attribute("aria-valuenow") == "59"
+    assert number.input_value() == "599"
+    number.fill("20")
+    sync_api.expect(told).not_to_be_visible()
+    expect_fact(page, "Predicted capacity", f"{read(Design(depth=20)).total:,}")
+
+
+def test_a_design_is_found_by_its_target_and_opened(page: sync_api.Page) -> None:
+    opened(page, "/?ndim=1&size=40&b.depth=3")
+    page.get_by_text("Find a design by its target").click()
+    for name, value in (("field", "9"), ("flat", "5"), ("params", "2000")):
+        page.locator(f"#find-{name}").fill(value)
+    page.locator("#find").click()
+    page.wait_for_selector("#found table")
+    best = search(9, flat=5, max_params=2000, like=Design(ndim=1, size=40), most=1)[0]
+    sync_api.expect(page.locator("#found tbody tr").first).to_contain_text(f"{best.num_params:,}")
+    page.get_by_text("open as A").first.click()
+    expect_fact(page, "Parameters", f"{best.num_params:,}")
+    expect_fact(page, "Parameters", f"{Design(depth=3).num_params:,}", "b")
+
+
+def test_an_architecture_is_started_from(page: sync_api.Page) -> None:
+    opened(page)
+    page.locator("#start").click()
+    page.get_by_text("wavenet").click()
+    expect_fact(page, "Parameters", f"{STARTS['wavenet'].num_params:,}")
+
+
+def test_code_and_pictures_are_saved(page: sync_api.Page) -> None:
+    opened(page, "/?depth=3&size=12")
+    with page.expect_download() as saved:
+        page.locator("#a-save").click()
+    assert saved.value.suggested_filename == "network.py"
+    assert saved.value.path().read_text(encoding="utf-8") == code(Design(depth=3, size=12))
+    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg")):
+        with page.expect_download() as saved:
+            page.locator(f"#a-{kind}").click()
+        assert saved.value.suggested_filename == f"capacity.{kind}"
+        assert saved.value.path().read_bytes().startswith(begins)
 
 
 def test_every_control_has_a_name(page: sync_api.Page) -> None:
@@ -141,9 +200,9 @@ def test_every_control_has_a_name(page: sync_api.Page) -> None:
     unnamed = ", ".join(f"[data-label] {part}:not([aria-label])" for part in ("[role=slider]", "input[type=number]"))
     sync_api.expect(page.locator(unnamed)).to_have_count(0)
     for role in ("slider", "spinbutton"):
-        names = [page.get_by_role(role).nth(k).get_attribute("aria-label") for k in range(18)]
+        names = [page.get_by_role(role).nth(k).get_attribute("aria-label") for k in range(24)]
         assert all(names)
-        assert len(set(names)) == 18  # nine for each design, the size of the other number of axes being hidden
+        assert len(set(names)) == 24  # twelve for each design, the size of the other number of axes being hidden
     assert page.get_by_role("button", name="Activation relu").count() == 2
 
 

@@ -294,6 +294,21 @@ def models(verbosity: Verbosity) -> None:
 @command(RESULTS_PANEL, "capalloc.app.cli.design_command:run_design")
 def design(
     verbosity: Verbosity,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="Start from the design that is near to this model, as in the other commands.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    arg: Annotated[
+        list[str] | None,
+        model_option(metavar="NAME=VALUE", help="An argument of the model's factory; repeat for more."),
+    ] = None,
+    shape: Annotated[
+        str | None, model_option(metavar="N,N,...", help="Of one input of the model, such as 3,64,64.")
+    ] = None,
     field: Annotated[
         int | None,
         target_option(help="Pixels along an axis that an output should see: print the designs that come nearest."),

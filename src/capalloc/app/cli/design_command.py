@@ -10,13 +10,15 @@ from pathlib import Path
 
 import typer
 from rich.console import RenderableType
+from torch import nn
 
 from capalloc._runtime.files import write_text
 from capalloc.app.cli.deliver import check_targets, show
 from capalloc.app.cli.errors import UsageError
-from capalloc.app.cli.options import Verbosity
+from capalloc.app.cli.options import ModelOptions, Verbosity
+from capalloc.app.cli.sources import read_sources
 from capalloc.app.cli.tables import table_of
-from capalloc.app.design import Reading, code, search, serve
+from capalloc.app.design import Design, Reading, code, nearest, search, serve
 from capalloc.app.design.find_designs import unevenness
 from capalloc.app.design.query import from_settings, to_query
 
@@ -25,6 +27,9 @@ HEAD = ["field", "layers", "kernel", "dilation", "strides", "width", "parameters
 
 def run_design(
     verbosity: Verbosity,
+    model: str | None,
+    arg: list[str] | None,
+    shape: str | None,
     field: int | None,
     flat: int | None,
     max_parameters: str | None,
@@ -35,8 +40,11 @@ def run_design(
     open_browser: bool,
 ) -> None:
     """Run `capalloc design`."""
+    if model is None and (arg or shape):
+        raise UsageError("--arg and --shape are of a model: name one, to start from a design that is near to it")
+    near = None if model is None else nearest_to(ModelOptions(model, arg, shape=shape), verbosity)
     with usage():
-        start = from_settings(settings or [])
+        start = from_settings(settings or [], near)
     if field is None:
         of_search = {"--flat": flat, "--max-parameters": max_parameters, "--most": most, "--out": out}
         told = [name for name, value in of_search.items() if value is not None] + ["--json"] * verbosity.as_json
@@ -59,6 +67,16 @@ def run_design(
         typer.echo(f"PyTorch code of the first:\n\n{best}", nl=False)
     elif out is not None:
         verbosity.tell(f"wrote {out}")
+
+
+def nearest_to(options: ModelOptions, verbosity: Verbosity) -> Design:
+    """The design that comes near to a model; what it is, on stderr."""
+    source = read_sources(options, verbosity, 1)
+    if not isinstance(source.model, nn.Module):
+        raise UsageError("a design cannot start from a .pt2 file; name what makes the model")
+    found = nearest(source.model, source.inputs)
+    verbosity.tell(f"near to {options.model}: {to_query(found).replace('&', ', ')}")
+    return found
 
 
 @contextmanager

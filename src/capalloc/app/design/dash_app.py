@@ -5,7 +5,8 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -17,12 +18,15 @@ from flask import Flask, Response, abort, has_request_context, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler
 from werkzeug.serving import make_server as make_wsgi_server
 
-from capalloc.app.design.design_page import CARDS, CONTROLS, design_of, ident, numbers, page, settings
+from capalloc.app.design.controls import CARDS, CONTROLS, design_of, ident, named_values, refusals, settings
+from capalloc.app.design.design_page import found_table, numbers, page
 from capalloc.app.design.figures import Curves, curves, gradient_figure, map_figure, profile_figure
+from capalloc.app.design.find_designs import search
 from capalloc.app.design.query import from_query, to_query
 from capalloc.app.design.reading import Reading, read
 from capalloc.app.design.server import HOST
 from capalloc.app.design.stack import Design
+from capalloc.app.design.starts import STARTS
 from capalloc.app.design.torch_code import code
 
 HIDDEN = {"display": "none"}
@@ -126,24 +130,52 @@ def _register(app: Dash) -> None:
         app.callback(
             output=(
                 [Output(ident(name, part), prop) for part, prop in FILLED_IN],
-                [Output(ident(name, setting), "disabled") for setting in ("multiplier", "strided")],
-                [Output(ident(name, f"{part}-field"), "style") for part in ("size1", "size2")],
+                [Output(f"{id_}-refused", "children") for id_ in controls[name]],
+                [Output(ident(name, setting), "disabled") for setting in IDLE],
+                [Output(ident(name, f"{part}-field"), "style") for part in ("size1", "size2", "causal")],
                 Output(ident(name, "card"), "style"),
             ),
-            inputs=[[Input(id_, "value") for id_ in controls[name]], Input("compare", "value")],
+            inputs=[
+                [Input(id_, "value") for id_ in controls[name]],
+                Input("compare", "value"),
+                Input("log", "value"),
+            ],
         )(partial(show, name))
-        app.clientside_callback(
-            ClientsideFunction("design", "copy"),
-            Output(ident(name, "copied"), "children"),
-            Input(ident(name, "copy"), "n_clicks"),
-            State(ident(name, "code"), "children"),
-            prevent_initial_call=True,
-        )
+        _register_saving(app, name)
     app.callback(
         output=[Output("profile", "figure"), Output("gradient", "figure"), Output("query", "data")],
         inputs=[Input(ident(name, "curves"), "data") for name in CARDS] + [Input("compare", "value")],
     )(together)
     app.clientside_callback(ClientsideFunction("design", "link"), Input("query", "data"))
+    app.callback(
+        output=Output("address", "search"),
+        inputs=[Input("start", "value"), State("query", "data")],
+        prevent_initial_call=True,
+    )(start_from)
+    app.callback(
+        output=[Output("found", "children"), Output("find-error", "children")],
+        inputs=[
+            Input("find", "n_clicks"),
+            State("find-field", "value"),
+            State("find-flat", "value"),
+            State("find-params", "value"),
+            State("query", "data"),
+        ],
+        running=[(Output("find", "disabled"), True, False)],
+        prevent_initial_call=True,
+    )(find)
+
+
+def _register_saving(app: Dash, name: str) -> None:
+    """Copy and save what a card shows; the server has no part in it."""
+    for part, shown in (("copy", "copied"), ("save", "saved"), ("png", "saved"), ("svg", "saved")):
+        app.clientside_callback(
+            ClientsideFunction("design", part),
+            Output(ident(name, shown), "children", allow_duplicate=part in ("png", "svg")),
+            Input(ident(name, part), "n_clicks"),
+            State(ident(name, "code"), "children") if part in ("copy", "save") else State(ident(name, "map"), "id"),
+            prevent_initial_call=True,
+        )
 
 
 def load(search: str | None) -> tuple[Any, ...]:
@@ -156,34 +188,79 @@ def load(search: str | None) -> tuple[Any, ...]:
     return values, ["yes"] if second else [], ""
 
 
-def show(name: str, values: Sequence[Any], compare: Sequence[str]) -> tuple[Any, ...]:
+def start_from(name: str | None, query: str | None) -> Any:
+    """The address of an architecture's stack as design A, the other design as it is."""
+    if name not in STARTS:
+        return no_update
+    _, second = from_query(query or "")
+    return "?" + to_query(STARTS[name], second)
+
+
+def find(
+    clicks: int | None, field: int | None, flat: int | None, max_params: int | None, query: str | None
+) -> tuple[Any, str]:
+    """Search for designs by their target; where a number is no target, say which."""
+    if not clicks:
+        return no_update, ""
+    try:
+        first, second = from_query(query or "")
+        if field is None or max_params is None:
+            raise ValueError("give the field, and the most parameters, as whole numbers from 1")
+        with working() as wanted:
+            found = search(field, flat=flat, max_params=max_params, like=first, between=wanted)
+    except (TypeError, ValueError) as error:
+        return [], f"{error}."
+    return found_table(found, flat, first, second), ""
+
+
+#: Settings that do nothing where another has a certain value.
+IDLE = {
+    "multiplier": ("residual", "none"),
+    "strided": ("stride", 1),
+    "upsampled": ("stride", 1),
+    "growth": ("stride", 1),
+}
+
+
+def show(name: str, values: Sequence[Any], compare: Sequence[str], log: Sequence[str] = ()) -> tuple[Any, ...]:
     """Fill in the card of one design; where the settings do not go together, say so and leave the rest as it is."""
     if name != CARDS[0] and not compare:
-        return [no_update] * len(FILLED_IN), [no_update] * 2, [no_update] * 2, HIDDEN
-    found = dict(zip((control.setting for control in CONTROLS), values, strict=True))
-    idle = [found["residual"] == "none", found["stride"] == 1]
-    sizes = [{} if found["ndim"] == ndim else HIDDEN for ndim in (1, 2)]
+        kept = [[no_update] * number for number in (len(FILLED_IN), len(CONTROLS), len(IDLE), 3)]
+        return *kept, HIDDEN
+    found = named_values(values)
+    idle = [found[other] == value for other, value in IDLE.values()]
+    styles = [*({} if found["ndim"] == ndim else HIDDEN for ndim in (1, 2)), {}]
+    if found["ndim"] != 1 and not found["causal"]:
+        styles[2] = HIDDEN  # one axis alone has a direction
     try:
-        return _filled(name, values), idle, sizes, {}
+        return _filled(name, values, bool(log)), [""] * len(CONTROLS), idle, styles, {}
     except (TypeError, ValueError) as error:
-        return [f"{error}.", *[no_update] * (len(FILLED_IN) - 1)], idle, sizes, {}
+        told = "Shown is the design before: see beside the controls what was refused."
+        return [told, *[no_update] * (len(FILLED_IN) - 1)], refusals(error, values), idle, styles, {}
 
 
-def _filled(name: str, values: Sequence[Any]) -> list[Any]:
+def _filled(name: str, values: Sequence[Any], log: bool) -> list[Any]:
     started = time.perf_counter()
-    wanted = watch(request.environ if has_request_context() else {})
-    while not WORKING.acquire(timeout=LOOK_AGAIN):
-        wanted()
-    try:
+    with working() as wanted:
         reading = read(design_of(values), wanted)
-    finally:
-        WORKING.release()
     read_in = time.perf_counter() - started
-    shown = fill(name, reading)
+    shown = fill(name, reading, log)
     whole = time.perf_counter() - started
     ctx.record_timing("read", read_in, "capacity and fields")
     took = f"Updated in {1000 * whole:.0f} ms on the server, {1000 * read_in:.0f} ms of it for the numbers."
     return ["", *shown, took, {"values": list(values), **curves(reading)}]
+
+
+@contextmanager
+def working() -> Iterator[Callable[[], None]]:
+    """Wait for a place among those that work, and give the check that its reader is still there."""
+    wanted = watch(request.environ if has_request_context() else {})
+    while not WORKING.acquire(timeout=LOOK_AGAIN):
+        wanted()
+    try:
+        yield wanted
+    finally:
+        WORKING.release()
 
 
 def watch(environ: Mapping[str, Any]) -> Callable[[], None]:
@@ -205,10 +282,10 @@ def _closed(connection: socket.socket) -> bool:
         return True
 
 
-def fill(name: str, reading: Reading) -> list[Any]:
+def fill(name: str, reading: Reading, log: bool = False) -> list[Any]:
     """The parts of a card that show a reading: map, numbers, notes and code."""
     notes = [html.Li(note) for note in reading.notes]
-    return [map_figure(reading, name), numbers(reading), notes, code(reading.design)]
+    return [map_figure(reading, name, log), numbers(reading), notes, code(reading.design)]
 
 
 def together(first: Curves | None, second: Curves | None, compare: Sequence[str]) -> tuple[Any, ...]:

@@ -5,11 +5,13 @@ Ink and grid take their colours from the page's style sheet, in the dark and in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from capalloc._linalg.aliases import Array
 from capalloc.app.design.reading import SHARES, Reading
 
 Figure = dict[str, Any]
@@ -20,22 +22,26 @@ COLOURS = {"A": "#3a8fd0", "B": "#d9822b"}
 DASHES = {"A": "solid", "B": "dash"}
 #: Lowest correlation that is drawn.
 LOWEST_CORRELATION = 1e-4
+#: Least value on a logarithmic scale, of the largest.
+LOG_RANGE = 1e-4
 
 
-def map_figure(reading: Reading, name: str) -> Figure:
+def map_figure(reading: Reading, name: str, log: bool = False) -> Figure:
     """Capacity by input position, with the theoretical field and what holds 68 % and 95 % of the effective one."""
-    return _line(reading, name) if reading.design.ndim == 1 else _image(reading)
+    return _line(reading, name, log) if reading.design.ndim == 1 else _image(reading, log)
 
 
-def _image(reading: Reading) -> Figure:
+def _image(reading: Reading, log: bool) -> Figure:
     start, stop = (edge - 0.5 for edge in reading.field)
+    colorbar: Figure = {"title": {"text": "parameters"}, "thickness": 12, "outlinewidth": 0}
     traces: list[Figure] = [
         {
             "type": "heatmap",
-            "z": _rounded(reading.capacity),
+            "z": _logarithms(reading.capacity) if log else _rounded(reading.capacity),
+            "customdata": _rounded(reading.capacity),
             "colorscale": "Cividis",
-            "colorbar": {"title": {"text": "parameters"}, "thickness": 12, "outlinewidth": 0},
-            "hovertemplate": "row %{y}, column %{x}<br>%{z:.4g} parameters<extra></extra>",
+            "colorbar": colorbar | (_powers(reading.capacity) if log else {}),
+            "hovertemplate": "row %{y}, column %{x}<br>%{customdata:.4g} parameters<extra></extra>",
         }
     ]
     for share, region, dash in zip(SHARES, reading.regions, ("solid", "dash"), strict=True):
@@ -50,6 +56,19 @@ def _image(reading: Reading) -> Figure:
         showlegend=False,
     )
     return {"data": traces, "layout": layout}
+
+
+def _logarithms(values: Array) -> list[list[float | None]]:
+    """log10, and nothing where there is none, down to `LOG_RANGE` of the largest."""
+    least = values.max() * LOG_RANGE
+    return [[round(math.log10(v), 4) if v > least else None for v in row] for row in values.tolist()]
+
+
+def _powers(values: Array) -> Figure:
+    """Ticks at powers of ten."""
+    top = math.log10(values.max())
+    powers = range(math.ceil(top + math.log10(LOG_RANGE)), math.floor(top) + 1)
+    return {"tickvals": [*powers], "ticktext": [f"{10.0**power:g}" for power in powers]}
 
 
 def _ring(region: Any, label: str, dash: str) -> Figure:
@@ -73,8 +92,9 @@ def _stroke(box: Mapping[str, list[float]], label: str, dash: str) -> Figure:
     return {"type": "scatter", "mode": "lines", **box, "line": line, "name": label, "hoverinfo": "skip"}
 
 
-def _line(reading: Reading, name: str) -> Figure:
+def _line(reading: Reading, name: str, log: bool) -> Figure:
     capacity = _rounded(reading.capacity)
+    top = max(capacity)
     traces: list[Figure] = [
         {
             "type": "scatter",
@@ -86,19 +106,23 @@ def _line(reading: Reading, name: str) -> Figure:
         }
     ]
     for share, region, opacity in zip(SHARES, reading.regions, (0.3, 0.15), strict=True):
-        traces.append(_band(region, max(capacity), f"{share:.0%} of the effective field", opacity))
+        traces.append(_band(region, top, f"{share:.0%} of the effective field", opacity))
     start, stop = (edge - 0.5 for edge in reading.field)
     for edge in (start, stop):
-        at = {"x": [edge, edge], "y": [0, max(capacity)]}
+        at = {"x": [edge, edge], "y": [top * LOG_RANGE if log else 0, top]}
         traces.append(
             _stroke(at, "theoretical field", "dot") | {"line": {"color": "#8a8a8a", "width": 2, "dash": "dot"}}
         )
     layout = _layout(
         xaxis={"title": {"text": "position"}, "range": [-0.5, reading.design.size - 0.5], "zeroline": False},
-        yaxis={"title": {"text": "parameters"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": "parameters"}, **(_log_axis(top) if log else {"rangemode": "tozero"})},
         showlegend=False,
     )
     return {"data": traces, "layout": layout}
+
+
+def _log_axis(top: float) -> Figure:
+    return {"type": "log", "range": [math.log10(top * LOG_RANGE), math.log10(top) + 0.1], "exponentformat": "power"}
 
 
 def _band(region: Any, height: float, label: str, opacity: float) -> Figure:

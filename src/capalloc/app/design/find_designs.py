@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,7 +27,13 @@ MOST_READ = 80
 
 @checked
 def search(
-    field: int, *, flat: int | None = None, max_params: int = 100_000, like: Design | None = None, most: int = 5
+    field: int,
+    *,
+    flat: int | None = None,
+    max_params: int = 100_000,
+    like: Design | None = None,
+    most: int = 5,
+    between: Callable[[], Any] = lambda: None,
 ) -> list[Reading]:
     """Find the stacks whose theoretical field is nearest to a wanted one, and whose effective field is the flattest.
 
@@ -42,6 +48,7 @@ def search(
         max_params: most weights of the whole network.
         like: what is not searched for: residual law, multiplier, activation, axes and size of the input.
         most: how many are returned.
+        between: called before every layer of each sweep; what it raises ends the search.
 
     Returns:
         Readings, the nearest first; `reading.design` has the settings.
@@ -63,8 +70,8 @@ def search(
     kept = list(itertools.islice(((away, design) for away, design in fitting if design is not None), MOST_READ))
     if not kept:
         raise ValueError(f"max_params = {max_params} are too few for a field of {field} pixels")
-    scored = sorted(((away, _score(design, field, flat), k) for k, (away, design) in enumerate(kept)))
-    return [read(kept[k][1]) for *_, k in scored[:most]]
+    scored = sorted(((away, _score(design, field, flat, between), k) for k, (away, design) in enumerate(kept)))
+    return [read(kept[k][1], between) for *_, k in scored[:most]]
 
 
 def unevenness(law: Array, flat: int) -> float:
@@ -79,13 +86,16 @@ def _stacks(field: int, wanted: Design) -> Iterator[tuple[int, Design]]:
     """Stacks by how far their field is from the wanted one: for each choice the depth that comes nearest."""
     for kernel, dilation, cycle, (stride, strided) in itertools.product(KERNELS, DILATIONS, CYCLES, STRIDES):
         best: tuple[int, Design] | None = None
-        for depth in range(max(strided, cycle), int(LIMITS["depth"][1]) + 1):
+        upsampled = min(wanted.upsampled, strided) if stride > 1 else 0
+        fewest = max(strided * (2 if upsampled else 1), cycle)
+        for depth in range(fewest, int(LIMITS["depth"][1]) + 1):
             more: dict[str, Any] = {
                 "kernel": kernel,
                 "dilation": dilation,
                 "cycle": cycle,
                 "stride": stride,
                 "strided": strided,
+                "upsampled": upsampled,
             }
             design = replace(wanted, depth=depth, width=1, **more)
             away = abs((found := extent(design)) - field)
@@ -104,8 +114,9 @@ def _widened(design: Design, max_params: int) -> Design | None:
     return replace(design, width=widths[fitting - 1]) if fitting else None
 
 
-def _score(design: Design, field: int, flat: int | None) -> float:
-    """The less the better; read on one axis, which is long enough for the field."""
-    size = min(max(2 * field, SIZES[1][0]), SIZES[1][1])
-    found = read(replace(design, ndim=1, size=size))
-    return -float(read(design).total) if flat is None else unevenness(found.profile(found.law), flat)
+def _score(design: Design, field: int, flat: int | None, between: Callable[[], Any]) -> float:
+    """The less the better; evenness is read on one axis, which is long enough for the field."""
+    if flat is None:
+        return -float(read(design, between).total)
+    found = read(replace(design, ndim=1, size=min(max(2 * field, SIZES[1][0]), SIZES[1][1])), between)
+    return unevenness(found.profile(found.law), flat)

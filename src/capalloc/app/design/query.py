@@ -6,7 +6,7 @@ Settings at their defaults are left out.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -50,8 +50,8 @@ def from_query(query: str) -> tuple[Design, Design | None]:
     return _design(first), _design(second) if second else None
 
 
-def from_settings(pairs: Iterable[str]) -> Design:
-    """The design of settings written as `name=value`, the others at their defaults.
+def from_settings(pairs: Iterable[str], start: Design | None = None) -> Design:
+    """The design of settings written as `name=value`, the others as in `start`, or at their defaults.
 
     Raises:
         ValueError: a pair of another form, an unknown or repeated setting, or a value that it cannot take.
@@ -65,7 +65,8 @@ def from_settings(pairs: Iterable[str]) -> Design:
         if name in found:
             raise ValueError(f"{name} is set twice; keep one")
         found[name] = value
-    return _design(found)
+    told: dict[str, Any] = {name: _value(name, text) for name, text in found.items()}
+    return replace(start or Design(), **told)
 
 
 def _changed(design: Design, prefix: str) -> list[tuple[str, str]]:
