@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 
-from capalloc._model.problem import Problem
+from capalloc._derivatives.verify import choose_parts
+from capalloc._model.problem import Problem, seeded
 
 #: Points for each parameter at least, and a point for each input around each example up to so many: a unit that one
 #: example opens has a slope along all inputs.
@@ -37,11 +37,13 @@ def functional_dimension(problem: Problem, x: Tensor, deviation: Tensor, generat
     size = problem.num_params
     gram = torch.zeros(size, size, dtype=x.dtype, device=x.device)
     around = min(len(x) * (x[0].numel() + 1), MOST_NEARBY)
-    outputs = problem(x[:1]).shape[1]
+    outputs, source = problem(x[:1]).shape[1], choose_parts(problem, x[:2])
     for number in torch.arange(max(POINTS_PER_PARAM * size + SPARE_POINTS, around)).split(POINTS_AT_ONCE):
         noise = torch.randn(len(number), *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
         weights = torch.randn(len(number), outputs, generator=generator, dtype=x.dtype).to(x.device)
-        rows = _rows(problem, x[number % len(x)] + NEAR * deviation * noise, weights)
+        with seeded(0, x.device):
+            ((_, parts),) = source(x[number % len(x)] + NEAR * deviation * noise, weights=weights)
+        rows = torch.cat([parts[name].rows[:, 0] for name in problem.params], 1)
         gram += rows.T @ rows
     length = gram.diagonal().sqrt()
     used = length > 0
@@ -49,23 +51,3 @@ def functional_dimension(problem: Problem, x: Tensor, deviation: Tensor, generat
         return 0
     found = torch.linalg.eigvalsh((gram / (length[:, None] * length))[used][:, used])
     return int((found > NO_DIRECTION * found[-1]).sum())
-
-
-def _rows(problem: Problem, points: Tensor, weights: Tensor) -> Tensor:
-    """Derivatives of weighted sums of the outputs, a row for each point; one by one where `vmap` cannot enter."""
-
-    def combined(theta: dict[str, Tensor], point: Tensor, weight: Tensor) -> Tensor:
-        returned = problem.select(functional_call(problem.model, theta, (point[None],)))
-        return (returned.reshape(-1) * weight).sum()
-
-    params = {name: p.detach().requires_grad_() for name, p in problem.params.items()}
-    try:
-        by_name = vmap(grad(combined), (None, 0, 0), randomness="same")(params, points, weights)
-        return torch.cat([by_name[name].flatten(1).detach() for name in params], 1)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError):
-        alone = []
-        for point, weight in zip(points, weights, strict=True):
-            value = combined(params, point, weight)
-            row = torch.autograd.grad(value, list(params.values()), materialize_grads=True, allow_unused=True)
-            alone.append(torch.cat([slope.flatten() for slope in row]))
-        return torch.stack(alone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from capalloc._audit.functional_dimension import functional_dimension
 from capalloc._audit.zero_cost import flops, grad_norm, naswot, ntk_condition, synflow
-from capalloc._depth.diagnose_depth import diagnose
+from capalloc._depth.balance_depth import scale
+from capalloc._depth.compare_gradients import shatter
+from capalloc._energy.batches import Batches
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
@@ -29,8 +31,8 @@ from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import PropagateSolver
 from capalloc.results.allocation import Allocation
-from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.ranking import RANKED_BY, Ranking
+from capalloc.results.scaling import Scaling
 
 #: Examples that scores are taken from, the first ones, and those of the neural tangent kernel.
 SCORED, OF_KERNEL = 64, 32
@@ -140,6 +142,7 @@ class Candidate:
                 raise ValueError(f"labels must be whole numbers, one an example, got shape {tuple(labels.shape)}")
             labels = labels[: len(x)].long()
         input_metric(metric, problem)
+        problem = replace(problem, inputs=x)
         found = cls(model, problem, None, x, labels, metric, seed, list(problem.notes))
         with torch.no_grad():
             found.double = found.known("scores in float64", lambda: _in_double(problem, x))
@@ -160,7 +163,7 @@ class Candidate:
         """Every column of one model; that of depth, which takes longest, where it is asked for."""
         problem, x, known, double = self.problem, self.x, self.known, self.double
         allocation = known("the map", lambda: self._map(solver))
-        diagnosis = known("depth", lambda: diagnose(problem, x, metric=self.metric, trained=False)) if depth else None
+        told = known("depth", self._depth) if depth else None
         dimension = None
         if double is not None and problem.num_params <= MEASURED_PARAMS:
             dimension = known("the functional dimension", lambda: self._dimension(double))
@@ -170,14 +173,21 @@ class Candidate:
             "flops": known("operations", lambda: flops(problem)),
             "capacity": total if dimension is None else dimension,
             "informative": None if allocation is None else _informative(allocation, x),
-            "alike": None if diagnosis is None else diagnosis.shattering.kept,
+            "alike": None if told is None else told.correlation,
             "synflow": known("SynFlow", lambda: synflow(problem)),
             "naswot": known("NASWOT", lambda: naswot(problem, x)),
             "grad_norm": known("GradNorm", lambda: grad_norm(problem, x, self.labels, self.generator())),
             "ntk_condition": double and known("the kernel", lambda: ntk_condition(double, x[:OF_KERNEL])),
         }
         numbers = {name: math.nan if value is None else float(value) for name, value in found.items()}
-        return {**numbers, "depth": _verdict(diagnosis), "measured": dimension is not None}
+        return {**numbers, "depth": _verdict(told), "measured": dimension is not None}
+
+    def _depth(self) -> Scaling:
+        """Scaling with the correlation of gradients: what `diagnose` says in a word, without lines and multipliers."""
+        problem = self.problem
+        shattered = shatter(problem, num_lines=0, trained=False)
+        scaled = scale(Batches.of(problem, "data", "auto"), input_metric(self.metric, problem), False, balanced=False)
+        return Scaling(scaled.data.assign_attrs(correlation=shattered.kept))
 
     def _map(self, solver: PropagateSolver) -> Allocation:
         by_paths = solver == "markov"
@@ -204,11 +214,10 @@ def _informative(allocation: Allocation, x: Tensor) -> float:
     return float(allocation.capacity.to_numpy()[~still.numpy()].sum() / allocation.total)
 
 
-def _verdict(diagnosis: Diagnosis | None) -> str:
+def _verdict(scaled: Scaling | None) -> str:
     """The phase of residual networks; of plain ones whether energy stays in the range that training needs."""
-    if diagnosis is None:
+    if scaled is None:
         return "unknown"
-    scaled = diagnosis.scaling
     if scaled.phase != "plain":
         return scaled.phase
     return "plain" if scaled.keeps_energy else "plain, fading" if scaled.total_gain < 1 else "plain, growing"

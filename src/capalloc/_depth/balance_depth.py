@@ -22,7 +22,7 @@ from capalloc._energy.rates import NotedEnergies, SummedEnergies, stretches_of
 from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.trace import Watch
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._model.input_metric import InputMetricLike, input_metric
+from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, prepare
 from capalloc._runtime.arguments import checked
@@ -88,6 +88,12 @@ def scaling(
     problem = prepare(model, inputs, outputs, traced=True, by_input=True)
     space = input_metric(metric, problem)
     batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products)
+    found = scale(batches, space, trained)
+    return Scaling(found.data.assign_attrs(seconds=time.perf_counter() - started))
+
+
+def scale(batches: Batches, space: InputMetric, trained: bool | None, *, balanced: bool = True) -> Scaling:
+    """Find rates and gains, and where `balanced` the multipliers, which take further walks."""
     batches = replace(batches, start=InputStart(space.variances))  # paths that start at the constant do not count
     trails = Trails.of(batches.graph, batches.carriers)
     blocks, stretches = trails.blocks(), stretches_of(trails)
@@ -97,7 +103,9 @@ def scaling(
     number = len(blocks)
     closed = [starts_at_identity(trails, b, float(rate), number) for b, rate in zip(blocks, rates, strict=True)]
     identity = torch.tensor(closed, dtype=torch.bool)
-    multipliers = _balance(replace(batches, progress=False), blocks, rates, ~identity)
+    multipliers = torch.full_like(rates, torch.nan)
+    if balanced:
+        multipliers = _balance(replace(batches, progress=False), blocks, rates, ~identity)
     gains = [tally.gain(layer) for layer in stretches]
     by_layer = np.exp2([(gain.up, gain.down, gain.gate) for gain in gains]).reshape(-1, 3).T
     columns = {
@@ -114,8 +122,7 @@ def scaling(
         "block": np.array([block.name for block in blocks], object),
         "layer": np.array([layer.name for layer in stretches], object),
     }
-    seconds = time.perf_counter() - started
-    attrs: dict[str, Any] = {"num_examples": batches.examples, "metric": space.word, "seconds": seconds}
+    attrs: dict[str, Any] = {"num_examples": batches.examples, "metric": space.word}
     attrs |= described(batches.graph, trained)
     if (shared := sum(map(trails.shares_weights, blocks))) > 1:
         attrs["notes"] = [*attrs.get("notes", ()), SHARED.format(shared)]

@@ -28,6 +28,9 @@ from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.shattering import Shattering
 
+#: What lines tell.
+LINES = ("measured_line", "measured_line_error", "predicted_line")
+
 
 @checked
 @recorded
@@ -75,9 +78,23 @@ def shattering(
     Reference: D. Balduzzi et al., The shattered gradients problem, ICML 2017.
 
     """
-    started = time.perf_counter()
     _check(num_examples, step, num_lines, num_probes)
     problem = prepare(model, inputs, outputs, traced=True, by_input=True)
+    return shatter(problem, num_examples, step, num_lines, num_probes, generator, products, trained)
+
+
+def shatter(
+    problem: Problem,
+    num_examples: int = 8,
+    step: float = 0.1,
+    num_lines: int = 4,
+    num_probes: int = 8,
+    generator: torch.Generator | None = None,
+    products: Products | None = None,
+    trained: bool | None = None,
+) -> Shattering:
+    """Compare gradients of a checked problem; on no line for `num_lines` 0."""
+    started = time.perf_counter()
     if problem.layout is not None:
         problem.layout.check_alike("a line from one example to another")
     compared = _Compared.of(problem, _first(problem, num_examples), products)
@@ -160,6 +177,8 @@ def _on_lines(prediction: Prediction, grams: Grams, examples: Tensor, num_lines:
     """Autocorrelation of the gradient at the inputs, by distance."""
     count = 2 * len(examples)
     measured, kept = [], []
+    if not num_lines:
+        return xr.Dataset({name: ("distance", np.zeros(0)) for name in LINES}, coords={"distance": np.zeros(0)})
     for k in range(min(num_lines, len(examples))):
         gradients, gates = grams(line(examples[k], examples[(k + 1) % len(examples)], count))
         measured.append(torch.stack([correlation(gradients[0], index) for index in lags(count)]))
@@ -167,11 +186,8 @@ def _on_lines(prediction: Prediction, grams: Grams, examples: Tensor, num_lines:
     over = torch.stack(measured)
     between = over.std(0) / len(over) ** 0.5 if len(over) > 1 else torch.full_like(over[0], torch.nan)
     predicted = [prediction.correlations(c)[0] for c in torch.stack(kept).nanmean(0)]
-    columns = {
-        "measured_line": ("distance", over.mean(0).numpy()),
-        "measured_line_error": ("distance", between.numpy()),
-        "predicted_line": ("distance", torch.stack(predicted).numpy()),
-    }
+    values = (over.mean(0).numpy(), between.numpy(), torch.stack(predicted).numpy())
+    columns = {name: ("distance", found) for name, found in zip(LINES, values, strict=True)}
     return xr.Dataset(columns, coords={"distance": np.arange(1, count) / (count - 1)})
 
 

@@ -87,10 +87,15 @@ class PlainParts:
 
     problem: Problem
 
-    def __call__(self, x: Tensor, factored: Collection[str] = ()) -> Iterator[tuple[slice, dict[str, Part]]]:
-        """Parts of the examples `x` and all outputs, all as rows."""
+    def __call__(
+        self, x: Tensor, factored: Collection[str] = (), weights: Tensor | None = None
+    ) -> Iterator[tuple[slice, dict[str, Part]]]:
+        """Parts of the examples `x` and all outputs, or their sum with `weights`, (e, o), all as rows."""
+        rows = []
         with torch.enable_grad(), differentiable(self.problem):
-            rows = [gradients_of(self.problem, self.problem(one[None])[0]) for one in x]
+            for k, one in enumerate(x):
+                out = self.problem(one[None])[0]
+                rows.append(gradients_of(self.problem, out if weights is None else (weights[k] @ out)[None]))
         columns = [torch.stack(part) for part in zip(*rows, strict=True)]
         yield slice(None), {name: as_rows(part) for name, part in zip(self.problem.params, columns, strict=True)}
 
