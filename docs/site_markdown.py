@@ -34,6 +34,8 @@ PRIMED = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>")
 
 #: A link as a file in the root of the repository writes it, and the pages that such files are on the site.
 FROM_ROOT = re.compile(r"\]\((?:docs/([\w./-]+)|([A-Z_]+\.md))")
+#: A line that is a link to a script, which the site shows in its place.
+SCRIPT = re.compile(r"\[`(examples/\w+\.py)`\]\(\.\./\1\)")
 PAGES = {"CODE_OF_CONDUCT.md": "conduct.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 
 
@@ -43,6 +45,22 @@ class FromRoot(Preprocessor):
     def run(self, lines: list[str]) -> list[str]:
         """Return the lines of a page with its links; no page of docs/ itself writes such links."""
         return [FROM_ROOT.sub(lambda link: f"]({link[1] or PAGES.get(link[2], link[2])}", line) for line in lines]
+
+
+class Scripts(Preprocessor):
+    """Scripts that pages link to are shown, folded; the site holds no other file of the repository."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        """Return the lines of a page with its scripts."""
+        return [part for line in lines for part in self.shown(line)]
+
+    def shown(self, line: str) -> list[str]:
+        """Return the line, or the script that it links to."""
+        if not (script := SCRIPT.fullmatch(line)):
+            return [line]
+        code = (DOCS.parent / script[1]).read_text(encoding="utf-8").splitlines()
+        head = f'<details markdown="1"><summary>{script[1]}</summary>'
+        return [head, "", "```python", *code, "```", "", "</details>"]
 
 
 class Mentions(Postprocessor):
@@ -87,6 +105,7 @@ class SiteMarkdown(Extension):
         md.inlinePatterns.register(SimpleTextInlineProcessor(r"(_)"), "underscore", 61)
         # Behind what is included (32).
         md.preprocessors.register(FromRoot(md), "from_root", 31)
+        md.preprocessors.register(Scripts(md), "scripts", 30)
         md.postprocessors.register(Mentions(md), "mentions", 0)
 
 
