@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -254,13 +255,61 @@ class Unruled(nn.Module):
 
 def test_what_cannot_be_found_out_is_left_out_with_a_note() -> None:
     notes = capalloc.audit(made(Unruled), examples(9, 3)).data.attrs["notes"]
-    assert any(note.startswith("paths left out: ") for note in notes)
+    assert any(note.startswith("paths and depth left out: ") for note in notes)
+
+
+class Branching(nn.Module):
+    """A model that looks at its values to decide what to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        if h.sum() > 0:
+            h = torch.relu(h)
+        return self.head(h)
+
+
+def test_a_branch_on_values_is_told_in_a_line_with_its_place(capfd: pytest.CaptureFixture[str]) -> None:
+    audit = capalloc.audit(made(Branching), examples(40, 4))
+    (note,) = [note for note in audit.data.attrs["notes"] if "left out" in note]
+    assert "what forward does depends on values that it computes" in note
+    assert re.search(r"test_audit\.py, line \d+\)$", note)
+    assert capfd.readouterr() == ("", "")  # torch prints the graph that it could not export
+
+
+def test_a_small_model_gets_the_exact_answer_in_any_time() -> None:
+    """Few seconds are no reason for a rough map where the exact one takes less; and the forecast knows it."""
+    net, x = made(dense(6, 5, 3)), examples(60, 6)
+    audit = capalloc.audit(net, x, seconds=15, trained=True)
+    assert audit.total == capalloc.measure(net, x).total
+    assert audit.data.attrs["total_standard_error"] is None
+    assert audit.forecast_seconds < 12
+
+
+def test_what_stands_before_the_inputs_is_no_layer() -> None:
+    """An embedding of token ids has scores of units, and no capacity: the table has the layers that have some."""
+
+    class Ids(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.embedding(ids)).mean(1))
+
+    ids = torch.randint(9, (30, 5), generator=torch.Generator().manual_seed(0))
+    audit = capalloc.audit(made(Ids), ids, trained=True)
+    assert np.isfinite(audit.data["parameters"]).all()
+    assert audit.data["layer"].to_numpy().tolist() == ["head"]
 
 
 def test_what_takes_too_long_is_left_out_with_a_note() -> None:
     audit = capalloc.audit(made(dense(6, 5, 3)), examples(50, 6), seconds=1e-3)
     left_out = [note.split(" ")[0] for note in audit.data.attrs["notes"] if "s are left" in note]
-    assert left_out == ["channels", "paths", "capacity", "depth"]
+    assert sorted(left_out) == ["capacity", "channels", "depth", "paths"]
     assert audit.total is None
     assert "capacity" not in str(audit).split("layers")[0]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from capalloc._measure.forecast import duration
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._propagate.by_constraints import exact_seconds
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
 from capalloc._runtime.arguments import checked
+from capalloc._runtime.memory import Size
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import Block, PropagateSolver
 from capalloc.results.allocation import Allocation
@@ -49,7 +52,8 @@ class _Clock:
 
     seconds: float
     started: float
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
+    failed: dict[str, list[str]] = field(default_factory=dict)  # parts, by the reason
 
     @property
     def left(self) -> float:
@@ -64,7 +68,7 @@ class _Clock:
         try:
             return part()
         except (UnsupportedOperatorError, ValueError, TypeError, NotImplementedError) as error:
-            self.notes.append(f"{what} left out: {str(error).splitlines()[0]}")
+            self.failed.setdefault(str(error).splitlines()[0], []).append(what)
             return None
 
 
@@ -111,15 +115,13 @@ def audit(
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be a positive number, got {seconds!r}")
-    clock = _Clock(float(seconds), time.perf_counter(), [])
+    clock = _Clock(float(seconds), time.perf_counter())
     if isinstance(inputs, Iterator):  # the parts need more than one pass
         inputs = list(inputs)
     problem = export_once(prepare(model, inputs, outputs, None, traced=True, by_input=True))
     input_metric(metric, problem)  # which the parts would leave out with a note
     x, number = problem.inputs, problem.count()
-    one_pass = _pass_seconds(problem) * number
-    costs = {what: ONCE + passes * one_pass for what, passes in PASSES.items()}
-    costs["capacity"] = min(CAPACITY, max(1.0, clock.left - sum(costs.values())))
+    costs, exact = _costs(problem, number, clock)
     forecast = min(clock.seconds, clock.seconds - clock.left + sum(costs.values()))
 
     if progress:
@@ -129,15 +131,16 @@ def audit(
         return diagnose(problem, x, metric=metric, generator=generator, products=products, trained=trained)
 
     def capacity() -> Allocation:
-        there_are = clock.left - costs["depth"]  # half of it for what comes before the first step
-        solver: PropagateSolver = "auto" if there_are > CAPACITY else Block(max_seconds=max(1.0, there_are / 2))
+        there_are = clock.left - (0.0 if early else costs["depth"])  # half of it for what comes before the first step
+        whole = there_are > min(CAPACITY, exact)
+        solver: PropagateSolver = "auto" if whole else Block(max_seconds=max(1.0, there_are / 2))
         return propagate(model, x if problem.layout is None else inputs, outputs, solver=solver, metric=metric)
 
+    early = costs["depth"] < costs["capacity"]  # the capacity takes what is left, and would take its time too
     parts: dict[str, Callable[[], Any]] = {
         "channels": lambda: observe(problem, problem.batches(EXAMPLES_AT_ONCE)),
         "paths": lambda: prune_scores(problem, x, metric=metric, products=products),
-        "capacity": capacity,
-        "depth": depth,
+        **({"depth": depth, "capacity": capacity} if early else {"capacity": capacity, "depth": depth}),
     }
     found: dict[str, Any] = {}
     for what, part in tqdm(parts.items(), disable=not progress, desc="audit"):
@@ -148,12 +151,22 @@ def audit(
         layers, problem.num_params, _lengths(problem), found["capacity"], found["paths"], found["depth"]
     )
     attrs = _attrs(evidence, number) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
-    attrs["notes"] = [*clock.notes, *attrs["notes"]]
+    failed = [f"{' and '.join(parts)} left out: {reason}" for reason, parts in clock.failed.items()]
+    attrs["notes"] = [*clock.notes, *failed, *attrs["notes"]]
     columns = {name: ("layer", layers[name].to_numpy(float)) for name in Audit.COLUMNS}
     data = xr.Dataset(columns, {"layer": list(layers.index)}, attrs)
     if evidence.diagnosis is not None:
         data = xr.merge([data, within(evidence.diagnosis)], combine_attrs="no_conflicts")
     return Audit(data)
+
+
+def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, float], float]:
+    """Seconds that each part takes, and those of the exact capacity: the part itself has what it gets."""
+    one_pass, outputs = _pass_seconds(problem)
+    costs = {what: ONCE + passes * one_pass * number for what, passes in PASSES.items()}
+    left = max(1.0, clock.left - sum(costs.values()))
+    exact = ONCE + exact_seconds(Size(number, outputs, math.prod(problem.input_shape) + 1, problem.num_params))
+    return costs | {"capacity": min(CAPACITY, left, exact if exact < left else math.inf)}, exact
 
 
 def _attrs(known: Evidence, num_examples: int) -> dict[str, Any]:
@@ -177,13 +190,13 @@ def _lengths(problem: Problem) -> dict[str, int]:
     return {axis: n for axes, shape in sides for axis, n in zip(axes, shape, strict=True)}
 
 
-def _pass_seconds(problem: Problem) -> float:
-    """Seconds of a forward and backward pass by example, of the first batch."""
+def _pass_seconds(problem: Problem) -> tuple[float, int]:
+    """Seconds of a forward and backward pass by example, of the first batch; and the number of outputs."""
     batch = next(iter(problem.batches(EXAMPLES_AT_ONCE)))
     with torch.enable_grad():
         problem(batch)  # the first one sets buffers up
         started = time.perf_counter()
-        returned = problem(batch.requires_grad_()).sum()
+        returned = problem(batch.requires_grad_())
         if returned.requires_grad:
-            torch.autograd.grad(returned, batch, allow_unused=True)
-    return (time.perf_counter() - started) / len(batch)
+            torch.autograd.grad(returned.sum(), batch, allow_unused=True)
+    return (time.perf_counter() - started) / len(batch), returned.shape[1]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -104,7 +107,7 @@ def capture(problem: Problem, batch_size: int) -> Graph:
         if other is None:
             raise ValueError(
                 "torch.export cannot capture this model, which propagation needs "
-                f"(measure() does not): {type(error).__name__}: {error}"
+                f"(measure() does not): {_in_words(error)}"
             ) from error
         graph = other
     for node in graph.calls():
@@ -114,6 +117,15 @@ def capture(problem: Problem, batch_size: int) -> Graph:
                 "write it in plain Python, or use capalloc.measure"
             )
     return graph
+
+
+def _in_words(error: Exception) -> str:
+    """The reason why a model cannot be exported: a branch on values by its place, else what torch says of it."""
+    if type(error).__name__ != "GuardOnDataDependentSymNode":
+        return f"{type(error).__name__}: {error}"
+    place = re.search(r'File "(.+)", line (\d+)', str(error))
+    where = f" ({place[1]}, line {place[2]})" if place else ""
+    return f"what forward does depends on values that it computes, as an if on them does{where}"
 
 
 def export_once(problem: Problem) -> Problem:
@@ -135,9 +147,27 @@ def export_once(problem: Problem) -> Problem:
 @contextmanager
 def _exporting(problem: Problem) -> Iterator[None]:
     # With gradients, or what the model does without them would leave no trace.
-    with warnings.catch_warnings(), seeded(0, problem.probe.device), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with (
+        _unprinted(),
+        warnings.catch_warnings(),
+        seeded(0, problem.probe.device),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Keep back what torch prints and logs of a graph that it cannot export: the error says it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:

@@ -32,7 +32,7 @@ from capalloc.results.allocation import Allocation
 
 #: Numbers in the matrix of constraints, and rows params^2 + 10 params^3, up to which the exact answer takes half a
 #: minute of two cores: a unit of the latter took .14 ns of one, for 1300 to 2600 parameters and 5000 to 82,000 rows.
-EXACT_NUMBERS, EXACT_WORK = 400_000_000, 3e11
+EXACT_NUMBERS, EXACT_WORK, EXACT_SECONDS = 400_000_000, 3e11, 30.0
 #: Parameters up to which the total is the rank of as many random combinations of constraints, in float64.
 RANKED_PARAMS = 2000
 #: Where examples make fewer constraints for each parameter, many steps lead to what these examples constrain, away from
@@ -75,10 +75,15 @@ class Count:
     notes: tuple[str, ...] = ()
 
 
+def exact_seconds(size: Size) -> float:
+    """Return what the exact answer takes at most; infinite where its matrices are not made."""
+    work = (size.rows + 10 * size.params) * size.params**2
+    return math.inf if size.wide else EXACT_SECONDS * max(work / EXACT_WORK, size.rows * size.params / EXACT_NUMBERS)
+
+
 def is_small(size: Size) -> bool:
     """Return True where the exact answer takes half a minute at most."""
-    work = (size.rows + 10 * size.params) * size.params**2
-    return not size.wide and size.rows * size.params <= EXACT_NUMBERS and work <= EXACT_WORK
+    return exact_seconds(size) <= EXACT_SECONDS
 
 
 def exactly(task: Task) -> Allocation:

@@ -327,7 +327,8 @@ def layer_table(
         if len(errors):
             layers["use_error"] = np.sqrt((errors**2).groupby(owners).sum()) / layers["parameters"]
     for name, units in ({} if scores is None else scores.unit_scores).items():
-        layers.loc[name, ["units", "dead"]] = len(units), int((units == 0).sum())
+        if name in layers.index:  # not of what stands before the inputs
+            layers.loc[name, ["units", "dead"]] = len(units), int((units == 0).sum())
     for name, read in (channels or {}).items():
         if name in layers.index:
             layers.loc[name, ["channels", "directions"]] = read

@@ -67,6 +67,43 @@ def test_arrays_of_one_file_are_the_inputs_of_their_names(tmp_path, suffix):
     np.testing.assert_allclose(capalloc.load(tmp_path / "found.nc").capacity, expected.capacity, rtol=1e-6)
 
 
+SEVERAL = """
+import torch
+
+class Ids(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.embedding(ids)).mean(1))
+
+class Sum(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)
+
+    def forward(self, x, y):
+        return torch.relu(self.a(x) + self.b(y))
+"""
+
+
+@pytest.mark.parametrize("command", ["audit", "diagnose", "scaling", "decoupling", "propagate"])
+def test_every_command_takes_several_inputs_and_token_ids_of_a_factory(tmp_path, command):
+    generator = np.random.default_rng(0)
+    (tmp_path / "nets.py").write_text(SEVERAL)
+    np.save(tmp_path / "ids.npy", generator.integers(9, size=(20, 5)))
+    np.savez(tmp_path / "both.npz", x=generator.normal(size=(20, 3)), y=generator.normal(size=(20, 2)))
+    for factory, data in (("Ids", "ids.npy"), ("Sum", "both.npz")):
+        done = run(command, f"{tmp_path}/nets.py:{factory}", "--data", str(tmp_path / data), "--json", "--quiet")
+        assert done.exit_code == 0, done.output
+
+
+def test_whole_numbers_are_pixels_for_a_model_without_an_embedding(folder):
+    np.save("x.npy", np.arange(40).reshape(10, 4))
+    assert read_sources(ModelOptions("factories:net", data=folder / "x.npy"), QUIET, 8).inputs.dtype == torch.float32
+
+
 def test_data_make_an_architecture_fit(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 2, 12, 12), dtype=np.float32))
     loaded = read_sources(ModelOptions("lenet", data=tmp_path / "x.npy"), QUIET, 8)
@@ -106,8 +143,8 @@ def test_inputs_that_are_none(folder):
     (folder / "x.npy").write_bytes(b"noise")
     assert "x.npy cannot be read" in refused(*data, "x.npy")
     np.savez("x.npz", a=np.zeros(1), b=np.zeros(1))
-    scaling = ("scaling", "factories:net", "--data", "x.npz")
-    assert "name the examples 'inputs', or keep one array" in refused(*scaling)
+    rank = ("rank", "factories:net", "lenet", "--data", "x.npz")
+    assert "name the examples 'inputs', or keep one array" in refused(*rank)
     assert "--shape, --mean and --std are of one array; x.npz holds a, b" in misused(*data, "x.npz", "--mean", "1")
     (folder / "y.npz").write_bytes(b"noise")
     assert "y.npz cannot be read" in refused(*data, "y.npz")

@@ -47,7 +47,7 @@ def run_audit(
 ) -> None:
     """Run `capalloc audit`."""
     method = partial(capalloc.audit, metric=metric, seconds=seconds, trained=trained, generator=generator(options))
-    compute(options, output, MANY_EXAMPLES, method)
+    compute(options, output, MANY_EXAMPLES, method, by_token=True)
 
 
 def run_rank(
@@ -66,7 +66,7 @@ def run_rank(
     alike = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
     named_args = arguments_of_each(models, arg or [])
     read = {
-        label: read_sources(ModelOptions(name, own, **alike), output, MANY_EXAMPLES)
+        label: read_sources(ModelOptions(name, own, **alike), output, MANY_EXAMPLES, alike=True)
         for label, (name, own) in named_args.items()
     }
     x = next(iter(read.values()))

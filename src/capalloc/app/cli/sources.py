@@ -25,17 +25,20 @@ class Sources:
     outputs: str | int | None
 
 
-def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int, *, by_token: bool = False) -> Sources:
+def read_sources(
+    options: ModelOptions, verbosity: Verbosity, examples: int, *, by_token: bool = False, alike: bool = False
+) -> Sources:
     """Read the model, then its inputs; `examples` Gaussian ones where no number is given.
 
-    Text models get token ids where the method takes them (`by_token`), else the vectors of these.
+    Text models by name get token ids where the method tells of them (`by_token`), else the vectors of these. Inputs
+    that are to be `alike` for many models are one tensor.
 
     Raises:
         ValueError, TypeError: an option is of another form, or options do not fit together.
         FileNotFoundError, ModuleNotFoundError: there is no such file, or nothing that reads it.
 
     """
-    several = read_several(options.data, options.examples) if by_token and options.data is not None else {}
+    several = {} if alike or options.data is None else read_several(options.data, options.examples)
     if several:
         return _of_several(options, verbosity, several)
     asked = None if options.shape is None else parse_integers(options.shape, "--shape")
@@ -104,6 +107,8 @@ def _inputs(
             array = _tokens(source, array, by_token)
             if by_token and options.mean is None and options.std is None:
                 return array
+        if source.tokens is None and _looks_up(source.model, array) and options.mean is None and options.std is None:
+            return array.long()
         return normalised(array.to(source.dtype), options.mean, options.std)
     if options.mean is not None or options.std is not None:
         raise ValueError("--mean and --std are for --data; Gaussian inputs have mean 0 and variance 1")
@@ -115,6 +120,12 @@ def _inputs(
         drawn = torch.randint(source.tokens.vocabulary, (examples, shape[0]), generator=generator)
         return _tokens(source, drawn, by_token)
     return gaussian(examples, shape, options.seed, source.dtype)
+
+
+def _looks_up(model: TorchModel, array: Tensor) -> bool:
+    """Tell whether whole numbers are token ids: of 32 or 64 bits, as pixels are not, for a model with an embedding."""
+    embeds = isinstance(model, nn.Module) and any(isinstance(module, nn.Embedding) for module in model.modules())
+    return embeds and array.dtype in (torch.int32, torch.int64)
 
 
 def _tokens(source: NamedModel, ids: Tensor, by_token: bool) -> Tensor:
