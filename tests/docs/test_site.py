@@ -20,7 +20,7 @@ from browsing import new_context
 
 ROOT = Path(__file__).parents[2]
 #: What the site is made of.
-SOURCES = ("zensical.toml", "docs", "benchmarks", *(path.name for path in ROOT.glob("*.md")))
+SOURCES = ("zensical.toml", "docs", "examples", "benchmarks", *(path.name for path in ROOT.glob("*.md")))
 #: What a page fetches by itself; links that a reader follows are none of it.
 FETCHED = re.compile(r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?([^\"'\s>]+)|<link[^>]*\shref=[\"']?([^\"'\s>]+)")
 
