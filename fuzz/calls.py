@@ -214,6 +214,10 @@ BASES: dict[Callable[..., Any], Callable[[], dict[str, Any]]] = {
     design.build: lambda: {"design": design.Design(depth=2, width=2, size=9)},
     design.code: lambda: {"design": design.Design(depth=2)},
     design.read: lambda: {"design": design.Design(depth=2, size=9)},
+    design.nearest: lambda: {
+        "model": design.build(design.Design(depth=2, width=2, size=9)),
+        "x": torch.randn(2, 3, 9, 9, generator=NUMBERS),
+    },
     design.search: lambda: {"field": 5, "like": design.Design(depth=2, size=9), "most": 1},
 }
 

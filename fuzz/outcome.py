@@ -11,7 +11,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from functools import partial
+from itertools import islice
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import capalloc
@@ -63,57 +65,94 @@ def judge(error: BaseException, *words: str) -> Verdict:
 
 
 def tally(
-    cases: Callable[[random.Random], Iterator[Case]], seed: int, seconds: float, patience: float = PATIENCE
+    cases: Callable[[random.Random], Iterator[Case]],
+    seed: int,
+    seconds: float,
+    patience: float = PATIENCE,
+    lanes: int = 1,
 ) -> Tally:
-    """Run cases for a while in a process of their own, which is started again after a hang or a crash."""
-    found, end, skipped = Tally(), time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        ours, theirs = multiprocessing.get_context("fork").Pipe()
-        child = multiprocessing.get_context("fork").Process(target=_serve, args=(cases, seed, skipped, theirs))
-        child.start()
-        theirs.close()
-        ended = _listen(ours, child, found, end, patience)
-        child.kill()
-        child.join()
-        if ended is None:
-            break
-        skipped += ended
+    """Run cases for a while in processes of their own, `lanes` side by side, started again after a hang or a crash."""
+    found, end = Tally(), time.monotonic() + seconds
+    running = [Lane(partial(_serve, cases, seed, lane, lanes), found, patience) for lane in range(lanes)]
+    while running:
+        ready = wait(
+            [lane.pipe for lane in running], max(0.0, min(lane.deadline for lane in running) - time.monotonic())
+        )
+        for lane in running[:]:
+            if lane.pipe in ready:
+                goes_on = lane.hear() and not (time.monotonic() > end and lane.between)
+            else:
+                goes_on = time.monotonic() < lane.deadline or lane.hung(end)
+            if not goes_on:
+                lane.stop()
+                running.remove(lane)
     return found
 
 
-def _listen(
-    ours: Connection, child: multiprocessing.process.BaseProcess, found: Tally, end: float, patience: float
-) -> int | None:
-    """Count what a child says; the number of cases it began, or None where there is no more to do."""
-    begun, name = 0, ""
-    while True:
+class Lane:
+    """A process that runs every n-th case, one after the other."""
+
+    def __init__(self, serve: Callable[[int, Connection], None], found: Tally, patience: float) -> None:
+        self.serve, self.found, self.patience = serve, found, patience
+        self.begun, self.name = 0, ""
+        self._start()
+
+    @property
+    def between(self) -> bool:
+        """Whether no case is running."""
+        return not self.name
+
+    def hear(self) -> bool:
+        """Count what the process says; False where there is no more to do."""
+        self.deadline = time.monotonic() + self.patience
         try:
-            if not ours.poll(patience):
-                found.add(name, HANG, f"no answer within {patience:.0f} s")
-                return begun
-            said = json.loads(ours.recv_bytes())
+            said = json.loads(self.pipe.recv_bytes())
         except (EOFError, ConnectionError):
-            child.join(5)
-            if child.exitcode == 0:
-                return None
-            found.add(name, CRASH, f"the process ended with {child.exitcode}")
-            return begun
+            self.child.join(5)
+            if self.child.exitcode == 0:
+                return False
+            self.found.add(self.name, CRASH, f"the process ended with {self.child.exitcode}")
+            self.stop()
+            self._start()
+            return True
         if len(said) == 1:
-            begun, name = begun + 1, said[0]
+            self.begun, self.name = self.begun + 1, said[0]
         else:
-            found.add(name, *said)
-            if time.monotonic() > end:
-                return None
+            self.found.add(self.name, *said)
+            self.name = ""
+        return True
+
+    def hung(self, end: float) -> bool:
+        """Count a hang, and go on after it; False where there is no time left."""
+        self.found.add(self.name, HANG, f"no answer within {self.patience:.0f} s")
+        self.stop()
+        if time.monotonic() > end:
+            return False
+        self._start()
+        return True
+
+    def stop(self) -> None:
+        """End the process."""
+        self.child.kill()
+        self.child.join()
+
+    def _start(self) -> None:
+        self.pipe, theirs = multiprocessing.get_context("fork").Pipe()
+        self.child = multiprocessing.get_context("fork").Process(target=self.serve, args=(self.begun, theirs))
+        self.child.start()
+        theirs.close()
+        self.name, self.deadline = "", time.monotonic() + self.patience
 
 
-def _serve(cases: Callable[[random.Random], Iterator[Case]], seed: int, skipped: int, pipe: Connection) -> None:
+def _serve(
+    cases: Callable[[random.Random], Iterator[Case]], seed: int, lane: int, lanes: int, skipped: int, pipe: Connection
+) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
     os.chdir(tempfile.mkdtemp())  # an odd name of a file may be written to
-    for k, case in enumerate(cases(random.Random(seed))):
-        if k >= skipped:
-            pipe.send_bytes(json.dumps([case.name]).encode())
-            pipe.send_bytes(json.dumps(case.run()).encode())
+    for case in islice(cases(random.Random(seed)), lane + skipped * lanes, None, lanes):
+        pipe.send_bytes(json.dumps([case.name]).encode())
+        pipe.send_bytes(json.dumps(case.run()).encode())
     pipe.close()
     os._exit(0)

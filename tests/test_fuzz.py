@@ -36,10 +36,22 @@ def toy(rng):
     yield Case("silent", lambda: ("silent", "another answer"))
 
 
-def test_outcomes_are_told_apart():
-    found = tally(toy, seed=0, seconds=30, patience=1.0)
+@pytest.mark.parametrize("lanes", [1, 2, 7])
+def test_outcomes_are_told_apart(lanes):
+    found = tally(toy, seed=0, seconds=30, patience=1.0, lanes=lanes)
     assert found.counts == {"clear": 1, "unclear": 1, "silent": 1, "hang": 1, "crash": 1}
-    assert [name for _, name, _ in found.bad] == ["foreign", "crash", "hang", "silent"]
+    assert {name for _, name, _ in found.bad} == {"foreign", "crash", "hang", "silent"}
+
+
+def endless(rng):
+    while True:
+        yield Case("clear", lambda: (time.sleep(0.01), ("clear", ""))[1])
+
+
+def test_cases_without_end_are_stopped():
+    began = time.monotonic()
+    assert tally(endless, seed=0, seconds=0.3, lanes=3).counts["clear"] > 10
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("accuracy", [-1.0, "much"])
