@@ -77,6 +77,8 @@ def test_help_lists_the_commands_and_the_exit_codes():
     assert all(f" {command} " in result.stdout for command in COMMANDS)
     assert "130 interrupted" in " ".join(result.stdout.split())
     assert RUNNER.invoke(app, []).output.strip() == result.output.strip()
+    assert RUNNER.invoke(app, ["-h"]).output == result.output
+    assert RUNNER.invoke(app, ["models", "-h"]).exit_code == 0
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

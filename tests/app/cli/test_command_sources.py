@@ -127,7 +127,7 @@ def test_sources_that_make_no_model(folder):
     assert "factories:nothing made a int; it must return" in refused("propagate", "factories:nothing", *shape)
     assert "unexpected keyword argument 'depth'" in refused("propagate", "factories:net", "--arg", "depth=2", *shape)
     assert "--arg must be name=value, got 'depth'" in misused("propagate", "factories:net", "--arg", "depth", *shape)
-    assert "a .pt2 file has its weights" in refused("propagate", "net.pt2", "--arg", "depth=2", *shape)
+    assert "a .pt2 file has its weights" in misused("propagate", "net.pt2", "--arg", "depth=2", *shape)
     assert "there is no file net.pt2" in refused("propagate", "net.pt2", *shape)
     assert "mlp takes no argument 'heads'" in refused("propagate", "mlp", "--arg", "heads=2")
     assert "width must be a positive integer" in refused("propagate", "mlp", "--arg", "width=-2")
@@ -154,7 +154,7 @@ def test_inputs_that_are_none(folder):
     assert "holds inputs of shape (1, 6, 6), not (1, 8, 8); leave --shape out" in refused(
         *data, "x.npy", "--shape", "1,8,8"
     )
-    assert "--mean and --std are for --data" in refused("measure", "mlp", "--mean", "1")
+    assert "--mean and --std are for --data" in misused("measure", "mlp", "--mean", "1")
 
 
 def test_normalised_by_channel():
@@ -366,3 +366,9 @@ def test_configurations_that_are_none(monkeypatch):
     assert "ViTConfig needs the package transformers: pip install 'capalloc[transformers]'" in refused(
         "propagate", "ViTConfig"
     )
+
+
+def test_complex_data_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.ones((4, 1, 6, 6), complex))
+    assert "x.npy holds complex numbers" in refused("measure", "mlp", "--data", "x.npy")

@@ -268,3 +268,23 @@ def test_a_terminal_shows_names_and_obeys_none(folder):
     missing = run("compare", "\x1b[31m.nc", "a.nc")
     assert r"there is no file \x1b[31m.nc" in missing.output
     assert "\x1b" not in missing.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("propagate", "--solver", "block", "--gates", "unit"), "--gates is for --solver markov, and block has none"),
+        (("propagate", "--solver", "block", "--table"), "--table is for --solver markov, and block has none"),
+        (("measure", "--rtol", "0.1"), "--rtol is for --solver stochastic"),
+        (("measure", "--seconds", "9"), "--seconds is for --solver stochastic"),
+        (("measure", "--ridge", "1", "--solver", "dense", "--rtol", "0.1"), "--rtol is for --solver stochastic"),
+        (("measure", "--solver", "stochastic"), "--solver stochastic needs a --ridge"),
+    ],
+)
+def test_options_that_the_others_leave_without_use_are_refused(folder, given, said):
+    assert said in misused(given[0], "factories:net", *given[1:])
+
+
+def test_numbers_out_of_range_are_wrong_usage(folder):
+    for option, value in (("--rtol", "-1"), ("--rtol", "2"), ("--seconds", "0")):
+        assert run("measure", "factories:net", "--ridge", "1", option, value).exit_code == 2

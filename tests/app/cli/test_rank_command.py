@@ -53,3 +53,8 @@ def test_arguments_of_no_model_are_refused(folder):
         "rank", "lenet", "mlp", "--arg", "vit:depth=2"
     )
     assert "mlp depth=2 stands twice; give each its own --arg" in misused("rank", "mlp", "mlp", "--arg", "depth=2")
+
+
+def test_a_ranking_has_no_picture(folder):
+    said = misused("rank", "lenet", "mlp", "--picture", "ranking.png")
+    assert "--picture is for maps and curves, and a ranking has none" in said

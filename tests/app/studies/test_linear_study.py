@@ -15,6 +15,7 @@ from capalloc.app.studies.linear_command import LINEAR_FRAME
 from capalloc.app.studies.linear_figure import plot_linear_study, smoothed
 from capalloc.app.studies.linear_study import LINEAR_ARCHITECTURES, STUDY_PROCESSES, LinearSettings, linear_study
 from capalloc.app.studies.linear_table import columns, groups, page
+from commands import misused
 
 SMALL = LinearSettings(lags=20, restarts=2, max_iterations=30)
 NAMES = (["dense", "dilated", "recurrent"], ["AR(2)", "fractional noise"])
@@ -163,3 +164,10 @@ def test_every_architecture_of_the_study_takes_its_default_window():
     for build in LINEAR_ARCHITECTURES.values():
         model = build(LinearSettings().lags, torch.Generator())
         assert model(torch.zeros(2, LinearSettings().lags, dtype=torch.float64)).shape == (2, 1)
+
+
+@pytest.mark.parametrize("option", ["architecture", "process"])
+def test_unknown_names_are_wrong_usage(tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    assert f"--{option} must be one of" in misused("linear-study", f"--{option}", "nothing")
+    assert not (tmp_path / "linear-study").exists()

@@ -40,7 +40,13 @@ EPILOG = (
     "Numbers go to stdout, everything else to stderr."
 )
 
-app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EPILOG)
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
 #: The function that does the work of each command.
 WORK: dict[str, str] = {}
 
@@ -184,9 +190,15 @@ def measure(
         Literal["auto", "dense", "stochastic"],
         method_option(help="stochastic needs a ridge, and gives standard errors."),
     ] = "auto",
-    rtol: Annotated[float, method_option(help="Relative standard error that stochastic aims at.")] = 0.02,
+    rtol: Annotated[
+        float | None,
+        method_option(
+            min=1e-6, max=1, help="Relative standard error that stochastic aims at; else 0.02.", show_default=False
+        ),
+    ] = None,
     seconds: Annotated[
-        float | None, method_option("--seconds", "--max-seconds", help="Stop stochastic after about this long.")
+        float | None,
+        method_option("--seconds", "--max-seconds", min=0.001, help="Stop stochastic after about this long."),
     ] = None,
     params: Params = None,
     checkpoint: Annotated[

@@ -61,6 +61,8 @@ def run_rank(
 ) -> None:
     """Run `capalloc rank`."""
     check_outputs(output)
+    if output.picture is not None:
+        raise UsageError("--picture is for maps and curves, and a ranking has none; --out keeps its table")
     if by is not None and by not in Ranking.COLUMNS:
         raise UsageError(f"--by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
     alike = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
@@ -99,6 +101,8 @@ def run_propagate(
     for name in told:
         if word != "block" and not (name == "--num-probes" and word == "segments"):
             raise UsageError(f"{name} is for --solver block, and --solver {word} has none")
+    if word == "block" and (gates != "data" or table):
+        raise UsageError(f"{'--table' if gates == 'data' else '--gates'} is for --solver markov, and block has none")
     steps: int | Literal["auto"] = "auto" if num_steps is None else num_steps
     limit = Block.max_seconds if seconds is None else seconds
     drawn: dict[str, PropagateSolver] = {
@@ -118,15 +122,21 @@ def run_measure(
     ridge: float | Literal["auto"],
     coordinates: Coordinates,
     solver: str,
-    rtol: float,
+    rtol: float | None,
     seconds: float | None,
     checkpoint: Path | None,
     params: str | None,
 ) -> None:
     """Run `capalloc measure`."""
     check_targets(checkpoint)
+    exact = solver == "dense" or (solver == "auto" and ridge == 0)
+    if exact and (rtol is not None or seconds is not None):
+        name = "--rtol" if seconds is None else "--seconds"
+        raise UsageError(f"{name} is for --solver stochastic, which --ridge lets take over; the exact one has none")
+    if solver == "stochastic" and ridge == 0:
+        raise UsageError("--solver stochastic needs a --ridge: auto, or a number > 0")
     dense = Dense(coordinates=coordinates)
-    stochastic = Stochastic(rtol, max_seconds=seconds, coordinates=coordinates)
+    stochastic = Stochastic(rtol or Stochastic.rtol, max_seconds=seconds, coordinates=coordinates)
     asked: dict[str, MeasureSolver] = {"auto": Auto(dense, stochastic), "dense": dense, "stochastic": stochastic}
     run = Run(checkpoint, progress=output.progress)
     drawn = partial(capalloc.measure, generator=generator(options))

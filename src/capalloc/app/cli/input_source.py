@@ -75,7 +75,7 @@ def read_array(path: Path, number: int | None = None) -> Tensor:
     """Read the first examples in a .npy, .npz or .safetensors file, all by default; nothing is unpickled.
 
     Raises:
-        ValueError: another kind of file, one that is damaged, or one of several arrays.
+        ValueError: another kind of file, one that is damaged, of several arrays, or of complex numbers.
         FileNotFoundError: there is no such file.
 
     """
@@ -85,11 +85,14 @@ def read_array(path: Path, number: int | None = None) -> Tensor:
     if path.suffix not in readers:
         raise ValueError(f"--data must be a file {', '.join(readers)} or a folder of images, got {path.name}")
     try:
-        return readers[path.suffix](path, number)
+        found = readers[path.suffix](path, number)
     except PermissionError:
         raise
     except Exception as error:  # readers raise any type on damaged bytes
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if found.is_complex():
+        raise ValueError(f"{path} holds complex numbers; save real and imaginary parts as two channels")
+    return found
 
 
 def read_several(path: Path, number: int | None = None) -> dict[str, Tensor]:

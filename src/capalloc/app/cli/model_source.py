@@ -53,7 +53,7 @@ def read_model(
     """
     if source.endswith(".pt2"):
         if arguments or weights is not None:
-            raise ValueError(
+            raise UsageError(
                 "--arg and --weights are for a factory; a .pt2 file has its weights and takes no arguments"
             )
         return _program(source)

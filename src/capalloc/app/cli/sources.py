@@ -111,7 +111,7 @@ def _inputs(
             return array.long()
         return normalised(array.to(source.dtype), options.mean, options.std)
     if options.mean is not None or options.std is not None:
-        raise ValueError("--mean and --std are for --data; Gaussian inputs have mean 0 and variance 1")
+        raise UsageError("--mean and --std are for --data; Gaussian inputs have mean 0 and variance 1")
     shape = asked or source.shape
     if shape is None:
         raise ValueError("give --shape, for Gaussian inputs, or --data, a file of examples or a folder of images")
