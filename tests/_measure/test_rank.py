@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -79,3 +80,11 @@ def test_units_that_no_sampled_example_opens_have_their_capacity(steps):
     found = capalloc.propagate(model, x, solver=Block(num_steps=steps, num_probes=64))
     assert float(found.by_parameter[0]) == pytest.approx(float(measured.by_parameter[0]), rel=0.1)
     assert steps == 0 or capalloc.total_variation(found, measured) < 0.02
+
+
+@pytest.mark.parametrize("name", ["linear", "convolution"])
+def test_steps_beyond_the_answer_leave_it_as_it_is(name):
+    model, x = NETWORKS[name]()
+    solved, beyond = (capalloc.propagate(model, x, solver=Block(num_steps=k, num_probes=4)) for k in (80, 160))
+    np.testing.assert_allclose(beyond.capacity, solved.capacity, atol=1e-6)
+    assert capalloc.total_variation(beyond, capalloc.measure(model, x)) < 4 * beyond.attrs["noise"]

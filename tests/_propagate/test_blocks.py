@@ -114,6 +114,15 @@ def test_slots_and_tensors_hold_the_same_and_more_at_every_step(sums, root):
     assert (totals.diff(dim=0) > -1e-9).all()
 
 
+def test_steps_beyond_the_answer_change_nothing(sums, root):
+    *_, solved, last = readings(sums, root, root.pull(sums.signs(0, 5)), 400)
+    torch.testing.assert_close(last.slots, solved.slots, rtol=0, atol=0)
+    flat = sums.C.flatten(0, 1)
+    xi = sums.xi(0, 5)
+    expected = (xi * (xi.flatten(1) @ flat @ torch.linalg.pinv(flat)).view_as(xi)).sum(1)
+    torch.testing.assert_close(last.slots, expected, rtol=1e-8, atol=1e-8)
+
+
 def test_half_the_steps_are_kept(sums, root):
     found = refine(sums, root, 3, 6, lambda found: found.last.steps == 5)
     assert (found.last.steps, found.half.steps, int(found.unused.sum())) == (5, 2, 0)

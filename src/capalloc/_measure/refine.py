@@ -94,23 +94,29 @@ def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int
 
     Probes are solved for one by one, side by side: a shared Krylov space would make each reading depend on all probes.
     """
-    tiny = torch.finfo(torch.float64).tiny
+    limits, rounding = torch.finfo(torch.float64), UNITS_OF_ROUNDING * torch.finfo(sums.examples.x.dtype).eps
     sizes = sums.examples.sizes
     seen, product = sums.read(root.push(side), 0)
     yield ProbeReading(0, seen, _by_tensor(side * side, sizes))
     iterate, slots = torch.zeros_like(side), torch.zeros_like(seen)
     residual, direction = side, side
     square = side.square().sum(1)
+    moving, steepest = square > 0, torch.zeros_like(square)
     for step in range(1, most_steps + 1):
         if step > 1:
             seen, product = sums.read(root.push(direction), 0)
         turned = root.pull(product)
-        rate = (square / (direction * turned).sum(1).clamp(min=tiny))[:, None]
+        curvature = (direction * turned).sum(1)
+        slope = curvature / direction.square().sum(1).clamp(min=limits.tiny)
+        steepest = torch.maximum(steepest, slope)
+        moving = moving & (slope > rounding * steepest)  # what is left of a probe that is solved
+        rate = torch.where(moving, square / curvature.clamp(min=limits.tiny), 0.0)[:, None]
         iterate = iterate + rate * direction
         slots = slots + rate * seen
         residual = residual - rate * turned
         before, square = square, residual.square().sum(1)
-        direction = residual + (square / before.clamp(min=tiny))[:, None] * direction
+        turning = torch.where(moving, square / before.clamp(min=limits.tiny), 0.0)[:, None]
+        direction = residual + turning * direction
         yield ProbeReading(step, slots, _by_tensor(side * iterate, sizes))
 
 
