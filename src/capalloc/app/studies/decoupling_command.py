@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 from rich.table import Table
 
+from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.options import Verbosity
 from capalloc.app.studies.decoupling_figure import plot_decoupling_study
 from capalloc.app.studies.decoupling_study import decoupling_study
@@ -16,7 +17,8 @@ from capalloc.app.studies.frame import StudyFrame
 
 def run_decoupling_study(verbosity: Verbosity, out: Path, seed: int, depth: int, channels: int, draws: int) -> None:
     """Run the study into the folder `out`."""
-    study = decoupling_study(depth=depth, channels=channels, draws=draws, seed=seed, progress=not verbosity.quiet)
+    with lines_in_a_log(verbosity):
+        study = decoupling_study(depth=depth, channels=channels, draws=draws, seed=seed, progress=not verbosity.quiet)
     DECOUPLING_FRAME.deliver(study, out, verbosity)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from capalloc.app.cli.errors import UsageError
+from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.options import Verbosity
 from capalloc.app.studies.frame import StudyFrame
 from capalloc.app.studies.linear_figure import plot_linear_study
@@ -34,5 +35,6 @@ def run_linear_study(
         if unknown := [name for name in given or () if name not in known]:
             raise UsageError(f"--{option} must be one of {', '.join(known)}, got {', '.join(unknown)}")
     settings = LinearSettings(lags=lags, steps=steps, seed=seed, restarts=restarts, root=root)
-    study = linear_study(settings, architecture, process, cells=out / "cells", progress=not verbosity.quiet)
+    with lines_in_a_log(verbosity):
+        study = linear_study(settings, architecture, process, cells=out / "cells", progress=not verbosity.quiet)
     LINEAR_FRAME.deliver(study, out, verbosity)
