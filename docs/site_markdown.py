@@ -15,7 +15,7 @@ from markdown.preprocessors import Preprocessor
 
 DOCS = Path(__file__).parent
 #: A page that a docstring speaks of, and a section of it.
-MENTION = re.compile(r"docs/([\w-]+)\.md(, sections? (\d))?")
+MENTION = re.compile(r"docs/((?:[\w-]+/)?([\w-]+))\.md(, sections? (\d))?")
 
 #: A formula in a line of text, as GitHub reads it too; one that stands alone is a block of the language `math`.
 FORMULA = r"(?<![\w\\$])\$(?![\s$])([^$\n]+?)(?<![\s\\])\$(?![\w$])"
@@ -119,5 +119,5 @@ def _link(match: re.Match[str]) -> str:
     if not source.is_file():
         return match[0]
     headings = re.findall(r"^## (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
-    anchors = [f"#{slugify(heading, '-')}" for heading in headings if match[3] and heading.startswith(f"{match[3]}.")]
-    return f'<a href="../{match[1]}.html{"".join(anchors)}">{match[1]}{match[2] or ""}</a>'
+    anchors = [f"#{slugify(heading, '-')}" for heading in headings if match[4] and heading.startswith(f"{match[4]}.")]
+    return f'<a href="../{match[1]}.html{"".join(anchors)}">{match[2]}{match[3] or ""}</a>'

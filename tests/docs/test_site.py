@@ -113,7 +113,7 @@ def test_text_with_angle_brackets_and_underscores_stays_whole():
     assert page.startswith("<p>&lt;a, b&gt; of (P)_(t, t), for $5 or <code>$x$</code>, is <math")
 
 
-def test_formulas_are_drawn_and_none_is_left_as_it_was_written(built):
+def test_formulas_and_pictures_are_drawn_and_none_is_left_as_it_was_written(built):
     drawn = 0
     for page in built.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
@@ -121,6 +121,7 @@ def test_formulas_are_drawn_and_none_is_left_as_it_was_written(built):
         prose = re.sub(r"<(code|script|style|textarea)\b.*?</\1>", "", text, flags=re.S)
         assert "$" not in prose, f"{page.name}: {prose[prose.index('$') - 80 :][:160]}"
         assert "language-math" not in text, page.name
+        assert "&lt;img" not in prose, f"{page.name} shows HTML that it was to draw"
     assert drawn > 500
 
 
