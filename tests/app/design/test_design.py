@@ -623,7 +623,6 @@ def test_the_page_finds_designs_as_the_search_does(monkeypatch: pytest.MonkeyPat
     [
         ((2, None, 1000), "field must lie from 3 to 512, got 2."),
         ((9, 10, 1000), "flat must lie from 1 to the field, 9, got 10."),
-        ((9, None, 1), "max_params = 1 are too few"),
         ((None, None, 1000), "give the field, and the most parameters"),
         ((9.5, None, 1000), "field must be an integer"),
     ],
@@ -685,6 +684,8 @@ def test_a_network_without_a_stack_is_near_to_no_design() -> None:
 
 def test_an_address_that_cannot_be_read_is_reported_and_changes_nothing() -> None:
     app = pytest.importorskip("capalloc.app.design.dash_app")
+    assert app.load("", "/other")[2].startswith("there is no page /other here, but this one at /.")
+    assert app.load("", "/")[2] == app.load(None, None)[2] == ""
     values, compare, message = app.load("?depth=0")
     assert message.startswith("depth must lie from 1 to 100, got 0.")
     assert compare is app.no_update

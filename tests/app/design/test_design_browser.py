@@ -148,7 +148,7 @@ def test_a_number_out_of_range_is_refused_beside_its_field(page: sync_api.Page) 
     number.press("Enter")
     expect_fact(page, "Predicted capacity", f"{read(Design(depth=59)).total:,}")
     number.press_sequentially("9")
-    sync_api.expect(told).to_have_text("Refused: 1 to 100. Numbers are still those of the slider.")
+    sync_api.expect(told).to_have_text("Refused: a whole number from 1 to 100. Numbers are still those of the slider.")
     number.press("Enter")
     page.get_by_text("Logarithmic colours").click()  # which reads the design anew
     page.wait_for_selector("#a-map .heatmaplayer")

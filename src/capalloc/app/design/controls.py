@@ -128,8 +128,9 @@ def _field(name: str, control: Control) -> Component:
     limits = _limits(control.setting)
     parts = [html.Div(caption, className="caption"), _input(id_, control.setting)]
     if limits is not None:
-        odd = ", odd" if control.setting == "kernel" else ""
-        told = f"Refused: {limits[0]:g} to {limits[1]:g}{odd}. Numbers are still those of the slider."
+        step = SLIDER_STEPS.get(control.setting, 1)
+        kind = {1: "a whole number", 2: "an odd number"}.get(step, f"a multiple of {step}")
+        told = f"Refused: {kind} from {limits[0]:g} to {limits[1]:g}. Numbers are still those of the slider."
         parts.append(html.Div(told, className="refused range", role="alert"))
     parts.append(html.Div(id=f"{id_}-refused", className="refused", role="alert"))
     named: dict[str, Any] = {"data-label": f"{control.label} of design {name}, {control.hint}"}

@@ -18,6 +18,7 @@ from flask import Flask, Response, abort, has_request_context, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler
 from werkzeug.serving import make_server as make_wsgi_server
 
+from capalloc._runtime.arguments import SHOWN_LENGTH
 from capalloc.app.design.controls import CARDS, CONTROLS, design_of, ident, named_values, refusals, settings
 from capalloc.app.design.design_page import found_table, numbers, page
 from capalloc.app.design.figures import Curves, curves, gradient_figure, map_figure, profile_figure
@@ -124,7 +125,7 @@ def _register(app: Dash) -> None:
             Output("compare", "value"),
             Output("address-error", "children"),
         ),
-        inputs=[Input("address", "search")],
+        inputs=[Input("address", "search"), Input("address", "pathname")],
     )(load)
     for name in CARDS:
         app.callback(
@@ -178,9 +179,11 @@ def _register_saving(app: Dash, name: str) -> None:
         )
 
 
-def load(search: str | None) -> tuple[Any, ...]:
+def load(search: str | None, path: str | None = "/") -> tuple[Any, ...]:
     """Set the controls to what the address says; its defaults where it says nothing."""
     try:
+        if path not in (None, "", "/"):
+            raise ValueError(f"there is no page {path[:SHOWN_LENGTH]} here, but this one at /")
         first, second = from_query(search or "")
     except (TypeError, ValueError) as error:
         return [no_update] * 2 * len(CONTROLS), no_update, f"{error}. The page starts from its defaults."
