@@ -129,7 +129,7 @@ def _field(name: str, control: Control) -> Component:
     parts = [html.Div(caption, className="caption"), _input(id_, control.setting)]
     if limits is not None:
         step = SLIDER_STEPS.get(control.setting, 1)
-        kind = {1: "a whole number", 2: "an odd number"}.get(step, f"a multiple of {step}")
+        kind = {1.0: "a whole number", 2.0: "an odd number"}.get(step, f"a multiple of {step}")
         told = f"Refused: {kind} from {limits[0]:g} to {limits[1]:g}. Numbers are still those of the slider."
         parts.append(html.Div(told, className="refused range", role="alert"))
     parts.append(html.Div(id=f"{id_}-refused", className="refused", role="alert"))
