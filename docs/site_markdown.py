@@ -17,8 +17,9 @@ DOCS = Path(__file__).parent
 #: A page that a docstring speaks of, and a section of it.
 MENTION = re.compile(r"docs/((?:[\w-]+/)?([\w-]+))\.md(, sections? (\d))?")
 
-#: A formula in a line of text, as GitHub reads it too; one that stands alone is a block of the language `math`.
-FORMULA = r"(?<![\w\\$])\$(?![\s$])([^$\n]+?)(?<![\s\\])\$(?![\w$])"
+#: A formula in a line of text, as GitHub reads it too, with the brackets and points that touch it; one that
+#: stands alone is a block of the language `math`.
+FORMULA = r"(?<![\w\\$])(\(?)\$(?![\s$])([^$\n]+?)(?<![\s\\])\$(?![\w$])([.,;:)]*)"
 #: What latex2mathml takes for letters or for relations, and what stands in its place.
 TAGS = {
     "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",
@@ -91,8 +92,9 @@ class Formulas(InlineProcessor):
     """Formulas between dollars."""
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # noqa: N802
-        """Return the formula's MathML, put away from all other patterns."""
-        return self.md.htmlStash.store(mathml(m[1], "inline")), m.start(0), m.end(0)
+        """Return the formula's MathML, out of reach of other patterns; no line ends between it and what touches it."""
+        drawn = f'<span class="formula">{m[1]}{mathml(m[2], "inline")}{m[3]}</span>'
+        return self.md.htmlStash.store(drawn), m.start(0), m.end(0)
 
 
 class SiteMarkdown(Extension):
