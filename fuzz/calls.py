@@ -216,7 +216,7 @@ BASES: dict[Callable[..., Any], Callable[[], dict[str, Any]]] = {
     design.read: lambda: {"design": design.Design(depth=2, size=9)},
     design.nearest: lambda: {
         "model": design.build(design.Design(depth=2, width=2, size=9)),
-        "x": torch.randn(2, 3, 9, 9, generator=NUMBERS),
+        "x": torch.randn(2, 1, 9, 9, generator=NUMBERS),
     },
     design.search: lambda: {"field": 5, "like": design.Design(depth=2, size=9), "most": 1},
 }

@@ -680,6 +680,10 @@ def test_starts_are_near_to_their_architectures(name: str) -> None:
 def test_a_network_without_a_stack_is_near_to_no_design() -> None:
     with pytest.raises(ValueError, match="model must call at least two convolutions of one or two axes"):
         nearest(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), torch.zeros(1, 1, 3, 3))
+    with pytest.raises(ValueError, match=r"model does not accept inputs of shape \(examples, 2, 9, 9\)"):
+        nearest(build(Design(depth=2, width=2, size=9)), torch.zeros(1, 2, 9, 9))
+    with pytest.raises(ValueError, match="x must hold at least one example of floating-point numbers"):
+        nearest(build(Design(depth=2, width=2, size=9)), torch.zeros(1, 1, 9, 9, dtype=torch.int64))
 
 
 def test_an_address_that_cannot_be_read_is_reported_and_changes_nothing() -> None:

@@ -48,9 +48,13 @@ def nearest(model: nn.Module, x: Tensor) -> Design:
         x: examples (examples, channels, *positions) for it.
 
     Raises:
-        ValueError: it calls no stack of convolutions.
+        ValueError: it calls no stack of convolutions, or does not take such examples.
 
     """
+    if not x.is_floating_point() or not x.ndim or not len(x):
+        raise ValueError(
+            f"x must hold at least one example of floating-point numbers, got {x.dtype} of {tuple(x.shape)}"
+        )
     probe = x[:1].clone().requires_grad_()
     called = _called(model, probe)
     convolutions = [c for c in called if isinstance(c.module, CONVOLUTIONS)]
@@ -106,7 +110,12 @@ def _called(model: nn.Module, probe: Tensor) -> list[Called]:
     for module in run.modules():
         if not [*module.children()]:
             module.register_forward_hook(note)
-    run(probe)
+    try:
+        run(probe)
+    except RuntimeError as error:
+        raise ValueError(
+            f"model does not accept inputs of shape (examples, {', '.join(map(str, probe.shape[1:]))}): {error}"
+        ) from error
     return found
 
 
