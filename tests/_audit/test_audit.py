@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import capalloc
+from capalloc._audit import audit as audit_module
 from capalloc._audit.observe_channels import ReadChannels
 from capalloc.app.cli import app
 from capalloc.app.cli.as_json import as_dict
@@ -131,6 +133,8 @@ def test_inputs_by_their_share() -> None:
     assert little.what.startswith("input 0 gets little: 0.066 times the mean")
     assert much.what.startswith("input 11 gets much: 5.3 times the mean")
     assert findings(known([1.0, 1.1, 0.9], ("input",))) == []
+    guided = findings(known([0.1, *[1.0] * 10, 8.0], ("input",), solver="markov"))
+    assert all(f.what.endswith("(a guide, which assumes total decoupling)") for f in guided)
 
 
 def test_what_is_missing_counts_as_doubt() -> None:
@@ -166,6 +170,10 @@ def test_depth_that_loses_the_signal_is_the_most_serious() -> None:
     assert audit.findings[0].level == "serious"
     assert audit.findings[0].what.startswith("energy falls to")
     assert audit.findings[0].docs == "scaling.md"
+    assert audit.findings[0].do == "bring each layer to gain 1, as `capalloc.balance` does at the start"
+    assert not any(f.do == "nothing to do" or f.what.startswith("and ") for f in audit.findings)
+    gain = capalloc.scaling(capalloc.balance(net, examples(40, 4)), examples(40, 4)).total_gain
+    assert gain == pytest.approx(1, rel=0.1)  # as it says
     assert not [f for f in capalloc.audit(net, examples(40, 4), trained=True).findings if f.docs == "scaling.md"]
 
 
@@ -287,6 +295,27 @@ def test_a_small_model_gets_the_exact_answer_in_any_time() -> None:
     assert audit.total == capalloc.measure(net, x).total
     assert audit.data.attrs["total_standard_error"] is None
     assert audit.forecast_seconds < 12
+
+
+def test_where_a_nearer_answer_takes_too_long_there_is_a_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget is kept by the rule of total decoupling, which findings name as their assumption."""
+    monkeypatch.setattr(audit_module, "exact_seconds", lambda size: math.inf)
+    monkeypatch.setattr(audit_module, "LEAST_PASSES", 1e12)
+    net, x = made(dense(6, 5, 3)), examples(60, 6)
+    with torch.no_grad():
+        net[0].weight[:, 1:] *= 1e-2
+    audit = capalloc.audit(net, x, trained=True)
+    assert audit.total == pytest.approx(capalloc.propagate(net, x, solver="markov").total)
+    assert audit.data.attrs["notes"][0].startswith("capacity by the rule of total decoupling, a guide: ")
+    assert audit.forecast_seconds < 20
+
+
+def test_a_guide_says_nothing_of_what_it_does_not_see() -> None:
+    layers = pd.DataFrame(np.nan, ["query", "value"], list(Audit.COLUMNS))
+    layers = layers.assign(parameters=100.0, capacity=[0.0, 20.0], use=[0.0, 0.2])
+    for solver, number in (("markov", 1), ("block", 2)):
+        evidence = known([1.0] * 8, ("input",), solver=solver)
+        assert len(list(low_use(replace(evidence, layers=layers)))) == number
 
 
 def test_what_stands_before_the_inputs_is_no_layer() -> None:

@@ -24,16 +24,15 @@ from capalloc._measure.forecast import duration
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
-from capalloc._propagate.by_constraints import exact_seconds
+from capalloc._propagate.by_constraints import LARGE_PARAMS, exact_seconds
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.memory import Size
 from capalloc._runtime.surroundings import undisturbed
-from capalloc._settings import Block, PropagateSolver
+from capalloc._settings import Block
 from capalloc.results.allocation import Allocation
 from capalloc.results.audit_findings import Audit, as_data, within
-from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.findings import Evidence, findings, layer_table
 
 #: What parts cost, in forward and backward passes of all examples: between those of small networks, where what is
@@ -43,6 +42,10 @@ PASSES = {"channels": 1, "paths": 8, "depth": 40}
 ONCE = 0.5
 #: Seconds that the capacity takes at most where there are as many: the limit of `propagate`, and what comes before.
 CAPACITY = 40.0
+#: Passes of one example that the answer of the blocks takes at least: for each example, or for the few of them that
+#: stand for all of a large network's. Both are of a few networks, and rough: what is more than so many times the time
+#: that there is will not be done in it.
+LEAST_PASSES, LEAST_OF_LARGE, CLEARLY = 1000, 1400, 2.0
 EXAMPLES_AT_ONCE = 64
 
 
@@ -121,27 +124,30 @@ def audit(
     problem = export_once(prepare(model, inputs, outputs, None, traced=True, by_input=True))
     input_metric(metric, problem)  # which the parts would leave out with a note
     x, number = problem.inputs, problem.count()
-    costs, exact = _costs(problem, number, clock)
+    costs, exact, least = _costs(problem, number, clock)
     forecast = min(clock.seconds, clock.seconds - clock.left + sum(costs.values()))
 
     if progress:
         tqdm.write(f"audit: about {duration(forecast)}, and at most {duration(seconds)}", file=sys.stderr)
 
-    def depth() -> Diagnosis:
-        return diagnose(problem, x, metric=metric, generator=generator, products=products, trained=trained)
-
     def capacity() -> Allocation:
         there_are = clock.left - (0.0 if early else costs["depth"])  # half of it for what comes before the first step
-        whole = there_are > min(CAPACITY, exact)
-        solver: PropagateSolver = "auto" if whole else Block(max_seconds=max(1.0, there_are / 2))
+        if exact > there_are and least > CLEARLY * there_are:
+            left = f"a nearer answer takes about {least:.0f} s, and {max(0.0, there_are):.0f} s are left for it"
+            clock.notes.append(f"capacity by the rule of total decoupling, a guide: {left}")
+            return propagate(problem, x, solver="markov", metric=metric)
+        solver: Any = "auto" if there_are > min(CAPACITY, exact) else Block(max_seconds=max(1.0, there_are / 2))
         return propagate(model, x if problem.layout is None else inputs, outputs, solver=solver, metric=metric)
 
     early = costs["depth"] < costs["capacity"]  # the capacity takes what is left, and would take its time too
     parts: dict[str, Callable[[], Any]] = {
         "channels": lambda: observe(problem, problem.batches(EXAMPLES_AT_ONCE)),
         "paths": lambda: prune_scores(problem, x, metric=metric, products=products),
-        **({"depth": depth, "capacity": capacity} if early else {"capacity": capacity, "depth": depth}),
+        "capacity": capacity,
+        "depth": lambda: diagnose(problem, x, metric=metric, generator=generator, products=products, trained=trained),
     }
+    if early:
+        parts["capacity"] = parts.pop("capacity")  # the last one
     found: dict[str, Any] = {}
     for what, part in tqdm(parts.items(), disable=not progress, desc="audit"):
         found[what] = clock.run(what, 0.0 if what == "capacity" else costs[what], part)
@@ -160,13 +166,15 @@ def audit(
     return Audit(data)
 
 
-def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, float], float]:
-    """Seconds that each part takes, and those of the exact capacity: the part itself has what it gets."""
+def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, float], float, float]:
+    """Seconds that each part takes, that the exact capacity takes, and the answer of the blocks at least."""
     one_pass, outputs = _pass_seconds(problem)
     costs = {what: ONCE + passes * one_pass * number for what, passes in PASSES.items()}
     left = max(1.0, clock.left - sum(costs.values()))
     exact = ONCE + exact_seconds(Size(number, outputs, math.prod(problem.input_shape) + 1, problem.num_params))
-    return costs | {"capacity": min(CAPACITY, left, exact if exact < left else math.inf)}, exact
+    least = one_pass * (LEAST_OF_LARGE if problem.num_params > LARGE_PARAMS else LEAST_PASSES * number)
+    quick = exact if exact < left else costs["paths"] if least > CLEARLY * left else math.inf
+    return costs | {"capacity": min(CAPACITY, left, quick)}, exact, least
 
 
 def _attrs(known: Evidence, num_examples: int) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def low_use(known: Evidence) -> Iterator[Finding]:
     """Layers whose parameters are mostly not independent."""
     layers = known.layers
     most = layers["use"] + 2 * layers["use_error"].fillna(0) + known.unknown / layers["parameters"]
-    rows = layers[most < LOW_USE]
+    rows = layers[(most < LOW_USE) & ((layers["use"] > 0) | (not known.guide))]  # paths see nothing of queries and keys
     for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
         error = f" ± {row['use_error']:.2f}" if row["use_error"] > 0 else ""
         share = (row["parameters"] - row["capacity"]) / known.num_params
@@ -203,7 +203,7 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
             (name, float(v), _error(capacity[k]) + known.unknown)
             for k, (name, v) in enumerate(zip(names, capacity.to_numpy(), strict=True))
         ]
-        yield from _uneven(parts, mean)
+        yield from _uneven(parts, mean, known.guide)
 
 
 def regions(known: Evidence) -> Iterator[Finding]:
@@ -218,26 +218,26 @@ def regions(known: Evidence) -> Iterator[Finding]:
         (f"the {name}", float(total) / size, error / math.sqrt(size) + known.unknown / size)
         for name, total, size in zip(found["region"].to_numpy(), found.to_numpy(), sizes, strict=True)
     ]
-    yield from _uneven(parts, float(capacity.mean()))
+    yield from _uneven(parts, float(capacity.mean()), known.guide)
 
 
-def _uneven(parts: list[tuple[str, float, float]], mean: float) -> Iterator[Finding]:
+def _uneven(parts: list[tuple[str, float, float]], mean: float, guide: str) -> Iterator[Finding]:
     """The parts that get least and most for each input, where that is far from the mean beyond doubt."""
     low = min(parts, key=lambda part: part[1])
     high = max(parts, key=lambda part: part[1])
     if NO_SHARE * mean <= low[1] + 2 * low[2] < LITTLE * mean:
-        yield _share(low, mean, "little")
+        yield _share(low, mean, "little", guide)
     if high[1] - 2 * high[2] > mean / LITTLE:
-        yield _share(high, mean, "much")
+        yield _share(high, mean, "much", guide)
 
 
-def _share(part: tuple[str, float, float], mean: float, how: str) -> Finding:
+def _share(part: tuple[str, float, float], mean: float, how: str, guide: str) -> Finding:
     name, value, error = part
     doubt = f" ± {error / mean:.2g}" if error else ""
     return Finding(
         "to know",
         abs(math.log(max(value, NO_SHARE * mean) / mean)) / 10,
-        f"{name} gets {how}: {value / mean:.2g}{doubt} times the mean for each input",
+        f"{name} gets {how}: {value / mean:.2g}{doubt} times the mean for each input{guide}",
         "see whether the task asks for it; padding, stride and pooling move it",
         "how-to/partitions.md",
         value / mean,
@@ -252,17 +252,24 @@ def depth(known: Evidence) -> Iterator[Finding]:
     scaled, shattered = known.diagnosis.scaling, known.diagnosis.shattering
     out = scaled.phase in ("degenerate", "trivial") or not scaled.keeps_energy
     level: Level = "serious" if out else "to know" if scaled.phase == "identity" else "worth a look"
+    rest = "bring the layers outside the blocks to gain 1, by the table of gains"
+    if scaled.phase == "plain":
+        rest = "bring each layer to gain 1, as `capalloc.balance` does at the start"
+    elif not scaled.total_gain or scaled.keeps_energy:
+        rest = "multiply their branches too, as `capalloc.balance` does at the start"
     for line, value in scaled.advised:
-        yield _advised(line, level, "scaling.md", value)
+        yield _advised(line, level, "scaling.md", value, rest=rest)
     level = "to know" if shattered.data.attrs.get("normed") else "serious"
     measured, error = float(shattered.measured_independent[0]), float(shattered.measured_independent_error[0])
     for line in shattered.advice:
         yield _advised(line, level, "shattering.md", measured, None if math.isnan(error) else error)
 
 
-def _advised(line: str, level: Level, page: str, value: float, error: float | None = None) -> Finding:
+def _advised(line: str, level: Level, page: str, value: float, error: float | None = None, rest: str = "") -> Finding:
+    """A line of advice; `rest` is what to do where it is of several layers at once and does not say it itself."""
     what, _, do = line.partition("; ")
-    return Finding(level, 1.0, what, do or "nothing to do", page, value, error)
+    shared = rest if what.startswith(("energy ", "and ")) else "look at its weights, and for gates that never open"
+    return Finding(level, 1.0, what.removeprefix("and "), do or shared, page, value, error)
 
 
 def unsettled(known: Evidence) -> Iterator[Finding]:
