@@ -19,12 +19,23 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import samples, samples_of_outputs, spread
 from capalloc._measure.refine import blocks_alone, readings, refine
 from capalloc._measure.task import make_task
-from capalloc._propagate.by_constraints import affordable, bounds, capped, is_small
+from capalloc._propagate.by_constraints import affordable, bounds, capped, fewer_outputs, is_small
 from capalloc._runtime.memory import Size
 from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module
 
 SIZES = [6, 4]
+
+
+@dataclass(frozen=True)
+class SimpleExamples:
+    """Numbers of examples, in their place."""
+
+    rows_per_example: int
+    num_slots: int
+    num_params: int
+    num_examples: int
+    output_probes: int | None = None
 
 
 @dataclass
@@ -372,6 +383,31 @@ def test_as_many_probes_as_the_time_allows():
     assert affordable(64, 30.0, 1e-3) == 64
     assert affordable(64, 30.0, 1.0) == 12  # two steps and a half each
     assert affordable(64, 30.0, 1e3) == affordable(64, -1.0, 1.0) == 2
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [(1e9, None), (40.0, None), (30.0, 15), (4.0, 2), (1.0, 1), (-1.0, 1)],  # 16 probes take 40 s with all 20 outputs
+)
+def test_as_few_outputs_as_sixteen_probes_have_time_for(left, kept):
+    examples = SimpleExamples(rows_per_example=60, num_slots=3, num_params=10, num_examples=8)
+    assert fewer_outputs(examples, left, 1.0).output_probes == kept
+
+
+def test_outputs_keep_a_constraint_for_every_two_parameters():
+    examples = SimpleExamples(rows_per_example=60, num_slots=3, num_params=241, num_examples=8)
+    assert fewer_outputs(examples, 1.0, 1.0).output_probes == 6
+
+
+def test_two_steps_from_few_outputs_are_as_near_as_they_say():
+    model, x = seeded_module(lambda: nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 12))), gaussian(16, 12)
+    measured = capalloc.measure(model, x)
+    found = capalloc.propagate(model, x, solver=Block(num_probes=16, output_probes=1, max_seconds=None))
+    assert (found.attrs["num_steps"], found.attrs["missing"]) == (2, 0.25)
+    assert capalloc.total_variation(found, measured) < 0.05
+    assert not found.attrs["total_exact"]  # 208 constraints of the 512 parameters
+    assert found.attrs["total_range"] == [208, found.total]
+    assert found.total == pytest.approx(measured.total)
 
 
 @pytest.mark.parametrize("name", ["relu", "attention"])

@@ -38,10 +38,14 @@ RANKED_PARAMS = 2000
 #: Where examples make fewer constraints for each parameter, many steps lead to what these examples constrain, away from
 #: the answer of all; two lead towards it even then (docs/validation.md). Large networks have no time for them.
 ROWS_PER_PARAM, STEPS_OF_FEW = 4, 2
-#: What is missing after k steps, at most, in units of the change since half of them, and without any step: held by 107
-#: of 108 answers of 36 networks that it was not made from, and by 35 of 36 (docs/validation.md).
+#: Constraints for each parameter that combinations of outputs keep at least, where all outputs take too long.
+FEWEST_ROWS_PER_PARAM = 0.5
+#: What is missing after k steps, at most, in units of the change since half of them: held by 107
+#: of 108 answers of 36 networks that it was not made from (docs/validation.md).
 MISSING_RATIOS = {4: 2.9, 6: 2.5, 8: 2.2}
-MISSING_OF_BLOCKS = 0.33
+#: What is missing without any step and after two, at most, whatever the change: held by 35 of 36 answers, and by all of
+#: 101 from half a constraint for each parameter or more (docs/validation.md).
+MISSING_OF_BLOCKS, MISSING_AFTER_TWO = 0.33, 0.25
 #: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
 ENOUGH, MOST_STEPS, NOISE = 0.03, 24, 0.02
 #: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal.
@@ -111,16 +115,18 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     together = replace(settings, num_probes=2 if large else probes)  # large networks hold few vectors at a time
     examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, together)
     examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
-    if plan.keep:
-        examples = examples.prepared()
-    sums = ExampleSums(examples, Steps(examples))
     phases("derivatives")
     sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
     root = inverse_root(examples, *sample)
     phases("blocks")
     if not large and (settings.num_probes, settings.num_steps) == ("auto", "auto") and settings.max_seconds is not None:
         left = settings.max_seconds - (time.perf_counter() - task.started)
+        if settings.output_probes is None and not ranked:  # a rank is of all outputs
+            examples = fewer_outputs(examples, left, seconds_of_step(examples))
         probes = affordable(probes, left, seconds_of_step(examples))
+    if plan.keep:
+        examples = examples.prepared()
+    sums = ExampleSums(examples, Steps(examples))
     steps = steps_for(settings, examples)
     if steps:
         found = refine(sums, root, probes, steps, Enough(settings, task.started))
@@ -145,6 +151,18 @@ def probes_for(size: Size) -> int:
     if size.params > LARGE_PARAMS:
         return max(2, math.ceil(PRODUCTS_OF_LARGE / size.examples))
     return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
+
+
+def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
+    """Return them with as many random combinations of outputs as the fewest probes have time for, if not with all.
+
+    A step of a probe takes `step` seconds. Two steps lead from few constraints to the answer of all, while few probes and no step leave most of it open.
+    """
+    outputs = examples.rows_per_example // examples.num_slots
+    probes = left / (STEPS_OF_A_PROBE * step)
+    least = math.ceil(FEWEST_ROWS_PER_PARAM * examples.num_params / (examples.num_examples * examples.num_slots))
+    kept = max(1, least, int(outputs * probes / FEWEST_PROBES))
+    return replace(examples, output_probes=kept) if kept < outputs else examples
 
 
 def affordable(probes: int, left: float, step: float) -> int:
@@ -189,7 +207,7 @@ def missing(found: Refinement) -> float:
     """Return how far the answer may still be, as a share of the capacity to be moved, the constant counted."""
     steps = found.last.steps
     if steps < min(MISSING_RATIOS):
-        return MISSING_OF_BLOCKS
+        return MISSING_AFTER_TWO if steps >= STEPS_OF_FEW else MISSING_OF_BLOCKS
     ratio = MISSING_RATIOS[max(k for k in MISSING_RATIOS if k <= steps)]
     return ratio * distance(found.last.slots.mean(0), found.half.slots.mean(0))
 
@@ -202,19 +220,20 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -> Count:
     """Return the total: a rank, or parameters less symmetries as far as they are known."""
-    if rank is not None:
-        return Count(rank, (rank, rank), exact=True)
     used = task.size.params - int(found.unused.sum())
+    if rank is not None and (rank == used or examples.output_probes is None):  # more outputs may constrain more
+        return Count(rank, (rank, rank), exact=True)
     reached = float(found.last.slots.sum(1).mean()) if found.last.steps else 0.0  # blocks alone overshoot
+    reached = max(reached, rank or 0)
     try:
         symmetries, note = symmetries_of(task)
     except (NotImplementedError, ValueError, TypeError) as error:
         symmetries, note = 0, f"symmetries are not counted: {str(error).splitlines()[0]}"
     total, upper = float(used - symmetries), float(used if note == AS_HELD else used - symmetries)
     notes = [note] if note else []
-    if examples.num_rows < total:
+    if task.size.rows < total:
         notes.append(
-            f"{examples.num_rows} constraints of these examples for the {used} parameters that they move: the total is "
+            f"{task.size.rows} constraints of these examples for the {used} parameters that they move: the total is "
             "what more such examples would constrain"
         )
     return Count(total, (min(reached, total), upper), exact=False, notes=tuple(notes))
