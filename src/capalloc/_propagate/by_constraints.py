@@ -156,7 +156,8 @@ def probes_for(size: Size) -> int:
 def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
     """Return them with as many random combinations of outputs as the fewest probes have time for, if not with all.
 
-    A step of a probe takes `step` seconds. Two steps lead from few constraints to the answer of all, while few probes and no step leave most of it open.
+    A step of a probe takes `step` seconds. Two steps lead from few constraints to the answer of all, while few probes
+    and no step leave most of it open.
     """
     outputs = examples.rows_per_example // examples.num_slots
     probes = left / (STEPS_OF_A_PROBE * step)
