@@ -14,14 +14,14 @@ from capalloc._measure.examples import plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import refine
 from capalloc._measure.task import make_task
-from capalloc._propagate.by_constraints import EACH, LONGEST_AXIS, SAMPLED, distance
+from capalloc._propagate.by_constraints import EACH, LONGEST_AXIS, SAMPLED, distance, probe_vectors
 from capalloc._settings import Block
 from capalloc.app.demo import load_digits
 
 CHOSEN = ("ResNet", "pre-activation ResNet", "U-Net, interpolated", "WaveNet")
 #: Examples, and random combinations of outputs of each.
 SIZES = ((4, 1), (8, 1), (8, 2), (14, 4))
-STEPS, PROBES = (0, 1, 2, 4, 8), 64
+STEPS, PROBES = (0, 1, 2, 3, 4), 64
 
 
 def run() -> Table:
@@ -54,8 +54,9 @@ def by_size(name: str) -> list[tuple[str, ...]]:
             few = torch.einsum("qeo,soep->sqep", units, C[:, :, :examples]).flatten(1, 2)
             few = few * (len(test) / examples) ** 0.5
             root = inverse_root(replace(made, vectors=EACH), SAMPLED, EACH, LONGEST_AXIS)
-            readings = refine(MatrixSums(made, few), root, PROBES, max(STEPS), lambda _: False).readings
-            distances = (distance(readings[k].slots.mean(0), exact) for k in STEPS)
+            z = probe_vectors(made, *range(PROBES))
+            readings = refine(MatrixSums(made, few), root, z, STEPS, lambda _: False).readings
+            distances = (distance(reading.slots.mean(0), exact) for reading in readings)
             ratio = f"{examples * combinations * task.size.slots / params:.1f}"
             found.append((name, str(examples), str(combinations), ratio, *(f"{d:.3f}" for d in distances)))
     return found

@@ -20,7 +20,6 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import Refinement, refine
 from capalloc._measure.task import Task, make_task
-from capalloc._model.problem import random_signs
 from capalloc._propagate.by_constraints import (
     EACH,
     EXPECTED_SHARE,
@@ -28,6 +27,7 @@ from capalloc._propagate.by_constraints import (
     SAMPLED,
     distance,
     missing,
+    probe_vectors,
     probes_for,
     scaled,
 )
@@ -36,7 +36,7 @@ from capalloc.app.demo import load_digits
 
 #: Examples, at most: the matrix of a U-Net then takes a gigabyte.
 EXAMPLES = 40
-STEPS = (0, 2, 4, 8, 16)
+STEPS, TOLD = (0, 2, 3, 4, 6, 8, 12, 16), (4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,23 @@ class MatrixSums:
     examples: Examples
     C: Tensor  # (slots, rows of a slot, params)
 
-    def xi(self, number: int, count: int) -> Tensor:
-        return random_signs((count, *self.C.shape[:2]), self.C, torch.Generator().manual_seed(number))
+    def noise(self, number: int, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(number)
+        return torch.randn(count, len(self.C) * self.C.shape[1], generator=generator).double() @ self.C.flatten(0, 1)
 
-    def signs(self, number: int, count: int) -> Tensor:
-        return self.xi(number, count).flatten(1) @ self.C.flatten(0, 1)
+    def gram(self, w: Tensor) -> Tensor:
+        return w @ self.C.flatten(0, 1).T @ self.C.flatten(0, 1)
 
-    def read(self, w: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        rows = w @ self.C.flatten(0, 1).T
-        seen = (rows.view(len(w), *self.C.shape[:2]) * self.xi(number, len(w))).sum(2)
-        return seen, rows @ self.C.flatten(0, 1)
+    def squares(self, w: Tensor) -> Tensor:
+        return (w @ self.C.flatten(0, 1).T).view(len(w), *self.C.shape[:2]).square().sum(2)
+
+    def read(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        return self.squares(w), self.gram(w)
 
 
 def run() -> Table:
     rows = [row for name in NETWORKS for row in of_network(name)]
-    said = [f"said at {k}" for k in STEPS[2:]]
+    said = [f"said at {k}" for k in TOLD]
     return Table(
         "Blocks and steps: distance to the exact answer by effort",
         f"Networks and weights of the architectures' table, up to {EXAMPLES} test images, all outputs, metric "
@@ -91,11 +93,12 @@ def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
         probes = probes_for(task.size)
         examples, _ = plan_examples(task, Block(num_probes=probes))
         root = inverse_root(replace(examples, vectors=EACH), SAMPLED, EACH, LONGEST_AXIS)
-        found = refine(MatrixSums(examples, C), root, probes, max(STEPS), lambda _: False)
+        found = refine(MatrixSums(examples, C), root, probe_vectors(examples, *range(probes)), STEPS, lambda _: False)
     exact, rank = leverage(C)
-    mean = {k: found.readings[k].slots.mean(0) for k in STEPS}
-    noise = EXPECTED_SHARE * float(scaled(found.readings[8].slots, 1.0)[1].sum())
-    told = [missing(Refinement(found.readings[: k + 1], found.unused)) + noise for k in STEPS[2:]]
+    slots = {reading.steps: reading.slots for reading in found.readings}
+    mean = {k: slots[k].mean(0) for k in STEPS}
+    noise = EXPECTED_SHARE * float(scaled(slots[8], 1.0)[1].sum())
+    told = [missing(Refinement(found.readings[: n + 1], found.unused)) + noise for n in map(STEPS.index, TOLD)]
     return (
         str(params),
         str(probes),
@@ -103,7 +106,7 @@ def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
         *(f"{distance(mean[k], exact):.3f}" for k in STEPS),
         *(f"{value:.3f}" for value in told),
         f"{noise:.3f}",
-        f"{float(mean[8].sum()) / rank:.2f}",
+        f"{found.readings[STEPS.index(8)].total / rank:.2f}",
     )
 
 

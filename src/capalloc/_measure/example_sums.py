@@ -42,10 +42,9 @@ class NoiseSum(Total):
 
 @dataclass(frozen=True)
 class ReadSum(Total):
-    """The product of C w with random signs by slot, (k, s), and G w."""
+    """The squares of C w, summed by slot, (k, s), and G w."""
 
     w: Tensor
-    number: int
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
@@ -53,10 +52,9 @@ class ReadSum(Total):
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
-        xi = block.sign_rows(len(self.w), self.number)
-        for part, signs, seen, into in block.split(self.w, xi, *state):
+        for part, seen, into in block.split(self.w, *state):
             rows = block.apply(part)
-            seen += (rows * signs).sum((1, 2)).double()
+            seen += rows.square().sum((1, 2)).double()
             into += block.adjoint(rows)
         return state
 
@@ -176,10 +174,10 @@ class ExampleSums:
         """Return C' xi for `count` draws of random signs, one for each row."""
         return self._total(NoiseSum(number, count, signs=True)) / math.sqrt(self.examples.num_examples)
 
-    def read(self, w: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Return the product of C w with the signs of that number by slot, (k, s), and G w."""
-        seen, total = self.steps.gather(ReadSum(w, number))
-        return seen / math.sqrt(self.examples.num_examples), total / self.examples.num_examples
+    def read(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the squares of C w, summed by slot, (k, s), and G w."""
+        seen, total = self.steps.gather(ReadSum(w))
+        return seen / self.examples.num_examples, total / self.examples.num_examples
 
     def squares(self, w: Tensor) -> Tensor:
         """Return the squares of C w, summed by slot, (k, s)."""

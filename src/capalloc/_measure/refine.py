@@ -1,27 +1,32 @@
-"""Steps from the blocks' answer to the measured capacity: conjugate gradients, without a ridge.
+"""Steps from the blocks' answer to the measured capacity, without a ridge.
 
-With R R' the pseudo-inverse of G's blocks, A = R'G R, q_k the polynomial that k steps of conjugate gradients make, and
-xi random signs, one for each row of C,
+With R R' the pseudo-inverse of G's blocks, A = R'G R and y_d what d steps of Lanczos make of A^(-1/2) z, for random
+signs z,
 
-    kappa_s ~ E [ (C R q_k(A) R' C' xi)_s . xi_s ]  =  trace of q_k(A) R' G_s R,
+    kappa_s ~ E |(C R y_d)_s|^2,
 
-which is the blocks' answer at k = 0 and trace(G^+ G_s) at the end (docs/theory.md, section 4). Stopping early is what
-regularises. The sum over parameters of a tensor is read off in the blocks' coordinates: with b = R'C'xi and u the k-th
-iterate, E [b_t . u_t].
+which is the blocks' answer with y_0 = z and trace(G^+ G_s) at the end (docs/theory.md, section 4). Stopping early
+is what regularises. A probe tells of a slot from that slot's constraints alone. The sum over parameters of a tensor is
+read off in the blocks' coordinates: E y_t . (A y)_t.
 
 Index convention: k probes, s slots, t tensors; vectors are (k, params).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING, InverseRoot
+from capalloc._linalg.lanczos import inverse_sqrt, recurrence
 from capalloc._measure.example_sums import ExampleSums
+
+#: Images C' xi of random rows, which tell the parameters that move, variances that no sample saw, and the parts of
+#: tensors in the blocks' answer; probes that tell those parts after steps. Slots need more of them.
+FEWEST_IMAGES, IMAGES = 2, 8
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class ProbeReading:
 
     steps: int
     slots: Tensor  # (k, s)
-    tensors: Tensor  # (k, t)
+    tensors: Tensor  # (k or fewer, t)
+    total: float = 0.0  # of all slots, at least: eigenvalues of A that are not zero
 
 
 @dataclass(frozen=True)
@@ -47,19 +53,18 @@ class Refinement:
 
     @property
     def half(self) -> ProbeReading:
-        """The reading after half of them, rounded down."""
-        return self.readings[self.last.steps // 2]
+        """The last reading after at most half of them."""
+        return [reading for reading in self.readings if 2 * reading.steps <= self.last.steps][-1]
 
 
 def refine(
-    sums: ExampleSums, root: InverseRoot, num_probes: int, most_steps: int, enough: Callable[[Refinement], bool]
+    sums: ExampleSums, root: InverseRoot, z: Tensor, at: Collection[int], enough: Callable[[Refinement], bool]
 ) -> Refinement:
-    """Take steps until `enough` says so, `most_steps` at most."""
-    image = sums.signs(0, num_probes)
+    """Take steps until `enough` says so, to the last of `at` at most, and read after those numbers of them."""
+    image = sums.noise(0, IMAGES)
     unused, root = unmoved(image, sums.examples.x.dtype), root.completed(image)
-    side = root.pull(image)
     found: list[ProbeReading] = []
-    for reading in readings(sums, root, side, most_steps):
+    for reading in readings(sums, root, z, at):
         found.append(reading)
         if enough(Refinement(tuple(found), unused)):
             break
@@ -76,48 +81,39 @@ def unmoved(image: Tensor, dtype: torch.dtype) -> Tensor:
     return size <= least
 
 
-def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tensor], num_images: int) -> Refinement:
+def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tensor]) -> Refinement:
     """Read the blocks' answer off C R z for random signs z, (k, params) each: E |(C R z)_s|^2 is R' G_s R's trace.
 
-    It has the mean of the reading after no step, without its errors from other slots, and takes one product less. Few
-    images C' xi tell the tensors' parts, which need no more.
+    Few images C' xi tell the tensors' parts, which need no more.
     """
-    image = sums.signs(0, num_images)
+    image = sums.noise(0, FEWEST_IMAGES)
     root = root.completed(image)
     tensors = _by_tensor(root.pull(image).square(), sums.examples.sizes)
     slots = torch.cat([sums.squares(root.push(z)) for z in directions])
     return Refinement((ProbeReading(0, slots, tensors),), unmoved(image, sums.examples.x.dtype))
 
 
-def readings(sums: ExampleSums, root: InverseRoot, side: Tensor, most_steps: int) -> Iterator[ProbeReading]:
-    """Yield the reading after no step, one, two and so on, each from one more product with G.
+def readings(sums: ExampleSums, root: InverseRoot, z: Tensor, at: Collection[int]) -> Iterator[ProbeReading]:
+    """Yield readings after so many steps, each step from one more product with G and each reading from one with C."""
+    found, length = recurrence(z), z.norm(dim=1, keepdim=True)
+    if 0 in at:
+        yield read(sums, root, z, 0)
+    vectors: list[Tensor] = []
+    for steps in range(1, max(at) + 1):
+        vectors.append(found.v)
+        found = found.step(root.pull(sums.gram(root.push(found.v))))
+        if steps in at:
+            made, zeros = inverse_sqrt(found)
+            y = sum((c[:, None] * v for c, v in zip(made.T, vectors, strict=True)), torch.zeros_like(z))
+            yield read(sums, root, length * y, steps, z.shape[1] * (1 - float(zeros.mean())))
 
-    Probes are solved for one by one, side by side: a shared Krylov space would make each reading depend on all probes.
-    """
-    limits, rounding = torch.finfo(torch.float64), UNITS_OF_ROUNDING * torch.finfo(sums.examples.x.dtype).eps
-    sizes = sums.examples.sizes
-    seen, product = sums.read(root.push(side), 0)
-    yield ProbeReading(0, seen, _by_tensor(side * side, sizes))
-    iterate, slots = torch.zeros_like(side), torch.zeros_like(seen)
-    residual, direction = side, side
-    square = side.square().sum(1)
-    moving, steepest = square > 0, torch.zeros_like(square)
-    for step in range(1, most_steps + 1):
-        if step > 1:
-            seen, product = sums.read(root.push(direction), 0)
-        turned = root.pull(product)
-        curvature = (direction * turned).sum(1)
-        slope = curvature / direction.square().sum(1).clamp(min=limits.tiny)
-        steepest = torch.maximum(steepest, slope)
-        moving = moving & (slope > rounding * steepest)  # what is left of a probe that is solved
-        rate = torch.where(moving, square / curvature.clamp(min=limits.tiny), 0.0)[:, None]
-        iterate = iterate + rate * direction
-        slots = slots + rate * seen
-        residual = residual - rate * turned
-        before, square = square, residual.square().sum(1)
-        turning = torch.where(moving, square / before.clamp(min=limits.tiny), 0.0)[:, None]
-        direction = residual + turning * direction
-        yield ProbeReading(step, slots, _by_tensor(side * iterate, sizes))
+
+def read(sums: ExampleSums, root: InverseRoot, y: Tensor, steps: int, total: float = 0.0) -> ProbeReading:
+    """Read slots off all probes, and tensors off the first."""
+    first, others = root.push(y[:IMAGES]), root.push(y[IMAGES:])
+    slots, turned = sums.read(first)
+    tensors = _by_tensor(y[:IMAGES] * root.pull(turned), sums.examples.sizes)
+    return ProbeReading(steps, torch.cat([slots, sums.squares(others)]) if len(others) else slots, tensors, total)
 
 
 def _by_tensor(values: Tensor, sizes: list[int]) -> Tensor:
