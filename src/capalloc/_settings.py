@@ -139,7 +139,7 @@ class Block:
     """The coupling inside each parameter tensor, then steps that bring in the rest, up to the measured capacity.
 
     Random probes of the constraints, the default of `capalloc.propagate`: no rule for any operator, no graph and no
-    ridge. Blocks in a Kronecker basis answer at no step; each step of conjugate gradients brings the answer closer to
+    ridge. Blocks in a Kronecker basis answer at no step; each step, a product with the constraints, brings the answer closer to
     `capalloc.measure` (docs/theory.md, section 4). Values have a standard error, and the answer an estimate of how far
     it still is (`missing` in its `attrs`).
 
@@ -149,7 +149,8 @@ class Block:
         num_probes: random probes, two or more; the standard error falls as their root. "auto" aims at an error of .02
             of the whole map.
         output_probes: random combinations of outputs that stand for all of an example's; by default every output up
-            to 100 of them, else 32 combinations, and one for more than two million parameters.
+            to 100 of them, else 32 combinations, and one for more than two million parameters; fewer where 16 probes
+            have no time for all, as long as they make a constraint for every two parameters.
         max_seconds: "auto" begins no step after about this long, and where both are left to it takes no more probes
             than this allows; None for no limit.
         seed: of the probes.
