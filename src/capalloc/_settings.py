@@ -139,8 +139,8 @@ class Block:
     """The coupling inside each parameter tensor, then steps that bring in the rest, up to the measured capacity.
 
     Random probes of the constraints, the default of `capalloc.propagate`: no rule for any operator, no graph and no
-    ridge. Blocks in a Kronecker basis answer at no step; each step, a product with the constraints, brings the answer closer to
-    `capalloc.measure` (docs/theory.md, section 4). Values have a standard error, and the answer an estimate of how far
+    ridge. Blocks in a Kronecker basis answer at no step; each step, a product with the constraints, brings the answer
+    closer to `capalloc.measure` (docs/theory.md, section 4). Values have a standard error, and the answer an estimate of how far
     it still is (`missing` in its `attrs`).
 
     Args:
