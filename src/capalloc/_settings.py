@@ -140,8 +140,8 @@ class Block:
 
     Random probes of the constraints, the default of `capalloc.propagate`: no rule for any operator, no graph and no
     ridge. Blocks in a Kronecker basis answer at no step; each step, a product with the constraints, brings the answer
-    closer to `capalloc.measure` (docs/theory.md, section 4). Values have a standard error, and the answer an estimate of how far
-    it still is (`missing` in its `attrs`).
+    closer to `capalloc.measure` (docs/theory.md, section 4). Values have a standard error, and the answer an estimate
+    of how far it still is (`missing` in its `attrs`).
 
     Args:
         num_steps: steps; "auto" takes them until what is missing is estimated at .03, where examples make many more
