@@ -19,8 +19,16 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import samples, samples_of_outputs, spread
 from capalloc._measure.refine import blocks_alone, readings, refine
 from capalloc._measure.task import make_task
-from capalloc._propagate.by_constraints import affordable, bounds, capped, fewer_outputs, is_small, readings_at
-from capalloc._runtime.memory import Size
+from capalloc._propagate.by_constraints import (
+    affordable,
+    bounds,
+    capped,
+    fewer_outputs,
+    in_memory,
+    is_small,
+    readings_at,
+)
+from capalloc._runtime.memory import Budget, Size
 from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module
 
@@ -405,6 +413,16 @@ def test_two_steps_from_few_outputs_are_as_near_as_they_say():
     assert not found.attrs["total_exact"]  # 208 constraints of the 512 parameters
     assert found.attrs["total_range"][0] == 492  # from other combinations
     assert found.total == pytest.approx(measured.total)
+
+
+def test_steps_are_as_many_as_memory_holds():
+    z, ladder = torch.ones(2, 10).double(), (2, 4, 8, 16)
+    assert in_memory(ladder, Block(), z, Budget(22 * 160)) == ladder
+    assert in_memory(ladder, Block(), z, Budget(21 * 160)) == (2, 4, 8)
+    with pytest.raises(MemoryError, match=r"2 steps of 2 probes of 10 parameters needs .* take fewer steps or probes"):
+        in_memory(ladder, Block(), z, Budget(7 * 160))
+    with pytest.raises(MemoryError, match="16 steps of 2 probes"):
+        in_memory((8, 16), Block(16), z, Budget(21 * 160))
 
 
 @pytest.mark.parametrize("name", ["relu", "attention"])

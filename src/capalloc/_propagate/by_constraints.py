@@ -24,7 +24,7 @@ from capalloc._measure.task import Task
 from capalloc._model.problem import random_signs
 from capalloc._operators.calls import arguments_of
 from capalloc._operators.records import record
-from capalloc._runtime.memory import Size
+from capalloc._runtime.memory import Budget, Size
 from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
@@ -59,6 +59,8 @@ FEWEST_PROBES, MOST_PROBES = 16, 64
 PRODUCTS_OF_LARGE = 8
 #: What a probe takes to the reading after two steps, in products with C and C'.
 STEPS_OF_A_PROBE = 2.5
+#: Vectors of a probe beside one for each step.
+OTHER_VECTORS = 6
 
 
 #: What the graph's symmetries are where they are not all: some of those of the function, or those of another one.
@@ -128,7 +130,7 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     steps = 0 if ends.late else steps_for(settings, examples)
     if steps:
         z = probe_vectors(examples, *range(probes))
-        found = refine(sums, root, z, readings_at(settings, steps), ends)
+        found = refine(sums, root, z, in_memory(readings_at(settings, steps), settings, z, task.budget), ends)
     else:  # one at a time: each is as long as the model is large
         found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in range(probes)))
     phases("steps")
@@ -149,6 +151,23 @@ def readings_at(settings: Block, steps: int) -> tuple[int, ...]:
     if settings.num_steps != "auto":
         return steps // 2, steps
     return tuple(2**k for k in range(1, steps.bit_length()))
+
+
+def in_memory(at: tuple[int, ...], settings: Block, z: Tensor, budget: Budget) -> tuple[int, ...]:
+    """Return the numbers of steps, those of "auto" as far as the vectors of all steps fit.
+
+    Raises:
+        MemoryError: the vectors do not fit.
+
+    """
+    each = z.numel() * z.element_size()
+    while settings.num_steps == "auto" and len(at) > 1 and (at[-1] + OTHER_VECTORS) * each > budget.num_bytes:
+        at = at[:-1]
+    what = f"{at[-1]} steps of {len(z)} probes of {z.shape[1]} parameters"
+    budget.set_aside(
+        (at[-1] + OTHER_VECTORS) * each, what, "take fewer steps or probes, or fewer parameters with params="
+    )
+    return at
 
 
 def probes_for(size: Size) -> int:
