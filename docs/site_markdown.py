@@ -30,6 +30,8 @@ TAGS = {
     "<mo>&#x0007C;</mo>": '<mo lspace="0" rspace="0" stretchy="false">&#x0007C;</mo>',
     "<mo>&#x02016;</mo>": '<mo lspace="0" rspace="0" stretchy="false">&#x02016;</mo>',
 }
+#: A function behind a factor, which wants a space between them.
+FUNCTION = re.compile(r"(?<=</mi>|</mn>)(?=<mi>(?:arccos|arcsin|cos|exp|log|sin)</mi>)")
 #: A prime as an exponent, where fonts draw it raised already.
 PRIMED = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>")
 
@@ -79,6 +81,7 @@ def mathml(formula: str, display: str) -> str:
         raise ValueError(f"no MathML for {left[0]} in the formula {formula}")
     for found, better in TAGS.items():
         drawn = drawn.replace(found, better)
+    drawn = FUNCTION.sub('<mspace width="0.17em" />', drawn)
     drawn = PRIMED.sub(r'<mrow>\1<mo lspace="0" rspace="0">&#x02032;</mo></mrow>', drawn)
     return drawn
 
