@@ -217,6 +217,7 @@ def test_the_diagnosis_is_part_of_it(audited: tuple[Audit, int], tmp_path: Path)
     view, values = audit.view(), as_dict(audit)
     assert values["diagnosis"]["T"] == alone.scaling.T
     assert len(values["gates"]) == alone.data.sizes["gate"]
+    assert [table.title for table in view.tables][:3] == ["layers", "residual blocks", "gains of layers"]
     assert {chart.title for chart in view.charts} == {chart.title for chart in alone.view().charts}
     for shown in (audit._repr_html_(), report_html({"audit": audit})):
         assert all(word in shown for word in ("shattering index", "residual blocks", "receptive field"))

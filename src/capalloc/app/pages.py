@@ -37,4 +37,9 @@ def power(text: str) -> Markup:
     return Markup('{}10<tspan dy="-3.5" font-size="7">{}</tspan>').format(head, raised)
 
 
-PAGES = Templates("app/templates", allow=allow, script_json=script_json, power=power)
+def with_code(text: str) -> Markup:
+    """A line in which what stands between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+PAGES = Templates("app/templates", allow=allow, script_json=script_json, power=power, with_code=with_code)

@@ -145,7 +145,7 @@ class Audit(Result):
             heading=heading,
             about="Everything that is known of this model at once, the most serious first.",
             facts=[*facts, *(() if depth is None else depth.facts)],
-            tables=[self._layers(), *(() if depth is None else (replace(t, apart=True) for t in depth.tables))],
+            tables=[self._layers(), *(() if depth is None else map(_apart, depth.tables))],
             charts=() if depth is None else depth.charts,
             advice=[found.sentence for found in findings] or None,  # the heading says that there is nothing
             values=values,
@@ -168,6 +168,11 @@ class Audit(Result):
         head = ["layer", "parameters", "use", "units", "dead", "directions read"]
         bars = {"use": self.data["use"].to_numpy().tolist()}
         return Table("layers", head, rows, self.data["parameters"].to_numpy().tolist(), bars=bars)
+
+
+def _apart(table: Table) -> Table:
+    """A table of the diagnosis, whose layers are not those of the audit."""
+    return replace(table, apart=True, title="gains of layers" if table.title == "layers" else table.title)
 
 
 def within(diagnosis: Diagnosis) -> xr.Dataset:

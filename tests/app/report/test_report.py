@@ -23,7 +23,7 @@ from torch import nn
 import capalloc
 from allocations import allocation
 from capalloc import Allocation
-from capalloc.app.pages import PAGES, power, script_json
+from capalloc.app.pages import PAGES, power, script_json, with_code
 from capalloc.app.report import report_html, write_report
 from capalloc.app.report.charts import MOST_POINTS, draw
 from capalloc.app.report.encode import Encoded, encode
@@ -528,6 +528,11 @@ def test_nothing_found_is_said_where_nothing_is_and_nothing_where_nothing_could_
     page = PAGES.render("report/found.html", found=[Told(one, ["x"]) for one in many], first=SHOWN_AT_ONCE,
                         several=False, settled=[])  # fmt: skip
     assert "<summary>2 more</summary>" in page
+
+
+def test_code_in_a_line_is_code_and_the_rest_is_text():
+    assert with_code("use `a<b>` & `c`") == "use <code>a&lt;b&gt;</code> &amp; <code>c</code>"
+    assert with_code("one ` alone") == "one ` alone"
 
 
 def test_use_of_layers_is_drawn_as_bars():
