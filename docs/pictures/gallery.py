@@ -149,7 +149,7 @@ def shares(ax: Axes, model: nn.Module, allocation: capalloc.Allocation, by_name:
     ax.bar(places, capacity / allocation.total, color="#440154", label="capacity")
     edges = [k - 0.5 for k in range(len(sizes) + 1)]
     ax.stairs(sizes / sizes.sum(), edges, color="C1", linewidth=1.5, label="parameters")
-    ax.set_xticks(places, sizes.index, rotation=90 if len(sizes) > 8 else 0, fontsize="small")
+    ax.set_xticks(places, sizes.index, rotation=90 if len("".join(sizes.index)) > 36 else 0, fontsize="small")
     ax.set_title("layers' shares", fontsize="medium")
     ax.legend(fontsize="small")
 
