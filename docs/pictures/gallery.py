@@ -29,7 +29,7 @@ from capalloc.results.plots import plot_field, plot_map
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "gallery.md"
 TABLE = re.compile(r"(<!-- gallery -->\n).*?(<!-- end gallery -->)", re.DOTALL)
-HEAD = "| architecture | input | parameters | capacity | bias | 68 % of the field | seconds |"
+HEAD = "| architecture | input | parameters | capacity | constant | map within | 68 % of the field | seconds |"
 EXAMPLES = 16
 
 
@@ -42,7 +42,7 @@ class Exhibit:
     end: str | None = None  # the receptive field is of what this part reads; None: of the output
     position: tuple[int | None, ...] | None = None
     along: str | None = None  # the axis of a sequence: maps are summed over the other
-    cell: int = 1  # the field is averaged over squares of this size, where strides make it ragged
+    cell: int = 1  # the map, noisy by pixel, and the field, ragged by strides, are averaged over squares of this size
     by_name: bool = False  # layers by the first part of their names
 
 
@@ -76,7 +76,7 @@ EXHIBITS = {
 def main(names: list[str]) -> None:
     """Draw the exhibits named, or all and the table."""
     rows = [row(name, EXHIBITS[name]) for name in names or EXHIBITS]
-    table = "\n".join([HEAD, "|" + " --- |" * 7, *rows])
+    table = "\n".join([HEAD, "|" + " --- |" * 8, *rows])
     print(table)
     if not names:
         PAGE.write_text(TABLE.sub(rf"\1\n{table}\n\n\2", PAGE.read_text(encoding="utf-8")), encoding="utf-8")
@@ -87,14 +87,16 @@ def row(name: str, exhibit: Exhibit) -> str:
     model = architectures.make(name, shape=exhibit.shape, **exhibit.arguments)
     x = torch.randn(EXAMPLES, *exhibit.shape, generator=torch.Generator().manual_seed(0))
     start = time.perf_counter()
-    allocation = capalloc.propagate(model, x, solver="markov")
+    allocation = capalloc.propagate(model, x)
     seen = capalloc.receptive_field(trunk(model, exhibit.end), x, output_position=exhibit.position)
     seconds = time.perf_counter() - start
     draw(name, exhibit, model, allocation, seen)
     shape = " × ".join(map(str, exhibit.shape))
     flat = over(seen.map, exhibit)
     held = f"{smallest_region(flat.to_numpy(), 0.68).mean():.1%}"
-    numbers = f"{allocation.attrs['num_params']} | {allocation.total:.0f} | {allocation.bias / allocation.total:.0%}"
+    within = allocation.attrs["missing"] + allocation.attrs["noise"]
+    constant = f"{allocation.bias / allocation.total:.1%}"
+    numbers = f"{allocation.attrs['num_params']} | {allocation.total:.0f} | {constant} | {within:.2f}"
     return f"| {name} | {shape} | {numbers} | {held} | {seconds:.1f} |"
 
 
@@ -119,7 +121,7 @@ def draw(
 ) -> None:
     """The three panels."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained", width_ratios=(1, 1, 1.1))
-    plot_map(over(allocation.capacity, exhibit), axes[0], "capacity of every input")
+    plot_map(averaged(over(allocation.capacity, exhibit), exhibit.cell), axes[0], "capacity of every input")
     flat = over(seen.map, exhibit)
     box = {str(dim): (seen.axes[str(dim)].start, seen.axes[str(dim)].stop) for dim in flat.dims}
     plot_field(averaged(flat, exhibit.cell), box, "path energy", axes[1], "where one output position looks")

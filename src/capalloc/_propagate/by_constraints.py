@@ -43,7 +43,7 @@ FEWEST_ROWS_PER_PARAM = 0.5
 #: What is missing after so many steps or more, at most, in units of the change since half of them: chosen on 36
 #: networks, held by others (docs/validation.md).
 FIRST_TOLD, MISSING_RATIO = 4, 3.5
-#: What is missing without any step and after two, at most, whatever the change: held by 35 of the 36.
+#: What is missing without any step and after two or more, at most, whatever the change: held by 35 of the 36.
 MISSING_OF_BLOCKS, MISSING_AFTER_TWO = 0.33, 0.25
 #: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
 ENOUGH, MOST_STEPS, NOISE = 0.03, 16, 0.02
@@ -242,7 +242,7 @@ def missing(found: Refinement) -> float:
     """Return how far the answer may still be, as a share of the capacity to be moved, the constant counted."""
     if found.last.steps < FIRST_TOLD:
         return MISSING_AFTER_TWO if found.last.steps >= STEPS_OF_FEW else MISSING_OF_BLOCKS
-    return MISSING_RATIO * distance(found.last.slots.mean(0), found.half.slots.mean(0))
+    return min(MISSING_AFTER_TWO, MISSING_RATIO * distance(found.last.slots.mean(0), found.half.slots.mean(0)))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
