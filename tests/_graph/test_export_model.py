@@ -14,14 +14,14 @@ LAYERS = (nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Dropout(0.5), nn.
 
 
 class Turned(nn.Module):
-    """Adds each example's place in its batch: no program for any number of examples."""
+    """A model that looks at its values: no graph is that of all examples, which do not interact."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mix = nn.Linear(3, 3)
+        self.layer = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(x).relu() if len(x) > 2 else self.mix(x)
+        return torch.relu(self.layer(x)) if bool(x.isfinite().all()) else self.layer(x)
 
 
 class Two(nn.Module):
