@@ -94,9 +94,10 @@ def row(name: str, exhibit: Exhibit) -> str:
     shape = " × ".join(map(str, exhibit.shape))
     flat = over(seen.map, exhibit)
     held = f"{smallest_region(flat.to_numpy(), 0.68).mean():.1%}"
-    within = allocation.attrs["missing"] + allocation.attrs["noise"]
+    attrs = allocation.attrs
+    within = f"{attrs['missing'] + attrs['noise']:.2f}" if "missing" in attrs else "exact"
     constant = f"{allocation.bias / allocation.total:.1%}"
-    numbers = f"{allocation.attrs['num_params']} | {allocation.total:.0f} | {constant} | {within:.2f}"
+    numbers = f"{attrs['num_params']} | {allocation.total:.0f} | {constant} | {within}"
     return f"| {name} | {shape} | {numbers} | {held} | {seconds:.1f} |"
 
 

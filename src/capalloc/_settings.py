@@ -150,7 +150,7 @@ class Block:
             of the whole map.
         output_probes: random combinations of outputs that stand for all of an example's; by default every output up
             to 100 of them, else 32 combinations, and one for more than two million parameters; fewer where 16 probes
-            have no time for all, as long as they make a constraint for every two parameters.
+            have no time for all.
         max_seconds: "auto" begins no step after about this long, and where both are left to it takes no more probes
             than this allows; None for no limit.
         seed: of the probes.

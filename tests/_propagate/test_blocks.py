@@ -399,9 +399,10 @@ def test_as_few_outputs_as_sixteen_probes_have_time_for(left, kept):
     assert fewer_outputs(examples, left, 1.0).output_probes == kept
 
 
-def test_outputs_keep_a_constraint_for_every_two_parameters():
+def test_outputs_keep_a_constraint_for_every_two_parameters_where_there_is_time():
     examples = SimpleExamples(rows_per_example=60, num_slots=3, num_params=241, num_examples=8)
-    assert fewer_outputs(examples, 1.0, 1.0).output_probes == 6
+    assert fewer_outputs(examples, 2.0, 1.0).output_probes == 6
+    assert fewer_outputs(examples, 1.0, 1.0).output_probes == 1  # no time even for two probes of these
 
 
 def test_two_steps_from_few_outputs_are_as_near_as_they_say():

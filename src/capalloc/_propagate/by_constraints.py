@@ -38,7 +38,7 @@ RANKED_PARAMS = 2000
 #: Where examples make fewer constraints for each parameter, many steps lead to what these examples constrain, away from
 #: the answer of all; two lead towards it even then (docs/validation.md). Large networks have no time for them.
 ROWS_PER_PARAM, STEPS_OF_FEW = 4, 2
-#: Constraints for each parameter that combinations of outputs keep at least, where all outputs take too long.
+#: Constraints for each parameter that combinations of outputs keep where there is time.
 FEWEST_ROWS_PER_PARAM = 0.5
 #: What is missing after so many steps or more, at most, in units of the change since half of them: chosen on 36
 #: networks, held by others (docs/validation.md).
@@ -186,12 +186,12 @@ def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
     """Return them with as many random combinations of outputs as the fewest probes have time for, if not with all.
 
     A step of a probe takes `step` seconds. Two steps lead from few constraints to the answer of all, while few probes
-    and no step leave most of it open.
+    and no step leave most of it open. Where two probes have time for half a constraint for each parameter, no fewer.
     """
     outputs = examples.rows_per_example // examples.num_slots
     probes = left / (STEPS_OF_A_PROBE * step)
     least = math.ceil(FEWEST_ROWS_PER_PARAM * examples.num_params / (examples.num_examples * examples.num_slots))
-    kept = max(1, least, int(outputs * probes / FEWEST_PROBES))
+    kept = max(1, least if least <= outputs * probes / 2 else 1, int(outputs * probes / FEWEST_PROBES))
     return replace(examples, output_probes=kept) if kept < outputs else examples
 
 
