@@ -75,10 +75,12 @@ EXHIBITS = {
 
 def main(names: list[str]) -> None:
     """Draw the exhibits named, or all and the table."""
-    rows = [row(name, EXHIBITS[name]) for name in names or EXHIBITS]
-    table = "\n".join([HEAD, "|" + " --- |" * 8, *rows])
-    print(table)
+    rows = []
+    for name in names or EXHIBITS:
+        rows.append(row(name, EXHIBITS[name]))
+        print(rows[-1], flush=True)
     if not names:
+        table = "\n".join([HEAD, "|" + " --- |" * 8, *rows])
         PAGE.write_text(TABLE.sub(rf"\1\n{table}\n\n\2", PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

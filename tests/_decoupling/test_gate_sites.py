@@ -47,7 +47,7 @@ class ByBatchSize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
-        return y.relu() if len(x) > 2 else y.tanh().sin()
+        return y.relu() if len(x) > 2 else (y + y.abs()) / 2
 
 
 def test_a_model_that_changes_with_the_batch_size_is_refused():

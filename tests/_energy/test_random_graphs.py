@@ -38,6 +38,7 @@ ANY_NUMBER: dict[object, Function] = {
     aten.bmm.default: lambda x: torch.bmm(x, CUBE[:1].expand(len(x), 4, 5)),
     aten.baddbmm.default: lambda x: torch.baddbmm(gaussian(5), x, CUBE[:1].expand(len(x), 4, 5), beta=2, alpha=3),
     aten.scaled_dot_product_attention.default: heads_of,
+    aten.numpy_T.default: lambda x: (x.T * 2).T,
     aten.squeeze.default: lambda x: x.mean(0, keepdim=True).squeeze() + x[:, 0],
     aten.scatter_reduce.two: lambda x: x.new_zeros(len(x), 3).scatter_reduce(
         1, torch.tensor([0, 1, 0, 2, 1]).expand(len(x), 5), x, "amax"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from functools import partial
 
 import numpy as np
@@ -131,9 +129,8 @@ def test_models_lists_every_architecture():
 
 def test_design_is_served(monkeypatch):
     called = []
-    page = types.ModuleType("capalloc.app.design")
-    page.serve = lambda port, open_browser: called.append((port, open_browser))
-    monkeypatch.setitem(sys.modules, "capalloc.app.design", page)
+    serve = lambda port, open_browser, start: called.append((port, open_browser))  # noqa: E731
+    monkeypatch.setattr("capalloc.app.cli.design_command.serve", serve)
     assert run("design", "--port", "1234", "--no-browser").exit_code == 0
     assert run("design").exit_code == 0
     assert called == [(1234, False), (8050, True)]
