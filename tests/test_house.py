@@ -154,3 +154,8 @@ def test_the_median_file_is_short(capsys):
     with capsys.disabled():
         print(f"\nsrc: {len(found)} files, {sum(found)} lines, {statistics.median(found):.0f} in the median")
     assert statistics.median(found) <= 150
+
+
+def test_files_of_tests_have_names_of_their_own():
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)  # pytest imports them by name

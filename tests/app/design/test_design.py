@@ -232,7 +232,7 @@ def test_the_field_is_that_of_receptive_field(design: Design) -> None:
     assert [int(region.sum()) for region in reading.regions] == [found.area_68, found.area_95]
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     st.builds(
         Design,
