@@ -317,7 +317,7 @@ def test_one_example_says_nothing_of_still_inputs():
 
 
 def test_block_takes_the_metric():
-    """Behind a normalisation its draws are the same; a covariance turns the rows that they sample, within their error."""
+    """Behind a normalisation its draws are the same; a covariance turns the rows sampled, within their error."""
     model, x, a, s = network("convolutions")
     solver = capalloc.solvers.Block(num_steps=6, num_probes=8)
     for metric in WORDS:
