@@ -280,7 +280,8 @@ def symmetries_of(task: Task) -> tuple[int, str]:
     )
     calls = [(record(node.target), arguments_of(node)) for node in batches.graph.calls()]
     norms = any(known.kind == "normalisation" and not known.steady(arguments) for known, arguments in calls)
-    held = AS_HELD if norms or batches.carriers.frozen or batches.carriers.steering else LEAST
+    curved = any(known.kind == "activation" and not known.homogeneous for known, _ in calls)
+    held = AS_HELD if norms or curved or batches.carriers.frozen or batches.carriers.steering else LEAST
     return int(result.symmetries), "" if result.exact_symmetries else held
 
 
