@@ -252,6 +252,8 @@ def test_that_of_residual_networks_is_the_phase():
             "models must be several, by name or in a list, got one Sequential",
         ),
         ({"models": "lenet"}, "models must be several, by name or in a list, got one str"),
+        ({"models": torch.tensor(1.0)}, "models must be several, by name or in a list, got one Tensor"),
+        ({"solver": 1j}, "solver must be one of markov, block, segments, hessian, or settings of .*, got 1j"),
         ({"inputs": gaussian(1, 4)}, "inputs must hold at least two examples, which are compared, got 1"),
         ({"labels": LABELS[:3]}, r"labels must be whole numbers, one an example, got shape \(3,\)"),
         ({"labels": LABELS.double()}, "labels must be whole numbers"),

@@ -29,7 +29,7 @@ from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.propagate import propagate
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
-from capalloc._settings import PropagateSolver
+from capalloc._settings import PROPAGATE_SOLVERS, PropagateSolver, settings_of
 from capalloc.results.allocation import Allocation
 from capalloc.results.ranking import RANKED_BY, Ranking
 from capalloc.results.scaling import Scaling
@@ -87,6 +87,8 @@ def rank(
     """
     if by not in Ranking.COLUMNS:
         raise ValueError(f"by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
+    if solver != "auto":
+        settings_of(solver, PROPAGATE_SOLVERS)
     named = _named(models)
     examples = list(inputs) if isinstance(inputs, Iterator) else inputs
     rows, notes = [], []
@@ -102,7 +104,7 @@ def rank(
 
 
 def _named(models: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
-    if isinstance(models, (nn.Module, str)):  # a stack of layers can be gone through too
+    if isinstance(models, (nn.Module, str, Tensor)):  # a stack of layers can be gone through too
         raise TypeError(f"models must be several, by name or in a list, got one {type(models).__name__}")
     named = dict(models) if isinstance(models, Mapping) else {f"model {k}": m for k, m in enumerate(models, start=1)}
     if not named:
