@@ -27,6 +27,7 @@ from capalloc._propagate.by_constraints import (
     in_memory,
     is_small,
     readings_at,
+    repeats,
 )
 from capalloc._runtime.memory import Budget, Size
 from capalloc.solvers import Block
@@ -226,6 +227,14 @@ def test_small_networks_get_the_exact_answer_by_default():
 )
 def test_the_exact_answer_is_for_what_takes_half_a_minute(examples, params, small):
     assert is_small(Size(examples, 10, 100, params)) is small
+
+
+@pytest.mark.parametrize(("steps", "often"), [(4, False), (40, True)])
+def test_long_recurrences_are_for_the_blocks(steps, often):
+    model = seeded_module(lambda: nn.LSTM(2, 14, batch_first=True))
+    task = make_task(model, gaussian(20, steps, 2), lambda returned: returned[0][:, -1])
+    assert is_small(task.size)
+    assert repeats(task) is often
 
 
 def test_fewer_constraints_than_parameters_are_for_the_blocks():

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from capalloc._derivatives.tape import Tape, names_of
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches, solve_in_range
 from capalloc._measure.dense import measure_dense
@@ -23,6 +24,7 @@ from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, ref
 from capalloc._measure.task import Task
 from capalloc._model.problem import random_signs
 from capalloc._operators.calls import arguments_of
+from capalloc._operators.decompositions import RECURRENT
 from capalloc._operators.records import record
 from capalloc._runtime.memory import Budget, Size
 from capalloc._runtime.phases import Phases
@@ -87,6 +89,21 @@ def exact_seconds(size: Size) -> float:
 def is_small(size: Size) -> bool:
     """Return True where the exact answer takes half a minute at most."""
     return exact_seconds(size) <= EXACT_SECONDS
+
+
+def repeats(task: Task) -> bool:
+    """Return True where recurrences use parameters so often that making the rows takes longer than half a minute.
+
+    Each use of a parameter makes numbers of its own, which are added up. A fused layer is taken to run over all
+    places of the input.
+    """
+    probe = task.problem.probe
+    with Tape(names_of(task.problem)) as tape:
+        task.problem(probe)
+    sizes = {name: p.numel() for name, p in task.problem.params.items()}
+    used = sum(sizes[name] for call in tape.calls for name in (call.weight, call.bias) if name is not None)
+    fused = sum(sizes[name] for name, function in tape.opaque.items() if function in RECURRENT)
+    return task.size.rows * (used + fused * probe[..., 0].numel()) > EXACT_NUMBERS
 
 
 def exactly(task: Task) -> Allocation:

@@ -23,7 +23,7 @@ from capalloc._model.input_metric import InputMetric, InputMetricLike, input_met
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._model.selected_params import ParamSelection
-from capalloc._propagate.by_constraints import by_blocks, exactly, is_small
+from capalloc._propagate.by_constraints import by_blocks, exactly, is_small, repeats
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.phases import Phases
@@ -209,7 +209,7 @@ def _by_constraints(
     with exact_derivatives():
         generator = torch.Generator().manual_seed(settings.seed)
         task = make_task(model, inputs, outputs, metric, params=params, batch_size=batch_size, generator=generator)
-        found = exactly(task) if exact and is_small(task.size) else by_blocks(task, settings)
+        found = exactly(task) if exact and is_small(task.size) and not repeats(task) else by_blocks(task, settings)
         return with_notes(found, task.problem, task.x)
 
 
