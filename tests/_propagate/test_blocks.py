@@ -395,7 +395,7 @@ def test_unused_parameters_are_those_that_no_constraint_moves(examples, solver):
 
 def test_as_many_probes_as_the_time_allows():
     assert affordable(64, 30.0, 1e-3) == 64
-    assert affordable(64, 30.0, 1.0) == 12  # two steps and a half each
+    assert affordable(64, 30.0, 2.5) == 12
     assert affordable(64, 30.0, 1e3) == affordable(64, -1.0, 1.0) == 2
 
 

@@ -59,8 +59,8 @@ LARGE_PARAMS, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE = 2_000_000, 4, 
 FEWEST_PROBES, MOST_PROBES = 16, 64
 #: Probes times examples of large networks: some thirty passes.
 PRODUCTS_OF_LARGE = 8
-#: What a probe takes to the reading after two steps, in products with C and C'.
-STEPS_OF_A_PROBE = 2.5
+#: A reading is a product with C, a step one with C and C'.
+STEPS_OF_A_READING = 0.5
 #: Vectors of a probe beside one for each step.
 OTHER_VECTORS = 6
 
@@ -139,7 +139,8 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         left = settings.max_seconds - (time.perf_counter() - task.started)
         if settings.output_probes is None and not ranked:  # a rank is of all outputs
             examples = fewer_outputs(examples, left, seconds_of_step(examples))
-        probes = affordable(probes, left, seconds_of_step(examples))
+        taken = min(steps_for(settings, examples), FIRST_TOLD) + STEPS_OF_A_READING
+        probes = affordable(probes, left, taken * seconds_of_step(examples))
     if plan.keep:
         examples = examples.prepared()
     sums = ExampleSums(examples, Steps(examples))
@@ -206,15 +207,15 @@ def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
     and no step leave most of it open. Where two probes have time for half a constraint for each parameter, no fewer.
     """
     outputs = examples.rows_per_example // examples.num_slots
-    probes = left / (STEPS_OF_A_PROBE * step)
+    probes = left / ((STEPS_OF_FEW + STEPS_OF_A_READING) * step)
     least = math.ceil(FEWEST_ROWS_PER_PARAM * examples.num_params / (examples.num_examples * examples.num_slots))
     kept = max(1, least if least <= outputs * probes / 2 else 1, int(outputs * probes / FEWEST_PROBES))
     return replace(examples, output_probes=kept) if kept < outputs else examples
 
 
-def affordable(probes: int, left: float, step: float) -> int:
-    """Return as many probes as the seconds left allow, two or more, where a step of a probe takes so many."""
-    return max(2, min(probes, int(left / (STEPS_OF_A_PROBE * step))))
+def affordable(probes: int, left: float, each: float) -> int:
+    """Return as many probes as the seconds left allow, two or more, where a probe takes so many."""
+    return max(2, min(probes, int(left / each)))
 
 
 def seconds_of_step(examples: Examples) -> float:
@@ -244,9 +245,9 @@ class Enough:
 
     def __call__(self, found: Refinement) -> bool:
         """Return True where what is missing is small, or the time is over."""
-        if self.settings.num_steps != "auto":
-            return False
-        return self.late or (found.last.steps >= FIRST_TOLD and missing(found) < ENOUGH)
+        if self.settings.num_steps != "auto" or found.last.steps < FIRST_TOLD:
+            return False  # two steps say little of networks that have the constraints for more
+        return self.late or missing(found) < ENOUGH
 
     @property
     def late(self) -> bool:
