@@ -87,7 +87,7 @@ def rank(
     """
     if by not in Ranking.COLUMNS:
         raise ValueError(f"by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
-    if solver != "auto":
+    if not (isinstance(solver, str) and solver == "auto"):
         settings_of(solver, PROPAGATE_SOLVERS)
     named = _named(models)
     examples = list(inputs) if isinstance(inputs, Iterator) else inputs
