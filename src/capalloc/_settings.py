@@ -265,6 +265,11 @@ PROPAGATE_SOLVERS: tuple[type[Markov | Block | Segments | Hessian], ...] = (Mark
 T = TypeVar("T")
 
 
+def is_auto(solver: object) -> bool:
+    """Tell whether the solver is left to the method: an array beside the word has no one answer."""
+    return isinstance(solver, str) and solver == "auto"
+
+
 def settings_of(solver: str | T, known: tuple[type[T], ...]) -> T:
     """Return the settings themselves, or the default ones of the solver that a word names.
 

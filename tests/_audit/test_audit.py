@@ -300,7 +300,7 @@ def test_a_small_model_gets_the_exact_answer_in_any_time() -> None:
 
 def test_where_a_nearer_answer_takes_too_long_there_is_a_guide(monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget is kept by the rule of total decoupling, which findings name as their assumption."""
-    monkeypatch.setattr(audit_module, "exact_seconds", lambda size: math.inf)
+    monkeypatch.setattr(audit_module, "exact_seconds", lambda size, in_use: math.inf)
     monkeypatch.setattr(audit_module, "LEAST_PASSES", 1e12)
     net, x = made(dense(6, 5, 3)), examples(60, 6)
     with torch.no_grad():

@@ -61,13 +61,13 @@ def test_the_total_is_the_rank_of_all_constraints(name):
 
 @pytest.mark.parametrize(("name", "later"), [("open on one example each", 2), ("convolution", 0)])
 def test_passes_over_all_examples_are_as_many_as_directions_that_windows_miss(monkeypatch, name, later):
-    drawn, own = [], ExampleSums.signs
+    drawn, own = [], ExampleSums.noise
 
-    def signs(self, number, count):
+    def noise(self, number, count):
         drawn.append(count)
         return own(self, number, count)
 
-    monkeypatch.setattr(ExampleSums, "signs", signs)
+    monkeypatch.setattr(ExampleSums, "noise", noise)
     model, x = NETWORKS[name]()
     counted(model, x)
     assert [count for count in drawn if count != 2] == [rank.FIRST] + [rank.LATER] * later

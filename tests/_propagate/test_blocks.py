@@ -26,8 +26,8 @@ from capalloc._propagate.by_constraints import (
     fewer_outputs,
     in_memory,
     is_small,
+    numbers_in_use,
     readings_at,
-    repeats,
 )
 from capalloc._runtime.memory import Budget, Size
 from capalloc.solvers import Block
@@ -45,6 +45,7 @@ class SimpleExamples:
     num_params: int
     num_examples: int
     output_probes: int | None = None
+    ready: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -226,19 +227,19 @@ def test_small_networks_get_the_exact_answer_by_default():
     [(290, 1000, True), (300, 1000, False), (50, 2000, True), (60, 2000, False), (3, 3000, True), (2, 3500, False)],
 )
 def test_the_exact_answer_is_for_what_takes_half_a_minute(examples, params, small):
-    assert is_small(Size(examples, 10, 100, params)) is small
+    assert is_small(Size(examples, 10, 100, params), params) is small
 
 
 @pytest.mark.parametrize(("steps", "often"), [(4, False), (40, True)])
 def test_long_recurrences_are_for_the_blocks(steps, often):
     model = seeded_module(lambda: nn.LSTM(2, 14, batch_first=True))
     task = make_task(model, gaussian(20, steps, 2), lambda returned: returned[0][:, -1])
-    assert is_small(task.size)
-    assert repeats(task) is often
+    assert is_small(task.size, task.size.params)
+    assert is_small(task.size, numbers_in_use(task.problem)) is not often
 
 
 def test_fewer_constraints_than_parameters_are_for_the_blocks():
-    assert not is_small(Size(1, 1, 99, 100))
+    assert not is_small(Size(1, 1, 99, 100), 100)
 
 
 @pytest.mark.parametrize("arguments", [{"gates": "gaussian"}, {"layers": True}, {"table": True}])

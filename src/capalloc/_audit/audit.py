@@ -24,7 +24,7 @@ from capalloc._measure.forecast import duration
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
-from capalloc._propagate.by_constraints import LARGE_PARAMS, exact_seconds
+from capalloc._propagate.by_constraints import LARGE_PARAMS, exact_seconds, numbers_in_use
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
 from capalloc._runtime.arguments import checked
@@ -171,7 +171,8 @@ def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, floa
     one_pass, outputs = _pass_seconds(problem)
     costs = {what: ONCE + passes * one_pass * number for what, passes in PASSES.items()}
     left = max(1.0, clock.left - sum(costs.values()))
-    exact = ONCE + exact_seconds(Size(number, outputs, math.prod(problem.input_shape) + 1, problem.num_params))
+    size = Size(number, outputs, math.prod(problem.input_shape) + 1, problem.num_params)
+    exact = ONCE + exact_seconds(size, numbers_in_use(problem))
     least = one_pass * (LEAST_OF_LARGE if problem.num_params > LARGE_PARAMS else LEAST_PASSES * number)
     quick = exact if exact < left else costs["paths"] if least > CLEARLY * left else math.inf
     return costs | {"capacity": min(CAPACITY, left, quick)}, exact, least

@@ -29,7 +29,7 @@ from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.propagate import propagate
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
-from capalloc._settings import PROPAGATE_SOLVERS, PropagateSolver, settings_of
+from capalloc._settings import PROPAGATE_SOLVERS, PropagateSolver, is_auto, settings_of
 from capalloc.results.allocation import Allocation
 from capalloc.results.ranking import RANKED_BY, Ranking
 from capalloc.results.scaling import Scaling
@@ -87,7 +87,7 @@ def rank(
     """
     if by not in Ranking.COLUMNS:
         raise ValueError(f"by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
-    if not (isinstance(solver, str) and solver == "auto"):
+    if not is_auto(solver):
         settings_of(solver, PROPAGATE_SOLVERS)
     named = _named(models)
     examples = list(inputs) if isinstance(inputs, Iterator) else inputs

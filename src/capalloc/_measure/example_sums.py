@@ -22,11 +22,10 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class NoiseSum(Total):
-    """C' xi for `count` draws of standard normal rows, or of random signs, (k, params)."""
+    """C' xi for `count` draws of standard normal rows, (k, params)."""
 
     number: int
     count: int
-    signs: bool = False
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
@@ -34,8 +33,7 @@ class NoiseSum(Total):
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
-        draw = block.sign_rows(self.count, self.number) if self.signs else block.normal_rows(self.count, 0, self.number)
-        for part, into in block.split(draw, state[0]):
+        for part, into in block.split(block.normal_rows(self.count, 0, self.number), state[0]):
             into += block.adjoint(part)
         return state
 
@@ -169,10 +167,6 @@ class ExampleSums:
     def noise(self, number: int, count: int) -> Tensor:
         """Return C' xi for `count` draws of standard normal rows: N(0, G) each."""
         return self._total(NoiseSum(number, count)) / math.sqrt(self.examples.num_examples)
-
-    def signs(self, number: int, count: int) -> Tensor:
-        """Return C' xi for `count` draws of random signs, one for each row."""
-        return self._total(NoiseSum(number, count, signs=True)) / math.sqrt(self.examples.num_examples)
 
     def read(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Return the squares of C w, summed by slot, (k, s), and G w."""

@@ -211,12 +211,6 @@ class Batch:
         ]
         return torch.stack(each, 2).to(self.x)
 
-    def sign_rows(self, count: int, number: int) -> Tensor:
-        """Return rows of random signs: each example's own whatever batch it is in, the same in every pass."""
-        shape = (count, len(self.units), self.source.num_slots)
-        generators = (self.source.generator(6, number, self.first + k) for k in range(len(self.x)))
-        return torch.stack([random_signs(shape, self.x, generator) for generator in generators], 2)
-
 
 def plan_examples(task: Task, settings: Stochastic | Block) -> tuple[Examples, Plan]:
     """Return all examples with the way to their products that is right for the model, and how the work is cut."""

@@ -31,7 +31,7 @@ def rank_of(sums: ExampleSums) -> int:
     rows = of_windows(sums.examples, sums.examples.num_params + SPARE)
     found, number, drawn = rank_of_sample(rows), FIRST, 0
     while found < rows.shape[1]:
-        rows = torch.cat([rows, sums.signs(1 + drawn, number)])
+        rows = torch.cat([rows, sums.noise(1 + drawn, number)])
         before, found = found, rank_of_sample(rows)
         if found < before + number:
             break

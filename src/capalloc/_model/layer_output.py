@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+
+from capalloc.results.view import named
+
+#: Layers that an error names.
+LAYERS_NAMED = 12
 
 
 class LayerOutput(nn.Module):
@@ -23,7 +27,7 @@ class LayerOutput(nn.Module):
             raise TypeError(f"layer needs the model as a torch.nn.Module, got {type(model).__name__}")
         names = [name for name, _ in model.named_modules() if name]
         if layer not in names:
-            raise ValueError(f"the model has no layer {layer!r}; it has {_listed(names)}")
+            raise ValueError(f"the model has no layer {layer!r}; it has {named(names, LAYERS_NAMED) or 'none'}")
         self._orig_mod = model  # named as in the wrapper of torch.compile: its arguments are those of the model inside
         self.layer = layer
 
@@ -40,8 +44,3 @@ class LayerOutput(nn.Module):
         if not returned:
             raise ValueError(f"the model does not call its layer {self.layer!r}")
         return returned[-1]
-
-
-def _listed(names: Sequence[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "none") + more

@@ -38,36 +38,39 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
 
     Methods that another one calls on a problem that is checked already are a part of it, and keep nothing.
     """
+    signature = inspect.signature(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
         model, inputs, *_ = bound.args
         found = function(*args, **kwargs)
-        if not isinstance(model, Problem):
-            for result in found.values() if isinstance(found, Mapping) else [found]:
-                if isinstance(result, Result):
-                    made = _made(function, bound.arguments, model, inputs)
-                    if (digest := result.data.attrs.get("data_digest")) is not None:
-                        made["data_digest"] = digest
-                    result.data.attrs[MADE] = made
+        results = found.values() if isinstance(found, Mapping) else [found]
+        own = [result for result in results if isinstance(result, Result)]
+        if own and not isinstance(model, Problem):
+            made = _made(function.__name__, signature, bound.arguments, model, inputs)
+            digests = [result.data.attrs.get("data_digest") for result in own]
+            read = _digest(inputs) if None in digests else None  # a pass over the data, that most methods took already
+            for result, digest in zip(own, digests, strict=True):
+                marked = {"data_digest": digest or read} if digest or read else {}
+                result.data.attrs[MADE] = made | marked
         return found
 
     return call
 
 
-def _made(function: Callable[..., Any], arguments: Mapping[str, Any], model: Any, inputs: Any) -> dict[str, Any]:
+def _made(
+    name: str, signature: inspect.Signature, arguments: Mapping[str, Any], model: Any, inputs: Any
+) -> dict[str, Any]:
     """Text alone, by what it is of, and the names of two axes where they are known."""
-    signature = inspect.signature(function)
-    named = {name: value for name, value in list(arguments.items())[2:] if name not in OF_THE_RUN}
-    changed = {name: _text(value) for name, value in named.items() if value is not signature.parameters[name].default}
-    said = ", ".join([*list(arguments)[:2], *(f"{name}={text}" for name, text in changed.items())])
+    named = {key: value for key, value in list(arguments.items())[2:] if key not in OF_THE_RUN}
+    changed = {key: _text(value) for key, value in named.items() if value is not signature.parameters[key].default}
+    said = ", ".join([*list(arguments)[:2], *(f"{key}={text}" for key, text in changed.items())])
     made: dict[str, Any] = {
-        "call": f"capalloc.{function.__name__}({said})",
+        "call": f"capalloc.{name}({said})",
         "model": _model(model),
         "inputs": _shapes(inputs),
         "seed": _seed(signature, arguments),
-        "data_digest": _digest(inputs),
         "versions": {
             "capalloc": version("capalloc"),
             "torch": torch.__version__,
@@ -76,7 +79,7 @@ def _made(function: Callable[..., Any], arguments: Mapping[str, Any], model: Any
         },
         "axes": _axes(model, inputs),
     }
-    return {name: value for name, value in made.items() if value is not None}
+    return {key: value for key, value in made.items() if value is not None}
 
 
 def _text(value: Any) -> str:

@@ -22,7 +22,7 @@ from capalloc._measure.precondition import inverse_root
 from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
-from capalloc._model.problem import random_signs
+from capalloc._model.problem import Problem, random_signs
 from capalloc._operators.calls import arguments_of
 from capalloc._operators.decompositions import RECURRENT
 from capalloc._operators.records import record
@@ -80,30 +80,28 @@ class Count:
     notes: tuple[str, ...] = ()
 
 
-def exact_seconds(size: Size) -> float:
-    """Return what the exact answer takes at most; infinite where its matrices are not made."""
+def exact_seconds(size: Size, in_use: int) -> float:
+    """Return what the exact answer takes at most, with `numbers_in_use`; infinite where its matrices are not made."""
     work = (size.rows + 10 * size.params) * size.params**2
-    return math.inf if size.wide else EXACT_SECONDS * max(work / EXACT_WORK, size.rows * size.params / EXACT_NUMBERS)
+    return math.inf if size.wide else EXACT_SECONDS * max(work / EXACT_WORK, size.rows * in_use / EXACT_NUMBERS)
 
 
-def is_small(size: Size) -> bool:
-    """Return True where the exact answer takes half a minute at most."""
-    return exact_seconds(size) <= EXACT_SECONDS
+def numbers_in_use(problem: Problem) -> int:
+    """Return the numbers of all uses of parameters, which a row adds up: a recurrence uses its own in every step.
 
-
-def repeats(task: Task) -> bool:
-    """Return True where recurrences use parameters so often that making the rows takes longer than half a minute.
-
-    Each use of a parameter makes numbers of its own, which are added up. A fused layer is taken to run over all
-    places of the input.
+    A fused layer is taken to run over all places of the input.
     """
-    probe = task.problem.probe
-    with Tape(names_of(task.problem)) as tape:
-        task.problem(probe)
-    sizes = {name: p.numel() for name, p in task.problem.params.items()}
+    with Tape(names_of(problem)) as tape:
+        problem(problem.probe)
+    sizes = {name: p.numel() for name, p in problem.params.items()}
     used = sum(sizes[name] for call in tape.calls for name in (call.weight, call.bias) if name is not None)
     fused = sum(sizes[name] for name, function in tape.opaque.items() if function in RECURRENT)
-    return task.size.rows * (used + fused * probe[..., 0].numel()) > EXACT_NUMBERS
+    return max(problem.num_params, used + fused * problem.probe[..., 0].numel())
+
+
+def is_small(size: Size, in_use: int) -> bool:
+    """Return True where the exact answer takes half a minute at most."""
+    return exact_seconds(size, in_use) <= EXACT_SECONDS
 
 
 def exactly(task: Task) -> Allocation:
@@ -131,18 +129,21 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     together = replace(settings, num_probes=2 if large else probes)  # large networks hold few vectors at a time
     examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, together)
     examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
+    if plan.keep:
+        examples = examples.prepared()
     phases("derivatives")
     sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
     root = inverse_root(examples, *sample)
     phases("blocks")
     if not large and (settings.num_probes, settings.num_steps) == ("auto", "auto") and settings.max_seconds is not None:
-        left = settings.max_seconds - (time.perf_counter() - task.started)
+        left, step = settings.max_seconds - (time.perf_counter() - task.started), seconds_of_step(examples)
         if settings.output_probes is None and not ranked:  # a rank is of all outputs
-            examples = fewer_outputs(examples, left, seconds_of_step(examples))
+            fewer = fewer_outputs(examples, left, step)
+            if fewer is not examples:
+                examples = fewer.prepared() if plan.keep else fewer
+                step = seconds_of_step(examples)
         taken = min(steps_for(settings, examples), FIRST_TOLD) + STEPS_OF_A_READING
-        probes = affordable(probes, left, taken * seconds_of_step(examples))
-    if plan.keep:
-        examples = examples.prepared()
+        probes = affordable(probes, left, taken * step)
     sums = ExampleSums(examples, Steps(examples))
     ends = Enough(settings, task.started)
     steps = 0 if ends.late else steps_for(settings, examples)
@@ -210,7 +211,7 @@ def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
     probes = left / ((STEPS_OF_FEW + STEPS_OF_A_READING) * step)
     least = math.ceil(FEWEST_ROWS_PER_PARAM * examples.num_params / (examples.num_examples * examples.num_slots))
     kept = max(1, least if least <= outputs * probes / 2 else 1, int(outputs * probes / FEWEST_PROBES))
-    return replace(examples, output_probes=kept) if kept < outputs else examples
+    return replace(examples, output_probes=kept, ready=()) if kept < outputs else examples
 
 
 def affordable(probes: int, left: float, each: float) -> int:

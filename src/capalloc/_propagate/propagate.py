@@ -23,7 +23,7 @@ from capalloc._model.input_metric import InputMetric, InputMetricLike, input_met
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._model.selected_params import ParamSelection
-from capalloc._propagate.by_constraints import by_blocks, exactly, is_small, repeats
+from capalloc._propagate.by_constraints import by_blocks, exactly, is_small, numbers_in_use
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.phases import Phases
@@ -35,6 +35,7 @@ from capalloc._settings import (
     Markov,
     PropagateSolver,
     Segments,
+    is_auto,
     settings_of,
     word_of,
 )
@@ -115,7 +116,7 @@ def propagate(
     started, phases = time.perf_counter(), Phases()
     check_walk(gates, batch_size)
     of_paths = gates != "data" or layers or table is True or products is not None
-    automatic = isinstance(solver, str) and solver == "auto"  # an array has no one answer
+    automatic = is_auto(solver)
     asked = _settings("markov" if automatic and of_paths else "block" if automatic else solver, of_paths, gates)
     if isinstance(asked, Block):
         found = _by_constraints(model, inputs, outputs, params, metric, batch_size, asked, exact=automatic)
@@ -209,7 +210,8 @@ def _by_constraints(
     with exact_derivatives():
         generator = torch.Generator().manual_seed(settings.seed)
         task = make_task(model, inputs, outputs, metric, params=params, batch_size=batch_size, generator=generator)
-        found = exactly(task) if exact and is_small(task.size) and not repeats(task) else by_blocks(task, settings)
+        exact = exact and is_small(task.size, numbers_in_use(task.problem))
+        found = exactly(task) if exact else by_blocks(task, settings)
         return with_notes(found, task.problem, task.x)
 
 

@@ -50,14 +50,9 @@ class Written:
         """True where the deviation of what activations read is needed."""
         return self.design.divides or self.design.norm != "none"
 
-    @property
-    def averaging(self) -> bool:
-        """True where averages stand in the place of strides."""
-        return self.design.reduction == "average" and self.design.stride > 1
-
     def averages(self) -> dict[str, float]:
         """Factors of the variance of each averaged layer's weights, by their names."""
-        if not self.averaging:
+        if not self.design.averages:
             return {}
         found, usual = list(gains(self.design)), list(gains(Design(activation=self.design.activation, depth=1)))
         name = "depthwise" if self.design.depthwise else "conv"
@@ -99,27 +94,21 @@ class Written:
     def made(self, name: str) -> list[str]:
         """Lines of a layer's __init__."""
         width = str(self.design.width)
-        inputs, outputs = (
-            {"Block": ("width", "width"), "Layer": ("inputs", "outputs")}[name]
-            if self.widths
-            else (
-                width,
-                width,
-            )
-        )
-        strides = ", stride=stride" if name == "Layer" and self.strided and not self.averaging else ""
+        own = {"Block": ("width", "width"), "Layer": ("inputs", "outputs")}[name]
+        inputs, outputs = own if self.widths else (width, width)
+        strides = ", stride=stride" if name == "Layer" and self.strided and not self.design.averages else ""
         lines = []
         if self.design.norm == "batch":
             lines += [f"self.norm = {self.norm(inputs)}", "self.norm.running_var.fill_(deviation**2)  # as of a batch"]
         if self.design.depthwise:
-            own = f"{strides}{self.inner()}, groups={inputs}"
-            lines.append(f"self.depthwise = {self.convolution(inputs, inputs, own)}")
+            more = f"{strides}{self.inner()}, groups={inputs}"
+            lines.append(f"self.depthwise = {self.convolution(inputs, inputs, more)}")
             lines.append(f"self.pointwise = {self.convolution(inputs, outputs, '', kernel=1)}")
         else:
             lines.append(f"self.conv = {self.convolution(inputs, outputs, strides + self.inner())}")
         kept = ["deviation"] if self.design.divides else []
         if name == "Layer":
-            kept += ["stride"] if self.strided and self.averaging else []
+            kept += ["stride"] if self.strided and self.design.averages else []
             kept += ["repeat"] if self.upsampled else []
         if self.left(""):
             kept += ["dilation"] if self.grows else []
@@ -138,7 +127,7 @@ class Written:
 
     def outer(self) -> str:
         """Stride and padding of the stem's convolution."""
-        half, stride = self.design.kernel // 2, 1 if self.averaging else self.design.strides[0]
+        half, stride = self.design.kernel // 2, self.design.conv_strides[0]
         padding = f", padding={half}" if half and not self.design.causal else ""
         return (f", stride={stride}" if stride > 1 else "") + padding
 
@@ -157,15 +146,15 @@ class Written:
     def run(self, name: str, skip: bool) -> list[str]:
         """Lines of a layer's forward."""
         act = WRITTEN[self.design.activation].format
-        read = "self.norm(h)" if self.design.norm != "none" else "h / self.deviation" if self.design.divides else "h"
-        read, lines = act(read), list[str]()
+        read = act(self.normed())
+        lines: list[str] = []
         if name == "Layer" and self.upsampled:
             lines.append("h = nn.functional.interpolate(h, scale_factor=self.repeat)")
         if self.left(""):
             lines.append(f"x = {self.left(read)}")
             read = "x"
         found = f"self.pointwise(self.depthwise({read}))" if self.design.depthwise else f"self.conv({read})"
-        if name == "Layer" and self.strided and self.averaging:
+        if name == "Layer" and self.strided and self.design.averages:
             lines.append(f"x = {found}")
             found = self.average("x", "self.stride")
         scale = "SCALE * self.deviation" if self.design.divides else "SCALE"
@@ -181,8 +170,7 @@ class Written:
             if layers:
                 words = "elif " if found else "if "
                 found.append((words, condition, self.changed(step)))
-        usual = self.block() if any(self.design.skips) else [f"layers.append(Layer({self.given('width', '1', '1')}))"]
-        return [*found, ("else", "", usual)]
+        return [*found, ("else", "", self.usual())]
 
     def changed(self, step: int) -> list[str]:
         """Lines for a layer that changes positions, and may change the width by a stage."""
@@ -210,8 +198,10 @@ class Written:
 
     def always(self) -> list[str]:
         """Lines of the loop over layers where they are all alike."""
-        if self.strided or self.upsampled:
-            return []
+        return [] if self.strided or self.upsampled else self.usual()
+
+    def usual(self) -> list[str]:
+        """Lines for a layer that leaves positions as they are."""
         return self.block() if any(self.design.skips) else [f"layers.append(Layer({self.given('width', '1', '1')}))"]
 
     def drawn(self) -> list[str]:
@@ -220,21 +210,18 @@ class Written:
         lines = [f"gain = 1.0 if {first} else GAIN", "nn.init.normal_(weight, std=(gain / weight[0].numel()) ** 0.5)"]
         if not self.design.bias and self.design.norm == "none":
             return lines
-        if self.design.bias:
-            return [
-                "if weight.ndim > 1:",
-                *(f"    {line}" for line in lines),
-                'elif name.endswith("bias"):',
-                "    nn.init.zeros_(weight)",
-            ]
-        return ["if weight.ndim > 1:", *(f"    {line}" for line in lines)]
+        biases = ['elif name.endswith("bias"):', "    nn.init.zeros_(weight)"] if self.design.bias else []
+        return ["if weight.ndim > 1:", *(f"    {line}" for line in lines), *biases]
 
     def forward(self) -> list[str]:
         """Lines of the network's forward."""
         half, act = self.design.kernel // 2, WRITTEN[self.design.activation].format
         read = f"nn.functional.pad(x, ({2 * half}, 0))" if self.design.causal and half else "x"
         lines, found = [], f"self.stem({read})"
-        if self.averaging:
+        if self.design.averages:
             lines, found = [f"h = {found}"], self.average("h", str(self.design.stride))
-        norm = "self.norm(h)" if self.design.norm != "none" else "h / self.deviation" if self.design.divides else "h"
-        return [*lines, f"h = self.layers({found})", f"return self.head({act(norm)})"]
+        return [*lines, f"h = self.layers({found})", f"return self.head({act(self.normed())})"]
+
+    def normed(self) -> str:
+        """The signal that an activation reads."""
+        return "self.norm(h)" if self.design.norm != "none" else "h / self.deviation" if self.design.divides else "h"

@@ -24,7 +24,7 @@ def memory(design: Design) -> int:
         below, above = (design.sizes[k] ** design.ndim, (design.sizes[k] * repeat) ** design.ndim)
         copies = (below if design.norm != "none" else 0) + above * (2 if repeat > 1 else 1)  # the activation's is one
         values += copies * design.widths[k]
-    if design.reduction == "average" and design.stride > 1:
+    if design.averages:
         averaged = (k for k, stride in enumerate(design.strides, start=1) if stride > 1)
         values += sum(design.sizes[k] ** design.ndim * design.widths[k] for k in averaged)
     return BYTES * values
@@ -33,9 +33,8 @@ def memory(design: Design) -> int:
 def _convolutions(design: Design) -> Iterator[tuple[int, int, int]]:
     """Positions that each convolution writes, products at one of them, and channels written."""
     taps: int = design.kernel**design.ndim
-    for k, (stride, repeat) in enumerate(zip(design.strides, design.repeats, strict=True)):
+    for k, (moved, repeat) in enumerate(zip(design.conv_strides, design.repeats, strict=True)):
         inputs, outputs = design.widths[k], design.widths[k + 1]
-        moved = stride if design.reduction == "stride" else 1
         places: int = (-(-design.sizes[k] * repeat // moved)) ** design.ndim
         if k and design.depthwise:
             yield places, inputs * taps, inputs

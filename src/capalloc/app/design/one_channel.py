@@ -113,7 +113,7 @@ def channel_steps(design: Design, gain: float) -> list[ChannelStep]:
             energy *= (eps if design.norm == "none" else eps / deviations[k]) ** 2
         if repeat > 1:
             steps.append(Resampling(torch.eye(design.sizes[k], dtype=torch.float64).repeat_interleave(repeat, 0)))
-        size, moved = design.sizes[k] * repeat, stride if design.reduction == "stride" else 1
+        size, moved = design.sizes[k] * repeat, design.conv_strides[k]
         split = design.depthwise and k > 0
         if split:
             count += 1

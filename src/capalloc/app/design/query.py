@@ -16,6 +16,7 @@ from capalloc.app.design.stack import Design
 SETTING_TYPES: dict[str, Any] = {field.name: type(field.default) for field in fields(Design)}
 BOOLEANS = {"True": True, "False": False, "true": True, "false": False, "1": True, "0": False}
 SECOND = "b."
+DEFAULT = Design()
 #: Longest query that is read: both designs in full take less.
 LONGEST_QUERY = 1000
 
@@ -65,21 +66,20 @@ def from_settings(pairs: Iterable[str], start: Design | None = None) -> Design:
         if name in found:
             raise ValueError(f"{name} is set twice; keep one")
         found[name] = value
-    told: dict[str, Any] = {name: _value(name, text) for name, text in found.items()}
-    return replace(start or Design(), **told)
+    return _design(found, start or DEFAULT)
 
 
 def _changed(design: Design, prefix: str) -> list[tuple[str, str]]:
-    default = Design()
     return [
         (prefix + name, f"{value:g}" if isinstance(value, float) else str(value))
         for name in SETTING_TYPES
-        if (value := getattr(design, name)) != getattr(default, name)
+        if (value := getattr(design, name)) != getattr(DEFAULT, name)
     ]
 
 
-def _design(settings: dict[str, str]) -> Design:
-    return Design(**{name: _value(name, text) for name, text in settings.items()})  # type: ignore[arg-type]
+def _design(settings: dict[str, str], start: Design = DEFAULT) -> Design:
+    told: dict[str, Any] = {name: _value(name, text) for name, text in settings.items()}
+    return replace(start, **told)
 
 
 def _value(name: str, text: str) -> int | float | str:

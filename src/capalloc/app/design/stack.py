@@ -138,6 +138,16 @@ class Design:
         return tuple(strides)
 
     @property
+    def averages(self) -> bool:
+        """True where averages stand in the place of strides."""
+        return self.reduction == "average" and self.stride > 1
+
+    @property
+    def conv_strides(self) -> tuple[int, ...]:
+        """Strides of the convolutions themselves, of stem and layers."""
+        return (1,) * len(self.strides) if self.averages else self.strides
+
+    @property
     def repeats(self) -> tuple[int, ...]:
         """Number of times that every layer repeats the positions that it reads, 1 for the stem, (depth + 1,)."""
         found = [1] * (self.depth + 1)

@@ -41,7 +41,7 @@ class StackLayer(nn.Module):
             self.norm = None
         self.repeat = nn.Upsample(scale_factor=repeat) if repeat > 1 else None
         self.act = NAMED_ACTIVATIONS[design.activation]()
-        moved = stride if design.reduction == "stride" else 1
+        moved = design.conv_strides[k]
         if design.depthwise:
             self.depthwise: nn.Module | None = convolution(design, inputs, inputs, moved, dilation, inputs)
             self.pointwise = MODULES_BY_AXES["conv", design.ndim](inputs, outputs, 1, bias=design.bias)
@@ -64,8 +64,7 @@ class Network(nn.Module):
 
     def __init__(self, design: Design) -> None:
         super().__init__()
-        stride = design.strides[0]
-        moved = stride if design.reduction == "stride" else 1
+        stride, moved = design.strides[0], design.conv_strides[0]
         self.deviation = design.deviations[-1] if design.divides else 1.0
         self.left = 2 * (design.kernel // 2) if design.causal else 0
         self.stem = convolution(design, design.in_channels, design.width, moved, 1)
