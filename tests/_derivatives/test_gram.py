@@ -72,7 +72,19 @@ def conv_net() -> nn.Module:
     )
 
 
+class Scaled(nn.Module):
+    """A parameter of no axes beside a layer: the Jacobian has one column of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * torch.tanh(self.linear(x))
+
+
 HERE = {
+    "scaled": (Scaled, (3,)),
     "tokens": (Tokens, (2, 3)),
     "windows": (Windows, (2, 4, 4)),
     "convolutions": (conv_net, (2, 6, 5)),
@@ -96,7 +108,9 @@ def jacobian(model: nn.Module, x: Tensor) -> Tensor:
 
     with exact_derivatives():
         rows = [jacrev(f)(params, one) for one in x]
-    return torch.stack([torch.cat([row[name].flatten(1) for name in params], 1) for row in rows]).detach()
+    return torch.stack(
+        [torch.cat([row[name].reshape(len(row[name]), -1) for name in params], 1) for row in rows]
+    ).detach()
 
 
 def expected(J: Tensor, side: str) -> Tensor:

@@ -529,6 +529,28 @@ def recycled_slices() -> nn.Module:
     return Net(run, w=torch.zeros(6, 6))
 
 
+@network(4)
+def circulant() -> nn.Module:
+    """Every entry of a parameter stands in several places of one weight: its channels rescale together alone."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        h = F.relu(n.first(x)) @ torch.stack([n.w.roll(k) for k in range(4)])
+        return n.last(F.relu(h))
+
+    return Net(run, first=nn.Linear(4, 4), w=torch.zeros(4), last=nn.Linear(4, 2))
+
+
+@network(6)
+def blocks_alike() -> nn.Module:
+    """A small matrix repeated as the blocks of a larger one, and of the kernels of a convolution."""
+
+    def run(n: Net, x: Tensor) -> Tensor:
+        h = F.relu(F.linear(x, n.w.repeat(2, 2)))[:, None]
+        return n.last(F.relu(F.conv1d(h, n.k.expand(3, 1, 3))).flatten(1))
+
+    return Net(run, w=torch.zeros(2, 3), k=torch.zeros(3), last=nn.Linear(6, 2))
+
+
 class _Buffer(nn.Module):
     def __init__(self, value: Tensor) -> None:
         super().__init__()

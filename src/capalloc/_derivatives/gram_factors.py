@@ -102,7 +102,7 @@ class PlainParts:
 
 def as_rows(gradients: Tensor) -> Part:
     """Columns of a parameter from its gradients, (e, o, *parameter)."""
-    return Part(gradients.flatten(2)[:, :, None])
+    return Part(gradients.reshape(*gradients.shape[:2], 1, -1))  # a parameter of no axes is one column
 
 
 def stacked_gradients(out: Tensor, leaves: tuple[Tensor, ...], chosen: range) -> list[Tensor]:

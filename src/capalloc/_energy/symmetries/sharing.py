@@ -52,8 +52,9 @@ def _entries(program: Program, leaf: int, derived: set[int]) -> dict[int, Entrie
 
 
 def _relate(program: Program, uses: list[tuple[Edge, Entries]]) -> None:
-    """Equal uses of a dense map as classes of one map, others entry by entry."""
-    if all(torch.equal(uses[0][1], place) and _is_dense(edge) for edge, place in uses):
+    """Equal uses of a dense map of entries of its own as classes of one map, others entry by entry."""
+    first = uses[0][1]
+    if _is_distinct(first) and all(torch.equal(first, place) and _is_dense(edge) for edge, place in uses):
         _serve(program, [edge for edge, _ in uses])
         return
     columns: list[list[Tensor]] = [[], [], []]
@@ -63,6 +64,12 @@ def _relate(program: Program, uses: list[tuple[Edge, Entries]]) -> None:
             for column, values in zip(columns, (place, written, read), strict=True):
                 column.append(values.expand(on.shape)[on].long())
     program.channels.uses(*(torch.cat(column) for column in columns))
+
+
+def _is_distinct(entries: Entries) -> bool:
+    """Tell whether no entry of a parameter stands in two places."""
+    free = entries[entries > 0]
+    return len(free.unique()) == len(free)
 
 
 def _is_dense(edge: Edge) -> bool:
