@@ -27,7 +27,7 @@ def test_designs_and_code_are_those_of_the_search():
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     wanted = search(17, flat=9, max_params=2000, like=Design(ndim=1, size=40), most=3)
-    assert [found["settings"] for found in told["designs"]] == [vars(reading.design) for reading in wanted]
+    assert [Design(**found["settings"]) for found in told["designs"]] == [reading.design for reading in wanted]
     assert [from_query(found["query"])[0] for found in told["designs"]] == [reading.design for reading in wanted]
     assert told["code"] == code(wanted[0].design)
 

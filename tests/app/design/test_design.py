@@ -56,6 +56,25 @@ SMALL = {
         depth=5, width=2, ndim=1, size=40, stride=3, strided=2, reduction="average", activation="tanh", growth=1.5
     ),
     "down and up": Design(depth=8, width=3, size=16, stride=2, strided=2, upsampled=2, growth=2.0, depthwise=True),
+    "maxima, gelu": Design(
+        depth=5, width=3, size=17, stride=2, strided=2, reduction="max", activation="gelu", bias=True
+    ),
+    "maxima of three, plain": Design(
+        depth=5, width=2, ndim=1, size=40, stride=3, strided=2, reduction="max", residual="none", growth=2.0, cycle=2
+    ),
+    "maxima, up, causal": Design(
+        depth=8, width=3, ndim=1, size=33, stride=2, strided=2, reduction="max", upsampled=2, depthwise=True,
+        causal=True, norm="layer",
+    ),
+    "layer norms, tanh": Design(
+        depth=5, width=2, size=12, norm="layer", activation="tanh", residual="constant", bias=True, stride=2, strided=2
+    ),
+    "widths by stage": Design(
+        depth=8, ndim=1, size=32, stride=2, strided=2, upsampled=2, stages=(2, 4, 3), residual="constant", norm="batch"
+    ),
+    "widths by layer": Design(
+        depth=5, ndim=1, size=30, stages=(3, 3, 2, 2, 4, 4), activation="tanh", residual="constant", norm="group"
+    ),
     "all of it": Design(
         depth=9, width=2, ndim=1, size=45, stride=2, strided=2, upsampled=1, growth=2.0, depthwise=True, bias=True,
         norm="batch", causal=True, reduction="average", in_channels=2, activation="gelu", cycle=2, residual="constant",
@@ -64,8 +83,11 @@ SMALL = {
 
 
 def even(design: Design) -> nn.Module:
-    """The built network in float64, weights of the magnitude that their variance says, norms without their epsilon."""
-    model = build(design).double().eval()
+    """The built network in float64, weights of the magnitude that their variance says, norms without their epsilon.
+
+    Layer and group norms have the statistics of endlessly many channels, which are those of batches.
+    """
+    model = build(replace(design, norm="batch") if design.norm in ("layer", "group") else design).double().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
@@ -122,8 +144,16 @@ def test_numbers_beyond_their_limits_are_refused(name: str) -> None:
         ({"residual": "1/L^2"}, "residual must be one of"),
         ({"activation": "step"}, "activation must be one of"),
         ({"multiplier": math.nan}, "multiplier must lie from"),
-        ({"norm": "layer"}, "norm must be one of"),
-        ({"reduction": "max"}, "reduction must be one of"),
+        ({"norm": "power"}, "norm must be one of"),
+        ({"reduction": "median"}, "reduction must be one of"),
+        ({"norm": "group", "causal": True, "ndim": 1}, "causal must be False with a group norm"),
+        ({"norm": "layer", "width": 1}, "width must be at least 2 with a layer norm"),
+        ({"norm": "layer", "stages": (1,)}, "stages must be at least 2 with a layer norm"),
+        ({"stages": (4, 2000), "stride": 2, "strided": 2}, "stages must lie from 1 to 1024, got 2000"),
+        (
+            {"stages": (4, 8, 8), "depth": 4},
+            "stages must be 1 widths, .*, or 5, one for the stem and each layer, got 3",
+        ),
         ({"causal": True}, "causal must be False with two axes"),
         ({"strided": 1, "upsampled": 2, "stride": 2}, "upsampled must be at most strided, 1, got 2"),
         ({"depth": 3, "strided": 2, "upsampled": 1}, "strided must be at most half the depth, .*, 1, got 2"),
@@ -156,6 +186,20 @@ def test_the_branch_multiplier_follows_its_law(law: str, branch: float | None) -
     assert Design(depth=16, residual=law, multiplier=0.5).branch == branch
 
 
+def test_widths_are_given_by_resolution_or_by_layer() -> None:
+    unet = Design(depth=8, stride=2, strided=2, upsampled=2, stages=(2, 4, 3), residual="none")
+    assert unet.widths == (1, 2, 2, 4, 4, 4, 4, 2, 2, 3)
+    free = Design(depth=4, stages=[2, 2, 5, 5, 3], residual="constant")
+    assert free.widths == (1, 2, 2, 5, 5, 3)
+    assert free.skips == (True, False, True, False)
+
+
+def test_maxima_start_behind_the_first_activation() -> None:
+    design = Design(depth=12, stride=2, strided=3, reduction="max", size=45)
+    assert [k for k, stride in enumerate(design.strides) if stride == 2] == [1, 5, 9]
+    assert design.sizes == (45, 45, *[22] * 4, *[11] * 4, *[5] * 4)
+
+
 # the built network
 
 
@@ -177,6 +221,10 @@ def standard(activation: str, **more: Any) -> Design:
         standard("tanh", norm="batch", depthwise=True, stride=2, strided=2),
         standard("gelu", stride=2, strided=2, reduction="average", growth=1.5),
         standard("silu", stride=2, strided=2, upsampled=1, causal=True, in_channels=3),
+        standard("relu", norm="layer"),
+        standard("gelu", stride=2, strided=2, reduction="max", in_channels=8),
+        standard("leaky_relu", stride=3, reduction="max", norm="layer", in_channels=8),
+        standard("tanh", norm="group"),
     ],
     ids=str,
 )
@@ -194,6 +242,24 @@ def test_activations_read_variance_one(design: Design) -> None:
                 module.register_forward_pre_hook(note)
         model(examples(design).float())
     np.testing.assert_allclose(np.reshape(found, (24, design.depth + 1)).mean(0), 1, atol=0.2)
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "tanh"])
+@pytest.mark.parametrize("rho", [0.0, 0.4])
+def test_the_largest_of_two_has_closed_moments(activation: str, rho: float) -> None:
+    """E max^2 = 1 of two unit Gaussians, however they correlate, and E max = sqrt((1 - rho) / pi); others by draws."""
+    found = HermiteSeries.of(activation).largest(rho, 2)
+    if activation == "linear":
+        assert found.mean_square == pytest.approx(1, abs=1e-3)
+        assert found.decoupling == pytest.approx(0.5, abs=1e-9)
+        # Two maxima share rho of the variance, and a mean each.
+        assert found.correlation == pytest.approx(rho + (1 - rho) / math.pi, abs=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    common, own = (torch.randn(400_000, n, dtype=torch.float64, generator=generator) for n in (1, 4))
+    z = (rho**0.5 * common + (1 - rho) ** 0.5 * own).reshape(-1, 2, 2)
+    largest = NAMED_ACTIVATIONS[activation]()(z).amax(2)
+    assert found.mean_square == pytest.approx(float(largest.square().mean()), rel=0.01)
+    assert found.correlation == pytest.approx(float(largest.prod(1).mean() / largest.square().mean()), abs=0.01)
 
 
 def test_building_leaves_the_random_state_alone() -> None:
@@ -255,6 +321,18 @@ def test_any_design_reads_as_propagate_does(design: Design) -> None:
     found = capalloc.propagate(even(design), examples(design), central, gates="gaussian", solver="markov")
     np.testing.assert_allclose(reading.capacity, found.capacity.to_numpy()[0], atol=1e-8 * max(reading.total, 1))
     assert reading.capacity.sum() == pytest.approx(reading.total, rel=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_norms_of_many_channels_read_as_propagate_does(norm: str) -> None:
+    """With the statistics of 8 examples and no gates: to 5 % of the capacity, of 32 channels and then 128."""
+    design = Design(
+        depth=3, width=128, ndim=1, size=32, norm=norm, residual="constant", activation="linear", in_channels=32
+    )
+    model, x = build(design).eval(), examples(design, 8).float()
+    found, reading = capalloc.propagate(model, x, central, solver="markov"), read(design)
+    assert found.total == pytest.approx(reading.total, rel=1e-6)
+    assert abs(reading.capacity - found.capacity.to_numpy().sum(0)).sum() < 0.05 * reading.total
 
 
 def test_capacity_adds_up_for_the_largest_designs() -> None:
@@ -338,6 +416,8 @@ def test_shattering_of_the_network_is_as_read(residual: str) -> None:
         {},
         {"residual": "none", "stride": 3, "strided": 2, "reduction": "average", "activation": "gelu"},
         {"residual": "constant", "norm": "batch", "depthwise": True},
+        {"residual": "constant", "norm": "layer", "in_channels": 32},
+        {"residual": "none", "stride": 2, "strided": 2, "reduction": "max"},
     ],
     ids=str,
 )
@@ -346,7 +426,7 @@ def test_gradients_of_the_network_correlate_as_read(more: dict[str, Any]) -> Non
     design = Design(depth=6, width=64, ndim=1, size=33, **more)
     across = own = 0.0
     for seed in range(60):
-        x = torch.randn(8, 1, 33, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        x = torch.randn(8, design.in_channels, 33, generator=torch.Generator().manual_seed(seed)).requires_grad_()
         (gradient,) = torch.autograd.grad(central(build(design, seed).eval()(x)).sum(), x)
         products = gradient.flatten(1) @ gradient.flatten(1).T
         own += float(products.trace()) / 8
@@ -423,6 +503,12 @@ WRITTEN = {
     "kernel 1, dilated": Design(depth=3, width=2, kernel=1, cycle=3),
     "kernel 1, causal": Design(depth=3, width=2, kernel=1, cycle=3, ndim=1, size=16, causal=True),
     "upsampled, plain": Design(depth=6, width=2, stride=2, upsampled=1, growth=1.5, residual="none"),
+    "group norms": Design(depth=3, width=2, norm="group", activation="elu", bias=True),
+    "maxima, mixed": Design(depth=6, width=2, stride=2, strided=2, reduction="max", activation="silu", norm="layer"),
+    "widths by layer, plain": Design(depth=3, stages=(2, 3, 4, 5), residual="none"),
+    "widths by layer, strided": Design(
+        depth=6, stages=(2, 2, 3, 3, 4, 4, 4), stride=2, strided=2, upsampled=1, norm="batch"
+    ),
     "averages, plain": Design(depth=6, width=2, stride=3, reduction="average", residual="none", bias=True),
     **SMALL,
 }
@@ -442,7 +528,7 @@ def test_the_code_is_the_network_that_is_built(design: Design) -> None:
 
 @pytest.mark.parametrize("design", WRITTEN.values(), ids=WRITTEN)
 def test_the_code_draws_weights_of_the_same_variance(design: Design) -> None:
-    wide = Design(**{**vars(design), "width": 48})
+    wide = replace(design, width=48, stages=tuple(12 * width for width in design.stages))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         written = run(code(wide))()
@@ -490,7 +576,8 @@ def test_an_address_leaves_defaults_out() -> None:
         ("?depth=1000000000", "depth must lie from 1 to 100"),
         ("?depth=3&depth=4", "sets 'depth' twice"),
         ("?causal=perhaps", "causal must be True or False, got 'perhaps'"),
-        ("?" + "a" * 2000, "at most 1000 are read"),
+        ("?" + "a" * 2000, "at most 2000 are read"),
+        ("?stages=16;32", "stages must be whole numbers with commas between, got '16;32'"),
     ],
 )
 def test_bad_addresses_say_what_is_wrong(query: str, match: str) -> None:
@@ -585,6 +672,10 @@ def test_settings_that_do_not_go_together_leave_the_card_as_it_is() -> None:
         ({"strided": 4, "depth": 2}, "strided", "strided must be at most the depth"),
         ({"size2": 8, "stride": 3, "strided": 4, "reduction": "average"}, "size2", "size must leave a position"),
         ({"causal": ["yes"]}, "causal", "causal must be False with two axes"),
+        ({"stages": "16, 32, 64"}, "stages", "stages must be 1 widths, one for each resolution, or 17, one for"),
+        ({"stages": "16; 32"}, "stages", "stages must be whole numbers with commas between, got '16; 32'"),
+        ({"stages": "9999"}, "stages", "stages must lie from 1 to 1024, got 9999"),
+        ({"width": 1, "norm": "layer"}, "width", "width must be at least 2 with a layer norm"),
     ):
         values = [changed.get(name, value) for name, value in zip(names, values_of(Design()), strict=True)]
         shown, refused, *_ = app.show("A", values, [])
@@ -657,7 +748,9 @@ def test_an_architecture_is_started_from_by_its_address() -> None:
 
 
 NEAR = {
-    name: design for name, design in SMALL.items() if design.kernel > 1 and name not in ("all of it", "strided, linear")
+    name: design
+    for name, design in SMALL.items()
+    if design.kernel > 1 and not design.stages and name not in ("all of it", "strided, linear", "maxima, up, causal")
 }
 
 
@@ -671,7 +764,7 @@ def test_the_design_near_to_a_built_one_is_that_one(design: Design) -> None:
     assert found == replace(design, **told)
 
 
-@pytest.mark.parametrize("name", ["lenet", "preact-resnet", "tcn"])
+@pytest.mark.parametrize("name", ["lenet", "vgg11", "preact-resnet", "tcn"])
 def test_starts_are_near_to_their_architectures(name: str) -> None:
     x = torch.randn(1, *architectures.info(name).shape, generator=torch.Generator().manual_seed(0))
     assert nearest(architectures.make(name), x) == STARTS[name]

@@ -160,6 +160,22 @@ def test_a_number_out_of_range_is_refused_beside_its_field(page: sync_api.Page) 
     expect_fact(page, "Predicted capacity", f"{read(Design(depth=20)).total:,}")
 
 
+def test_free_widths_are_set_by_a_list_and_refused_beside_it(page: sync_api.Page) -> None:
+    opened(page, "/?depth=4&stride=2&strided=2&size=16")
+    widths = page.get_by_role("textbox", name="Free widths of design A")
+    widths.fill("4, 8")
+    widths.press("Enter")
+    now = Design(depth=4, stride=2, strided=2, size=16, stages=(4, 8))
+    expect_fact(page, "Parameters", f"{now.num_params:,}")
+    page.wait_for_url("**stages=4,8**")
+    widths.fill("4, 8, 9")
+    widths.press("Enter")
+    sync_api.expect(page.locator("#a-stages-refused")).to_contain_text(
+        "stages must be 2 widths, one for each resolution"
+    )
+    expect_fact(page, "Parameters", f"{now.num_params:,}")
+
+
 def test_a_design_is_found_by_its_target_and_opened(page: sync_api.Page) -> None:
     opened(page, "/?ndim=1&size=40&b.depth=3")
     page.get_by_text("Find a design by its target").click()

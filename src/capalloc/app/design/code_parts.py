@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from capalloc.app.design.stack import Design
@@ -46,18 +47,32 @@ class Written:
         return len(set(self.design.widths[1:])) > 1
 
     @property
+    def widened(self) -> tuple[int, ...]:
+        """Layers that change the width alone, from 0, where the others have a skip."""
+        d = self.design
+        changed = zip(d.strides[1:], d.repeats[1:], d.widths[1:], d.widths[2:], strict=False)
+        alone = tuple(k for k, (stride, repeat, a, b) in enumerate(changed) if stride == repeat == 1 and a != b)
+        return alone if any(d.skips) else ()
+
+    def by_layer(self) -> str:
+        """The widths of the stem and every layer as a tuple, in runs."""
+        runs = [(width, len([*same])) for width, same in itertools.groupby(self.design.widths[1:])]
+        return " + ".join(f"{number} * ({width},)" if number > 1 else f"({width},)" for width, number in runs)
+
+    @property
     def deviation(self) -> bool:
         """True where the deviation of what activations read is needed."""
         return self.design.divides or self.design.norm != "none"
 
-    def averages(self) -> dict[str, float]:
-        """Factors of the variance of each averaged layer's weights, by their names."""
-        if not self.design.averages:
+    def pooled(self) -> dict[str, float]:
+        """Factors of the variance of each pooled layer's weights, by their names."""
+        if not self.design.averages and not self.design.maxima:
             return {}
         found, usual = list(gains(self.design)), list(gains(Design(activation=self.design.activation, depth=1)))
         name = "depthwise" if self.design.depthwise else "conv"
         layers = {f"layers.{k}.{name}.weight": found[k + 1] / usual[1] for k in self.strided}
-        return {name: float(f"{more:.12g}") for name, more in {"stem.weight": found[0], **layers}.items()}
+        layers |= {"stem.weight": found[0]} if self.design.averages else {}
+        return {name: float(f"{more:.12g}") for name, more in layers.items()}
 
     def arguments(self, name: str) -> list[str]:
         """Arguments of a class of layers."""
@@ -89,17 +104,19 @@ class Written:
 
     def norm(self, width: str) -> str:
         """The making of a norm; empty without."""
-        return f"nn.BatchNorm{self.design.ndim}d({width})" if self.design.norm == "batch" else ""
+        batch = f"nn.BatchNorm{self.design.ndim}d({width})"
+        made = {"batch": batch, "layer": f"ChannelNorm({width})", "group": f"nn.GroupNorm(1, {width})"}
+        return made.get(self.design.norm, "")
 
     def made(self, name: str) -> list[str]:
         """Lines of a layer's __init__."""
-        width = str(self.design.width)
+        width = str(self.design.widths[1])
         own = {"Block": ("width", "width"), "Layer": ("inputs", "outputs")}[name]
         inputs, outputs = own if self.widths else (width, width)
-        strides = ", stride=stride" if name == "Layer" and self.strided and not self.design.averages else ""
-        lines = []
+        strides = ", stride=stride" if name == "Layer" and self.strided and self.design.reduction == "stride" else ""
+        lines = [f"self.norm = {self.norm(inputs)}"] if self.design.norm != "none" else []
         if self.design.norm == "batch":
-            lines += [f"self.norm = {self.norm(inputs)}", "self.norm.running_var.fill_(deviation**2)  # as of a batch"]
+            lines.append("self.norm.running_var.fill_(deviation**2)  # as of a batch")
         if self.design.depthwise:
             more = f"{strides}{self.inner()}, groups={inputs}"
             lines.append(f"self.depthwise = {self.convolution(inputs, inputs, more)}")
@@ -108,7 +125,7 @@ class Written:
             lines.append(f"self.conv = {self.convolution(inputs, outputs, strides + self.inner())}")
         kept = ["deviation"] if self.design.divides else []
         if name == "Layer":
-            kept += ["stride"] if self.strided and self.design.averages else []
+            kept += ["stride"] if self.strided and self.design.reduction != "stride" else []
             kept += ["repeat"] if self.upsampled else []
         if self.left(""):
             kept += ["dilation"] if self.grows else []
@@ -139,9 +156,9 @@ class Written:
         each = f"{2 * half} * self.dilation" if self.grows else str(2 * half * self.design.dilation)
         return f"nn.functional.pad({signal}, ({each}, 0))"
 
-    def average(self, signal: str, window: str) -> str:
-        """The mean of so many positions."""
-        return f"nn.functional.avg_pool{self.design.ndim}d({signal}, {window})"
+    def pool(self, kind: str, signal: str, window: str) -> str:
+        """The mean, or the largest, of so many positions."""
+        return f"nn.functional.{kind}_pool{self.design.ndim}d({signal}, {window})"
 
     def run(self, name: str, skip: bool) -> list[str]:
         """Lines of a layer's forward."""
@@ -150,41 +167,42 @@ class Written:
         lines: list[str] = []
         if name == "Layer" and self.upsampled:
             lines.append("h = nn.functional.interpolate(h, scale_factor=self.repeat)")
+        if name == "Layer" and self.strided and self.design.maxima:
+            lines.append(f"x = {self.pool('max', read, 'self.stride')}")
+            read = "x"
         if self.left(""):
             lines.append(f"x = {self.left(read)}")
             read = "x"
         found = f"self.pointwise(self.depthwise({read}))" if self.design.depthwise else f"self.conv({read})"
         if name == "Layer" and self.strided and self.design.averages:
             lines.append(f"x = {found}")
-            found = self.average("x", "self.stride")
+            found = self.pool("avg", "x", "self.stride")
         scale = "SCALE * self.deviation" if self.design.divides else "SCALE"
         return [*lines, f"return {f'h + {scale} * ' if skip else ''}{found}"]
 
     def branches(self) -> list[tuple[str, str, list[str]]]:
         """The cases of the loop over layers where they differ: words, a condition, and lines."""
-        if not self.strided and not self.upsampled:
-            return []
-        kinds = [("k in STRIDED", 1, self.strided), ("k in UPSAMPLED", -1, self.upsampled)]
+        stride = str(self.design.stride)
+        kinds = [
+            ("k in STRIDED", (stride, "1"), self.strided),
+            ("k in UPSAMPLED", ("1", stride), self.upsampled),
+            ("inputs != width", ("1", "1"), self.widened),
+        ]
         found: list[tuple[str, str, list[str]]] = []
-        for condition, step, layers in kinds:
+        for condition, moved, layers in kinds:
             if layers:
                 words = "elif " if found else "if "
-                found.append((words, condition, self.changed(step)))
-        return [*found, ("else", "", self.usual())]
+                found.append((words, condition, self.changed(*moved)))
+        return [*found, ("else", "", self.usual())] if found else []
 
-    def changed(self, step: int) -> list[str]:
-        """Lines for a layer that changes positions, and may change the width by a stage."""
-        lines = []
-        if self.widths:
-            grown = f"max(1, round({self.design.width} * {self.design.growth:g}**stage))"
-            lines += [f"stage {'+' if step > 0 else '-'}= 1", f"inputs, width = width, {grown}"]
-        stride, repeat = (str(self.design.stride), "1")[::step]
-        lines.append(f"layers.append(Layer({self.given('inputs', stride, repeat)}))")
+    def changed(self, stride: str, repeat: str) -> list[str]:
+        """Lines for a layer that changes positions or width."""
+        lines = [f"layers.append(Layer({self.given(stride, repeat)}))"]
         return [*lines, *["deviation = 1.0"] * (self.deviation and any(self.design.skips))]
 
-    def given(self, inputs: str, stride: str, repeat: str) -> str:
+    def given(self, stride: str, repeat: str) -> str:
         """Values of the arguments of `Layer`."""
-        values = {"inputs": inputs, "outputs": "width", "stride": stride, "repeat": repeat}
+        values = {"outputs": "width", "stride": stride, "repeat": repeat}
         return ", ".join(values.get(argument, argument) for argument in self.arguments("Layer"))
 
     def block(self) -> list[str]:
@@ -198,11 +216,11 @@ class Written:
 
     def always(self) -> list[str]:
         """Lines of the loop over layers where they are all alike."""
-        return [] if self.strided or self.upsampled else self.usual()
+        return [] if self.branches() else self.usual()
 
     def usual(self) -> list[str]:
         """Lines for a layer that leaves positions as they are."""
-        return self.block() if any(self.design.skips) else [f"layers.append(Layer({self.given('width', '1', '1')}))"]
+        return self.block() if any(self.design.skips) else [f"layers.append(Layer({self.given('1', '1')}))"]
 
     def drawn(self) -> list[str]:
         """Lines that draw a parameter `weight` of a `name`."""
@@ -219,7 +237,7 @@ class Written:
         read = f"nn.functional.pad(x, ({2 * half}, 0))" if self.design.causal and half else "x"
         lines, found = [], f"self.stem({read})"
         if self.design.averages:
-            lines, found = [f"h = {found}"], self.average("h", str(self.design.stride))
+            lines, found = [f"h = {found}"], self.pool("avg", "h", str(self.design.stride))
         return [*lines, f"h = self.layers({found})", f"return self.head({act(self.normed())})"]
 
     def normed(self) -> str:

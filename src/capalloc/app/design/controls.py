@@ -9,6 +9,7 @@ from typing import Any
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from capalloc.app.design.query import widths_of
 from capalloc.app.design.stack import CHOICES, LIMITS, SIZES, Design
 
 CARDS = ("A", "B")
@@ -18,8 +19,11 @@ WORDS = {
     "1/sqrt(L)": "1/√L",
     "1/L": "1/L",
     "batch": "batch norm",
+    "layer": "layer norm",
+    "group": "group norm",
     "stride": "a stride",
     "average": "averages",
+    "max": "max pooling",
 }
 SWITCHES = tuple(field.name for field in fields(Design) if isinstance(field.default, bool))
 SLIDER_STEPS = {"kernel": 2, "multiplier": 0.05, "growth": 0.05}
@@ -54,10 +58,11 @@ GROUPS = {
     ),
     "Resolution": (
         Control("stride", "Stride", "of strided layers"),
-        Control("strided", "Strided layers", "stem first"),
+        Control("strided", "Strided layers", "evenly spread"),
         Control("reduction", "Reduce by", "in strided layers"),
         Control("upsampled", "Upsampled layers", "last first"),
         Control("growth", "Width by stage", "times, at a stride"),
+        Control("stages", "Free widths", "16, 32: by stage or layer"),
     ),
     "Input": (
         Control("in_channels", "Input channels", "such as 3 colours"),
@@ -78,6 +83,7 @@ def settings(design: Design) -> list[Any]:
     """Values of the controls, in their order."""
     values = {**vars(design), **{f"size{n}": design.size if design.ndim == n else _size(n) for n in SIZES}}
     values |= {name: ["yes"] if values[name] else [] for name in SWITCHES}
+    values["stages"] = ", ".join(map(str, design.stages))
     return [values[control.setting] for control in CONTROLS]
 
 
@@ -90,6 +96,7 @@ def design_of(values: Sequence[Any]) -> Design:
     """
     found = named_values(values)
     sizes = {ndim: found.pop(f"size{ndim}") for ndim in SIZES}
+    found["stages"] = widths_of(found["stages"] or "")
     return Design(size=sizes.get(found["ndim"], 0), **found)
 
 
@@ -149,6 +156,8 @@ def _input(id_: str, setting: str) -> Component:
         return dcc.Dropdown(id=id_, options=options, value=value, clearable=False, searchable=False)
     if setting in SWITCHES:
         return dcc.Checklist(id=id_, options=[{"label": "yes", "value": "yes"}], value=[])
+    if setting == "stages":
+        return dcc.Input(id=id_, type="text", value="", debounce=True, placeholder="as by width", className="free")
     if setting == "ndim":
         axes: list[dict[str, Any]] = [{"label": f"{ndim}-D", "value": ndim} for ndim in SIZES]
         return dcc.RadioItems(id=id_, options=axes, value=default.ndim, inline=True)

@@ -15,7 +15,7 @@ def flops(design: Design) -> int:
 
 
 def memory(design: Design) -> int:
-    """Bytes of what norms, activations, convolutions, averages and repeats of one example write, as float32.
+    """Bytes of what norms, activations, convolutions, pooling and repeats of one example write, as float32.
 
     Training keeps about as much until its backward pass; parameters, and the state of an optimiser, come on top.
     """
@@ -24,9 +24,9 @@ def memory(design: Design) -> int:
         below, above = (design.sizes[k] ** design.ndim, (design.sizes[k] * repeat) ** design.ndim)
         copies = (below if design.norm != "none" else 0) + above * (2 if repeat > 1 else 1)  # the activation's is one
         values += copies * design.widths[k]
-    if design.averages:
-        averaged = (k for k, stride in enumerate(design.strides, start=1) if stride > 1)
-        values += sum(design.sizes[k] ** design.ndim * design.widths[k] for k in averaged)
+    if design.averages or design.maxima:
+        pooled = (k for k, stride in enumerate(design.strides, start=1) if stride > 1)
+        values += sum(design.sizes[k] ** design.ndim * design.widths[k - design.maxima] for k in pooled)
     return BYTES * values
 
 
@@ -35,7 +35,8 @@ def _convolutions(design: Design) -> Iterator[tuple[int, int, int]]:
     taps: int = design.kernel**design.ndim
     for k, (moved, repeat) in enumerate(zip(design.conv_strides, design.repeats, strict=True)):
         inputs, outputs = design.widths[k], design.widths[k + 1]
-        places: int = (-(-design.sizes[k] * repeat // moved)) ** design.ndim
+        whole = design.sizes[k + 1] if design.maxima else -(-design.sizes[k] * repeat // moved)
+        places: int = whole**design.ndim
         if k and design.depthwise:
             yield places, inputs * taps, inputs
             yield places, inputs * outputs, outputs

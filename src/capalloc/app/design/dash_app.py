@@ -216,12 +216,13 @@ def find(
     return found_table(found, flat, first, second), ""
 
 
-#: Settings that do nothing where another has a certain value.
-IDLE = {
-    "multiplier": ("residual", "none"),
-    "strided": ("stride", 1),
-    "upsampled": ("stride", 1),
-    "growth": ("stride", 1),
+#: Settings that do nothing, and where that is so.
+IDLE: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "multiplier": lambda found: found["residual"] == "none",
+    "strided": lambda found: found["stride"] == 1,
+    "upsampled": lambda found: found["stride"] == 1,
+    "growth": lambda found: found["stride"] == 1 or bool(found["stages"]),
+    "width": lambda found: bool(found["stages"]),
 }
 
 
@@ -231,7 +232,7 @@ def show(name: str, values: Sequence[Any], compare: Sequence[str], log: Sequence
         kept = [[no_update] * number for number in (len(FILLED_IN), len(CONTROLS), len(IDLE), 3)]
         return *kept, HIDDEN
     found = named_values(values)
-    idle = [found[other] == value for other, value in IDLE.values()]
+    idle = [is_idle(found) for is_idle in IDLE.values()]
     styles = [*({} if found["ndim"] == ndim else HIDDEN for ndim in (1, 2)), {}]
     if found["ndim"] != 1 and not found["causal"]:
         styles[2] = HIDDEN  # one axis alone has a direction

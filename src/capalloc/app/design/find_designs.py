@@ -14,7 +14,7 @@ from capalloc._linalg.aliases import Array
 from capalloc._runtime.arguments import checked
 from capalloc.app.design.one_channel import extent
 from capalloc.app.design.reading import Reading, read
-from capalloc.app.design.stack import LIMITS, SIZES, Design
+from capalloc.app.design.stack import LIMITS, NARROWEST_NORMED, SIZES, Design
 
 #: What is tried.
 KERNELS: Final = (3, 5, 7, 9, 11)
@@ -46,7 +46,8 @@ def search(
         field: size of the theoretical field along an axis, in pixels.
         flat: pixels in the middle over which the effective field should be even, at most `field`.
         max_params: most weights of the whole network.
-        like: what is not searched for: residual law, multiplier, activation, axes and size of the input.
+        like: what is not searched for: residual law, multiplier, activation, axes and size of the input. Its free
+            widths, `stages`, are left out.
         most: how many are returned.
         between: called before every layer of each sweep; what it raises ends the search.
 
@@ -97,7 +98,7 @@ def _stacks(field: int, wanted: Design) -> Iterator[tuple[int, Design]]:
                 "strided": strided,
                 "upsampled": upsampled,
             }
-            design = replace(wanted, depth=depth, width=1, **more)
+            design = replace(wanted, depth=depth, width=least_width(wanted), stages=(), **more)
             away = abs((found := extent(design)) - field)
             if best is None or away < best[0]:
                 best = (away, design)
@@ -109,9 +110,14 @@ def _stacks(field: int, wanted: Design) -> Iterator[tuple[int, Design]]:
 
 def _widened(design: Design, max_params: int) -> Design | None:
     """The widest of at most so many parameters; None where even one channel has more."""
-    widths = range(1, int(LIMITS["width"][1]) + 1)
+    widths = range(least_width(design), int(LIMITS["width"][1]) + 1)
     fitting = bisect.bisect_right(widths, max_params, key=lambda width: replace(design, width=width).num_params)
     return replace(design, width=widths[fitting - 1]) if fitting else None
+
+
+def least_width(design: Design) -> int:
+    """The fewest channels that a design of this norm can have."""
+    return NARROWEST_NORMED if design.norm == "layer" else 1
 
 
 def _score(design: Design, field: int, flat: int | None, between: Callable[[], Any]) -> float:

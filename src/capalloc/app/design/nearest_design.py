@@ -19,8 +19,8 @@ from capalloc._runtime.arguments import checked
 from capalloc.app.design.stack import ACTIVATIONS, LIMITS, SIZES, Design
 
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d)
-BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d)
-AVERAGE_POOLS: Final = (nn.AvgPool1d, nn.AvgPool2d)
+NORMS_BY_WORD: Final = {"batch": (nn.BatchNorm1d, nn.BatchNorm2d), "layer": (nn.LayerNorm,), "group": (nn.GroupNorm,)}
+POOLS_BY_WORD: Final = {"average": (nn.AvgPool1d, nn.AvgPool2d), "max": (nn.MaxPool1d, nn.MaxPool2d)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def nearest(model: nn.Module, x: Tensor) -> Design:
     depth = _within("depth", len(body))
     strided = _within("strided", min(reduced, depth // 2 if regained > 0 and reduced else depth))
     widths = [c.module.out_channels for c in convolutions]
-    growth = (max(widths) / widths[0]) ** (1 / (strided - 1)) if reduced and strided > 1 else 1.0
+    reduction = _reduction(called[:-1])
+    levels = strided - (reduction != "max")  # the stem takes no maxima
+    growth = (max(widths) / widths[0]) ** (1 / levels) if reduced and levels else 1.0
     return Design(
         depth=depth,
         kernel=_within("kernel", Counter(max(c.module.kernel_size) for c in body).most_common(1)[0][0] // 2 * 2 + 1),
@@ -77,13 +79,15 @@ def nearest(model: nn.Module, x: Tensor) -> Design:
         cycle=_within("cycle", len(set(dilations))),
         stride=2 if reduced else 1,
         strided=strided,
-        reduction="average" if any(isinstance(c.module, AVERAGE_POOLS) for c in called[:-1]) else "stride",
+        reduction=reduction,
         upsampled=min(strided, max(0, regained)) if reduced and depth >= 2 else 0,
         width=_within("width", stem.out_channels),
         growth=_within("growth", round(growth * 20) / 20),
         residual="constant" if _has_blocks(model, x) else "none",
         activation=_activation(called),
-        norm="batch" if any(isinstance(c.module, BATCH_NORMS) for c in called) else "none",
+        norm=next(
+            (name for name, kinds in NORMS_BY_WORD.items() if any(isinstance(c.module, kinds) for c in called)), "none"
+        ),
         bias=stem.bias is not None,
         depthwise=depthwise,
         causal=ndim == 1 and _is_causal(probe, body[-1].output),
@@ -117,6 +121,14 @@ def _called(model: nn.Module, probe: Tensor) -> list[Called]:
             f"model does not accept inputs of shape (examples, {', '.join(map(str, probe.shape[1:]))}): {error}"
         ) from error
     return found
+
+
+def _reduction(called: Sequence[Called]) -> str:
+    """The way in which positions become fewer most often; pooling rather than strides where both do as often."""
+    times = {name: sum(isinstance(c.module, kinds) for c in called) for name, kinds in POOLS_BY_WORD.items()}
+    strided = (isinstance(c.module, CONVOLUTIONS) and max(c.module.stride) > 1 for c in called)
+    times["stride"] = sum(strided)
+    return max(times, key=lambda name: times[name]) if any(times.values()) else "stride"
 
 
 def _activation(called: Sequence[Called]) -> str:

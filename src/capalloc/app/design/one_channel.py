@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Resampling:
-    """Positions repeated or averaged: no parameters."""
+    """Positions repeated, averaged, or the largest of them taken: no parameters."""
 
     along: Tensor  # energy that goes from each position to each along an axis, (above, below)
     skip: int = 0  # as in `ChannelConvolution`
@@ -115,6 +115,9 @@ def channel_steps(design: Design, gain: float) -> list[ChannelStep]:
             steps.append(Resampling(torch.eye(design.sizes[k], dtype=torch.float64).repeat_interleave(repeat, 0)))
         size, moved = design.sizes[k] * repeat, design.conv_strides[k]
         split = design.depthwise and k > 0
+        if design.maxima and stride > 1:
+            steps.append(Resampling(_pooled(size, stride, 1 / stride)))
+            size //= stride
         if split:
             count += 1
             steps.append(_convolution(design, size, energy, inputs, inputs, count, dilation, moved))
@@ -126,8 +129,8 @@ def channel_steps(design: Design, gain: float) -> list[ChannelStep]:
         skip = 1 + split if skips[k] else 0
         energy = 1.0 if split else energy
         steps.append(_convolution(design, size, energy, inputs * outputs, outputs, main, *last, skip=skip))
-        if stride > moved:
-            steps.append(Resampling(_averages(-(-size // moved), stride)))
+        if design.averages and stride > 1:
+            steps.append(Resampling(_pooled(size, stride, 1 / stride**2)))
     return [*steps, _convolution(design, design.sizes[-1], gain, design.widths[-1], 0, count + 1, kernel=1)]
 
 
@@ -162,9 +165,9 @@ def _band(kernel: int, dilation: int, stride: int, below: int) -> Tensor:
     return padded[:, reach : reach + below].contiguous()
 
 
-def _averages(below: int, window: int) -> Tensor:
-    """Energy from each position to the average that holds it, (below // window, below)."""
-    whole = torch.eye(below // window, dtype=torch.float64).repeat_interleave(window, 1) / window**2
+def _pooled(below: int, window: int, energy: float) -> Tensor:
+    """Energy from each position to the window that holds it, (below // window, below)."""
+    whole = torch.eye(below // window, dtype=torch.float64).repeat_interleave(window, 1) * energy
     return F.pad(whole, (0, below - whole.shape[1]))
 
 
@@ -252,8 +255,9 @@ def theoretical_interval(design: Design) -> tuple[int, int]:
     """Start and stop of the smallest interval that holds the theoretical field within the input, on any axis."""
     seen = np.array([position(design)])
     for k in reversed(range(design.depth + 1)):
-        seen = _read(design, k, seen)
-        seen = seen[(seen >= 0) & (seen < design.sizes[k] * design.repeats[k])] // design.repeats[k]
+        whole = design.sizes[k] * design.repeats[k]
+        seen = _read(design, k, seen, whole)
+        seen = seen[(seen >= 0) & (seen < whole)] // design.repeats[k]
         seen = np.unique(seen)
     return int(seen[0]), int(seen[-1]) + 1
 
@@ -261,7 +265,7 @@ def theoretical_interval(design: Design) -> tuple[int, int]:
 def extent(design: Design) -> int:
     """Size of the theoretical field on an axis without borders.
 
-    Without repeats and averages it is 1 + sum_l (kernel - 1) dilation_l x strides below.
+    Without repeats, averages and maxima it is 1 + sum_l (kernel - 1) dilation_l x strides below.
     """
     ends = np.zeros(2, int)
     for k in reversed(range(design.depth + 1)):
@@ -269,10 +273,18 @@ def extent(design: Design) -> int:
     return int(ends[1] - ends[0]) + 1
 
 
-def _read(design: Design, layer: int, seen: Array) -> Array:
-    """Positions, in order, that a layer reads for those that it writes; of a repeated grid where it repeats."""
-    stride, dilation = design.strides[layer], (1, *design.dilations)[layer]
-    if design.reduction == "average":
-        seen, stride = (seen[:, None] * stride + np.arange(stride)).ravel(), 1
+def _read(design: Design, layer: int, seen: Array, whole: int | None = None) -> Array:
+    """Positions, in order, that a layer reads for those that it writes; of a repeated grid where it repeats.
+
+    Of a grid of `whole` positions maxima are taken as far as it is full; by default it has no end.
+    """
+    stride, moved, dilation = design.strides[layer], design.conv_strides[layer], (1, *design.dilations)[layer]
+    windows = np.arange(stride)
+    if design.averages:
+        seen = (seen[:, None] * stride + windows).ravel()
     taps = np.arange(design.kernel) - (design.kernel - 1 if design.causal else design.kernel // 2)
-    return np.unique((seen * stride)[:, None] + taps * dilation)
+    seen = np.unique((seen * moved)[:, None] + taps * dilation)
+    if not design.maxima:
+        return seen
+    seen = seen if whole is None else seen[(seen >= 0) & (seen < whole // stride)]
+    return (seen[:, None] * stride + windows).ravel()

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from capalloc._runtime.arguments import SHOWN_LENGTH
 from capalloc.app.design.stack import Design
 
 #: Type of every setting, by its name.
@@ -18,7 +19,7 @@ BOOLEANS = {"True": True, "False": False, "true": True, "false": False, "1": Tru
 SECOND = "b."
 DEFAULT = Design()
 #: Longest query that is read: both designs in full take less.
-LONGEST_QUERY = 1000
+LONGEST_QUERY = 2000
 
 
 def to_query(first: Design, second: Design | None = None) -> str:
@@ -26,7 +27,7 @@ def to_query(first: Design, second: Design | None = None) -> str:
     pairs = _changed(first, "")
     if second is not None:
         pairs += _changed(second, SECOND) or [(f"{SECOND}depth", str(second.depth))]
-    return urlencode(pairs, safe="/()")
+    return urlencode(pairs, safe="/(),")
 
 
 def from_query(query: str) -> tuple[Design, Design | None]:
@@ -71,10 +72,25 @@ def from_settings(pairs: Iterable[str], start: Design | None = None) -> Design:
 
 def _changed(design: Design, prefix: str) -> list[tuple[str, str]]:
     return [
-        (prefix + name, f"{value:g}" if isinstance(value, float) else str(value))
+        (prefix + name, written(value))
         for name in SETTING_TYPES
         if (value := getattr(design, name)) != getattr(DEFAULT, name)
     ]
+
+
+def written(value: Any) -> str:
+    """A setting as an address has it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def widths_of(text: str) -> tuple[int, ...]:
+    """Widths with commas between, such as `16, 32, 64`; none where nothing is written."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise ValueError(f"stages must be whole numbers with commas between, got {text[:SHOWN_LENGTH]!r}") from None
 
 
 def _design(settings: dict[str, str], start: Design = DEFAULT) -> Design:
@@ -82,8 +98,10 @@ def _design(settings: dict[str, str], start: Design = DEFAULT) -> Design:
     return replace(start, **told)
 
 
-def _value(name: str, text: str) -> int | float | str:
+def _value(name: str, text: str) -> int | float | str | tuple[int, ...]:
     kind = SETTING_TYPES[name]
+    if kind is tuple:
+        return widths_of(text)
     if kind is bool:
         if text not in BOOLEANS:
             raise ValueError(f"{name} must be True or False, got {text!r}")

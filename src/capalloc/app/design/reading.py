@@ -161,10 +161,12 @@ def read(design: Design, between: Callable[[], Any] = lambda: None) -> Reading:
 
 def shattered(design: Design, rates: Array, series: HermiteSeries) -> xr.Dataset:
     """The law of shattering: by its closed forms, or from the series where it has none."""
-    merged = [n**design.ndim if design.reduction == "average" else 1 for n in (*design.strides[1:], 1)]
-    if design.activation in HOMOGENEOUS_ACTIVATIONS and max(merged) == 1:
+    single = [1] * len(rates)
+    pooled = [n**design.ndim for n in (*design.strides[1:], 1)] if design.reduction != "stride" else single
+    if design.activation in HOMOGENEOUS_ACTIVATIONS and max(pooled) == 1:
         return gradient_correlation(rates, 0.0, design.activation)
-    return gradient_correlation(rates, decoupling=series.decouplings(rates, merged))
+    averages, maxima = (single, pooled) if design.maxima else (pooled, single)
+    return gradient_correlation(rates, decoupling=series.decouplings(rates, averages, maxima))
 
 
 def _notes(reading: Reading) -> list[str]:

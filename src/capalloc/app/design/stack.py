@@ -2,13 +2,13 @@
 
 The network is stem -> `depth` layers -> head. The stem reads the input's channels and writes `width` of them. A layer
 is h + multiplier * conv(activation(h)), or conv(activation(h)) where it has no skip; a norm may stand before each
-activation. The head is a 1 x 1 convolution of activation(h) to one channel.
+activation, and max pooling behind it. The head is a 1 x 1 convolution of activation(h) to one channel.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 from capalloc._runtime.arguments import checked_fields
@@ -35,13 +35,18 @@ RESIDUALS: Final[dict[str, float | None]] = {"none": None, "constant": 0.0, "1/s
 #: Activations that a positive factor goes through, whatever the variance that they read.
 HOMOGENEOUS_ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "linear")
 ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "gelu", "silu", "elu", "tanh", "linear")
-#: What a strided layer does: its convolution has the stride, or an average over so many positions follows it.
-REDUCTIONS: Final[tuple[str, ...]] = ("stride", "average")
+#: What a strided layer does: its convolution has the stride, an average over so many positions follows it, or it reads
+#: the largest of so many activations.
+REDUCTIONS: Final[tuple[str, ...]] = ("stride", "average", "max")
+#: Most channels of a free width.
+WIDEST_FREE: Final = 1024
+#: Fewest channels of which a layer norm leaves something.
+NARROWEST_NORMED: Final = 2
 #: The words of every setting that is one.
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "residual": tuple(RESIDUALS),
     "activation": ACTIVATIONS,
-    "norm": ("none", "batch"),
+    "norm": ("none", "batch", "layer", "group"),
     "reduction": REDUCTIONS,
 }
 
@@ -58,19 +63,23 @@ class Design:
         cycle: layers in which the dilation doubles from one to the next, 1 to 10, before it starts again; 1 keeps it.
         stride: of the strided layers, 1 to 3.
         strided: number of strided layers, 1 to 4 and at most `depth`: the stem, and further ones evenly spread, which
-            have no skip.
-        reduction: of the strided layers: "stride", or "average" over as many positions after the convolution.
+            have no skip. With "max" they start with the first layer, as the stem reads no activation.
+        reduction: of the strided layers: "stride", "average" over as many positions after the convolution, or "max",
+            the largest of as many activations before it.
         upsampled: number of layers that repeat every position `stride` times before they convolve, 0 to 4 and at most
             `strided`: the last layer, and further ones evenly spread over the second half, which have no skip; strided
             ones then stand in the first half.
         width: channels, 1 to 256.
         growth: what a strided layer multiplies the width by, 0.5 to 2, and an upsampled one divides it by.
+        stages: channels in the place of `width` and `growth`, each 1 to 1024: one number for each resolution, in the
+            order in which they come first, or one for the stem and each layer. A change of width leaves no skip.
         depthwise: True for a convolution of each channel by itself and then one of 1 x 1, in the place of each layer's.
         causal: True where nothing reads what comes after it; one axis, and the last output position is the one read.
         residual: law of the branch multiplier with depth: "constant", "1/sqrt(L)", "1/L", or "none" for no skip.
         multiplier: of a branch, 0.05 to 2, beside that law.
         activation: one of `ACTIVATIONS`.
-        norm: before each activation, "batch" or "none".
+        norm: before each activation: "batch", "layer" over the channels of each position, "group" over all channels and
+            positions of an example, or "none".
         bias: True for convolutions with biases, which start at zero.
         in_channels: of the input, 1 to 64.
         ndim: axes of the input, 1 or 2.
@@ -102,8 +111,10 @@ class Design:
     reduction: str = "stride"
     upsampled: int = 0
     growth: float = 1.0
+    stages: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
         for name, (low, high) in LIMITS.items():
             _check_range(name, getattr(self, name), low, high)
         _check_range("size", self.size, *SIZES[self.ndim])
@@ -120,8 +131,26 @@ class Design:
             raise ValueError(f"upsampled must be at most strided, {self.strided}, got {self.upsampled}: use fewer")
         if self.causal and self.ndim > 1:
             raise ValueError("causal must be False with two axes: only one axis has a direction")
+        if self.causal and self.norm == "group":
+            raise ValueError("causal must be False with a group norm, whose statistics are those of all positions")
         if min(self.sizes) < 1:
             raise ValueError(f"size must leave a position to every average, got {self.size}: use fewer strided layers")
+        self._check_widths()
+
+    def _check_widths(self) -> None:
+        kinds = len(set(self.levels))
+        if self.stages and len(self.stages) not in (kinds, self.depth + 1):
+            raise ValueError(
+                f"stages must be {kinds} widths, one for each resolution, or {self.depth + 1}, one for the stem and "
+                f"each layer, got {len(self.stages)}"
+            )
+        for width in self.stages:
+            _check_range("stages", width, 1, WIDEST_FREE)
+        if self.norm == "layer" and min(self.widths[1:]) < NARROWEST_NORMED:
+            name = "stages" if self.stages else "width"
+            raise ValueError(
+                f"{name} must be at least {NARROWEST_NORMED} with a layer norm, which leaves one channel nothing"
+            )
 
     @property
     def branch(self) -> float | None:
@@ -134,7 +163,7 @@ class Design:
         """Strides of the stem and of every layer, (depth + 1,)."""
         strides, room = [1] * (self.depth + 1), self.depth // 2 if self.upsampled else self.depth
         for k in range(self.strided):
-            strides[k * room // self.strided] = self.stride  # 0 is the stem
+            strides[k * room // self.strided + (self.reduction == "max")] = self.stride  # 0 is the stem
         return tuple(strides)
 
     @property
@@ -143,9 +172,14 @@ class Design:
         return self.reduction == "average" and self.stride > 1
 
     @property
+    def maxima(self) -> bool:
+        """True where maxima do."""
+        return self.reduction == "max" and self.stride > 1
+
+    @property
     def conv_strides(self) -> tuple[int, ...]:
         """Strides of the convolutions themselves, of stem and layers."""
-        return (1,) * len(self.strides) if self.averages else self.strides
+        return self.strides if self.reduction == "stride" else (1,) * len(self.strides)
 
     @property
     def repeats(self) -> tuple[int, ...]:
@@ -161,17 +195,27 @@ class Design:
         sizes = [self.size]
         for stride, repeat in zip(self.strides, self.repeats, strict=True):
             whole = sizes[-1] * repeat
-            sizes.append(whole // stride if self.reduction == "average" else -(-whole // stride))
+            sizes.append(-(-whole // stride) if self.reduction == "stride" else whole // stride)
         return tuple(sizes)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of the input, and of what the stem and every layer write, (depth + 2,)."""
-        stage, widths = 0, [self.in_channels, self.width]
-        for stride, repeat in zip(self.strides[1:], self.repeats[1:], strict=True):
-            stage += (stride > 1) - (repeat > 1)
-            widths.append(max(1, round(self.width * self.growth**stage)))
-        return tuple(widths)
+        levels = self.levels
+        if len(self.stages) == len(levels):
+            return self.in_channels, *self.stages
+        if self.stages:
+            by_level = dict(zip(dict.fromkeys(levels), self.stages, strict=True))
+            return self.in_channels, *(by_level[level] for level in levels)
+        least = NARROWEST_NORMED if self.norm == "layer" and self.width > 1 else 1
+        grown = (max(least, round(self.width * self.growth**level)) for level in levels[1:])
+        return self.in_channels, self.width, *grown
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Number of times that positions became fewer since the stem, for it and for every layer, (depth + 1,)."""
+        changed = zip(self.strides[1:], self.repeats[1:], strict=True)
+        return tuple(accumulate(((stride > 1) - (repeat > 1) for stride, repeat in changed), initial=0))
 
     @property
     def dilations(self) -> tuple[int, ...]:
@@ -180,9 +224,10 @@ class Design:
 
     @property
     def skips(self) -> tuple[bool, ...]:
-        """True for each layer with a skip connection, (depth,): none where positions change, nor without a law."""
-        changed = zip(self.strides[1:], self.repeats[1:], strict=True)
-        return tuple(self.branch is not None and stride == repeat == 1 for stride, repeat in changed)
+        """True for each layer with a skip, (depth,): none without a law, nor where positions or the width change."""
+        widths = self.widths
+        changed = zip(self.strides[1:], self.repeats[1:], widths[1:], widths[2:], strict=False)
+        return tuple(self.branch is not None and stride == repeat == 1 and a == b for stride, repeat, a, b in changed)
 
     @property
     def deviations(self) -> tuple[float, ...]:

@@ -21,26 +21,27 @@ def code(design: Design) -> str:
         "about": about(design),
         "depth": design.depth,
         "channels": design.in_channels,
-        "width": design.width,
+        "by_layer": written.by_layer(),
         "scale": _scale(design),
         "gain": f"{1 / HermiteSeries.of(design.activation).mean_square:.12g}",
         "strided": written.strided,
         "upsampled": written.upsampled,
         "fewer": design.sizes[-1] < design.size,
-        "averages": written.averages(),
+        "pooled": written.pooled(),
         "blocks": any(design.skips),
         "plain": not all(design.skips),
         "grows": written.grows,
         "widths": written.widths,
         "deviation": written.deviation,
         "dilation": f"{f'{design.dilation} * ' if design.dilation > 1 else ''}2 ** (k % {design.cycle})",
-        "norm": written.norm("width" if written.widths else str(design.width)),
+        "norm": written.norm(str(design.widths[-1])),
+        "kind": design.norm,
         "arguments": {name: written.arguments(name) for name in ("Block", "Layer")},
         "formula": written.formula,
         "made": written.made,
         "run": written.run,
-        "stem": written.convolution(str(design.in_channels), str(design.width), written.outer()),
-        "head": written.convolution("width" if written.widths else str(design.width), "1", "", kernel=1),
+        "stem": written.convolution(str(design.in_channels), str(design.widths[1]), written.outer()),
+        "head": written.convolution(str(design.widths[-1]), "1", "", kernel=1),
         "branches": written.branches(),
         "always": written.always(),
         "drawn": written.drawn(),
@@ -60,13 +61,14 @@ def title(design: Design) -> str:
 def about(design: Design) -> str:
     """Its settings in a line."""
     growth = f", doubling over {design.cycle} layers" if design.cycle > 1 else ""
-    word = "stride" if design.reduction == "stride" else "averages of"
+    word = {"stride": "stride", "average": "averages of", "max": "maxima of"}[design.reduction]
     strides = f", {word} {design.stride} in {design.strided}" if design.stride > 1 else ""
     strides += f", repeats in {design.upsampled}" if design.stride > 1 and design.upsampled else ""
     branch = "no skips" if design.branch is None else f"branches times {design.branch:.4g}"
     more = [word for word in ("causal", "depthwise") if getattr(design, word)]
-    more += ["biases"] * design.bias + ["batch norms"] * (design.norm == "batch")
+    more += ["biases"] * design.bias + [f"{design.norm} norms"] * (design.norm != "none")
     width = f"width {design.width}" + (f", times {design.growth:g} by stage" if len(set(design.widths[1:])) > 1 else "")
+    width = f"widths {', '.join(map(str, design.stages))}" if design.stages else width
     parts = f"Kernel {design.kernel}, dilation {design.dilation}{growth}{strides}, {width}, {branch}, "
     return textwrap.fill(f"{parts}{', '.join([design.activation, *more])}.", 110)
 

@@ -13,6 +13,7 @@ from capalloc._decoupling.activations import NAMED_ACTIVATIONS
 from capalloc._runtime.arguments import checked
 from capalloc.app.design.hermite_series import HermiteSeries, averaged
 from capalloc.app.design.stack import Design
+from capalloc.architectures.convnext import ChannelNorm
 
 #: Modules by the number of axes.
 MODULES_BY_AXES: Final[dict[tuple[str, int], Any]] = {
@@ -22,6 +23,8 @@ MODULES_BY_AXES: Final[dict[tuple[str, int], Any]] = {
     ("norm", 2): nn.BatchNorm2d,
     ("average", 1): nn.AvgPool1d,
     ("average", 2): nn.AvgPool2d,
+    ("max", 1): nn.MaxPool1d,
+    ("max", 2): nn.MaxPool2d,
 }
 
 
@@ -35,24 +38,23 @@ class StackLayer(nn.Module):
         self.deviation = design.deviations[k - 1] if design.divides else 1.0
         self.scale = self.deviation * (design.branch or 0.0) if design.skips[k - 1] else None
         self.left = 2 * dilation * (design.kernel // 2) if design.causal else 0
-        if design.norm == "batch":
-            self.norm: nn.Module | None = normed(design, k - 1)
-        else:
-            self.norm = None
+        self.norm = normed(design, k - 1)
         self.repeat = nn.Upsample(scale_factor=repeat) if repeat > 1 else None
         self.act = NAMED_ACTIVATIONS[design.activation]()
+        self.largest = MODULES_BY_AXES["max", design.ndim](stride) if stride > 1 and design.maxima else None
         moved = design.conv_strides[k]
         if design.depthwise:
             self.depthwise: nn.Module | None = convolution(design, inputs, inputs, moved, dilation, inputs)
             self.pointwise = MODULES_BY_AXES["conv", design.ndim](inputs, outputs, 1, bias=design.bias)
         else:
             self.depthwise, self.conv = None, convolution(design, inputs, outputs, moved, dilation)
-        self.average = MODULES_BY_AXES["average", design.ndim](stride) if stride > moved else None
+        self.average = MODULES_BY_AXES["average", design.ndim](stride) if stride > 1 and design.averages else None
 
     def forward(self, h: Tensor) -> Tensor:
         """One layer."""
         found: Tensor = h / self.deviation if self.norm is None else self.norm(h)
         found = self.act(found if self.repeat is None else self.repeat(found))
+        found = found if self.largest is None else self.largest(found)
         found = F.pad(found, (self.left, 0)) if self.left else found
         found = self.conv(found) if self.depthwise is None else self.pointwise(self.depthwise(found))
         found = found if self.average is None else self.average(found)
@@ -67,10 +69,10 @@ class Network(nn.Module):
         stride, moved = design.strides[0], design.conv_strides[0]
         self.deviation = design.deviations[-1] if design.divides else 1.0
         self.left = 2 * (design.kernel // 2) if design.causal else 0
-        self.stem = convolution(design, design.in_channels, design.width, moved, 1)
-        self.average = MODULES_BY_AXES["average", design.ndim](stride) if stride > moved else None
+        self.stem = convolution(design, design.in_channels, design.widths[1], moved, 1)
+        self.average = MODULES_BY_AXES["average", design.ndim](stride) if stride > 1 and design.averages else None
         self.layers = nn.Sequential(*(StackLayer(design, k) for k in range(1, design.depth + 1)))
-        self.norm = normed(design, design.depth) if design.norm == "batch" else None
+        self.norm = normed(design, design.depth)
         self.act = NAMED_ACTIVATIONS[design.activation]()
         self.head = MODULES_BY_AXES["conv", design.ndim](design.widths[-1], 1, 1, bias=design.bias)
 
@@ -91,9 +93,12 @@ def convolution(design: Design, inputs: int, outputs: int, stride: int, dilation
     return found
 
 
-def normed(design: Design, k: int) -> nn.Module:
-    """The norm before activation `k`, with the variance that batches have at initial weights."""
-    norm: Any = MODULES_BY_AXES["norm", design.ndim](design.widths[k + 1])
+def normed(design: Design, k: int) -> nn.Module | None:
+    """The norm before activation `k`, a batch norm with the variance that batches have at initial weights."""
+    width = design.widths[k + 1]
+    if design.norm != "batch":
+        return {"none": None, "layer": ChannelNorm(width), "group": nn.GroupNorm(1, width)}[design.norm]
+    norm: Any = MODULES_BY_AXES["norm", design.ndim](width)
     norm.running_var.fill_(design.deviations[k] ** 2)
     found: nn.Module = norm
     return found
@@ -102,18 +107,24 @@ def normed(design: Design, k: int) -> nn.Module:
 def gains(design: Design) -> Iterator[float]:
     """Variance of the weights of the stem, every layer and the head, times their fan-in.
 
-    It is 1 / E[phi^2] behind an activation, and where positions are averaged more, so that the averages have variance 1
-    (docs/theory.md, sections 5 and 6).
+    It is 1 / E[phi^2] behind an activation, that of the largest where one is taken, and more where positions are
+    averaged, so that the averages have variance 1 (docs/theory.md, sections 5 and 6).
     """
     series = HermiteSeries.of(design.activation)
     rho, gain = 0.0, 1.0
-    averaging = design.reduction == "average"
     changes = (0.0, *(share(design, k) for k in range(design.depth)))
     for k, (stride, change) in enumerate(zip(design.strides, changes, strict=True)):
-        number = stride**design.ndim if averaging else 1
-        rho = (1 - change) * rho + change * series.correlation(rho) if k else rho
-        yield gain * number / (1 + (number - 1) * rho)
-        rho, gain = averaged(rho, number), 1 / series.mean_square
+        number = stride**design.ndim
+        if design.maxima and number > 1:
+            largest = series.largest(rho, number)
+            rho = largest.correlation
+            yield 1 / largest.mean_square
+        else:
+            number = number if design.averages else 1
+            rho = (1 - change) * rho + change * series.correlation(rho) if k else rho
+            yield gain * number / (1 + (number - 1) * rho)
+            rho = averaged(rho, number)
+        gain = 1 / series.mean_square
     yield gain
 
 

@@ -49,7 +49,7 @@ for (const kind of ["input", "change", "keydown", "blur", "focusout"]) {
 // Dash gives its controls no name for those who do not see the label above them.
 new MutationObserver(function () {
   for (const field of document.querySelectorAll("[data-label]")) {
-    for (const part of field.querySelectorAll("[role=slider], input[type=number], [role=listbox]")) {
+    for (const part of field.querySelectorAll("[role=slider], input[type=number], input[type=text], [role=listbox]")) {
       if (!part.hasAttribute("aria-label")) part.setAttribute("aria-label", field.dataset.label);
     }
     for (const part of field.querySelectorAll("button[aria-labelledby]")) {
