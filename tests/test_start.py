@@ -34,18 +34,26 @@ def test_beside_torch_nothing_else_comes():
     assert loaded_by("import torch, capalloc") <= {"torch", "numpy"}
 
 
-def test_every_name_of_the_stub_is_there():
-    """As `EAGER_IMPORT` asks of lazy_loader: all names are looked up at once."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import capalloc, capalloc.results"],
-        env=os.environ | {"EAGER_IMPORT": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.fixture(scope="module")
+def eager() -> subprocess.CompletedProcess[str]:
+    """A fresh process in which all names are looked up at once, as `EAGER_IMPORT` asks of lazy_loader."""
+    code = (
+        "import capalloc, capalloc.results, sys; "
+        "print([n for n, m in sys.modules.items() if n.startswith('torch') and type(m).__name__ == '_LazyModule'])"
     )
-    assert done.returncode == 0, done.stderr
+    told = os.environ | {"EAGER_IMPORT": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=told, capture_output=True, text=True, check=False)
+
+
+def test_every_name_of_the_stub_is_there(eager):
+    assert eager.returncode == 0, eager.stderr
     assert all(hasattr(capalloc, name) for name in capalloc.__all__)
     assert set(capalloc.__all__) <= set(dir(capalloc))
+
+
+def test_no_part_of_torch_stands_in_as_a_lazy_module(eager):
+    """`inspect.getmodule` touches every known module: a lazy one would import half of torch inside another import."""
+    assert eager.stdout.strip() == "[]"
 
 
 def test_every_module_imports():
@@ -58,13 +66,3 @@ def test_every_module_imports():
 
 def test_the_version_is_that_of_the_distribution():
     assert capalloc.__version__ == importlib.metadata.version("capalloc")
-
-
-def test_no_part_of_torch_stands_in_as_a_lazy_module():
-    """`inspect.getmodule` touches every known module: a lazy one would import half of torch inside another import."""
-    code = (
-        "import capalloc, sys; [getattr(capalloc, name) for name in dir(capalloc)]; "
-        "print([n for n, m in sys.modules.items() if n.startswith('torch') and type(m).__name__ == '_LazyModule'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
