@@ -87,10 +87,10 @@ def file_of(program: torch.export.ExportedProgram, folder: Path) -> Path:
     return path
 
 
-def forms(program: torch.export.ExportedProgram, folder: Path) -> list[object]:
+@pytest.fixture(scope="module")
+def forms(program, tmp_path_factory) -> list[object]:
     """A program in memory, in a file, and lowered."""
-    path = file_of(program, folder)
-    return [program, path, str(path), program.run_decompositions({})]
+    return [program, str(file_of(program, tmp_path_factory.mktemp("forms"))), program.run_decompositions({})]
 
 
 def assert_same(a: capalloc.Allocation, b: capalloc.Allocation) -> None:
@@ -102,16 +102,16 @@ def assert_same(a: capalloc.Allocation, b: capalloc.Allocation) -> None:
 
 
 @pytest.mark.parametrize(("program", "choice"), PAIRS, indirect=["program"])
-def test_propagate_gives_what_the_live_model_gives(net, images, program, choice, tmp_path):
+def test_propagate_gives_what_the_live_model_gives(net, images, program, choice, forms):
     live = capalloc.propagate(net, images, CHOICES[choice], solver="markov")
-    for form in forms(program, tmp_path):
+    for form in forms:
         assert_same(capalloc.propagate(form, images, CHOICES[choice], solver="markov"), live)
 
 
 @pytest.mark.parametrize(("program", "choice"), PAIRS, indirect=["program"])
-def test_measure_gives_what_the_live_model_gives(net, images, program, choice, tmp_path):
+def test_measure_gives_what_the_live_model_gives(net, images, program, choice, forms):
     live = capalloc.measure(net, images, CHOICES[choice], ridge=1e-3)
-    for form in forms(program, tmp_path)[1:]:
+    for form in forms[1:]:
         assert_same(capalloc.measure(form, images, CHOICES[choice], ridge=1e-3), live)
 
 
