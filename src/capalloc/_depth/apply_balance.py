@@ -100,7 +100,7 @@ def balance(
         )
     if found.phase == "plain":
         changed = model if in_place else copy.deepcopy(model)
-        _level(changed, inputs, outputs, found, told)
+        _level(changed, problem, found, told)
         return changed
     trails = _trails(problem, products)
     factors = dict(_factors(trails, found, optimiser))
@@ -156,11 +156,9 @@ def _multiply(model: nn.Module, name: str, used: float, stored: float) -> None:
     parametrize.register_parametrization(module, leaf, Multiplied(used, param))
 
 
-def _level(
-    model: nn.Module, inputs: Tensor | Iterable[Any], outputs: OutputSelection, found: Scaling, told: Mapping[str, Any]
-) -> None:
-    """Multiply the weights of plain layers until each has gain 1."""
-    own = dict(model.named_parameters())
+def _level(model: nn.Module, problem: Problem, found: Scaling, told: Mapping[str, Any]) -> None:
+    """Multiply the weights of plain layers until each has gain 1, in the model and in what its program reads."""
+    owners = (dict(model.named_parameters()), problem.params)
     for _ in range(LEVELLING_ROUNDS):
         rows = found.data[["gain", "rescaled"]].to_dataframe()
         open_ = rows[(rows["rescaled"] == 0) & (rows["gain"] > 0) & np.isfinite(rows["gain"])]
@@ -169,5 +167,6 @@ def _level(
             return
         with torch.no_grad():
             for name, gain in far["gain"].items():
-                own[f"{name}.weight" if f"{name}.weight" in own else str(name)].mul_(gain**-0.5)
-        found = scaling(model, inputs, outputs, **told)
+                for own in owners:
+                    own[f"{name}.weight" if f"{name}.weight" in own else str(name)].mul_(gain**-0.5)
+        found = scaling(problem, problem.inputs, **told)
