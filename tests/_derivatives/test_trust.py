@@ -77,6 +77,25 @@ def test_second_derivatives_that_are_missing_are_found_by_differences(function: 
     assert "by differences of the gradient" in str(raised.value)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_hard_sigmoid_is_measured_as_the_clamp_that_it_is(solver: str):
+    x = gaussian(30, 4)
+    clamp = lambda h: (h + 3).clamp(0, 6) / 6  # noqa: E731
+    found, expected = (
+        capalloc.measure(seeded_module(Net, act), x, **SOLVERS[solver]) for act in (nn.Hardsigmoid(), clamp)
+    )
+    assert found.total == pytest.approx(expected.total)
+    torch.testing.assert_close(torch.tensor(found.capacity.values), torch.tensor(expected.capacity.values))
+
+
+def test_an_operation_without_a_second_derivative_is_named():
+    def distances(h: Tensor) -> Tensor:
+        return torch.cdist(h[:, :, None], h.new_ones(1, 1, 1))[:, :, 0]
+
+    with pytest.raises(ValueError, match=r"cannot be differentiated twice, .*_cdist_backward.* is not implemented"):
+        capalloc.measure(seeded_module(Net, distances), gaussian(6, 4))
+
+
 def test_right_custom_functions_are_measured_as_what_they_are():
     x = gaussian(30, 4)
     expected = capalloc.measure(seeded_module(Net, torch.square), x)

@@ -46,6 +46,34 @@ def test_rows_in_groups_go_through_the_matrix_of_their_group() -> None:
     assert_same(*(seeded_module(lambda g=g: Experts(g)) for g in (True, False)), gaussian(12, 3))
 
 
+class Routed(nn.Module):
+    """Each expert gets the examples that pick it, which may be none, as rows of their own, or all and a mask."""
+
+    def __init__(self, gathered: bool) -> None:
+        super().__init__()
+        self.first, self.router, self.gathered = nn.Linear(3, 4), nn.Linear(4, 3), gathered
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x))
+        picked, out = self.router(h).argmax(1), h.new_zeros(len(h), 2)
+        for k, expert in enumerate(self.experts):
+            if self.gathered:
+                rows = (picked == k).nonzero()[:, 0]
+                out = out.index_add(0, rows, expert(h[rows]))
+            else:
+                out = out + torch.where((picked == k)[:, None], expert(h), 0.0)
+        return out
+
+
+def test_experts_that_no_example_picks_carry_nothing() -> None:
+    network, plain = (seeded_module(lambda g=g: Routed(g)) for g in (True, False))
+    assert_same(network, plain, gaussian(12, 3))
+    assert_same(network, plain, gaussian(1, 3))
+    field = capalloc.receptive_field(network, gaussian(12, 3))
+    assert bool(field.support.all())
+
+
 class Masked(nn.Module):
     """A softmax of some entries alone: the others are minus infinity, from a tensor or from a number."""
 

@@ -156,6 +156,35 @@ def test_outputs_that_a_rule_lets_no_path_to_are_an_error():
         capalloc.propagate(Outer(), gaussian(2, 4).float(), solver="markov")
 
 
+class Cut(nn.Module):
+    """A network whose output is a gradient that it takes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.last(torch.tanh(self.first(at))).sum(), at, create_graph=True)
+        return slope
+
+
+@pytest.mark.parametrize("method", [capalloc.walk, capalloc.scaling, capalloc.shattering, capalloc.receptive_field])
+def test_a_model_that_cuts_its_paths_is_an_error_of_every_method(method):
+    with pytest.raises(ValueError, match="outputs do not depend on inputs along any path"):
+        method(Cut(), gaussian(2, 4).float())
+
+
+def test_outputs_may_have_no_axis_beside_the_examples():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))
+    x, flat = gaussian(6, 4).float(), lambda y: y[:, 0]
+    for solver in ("markov", "hessian", "auto", "segments"):
+        found, expected = (capalloc.propagate(model, x, out, solver=solver) for out in (flat, None))
+        np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
+    np.testing.assert_allclose(*(capalloc.walk(model, x, out).inputs for out in (flat, None)), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("function", "sign"), [(torch.maximum, 1), (torch.minimum, -1), (torch.max, 1), (torch.min, -1)]
 )

@@ -165,3 +165,25 @@ def test_writes_that_nobody_sees_are_read_without_taking_the_graph_apart(again, 
     graph = capture(problem, len(x))
     np.testing.assert_allclose(evaluate(graph, x)[graph.output], model(x).detach(), rtol=1e-12)
     assert bool(parted) is again
+
+
+class Mapped(nn.Module):
+    """A network of one example, which `torch.func.vmap` maps over all of them."""
+
+    def __init__(self, mapped: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.mapped = nn.Linear(4, 5), nn.Linear(5, 2), mapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        def one(z: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(z)))
+
+        return torch.func.vmap(one)(x) if self.mapped else one(x)
+
+
+def test_what_vmap_maps_is_captured_as_what_it_computes():
+    found, plain = (
+        capalloc.propagate(seeded_module(Mapped, mapped), gaussian(12, 4), solver="markov") for mapped in (True, False)
+    )
+    assert found.total == pytest.approx(plain.total)
+    np.testing.assert_allclose(found.capacity, plain.capacity, rtol=1e-9)

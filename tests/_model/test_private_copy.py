@@ -33,6 +33,31 @@ def test_what_a_run_leaves_on_a_module_is_not_in_the_way():
     assert kept[0].requires_grad
 
 
+class Follows(nn.Module):
+    """Puts a mean of what it computed in the place of a buffer, and divides by what was there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("scale", torch.full((4,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, scale = self.a(x), self.scale
+        self.scale = 0.9 * scale + 0.1 * h.detach().abs().mean(0)
+        return self.b(torch.relu(h) / scale)
+
+
+def test_every_run_meets_the_buffers_of_the_model():
+    model, x = seeded_module(Follows), gaussian(12, 3)
+    plain = nn.Sequential(model.a, nn.ReLU(), nn.Linear(4, 2).double())
+    plain[2].weight.data, plain[2].bias.data = model.b.weight.data / 2, model.b.bias.data
+    own = model.scale
+    for method in (capalloc.measure, capalloc.propagate):
+        found, expected = (method(net, x) for net in (model, plain))
+        torch.testing.assert_close(torch.tensor(found.capacity.values), torch.tensor(expected.capacity.values))
+    assert model.scale is own
+
+
 def test_old_weight_norm_makes_its_weight_anew():
     with pytest.warns(FutureWarning, match="weight_norm"):
         net = nn.utils.weight_norm(nn.Linear(3, 2)).double()

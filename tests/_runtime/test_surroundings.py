@@ -149,6 +149,21 @@ def test_surroundings_change_nothing(answers, around: str, name: str):
     assert after == before
 
 
+class Enters(nn.Linear):
+    """Enters a transform of torch.func, and fails before it leaves."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._C._functorch._vmap_increment_nesting(1, "error")
+        raise ValueError("the model fails")
+
+
+@pytest.mark.parametrize("method", [capalloc.measure, capalloc.propagate, capalloc.walk])
+def test_transforms_that_a_model_enters_end_with_the_call(method):
+    with pytest.raises(ValueError, match="model"):
+        method(Enters(3, 2), torch.ones(4, 3))
+    assert torch._C._functorch.maybe_current_level() is None
+
+
 QUICK = ("output_gram", "effective_parameters", "linear.model_jacobian", "solvers.mean_eigenvalue")
 
 

@@ -97,7 +97,8 @@ def ntk_condition(problem: Problem, x: Tensor) -> float:
     """Largest over smallest eigenvalue of the neural tangent kernel of the summed outputs (Chen et al., 2021)."""
 
     def summed(returned: Any) -> Tensor:
-        return problem.select(returned).flatten(1).sum(1, keepdim=True)
+        chosen = problem.select(returned)
+        return chosen.reshape(len(chosen), -1).sum(1, keepdim=True)
 
     kernel = output_gram(problem.model, x.double(), summed, params=list(problem.params)).reshape(len(x), len(x))
     found = torch.linalg.eigvalsh(kernel)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from capalloc._derivatives.rows import Replay
+from capalloc._derivatives.tape import Twice
 from capalloc._model.input_metric import Directions
 from capalloc._model.problem import Problem
 from capalloc._runtime.surroundings import undisturbed
@@ -21,7 +22,10 @@ from capalloc._runtime.surroundings import undisturbed
 
 @dataclass(frozen=True)
 class LoopRows:
-    """Rows of constraints of a batch, by reverse over reverse."""
+    """Rows of constraints of a batch, by reverse over reverse.
+
+    Raises ValueError where autograd has no second derivative.
+    """
 
     problem: Problem
 
@@ -41,11 +45,20 @@ class LoopRows:
         """One example's rows: for every parameter, (o, d, *parameter)."""
         at = directions.at(x).flatten(1)
         x = x.clone().requires_grad_()
-        out = self.problem(x[None])[0]
+        with Twice():
+            out = self.problem(x[None])[0]
         rows = []
-        for f in out if mix is None else mix @ out:
-            slope = torch.autograd.grad(f, x, create_graph=True, materialize_grads=True)[0]
-            rows.append(gradients_of(self.problem, at @ slope.flatten() + directions.alpha * f))
+        try:
+            for f in out if mix is None else mix @ out:
+                slope = torch.autograd.grad(f, x, create_graph=True, materialize_grads=True)[0]
+                rows.append(gradients_of(self.problem, at @ slope.flatten() + directions.alpha * f))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                f"the model cannot be differentiated twice, which constraints need: {error}; write that operation in "
+                "others, or ask propagate(solver='markov'), which differentiates nothing"
+            ) from error
         return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 

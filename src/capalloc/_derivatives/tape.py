@@ -30,15 +30,27 @@ def _unrolled(name: str) -> Callable[..., Any]:
     return lambda *args: (unrolled if isinstance(args[3], bool) else fused)(*args)
 
 
+#: Calls whose second derivative autograd lacks, in operations that have one.
+TWICE: dict[Any, Callable[..., Tensor]] = {
+    F.hardsigmoid: lambda input, inplace=False: (input + 3).clamp(0, 6) / 6,
+}
 #: Calls whose derivatives fail in forward mode or in batches, in elementary operations.
 ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
     F.silu: lambda input, inplace=False: input * input.sigmoid(),
     F.prelu: lambda input, weight: (
         input.clamp(min=0) + weight.reshape(-1, *(1,) * (input.ndim - 2)) * input.clamp(max=0)
     ),
-    F.hardsigmoid: lambda input, inplace=False: (input + 3).clamp(0, 6) / 6,
+    **TWICE,
     **{getattr(torch, name): _unrolled(name) for name in RECURRENT},
 }
+
+
+class Twice(TorchFunctionMode):
+    """Runs a model in operations that can be differentiated twice."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one call of torch."""
+        return TWICE.get(func, func)(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

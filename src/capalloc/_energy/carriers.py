@@ -26,6 +26,7 @@ from capalloc._operators.records import record
 Products = Mapping[str, GateSide]
 GATE_SIDES = ("left", "right", "both")
 NO_PRODUCTS: Products = {}
+NO_PATH = "outputs do not depend on inputs along any path that carries energy"
 SQUARED = (
     "a signal times itself or its linear map: paths that meet again in both factors are counted as if they were of two "
     "signals, so that entries with themselves have half their energy"

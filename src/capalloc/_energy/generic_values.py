@@ -45,8 +45,9 @@ def same_places(node: Node) -> bool:
 
 
 def is_floating(value: Any) -> bool:
-    """Tell whether all tensors of a value have derivatives."""
-    return all(v.dtype.is_floating_point or v.dtype.is_complex for v in pytree.tree_leaves(value))
+    """Tell whether all tensors of a value have derivatives; sizes that depend on the data are no tensors."""
+    tensors = (v for v in pytree.tree_leaves(value) if isinstance(v, Tensor))
+    return all(v.dtype.is_floating_point or v.dtype.is_complex for v in tensors)
 
 
 def double(value: Any) -> Any:

@@ -131,7 +131,10 @@ class _Sweep:
 
     def pull(self, node: Node, masks: Masks) -> dict[Node, Masks]:
         """Give masks of the arguments of a call that depend on the inputs."""
-        wanted = [used for used in dict.fromkeys(node.all_input_nodes) if used in self.live]
+        read = (used for used in dict.fromkeys(node.all_input_nodes) if used in self.live)
+        wanted = [
+            used for used in read if not isinstance(self.values[used], (int, float))
+        ]  # sizes are followed by none
         if node.target is operator.getitem:
             size = len(pytree.tree_leaves(self.values[wanted[0]]))
             return {wanted[0]: [masks[0] if k == node.args[1] else None for k in range(size)]}

@@ -130,7 +130,7 @@ def path_usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, 
             last[0].forget()
         usage = usage or Usage(program.channels.resolve())
         weighed = seed * usage.output_weight(program)
-        usage.by_example += (program.values[program.output] * weighed).flatten(1).sum(1).tolist()
+        usage.by_example += (program.values[program.output] * weighed).reshape(len(weighed), -1).sum(1).tolist()
         flow = sweep.law(program, weighed, [mixture.slot for mixture in program.partial])
         last = (program, seed, flow)
         add_usage(usage, program, flow)

@@ -15,7 +15,7 @@ from functools import cached_property
 
 from torch.fx import Node
 
-from capalloc._energy.carriers import Carriers
+from capalloc._energy.carriers import NO_PATH, Carriers
 from capalloc._graph.capture import Graph, module_path
 from capalloc._operators.records import record
 
@@ -45,7 +45,12 @@ class Trails:
 
     @classmethod
     def of(cls, graph: Graph, carriers: Carriers) -> Trails:
-        """Walk the graph once."""
+        """Walk the graph once.
+
+        Raises:
+            ValueError: no path leads from the inputs to the outputs.
+
+        """
         order: dict[Node, int] = {}
         ancestors: dict[Node, int] = {}
         for node in graph.nodes:
@@ -56,6 +61,8 @@ class Trails:
                 for mine in fed:
                     own |= mine
                 ancestors[node] = own
+        if graph.output not in ancestors:
+            raise ValueError(NO_PATH)
         return cls(graph, carriers, order, ancestors)
 
     def before(self, node: Node) -> list[Node]:

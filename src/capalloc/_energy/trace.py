@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from capalloc._energy.affine_stretch import AffineStretch, InputStart, Parts
-from capalloc._energy.carriers import Carriers, find
+from capalloc._energy.carriers import NO_PATH, Carriers, find
 from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.made_ranks import MadeWeight, leverages, tie_what_cannot_be_rescaled
 from capalloc._energy.made_weights import JACOBIAN_LIMIT, jacobians, shares
@@ -94,7 +94,7 @@ def trace(
             made = len(program.values)
     energy = known[graph.output].energy
     if not isinstance(energy, Energy) or not energy.is_signal:
-        raise ValueError("outputs do not depend on inputs along any path that carries energy")
+        raise ValueError(NO_PATH)
     if torch.isnan(known[graph.output].value).any():
         raise ValueError("the model's outputs hold NaN; drop or repair the examples that give them")
     program.output = energy.slot
@@ -236,6 +236,8 @@ class _Tracing:
 
     def _energy(self, node: Node, arguments: dict[str, Any], result: Any) -> Any:
         carriers = self.carriers
+        if not _has_gradient(result):
+            return None
         if node in carriers.bent:
             return self._made_of(carriers.bent[node], result)
         if node in carriers.made:
@@ -260,7 +262,7 @@ class _Tracing:
             return call.gated(root.energy, partial(slope, found.function(values)), root.value)
         leaves = pytree.tree_leaves(arguments)
         carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
-        if not carried or not _has_gradient(result):
+        if not carried:
             return None
         return (record(node.target).energy or linear_operator)(call)
 
@@ -271,8 +273,8 @@ def _frozen(argument: Any) -> Any:
 
 
 def _has_gradient(result: Any) -> bool:
-    """Tell whether gradients can pass: masks and indices carry no path."""
-    tensors = (r for r in pytree.tree_leaves(result) if isinstance(r, Tensor))
+    """Tell whether gradients can pass: masks, indices and what has no entries carry no path."""
+    tensors = (r for r in pytree.tree_leaves(result) if isinstance(r, Tensor) and r.numel())
     return any(r.dtype.is_floating_point or r.dtype.is_complex for r in tensors)
 
 

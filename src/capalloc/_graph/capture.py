@@ -34,6 +34,8 @@ from capalloc._operators.records import record
 
 #: Said in the results of a graph that was captured this way.
 STRICT = "torch.export takes this model in strict mode alone, where it reads its Python instead of running it"
+#: Functions that torch.export leaves in a graph for a `torch.func.vmap`, which decomposing puts in line.
+VMAP_MARKS = "torch._functorch.predispatch"
 #: Where the wrapper keeps the model.
 PREFIX = "model."
 
@@ -237,8 +239,8 @@ def _is_composite(node: Node) -> bool:
         return False
     if isinstance(made, Tensor) and not (made.is_floating_point() or made.is_complex()):
         return isinstance(target, OpOverload) and target._schema.is_mutable
-    if not isinstance(target, OpOverload):
-        return isinstance(target, HigherOrderOperator)
+    if not isinstance(target, OpOverload):  # `torch.func.vmap` in forward leaves marks of where it begins and ends
+        return isinstance(target, HigherOrderOperator) or getattr(target, "__module__", None) == VMAP_MARKS
     return target._schema.is_mutable or target.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
 
 

@@ -35,6 +35,8 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"model cannot be copied, and the methods work on a copy: {error}") from error
     frozen = copied.eval().requires_grad_(False)
+    if any(True for _ in frozen.buffers()):
+        _keep_buffers(frozen)
     if (defaults := forward_defaults()) is not None and not isinstance(model, SavedModel):
         surround(frozen, lambda x: defaults())
     return frozen if dtype is None else frozen.to(dtype)
@@ -43,6 +45,23 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
 def keeps_tensors(model: nn.Module) -> bool:
     """Tell whether modules keep tensors that they computed from others."""
     return any(True for _ in _kept(model))
+
+
+def _keep_buffers(model: nn.Module) -> None:
+    """Let every forward pass of the copy leave the buffers that it met, where it puts others in their place."""
+    met: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_dynamo_compiling():
+            met[:] = [(m._buffers, dict(m._buffers)) for m in module.modules() if m._buffers]
+
+    def leave(module: nn.Module, args: Any, returned: Any) -> None:
+        if not torch.compiler.is_dynamo_compiling():
+            for held, own in met:
+                held.update(own)
+
+    model.register_forward_pre_hook(enter)
+    model.register_forward_hook(leave, always_call=True)
 
 
 def surround(

@@ -57,6 +57,9 @@ def undisturbed() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(torch.random.fork_rng([]))
+        functorch = torch._C._functorch  # type: ignore[attr-defined, unused-ignore]
+        # A model's own transforms may end without leaving theirs, and all that comes later would be inside of them.
+        stack.callback(functorch.pop_dynamic_layer_stack_and_undo_to_depth, functorch.get_dynamic_layer_stack_depth())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
