@@ -110,7 +110,7 @@ def test_energies_are_those_of_the_squared_jacobian(name):
         jacobian = (second.square() @ first.square()).sqrt()
     energy = program.values[program.output] * 2.0 ** program.exponents[program.output]
     np.testing.assert_allclose(energy, jacobian.square().sum(1).reshape(energy.shape) + offset, rtol=1e-10, atol=1e-12)
-    flow = sweep.law(program, torch.ones_like(energy))
+    flow = sweep.law(program, torch.ones_like(energy), [program.input])
     at_input = flow.at_slots[program.input] * 2.0 ** program.exponents[program.output]
     np.testing.assert_allclose(at_input.reshape(-1), jacobian.square().sum(0), rtol=1e-10, atol=1e-12)
 

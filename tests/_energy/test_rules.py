@@ -41,7 +41,7 @@ def test_energies_are_those_of_the_squared_jacobian(op):
     expected = jacobian.square().sum(1).reshape(energy.shape) + (offset.square() if isinstance(offset, Tensor) else 0)
     tolerance = 1e-6 if op in (aten._to_copy.default, aten.to.dtype) else 1e-10
     np.testing.assert_allclose(energy, expected, rtol=tolerance, atol=1e-12)
-    flow = sweep.law(program, torch.ones_like(energy))
+    flow = sweep.law(program, torch.ones_like(energy), [program.input])
     at_input = flow.at_slots[program.input] * 2.0 ** (program.exponents[program.output])
     np.testing.assert_allclose(at_input.reshape(-1), jacobian.square().sum(0), rtol=tolerance, atol=1e-12)
 
@@ -147,7 +147,7 @@ def test_without_data_windows_share_evenly_however_far_apart_their_entries_lie(s
 
 def law(program, seed):
     """Path energy from every input to the marked outputs."""
-    return sweep.law(program, seed).at_slots[program.input].reshape(-1)
+    return sweep.law(program, seed, [program.input]).at_slots[program.input].reshape(-1)
 
 
 def test_outputs_that_a_rule_lets_no_path_to_are_an_error():

@@ -33,7 +33,7 @@ def energies(program: Program) -> tuple[Tensor, Tensor]:
     """Path energy of every output, and of all outputs by the input where paths start."""
     scale = 2.0 ** program.exponents[program.output]
     out = program.values[program.output]
-    flow = sweep.law(program, torch.ones_like(out))
+    flow = sweep.law(program, torch.ones_like(out), [program.input])
     return out * scale, flow.at_slots[program.input] * program.values[program.input] * scale
 
 

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 Pulled = list[Tensor]
 #: Functions that multiply entries of their arguments by nothing else.
 PRODUCTS = (torch.mul, torch.matmul)
+#: Places of a map up to which torch's own gradient of a convolution's weight takes several times a matrix product.
+FEW_PLACES = 64
 
 
 class EnergyMap(Protocol):
@@ -71,6 +73,33 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class OpenWhere(Gate):
+    """The gates of ReLU: open where `squared`, which here holds the pre-activations, is positive; shaped alike."""
+
+    least: float = 0
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        return torch.ops.aten.threshold_backward(args[0], self.squared, 0)  # type: ignore[no-any-return]
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        return [self(cotangent)]
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """The same entries in another shape."""
+
+    shape: tuple[int, ...]
+    least: ClassVar[float] = 0
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        return args[0].reshape(self.shape)
+
+    def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        return [cotangent.expand(self(args[0]).shape).reshape(args[0].shape)]
+
+
+@dataclass(frozen=True)
 class Sum:
     """Addition of two energies, broadcast."""
 
@@ -86,15 +115,23 @@ class Sum:
 
 @dataclass(frozen=True)
 class Product:
-    """A signal times a weight, entry by entry, broadcast."""
+    """A signal times a weight, entry by entry, broadcast, and times what is `held`, shaped as the weight."""
 
-    least: ClassVar[float] = 0
+    held: Tensor | None = None
+    least: float | None = 0
 
     def __call__(self, *args: Tensor) -> Tensor:
-        return args[0] * args[1]
+        return args[0] * self._held(args[1])
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        return [(cotangent * args[1 - k]).sum_to_size(args[k].shape) for k in wanted]
+        pulled = {
+            0: lambda: (cotangent * self._held(args[1])).sum_to_size(args[0].shape),
+            1: lambda: self._held((cotangent * args[0]).sum_to_size(args[1].shape)),
+        }
+        return [pulled[k]() for k in wanted]
+
+    def _held(self, weight: Tensor) -> Tensor:
+        return weight if self.held is None else weight * self.held
 
 
 @dataclass(frozen=True)
@@ -136,9 +173,18 @@ class ConvolutionMap:
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
         # The kernels need nothing of a signal that is not wanted but its shape.
-        mask = [0 in wanted, 1 in wanted, False]
-        both = torch.ops.aten.convolution_backward(cotangent, *args, None, *self._settings, mask)
+        by_patches = 1 in wanted and self._has_few_places(cotangent, args[1])
+        mask = [0 in wanted, 1 in wanted and not by_patches, False]
+        both = list(torch.ops.aten.convolution_backward(cotangent, *args, None, *self._settings, mask))
+        if by_patches:
+            patches = F.unfold(args[0], args[1].shape[2:], self.dilation, self.padding, self.stride)
+            both[1] = torch.einsum("nop,nip->oi", cotangent.flatten(2), patches).reshape(args[1].shape)
         return [both[k] for k in wanted]
+
+    def _has_few_places(self, cotangent: Tensor, weight: Tensor) -> bool:
+        """Tell whether the gradient of the weight is quicker by patches, which holds on small maps."""
+        plain = self.groups == 1 and not self.transposed and weight.ndim == 4 and cotangent.ndim == 4
+        return plain and weight[0, 0].numel() > 1 and cotangent[0, 0].numel() <= FEW_PLACES
 
     @property
     def _settings(self) -> tuple[Any, ...]:

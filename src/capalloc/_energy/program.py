@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from capalloc._energy.maps import EnergyMap, Gate, Product, Sum, as_map
+from capalloc._energy.maps import EnergyMap, Gate, OpenWhere, Product, Sum, as_map
 from capalloc._energy.ranges import Range, least_of_gates
 from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels, connected, filled
 
@@ -158,7 +158,7 @@ class Program:
         """Add the squares of a tensor; they are taken of the rescaled value, so none is lost to underflow."""
         value, exponent = _normalise(value.detach().to(self.dtype), of_square=True)
         mantissa, shift = _normalise(value.square())
-        least = self.reach.of_squares(value) - shift if self.reach else 0
+        least = self.reach.of_squares(value, mantissa, shift) - shift if self.reach else 0
         return self._slot(mantissa, 2 * exponent + shift, None, least)
 
     def start(self, input_energy: Tensor) -> Energy:
@@ -225,10 +225,20 @@ class Program:
     def gate(self, energy: Energy, squared: Tensor | float) -> Energy:
         """Multiply by squared gates, broadcastable to the energy or the energy to them."""
         gates = squared.to(self.dtype) if isinstance(squared, Tensor) else squared
-        least = least_of_gates(squared) if self.reach else None
-        if isinstance(gates, Tensor) and energy.labels is not None and gates.numel() > energy.labels.numel():
+        self.see_uneven(energy, gates)
+        return self.step(Gate(gates, least_of_gates(squared) if self.reach else None), [energy], energy.labels)
+
+    def open_where(self, energy: Energy, z: Tensor) -> Energy:
+        """Let through where z > 0, as ReLU does; z has the shape of the energy."""
+        if z.dtype != self.dtype or z.shape != energy.shape:
+            return self.gate(energy, z > 0)
+        self.see_uneven(energy, z)
+        return self.step(OpenWhere(z), [energy], energy.labels)
+
+    def see_uneven(self, energy: Energy, factor: Tensor | float) -> None:
+        """Note channels that a fixed factor treats unlike from place to place."""
+        if isinstance(factor, Tensor) and energy.labels is not None and factor.numel() > energy.labels.numel():
             self.uneven.append(energy.labels)
-        return self.step(Gate(gates, least), [energy], energy.labels)
 
     def add(self, *terms: Energy) -> Energy:
         """Add residually: energies add, channels are tied."""
@@ -349,7 +359,7 @@ def _normalise(value: Tensor, of_square: bool = False) -> tuple[Tensor, int]:
     """Split a value into a mantissa with its largest entry in range, and the power of two taken out."""
     if not value.numel():
         return value, 0
-    low, high = (float(x) for x in value.aminmax()) if of_square else (0.0, float(value.max()))
+    low, high = (float(x) for x in value.aminmax()) if of_square else (0.0, float(value.amax()))
     largest = max(-low, high)
     if largest == 0.0 or not math.isfinite(largest):
         return value, 0

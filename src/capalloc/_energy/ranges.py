@@ -35,9 +35,10 @@ class Range:
         """Give the least exponent of a tensor in a precision that holds it, and note whether float32 may lose it."""
         return self._product(least_exponent(value))
 
-    def of_squares(self, value: Tensor) -> float:
-        """Do the same for its squares."""
-        return self._product(2 * least_exponent(value.abs()))
+    def of_squares(self, value: Tensor, mantissa: Tensor, shift: int) -> float:
+        """Do the same for its squares, given as mantissa * 2**shift."""
+        kept = mantissa.numel() and float(mantissa.amin()) >= 2.0**SAFE  # then no square was lost
+        return self._product(least_exponent(mantissa) + shift if kept else 2 * least_exponent(value.abs()))
 
     def of_step(self, step: Any, result: Tensor) -> float:
         """Give the least exponent of a step's result before it is scaled, and note whether a product may be lost."""
@@ -94,7 +95,7 @@ def least_exponent(values: Tensor) -> float:
         return 0
     least = float(values.amin())
     if least == 0.0:
-        least = float(torch.where(values > 0, values, math.inf).amin())
+        least = float(torch.threshold(values, 0.0, math.inf).amin())
     return exponent(least)
 
 

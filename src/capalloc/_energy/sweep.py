@@ -23,10 +23,11 @@ from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, 
 
 
 def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoint:
-    """Sweep the first adjoint: g = dE/de with `seed` at the outputs, kept at edges, leaves and `keep`."""
+    """Sweep the first adjoint: g = dE/de with `seed` at the outputs, kept at edges, parameters and `keep`."""
     flow = FirstAdjoint()
     edges = {edge.step: edge for edge in program.edges}
-    kept = {*keep, program.input, program.constant, *program.params.values(), *(e.weight for e in program.edges)}
+    kept = {*keep, *program.params.values(), *(e.weight for e in program.edges)}
+    idle = {program.input, program.constant} - kept  # the inputs' own adjoint costs as much as that of a layer
     waiting: Cotangents = {program.output: seed}
     reach, least = program.reach, {program.output: least_exponent(seed) if program.reach else 0.0}
     for k in reversed(range(len(program.steps))):
@@ -36,7 +37,9 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
             continue
         if step.out in kept:
             flow.at_slots[step.out] = g
-        wanted = list(dict.fromkeys(step.args))
+        wanted = [slot for slot in dict.fromkeys(step.args) if slot not in idle]
+        if not wanted:
+            continue
         pulled = pull(program, step, g, wanted)
         if k in edges:
             flow.at_edges[k] = g
@@ -167,6 +170,6 @@ class _Duals:
         """1 / (dE/d theta^2) where that is positive, 0 elsewhere."""
         used = self.usage.through_params[slot]
         if not self.usage.all_used(slot):
-            used = torch.where(used > 0, used, torch.inf)
+            used = torch.threshold(used, 0.0, torch.inf)
         held = self.program.held.get(slot)
         return used.reciprocal() if held is None else held.to(used) / used

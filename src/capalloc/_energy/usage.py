@@ -42,7 +42,8 @@ class Usage:
     def all_used(self, slot: int) -> bool:
         """Tell whether a path uses every parameter in a slot, once all batches are counted."""
         if slot not in self.whole:
-            self.whole[slot] = bool((self.through_params[slot] > 0).all())
+            used = self.through_params[slot]
+            self.whole[slot] = not used.numel() or float(used.amin()) > 0
         return self.whole[slot]
 
     def is_lost(self) -> bool:
@@ -142,7 +143,7 @@ def _count_used(usage: Usage, slot: int) -> float:
     used = usage.through_params.get(slot)
     if used is None:
         return 0.0
-    return float(used.numel() if usage.all_used(slot) else torch.count_nonzero(used))
+    return float(used.numel() if usage.all_used(slot) else _counts(used, torch.atleast_1d(used)[:1]).double().sum())
 
 
 def _count_idle(usage: Usage, slot: int, held: Tensor | None) -> float:
@@ -159,10 +160,15 @@ def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Resca
     if whole and apart:
         numbers = [torch.full((side.numel(),), kernel * (shape.numel() // side.numel())) for side in sides]
     else:
-        counts = sum_to((used > 0).to(torch.float32), torch.empty(shape, device="meta")).cpu()  # exact below 2**24
+        counts = _counts(used, torch.empty(shape, device="meta")).cpu()
         counts = counts if apart else counts * (read != written)
         numbers = [sum_to(counts, side).reshape(-1) for side in sides]
     return _concatenate([(side.reshape(-1), n.double()) for side, n in zip(sides, numbers, strict=True)])
+
+
+def _counts(used: Tensor, like: Tensor) -> Tensor:
+    """Count the entries in use over the axes along which `like` is broadcast, fewer than 2**24 each."""
+    return sum_to(used.clamp(min=0).sign_().float(), like)  # quicker than a comparison
 
 
 def sum_to(values: Tensor, like: Tensor) -> Tensor:

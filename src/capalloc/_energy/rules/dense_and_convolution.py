@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from capalloc._energy.maps import ConvolutionMap, DenseMap, Product, as_map
+from capalloc._energy.maps import ConvolutionMap, DenseMap, Product, Reshaped, as_map
 from capalloc._energy.program import Energy, Program
+from capalloc._energy.ranges import least_of_gates
 from capalloc._energy.rules.registration import Call, rule
 from capalloc._energy.symmetries.classes import positions, share, share_entries
 from capalloc._energy.symmetries.convolution import Convolved
@@ -41,8 +42,7 @@ def convolution(call: Call) -> Energy:
         found: Tensor = call.replaced("input", "weight", bias=None, groups=groups)(x, w)
         return found
 
-    used = (program.values[weight.slot] > 0).cpu()
-    convolved = Convolved(run, used, groups, isinstance(fn, ConvolutionMap) and fn.transposed)
+    convolved = Convolved(run, program.values[weight.slot], groups, isinstance(fn, ConvolutionMap) and fn.transposed)
     sides, out_labels = convolved.around(program.channels, x.labels, x.shape)
     out = program.weigh(fn, x, weight, *sides[0], out_labels, sides[1:])
     return add_bias(call, out, channel_axis=1)
@@ -71,15 +71,14 @@ def last_axis_product(call: Call, x: Energy, weight: Energy) -> Energy:
     outer, inner = _factors(program, weight)
     if inner is not None and outer.shape in ((weight.shape[0], 1), (1, weight.shape[1])):
         before = outer.shape[0] == 1 and weight.shape[0] != 1
-        along = program.move(lambda w: w.reshape(-1), outer)
+        along = program.move(Reshaped((-1,)), outer)
         if before:
             return last_axis_product(call, scale(call, x, along), inner)
         return scale(call, last_axis_product(call, x, inner), along)
     assert x.labels is not None
     labels = x.labels.expand(*x.labels.shape[:-1], x.shape[-1]) if x.labels.ndim else x.labels.expand(x.shape[-1:])
     found = positions(program.channels, labels, weight.shape[0])
-    used = program.values[weight.slot] > 0
-    written = share(program.channels, found.read[:, None], used[None])[:, 0]
+    written = share(program.channels, found.read[:, None], program.values[weight.slot][None])[:, 0]
     sides = tuple((r.reshape(1, -1), w.reshape(-1, 1)) for r, w in zip(found.read, written, strict=True))
     out_labels = written[0] if len(written) == 1 else written[found.place]
     return program.weigh(DenseMap(), x, weight, *sides[0], out_labels, sides[1:])
@@ -92,23 +91,31 @@ def add_bias(call: Call, out: Energy, channel_axis: int) -> Energy:
         return out
     shape = [1] * len(out.shape)
     shape[channel_axis] = -1
-    return call.program.add(out, call.program.begin(call.program.move(lambda b: b.reshape(shape), bias)))
+    return call.program.add(out, call.program.begin(call.program.move(Reshaped(tuple(shape)), bias)))
 
 
-def scale(call: Call, x: Energy, weight: Energy) -> Energy:
-    """x * w, entry by entry; each channel that reads a weight rescales by the same factor."""
+def scale(call: Call, x: Energy, weight: Energy, held: Tensor | None = None) -> Energy:
+    """x * w, entry by entry; each channel that reads a weight rescales by the same factor.
+
+    With what is `held`, squared factors that broadcast to the weight's shape, it is x * w * held.
+    """
     assert x.labels is not None
     program = call.program
     outer, inner = _factors(program, weight)
     if inner is not None:
-        return scale(call, scale(call, x, inner), outer)
+        return scale(call, scale(call, x, inner, held), outer)
     shape = torch.broadcast_shapes(x.shape, weight.shape)
     aligned = (1,) * (len(shape) - len(weight.shape)) + weight.shape
-    weight = program.move(lambda w: w.reshape(aligned), weight)
+    if weight.shape != aligned:
+        weight = program.move(Reshaped(aligned), weight)
     labels = x.labels.reshape((1,) * (len(shape) - x.labels.ndim) + tuple(x.labels.shape))
     labels = labels.expand([n if n > 1 else -1 for n in aligned])
     sides, out_labels = share_entries(program.channels, labels, program.values[weight.slot] > 0)
-    return program.weigh(Product(), x, weight, *sides[0], out_labels, sides[1:])
+    fn = Product()
+    if held is not None:
+        program.see_uneven(x, held)
+        fn = Product(held.to(program.dtype), least_of_gates(held) if program.reach else 0)
+    return program.weigh(fn, x, weight, *sides[0], out_labels, sides[1:])
 
 
 def _factors(program: Program, weight: Energy) -> tuple[Energy, Energy | None]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capalloc._energy.maps import Reshaped
 from capalloc._energy.program import Energy
 from capalloc._energy.rules.dense_and_convolution import scale
 from capalloc._energy.rules.registration import Call, rule
@@ -78,18 +79,22 @@ def norm(call: Call) -> Energy | tuple[Energy, None, None]:
         given["eps"] = torch.finfo(given["input"].dtype).eps  # of the model's precision, not of the energies'
     mean, std, shape = STATISTICS[call.op](given | {"input": given["input"].to(program.dtype)})
     gamma, beta = (call.weight(name) if name in call.args else None for name in ("weight", "bias"))
-    out = program.gate(call.signal("input"), std.square().reciprocal())
+    out, within = call.signal("input"), std.square().reciprocal()
     offset = None if mean is None else -mean / std
+    # Statistics of channels are part of the map of gamma; a first layer that is taken whole has them before it.
+    at_once = gamma is not None and beta is not None and within.ndim == len(shape) and program.mix is None
+    if not at_once:
+        out = program.gate(out, within)
     if offset is not None and beta is None:
         out, offset = program.add(out, program.fixed(offset)), None
     if gamma is not None:
-        out = scale(call, out, program.move(lambda w: w.reshape(shape), gamma))
+        out = scale(call, out, program.move(Reshaped(tuple(shape)), gamma), within if at_once else None)
         offset = None if offset is None else offset * call["weight"].reshape(shape)
     if beta is not None:
         value = call["bias"].to(program.dtype).reshape(shape) + (0 if offset is None else offset)
         alike = value.numel() == call["bias"].numel()
         leaf = program.revalue(beta, value.reshape(beta.shape) if alike else torch.ones_like(call["bias"]))
-        start = program.begin(program.move(lambda b: b.reshape(shape), leaf))
+        start = program.begin(program.move(Reshaped(tuple(shape)), leaf))
         out = program.add(out, start if alike else program.gate(start, value.double().square()))
     return out if isinstance(call.result, Tensor) else (out, None, None)
 

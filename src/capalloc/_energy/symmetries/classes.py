@@ -41,18 +41,18 @@ def positions(channels: Channels, labels: Tensor, outputs: int) -> PositionClass
     return PositionClasses(rows[first[order]], torch.from_numpy(rank[place.reshape(-1)]).reshape(labels.shape[:-1]))
 
 
-def share(channels: Channels, read: Tensor, used: Tensor) -> Tensor:
+def share(channels: Channels, read: Tensor, squares: Tensor) -> Tensor:
     """Labels (k, g, o) that a free weight writes in every class, related as its sharing asks.
 
     Args:
         channels: where labels and relations are kept.
         read: labels read, (k, g, j).
-        used: which weights are not 0, (g, o, j).
+        squares: of the weights, (g, o, j).
 
     """
-    written = channels.fresh((len(read), *used.shape[:2]))
+    written = channels.fresh((len(read), *squares.shape[:2]))
     if len(read) > 1:
-        channels.serve(written, read, used)
+        channels.serve(written, read, (squares > 0).cpu())
     return written
 
 

@@ -25,7 +25,7 @@ class Convolved:
     """A convolution as channels see it."""
 
     run: Callable[[Tensor, Tensor, int], Tensor]  # of input, weight and number of groups, without bias
-    used: Tensor  # which weights are not 0: (outputs, inputs / groups, *kernel), or (inputs, outputs / groups, *kernel)
+    squares: Tensor  # of weights: (outputs, inputs / groups, *kernel), or (inputs, outputs / groups, *kernel)
     groups: int
     transposed: bool
 
@@ -45,18 +45,18 @@ class Convolved:
             (labels,) = narrowed(channels.canonical(labels).expand(-1, *shape[1:]), dims=[0])
             read = self._taps(labels.double()).long().flatten(1, 2).movedim(1, -1)
             found = positions(channels, read, self._outputs)
-            if len(found.read) * self.used.numel() <= channels.limits.uses:
+            if len(found.read) * self.squares.numel() <= channels.limits.uses:
                 return self._by_class(channels, found.read, found.place)
             same = channels.merge(labels, shape, dims, forced=True)
         return self._alike(channels, same, shape)
 
     @property
     def _outputs(self) -> int:
-        return self.used.shape[1] * self.groups if self.transposed else self.used.shape[0]
+        return self.squares.shape[1] * self.groups if self.transposed else self.squares.shape[0]
 
     def _taps(self, x: Tensor) -> Tensor:
         """(batch, inputs, taps, *spatial): what each tap reads at each position, 0 outside the input."""
-        kernel, inputs = self.used.shape[2:], x.shape[1]
+        kernel, inputs = self.squares.shape[2:], x.shape[1]
         each = torch.eye(kernel.numel(), dtype=x.dtype)
         each = (each[None] if self.transposed else each[:, None]).reshape(
             *((1, -1) if self.transposed else (-1, 1)), *kernel
@@ -90,11 +90,11 @@ class Convolved:
         return (side,), written[place].movedim(-1, 0)[None]
 
     def _by_class(self, channels: Channels, read: Tensor, place: Tensor) -> tuple[Sides, Tensor]:
-        taps = self.used.shape[2:].numel()
-        used = self.used.reshape(self.groups, -1, self.used.shape[1], taps)
-        used = used.transpose(1, 2) if self.transposed else used  # (groups, outputs, inputs, taps)
+        taps = self.squares.shape[2:].numel()
+        squares = self.squares.reshape(self.groups, -1, self.squares.shape[1], taps)
+        squares = squares.transpose(1, 2) if self.transposed else squares  # (groups, outputs, inputs, taps)
         read = read.reshape(len(read), self.groups, -1)
-        written = share(channels, read, used.flatten(2))
+        written = share(channels, read, squares.flatten(2))
         sides = tuple(
             (self._as_weight(r.reshape(self.groups, -1, 1, taps)), self._as_weight(w[:, None, :, None]))
             for r, w in zip(read, written, strict=True)
@@ -105,6 +105,6 @@ class Convolved:
         """Labels (groups, inputs, outputs, taps), broadcastable to the weight's shape."""
         labels = labels if self.transposed else labels.transpose(1, 2)
         if self.groups > 1:
-            labels = labels.expand(-1, self.used.shape[0] // self.groups, -1, -1)
-        kernel = self.used.shape[2:] if labels.shape[3] > 1 else [1] * len(self.used.shape[2:])
+            labels = labels.expand(-1, self.squares.shape[0] // self.groups, -1, -1)
+        kernel = self.squares.shape[2:] if labels.shape[3] > 1 else [1] * len(self.squares.shape[2:])
         return labels.flatten(0, 1).reshape(-1, labels.shape[2], *kernel)
