@@ -8,7 +8,7 @@ back by autograd, at zeros where it has no weight, since a linear map's adjoint 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -126,12 +126,21 @@ class Product:
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
         pulled = {
             0: lambda: (cotangent * self._held(args[1])).sum_to_size(args[0].shape),
-            1: lambda: self._held((cotangent * args[0]).sum_to_size(args[1].shape)),
+            1: lambda: self._held(_sum_of_products(cotangent, args[0], args[1].shape)),
         }
         return [pulled[k]() for k in wanted]
 
     def _held(self, weight: Tensor) -> Tensor:
         return weight if self.held is None else weight * self.held
+
+
+def _sum_of_products(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(a * b).sum_to_size(shape), without the product where the last axes are summed and the two are alike."""
+    kept = max((axis + 1 for axis, n in enumerate(shape) if n > 1), default=0) - len(shape)
+    if kept == 0 or a.shape != b.shape or a.ndim <= -kept:
+        return (a * b).sum_to_size(shape)
+    found: Tensor = torch.linalg.vecdot(a.flatten(kept), b.flatten(kept))
+    return found.reshape(*found.shape, *[1] * -kept).sum_to_size(shape)
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,8 @@ class ConvolutionMap:
         return torch.ops.aten.convolution(*args, None, *self._settings)  # type: ignore[no-any-return]
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        if self._samples(args[1]):
+            return self._pull_sample(cotangent, args, wanted)
         # The kernels need nothing of a signal that is not wanted but its shape.
         by_patches = 1 in wanted and self._has_few_places(cotangent, args[1])
         mask = [0 in wanted, 1 in wanted and not by_patches, False]
@@ -180,6 +191,22 @@ class ConvolutionMap:
             patches = F.unfold(args[0], args[1].shape[2:], self.dilation, self.padding, self.stride)
             both[1] = torch.einsum("nop,nip->oi", cotangent.flatten(2), patches).reshape(args[1].shape)
         return [both[k] for k in wanted]
+
+    def _samples(self, weight: Tensor) -> bool:
+        """Tell whether the convolution reads single places, some of them alone."""
+        single = weight.shape[2:].numel() == 1 and not any(self.padding) and not self.transposed
+        return single and max(self.stride) > 1
+
+    def _pull_sample(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
+        """Pull back through those places alone: torch's own goes through all of them."""
+        where: tuple[Any, ...] = (..., *(slice(None, None, step) for step in self.stride))
+        dense = replace(self, stride=(1,) * len(self.stride))
+        pulled = dense.pull(cotangent, [args[0][where].contiguous(), args[1]], wanted)
+        for k, found in enumerate(pulled):
+            if wanted[k] == 0:
+                pulled[k] = found.new_zeros(args[0].shape)
+                pulled[k][where] = found
+        return pulled
 
     def _has_few_places(self, cotangent: Tensor, weight: Tensor) -> bool:
         """Tell whether the gradient of the weight is quicker by patches, which holds on small maps."""

@@ -7,7 +7,7 @@ in which no product of two nonzero entries can fall so low has the zeros of floa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,25 +44,38 @@ class Range:
         """Give the least exponent of a step's result before it is scaled, and note whether a product may be lost."""
         return self._through(step, [*self._signals(step), *self._weights(step)], result)
 
-    def of_pulls(self, step: Any, least: dict[int, float], slots: Sequence[int], pulled: list[Tensor]) -> None:
-        """Bring the least exponents of adjoints from a step's result to its arguments, and note the same."""
+    def of_pulls(
+        self,
+        step: Any,
+        least: dict[int, float],
+        slots: Sequence[int],
+        pulled: list[Tensor],
+        leaves: Collection[int] = (),
+    ) -> None:
+        """Bring the least exponents of adjoints from a step's result to its arguments, and note the same.
+
+        At `leaves`, which go nowhere, a bound serves where their own entries lose nothing by it.
+        """
         for slot, cotangent in zip(slots, pulled, strict=True):
             own = min(exponent(f) for a, f in zip(step.args, step.factors, strict=True) if a == slot)
             others = [] if self.is_signal[slot] else self._signals(step)
             others += self._weights(step, but=slot)
-            found = self._through(step, [least[step.out], exponent(step.scale), own, *others], cotangent)
+            enough = SAFE - self.least[slot] if slot in leaves else math.inf
+            found = self._through(step, [least[step.out], exponent(step.scale), own, *others], cotangent, enough)
             least[slot] = min(least.get(slot, math.inf), found)
 
     def of_channels(self, energy: Tensor, *exponents: float) -> None:
         """Note whether the energy of a channel may be 0 because products of entries with these exponents were lost."""
         self.may_lose |= sum(exponents) < SAFE and not bool(energy.all())
 
-    def _through(self, step: Any, exponents: Sequence[float], result: Tensor) -> float:
+    def _through(self, step: Any, exponents: Sequence[float], result: Tensor, enough: float = math.inf) -> float:
         held = 0 if step.moves else getattr(step.map, "least", None)
         if held is None:  # a map that does not tell what it multiplies by
             self.may_lose, held = True, 0
         bound = self._product(*exponents, held)
-        return bound if step.moves or getattr(step.map, "by_entry", False) else least_exponent(result)
+        if step.moves or bound >= enough or getattr(step.map, "by_entry", False):
+            return bound
+        return least_exponent(result)
 
     def _signals(self, step: Any) -> list[float]:
         pairs = zip(step.args, step.factors, strict=True)

@@ -30,6 +30,7 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
     idle = {program.input, program.constant} - kept  # the inputs' own adjoint costs as much as that of a layer
     waiting: Cotangents = {program.output: seed}
     reach, least = program.reach, {program.output: least_exponent(seed) if program.reach else 0.0}
+    leaves = {*program.params.values()}
     for k in reversed(range(len(program.steps))):
         step = program.steps[k]
         g = waiting.pop(step.out, None)
@@ -45,7 +46,7 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
             flow.at_edges[k] = g
             flow.through[k] = _through(program, edges[k], g, pulled[wanted.index(edges[k].weight)])
         if reach:
-            reach.of_pulls(step, least, wanted, pulled)
+            reach.of_pulls(step, least, wanted, pulled, leaves)
             if k in edges:
                 weight = edges[k].weight
                 reach.of_channels(flow.through[k], least[weight], reach.least[weight])
@@ -169,7 +170,8 @@ class _Duals:
     def _inverse(self, slot: int) -> Tensor:
         """1 / (dE/d theta^2) where that is positive, 0 elsewhere."""
         used = self.usage.through_params[slot]
-        if not self.usage.all_used(slot):
-            used = torch.threshold(used, 0.0, torch.inf)
         held = self.program.held.get(slot)
-        return used.reciprocal() if held is None else held.to(used) / used
+        if self.usage.all_used(slot):
+            return used.reciprocal() if held is None else held.to(used) / used
+        inverse = torch.threshold(used, 0.0, torch.inf).reciprocal_()
+        return inverse if held is None else held.to(used) * inverse

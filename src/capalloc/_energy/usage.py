@@ -155,7 +155,7 @@ def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Resca
     """The components on both sides of parameters in use that join one to another, and how many of them."""
     shape = torch.broadcast_shapes(read.shape, written.shape)
     kernel = float(used.numel() // shape.numel())
-    apart = not bool(torch.isin(read[read > 0], written.contiguous()).any())
+    apart = not _overlap(read, written) or not bool(torch.isin(read[read > 0], written.contiguous()).any())
     sides = (read, written)
     if whole and apart:
         numbers = [torch.full((side.numel(),), kernel * (shape.numel() // side.numel())) for side in sides]
@@ -168,7 +168,17 @@ def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Resca
 
 def _counts(used: Tensor, like: Tensor) -> Tensor:
     """Count the entries in use over the axes along which `like` is broadcast, fewer than 2**24 each."""
-    return sum_to(used.clamp(min=0).sign_().float(), like)  # quicker than a comparison
+    ones = torch.ops.aten.threshold_backward(used.new_ones(()).expand_as(used), used, 0)  # quicker than a comparison
+    kernel = used.shape[2:].numel()
+    if used.ndim == like.ndim > 2 and like.shape[2:].numel() == 1 < kernel:
+        ones = (ones.flatten(2) @ ones.new_ones(kernel)).reshape(*used.shape[:2], *like.shape[2:])
+    return sum_to(ones.float(), like)
+
+
+def _overlap(read: Tensor, written: Tensor) -> bool:
+    """Tell whether one range of labels reaches into the other."""
+    (a, b), (c, d) = read.aminmax(), written.aminmax()
+    return bool((a <= d) & (c <= b))
 
 
 def sum_to(values: Tensor, like: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ class SavedModel(nn.Module):
                 value = first.setdefault(key, nn.Parameter(value.detach(), requires_grad=False))  # the same memory
                 self._dtype = value.dtype if len(first) == 1 else self._dtype
             _place(self, path, value)
-        for node in program.graph.nodes:
-            _make_part(self, module_of(node))
+        for path in dict.fromkeys(map(module_of, program.graph.nodes)):
+            _make_part(self, path)
 
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """Run the program on all examples."""
@@ -129,7 +129,7 @@ def _make_part(module: nn.Module, path: str) -> nn.Module:
             if not name or hasattr(module, name):
                 break  # a name of torch's own
             module.add_module(name, _Part())
-        module = module.get_submodule(name)
+        module = getattr(module, name)
     return module
 
 
@@ -139,7 +139,7 @@ def _place(module: nn.Module, path: str, value: Any) -> None:
     for owner in owners:
         if owner not in module._modules:
             module.add_module(owner, _Part())
-        module = module.get_submodule(owner)
+        module = getattr(module, owner)
     if isinstance(value, nn.Parameter):
         module.register_parameter(name, value)
     elif isinstance(value, Tensor):

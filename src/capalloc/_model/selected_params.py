@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from capalloc._runtime.arguments import blamed
@@ -46,7 +46,7 @@ def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, n
                 f"parameter {name!r} is complex, and capacity counts real numbers: keep it as a real parameter with "
                 "torch.view_as_complex in forward"
             )
-        if not p.is_meta and p.numel() and not torch.isfinite(torch.stack(p.detach().aminmax())).all():
+        if not p.is_meta and p.numel() and not all(math.isfinite(end) for end in p.detach().aminmax()):
             raise ValueError(f"parameter {name!r} holds NaN or inf; capacity needs a finite model")
     return selected, notes
 

@@ -1,0 +1,185 @@
+"""What calls cost beside what was asked of them, in processor time of this process."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import capalloc
+from benchmarks.propagate import Stack, exported, forward_backward, image, resnet50
+from benchmarks.start import processor_seconds
+from benchmarks.table import Table
+from capalloc import architectures
+from capalloc.solvers import Block, Dense, Stochastic
+
+REPEATS = 5
+#: Depth and groups of a SENet-154.
+SENET_DEPTHS, SENET_GROUPS = (3, 8, 36, 3), 64
+
+
+class SqueezedBlock(nn.Module):
+    """A bottleneck with a grouped convolution, squeezed and excited before the skip."""
+
+    def __init__(self, ins: int, width: int, stride: int) -> None:
+        super().__init__()
+        outs = 2 * width
+
+        def norm(size: int, conv: nn.Module) -> list[nn.Module]:
+            return [conv, nn.BatchNorm2d(size), nn.ReLU()]
+
+        self.branch = nn.Sequential(
+            *norm(width, nn.Conv2d(ins, width, 1, bias=False)),
+            *norm(outs, nn.Conv2d(width, outs, 3, stride, 1, groups=SENET_GROUPS, bias=False)),
+            *norm(outs, nn.Conv2d(outs, outs, 1, bias=False))[:-1],
+        )
+        self.excite = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(outs, outs // 16, 1), nn.ReLU(), nn.Conv2d(outs // 16, outs, 1), nn.Sigmoid()
+        )
+        alike = stride == 1 and ins == outs
+        self.skip = nn.Identity() if alike else nn.Sequential(*norm(outs, nn.Conv2d(ins, outs, 1, stride))[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.branch(x)
+        return torch.relu(self.skip(x) + h * self.excite(h))
+
+
+def senet154() -> nn.Module:
+    """The blocks of a SENet-154, 3, 8, 36 and 3, between a stem and a pooled head."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 128, 7, 4, 3), nn.ReLU()]
+    ins = 128
+    for stage, depth in enumerate(SENET_DEPTHS):
+        for k in range(depth):
+            layers.append(SqueezedBlock(ins, 128 * 2**stage, 2 if stage and not k else 1))
+            ins = 256 * 2**stage
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ins, 1000)).eval()
+
+
+class GPT(nn.Module):
+    """Four layers of 128, 929 thousand parameters, from tokens given as vectors."""
+
+    def __init__(self, width: int = 128, layers: int = 4, tokens: int = 65) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.enter = nn.Linear(tokens, width)
+        self.place = nn.Parameter(torch.randn(1, 64, width) * 0.02)
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, tokens))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]).to(x)
+        return self.head(self.layers(self.enter(x) + self.place, mask, is_causal=True)[:, -1])
+
+
+def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median processor time of a call, after one to get ready where there are several."""
+    if repeats > 1:
+        call()
+    taken = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
+def walk() -> Iterator[tuple[str, ...]]:
+    ours = lambda: architectures.make("resnet50").eval()  # noqa: E731
+    x = image(224)
+    for name, make in (("transformers' ResNet-50", resnet50), ("our own ResNet-50", ours)):
+        model = make()
+        program = exported(model, x)
+        one_pass = seconds(partial(forward_backward, model, x))
+        for what, asked, given in (("walk alone", 3, program), ("with its capture", 5, model)):
+            found = seconds(partial(capalloc.propagate, given, x, solver="markov")) / one_pass
+            yield f"{name}, Markov rule, {what}", f"{asked} passes", f"{found:.1f} passes"
+
+
+def capture() -> Iterator[tuple[str, ...]]:
+    for name, model in (("the blocks of a SENet-154", senet154()), ("DenseNet-121", architectures.make("densenet121"))):
+        found = seconds(partial(capalloc.export, model.eval(), image(224)), 1)
+        yield f"capture of {name}", "6 s", f"{found:.1f} s"
+
+
+def depth() -> Iterator[tuple[str, ...]]:
+    small = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for name, model, x, asked in (
+        ("a ResNet-18 at 64 x 64", architectures.make("resnet18").eval(), small, 10),
+        ("a stack of 50 blocks, 100 layers", Stack(50).eval(), small[..., :32, :32], 20),
+    ):
+        yield f"`diagnose` of {name}, 8 examples", f"{asked} s", f"{seconds(partial(capalloc.diagnose, model, x), 1):.1f} s"
+
+
+def table() -> Iterator[tuple[str, ...]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "resnet50.pt2")
+        torch.export.save(capalloc.export(resnet50(), image(224)), path)
+        torch.save(image(224), str(Path(folder) / "x.pt"))
+        command = ["propagate", path, "--inputs", str(Path(folder) / "x.pt"), "--table"]
+        found = of_command([*command, "--output", str(Path(folder) / "found.nc")])
+    yield "`capalloc propagate --table` of a ResNet-50", "60 s", f"{found:.0f} s"
+
+
+def logging() -> Iterator[tuple[str, ...]]:
+    from capalloc.callbacks import CapacityLogger
+
+    model = architectures.make("resnet18")
+    x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    step = seconds(partial(forward_backward, model, x))
+    with tempfile.TemporaryDirectory() as folder, CapacityLogger(folder, x) as logger:
+        found = seconds(partial(logger.log, model, 0), 3)
+    yield "a log after the first, ResNet-18 at 64 x 64, 8 examples", "1 step", f"{found / step:.1f} steps"
+
+
+def limited() -> Iterator[tuple[str, ...]]:
+    model, x = GPT().eval(), torch.randn(8, 64, 65, generator=torch.Generator().manual_seed(0))
+    calls: dict[str, Callable[[], object]] = {
+        "measure(solver=Stochastic(max_seconds=1))": partial(
+            capalloc.measure, model, x, ridge="auto", solver=Stochastic(max_seconds=1)
+        ),
+        "propagate(solver=Block(max_seconds=1))": partial(capalloc.propagate, model, x, solver=Block(max_seconds=1)),
+    }
+    for name, call in calls.items():
+        yield f"`{name}`, a GPT of 929 thousand parameters", "2 s", f"{seconds(call, 1):.1f} s"
+
+
+def small() -> Iterator[tuple[str, ...]]:
+    from benchmarks.measure import demo_network
+
+    model, x = demo_network()
+    yield "`measure` of the demo's 1928 parameters", "8 s", f"{seconds(partial(capalloc.measure, model, x, solver=Dense()), 1):.1f} s"
+
+
+def of_command(arguments: list[str]) -> float:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return processor_seconds(["-W", "ignore", "-m", "capalloc.app.cli", *arguments])
+
+
+PARTS = (walk, capture, depth, table, logging, limited)
+
+
+def run() -> Table:
+    torch.set_num_threads(1)
+    rows: list[tuple[str, ...]] = [row for part in PARTS for row in part()]
+    return Table(
+        "Asked and found",
+        f"Processor time of one thread; ratios of one run, medians of {REPEATS}, to one pass of the same model forward "
+        "and backward. Calls of seconds once, imports included in those of the command line.",
+        ("what", "asked, at most", "found"),
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:]:
+        for row in globals()[wanted]():
+            print(*row, sep=" | ", flush=True)
