@@ -184,17 +184,6 @@ def _unprinted() -> Iterator[None]:
         logging.disable(before)
 
 
-@contextmanager
-def _untraced() -> Iterator[None]:
-    """Let torch not write down which lines of Python made a node: a tenth of the time, and nothing reads it."""
-    before = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
-    torch.fx.config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        torch.fx.config.do_not_emit_stack_traces = before
-
-
 def decomposed(program: ExportedProgram) -> ExportedProgram:
     """Make a program functional and of operators with a rule where they can be had; leave one that is."""
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
