@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,7 +65,12 @@ def seconds_of_example(task: Task, choice: Choice, plan: Plan) -> float:
 
 
 def seconds_of_operation(device: torch.device) -> float:
-    """Time an addition or a multiplication, in a product of float64 matrices."""
+    """Time an addition or a multiplication, in a product of float64 matrices; once for a device and its threads."""
+    return _timed_operation(device, torch.get_num_threads())
+
+
+@cache
+def _timed_operation(device: torch.device, threads: int) -> float:
     matrix = torch.ones(TIMED_ROWS, TIMED_ROWS, dtype=torch.float64, device=device)
     torch.mm(matrix, matrix)
     began = _now(device)

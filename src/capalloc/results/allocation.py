@@ -99,14 +99,15 @@ class Allocation(Result):
 
     def check(self) -> None:
         """Axes, values and sums agree."""
-        check_axes(self.capacity, self.by_parameter, self.table, self.spectrum)
-        check_values(self)
-        check_sums(self)
+        table = self.table
+        check_axes(self.capacity, self.by_parameter, table, self.spectrum)
+        check_values(self, table)
+        check_sums(self, table)
 
     @property
     def bias(self) -> float:
         """Capacity of the constant input."""
-        return float(self.data["bias"])
+        return float(self.data.variables["bias"].values)
 
     @property
     def table(self) -> xr.DataArray | None:
@@ -135,7 +136,7 @@ class Allocation(Result):
     @property
     def total(self) -> float:
         """Capacity of all inputs and the constant one: `capacity.sum() + bias`."""
-        return float(self.capacity.sum()) + self.bias
+        return float(self.data.variables["capacity"].values.sum()) + self.bias
 
     @property
     def maps(self) -> dict[str, xr.DataArray]:

@@ -40,12 +40,13 @@ class Variable:
     high: float = math.inf
     finite: bool = False  # else NaN is allowed
 
-    def check(self, name: str, values: xr.DataArray) -> None:
+    def check(self, name: str, variable: xr.Variable) -> None:
         """Raise ValueError where axes or values are others."""
         open_ended = self.axes[-1:] == ("*",)
         fixed = self.axes[:-1] if open_ended else self.axes
-        if values.dims[: len(fixed)] != fixed or (values.ndim > len(fixed)) != open_ended:
-            raise ValueError(f"{name} has axes {values.dims}; it needs ({', '.join(self.axes)})")
+        if variable.dims[: len(fixed)] != fixed or (variable.ndim > len(fixed)) != open_ended:
+            raise ValueError(f"{name} has axes {variable.dims}; it needs ({', '.join(self.axes)})")
+        values = variable.values
         if self.finite and not np.isfinite(values).all():
             raise ValueError(f"{name} holds NaN or inf")
         if math.isfinite(self.low) and ((values < self.low) | (values > self.high)).any():
@@ -108,7 +109,7 @@ class Result(ABC):
         if missing := sorted({*self.SCHEMA, *self.SETTINGS} - there):
             raise ValueError(f"the dataset lacks {missing}; {self.MAKER} makes one that has them")
         for name, variable in self.SCHEMA.items():
-            variable.check(name, self.data[name])
+            variable.check(name, self.data.variables[name])
 
     def check(self) -> None:  # noqa: B027
         """Raise ValueError where an invariant does not hold that the schema cannot say."""
@@ -132,6 +133,12 @@ class Result(ABC):
 
     def replace(self, **changes: Any) -> Self:
         """The same result with other values for some of the arguments that it is made from."""
+        if changes.keys() == {"attrs"}:  # nothing that is checked changes
+            made = type(self).__new__(type(self))
+            held = self.data.copy()
+            held.attrs = plain_attrs(changes["attrs"])
+            object.__setattr__(made, "data", held)
+            return made
         own = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return type(self)(**(own | changes))
 

@@ -33,38 +33,40 @@ def check_axes(
         raise ValueError(f"table has shape {table.shape}, not {(by_parameter.size, *capacity.shape)}")
 
 
-def check_values(a: Allocation) -> None:
+def check_values(a: Allocation, table: xr.DataArray | None) -> None:
     """Raise ValueError where a part holds what is no number, or a negative one."""
-    values = {f"layers[{name!r}]": units for name, units in a.layers.items()}
-    if (table := a.table) is not None:
-        values |= {"table": table, "table.bias": table.coords["bias"]}
+    values = {f"layers[{name!r}]": units.values for name, units in a.layers.items()}
+    if table is not None:
+        values |= {"table": table.values, "table.bias": table.coords["bias"].values}
     if (spectrum := a.spectrum) is not None:
-        values |= {"spectrum": spectrum, "spectrum.eigenvalue": spectrum.coords["eigenvalue"]}
-        if (spectrum < 0).any() or (spectrum.coords["eigenvalue"] < 0).any():
+        found = {"spectrum": spectrum.values, "spectrum.eigenvalue": spectrum.coords["eigenvalue"].values}
+        if any((value < 0).any() for value in found.values()):
             raise ValueError("spectrum holds negative numbers; eigenvalues of G and their numbers are not")
+        values |= found
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{name} holds NaN or inf")
     total = a.total
-    for name, lowest in {"capacity": float(a.capacity.min()), "bias": a.bias}.items():
+    for name, lowest in {"capacity": float(a.capacity.values.min()), "bias": a.bias}.items():
         if lowest < -a.TOLERANCE * abs(total):
             raise ValueError(f"{name} must be non-negative, but holds {lowest:.6g} (total {total:.6g})")
 
 
-def check_sums(a: Allocation) -> None:
+def check_sums(a: Allocation, table: xr.DataArray | None) -> None:
     """Raise ValueError where two ways to sum disagree."""
-    capacity, bias, by_parameter, table = a.capacity, a.bias, a.by_parameter, a.table
-    tolerance = a.TOLERANCE * (float(abs(by_parameter).sum()) + abs(a.total))
-    sums = {"by_parameter.sum()": (float(by_parameter.sum()), "total", a.total)}
+    capacity, total, by_parameter = a.capacity.values, a.total, a.by_parameter.values
+    tolerance = a.TOLERANCE * (float(abs(by_parameter).sum()) + abs(total))
+    sums = {"by_parameter.sum()": (float(by_parameter.sum()), "total", total)}
     if table is not None:
-        by_input = table.sum("parameter").data - capacity.data
-        by_tensor = table.sum(capacity.dims).data + table.coords["bias"].data - by_parameter.data
+        held, biases = table.values, table.coords["bias"].values
+        by_input = held.sum(0) - capacity
+        by_tensor = held.reshape(len(held), -1).sum(1) + biases - by_parameter
         for name, gap in {
             'table.sum("parameter") - capacity, at worst': by_input,
             "table.sum(input axes) + table.bias - by_parameter, at worst": by_tensor,
         }.items():
             sums[name] = (float(abs(gap).max()), "zero", 0.0)
-        sums["table.bias.sum()"] = (float(table.coords["bias"].sum()), "bias", bias)
+        sums["table.bias.sum()"] = (float(biases.sum()), "bias", a.bias)
     for name, (value, other, expected) in sums.items():
         if abs(value - expected) > tolerance:
             raise ValueError(f"{name} is {value:.8g} but {other} is {expected:.8g}; they must agree to {tolerance:.2g}")
