@@ -693,6 +693,7 @@ def test_small_decompositions_compute_what_the_operators_do():
         (aten.prelu.default, (x, gaussian(1))),
         (aten.glu.default, (x, 1)),
         (aten._weight_norm.default, (x, gaussian(1, 4, 1), 1)),
+        (aten._weight_norm.default, (x, gaussian(1), -1)),
     ]:
         torch.testing.assert_close(table()[operator](*args), operator(*args))
 

@@ -173,6 +173,61 @@ def test_what_is_taken_entry_by_entry_is_an_upper_bound(monkeypatch) -> None:
     assert not coarse.attrs["symmetries_exact"]
 
 
+class Merged(nn.Linear):
+    """A fixed weight and an update of rank 2 that is free."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 5)
+        self.down, self.up = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(5, 2))
+        self.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + 0.5 * self.up @ self.down, self.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_units_of_a_weight_that_is_free_in_part_cannot_be_rescaled(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = nn.Sequential(Merged(), nn.ReLU(), nn.Linear(5, 2)).to(dtype), gaussian(60, 6).to(dtype)
+    propagated, measured = capalloc.propagate(model, x, solver="markov"), capalloc.measure(model, x)
+    assert propagated.total == pytest.approx(measured.total)
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "a share and what is left": lambda p, h, z: p.sigmoid() * h + (1 - p.sigmoid()) * z,
+    "two functions": lambda p, h, z: p.exp() * h + p.tanh() * z,
+    "one function twice": lambda p, h, z: p.exp() * h + p.exp() * z,
+    "one function, and a multiple": lambda p, h, z: p.exp() * h - 2 * p.exp() * z,
+}
+
+
+class Mixed(nn.Module):
+    """A layer and its activation, mixed by what is made of a parameter."""
+
+    def __init__(self, way: Callable[[Tensor, Tensor, Tensor], Tensor], size: tuple[int, ...]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.way = nn.Linear(6, 5), nn.Linear(5, 2), way
+        self.mix = nn.Parameter(torch.randn(size))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(self.way(self.mix, torch.relu(h), h))
+
+
+@pytest.mark.parametrize("size", [(), (5,)], ids=["one", "each"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_parameter_that_is_seen_in_several_ways_is_rescaled_where_all_are(
+    way: Callable[[Tensor, Tensor, Tensor], Tensor], size: tuple[int, ...]
+) -> None:
+    model, x = Mixed(way, size), gaussian(60, 6)
+    found = capalloc.propagate(model, x, solver="markov")
+    assert found.total == pytest.approx(capalloc.measure(model, x).total)
+    assert found.attrs["symmetries_exact"]
+
+
 class Hidden(nn.Module):
     """Two made weights in a row."""
 

@@ -85,6 +85,7 @@ class Carriers:
     made: Mapping[Node, Derived] = field(default_factory=dict)  # weight made of parameters -> how
     linear: Mapping[Node, Derived] = field(default_factory=dict)  # real end of a stretch of complex numbers -> it
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
+    several: Mapping[Node, Derived] = field(default_factory=dict)  # those of one parameter that are not the same -> how
     steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
     signals: frozenset[Node] = frozenset()  # depend on the inputs
     loose: frozenset[Node] = frozenset()  # weights whose parameters may hold fewer than there are
@@ -123,7 +124,7 @@ class Carriers:
 
     def reads(self, node: Node) -> set[Node]:
         """List the nodes whose values a trace needs at `node`."""
-        derived = self.derived(node)
+        derived = self.derived(node) or self.several.get(node)
         return {*node.all_input_nodes, *(derived.reads() if derived else ())}
 
 
@@ -153,7 +154,9 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
             else:
                 frozen[node] = frozenset(_gates(sides, chosen or structure.steers(node)))
     bent = {node: leaf for node, leaf in structure.bent.items() if node not in made}
-    found = Carriers(frozenset(), frozen, self_gated, made, linear, bent, signals=frozenset(structure.signals))
+    several = {node: Derived((bent[node],), structure.between(bent[node], node)) for node in _several_ways(bent)}
+    signals = frozenset(structure.signals)
+    found = Carriers(frozenset(), frozen, self_gated, made, linear, bent, several, signals=signals)
     carrying = _reached(graph.output, found.sources, structure.live)
     reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
@@ -169,6 +172,23 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
         squares=tuple(n for n in graph.calls() if n in carrying and _squares(n, structure, found)),
         data_gates=tuple(n for n in graph.calls() if n in carrying and structure.needs_data(n, frozen.get(n, ()))),
     )
+
+
+def _several_ways(bent: Mapping[Node, Node]) -> list[Node]:
+    """List the functions of parameters that reach the model through others too, such as a and 1 - a."""
+    used: dict[Node, list[Node]] = {}
+    for node, leaf in bent.items():
+        if any(user not in bent for user in node.users):
+            used.setdefault(leaf, []).append(node)
+    return [node for leaf, nodes in used.items() if len({_told(node, leaf) for node in nodes}) > 1 for node in nodes]
+
+
+def _told(node: Node, leaf: Node) -> str:
+    """Write down a function of a parameter."""
+    if node is leaf or node.op != "call_function":
+        return node.name
+    args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda a: _told(a, leaf))
+    return f"{node.target}({args}, {kwargs})"
 
 
 def check_gates(carriers: Carriers, gates: str) -> None:

@@ -19,6 +19,8 @@ from capalloc._energy.symmetries.labels import GROUND, NOTHING
 Jacobians = Mapping[Node, Tensor]  # parameter -> (entries of the weight, entries of the parameter)
 #: Relative size of singular values and residuals that are rounding: in float64, and in units of a dtype's own.
 MADE_RANK_TOLERANCE, MADE_ROUNDINGS = 1e-8, 1e3
+#: Residuals that are rounding, in units of that: the directions of small singular values are known less well.
+RESIDUAL = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,15 @@ class MadeWeight:
     def tolerance(self) -> float:
         """Relative size of what is rounding."""
         return max(MADE_RANK_TOLERANCE, MADE_ROUNDINGS * torch.finfo(self.value.dtype).eps)
+
+
+@dataclass(frozen=True, eq=False)
+class OneWay:
+    """What a parameter's entries are seen through, one by one: where its energies are, its values and slopes."""
+
+    slot: int
+    value: Tensor
+    slope: Tensor
 
 
 def leverages(made: Sequence[MadeWeight], direct: Set[Node], limit: int) -> dict[Node, Tensor]:
@@ -65,6 +76,19 @@ def tie_what_cannot_be_rescaled(program: Program, made: Sequence[MadeWeight], li
             _tie(program, own, basis)
 
 
+def tie_what_moves_apart(program: Program, ways: Sequence[OneWay]) -> None:
+    """Tie channels on both sides of entries that are seen in several ways, if no change scales all of them alike."""
+    values, slopes = (
+        torch.stack(parts).double() for parts in zip(*((way.value, way.slope) for way in ways), strict=True)
+    )
+    off = (slopes * values[:1] - values * slopes[:1]).abs()
+    rounding = RESIDUAL * max(MADE_RANK_TOLERANCE, MADE_ROUNDINGS * torch.finfo(ways[0].value.dtype).eps)
+    apart = (off > rounding * (slopes * values[:1]).abs()).any(0).reshape(-1).repeat(len(ways)).cpu()
+    for edge, places in _uses(program, ways):
+        for read, written in edge.sides:
+            program.channels.tie(torch.where(apart[places], read, NOTHING), written)
+
+
 def _image(made: Sequence[MadeWeight], limit: int) -> Tensor | None:
     """An orthonormal basis of the changes that weights can make together; None where that is too much to hold."""
     sizes = {root: part.shape[1] for piece in made for root, part in piece.jacobians.items()}
@@ -95,19 +119,22 @@ def _tie(program: Program, made: Sequence[MadeWeight], basis: Tensor) -> None:
                 told[places[(written if sign > 0 else read) == name]] = sign
             change += told * weight
     rest = changes - (changes @ basis) @ basis.T
-    stuck = (rest.norm(dim=1) > 1e3 * made[0].tolerance * changes.norm(dim=1)).cpu()
+    stuck = (rest.norm(dim=1) > RESIDUAL * made[0].tolerance * changes.norm(dim=1)).cpu()
     if not bool(stuck.any()):
         return
+    free = int(stuck.sum()) - int(torch.linalg.matrix_rank(rest[stuck], rtol=RESIDUAL * made[0].tolerance))
     together = changes[stuck].sum(0)
-    if bool((together - basis @ (together @ basis)).norm() <= 1e3 * made[0].tolerance * together.norm()):
+    if bool((together - basis @ (together @ basis)).norm() <= RESIDUAL * made[0].tolerance * together.norm()):
         program.channels.tie(names[stuck], names[stuck][:1])
+        program.channels.exact &= free == 1
         return
+    program.channels.exact &= free == 0
     for _, read, written in sides:
         fixed = torch.isin(read, names[stuck]) | torch.isin(written, names[stuck])
         program.channels.tie(torch.where(fixed, read, NOTHING), written)
 
 
-def _uses(program: Program, made: Sequence[MadeWeight]) -> Iterator[tuple[Edge, Tensor]]:
+def _uses(program: Program, made: Sequence[MadeWeight | OneWay]) -> Iterator[tuple[Edge, Tensor]]:
     """Edges that use made weights as they are or moved, and which of all their entries each of theirs is."""
     places, start = {}, 0
     for piece in made:

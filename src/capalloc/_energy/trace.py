@@ -17,7 +17,13 @@ from torch.utils import _pytree as pytree
 from capalloc._energy.affine_stretch import AffineStretch, InputStart, Parts
 from capalloc._energy.carriers import NO_PATH, Carriers, find
 from capalloc._energy.gate_sources import GateSource
-from capalloc._energy.made_ranks import MadeWeight, leverages, tie_what_cannot_be_rescaled
+from capalloc._energy.made_ranks import (
+    MadeWeight,
+    OneWay,
+    leverages,
+    tie_what_cannot_be_rescaled,
+    tie_what_moves_apart,
+)
 from capalloc._energy.made_weights import JACOBIAN_LIMIT, jacobians, shares
 from capalloc._energy.maps import Shared
 from capalloc._energy.mixed_inputs import mixed, whole
@@ -118,6 +124,7 @@ class _Tracing:
     leaves: dict[Node, Energy] = field(default_factory=dict)  # of parameters seen through functions of their entries
     direct: set[Node] = field(default_factory=set)  # those that paths use as they are too
     made: list[MadeWeight] = field(default_factory=list)  # weights whose Jacobians are known
+    several: dict[Node, list[OneWay]] = field(default_factory=dict)  # what parameters are seen through, where not alike
 
     def start(self, graph: Graph, batch: Tensor, selected: set[str]) -> None:
         for node in graph.nodes:
@@ -150,6 +157,16 @@ class _Tracing:
         energy = self.leaves.get(leaf)
         return None if energy is None else self.program.gate(energy, value.double().square())
 
+    def _bent(self, node: Node, result: Tensor) -> Energy | None:
+        leaf = self.carriers.bent[node]
+        made = self._made_of(leaf, result)
+        if made is not None and node in self.carriers.several:
+            stretch = self.carriers.several[node]
+            known = {used: self.known[used].value for used in stretch.reads()}
+            rate = slope(stretch.function(known), self.known[leaf].value)
+            self.several.setdefault(leaf, []).append(OneWay(made.slot, result, rate))
+        return made
+
     def _shared(self, node: Node, weight: Tensor) -> Energy | None:
         """Share the squares of a weight among the free parameters that make it."""
         program, stretch = self.program, self.carriers.made[node]
@@ -174,6 +191,8 @@ class _Tracing:
         """Say how much of the parameters is independent that make weights, and what these cannot rescale."""
         program = self.program
         program.channels.exact &= not self.carriers.loose
+        for ways in self.several.values():
+            tie_what_moves_apart(program, ways)
         if not self.made:
             return
         bent = {leaf for node, leaf in self.carriers.bent.items() if node in self.carriers.carrying}
@@ -239,7 +258,7 @@ class _Tracing:
         if not _has_gradient(result):
             return None
         if node in carriers.bent:
-            return self._made_of(carriers.bent[node], result)
+            return self._bent(node, result)
         if node in carriers.made:
             return self._shared(node, result)
         if node in carriers.linear:

@@ -49,8 +49,8 @@ def _copy(written_over: Tensor, source: Tensor, non_blocking: bool = False) -> T
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """The weight g v / |v|; the norm is a constant as far as paths go."""
-    norm: Tensor = torch.linalg.vector_norm(v, 2, [k for k in range(v.ndim) if k != dim % v.ndim], keepdim=True)
+    """The weight g v / |v|; the norm, of all of v where `dim` is -1, is a constant as far as paths go."""
+    norm: Tensor = torch.linalg.vector_norm(v, 2, [k for k in range(v.ndim) if k != dim], keepdim=dim != -1)
     return v * (g / norm)
 
 
