@@ -39,7 +39,7 @@ class MadeWeight:
 
 @dataclass(frozen=True, eq=False)
 class OneWay:
-    """What a parameter's entries are seen through, one by one: where its energies are, its values and slopes."""
+    """A function of the entries of a parameter: where its energies are, its values and slopes."""
 
     slot: int
     value: Tensor
