@@ -74,8 +74,7 @@ def _field(problem: Problem, metric: InputMetricLike) -> xr.Dataset:
     """The field by input axis; by none where no path reaches the central position on these examples."""
     axes: dict[str, Extent] = {}
     with suppress(ValueError):
-        # What is shared holds from a batch of 2 on.
-        batches = Batches.of(problem, "data", 2, metric=input_metric(metric, problem))
+        batches = Batches.of(problem, "data", "auto", metric=input_metric(metric, problem))
         axes.update(locate(batches, None, "energy").extents)
     columns = {
         name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))
