@@ -239,6 +239,21 @@ REFUSED = {
         "'1.weight' is on the meta device",
     ),
     "inputs without values": (lambda: prepare(linear(), X.to("meta")), ValueError, "inputs are on the meta device"),
+    "nested inputs": (
+        lambda: prepare(linear(), torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])),
+        TypeError,
+        "inputs are a nested tensor.*to_padded_tensor",
+    ),
+    "sparse outputs": (
+        lambda: prepare(Returns(lambda y: y.to_sparse()), X),
+        TypeError,
+        "outputs are torch.sparse_coo.*to_dense",
+    ),
+    "a model that asserts": (
+        lambda: prepare(torch.export.export(linear(), (X,)).module(), X[:1]),
+        ValueError,
+        "model does not accept inputs of shape.*Guard failed",
+    ),
     "sparse inputs": (lambda: prepare(linear(), X.to_sparse()), TypeError, "inputs are sparse.*to_dense"),
     "a dictionary": (
         lambda: prepare(linear(), {"x": X}),

@@ -12,7 +12,7 @@ from torch import Tensor
 def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:
     """Give the input tensors of `inputs`, labels dropped."""
     if isinstance(inputs, Tensor):
-        yield inputs
+        yield _one_tensor(inputs)
         return
     if isinstance(inputs, Mapping):
         raise TypeError(f"inputs are a {_described(inputs)}")
@@ -25,7 +25,14 @@ def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:
             raise TypeError(f"inputs: each batch must be a tensor or an (x, y) pair, got a {_described(x)}")
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs: each batch must be a tensor or an (x, y) pair, got {type(batch).__name__}")
-        yield x
+        yield _one_tensor(x)
+
+
+def _one_tensor(batch: Tensor) -> Tensor:
+    """Refuse examples of several lengths."""
+    if batch.is_nested:
+        raise TypeError("inputs are a nested tensor, and examples have one shape: pad them by to_padded_tensor(0.0)")
+    return batch
 
 
 def check_batch(batch: Tensor, like: Tensor) -> None:

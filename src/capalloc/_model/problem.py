@@ -302,7 +302,7 @@ def _check_tensors(model: nn.Module, params: Mapping[str, nn.Parameter], probe: 
 def _shape_errors(problem: Problem) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise ValueError(
             f"model does not accept inputs of shape (examples, {', '.join(map(str, problem.input_shape))}): {error}"
         ) from error
@@ -363,6 +363,8 @@ def _check_outputs(problem: Problem, first: Tensor, y: Tensor) -> None:
         raise ValueError(f"outputs must keep the leading examples axis: got shape {tuple(alone.shape)} for 1 example")
     if y.numel() == 0:
         raise ValueError(f"outputs are empty: shape {tuple(alone.shape)}")
+    if y.layout is not torch.strided:
+        raise TypeError(f"outputs are {y.layout}, and every entry is a constraint: pass outputs=torch.Tensor.to_dense")
     if y.is_complex():
         raise TypeError("outputs are complex, and constraints are real: pass outputs=torch.view_as_real")
     if not y.dtype.is_floating_point or not y.requires_grad:
