@@ -19,6 +19,8 @@ from benchmarks.propagate import Stack, exported, forward_backward, image, resne
 from benchmarks.start import processor_seconds
 from benchmarks.table import Table
 from capalloc import architectures
+from capalloc._graph.capture import capture
+from capalloc._model.problem import prepare
 from capalloc.solvers import Block, Stochastic
 
 REPEATS = 5
@@ -91,10 +93,11 @@ def walk() -> Iterator[tuple[str, ...]]:
             yield f"{name}, Markov rule, {what}", f"{asked} passes", f"{found:.1f} passes"
 
 
-def capture() -> Iterator[tuple[str, ...]]:
+def captures() -> Iterator[tuple[str, ...]]:
     for name, model in (("the blocks of a SENet-154", senet154()), ("DenseNet-121", architectures.make("densenet121"))):
-        found = seconds(partial(capalloc.export, model.eval(), image(224)), 1)
-        yield f"capture of {name}", "6 s", f"{found:.1f} s"
+        problem = prepare(model.eval(), image(224), None, None, traced=True, by_input=True)
+        capture(problem, 1)
+        yield f"capture of {name}", "6 s", f"{seconds(partial(capture, problem, 1), 3):.1f} s"
 
 
 def depth() -> Iterator[tuple[str, ...]]:
@@ -133,7 +136,7 @@ def limited() -> Iterator[tuple[str, ...]]:
     last = lambda scores: scores[:, -1]  # noqa: E731
     calls: dict[str, Callable[[], object]] = {
         "measure(solver=Stochastic(max_seconds=1))": partial(
-            capalloc.measure, model, x, last, ridge="auto", solver=Stochastic(max_seconds=1)
+            capalloc.measure, model, x, last, ridge=1e-3, solver=Stochastic(max_seconds=1)
         ),
         "propagate(solver=Block(max_seconds=1))": partial(
             capalloc.propagate, model, x, last, solver=Block(max_seconds=1)
@@ -153,7 +156,7 @@ def of_command(arguments: list[str]) -> float:
     return processor_seconds(["-W", "ignore", "-m", "capalloc.app.cli", *arguments])
 
 
-PARTS = (walk, capture, depth, table, logging, limited, audited)
+PARTS = (walk, captures, depth, table, logging, limited, audited)
 
 
 def run() -> Table:

@@ -64,7 +64,9 @@ class Stochastic:
     Args:
         rtol: relative standard error asked of every part of `partition`.
         num_probes: probes, two or more; "auto" adds probes until `rtol` is reached.
-        max_seconds: stop after about this long, with what is known then.
+        max_seconds: stop after about this long, with what is known then. Where it has no time for a few products with
+            the constraints, fewer probes and combinations of outputs are taken than is said below. Checking how the
+            model can be differentiated is not in it; an answer that took twice as long says so.
         partition: parts as for `Allocation.by`; patches of 4 x 4 inputs by default, of 16 on a single axis.
         output_probes: random combinations of outputs that stand for all of an example's; by default every output up
             to 100 of them, else 32 combinations, which bias the total down (see `notes` of the answer).

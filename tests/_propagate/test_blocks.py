@@ -354,6 +354,7 @@ def test_time_ends_the_steps():
     model, x = dense(reference_weights()), gaussian(40, 3)
     found = capalloc.propagate(model, x, solver=Block(max_seconds=1e-9))
     assert found.attrs["num_steps"] == 0
+    assert any("max_seconds=1e-09 was not held: about" in note for note in found.attrs["notes"])
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def shatter(
     points, apart, near = examples_and_neighbours(compared.examples, step)
     prediction = compared.predict(points)
 
-    def grams(points: Tensor) -> tuple[Tensor, Tensor]:
-        return compared.observer(compared.at(points).problem, prediction.weights, num_probes, generator)
+    def grams(points: Tensor, num_places: int | None = None) -> tuple[Tensor, Tensor]:
+        return compared.observer(compared.at(points).problem, prediction.weights, num_probes, generator, num_places)
 
     found = _at_examples(prediction, *grams(points), apart, near)
     lines = _on_lines(prediction, grams, compared.examples, num_lines)
@@ -152,7 +152,7 @@ class _Compared:
         return replace(self.batches, problem=replace(self.batches.problem, inputs=points))
 
 
-Grams = Callable[[Tensor], tuple[Tensor, Tensor]]  # of points: gradients by place, gates by gate
+Grams = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # of points: gradients by place, at the first, gates by gate
 
 
 def _at_examples(prediction: Prediction, gradients: Tensor, gates: Tensor, apart: Pairs, near: Pairs) -> xr.Dataset:
@@ -180,7 +180,7 @@ def _on_lines(prediction: Prediction, grams: Grams, examples: Tensor, num_lines:
     if not num_lines:
         return xr.Dataset({name: ("distance", np.zeros(0)) for name in LINES}, coords={"distance": np.zeros(0)})
     for k in range(min(num_lines, len(examples))):
-        gradients, gates = grams(line(examples[k], examples[(k + 1) % len(examples)], count))
+        gradients, gates = grams(line(examples[k], examples[(k + 1) % len(examples)], count), 1)
         measured.append(torch.stack([correlation(gradients[0], index) for index in lags(count)]))
         kept.append(torch.stack([correlation(gates, index) for index in lags(count)]))
     over = torch.stack(measured)

@@ -70,7 +70,12 @@ class Observer:
         return self.trails.before(gate)[0]
 
     def __call__(
-        self, points: Problem, weights: Mapping[Node, Tensor], num_probes: int, generator: torch.Generator
+        self,
+        points: Problem,
+        weights: Mapping[Node, Tensor],
+        num_probes: int,
+        generator: torch.Generator,
+        num_places: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Inner products of gradients, (places, points, points), and of gates, (gates, points, points).
 
@@ -79,6 +84,7 @@ class Observer:
             weights: path energy by unit of the gates that have one gate a unit: (units,).
             num_probes: random signs of the outputs that gradients are summed over, the same at all points.
             generator: draws them.
+            num_places: how many of the places, the first ones; by default all.
 
         """
         runs: list[tuple[Values, int]] = []
@@ -86,14 +92,14 @@ class Observer:
             for k, (x, count) in enumerate(points.padded_batches(self.trails.graph.batch_size)):
                 with seeded(k, x.device):
                     runs.append((evaluate(self.trails.graph, x.clone().requires_grad_()), count))
-            gradients = self._gradients(runs, num_probes, generator)
+            gradients = self._gradients(runs, self.places[:num_places], num_probes, generator)
         with torch.no_grad():
             gates = [self._gates(node, runs, weights.get(node)) for node in self.gates]
         return gradients, torch.stack(gates) if gates else gradients[:0]
 
-    def _gradients(self, runs: Runs, num_probes: int, generator: torch.Generator) -> Tensor:
+    def _gradients(self, runs: Runs, places: Sequence[Place], num_probes: int, generator: torch.Generator) -> Tensor:
         output = runs[0][0][self.trails.graph.output]
-        nodes = [place.node for place in self.places]
+        nodes = [place.node for place in places]
         count = sum(n for _, n in runs)
         grams = torch.zeros(len(nodes), count, count, dtype=torch.float64)
         probes = 1 if output[0].numel() == 1 else num_probes

@@ -91,3 +91,10 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def over_limit(seconds: float, limit: float | None) -> list[str]:
+    """Return the note on a limit that was passed by more than a factor of two: there is a least that calls take."""
+    if limit is None or seconds <= 2 * limit:
+        return []
+    return [f"max_seconds={limit:g} was not held: about {seconds:.2g} s is the least for this model and these examples"]

@@ -19,7 +19,7 @@ from capalloc._measure.estimates import Estimate, Estimates
 from capalloc._measure.estimators import Account, Draw, Perturbed, Regressed
 from capalloc._measure.example_sums import ExampleSums, InnerSum, NoiseSum, ProductSum, PullSum, PushSum
 from capalloc._measure.examples import Examples, plan_examples
-from capalloc._measure.forecast import Forecast, progress_bar
+from capalloc._measure.forecast import Forecast, over_limit, progress_bar
 from capalloc._measure.probe import Probing, Round, State, advance, begin_state
 from capalloc._measure.task import Task
 from capalloc._model.magnitudes import notes_of_zeros
@@ -35,6 +35,8 @@ PATCH, PATCH_OF_ONE_AXIS = (4, 4), (16,)
 #: Products of a solve at a ridge of 0.1 of the mean eigenvalue without a preconditioner, at 0.01 with one; seen on
 #: residual and plain convolutional networks.
 UNCONDITIONED, PRECONDITIONED = 60, 30
+#: Products of a solve of one iteration, the draws and the reading included.
+FEWEST_PRODUCTS = 12
 #: Dataclasses of the states that are kept in files, and of the sums that rank 0 asks for.
 STOCHASTIC_TYPES = (State, Round, Draw, Account, Estimates, Estimate, Iterate, Mark, Recurrence)
 STOCHASTIC_SUMS = (NoiseSum, ProductSum, InnerSum, PullSum, PushSum)
@@ -51,8 +53,8 @@ def measure_stochastic(
     """
     began = time.perf_counter()
     examples, plan = plan_examples(task, settings)
-    plan = steps.agree("plan", lambda: plan)
-    examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
+    plan, combined = steps.agree("plan in time", lambda: in_time(examples, plan, settings))
+    examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk, output_probes=combined)
     expected = Forecast(plan.num_bytes, seconds_of_solve(examples, plan))
     rank = steps.reducer.rank
     if rank == 0:
@@ -70,7 +72,8 @@ def measure_stochastic(
     )
     with progress_bar(run.progress, rank, unit="solve step") as bar:
         state = steps.lead("answer", lambda: solve(probing, steps, began, bar))
-    found = Measured(probing, state, expected, plan)
+    late = over_limit(time.perf_counter() - began, settings.max_seconds)
+    found = Measured(probing, state, expected, plan, tuple(late))
     return {ridge: allocation(found, k, task.attrs()) for k, ridge in enumerate(ridges)}
 
 
@@ -87,13 +90,41 @@ def solve(probing: Probing, steps: Steps, began: float, bar: tqdm[Any]) -> State
     return state
 
 
-def seconds_of_solve(examples: Examples, plan: Plan) -> float:
-    """Forecast one solve of one ridge, by timing one batch: so many products of the block as is usual."""
+def in_time(examples: Examples, plan: Plan, settings: Stochastic) -> tuple[Plan, int | None]:
+    """Return the plan and the number of combined outputs, as many as the limit has time to take a few products of.
+
+    What was asked for by number stays. Timed on one example and vector, and on a batch where that is quick.
+    """
+    limit, outputs = settings.max_seconds, examples.output_probes or examples.num_outputs
+    if limit is None:
+        return plan, examples.output_probes
+    number = min(plan.batch_size, len(examples.x))
+    each = seconds_of_product(replace(examples, batch_size=1), 1)
+    if number > 1 and each * number < limit / 10:
+        each = seconds_of_product(replace(examples, batch_size=number), 1) / number
+    at_least = FEWEST_PRODUCTS * each * len(examples.x)
+    probes = plan.probes
+    if isinstance(settings.num_probes, str):
+        probes = max(2, min(probes, int(limit / at_least)))
+    combined = outputs
+    if settings.output_probes is None:
+        combined = max(1, min(outputs, int(outputs * limit / (at_least * probes))))
+    plan = replace(plan, probes=probes, chunk=min(plan.chunk, probes))
+    return plan, combined if combined < outputs else examples.output_probes
+
+
+def seconds_of_product(examples: Examples, vectors: int) -> float:
+    """Time C and C' of a batch times so many vectors."""
     batch = next(examples())
-    w = examples.normal_params(-2, min(plan.chunk, plan.probes))
+    w = examples.normal_params(-2, vectors)
     began = time.perf_counter()
     batch.adjoint(batch.apply(w))
-    each = time.perf_counter() - began
+    return time.perf_counter() - began
+
+
+def seconds_of_solve(examples: Examples, plan: Plan) -> float:
+    """Forecast one solve of one ridge, by timing one batch: so many products of the block as is usual."""
+    each = seconds_of_product(examples, min(plan.chunk, plan.probes))
     usual = UNCONDITIONED if examples.fewer_rows else PRECONDITIONED
     return usual * each * math.ceil(len(examples.x) / plan.batch_size) * math.ceil(plan.probes / plan.chunk)
 
@@ -106,6 +137,7 @@ class Measured:
     state: State
     expected: Forecast
     plan: Plan
+    late: tuple[str, ...]  # what is to be said of the limit
 
     @property
     def rank(self) -> int:
@@ -223,7 +255,7 @@ def notes(found: Measured, account: Account, reached: float) -> list[str]:
             f"the solves stopped early, with a squared error of {account.error:.2g} of the capacity: it may be off "
             "by about as much; give them more max_seconds, or take a larger ridge"
         )
-    return said + notes_of_zeros(examples.scale)
+    return [*said, *found.late, *notes_of_zeros(examples.scale)]
 
 
 def spectrum_of(found: Quadrature, num_params: int) -> xr.DataArray:

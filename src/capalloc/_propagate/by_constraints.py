@@ -18,6 +18,7 @@ from capalloc._energy.batches import Batches, solve_in_range
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
+from capalloc._measure.forecast import over_limit
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
@@ -123,8 +124,7 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     """Return the answer of the blocks, and of as many steps as were asked for or help."""
     phases = Phases()
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
-    if large and settings.output_probes is None:
-        settings = replace(settings, output_probes=1)
+    settings = replace(settings, output_probes=1) if large and settings.output_probes is None else settings
     probes = probes_for(task.size) if settings.num_probes == "auto" else settings.num_probes
     together = replace(settings, num_probes=2 if large else probes)  # large networks hold few vectors at a time
     examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, together)
@@ -132,8 +132,9 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     if plan.keep:
         examples = examples.prepared()
     phases("derivatives")
-    sample = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE) if large else (SAMPLED, EACH, LONGEST_AXIS)
-    root = inverse_root(examples, *sample)
+    ends = Enough(settings, task.started)
+    few = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE)
+    root = inverse_root(examples, *(few if large or ends.late else (SAMPLED, EACH, LONGEST_AXIS)))
     phases("blocks")
     if not large and (settings.num_probes, settings.num_steps) == ("auto", "auto") and settings.max_seconds is not None:
         left, step = settings.max_seconds - (time.perf_counter() - task.started), seconds_of_step(examples)
@@ -145,7 +146,6 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         taken = min(steps_for(settings, examples), FIRST_TOLD) + STEPS_OF_A_READING
         probes = affordable(probes, left, taken * step)
     sums = ExampleSums(examples, Steps(examples))
-    ends = Enough(settings, task.started)
     steps = 0 if ends.late else steps_for(settings, examples)
     if steps:
         z = probe_vectors(examples, *range(probes))
@@ -156,7 +156,8 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     counted = count(task, examples, found, rank_of(sums) if ranked else None)
     phases("total")
     answer = allocation(task, examples, found, counted)
-    return answer.replace(attrs=answer.attrs | {"phases": phases.shares()})
+    notes = [*answer.attrs["notes"], *over_limit(time.perf_counter() - task.started, ends.limit)]
+    return answer.replace(attrs=answer.attrs | {"phases": phases.shares(), "notes": notes})
 
 
 def probe_vectors(examples: Examples, *numbers: int) -> Tensor:
@@ -251,10 +252,14 @@ class Enough:
         return self.late or missing(found) < ENOUGH
 
     @property
+    def limit(self) -> float | None:
+        """Seconds that "auto" may take."""
+        return self.settings.max_seconds if self.settings.num_steps == "auto" else None
+
+    @property
     def late(self) -> bool:
         """True where the time of "auto" is over."""
-        limit = self.settings.max_seconds if self.settings.num_steps == "auto" else None
-        return limit is not None and time.perf_counter() - self.began > limit
+        return self.limit is not None and time.perf_counter() - self.began > self.limit
 
 
 def missing(found: Refinement) -> float:
