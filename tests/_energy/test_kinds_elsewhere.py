@@ -90,3 +90,43 @@ class Masked(nn.Module):
 
 def test_infinities_of_masks_start_no_paths() -> None:
     assert_same(*(seeded_module(lambda t=t: Masked(t)) for t in (True, False)), gaussian(6, 3))
+
+
+class Picking(nn.Module):
+    """Scales the entries that a mask picks, as many as an example has, or does it by a choice."""
+
+    def __init__(self, picks: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.picks = nn.Linear(3, 5), nn.Linear(5, 2), picks
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.picks:
+            h[h < 0] *= 0.1
+        return self.last(h if self.picks else torch.where(h < 0, 0.1 * h, h))
+
+
+class Neighbours(nn.Module):
+    """A sum over neighbours by a sparse matrix, or by the same matrix in full."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 2)
+        near = torch.eye(5).roll(1, 0) + 0.5 * torch.eye(5)
+        self.register_buffer("near", near.to_sparse() if sparse else near, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((self.near @ F.relu(self.first(x)).T).T)
+
+
+@pytest.mark.parametrize("kind", [Picking, Neighbours])
+def test_examples_are_walked_one_by_one_as_together(kind: type[nn.Module]) -> None:
+    network, plain = (seeded_module(lambda own=own: kind(own)) for own in (True, False))
+    x = gaussian(12, 3)
+    assert_same(network, plain, x)
+    together, apart = (capalloc.walk(network, x, batch_size=size) for size in (12, 1))
+    np.testing.assert_allclose(together.inputs, apart.inputs, rtol=1e-9)
+    for size in (12, 1):
+        found = capalloc.propagate(network, x, solver="markov", layers=True, batch_size=size)
+        assert "first" in found.layers
+    assert bool(capalloc.receptive_field(network, x).support.all())

@@ -63,12 +63,13 @@ def solve(
     if not single:
         program.forget()
     held: Cotangents = {}
+    varying: set[int] = set()
     once = [(program, seed)]
     for program, seed in batches(layers) if not single else once:
         if not single:
             flow = sweep.law(program, seed * usage.output_weight(program))
         for slot, capacity in sweep.capacity(program, flow, usage, loss, rows, marked).items():
-            accumulate(held, [slot], [_over_examples(capacity, len(seed))])
+            _hold(held, varying, slot, _over_examples(capacity, len(seed)))
         program.forget()
     result = MarkovCapacity(
         names=names,
@@ -101,13 +102,14 @@ def _without(lost: spaces.Spaces, result: MarkovCapacity) -> MarkovCapacity:
 def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Give the law of one unit of capacity placed at the outputs: at the inputs, the constant, every layer."""
     held: Cotangents = {}
+    varying: set[int] = set()
     usage: Usage | None = None
     for program, seed in batches:
         usage = usage or Usage(program.channels.resolve())
         slots = {program.input, program.constant, *(slot for layer in program.layers.values() for slot in layer)}
         adjoint = sweep.law(program, seed * usage.output_weight(program), tuple(slots)).at_slots
         for slot in slots & adjoint.keys():
-            accumulate(held, [slot], [_over_examples((program.values[slot] * adjoint[slot])[None], len(seed))[0]])
+            _hold(held, varying, slot, _over_examples((program.values[slot] * adjoint[slot])[None], len(seed))[0])
         program.forget()
     inputs = held[program.input]
     constant = held.get(program.constant, inputs.new_zeros(()))
@@ -145,6 +147,15 @@ def _sum(held: Cotangents, slots: Sequence[int]) -> Tensor | None:
     """Sum over a layer's slots; None where no path passes it."""
     found = [held[slot] for slot in slots if slot in held]
     return sum(found[1:], found[0]) if found else None
+
+
+def _hold(held: Cotangents, varying: set[int], slot: int, cotangent: Tensor) -> None:
+    """Add what a layer holds; one of as many entries as a batch shows, such as what a mask takes, has no map."""
+    if slot in held and held[slot].shape != cotangent.shape:
+        varying.add(slot)
+        del held[slot]
+    if slot not in varying:
+        accumulate(held, [slot], [cotangent])
 
 
 def _over_examples(capacity: Tensor, examples: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -283,12 +283,24 @@ class _Tracing:
         carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
         if not carried:
             return None
-        return (record(node.target).energy or linear_operator)(call)
+        own = record(node.target).energy
+        return linear_operator(call) if own is None else own(replace(call, args=pytree.tree_map(_dense, call.args)))
 
 
 def _frozen(argument: Any) -> Any:
     """Leave of an argument that is a gate its value, without its paths."""
     return Traced(argument.value) if isinstance(argument, Traced) else argument
+
+
+def _dense(argument: Any) -> Any:
+    """Give a sparse constant in full, as rules read it."""
+    if (
+        isinstance(argument, Traced)
+        and isinstance(argument.value, Tensor)
+        and argument.value.layout is not torch.strided
+    ):
+        return Traced(argument.value.to_dense())
+    return argument
 
 
 def _has_gradient(result: Any) -> bool:

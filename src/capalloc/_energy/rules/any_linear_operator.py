@@ -126,9 +126,14 @@ def _affine(call: Call, operator: Operator) -> Affine:
     constants = [value_of(a) for a in leaves if isinstance(value_of(a), Tensor) and not _carries(a)]
     key = (call.op, repr(pytree.tree_map(_outline, call.args)))
     known = call.program.found.get(key)
-    if known is None or not all(map(torch.equal, known.constants, constants)):
+    if known is None or not all(map(_equal, known.constants, constants)):
         known = call.program.found[key] = operator.affine(constants)
     return known
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Compare constants, which may be sparse."""
+    return a is b or torch.equal(*(t if t.layout is torch.strided else t.to_dense() for t in (a, b)))
 
 
 @dataclass(frozen=True)
