@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import capalloc
@@ -108,6 +111,44 @@ def test_the_symmetry_of_a_unit_is_shared_by_its_parameters():
     found = capalloc.measure(narrow(), 3 * data(200, 3))
     assert found.total == pytest.approx(26 - 4, rel=1e-9)
     np.testing.assert_allclose(found.by_parameter, [12 * 5 / 6, 4 * 5 / 6, 8 * 5 / 6, 2], rtol=1e-7)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    powers=st.lists(st.floats(-8, 8), min_size=5, max_size=5),
+    last=st.floats(-12, 4),
+    many=st.booleans(),
+    plain=st.booleans(),
+)
+@pytest.mark.proves("2", "a rank does not see rescalings", oracle="the same function, and its multiples")
+def test_a_rank_does_not_see_the_scale_of_layers_and_units(powers, last, many, plain):
+    """Every unit by up to 1e8, what leaves it divided, and outputs by down to 1e-12: map and total stay."""
+    x, model = data(60 if many else 3, 4), mlp()
+    factors = 10 ** torch.tensor(powers, dtype=torch.float64)
+    other = copy.deepcopy(model)
+    other[0].weight.data *= factors[:, None]
+    other[0].bias.data *= factors
+    other[2].weight.data /= factors
+    other[4].weight.data *= 10.0**last
+    other[4].bias.data *= 10.0**last
+    solver = PLAIN if plain else Dense()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", capalloc.CapacityWarning)
+        one, two = (capalloc.measure(m, x, solver=solver) for m in (model, other))
+    assert two.attrs["rank"] == one.attrs["rank"]
+    np.testing.assert_allclose(two.capacity, one.capacity, rtol=1e-6, atol=1e-6)
+    assert two.total == pytest.approx(one.total, rel=1e-6)
+
+
+def test_layers_of_unlike_scale_count_as_blocks_count_them():
+    """Two layers of tanh, the first in thousandths and the last in billionths: all 26 parameters are seen."""
+    x, model = data(60, 3), build(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    model[0].weight.data *= 1e-3
+    model[2].weight.data *= 1e-9
+    found = capalloc.measure(model, x)
+    assert found.attrs["rank"] == 26
+    assert found.total == pytest.approx(26, rel=1e-5)
+    assert capalloc.propagate(model, x, solver="block").total == pytest.approx(26, rel=1e-6)
 
 
 def test_fewer_rows_than_parameters_have_joint_entries_too():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from capalloc._linalg.gram_root import GramPass, gram_error, largest_trace, root_of_gram
-from capalloc._linalg.leverage import accumulate
+from capalloc._linalg.leverage import ParamUnits, accumulate, polar_factor
 from capalloc._linalg.row_block import SPANS, RowBlock, block_of, joined
 from capalloc._measure.dense import root_from_gram, scores_in_memory, scores_in_passes
 from capalloc._runtime.steps import Steps
@@ -52,10 +52,10 @@ def reference(C: Tensor, ridge: float) -> np.ndarray:
     return table.numpy()
 
 
-def scores(C: Tensor, ridge: float, size: int = 50, accuracy: float = ACCURACY):
+def scores(C: Tensor, ridge: float, size: int = 50, accuracy: float = ACCURACY, units: ParamUnits | None = None):
     if len(C) < C.shape[1]:
-        return scores_in_memory(Steps(blocks(C, size)), sizes_of(C), SLOTS, ridge, accuracy)
-    return scores_in_passes(Steps(blocks(C, size)), sizes_of(C), SLOTS, len(C), ridge, accuracy)
+        return scores_in_memory(Steps(blocks(C, size)), sizes_of(C), SLOTS, ridge, accuracy, units)
+    return scores_in_passes(Steps(blocks(C, size)), sizes_of(C), SLOTS, len(C), ridge, accuracy, units=units)
 
 
 def gram_of(blocks, dtype: torch.dtype, most: float = math.inf) -> Tensor | None:
@@ -89,6 +89,28 @@ def test_ranks_and_small_ridges_keep_the_orthogonal_road(shape, ridge):
     assert not took_gram(found)
     assert found.root.rank == 40
     np.testing.assert_allclose(found.table, reference(C, ridge), rtol=1e-7)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(2, 60), st.integers(2, 60)),
+    rank=st.integers(1, 12),
+    spread=st.floats(0, 40),
+    seed=st.integers(0, 100),
+)
+def test_ranks_and_rows_do_not_see_the_scale_of_columns(shape, rank, spread, seed):
+    """Columns of random matrices of a known rank by up to 10^40, told by their units: rank and scores of rows stay."""
+    random = torch.Generator().manual_seed(seed)
+    left, right = (torch.randn(n, rank, generator=random, dtype=torch.float64) for n in shape)
+    scale = 10 ** (spread * (torch.rand(shape[1], generator=random, dtype=torch.float64) - 0.5))
+    C = left @ right.T
+    scaled, plain = C * scale, scores(C, 0.0)
+    for units in (ParamUnits(1 / scale, 1 / scale), ParamUnits(torch.ones_like(scale), 1 / scale)):
+        found, polar_root = scores(scaled, 0.0, units=units), polar_factor(scaled, units=units)[1]
+        assert found.root.rank == plain.root.rank == polar_root.rank == min(*shape, rank)
+        np.testing.assert_allclose(found.table.sum(0), plain.table.sum(0), atol=1e-8)
+    turned = scores(scaled, 0.0, units=ParamUnits(1 / scale, 1 / scale))
+    np.testing.assert_allclose(turned.table, plain.table, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)

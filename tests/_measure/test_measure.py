@@ -442,13 +442,19 @@ def test_few_examples_warn():
 
 
 def test_unclear_rank_is_noted():
-    model = nn.Linear(12, 1, bias=False).double()
-    metric = torch.logspace(0, -40, 12, dtype=torch.float64)  # singular values pass the tolerance one by one
-    notes = measure(model, data(3, 12), metric=metric, intercept=False).attrs["notes"]
-    assert not notes
-    metric = torch.logspace(-26, -34, 12, dtype=torch.float64)
-    metric[0] = 1
-    (note,) = measure(model, data(3, 12), metric=metric, intercept=False).attrs["notes"]
+    """w A x has the constraints A; columns of other lengths alone leave the rank clear."""
+    turn = torch.linalg.qr(data(12, 12)).Q
+    near = torch.cat([torch.ones(1), torch.logspace(-13, -15, 11)])
+    for values, unclear in ((torch.logspace(0, -11, 12), 0), (near, 1)):
+        model = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 1, bias=False)).double()
+        model[0].weight.data = turn @ torch.diag(values.double()) @ turn.T
+        notes = measure(model, data(3, 12), params=["1.weight"], intercept=False).attrs["notes"]
+        assert len(notes) == unclear, notes
+    metric = torch.logspace(0, -40, 12, dtype=torch.float64)
+    assert not measure(nn.Linear(12, 1, bias=False).double(), data(3, 12), metric=metric, intercept=False).attrs[
+        "notes"
+    ]
+    (note,) = notes
     assert "rank is unclear" in note
 
 

@@ -29,13 +29,14 @@ class Root:
     """(F'F + ridge)^(-1/2) on the range of F'F, and the singular values of F that it was made from."""
 
     matrix: Tensor
-    singular: Tensor  # those that count, in decreasing order
-    dropped: float  # the largest that counts as zero
+    singular: Tensor  # those that count, in decreasing order; without a ridge in the coordinates of joint entries
+    dropped: float  # the largest that counts as zero; without a ridge of columns of length 1
     tolerance: float  # relative to the largest
     capacity: float  # sum of s^2 / (s^2 + ridge)
     polar: Tensor  # F times the matrix, (rows of F, params); empty where only F'F was known
     half_examples: int = 0  # of the first half of the data, where a pass knows one
     half_capacity: float = 0.0  # on them alone
+    edge: tuple[float, float] = (0.0, 0.0)  # the smallest that counts and the largest, beside `dropped`
 
     @property
     def rank(self) -> int:

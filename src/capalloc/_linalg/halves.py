@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.fold import Fold
+from capalloc._linalg.leverage import ParamUnits, rank_of_factor
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def effective_rank(values: Tensor, ridge: float, size: int, eps: float) -> float
     return float((kept / (kept + ridge)).sum())
 
 
-def half_total(half: Any, ridge: float, scale: float, size: int) -> float:
+def half_total(half: Any, ridge: float, scale: float, size: int, units: ParamUnits | None = None) -> float:
     """Total capacity of the half: from its triangular factor, or from its Gram matrix, times `scale`.
 
     Args:
@@ -70,8 +71,11 @@ def half_total(half: Any, ridge: float, scale: float, size: int) -> float:
         ridge: non-negative.
         scale: all examples over those of the half, as rows are scaled for all.
         size: the larger side of the half's matrix.
+        units: of the parameters, as in `inverse_root`.
 
     """
+    if isinstance(half, tuple) and not ridge:
+        return float(rank_of_factor(half[0], size, units))
     if isinstance(half, tuple):
         singular = torch.linalg.svdvals(half[0])
         values, eps = singular.square(), (size * torch.finfo(singular.dtype).eps) ** 2 / size

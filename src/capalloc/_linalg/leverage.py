@@ -7,9 +7,11 @@ on the smaller one. Without a ridge G itself is never formed: its triangular fac
 rounding, where G would keep their squares. With a ridge far above G's rounding (`gram_root.gram_error`) G is
 formed, which takes a fraction of the time, and its square root taken.
 
-Numerical rank: singular values of C up to max(rows, params) * eps * (the largest) count as zero. That is how far
-rounding in an orthogonal factorisation moves them, so no smaller one can be told from zero. From G it is the square
-root of that, and a smaller one brings less than `accuracy`.
+Numerical rank: without a ridge the columns of C are first scaled to length 1, which leaves rank and range as they are
+and makes both independent of how parameters are scaled; columns that rounding alone fills are zero. Of what is left
+singular values up to max(rows, params) * eps * (the largest) count as zero. That is how far rounding in an orthogonal
+factorisation moves them (its errors are those of each column), so no smaller one can be told from zero. From G it is
+the square root of that, and a smaller one brings less than `accuracy`.
 
 Joint entries belong to coordinates. Without a ridge those of theta_k / scale_k are squared entries of the polar factor
 of C D, D = diag(scale). With C = U B, U'U = 1 on its range, it is U times the polar factor of B D: the rank and the
@@ -26,8 +28,11 @@ from torch import Tensor
 
 from capalloc._linalg.fold import Fold, Total
 from capalloc._linalg.gram_root import Root
+from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING
 from capalloc._linalg.row_block import RowBlock
 
+#: Share of the largest singular value above which those that count leave 8 digits of their vectors.
+WELL_ABOVE_ROUNDING = 1e-8
 #: Leverages are in [0, 1] and known to some eps; a parameter that any constraint moves has far more than this.
 NO_LEVERAGE = 1e-20
 
@@ -47,23 +52,29 @@ class Scores:
 
 
 def polar_factor(
-    C: Tensor, ridge: float = 0.0, eps: float | None = None, scale: Tensor | None = None
+    C: Tensor, ridge: float = 0.0, eps: float | None = None, units: ParamUnits | None = None
 ) -> tuple[Tensor, Root]:
-    """C (C'C + ridge)^(-1/2), from the smaller side; `eps` and `scale` as in `inverse_root`.
+    """C (C'C + ridge)^(-1/2), from the smaller side; `eps` and `units` as in `inverse_root`.
 
     With C = QR it is Q times the polar factor of R: orthonormal to rounding however ill conditioned C is.
     """
     if C.shape[0] >= C.shape[1]:
         Q, R = torch.linalg.qr(C)
-        root = inverse_root(R, ridge, max(C.shape), eps, scale)
+        root = inverse_root(R, ridge, max(C.shape), eps, units)
         return Q @ root.polar, root
-    Q, R = torch.linalg.qr(C.T)
-    root = inverse_root(R, ridge, max(C.shape), eps)
-    polar = (Q @ root.polar).T
-    if scale is not None:
-        basis = torch.linalg.eigh(polar @ polar.T).eigenvectors[:, len(C) - root.rank :]  # of the range of C
-        polar = basis @ unitary_factor(basis.T @ C * scale)
-    return polar, root
+    if ridge:
+        Q, R = torch.linalg.qr(C.T)
+        root = inverse_root(R, ridge, max(C.shape), eps)
+        return (Q @ root.polar).T, root
+    lengths = column_lengths(C, units, eps)
+    R = torch.linalg.qr((C * _reciprocal(lengths)).T, mode="r").R
+    _, singular, basis = torch.linalg.svd(R, full_matrices=False)
+    kept = KeptValues.of(singular, max(C.shape), eps)
+    basis = basis[: kept.number].T  # of the range of C
+    coordinates = basis.T @ (C * (lengths > 0))
+    turned, values = unitary_factor(coordinates if units is None else coordinates * units.scale)
+    polar = basis @ turned
+    return polar, kept.root(C.new_empty(0), values, polar)
 
 
 def idle_columns(polar: Tensor) -> int:
@@ -135,15 +146,82 @@ class Triangle(Fold[tuple[Tensor, ...]]):
         return self.finish(a + b)
 
 
-def unitary_factor(B: Tensor) -> Tensor:
-    """(BB')^(-1/2) B, for independent rows."""
-    left, _, right = torch.linalg.svd(B, full_matrices=False)
+def unitary_factor(B: Tensor) -> tuple[Tensor, Tensor]:
+    """(BB')^(-1/2) B, for independent rows, and the singular values of B."""
+    left, singular, right = torch.linalg.svd(B, full_matrices=False)
     factor: Tensor = left @ right
-    return factor
+    return factor, singular
+
+
+@dataclass(frozen=True)
+class ParamUnits:
+    """ParamUnits of parameters, positive, (params,)."""
+
+    scale: Tensor  # of the coordinates theta / scale that joint entries belong to
+    magnitude: Tensor  # |theta| or what is usual: with it columns of C that rounding fills are told from small ones
+
+
+def column_lengths(C: Tensor, units: ParamUnits | None, eps: float | None = None) -> Tensor:
+    """Lengths of the columns of C, or of its triangular factor: 0 where they are but rounding."""
+    lengths = torch.linalg.vector_norm(C, dim=0)
+    rounding = UNITS_OF_ROUNDING * (torch.finfo(C.dtype).eps if eps is None else eps)
+    seen = torch.zeros_like(lengths, dtype=torch.bool)
+    for told in (lengths, lengths if units is None else lengths * units.magnitude):
+        seen |= told > rounding * told.amax() if len(told) else seen
+    found: Tensor = lengths.where(seen, 0.0)
+    return found
+
+
+def _reciprocal(lengths: Tensor) -> Tensor:
+    found: Tensor = torch.where(lengths > 0, 1 / lengths, 0.0)
+    return found
+
+
+def rank_of_factor(factor: Tensor, size: int, units: ParamUnits | None = None) -> int:
+    """The rank of a matrix from its triangular factor, as `inverse_root` counts it."""
+    scaled = factor * _reciprocal(column_lengths(factor, units))
+    return KeptValues.of(torch.linalg.svdvals(scaled), size).number
+
+
+@dataclass(frozen=True)
+class KeptValues:
+    """The singular values that count."""
+
+    singular: Tensor
+    number: int
+    tolerance: float
+
+    @classmethod
+    def of(cls, singular: Tensor, size: int, eps: float | None = None) -> KeptValues:
+        """Those above `size` * eps * (the largest)."""
+        tolerance = size * (torch.finfo(singular.dtype).eps if eps is None else eps)
+        largest = float(singular[0]) if len(singular) else 0.0
+        return cls(singular, int((singular > tolerance * largest).sum()), tolerance)
+
+    @property
+    def clear(self) -> bool:
+        """True where those that count lie so far above rounding that vectors are known as well as numbers."""
+        return self.number > 0 and float(self.singular[self.number - 1]) > WELL_ABOVE_ROUNDING * float(self.singular[0])
+
+    @property
+    def dropped(self) -> float:
+        """The largest that does not count."""
+        return float(self.singular[self.number]) if self.number < len(self.singular) else 0.0
+
+    @property
+    def counted(self) -> Tensor:
+        """Those that count, (rank,)."""
+        return self.singular[: self.number]
+
+    def root(self, matrix: Tensor, values: Tensor, polar: Tensor, capacity: float | None = None) -> Root:
+        """The root of these, whose values are `values`."""
+        counted, whole = self.counted, float(self.number) if capacity is None else capacity
+        edge = (float(counted[-1]), float(counted[0])) if self.number else (0.0, 0.0)
+        return Root(matrix, values, self.dropped, self.tolerance, whole, polar, edge=edge)
 
 
 def inverse_root(
-    factor: Tensor, ridge: float, size: int, eps: float | None = None, scale: Tensor | None = None
+    factor: Tensor, ridge: float, size: int, eps: float | None = None, units: ParamUnits | None = None
 ) -> Root:
     """(F'F + ridge)^(-1/2) on the range of F'F.
 
@@ -152,18 +230,25 @@ def inverse_root(
         ridge: non-negative.
         size: the larger side of the matrix that F came from.
         eps: relative rounding of that matrix's entries; by default what its dtype has.
-        scale: without a ridge, of the coordinates that columns of the polar factor are to belong to, (params,) and
-            positive: the matrix is turned so that F times it is the polar factor of F D on the range of F.
+        units: without a ridge, of the parameters; by default all 1. The matrix is turned so that F times it is the
+            polar factor of F D on the range of F, D of the units' scale.
 
     """
-    left, singular, vectors = torch.linalg.svd(factor, full_matrices=False)
-    tolerance = size * (torch.finfo(factor.dtype).eps if eps is None else eps)
-    largest = float(singular[0]) if len(singular) else 0.0
-    keep = singular > tolerance * largest
-    left, kept, vectors = left[:, keep], singular[keep], vectors[keep]
-    dropped = singular[~keep]
-    lengths = (kept.square() + ridge).sqrt()
-    turned = vectors if scale is None else unitary_factor(kept[:, None] * vectors * scale)
-    matrix, polar = (vectors.T / lengths) @ turned, (left * (kept / lengths)) @ turned
-    capacity = float((kept.square() / (kept.square() + ridge)).sum())
-    return Root(matrix, kept, float(dropped.max()) if len(dropped) else 0.0, tolerance, capacity, polar)
+    scale = torch.ones_like(factor[0]) if units is None or ridge else units.scale
+    left, singular, vectors = torch.linalg.svd(factor * scale, full_matrices=False)
+    kept = KeptValues.of(singular, size, eps)
+    s, left, vectors = kept.counted, left[:, : kept.number], vectors[: kept.number]
+    if ridge:
+        whole = (s.square() + ridge).sqrt()
+        capacity = float((s / whole).square().sum())
+        return kept.root((vectors.T / whole) @ vectors, s, (left * (s / whole)) @ vectors, capacity)
+    lengths = column_lengths(factor, units, eps)
+    # s_i(F / lengths) <= s_i(F D) max 1 / (D lengths), beside a largest of 1 at least: no more count than do here.
+    stretch = _reciprocal(lengths * scale).max() if len(scale) else 0.0
+    if kept.clear and kept.dropped * float(stretch) <= kept.tolerance:
+        return kept.root((scale[:, None] * vectors.T / s) @ vectors, s, left @ vectors)
+    left, singular, vectors = torch.linalg.svd(factor * _reciprocal(lengths), full_matrices=False)
+    kept = KeptValues.of(singular, size, eps)
+    s, left, vectors = kept.counted, left[:, : kept.number], vectors[: kept.number]
+    turned, values = unitary_factor(s[:, None] * vectors * lengths * scale)
+    return kept.root((vectors.T * _reciprocal(lengths)[:, None] / s) @ turned, values, left @ turned)

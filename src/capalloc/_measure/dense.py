@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from capalloc._linalg.gram_root import GramPass, GramSum, Root, gram_passes, roo
 from capalloc._linalg.halves import Halved, Halves, half_total
 from capalloc._linalg.leverage import (
     AllRows,
+    ParamUnits,
     Scores,
     ScoreTable,
     Triangle,
@@ -64,11 +65,11 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
         num_examples=size.examples,
         scale=magnitudes(task.problem.params) if ridge and is_log else None,
     )
-    turn = magnitudes_without_zeros(task.problem.params) if is_log and not ridge else None
+    units = None if ridge else units_of(task.problem.params, is_log)
     total = (1 if plan.keep else 2) * len(constraints)
     with progress_bar(run.progress, reducer.rank, total=total) as bar:
         steps = steps.over(Rows(constraints, plan.keep and not size.wide, bar.update))
-        scores = steps.lead("answer", lambda: solve(steps, task, ridge, settings.accuracy, turn).small())
+        scores = steps.lead("answer", lambda: solve(steps, task, ridge, settings.accuracy, units).small())
     attrs = {
         "solver": "dense",
         "rank": scores.root.rank,
@@ -118,20 +119,26 @@ class Rows:
         self.kept = [] if start else fresh
 
 
-def solve(steps: Steps, task: Task, ridge: float, accuracy: float, scale: Tensor | None = None) -> Scores:
+def units_of(params: Mapping[str, Tensor], is_log: bool) -> ParamUnits:
+    """ParamUnits of parameters: those of log|theta|, or all 1, and usual magnitudes."""
+    sizes, usual = magnitudes_without_zeros(params), magnitudes_without_zeros(params, zero=1.0)
+    return ParamUnits(sizes if is_log else torch.ones_like(sizes), usual)
+
+
+def solve(steps: Steps, task: Task, ridge: float, accuracy: float, units: ParamUnits | None = None) -> Scores:
     """Return the scores of all constraints, on the smaller side of their matrix.
 
-    Without a ridge joint entries are those of coordinates of this `scale` (`_linalg.leverage`).
+    Without a ridge joint entries are those of the coordinates of these `units` (`_linalg.leverage`).
     """
     sizes = [p.numel() for p in task.problem.params.values()]
     size = task.size
     if size.wide:
-        return scores_in_memory(steps, sizes, size.slots, ridge, accuracy, scale)
-    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy, size.examples, scale)
+        return scores_in_memory(steps, sizes, size.slots, ridge, accuracy, units)
+    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy, size.examples, units)
 
 
 def scores_in_memory(
-    steps: Steps, sizes: Sequence[int], num_slots: int, ridge: float, accuracy: float, scale: Tensor | None = None
+    steps: Steps, sizes: Sequence[int], num_slots: int, ridge: float, accuracy: float, units: ParamUnits | None = None
 ) -> Scores:
     """Return the scores of a wide matrix from all its rows; one process solves for all."""
     parts = steps.gather(AllRows(), "rows")
@@ -139,7 +146,7 @@ def scores_in_memory(
     transposed = Steps(lambda start: [block_of(C.T, slots)])
     root = root_from_gram(transposed, ridge, C.shape[1], accuracy)
     if root is None:
-        polar, root = polar_factor(C, ridge, scale=scale)
+        polar, root = polar_factor(C, ridge, units=units)
     else:
         polar = root.matrix @ C.to(root.matrix.dtype)
     table = C.new_zeros(len(sizes), num_slots)
@@ -155,7 +162,7 @@ def scores_in_passes(
     ridge: float,
     accuracy: float,
     num_examples: int = 0,
-    scale: Tensor | None = None,
+    units: ParamUnits | None = None,
 ) -> Scores:
     """Return the scores of a tall matrix in two passes over its blocks: one factors it, one reads the scores off.
 
@@ -163,21 +170,21 @@ def scores_in_passes(
     `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation. Where the source has a first
     half, the total on it comes along.
     """
-    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy, num_examples, scale))
+    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy, num_examples, units))
     (table,) = steps.fold("table", ScoreTable(root.matrix, tuple(sizes), num_slots))
     return Scores(table, root, idle_columns(root.polar) if len(root.polar) else None)
 
 
 def root_of_rows(
-    steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0, scale: Tensor | None = None
+    steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0, units: ParamUnits | None = None
 ) -> Root:
     """Return (G + ridge)^(-1/2), by G where that is accurate enough, else by a triangular factor."""
     root = root_from_gram(steps, ridge, num_rows, accuracy, num_examples)
     if root is None:
         found = steps.fold("triangular factor, whole and half", Halves(Triangle()))
         (factor,) = found.whole
-        root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]), scale=scale)
-        root = _with_half(root, found, found.half, ridge, num_rows, num_examples)
+        root = inverse_root(factor, ridge, max(num_rows, factor.shape[1]), units=units)
+        root = _with_half(root, found, found.half, ridge, num_rows, num_examples, units)
     return root
 
 
@@ -193,22 +200,31 @@ def root_from_gram(steps: Steps, ridge: float, num_rows: int, accuracy: float, n
     return None
 
 
-def _with_half(root: Root, found: Halved, half: Any, ridge: float, num_rows: int, num_examples: int) -> Root:
+def _with_half(
+    root: Root,
+    found: Halved,
+    half: Any,
+    ridge: float,
+    num_rows: int,
+    num_examples: int,
+    units: ParamUnits | None = None,
+) -> Root:
     """Add the total on the first half of the examples, where it is known."""
     if half is None or not num_examples:
         return root
     scale = num_examples / found.examples
     size = max(round(num_rows / scale), root.matrix.shape[1])
-    return replace(root, half_examples=found.examples, half_capacity=half_total(half, ridge, scale, size))
+    return replace(root, half_examples=found.examples, half_capacity=half_total(half, ridge, scale, size, units))
 
 
 def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str]:
     notes = list(choice.reasons)
     root = scores.root
-    if root.rank and ridge == 0 and root.dropped * CLEAR_GAP > float(root.singular[-1]):
+    least, largest = root.edge
+    if root.rank and ridge == 0 and root.dropped * CLEAR_GAP > least:
         notes.append(
-            f"the numerical rank is unclear: singular values {float(root.singular[-1]):.2g} (counted) and "
-            f"{root.dropped:.2g} (not), largest {float(root.singular[0]):.2g}; a small ridge makes it smooth"
+            f"the numerical rank is unclear: singular values {least:.2g} (counted) and "
+            f"{root.dropped:.2g} (not), largest {largest:.2g}; a small ridge makes it smooth"
         )
     if root.half_examples and root.half_capacity < (1 - STILL_MOVES) * root.capacity:
         notes.append(

@@ -148,8 +148,9 @@ def measure(
         seconds, the precision of products, and `data_digest`, a mark of the examples in any order; from the dense
         solver the rank and its tolerance (relative, on singular values of the constraint matrix, see
         `_linalg.leverage`); from the stochastic one standard errors (of inputs as the coordinate `standard_error`),
-        iterations, and no table. `spectrum` holds the eigenvalues of G, or a quadrature of their density. For
-        several ridges a dict of allocations, from the largest ridge down; `seconds` counts the whole run.
+        iterations, and no table. `spectrum` holds the eigenvalues of G in the same coordinates, or a quadrature of
+        their density. For several ridges a dict of allocations, from the largest ridge down; `seconds` counts the
+        whole run.
 
         Where rows outnumber parameters, the dense solver also gives `half_total`, the total on the first
         `half_examples` (about half of them; the batches of one half), and a note where that is more than 1 % less: as

@@ -20,11 +20,14 @@ def magnitudes(params: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([p.detach().double().abs().flatten() for p in params.values()])
 
 
-def magnitudes_without_zeros(params: Mapping[str, Tensor]) -> Tensor:
-    """|theta|, and for a theta of zero next to nothing, so that it holds what no other parameter can hold."""
+def magnitudes_without_zeros(params: Mapping[str, Tensor], zero: float = NEXT_TO_NOTHING) -> Tensor:
+    """|theta|, and `zero` for a theta of zero, in units of the others' geometric mean.
+
+    Next to nothing, it holds what no other parameter can hold.
+    """
     sizes = magnitudes(params)
     others = sizes[sizes > 0]
-    least = NEXT_TO_NOTHING * float(others.log().mean().exp()) if len(others) else 1.0
+    least = zero * float(others.log().mean().exp()) if len(others) else 1.0
     return sizes.where(sizes > 0, least)
 
 
