@@ -42,6 +42,7 @@ SMALL = {
     "wider than its input": Design(depth=3, width=2, ndim=1, size=12, dilation=5, cycle=3, kernel=5),
     "strided, linear": Design(depth=6, width=2, ndim=1, size=30, stride=3, strided=3, activation="linear"),
     "one unit, elu": Design(depth=1, width=1, ndim=1, size=30, kernel=1, activation="elu"),
+    "blocks of elu": Design(depth=4, width=2, ndim=1, size=20, activation="elu", residual="constant"),
     "silu": Design(depth=3, width=2, size=12, kernel=5, activation="silu", stride=2, multiplier=0.5),
     "channels, biases": Design(depth=3, width=2, ndim=1, size=20, in_channels=3, bias=True),
     "norms, gelu": Design(depth=5, width=2, size=12, norm="batch", residual="constant", activation="gelu"),
