@@ -129,7 +129,9 @@ def test_all_ways_give_the_same_rows(name, push):
             found = rows(x, directions, replay)
             for key, part in expected.items():
                 torch.testing.assert_close(found[key].reshape(part.shape), part, rtol=1e-9, atol=1e-9)
+        chosen = choose_jacobian(problem, x, replay).jacobian
     assert bool(otherwise) == (name in ("tanh", "attention"))
+    assert isinstance(chosen, GradientRows if otherwise else FactoredRows)
 
 
 def test_rows_that_go_wrong_for_several_examples_are_found_out():

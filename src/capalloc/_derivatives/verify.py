@@ -72,10 +72,17 @@ def choose_jacobian(problem: Problem, x: Tensor, replay: Replay) -> Choice:
             continue
         with replay():
             tapped = tap_model(problem)
-        factored = FactoredRows(tapped, push, rows)
-        serves = not tapped.opaque and not row_errors(factored, loop, x, replay)
-        return Choice(factored if serves else rows, name, tuple(reasons), tapped.elements)
+        # Where gates move with the examples of the trial they will with most, and two factors are found in vain.
+        alone = FactoredRows(tapped, push, _no_rows)
+        serves = not tapped.opaque and not row_errors(alone, loop, x, replay)
+        chosen = FactoredRows(tapped, push, rows) if serves else rows
+        return Choice(chosen, name, tuple(reasons), tapped.elements)
     return Choice(loop, "loop", tuple(reasons))
+
+
+def _no_rows(x: Tensor, directions: Directions, replay: Replay) -> dict[str, Tensor]:
+    """No rows: what is left to another way in a trial."""
+    return {}
 
 
 def choose_operator(problem: Problem, space: InputMetric, x: Tensor, replay: Replay) -> ConstraintOperator:
@@ -147,6 +154,8 @@ def row_errors(rows: RowMaker, loop: LoopRows, x: Tensor, replay: Replay) -> str
     shared = torch.randn(x[:1].shape, generator=random, dtype=x.dtype).to(x.device)
     directions = Directions(shared, True, torch.zeros(2, dtype=torch.long))
     found = rows(x, directions, replay)
+    if not found:
+        return "leaves the examples to another way"
     weights = torch.randn(next(iter(found.values())).shape[1], generator=random, dtype=x.dtype).to(x.device)
     wrong: set[str] = set()
     for k, one in enumerate(x):
