@@ -31,6 +31,9 @@ from capalloc.results.shattering import Shattering
 #: What lines tell.
 LINES = ("measured_line", "measured_line_error", "predicted_line")
 
+#: Defaults: examples compared, the share of the way to a neighbour, and random combinations of the outputs.
+COMPARED_EXAMPLES, STEP_TO_NEIGHBOUR, PROBES_OF_OUTPUTS = 8, 0.1, 8
+
 
 @checked
 @recorded
@@ -40,10 +43,10 @@ def shattering(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     *,
-    num_examples: int = 8,
-    step: float = 0.1,
+    num_examples: int = COMPARED_EXAMPLES,
+    step: float = STEP_TO_NEIGHBOUR,
     num_lines: int = 4,
-    num_probes: int = 8,
+    num_probes: int = PROBES_OF_OUTPUTS,
     generator: torch.Generator | None = None,
     products: Products | None = None,
     trained: bool | None = None,
@@ -80,15 +83,15 @@ def shattering(
     """
     _check(num_examples, step, num_lines, num_probes)
     problem = prepare(model, inputs, outputs, traced=True, by_input=True)
-    return shatter(problem, num_examples, step, num_lines, num_probes, generator, products, trained)
+    return shatter(problem, num_lines, num_examples, step, num_probes, generator, products, trained)
 
 
 def shatter(
     problem: Problem,
-    num_examples: int = 8,
-    step: float = 0.1,
-    num_lines: int = 4,
-    num_probes: int = 8,
+    num_lines: int,
+    num_examples: int = COMPARED_EXAMPLES,
+    step: float = STEP_TO_NEIGHBOUR,
+    num_probes: int = PROBES_OF_OUTPUTS,
     generator: torch.Generator | None = None,
     products: Products | None = None,
     trained: bool | None = None,

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from capalloc._depth.balance_depth import scaling
-from capalloc._depth.compare_gradients import shattering
+from capalloc._depth.compare_gradients import COMPARED_EXAMPLES, shattering
 from capalloc._depth.locate_field import locate
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
@@ -36,7 +36,7 @@ def diagnose(
     outputs: OutputSelection = None,
     *,
     metric: InputMetricLike = DEFAULT_METRIC,
-    num_examples: int = 8,
+    num_examples: int = COMPARED_EXAMPLES,
     generator: torch.Generator | None = None,
     products: Products | None = None,
     trained: bool | None = None,
