@@ -421,6 +421,14 @@ class Numbers(nn.Module):
         return self.head(ids.double())
 
 
+@pytest.mark.parametrize("shift", [7, -3])
+def test_token_ids_beyond_the_table_are_named_as_what_they_are(shift: int) -> None:
+    model = nn.Sequential(nn.Embedding(7, 2), nn.Flatten(), nn.Linear(6, 2))
+    ids = torch.arange(12).reshape(4, 3) % 7 + shift
+    with pytest.raises(ValueError, match=r"model does not accept input \(examples, 3\): index out of range"):
+        capalloc.propagate(model, ids)
+
+
 def test_integers_that_nothing_looks_up_are_refused():
     with pytest.raises(TypeError, match=r"no embedding of the model looks up \(ids is torch.int64\)"):
         measure(make(Numbers), IDS)

@@ -239,7 +239,8 @@ def _watched(
             run = getattr(model, "_orig_mod", model)
             run(**two) if by_name else run(*two.values())
         except Exception as error:  # the model's own code may raise anything
-            if not watch.lookups and not any(v.is_floating_point() for v in two.values()):
+            beyond = isinstance(error, IndexError)  # of token ids that a table has no row for
+            if not (beyond or watch.lookups or any(v.is_floating_point() for v in two.values())):
                 raise _without_derivative(two) from error
             shown = ", ".join(f"{name} (examples, {', '.join(map(str, v.shape[1:]))})" for name, v in two.items())
             names = ", ".join(Signature.of(model).names)
