@@ -15,15 +15,20 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
+from benchmarks.architectures import CONSTRAINTS, EPOCHS, NETWORKS, SEED, built, trained
+from benchmarks.measure import problem as demo_problem
 from benchmarks.propagate import Stack, exported, forward_backward, image, resnet50
 from benchmarks.start import processor_seconds
 from benchmarks.table import Table
 from capalloc import architectures
 from capalloc._graph.capture import capture
 from capalloc._model.problem import prepare
+from capalloc.app.demo import load_digits
 from capalloc.solvers import Block, Stochastic
 
 REPEATS = 5
+#: Those of docs/validation.md that took longest.
+SLOW_ONCE = ("LSTM", "GRU", "MLP-Mixer", "ViT", "BERT", "Swin", "U-Net, transposed")
 #: Depth and groups of a SENet-154.
 SENET_DEPTHS, SENET_GROUPS = (3, 8, 36, 3), 64
 
@@ -116,7 +121,7 @@ def depth() -> Iterator[tuple[str, ...]]:
 def table() -> Iterator[tuple[str, ...]]:
     with tempfile.TemporaryDirectory() as folder:
         saved = str(Path(folder) / "found.nc")
-        found = of_command(["propagate", "resnet50", "--solver", "markov", "--table", "--save", saved])
+        found = of_command(["propagate", "resnet50", "--solver", "markov", "--table", "--quiet", "--out", saved])
     yield "`capalloc propagate resnet50 --table`", "60 s", f"{found:.0f} s"
 
 
@@ -147,8 +152,24 @@ def limited() -> Iterator[tuple[str, ...]]:
 
 
 def audited() -> Iterator[tuple[str, ...]]:
-    found = of_command(["audit", "lenet", "--seconds", "1"]) - of_command(["--version"])
+    found = of_command(["audit", "lenet", "--seconds", "1", "--quiet"]) - of_command(["--version"])
     yield "`capalloc audit lenet --seconds 1`, less a start", "2 s", f"{found:.1f} s"
+
+
+def small() -> Iterator[tuple[str, ...]]:
+    digits = load_digits(SEED)
+    for name in SLOW_ONCE:
+        module, lesson = NETWORKS[name]
+        x, y = lesson.inputs(digits.train_images), lesson.targets(digits.train_images, digits.train_labels)
+        model = trained(built(module, lesson, SEED), x, y, lesson, EPOCHS, SEED).double()
+        test = lesson.inputs(digits.test_images).double()
+        params = sum(p.numel() for p in model.parameters())
+        test = test[: -(-CONSTRAINTS * params // model(test[:1]).numel())]
+        found = seconds(partial(capalloc.measure, model, test, metric="variance"), 1)
+        yield f"`measure` of the trained {name}, {params} parameters", "15 s", f"{found:.1f} s"
+    network, images = demo_problem()
+    found = seconds(partial(capalloc.measure, network, images), 1)
+    yield "`measure` of the demo's 1928 parameters, 16 images", "8 s", f"{found:.1f} s"
 
 
 def of_command(arguments: list[str]) -> float:
@@ -156,7 +177,7 @@ def of_command(arguments: list[str]) -> float:
     return processor_seconds(["-W", "ignore", "-m", "capalloc.app.cli", *arguments])
 
 
-PARTS = (walk, captures, depth, table, logging, limited, audited)
+PARTS = (walk, captures, depth, table, logging, limited, audited, small)
 
 
 def run() -> Table:
