@@ -341,7 +341,7 @@ def test_auto_takes_the_dense_solver_where_it_fits() -> None:
 
 def test_out_of_time_is_said() -> None:
     found = stochastic(max_seconds=1e-6, num_probes="auto", rtol=0.001)
-    assert (found.attrs["num_probes"], found.attrs["output_probes"]) == (2, 1)  # the least that it can do with
+    assert found.attrs["num_probes"] == 2  # the least that it can do with
     assert any("max_seconds=1e-06 was not held: about" in note for note in found.attrs["notes"])
     assert found.attrs["stopped_by"] == "limit"
     assert any("the solves stopped early" in note for note in found.attrs["notes"])

@@ -37,6 +37,8 @@ PATCH, PATCH_OF_ONE_AXIS = (4, 4), (16,)
 UNCONDITIONED, PRECONDITIONED = 60, 30
 #: Products of a solve of one iteration, the draws and the reading included.
 FEWEST_PRODUCTS = 12
+#: Combinations of outputs that are kept in any case: fewer would say little of the total.
+FEWEST_COMBINED = 8
 #: Dataclasses of the states that are kept in files, and of the sums that rank 0 asks for.
 STOCHASTIC_TYPES = (State, Round, Draw, Account, Estimates, Estimate, Iterate, Mark, Recurrence)
 STOCHASTIC_SUMS = (NoiseSum, ProductSum, InnerSum, PullSum, PushSum)
@@ -93,22 +95,26 @@ def solve(probing: Probing, steps: Steps, began: float, bar: tqdm[Any]) -> State
 def in_time(examples: Examples, plan: Plan, settings: Stochastic) -> tuple[Plan, int | None]:
     """Return the plan and the number of combined outputs, as many as the limit has time to take a few products of.
 
-    What was asked for by number stays. Timed on one example and vector, and on a batch where that is quick.
+    What was asked for by number stays. Timed with one vector on one example, once to get ready, and on as many more as
+    take a quarter of the limit. Up to twice the limit nothing is cut.
     """
     limit, outputs = settings.max_seconds, examples.output_probes or examples.num_outputs
     if limit is None:
         return plan, examples.output_probes
-    number = min(plan.batch_size, len(examples.x))
-    each = seconds_of_product(replace(examples, batch_size=1), 1)
-    if number > 1 and each * number < limit / 10:
-        each = seconds_of_product(replace(examples, batch_size=number), 1) / number
-    at_least = FEWEST_PRODUCTS * each * len(examples.x)
+    most = min(plan.batch_size, len(examples.x))
+    number, taken = 1, min(seconds_of_product(replace(examples, batch_size=1), 1) for _ in range(2))
+    while number < most and 2 * taken < limit / 4:
+        number = min(2 * number, most)
+        taken = seconds_of_product(replace(examples, batch_size=number), 1)
+    at_least = FEWEST_PRODUCTS * taken / number * len(examples.x)
     probes = plan.probes
+    if at_least * probes <= 2 * limit:
+        return plan, examples.output_probes
     if isinstance(settings.num_probes, str):
         probes = max(2, min(probes, int(limit / at_least)))
     combined = outputs
     if settings.output_probes is None:
-        combined = max(1, min(outputs, int(outputs * limit / (at_least * probes))))
+        combined = min(outputs, max(FEWEST_COMBINED, int(outputs * limit / (at_least * probes))))
     plan = replace(plan, probes=probes, chunk=min(plan.chunk, probes))
     return plan, combined if combined < outputs else examples.output_probes
 
