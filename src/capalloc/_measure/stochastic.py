@@ -143,7 +143,7 @@ class Measured:
     state: State
     expected: Forecast
     plan: Plan
-    late: tuple[str, ...]  # what is to be said of the limit
+    late: tuple[str, ...] = ()  # what is to be said of the limit
 
     @property
     def rank(self) -> int:
