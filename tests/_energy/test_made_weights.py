@@ -196,6 +196,8 @@ def test_units_of_a_weight_that_is_free_in_part_cannot_be_rescaled(dtype: torch.
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "a share and what is left": lambda p, h, z: p.sigmoid() * h + (1 - p.sigmoid()) * z,
+    "itself and one more": lambda p, h, z: p * h + (1 + p) * z,
+    "a function of a multiple": lambda p, h, z: (2 * p).sigmoid() * h,
     "two functions": lambda p, h, z: p.exp() * h + p.tanh() * z,
     "one function twice": lambda p, h, z: p.exp() * h + p.exp() * z,
     "one function, and a multiple": lambda p, h, z: p.exp() * h - 2 * p.exp() * z,

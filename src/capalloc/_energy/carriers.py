@@ -154,7 +154,8 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
             else:
                 frozen[node] = frozenset(_gates(sides, chosen or structure.steers(node)))
     bent = {node: leaf for node, leaf in structure.bent.items() if node not in made}
-    several = {node: Derived((bent[node],), structure.between(bent[node], node)) for node in _several_ways(bent)}
+    stretches = {node: Derived((leaf,), structure.between(leaf, node)) for node, leaf in bent.items()}
+    several = {node: stretches[node] for node in _several_ways(stretches)}
     signals = frozenset(structure.signals)
     found = Carriers(frozenset(), frozen, self_gated, made, linear, bent, several, signals=signals)
     carrying = _reached(graph.output, found.sources, structure.live)
@@ -174,13 +175,24 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     )
 
 
-def _several_ways(bent: Mapping[Node, Node]) -> list[Node]:
-    """List the functions of parameters that reach the model through others too, such as a and 1 - a."""
+def _several_ways(stretches: Mapping[Node, Derived]) -> list[Node]:
+    """List functions of parameters that reach the model as others too, or as they are: a and 1 - a."""
     used: dict[Node, list[Node]] = {}
-    for node, leaf in bent.items():
-        if any(user not in bent for user in node.users):
-            used.setdefault(leaf, []).append(node)
-    return [node for leaf, nodes in used.items() if len({_told(node, leaf) for node in nodes}) > 1 for node in nodes]
+    for node, stretch in stretches.items():
+        if any(user not in stretches for user in node.users):
+            used.setdefault(stretch.root, []).append(node)
+    several = {
+        leaf
+        for leaf, nodes in used.items()
+        if len({_told(node, leaf) for node in nodes}) > 1 or used_as_it_is(leaf, [stretches[node] for node in nodes])
+    }
+    return [node for leaf in used for node in used[leaf] if leaf in several]
+
+
+def used_as_it_is(leaf: Node, stretches: Iterable[Derived]) -> bool:
+    """Tell whether a parameter is read elsewhere than in some functions of it."""
+    inside = {call for stretch in stretches if stretch.root is leaf for call in stretch.calls}
+    return any(user not in inside for user in leaf.users)
 
 
 def _told(node: Node, leaf: Node) -> str:

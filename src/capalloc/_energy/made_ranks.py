@@ -83,10 +83,22 @@ def tie_what_moves_apart(program: Program, ways: Sequence[OneWay]) -> None:
     )
     off = (slopes * values[:1] - values * slopes[:1]).abs()
     rounding = RESIDUAL * max(MADE_RANK_TOLERANCE, MADE_ROUNDINGS * torch.finfo(ways[0].value.dtype).eps)
-    apart = (off > rounding * (slopes * values[:1]).abs()).any(0).reshape(-1).repeat(len(ways)).cpu()
-    for edge, places in _uses(program, ways):
-        for read, written in edge.sides:
-            program.channels.tie(torch.where(apart[places], read, NOTHING), written)
+    apart = (off > rounding * (slopes * values[:1]).abs()).any(0).reshape(-1).cpu()
+    around = [_around(program, way, apart) for way in ways]
+    # Between other channels the changes that one way asks for may undo those that another does.
+    program.channels.exact &= all(torch.equal(around[0], other) for other in around)
+    for entries in around:
+        program.channels.tie(*entries[:, 1:].T)
+
+
+def _around(program: Program, way: OneWay, entries: Tensor) -> Tensor:
+    """List some of the entries with the channels before and after them, once for each pair."""
+    found = [torch.zeros(0, 3).long()]
+    for edge, places in _uses(program, [way]):
+        for pair in edge.sides:
+            read, written = (program.channels.canonical(labels).expand(places.shape) for labels in pair)
+            found.append(torch.stack([places, read, written], -1)[entries[places] & (read > NOTHING)])
+    return torch.cat(found).unique(dim=0)
 
 
 def _image(made: Sequence[MadeWeight], limit: int) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from capalloc._energy.affine_stretch import AffineStretch, InputStart, Parts
-from capalloc._energy.carriers import NO_PATH, Carriers, find
+from capalloc._energy.carriers import NO_PATH, Carriers, find, used_as_it_is
 from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.made_ranks import (
     MadeWeight,
@@ -151,7 +151,10 @@ class _Tracing:
         made = {call for stretch in self.carriers.made.values() for call in stretch.calls} | {*self.carriers.bent}
         if any(user in self.carriers.carrying and user not in made for user in node.users):
             self.direct.add(node)
-        return Traced(value, self._made_of(node, value) if node in self.direct else None)
+        energy = self._made_of(node, value) if node in self.direct else None
+        if energy is not None and used_as_it_is(node, self.carriers.several.values()):
+            self.several[node] = [OneWay(energy.slot, value, torch.ones_like(value))]
+        return Traced(value, energy)
 
     def _made_of(self, leaf: Node, value: Tensor) -> Energy | None:
         energy = self.leaves.get(leaf)
