@@ -98,7 +98,8 @@ def _around(program: Program, way: OneWay, entries: Tensor) -> Tensor:
         for pair in edge.sides:
             read, written = (program.channels.canonical(labels).expand(places.shape) for labels in pair)
             found.append(torch.stack([places, read, written], -1)[entries[places] & (read > NOTHING)])
-    return torch.cat(found).unique(dim=0)
+    rows: Tensor = torch.cat(found).unique(dim=0)
+    return rows
 
 
 def _image(made: Sequence[MadeWeight], limit: int) -> Tensor | None:

@@ -151,10 +151,10 @@ class _Tracing:
         made = {call for stretch in self.carriers.made.values() for call in stretch.calls} | {*self.carriers.bent}
         if any(user in self.carriers.carrying and user not in made for user in node.users):
             self.direct.add(node)
-        energy = self._made_of(node, value) if node in self.direct else None
-        if energy is not None and used_as_it_is(node, self.carriers.several.values()):
-            self.several[node] = [OneWay(energy.slot, value, torch.ones_like(value))]
-        return Traced(value, energy)
+        seen = self._made_of(node, value) if node in self.direct else None
+        if seen is not None and used_as_it_is(node, self.carriers.several.values()):
+            self.several[node] = [OneWay(seen.slot, value, torch.ones_like(value))]
+        return Traced(value, seen)
 
     def _made_of(self, leaf: Node, value: Tensor) -> Energy | None:
         energy = self.leaves.get(leaf)
