@@ -22,9 +22,9 @@ from capalloc._measure.refine import Refinement, refine
 from capalloc._measure.task import Task, make_task
 from capalloc._propagate.by_constraints import (
     EACH,
-    EXPECTED_SHARE,
     LONGEST_AXIS,
     SAMPLED,
+    TOLD_SHARE,
     distance,
     missing,
     probe_vectors,
@@ -97,7 +97,7 @@ def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
     exact, rank = leverage(C)
     slots = {reading.steps: reading.slots for reading in found.readings}
     mean = {k: slots[k].mean(0) for k in STEPS}
-    noise = EXPECTED_SHARE * float(scaled(slots[8], 1.0)[1].sum())
+    noise = TOLD_SHARE * float(scaled(slots[8], 1.0)[1].sum())
     told = [missing(Refinement(found.readings[: n + 1], found.unused)) + noise for n in map(STEPS.index, TOLD)]
     return (
         str(params),
@@ -106,7 +106,7 @@ def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
         *(f"{distance(mean[k], exact):.3f}" for k in STEPS),
         *(f"{value:.3f}" for value in told),
         f"{noise:.3f}",
-        f"{found.readings[STEPS.index(8)].total / rank:.2f}",
+        f"{found.readings[STEPS.index(8)].least_total / rank:.2f}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Spectrum of a symmetric positive matrix by stochastic Lanczos quadrature, and the inverse of its root.
+"""Spectrum of a symmetric positive matrix by stochastic Lanczos quadrature.
 
 From v on the unit sphere, m products give a Gauss quadrature of the density of eigenvalues seen by v, and
 E[v'f(G)v] = trace f(G) / p. For f = s / (s + ridge) it is an upper bound at each v, and Gauss-Radau with a node at
@@ -111,24 +111,3 @@ def with_zero(diagonal: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.nda
         pivot = float(a) - float(b) ** 2 / pivot if pivot > 0 else 0.0
     last = float(off[-1]) ** 2 / pivot if pivot > 0 else 0.0
     return np.append(diagonal, last), np.asarray(off)
-
-
-def inverse_sqrt(found: Recurrence) -> tuple[Tensor, Tensor]:
-    """Return coefficients of A^(-1/2) v / |v| in the Lanczos vectors, (probes, steps), and the mass at zero, (probes,).
-
-    The polynomial is of the least degree with the values of lambda^(-1/2) at the nodes other than zero of Gauss-Radau:
-    those of Gauss for lambda times the density, which does not see the null space. The mass at zero is the most that v
-    can have there.
-    """
-    diagonal, off = (torch.stack(part, 1).cpu().numpy() for part in (found.diagonal, found.off))
-    coefficients, mass = [], []
-    for a, b in zip(diagonal, off, strict=True):
-        values, vectors = eigh_tridiagonal(*with_zero(a, b))
-        zero = values <= EXHAUSTED * values[-1]
-        inverse = vectors @ (np.where(zero, 0.0, np.where(zero, 1.0, values) ** -0.5) * vectors[0])
-        null = vectors[:, 0]  # any multiple of it has the same values: the one that leaves out the last degree
-        multiple = inverse[-1] / null[-1] if abs(inverse[-1]) > EXHAUSTED * np.abs(inverse).max() else 0.0
-        coefficients.append(inverse[:-1] - multiple * null[:-1])
-        mass.append(float((vectors[0] ** 2)[zero].sum()))
-    made = (torch.as_tensor(np.array(part), dtype=found.v.dtype) for part in (coefficients, mass))
-    return next(made).to(found.v.device), next(made)

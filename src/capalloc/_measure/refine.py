@@ -1,7 +1,7 @@
 """Steps from the blocks' answer to the measured capacity, without a ridge.
 
-With R R' the pseudo-inverse of G's blocks, A = R'G R and y_d what d steps of Lanczos make of A^(-1/2) z, for random
-signs z,
+With R R' the pseudo-inverse of G's blocks, A = R'G R and y_d what d steps of block Lanczos make of A^(-1/2) z, for
+random signs z that share their space,
 
     kappa_s ~ E |(C R y_d)_s|^2,
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING, InverseRoot
-from capalloc._linalg.lanczos import inverse_sqrt, recurrence
+from capalloc._linalg.krylov import KrylovSpace
 from capalloc._measure.example_sums import ExampleSums
 
 #: Images C' xi of random rows, which tell the parameters that move, variances that no sample saw, and the parts of
@@ -36,7 +36,11 @@ class ProbeReading:
     steps: int
     slots: Tensor  # (k, s)
     tensors: Tensor  # (k or fewer, t)
-    total: float = 0.0  # of all slots, at least: eigenvalues of A that are not zero
+
+    @property
+    def least_total(self) -> float:
+        """The least total of all slots: eigenvalues of A that steps have found not to be zero."""
+        return float(self.slots.sum(1).mean()) if self.steps else 0.0
 
 
 @dataclass(frozen=True)
@@ -95,25 +99,22 @@ def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tens
 
 def readings(sums: ExampleSums, root: InverseRoot, z: Tensor, at: Collection[int]) -> Iterator[ProbeReading]:
     """Yield readings after so many steps, each step from one more product with G and each reading from one with C."""
-    found, length = recurrence(z), z.norm(dim=1, keepdim=True)
+    space = KrylovSpace.of(z, UNITS_OF_ROUNDING * torch.finfo(sums.examples.x.dtype).eps)
     if 0 in at:
         yield read(sums, root, z, 0)
-    vectors: list[Tensor] = []
     for steps in range(1, max(at) + 1):
-        vectors.append(found.v)
-        found = found.step(root.pull(sums.gram(root.push(found.v))))
+        if len(space.next):
+            space = space.step(root.pull(sums.gram(root.push(space.next))))
         if steps in at:
-            made, zeros = inverse_sqrt(found)
-            y = sum((c[:, None] * v for c, v in zip(made.T, vectors, strict=True)), torch.zeros_like(z))
-            yield read(sums, root, length * y, steps, z.shape[1] * (1 - float(zeros.mean())))
+            yield read(sums, root, space.inverse_sqrt(z), steps)
 
 
-def read(sums: ExampleSums, root: InverseRoot, y: Tensor, steps: int, total: float = 0.0) -> ProbeReading:
+def read(sums: ExampleSums, root: InverseRoot, y: Tensor, steps: int) -> ProbeReading:
     """Read slots off all probes, and tensors off the first."""
     first, others = root.push(y[:IMAGES]), root.push(y[IMAGES:])
     slots, turned = sums.read(first)
     tensors = _by_tensor(y[:IMAGES] * root.pull(turned), sums.examples.sizes)
-    return ProbeReading(steps, torch.cat([slots, sums.squares(others)]) if len(others) else slots, tensors, total)
+    return ProbeReading(steps, torch.cat([slots, sums.squares(others)]) if len(others) else slots, tensors)
 
 
 def _by_tensor(values: Tensor, sizes: list[int]) -> Tensor:

@@ -50,8 +50,9 @@ FIRST_TOLD, MISSING_RATIO = 4, 3.5
 MISSING_OF_BLOCKS, MISSING_AFTER_TWO = 0.33, 0.25
 #: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
 ENOUGH, MOST_STEPS, NOISE = 0.03, 16, 0.02
-#: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal.
-EXPECTED_SHARE = 0.4
+#: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal, and what
+#: is told of it, half as much again for chance.
+EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
 #: Samples of the blocks: examples, and constraints of each; few of large networks, whose axes above the last have no
 #: basis but their own.
 SAMPLED, EACH, LONGEST_AXIS = 32, 8, 2048
@@ -280,7 +281,7 @@ def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -
     used = task.size.params - int(found.unused.sum())
     if rank is not None and (rank == used or examples.output_probes is None):  # more outputs may constrain more
         return Count(rank, (rank, rank), exact=True)
-    reached = max(found.last.total, rank or 0)
+    reached = max(found.last.least_total, rank or 0)
     try:
         symmetries, note = symmetries_of(task)
     except (NotImplementedError, ValueError, TypeError) as error:
@@ -326,7 +327,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     n, shape, axes = places.number, places.shape, places.dims
     names = list(task.problem.params)
     lacking = missing(found)
-    noise = EXPECTED_SHARE * float(errors.sum()) / max(counted.total, 1.0)
+    noise = TOLD_SHARE * float(errors.sum()) / max(counted.total, 1.0)
     attrs: dict[str, Any] = task.attrs() | {
         "kind": "propagated",
         "solver": "block",
