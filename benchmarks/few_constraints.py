@@ -14,7 +14,7 @@ from capalloc._measure.examples import plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import refine
 from capalloc._measure.task import make_task
-from capalloc._propagate.by_constraints import EACH, LONGEST_AXIS, SAMPLED, distance, probe_vectors
+from capalloc._propagate.by_constraints import SAMPLE, distance, probe_vectors
 from capalloc._settings import Block
 from capalloc.app.demo import load_digits
 
@@ -53,7 +53,7 @@ def by_size(name: str) -> list[tuple[str, ...]]:
             units = made.units(0, made.x).to(C)  # (combinations, examples, outputs)
             few = torch.einsum("qeo,soep->sqep", units, C[:, :, :examples]).flatten(1, 2)
             few = few * (len(test) / examples) ** 0.5
-            root = inverse_root(replace(made, vectors=EACH), SAMPLED, EACH, LONGEST_AXIS)
+            root = inverse_root(replace(made, vectors=SAMPLE.each), SAMPLE)
             z = probe_vectors(made, *range(PROBES))
             readings = refine(MatrixSums(made, few), root, z, STEPS, lambda _: False).readings
             distances = (distance(reading.slots.mean(0), exact) for reading in readings)

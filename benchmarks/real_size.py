@@ -20,7 +20,7 @@ from capalloc._measure.examples import plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.task import make_task
 from capalloc._model.problem import random_signs
-from capalloc._propagate.by_constraints import EACH_OF_LARGE, LONGEST_OF_LARGE, SAMPLED_OF_LARGE
+from capalloc._propagate.by_constraints import SAMPLE_OF_LARGE
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Block
 
@@ -124,7 +124,7 @@ def seconds_of_pass(model: nn.Module, x: Tensor) -> float:
 
 
 def made(examples: Any) -> Any:
-    root = inverse_root(examples, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE)
+    root = inverse_root(examples, SAMPLE_OF_LARGE)
     root.push(torch.zeros(1, examples.num_params))  # its scales are made when they are used
     return root
 

@@ -21,9 +21,7 @@ from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import Refinement, refine
 from capalloc._measure.task import Task, make_task
 from capalloc._propagate.by_constraints import (
-    EACH,
-    LONGEST_AXIS,
-    SAMPLED,
+    SAMPLE,
     TOLD_SHARE,
     distance,
     missing,
@@ -92,7 +90,7 @@ def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
         C = constraint_matrix(task)
         probes = probes_for(task.size)
         examples, _ = plan_examples(task, Block(num_probes=probes))
-        root = inverse_root(replace(examples, vectors=EACH), SAMPLED, EACH, LONGEST_AXIS)
+        root = inverse_root(replace(examples, vectors=SAMPLE.each), SAMPLE)
         found = refine(MatrixSums(examples, C), root, probe_vectors(examples, *range(probes)), STEPS, lambda _: False)
     exact, rank = leverage(C)
     slots = {reading.steps: reading.slots for reading in found.readings}

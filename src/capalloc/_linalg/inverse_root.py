@@ -1,4 +1,4 @@
-"""The inverse root of a block-diagonal approximation of G: R with R R' its pseudo-inverse, tensor by tensor.
+"""The inverse root of an approximation of G: R with R R' the pseudo-inverse of blocks, and of a few rows beside them.
 
 Index convention: parameter vectors are (k, params), all tensors flattened side by side; R' takes them to the blocks'
 own coordinates, of the same number, and R takes them back.
@@ -23,10 +23,30 @@ UNITS_OF_ROUNDING = 16
 
 
 @dataclass(frozen=True)
+class RowsBeside:
+    """(I + V'V)^(-1/2) for a few rows V, (m, params)."""
+
+    rows: Tensor
+
+    @cached_property
+    def inner(self) -> Tensor:
+        """X with (I + V'V)^(-1/2) = I + V'X V."""
+        values, vectors = torch.linalg.eigh((self.rows @ self.rows.T).double())
+        root = (1 + values.clamp_min(0)).sqrt()
+        return (vectors / -(root * (1 + root))) @ vectors.T
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Multiply vectors, (k, params)."""
+        inside = (vectors.to(self.rows) @ self.rows.T).double() @ self.inner
+        return vectors + (inside.to(self.rows) @ self.rows).to(vectors)
+
+
+@dataclass(frozen=True)
 class InverseRoot:
-    """R = B diag(variance)^(-1/2) for every block, B its basis."""
+    """R = B diag(variance)^(-1/2) for every block, B its basis; times what rows in these coordinates add."""
 
     blocks: Kronecker
+    beside: RowsBeside | None = None
 
     def completed(self, image: Tensor) -> InverseRoot:
         """Return the root with the variances of `image`, (k, params), where the samples of the blocks saw none.
@@ -41,7 +61,7 @@ class InverseRoot:
             mean = squares[unseen].mean() if bool(unseen.any()) else squares.new_zeros(())
             drawn = (len(image) * squares + mean) / (len(image) + 1)
             filled.append(replace(block, diagonal=torch.where(unseen, drawn, block.diagonal)))
-        return InverseRoot(Kronecker(tuple(filled)))
+        return replace(self, blocks=Kronecker(tuple(filled)))
 
     @cached_property
     def scales(self) -> tuple[Tensor, ...]:
@@ -62,12 +82,13 @@ class InverseRoot:
     def pull(self, vectors: Tensor) -> Tensor:
         """R' v."""
         parts = [turn(tensor, block.bases) * scale for block, scale, tensor in self._by_block(vectors)]
-        return torch.cat([part.flatten(1) for part in parts], 1).to(vectors)
+        found = torch.cat([part.flatten(1) for part in parts], 1).to(vectors)
+        return found if self.beside is None else self.beside(found)
 
     def push(self, vectors: Tensor) -> Tensor:
         """R v."""
-        parts = []
-        for block, scale, tensor in self._by_block(vectors):
+        parts, turned = [], vectors if self.beside is None else self.beside(vectors)
+        for block, scale, tensor in self._by_block(turned):
             back = tuple(None if basis is None else basis.T for basis in block.bases)
             parts.append(turn(tensor * scale, back).flatten(1))
         return torch.cat(parts, 1).to(vectors)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from capalloc._linalg.inverse_root import InverseRoot
+from capalloc._derivatives.products import BatchProducts
+from capalloc._linalg.inverse_root import InverseRoot, RowsBeside
 from capalloc._linalg.kronecker import Kronecker, kronecker
-from capalloc._measure.examples import Examples
+from capalloc._measure.examples import LONGEST_APART, Examples
 from capalloc._model.problem import random_signs
 
 #: Random constraints that the preconditioner is made from, on at most so many examples.
 SAMPLES, SAMPLED_EXAMPLES = 128, 64
 #: From so many parameters on, fewer: each sample costs more than it brings.
 MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
+#: Constraints of the constant input that are held however many parameters they have.
+FEWEST_OF_CONSTANT = 4
 
 
 def precondition(examples: Examples) -> Kronecker:
@@ -37,14 +41,29 @@ def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
             yield batch.each(batch.normal_rows(len(part), 3, stream, int(part[0]))).flatten(0, 1)
 
 
-def inverse_root(examples: Examples, most_examples: int, each: int, longest: int) -> InverseRoot:
-    """Return the root that random constraints of single examples and outputs make, `each` for every example used.
+@dataclass(frozen=True)
+class Sample:
+    """What blocks and the constant are known from."""
+
+    examples: int  # that random constraints are taken from
+    each: int  # such constraints of an example
+    longest: int  # axis whose basis may be another than its own
+    constant: int  # constraints of the constant input, at most
+
+
+def inverse_root(examples: Examples, sample: Sample) -> InverseRoot:
+    """Return the root that random constraints of single examples and outputs make, and those of the constant input.
 
     The bases and the variances in them come from different samples: directions that no sample saw would else have none.
+    The constant's constraints are alike from example to example, across all tensors: what blocks miss most.
     """
     shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
-    chosen = spread(examples, most_examples)
-    return InverseRoot(kronecker(shapes, partial(samples_of_outputs, examples, chosen, each), longest))
+    chosen = spread(examples, sample.examples)
+    blocks = kronecker(shapes, partial(samples_of_outputs, examples, chosen, sample.each), sample.longest)
+    most = min(sample.constant, max(FEWEST_OF_CONSTANT, LONGEST_APART // examples.num_params))
+    root, rows = InverseRoot(blocks), [*constant_rows(examples, most)]
+    count = sum(map(len, rows))
+    return replace(root, beside=RowsBeside(torch.cat([root.pull(part) for part in rows]) / math.sqrt(count)))
 
 
 def spread(examples: Examples, most: int) -> Tensor:
@@ -55,15 +74,40 @@ def spread(examples: Examples, most: int) -> Tensor:
 
 def samples_of_outputs(examples: Examples, chosen: Tensor, each: int, stream: int) -> Iterator[Tensor]:
     """Yield random constraints of one random combination of each example's outputs: cheaper than of all."""
-
-    def signs(number: int, places: list[int], *shape: int) -> Tensor:
-        drawn = [random_signs(shape, examples.x, examples.generator(number, stream, k)) for k in places]
-        return torch.stack(drawn, -2)
-
     size, vectors = examples.apart(each, 1)
     for places in chosen.split(size):
-        x, own = examples.x[places.to(examples.x.device)], places.tolist()
-        units = signs(7, own, 1, examples.num_outputs)
-        bound = examples.operator.at(x, units, partial(examples.replay, own[0]))
-        for part in signs(8, own, each, 1, examples.num_slots).split(vectors):
+        bound = one_combination(examples, places, stream)
+        for part in signs(examples, places, 8, stream, each, 1, examples.num_slots).split(vectors):
             yield bound.each(part).flatten(0, 1)
+
+
+def constant_rows(examples: Examples, count: int) -> Iterator[Tensor]:
+    """Yield constraints of the constant input, (e, params), each of an example and a random combination of its outputs.
+
+    Where the examples have combinations, these: one constraint may have little in common with another.
+    """
+    combinations = min(math.ceil(math.sqrt(count) / 2), examples.output_probes or examples.num_outputs)
+    chosen = spread(examples, count // combinations)
+    size, _ = examples.apart(1, 1)
+    for number in range(combinations):
+        for places in chosen.split(size):
+            bound = one_combination(examples, places, number, own=examples.output_probes)
+            row = examples.x.new_zeros(1, 1, len(places), examples.num_slots)
+            row[..., -1] = 1
+            yield bound.each(row)[0]
+
+
+def one_combination(examples: Examples, places: Tensor, number: int, own: int | None = None) -> BatchProducts:
+    """Return products with the constraints of one random combination of the outputs of some examples, or an own one."""
+    if own is None:
+        units = signs(examples, places, 7, number, 1, examples.num_outputs)
+    else:
+        units = torch.stack([examples.own_signs(examples.offset + k) for k in places.tolist()], 1)[number : number + 1]
+    replay = partial(examples.replay, int(places[0]))
+    return examples.operator.at(examples.x[places.to(examples.x.device)], units, replay)
+
+
+def signs(examples: Examples, places: Tensor, number: int, stream: int, *shape: int) -> Tensor:
+    """Return random signs, each example's own, (..., e, last)."""
+    drawn = [random_signs(shape, examples.x, examples.generator(number, stream, k)) for k in places.tolist()]
+    return torch.stack(drawn, -2)

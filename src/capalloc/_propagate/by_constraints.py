@@ -18,8 +18,8 @@ from capalloc._energy.batches import Batches, solve_in_range
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
-from capalloc._measure.forecast import over_limit
-from capalloc._measure.precondition import inverse_root
+    ends = Enough(settings, task.started)
+    root = inverse_root(examples, SAMPLE_OF_LARGE if large or ends.late else SAMPLE)
 from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
@@ -53,10 +53,8 @@ ENOUGH, MOST_STEPS, NOISE = 0.03, 16, 0.02
 #: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal, and what
 #: is told of it, half as much again for chance.
 EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
-#: Samples of the blocks: examples, and constraints of each; few of large networks, whose axes above the last have no
-#: basis but their own.
-SAMPLED, EACH, LONGEST_AXIS = 32, 8, 2048
-LARGE_PARAMS, SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE = 2_000_000, 4, 2, 512
+#: What blocks and the constant are known from; less of large networks.
+SAMPLE, SAMPLE_OF_LARGE, LARGE_PARAMS = Sample(32, 8, 2048, 64), Sample(4, 2, 512, 4), 2_000_000
 #: Fewest and most probes that "auto" takes.
 FEWEST_PROBES, MOST_PROBES = 16, 64
 #: Probes times examples of large networks: some thirty passes.
@@ -133,9 +131,13 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     if plan.keep:
         examples = examples.prepared()
     phases("derivatives")
+<<<<<<< HEAD
     ends = Enough(settings, task.started)
     few = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE)
     root = inverse_root(examples, *(few if large or ends.late else (SAMPLED, EACH, LONGEST_AXIS)))
+=======
+    root = inverse_root(examples, SAMPLE_OF_LARGE if large else SAMPLE)
+>>>>>>> 1160723 (The constant's constraints stand beside the blocks: without a step within .1, after two within .05 of most networks)
     phases("blocks")
     if not large and (settings.num_probes, settings.num_steps) == ("auto", "auto") and settings.max_seconds is not None:
         left, step = settings.max_seconds - (time.perf_counter() - task.started), seconds_of_step(examples)
