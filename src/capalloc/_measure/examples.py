@@ -107,12 +107,8 @@ class Examples:
         m, q = self.num_outputs, self.output_probes
         if q is None:
             return torch.eye(m, dtype=x.dtype, device=x.device)[:, None].expand(m, len(x), m)
-        return torch.stack([self.own_signs(first + k) for k in range(len(x))], 1) / math.sqrt(q)
-
-    def own_signs(self, place: int) -> Tensor:
-        """Return the combinations of outputs of the example at a place of the data, (o, outputs), not yet scaled."""
-        shape = (self.output_probes or self.num_outputs, self.num_outputs)
-        return random_signs(shape, self.x, self.generator(2, place))
+        signs = [random_signs((q, m), x, self.generator(2, first + k)) for k in range(len(x))]
+        return torch.stack(signs, 1) / math.sqrt(q)
 
     def shard(self, part: slice) -> Examples:
         """Return some of the examples."""

@@ -43,7 +43,7 @@ def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Sample:
-    """What blocks and the constant are known from."""
+    """The constraints that blocks and the constant are known from."""
 
     examples: int  # that random constraints are taken from
     each: int  # such constraints of an example
@@ -84,25 +84,23 @@ def samples_of_outputs(examples: Examples, chosen: Tensor, each: int, stream: in
 def constant_rows(examples: Examples, count: int) -> Iterator[Tensor]:
     """Yield constraints of the constant input, (e, params), each of an example and a random combination of its outputs.
 
-    Where the examples have combinations, these: one constraint may have little in common with another.
+    The combinations are others than the examples' own: beside their own, the constant would seem to hold no more than
+    they constrain, while all outputs may constrain far more.
     """
-    combinations = min(math.ceil(math.sqrt(count) / 2), examples.output_probes or examples.num_outputs)
+    combinations = min(math.ceil(math.sqrt(count) / 2), examples.num_outputs)
     chosen = spread(examples, count // combinations)
     size, _ = examples.apart(1, 1)
     for number in range(combinations):
         for places in chosen.split(size):
-            bound = one_combination(examples, places, number, own=examples.output_probes)
+            bound = one_combination(examples, places, 2 + number)
             row = examples.x.new_zeros(1, 1, len(places), examples.num_slots)
             row[..., -1] = 1
             yield bound.each(row)[0]
 
 
-def one_combination(examples: Examples, places: Tensor, number: int, own: int | None = None) -> BatchProducts:
-    """Return products with the constraints of one random combination of the outputs of some examples, or an own one."""
-    if own is None:
-        units = signs(examples, places, 7, number, 1, examples.num_outputs)
-    else:
-        units = torch.stack([examples.own_signs(examples.offset + k) for k in places.tolist()], 1)[number : number + 1]
+def one_combination(examples: Examples, places: Tensor, stream: int) -> BatchProducts:
+    """Return products with the constraints of one random combination of the outputs of some examples."""
+    units = signs(examples, places, 7, stream, 1, examples.num_outputs)
     replay = partial(examples.replay, int(places[0]))
     return examples.operator.at(examples.x[places.to(examples.x.device)], units, replay)
 
