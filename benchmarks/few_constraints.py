@@ -14,7 +14,7 @@ from capalloc._measure.examples import plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import refine
 from capalloc._measure.task import make_task
-from capalloc._propagate.by_constraints import SAMPLE, distance, probe_vectors
+from capalloc._propagate.effort import SAMPLE, distance, probe_vectors
 from capalloc._settings import Block
 from capalloc.app.demo import load_digits
 

@@ -20,7 +20,7 @@ from capalloc._measure.examples import plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.task import make_task
 from capalloc._model.problem import random_signs
-from capalloc._propagate.by_constraints import SAMPLE_OF_LARGE
+from capalloc._propagate.effort import SAMPLE_OF_LARGE
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Block
 

@@ -20,15 +20,8 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import Refinement, refine
 from capalloc._measure.task import Task, make_task
-from capalloc._propagate.by_constraints import (
-    SAMPLE,
-    TOLD_SHARE,
-    distance,
-    missing,
-    probe_vectors,
-    probes_for,
-    scaled,
-)
+from capalloc._propagate.by_constraints import scaled
+from capalloc._propagate.effort import SAMPLE, TOLD_SHARE, distance, missing, probe_vectors, probes_for
 from capalloc._settings import Block
 from capalloc.app.demo import load_digits
 

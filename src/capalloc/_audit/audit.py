@@ -24,7 +24,8 @@ from capalloc._measure.forecast import duration
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
-from capalloc._propagate.by_constraints import LARGE_PARAMS, exact_seconds, numbers_in_use
+from capalloc._propagate.by_constraints import exact_seconds, numbers_in_use
+from capalloc._propagate.effort import LARGE_PARAMS
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
 from capalloc._runtime.arguments import checked

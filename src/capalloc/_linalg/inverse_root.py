@@ -33,7 +33,7 @@ class RowsBeside:
         """X with (I + V'V)^(-1/2) = I + V'X V."""
         values, vectors = torch.linalg.eigh((self.rows @ self.rows.T).double())
         root = (1 + values.clamp_min(0)).sqrt()
-        return (vectors / -(root * (1 + root))) @ vectors.T
+        return torch.as_tensor((vectors / -(root * (1 + root))) @ vectors.T)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Multiply vectors, (k, params)."""

@@ -9,7 +9,7 @@ Approximate solutions and eigenvalue bounds from Krylov subspaces, Numer. Linear
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,23 +68,21 @@ class KrylovSpace:
         return expand(found @ vectors.T, self.blocks)
 
 
-def without(rows: Tensor, blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def without(rows: Tensor, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the rows without their parts in the space, and these parts, (rows, n)."""
     parts = inside(rows, blocks)
     return rows - expand(parts, blocks), parts
 
 
-def inside(rows: Tensor, blocks: Iterable[Tensor]) -> Tensor:
+def inside(rows: Tensor, blocks: Sequence[Tensor]) -> Tensor:
     """Return the coordinates of rows in an orthonormal basis, (rows, n)."""
     return torch.cat([rows @ block.T for block in blocks], 1)
 
 
-def expand(coordinates: Tensor, blocks: Iterable[Tensor]) -> Tensor:
+def expand(coordinates: Tensor, blocks: Sequence[Tensor]) -> Tensor:
     """Return the vectors with these coordinates, (rows, p)."""
-    made, begin = 0, 0
-    for block in blocks:
-        made, begin = made + coordinates[:, begin : begin + len(block)] @ block, begin + len(block)
-    return torch.as_tensor(made)
+    parts = coordinates.split([len(block) for block in blocks], 1)
+    return sum((part @ block for part, block in zip(parts, blocks, strict=True)), torch.zeros(()).to(coordinates))
 
 
 def orthonormal(rows: Tensor, least: float) -> tuple[Tensor, Tensor]:

@@ -18,16 +18,31 @@ from capalloc._energy.batches import Batches, solve_in_range
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
-    ends = Enough(settings, task.started)
-    root = inverse_root(examples, SAMPLE_OF_LARGE if large or ends.late else SAMPLE)
+from capalloc._measure.forecast import over_limit
+from capalloc._measure.precondition import inverse_root
 from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
-from capalloc._model.problem import Problem, random_signs
+from capalloc._model.problem import Problem
 from capalloc._operators.calls import arguments_of
 from capalloc._operators.decompositions import RECURRENT
 from capalloc._operators.records import record
-from capalloc._runtime.memory import Budget, Size
+from capalloc._propagate.effort import (
+    LARGE_PARAMS,
+    SAMPLE,
+    SAMPLE_OF_LARGE,
+    TOLD_SHARE,
+    Effort,
+    Enough,
+    in_memory,
+    in_time,
+    missing,
+    probe_vectors,
+    probes_for,
+    readings_at,
+    steps_for,
+)
+from capalloc._runtime.memory import Size
 from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
@@ -38,33 +53,6 @@ from capalloc.results.allocation import Allocation
 EXACT_NUMBERS, EXACT_WORK, EXACT_SECONDS = 400_000_000, 3e11, 30.0
 #: Parameters up to which the total is the rank of as many random combinations of constraints, in float64.
 RANKED_PARAMS = 2000
-#: Where examples make fewer constraints for each parameter, many steps lead to what these examples constrain, away from
-#: the answer of all; two lead towards it even then (docs/validation.md). Large networks have no time for them.
-ROWS_PER_PARAM, STEPS_OF_FEW = 4, 2
-#: Constraints for each parameter that combinations of outputs keep where there is time.
-FEWEST_ROWS_PER_PARAM = 0.5
-#: What is missing after so many steps or more, at most, in units of the change since half of them: chosen on 36
-#: networks, held by others (docs/validation.md).
-FIRST_TOLD, MISSING_RATIO = 4, 3.5
-#: What is missing without any step and after two or more, at most, whatever the change: held by 35 of the 36.
-MISSING_OF_BLOCKS, MISSING_AFTER_TWO = 0.33, 0.25
-#: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
-ENOUGH, MOST_STEPS, NOISE = 0.03, 16, 0.02
-#: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal, and what
-#: is told of it, half as much again for chance.
-EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
-#: What blocks and the constant are known from; less of large networks.
-SAMPLE, SAMPLE_OF_LARGE, LARGE_PARAMS = Sample(32, 8, 2048, 64), Sample(4, 2, 512, 4), 2_000_000
-#: Fewest and most probes that "auto" takes.
-FEWEST_PROBES, MOST_PROBES = 16, 64
-#: Probes times examples of large networks: some thirty passes.
-PRODUCTS_OF_LARGE = 8
-#: A reading is a product with C, a step one with C and C'.
-STEPS_OF_A_READING = 0.5
-#: Vectors of a probe beside one for each step.
-OTHER_VECTORS = 6
-
-
 #: What the graph's symmetries are where they are not all: some of those of the function, or those of another one.
 LEAST = "symmetries are a lower bound"
 AS_HELD = "symmetries are counted with norms and gates held at their values: the total is a guide, no bound"
@@ -131,151 +119,27 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     if plan.keep:
         examples = examples.prepared()
     phases("derivatives")
-<<<<<<< HEAD
     ends = Enough(settings, task.started)
-    few = (SAMPLED_OF_LARGE, EACH_OF_LARGE, LONGEST_OF_LARGE)
-    root = inverse_root(examples, *(few if large or ends.late else (SAMPLED, EACH, LONGEST_AXIS)))
-=======
-    root = inverse_root(examples, SAMPLE_OF_LARGE if large else SAMPLE)
->>>>>>> 1160723 (The constant's constraints stand beside the blocks: without a step within .1, after two within .05 of most networks)
+    root = inverse_root(examples, SAMPLE_OF_LARGE if large or ends.late else SAMPLE)
     phases("blocks")
+    effort = Effort(examples, probes, steps_for(settings, examples))
     if not large and (settings.num_probes, settings.num_steps) == ("auto", "auto") and settings.max_seconds is not None:
-        left, step = settings.max_seconds - (time.perf_counter() - task.started), seconds_of_step(examples)
-        if settings.output_probes is None and not ranked:  # a rank is of all outputs
-            fewer = fewer_outputs(examples, left, step)
-            if fewer is not examples:
-                examples = fewer.prepared() if plan.keep else fewer
-                step = seconds_of_step(examples)
-        taken = min(steps_for(settings, examples), FIRST_TOLD) + STEPS_OF_A_READING
-        probes = affordable(probes, left, taken * step)
+        left = settings.max_seconds - (time.perf_counter() - task.started)
+        fixed = ranked or settings.output_probes is not None  # a rank is of all outputs
+        effort = in_time(effort, left, fixed, plan.keep)
+    examples, numbers = effort.examples, range(effort.probes)
     sums = ExampleSums(examples, Steps(examples))
-    steps = 0 if ends.late else steps_for(settings, examples)
-    if steps:
-        z = probe_vectors(examples, *range(probes))
-        found = refine(sums, root, z, in_memory(readings_at(settings, steps), settings, z, task.budget), ends)
+    if effort.steps and not ends.late:
+        z = probe_vectors(examples, *numbers)
+        found = refine(sums, root, z, in_memory(readings_at(settings, effort.steps), settings, z, task.budget), ends)
     else:  # one at a time: each is as long as the model is large
-        found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in range(probes)))
+        found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in numbers))
     phases("steps")
     counted = count(task, examples, found, rank_of(sums) if ranked else None)
     phases("total")
     answer = allocation(task, examples, found, counted)
     notes = [*answer.attrs["notes"], *over_limit(time.perf_counter() - task.started, ends.limit)]
     return answer.replace(attrs=answer.attrs | {"phases": phases.shares(), "notes": notes})
-
-
-def probe_vectors(examples: Examples, *numbers: int) -> Tensor:
-    """Return random signs, one for each parameter, (numbers, params)."""
-    shape = (1, examples.num_params)
-    return torch.cat([random_signs(shape, examples.x, examples.generator(9, k)) for k in numbers]).double()
-
-
-def readings_at(settings: Block, steps: int) -> tuple[int, ...]:
-    """Return numbers of steps to read after: those asked for and half of them, or 2, 4, 8 ... until it is enough."""
-    if settings.num_steps != "auto":
-        return steps // 2, steps
-    return tuple(2**k for k in range(1, steps.bit_length()))
-
-
-def in_memory(at: tuple[int, ...], settings: Block, z: Tensor, budget: Budget) -> tuple[int, ...]:
-    """Return the numbers of steps, those of "auto" as far as the vectors of all steps fit.
-
-    Raises:
-        MemoryError: the vectors do not fit.
-
-    """
-    each = z.numel() * z.element_size()
-    while settings.num_steps == "auto" and len(at) > 1 and (at[-1] + OTHER_VECTORS) * each > budget.num_bytes:
-        at = at[:-1]
-    what = f"{at[-1]} steps of {len(z)} probes of {z.shape[1]} parameters"
-    budget.set_aside(
-        (at[-1] + OTHER_VECTORS) * each, what, "take fewer steps or probes, or fewer parameters with params="
-    )
-    return at
-
-
-def probes_for(size: Size) -> int:
-    """Return the number of probes that leaves an error of about `NOISE` of the map.
-
-    A slot's capacity kappa_s has the variance of at most kappa_s / 2 from one probe where its constraints are many, so
-    that n slots that share p leave a distance of .28 sqrt(n / (p probes)).
-    """
-    wanted = math.ceil((EXPECTED_SHARE / NOISE) ** 2 * size.slots / size.params / 2)
-    if size.params > LARGE_PARAMS:
-        return max(2, math.ceil(PRODUCTS_OF_LARGE / size.examples))
-    return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
-
-
-def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
-    """Return them with as many random combinations of outputs as the fewest probes have time for, if not with all.
-
-    A step of a probe takes `step` seconds. Two steps lead from few constraints to the answer of all, while few probes
-    and no step leave most of it open. Where two probes have time for half a constraint for each parameter, no fewer.
-    """
-    outputs = examples.rows_per_example // examples.num_slots
-    probes = left / ((STEPS_OF_FEW + STEPS_OF_A_READING) * step)
-    least = math.ceil(FEWEST_ROWS_PER_PARAM * examples.num_params / (examples.num_examples * examples.num_slots))
-    kept = max(1, least if least <= outputs * probes / 2 else 1, int(outputs * probes / FEWEST_PROBES))
-    return replace(examples, output_probes=kept, ready=()) if kept < outputs else examples
-
-
-def affordable(probes: int, left: float, each: float) -> int:
-    """Return as many probes as the seconds left allow, two or more, where a probe takes so many."""
-    return max(2, min(probes, int(left / each)))
-
-
-def seconds_of_step(examples: Examples) -> float:
-    """Time a probe's products with C and C', by those of the first batch."""
-    batch = next(examples())
-    w = examples.normal_params(-2, examples.vectors)
-    began = time.perf_counter()
-    batch.adjoint(batch.apply(w))
-    return (time.perf_counter() - began) * len(examples.x) / len(batch.x) / len(w)
-
-
-def steps_for(settings: Block, examples: Examples) -> int:
-    """Return the number of steps to take, at most."""
-    if settings.num_steps != "auto":
-        return settings.num_steps
-    if examples.num_params > LARGE_PARAMS:
-        return 0
-    return MOST_STEPS if examples.num_rows >= ROWS_PER_PARAM * examples.num_params else STEPS_OF_FEW
-
-
-@dataclass(frozen=True)
-class Enough:
-    """The rule that ends the steps."""
-
-    settings: Block
-    began: float
-
-    def __call__(self, found: Refinement) -> bool:
-        """Return True where what is missing is small, or the time is over."""
-        if self.settings.num_steps != "auto" or found.last.steps < FIRST_TOLD:
-            return False  # two steps say little of networks that have the constraints for more
-        return self.late or missing(found) < ENOUGH
-
-    @property
-    def limit(self) -> float | None:
-        """Seconds that "auto" may take."""
-        return self.settings.max_seconds if self.settings.num_steps == "auto" else None
-
-    @property
-    def late(self) -> bool:
-        """True where the time of "auto" is over."""
-        return self.limit is not None and time.perf_counter() - self.began > self.limit
-
-
-def missing(found: Refinement) -> float:
-    """Return how far the answer may still be, as a share of the capacity to be moved, the constant counted."""
-    if found.last.steps < FIRST_TOLD:
-        return MISSING_AFTER_TWO if found.last.steps >= STEPS_OF_FEW else MISSING_OF_BLOCKS
-    return min(MISSING_AFTER_TWO, MISSING_RATIO * distance(found.last.slots.mean(0), found.half.slots.mean(0)))
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """Return the total-variation distance of two maps, each divided by its sum."""
-    tiny = torch.finfo(a.dtype).tiny
-    return float((a / a.sum().clamp(min=tiny) - b / b.sum().clamp(min=tiny)).abs().sum()) / 2
 
 
 def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -> Count:

@@ -1,0 +1,187 @@
+"""Effort for an answer from constraints: probes, outputs, steps; and how far it still is (docs/theory.md, 4)."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from capalloc._measure.examples import Examples
+from capalloc._measure.precondition import Sample
+from capalloc._measure.refine import Refinement
+from capalloc._model.problem import random_signs
+from capalloc._runtime.memory import Budget, Size
+from capalloc._settings import Block
+
+#: Where examples make fewer constraints for each parameter, or combinations of outputs fewer of the constant, steps
+#: lead to what these constrain, away from the answer of all (docs/validation.md). Large networks have no time for them.
+ROWS_PER_PARAM, CONSTANT_ROWS_PER_PARAM = 4, 0.5
+#: What is missing after so many steps or more, at most, in units of the change since half of them: chosen on 36
+#: networks, held by others (docs/validation.md).
+FIRST_TOLD, MISSING_RATIO = 4, 2.0
+#: Steps of the first reading, and what is missing before and after, at most, whatever the change: held by 35 of the 36
+#: and by all.
+FIRST_READ, MISSING_OF_BLOCKS, MISSING_AFTER_TWO = 2, 0.25, 0.12
+#: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
+ENOUGH, MOST_STEPS, NOISE = 0.03, 16, 0.02
+#: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal, and what
+#: is told of it, half as much again for chance.
+EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
+#: What blocks and the constant are known from; less of large networks.
+SAMPLE, SAMPLE_OF_LARGE, LARGE_PARAMS = Sample(32, 8, 2048, 64), Sample(4, 2, 512, 4), 2_000_000
+#: Fewest and most probes that "auto" takes.
+FEWEST_PROBES, MOST_PROBES = 16, 64
+#: Probes times examples of large networks: some thirty passes.
+PRODUCTS_OF_LARGE = 8
+#: A reading is a product with C, a step one with C and C'.
+STEPS_OF_A_READING = 0.5
+#: Vectors of a probe beside one for each step.
+OTHER_VECTORS = 6
+
+
+def probe_vectors(examples: Examples, *numbers: int) -> Tensor:
+    """Return random signs, one for each parameter, (numbers, params)."""
+    shape = (1, examples.num_params)
+    return torch.cat([random_signs(shape, examples.x, examples.generator(9, k)) for k in numbers]).double()
+
+
+def readings_at(settings: Block, steps: int) -> tuple[int, ...]:
+    """Return numbers of steps to read after: those asked for and half of them, or 2, 4, 8 ... until it is enough."""
+    if settings.num_steps != "auto":
+        return steps // 2, steps
+    return tuple(2**k for k in range(1, steps.bit_length()))
+
+
+def in_memory(at: tuple[int, ...], settings: Block, z: Tensor, budget: Budget) -> tuple[int, ...]:
+    """Return the numbers of steps, those of "auto" as far as the vectors of all steps fit.
+
+    Raises:
+        MemoryError: the vectors do not fit.
+
+    """
+    each = z.numel() * z.element_size()
+    while settings.num_steps == "auto" and len(at) > 1 and (at[-1] + OTHER_VECTORS) * each > budget.num_bytes:
+        at = at[:-1]
+    what = f"{at[-1]} steps of {len(z)} probes of {z.shape[1]} parameters"
+    budget.set_aside(
+        (at[-1] + OTHER_VECTORS) * each, what, "take fewer steps or probes, or fewer parameters with params="
+    )
+    return at
+
+
+def probes_for(size: Size) -> int:
+    """Return the number of probes that leaves an error of about `NOISE` of the map.
+
+    A slot's capacity kappa_s has the variance of at most kappa_s / 2 from one probe where its constraints are many, so
+    that n slots that share p leave a distance of .28 sqrt(n / (p probes)).
+    """
+    wanted = math.ceil((EXPECTED_SHARE / NOISE) ** 2 * size.slots / size.params / 2)
+    if size.params > LARGE_PARAMS:
+        return max(2, math.ceil(PRODUCTS_OF_LARGE / size.examples))
+    return min(max(wanted, FEWEST_PROBES), MOST_PROBES)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The examples, with their combinations of outputs, that probes read, and the steps that these take at most."""
+
+    examples: Examples
+    probes: int
+    steps: int
+
+
+def in_time(wanted: Effort, left: float, fixed: bool, keep: bool) -> Effort:
+    """Return what there is time for: two steps of sixteen probes or more, else none, of fewer outputs if not `fixed`.
+
+    With `keep` the constraints of every batch are held.
+    """
+    examples, step = wanted.examples, seconds_of_step(wanted.examples)
+    enough = left >= FEWEST_PROBES * (FIRST_READ + STEPS_OF_A_READING) * step
+    steps = wanted.steps if enough else 0
+    if not steps and not fixed:
+        fewer = fewer_outputs(examples, left, step)
+        if fewer is not examples:
+            examples = fewer.prepared() if keep else fewer
+            step = seconds_of_step(examples)
+    probes = affordable(wanted.probes, left, (min(steps, FIRST_TOLD) + STEPS_OF_A_READING) * step)
+    return Effort(examples, probes, steps)
+
+
+def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
+    """Return them with as many random combinations of outputs as the fewest probes have time for, if not with all.
+
+    A step of a probe takes `step` seconds, a reading of what it sees a part of that.
+    """
+    outputs = examples.rows_per_example // examples.num_slots
+    kept = max(1, int(outputs * left / (FEWEST_PROBES * STEPS_OF_A_READING * step)))
+    return replace(examples, output_probes=kept, ready=()) if kept < outputs else examples
+
+
+def affordable(probes: int, left: float, each: float) -> int:
+    """Return as many probes as the seconds left allow, two or more, where a probe takes so many."""
+    return max(2, min(probes, int(left / each)))
+
+
+def seconds_of_step(examples: Examples) -> float:
+    """Time a probe's products with C and C', by those of the first batch."""
+    batch = next(examples())
+    w = examples.normal_params(-2, examples.vectors)
+    began = time.perf_counter()
+    batch.adjoint(batch.apply(w))
+    return (time.perf_counter() - began) * len(examples.x) / len(batch.x) / len(w)
+
+
+def steps_for(settings: Block, examples: Examples) -> int:
+    """Return the number of steps to take, at most, if time allows."""
+    if settings.num_steps != "auto":
+        return settings.num_steps
+    if examples.num_params > LARGE_PARAMS:
+        return 0
+    return MOST_STEPS if has_many_constraints(examples) else 0
+
+
+def has_many_constraints(examples: Examples) -> bool:
+    """Return True where examples, and combinations of their outputs, constrain as all would."""
+    of_constant = examples.num_examples * (examples.output_probes or math.inf)
+    params = examples.num_params
+    return examples.num_rows >= ROWS_PER_PARAM * params and of_constant >= CONSTANT_ROWS_PER_PARAM * params
+
+
+@dataclass(frozen=True)
+class Enough:
+    """The rule that ends the steps."""
+
+    settings: Block
+    began: float
+
+    def __call__(self, found: Refinement) -> bool:
+        """Return True where what is missing is small, or the time is over."""
+        if self.settings.num_steps != "auto" or found.last.steps < FIRST_TOLD:
+            return False  # two steps say little of networks that have the constraints for more
+        return self.late or missing(found) < ENOUGH
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that "auto" may take."""
+        return self.settings.max_seconds if self.settings.num_steps == "auto" else None
+
+    @property
+    def late(self) -> bool:
+        """True where the time of "auto" is over."""
+        return self.limit is not None and time.perf_counter() - self.began > self.limit
+
+
+def missing(found: Refinement) -> float:
+    """Return how far the answer may still be, as a share of the capacity to be moved, the constant counted."""
+    if found.last.steps < FIRST_TOLD:
+        return MISSING_AFTER_TWO if found.last.steps >= FIRST_READ else MISSING_OF_BLOCKS
+    return min(MISSING_AFTER_TWO, MISSING_RATIO * distance(found.last.slots.mean(0), found.half.slots.mean(0)))
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the total-variation distance of two maps, each divided by its sum."""
+    tiny = torch.finfo(a.dtype).tiny
+    return float((a / a.sum().clamp(min=tiny) - b / b.sum().clamp(min=tiny)).abs().sum()) / 2
