@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,12 @@ from capalloc._linalg.inverse_root import InverseRoot, RowsBeside
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
 from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import constant_rows, samples, samples_of_outputs, spread
-from capalloc._measure.refine import blocks_alone, readings, refine
+from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, readings, refine
 from capalloc._measure.task import make_task
 from capalloc._propagate.by_constraints import bounds, capped, is_small, numbers_in_use
 from capalloc._propagate.effort import (
     Effort,
+    Enough,
     affordable,
     fewer_outputs,
     has_many_constraints,
@@ -97,6 +99,7 @@ def test_the_root_is_one_of_the_blocks_inverse(root):
     torch.testing.assert_close(R @ R.T, root.blocks.solve(eye, 0.0).T)
 
 
+@pytest.mark.proves("4", "rows beside the blocks", oracle="the inverse of the sum")
 def test_rows_beside_the_blocks_are_as_if_added_to_their_matrix(root):
     rows, eye = gaussian(3, 10, seed=8), torch.eye(10, dtype=torch.float64)
     both = replace(root, beside=RowsBeside(root.pull(rows)))
@@ -433,6 +436,18 @@ def test_unused_parameters_are_those_that_no_constraint_moves(examples, solver):
     assert found["unused_params"] == sum(p.numel() for p in model.parameters()) - moved >= 3 + 15
     assert (found["unseen_params"], found["symmetries_exact"]) == (0, False)
     assert found["symmetries"] >= (1 if examples > 2 else 0)  # an open unit rescales
+
+
+@pytest.mark.parametrize(
+    ("change", "seconds", "ends"),
+    [(0.0149, 0, True), (0.0151, 0, False), (0.0249, 16, True), (0.0251, 16, False), (0.1, 31, True)],
+)
+def test_steps_end_when_the_map_is_near_or_there_is_no_time_for_twice_as_many(change, seconds, ends):
+    slots = [torch.tensor([[0.5, 0.5]]).double() + torch.tensor([d, -d]).double() for d in (0.0, change)]
+    readings = tuple(ProbeReading(k, part, torch.zeros(1, 1)) for k, part in zip((2, 4), slots, strict=True))
+    enough = Enough(Block(max_seconds=30.0), time.perf_counter() - seconds)
+    assert enough(Refinement(readings, torch.zeros(2, dtype=torch.bool))) == ends
+    assert not enough(Refinement(readings[:1], torch.zeros(2, dtype=torch.bool)))
 
 
 def test_as_many_probes_as_the_time_allows():

@@ -25,8 +25,9 @@ FIRST_TOLD, MISSING_RATIO = 4, 2.0
 #: Steps of the first reading, and what is missing before and after, at most, whatever the change: held by 35 of the 36
 #: and by all.
 FIRST_READ, MISSING_OF_BLOCKS, MISSING_AFTER_TWO = 2, 0.25, 0.12
-#: Distance at which "auto" stops, and most steps; the part of it that the probes may add.
-ENOUGH, MOST_STEPS, NOISE = 0.03, 16, 0.02
+#: Distance at which "auto" stops, and that at which it does where twice the steps would take longer than there is time;
+#: most steps; the part of it that the probes may add.
+ENOUGH, NEAR_ENOUGH, MOST_STEPS, NOISE = 0.03, 0.05, 16, 0.02
 #: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal, and what
 #: is told of it, half as much again for chance.
 EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
@@ -161,7 +162,8 @@ class Enough:
         """Return True where what is missing is small, or the time is over."""
         if self.settings.num_steps != "auto" or found.last.steps < FIRST_TOLD:
             return False  # two steps say little of networks that have the constraints for more
-        return self.late or missing(found) < ENOUGH
+        twice = self.limit is not None and 2 * (time.perf_counter() - self.began) > self.limit
+        return self.late or missing(found) < (NEAR_ENOUGH if twice else ENOUGH)
 
     @property
     def limit(self) -> float | None:
