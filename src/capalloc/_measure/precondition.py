@@ -21,7 +21,7 @@ SAMPLES, SAMPLED_EXAMPLES = 128, 64
 #: From so many parameters on, fewer: each sample costs more than it brings.
 MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
 #: Constraints of the constant input that are held however many parameters they have.
-FEWEST_OF_CONSTANT = 4
+FEWEST_OF_CONSTANT = 2
 
 
 def precondition(examples: Examples) -> Kronecker:

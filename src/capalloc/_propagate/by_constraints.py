@@ -133,7 +133,7 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         z = probe_vectors(examples, *numbers)
         found = refine(sums, root, z, in_memory(readings_at(settings, effort.steps), settings, z, task.budget), ends)
     else:  # one at a time: each is as long as the model is large
-        found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in numbers))
+        found = blocks_alone(sums, root, (probe_vectors(examples, k).to(examples.x) for k in numbers))
     phases("steps")
     counted = count(task, examples, found, rank_of(sums) if ranked else None)
     phases("total")
