@@ -147,7 +147,8 @@ class Block:
 
     Args:
         num_steps: steps; "auto" takes them until what is missing is estimated at .03, where examples make many more
-            constraints than there are parameters, two where they do not, and none above two million parameters.
+            constraints than there are parameters. Where they do not, where 16 probes have no time for two, and above
+            two million parameters it takes none.
         num_probes: random probes, two or more; the standard error falls as their root. "auto" aims at an error of .02
             of the whole map.
         output_probes: random combinations of outputs that stand for all of an example's; by default every output up
