@@ -20,8 +20,6 @@ from capalloc._model.problem import random_signs
 SAMPLES, SAMPLED_EXAMPLES = 128, 64
 #: From so many parameters on, fewer: each sample costs more than it brings.
 MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
-#: Constraints of the constant input that are held however many parameters they have.
-FEWEST_OF_CONSTANT = 2
 
 
 def precondition(examples: Examples) -> Kronecker:
@@ -48,7 +46,7 @@ class Sample:
     examples: int  # that random constraints are taken from
     each: int  # such constraints of an example
     longest: int  # axis whose basis may be another than its own
-    constant: int  # constraints of the constant input, at most
+    constant: int = 0  # constraints of the constant input, at most
 
 
 def inverse_root(examples: Examples, sample: Sample) -> InverseRoot:
@@ -60,8 +58,10 @@ def inverse_root(examples: Examples, sample: Sample) -> InverseRoot:
     shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
     chosen = spread(examples, sample.examples)
     blocks = kronecker(shapes, partial(samples_of_outputs, examples, chosen, sample.each), sample.longest)
-    most = min(sample.constant, max(FEWEST_OF_CONSTANT, LONGEST_APART // examples.num_params))
-    root, rows = InverseRoot(blocks), [*constant_rows(examples, most)]
+    root, most = InverseRoot(blocks), min(sample.constant, LONGEST_APART // examples.num_params)
+    if not most:
+        return root
+    rows = [*constant_rows(examples, most)]
     count = sum(map(len, rows))
     return replace(root, beside=RowsBeside(torch.cat([root.pull(part) for part in rows]) / math.sqrt(count)))
 
