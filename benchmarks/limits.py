@@ -6,7 +6,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import capalloc
 from benchmarks.architectures import CONSTRAINTS, EPOCHS, NETWORKS, SEED, built, trained
 from benchmarks.measure import problem as demo_problem
 from benchmarks.propagate import Stack, exported, forward_backward, image, resnet50
+from benchmarks.real_size import timed
 from benchmarks.start import processor_seconds
 from benchmarks.table import Table
 from capalloc import architectures
@@ -78,12 +78,7 @@ def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
     """Median processor time of a call, after one to get ready where there are several."""
     if repeats > 1:
         call()
-    taken = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
+    return statistics.median(timed(call)[1] for _ in range(repeats))
 
 
 def walk() -> Iterator[tuple[str, ...]]:

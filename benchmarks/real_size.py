@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
+from benchmarks.propagate import forward_backward
 from benchmarks.table import Table
 from capalloc import architectures
 from capalloc._derivatives import exact_derivatives
@@ -120,15 +121,10 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def seconds_of_pass(model: nn.Module, x: Tensor) -> float:
-    return statistics.median(timed(lambda: passed(model, x))[1] for _ in range(3))
+    return statistics.median(timed(lambda: forward_backward(model, x))[1] for _ in range(3))
 
 
 def made(examples: Any) -> Any:
     root = inverse_root(examples, SAMPLE_OF_LARGE)
     root.push(torch.zeros(1, examples.num_params))  # its scales are made when they are used
     return root
-
-
-def passed(model: nn.Module, x: Tensor) -> None:
-    model.zero_grad()
-    model(x).sum().backward()

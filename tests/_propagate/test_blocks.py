@@ -50,6 +50,10 @@ class SimpleExamples:
     ready: tuple[Any, ...] = ()
 
     @property
+    def num_constrained(self) -> int:
+        return self.rows_per_example // self.num_slots
+
+    @property
     def num_rows(self) -> int:
         return self.num_examples * self.rows_per_example
 

@@ -131,10 +131,8 @@ class _Sweep:
 
     def pull(self, node: Node, masks: Masks) -> dict[Node, Masks]:
         """Give masks of the arguments of a call that depend on the inputs."""
-        read = (used for used in dict.fromkeys(node.all_input_nodes) if used in self.live)
-        wanted = [
-            used for used in read if not isinstance(self.values[used], (int, float))
-        ]  # sizes are followed by none
+        read = [used for used in dict.fromkeys(node.all_input_nodes) if used in self.live]
+        wanted = [used for used in read if not isinstance(self.values[used], (int, float))]  # sizes have no places
         if node.target is operator.getitem:
             size = len(pytree.tree_leaves(self.values[wanted[0]]))
             return {wanted[0]: [masks[0] if k == node.args[1] else None for k in range(size)]}

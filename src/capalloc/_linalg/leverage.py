@@ -155,7 +155,7 @@ def unitary_factor(B: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class ParamUnits:
-    """ParamUnits of parameters, positive, (params,)."""
+    """Units of parameters, positive, (params,)."""
 
     scale: Tensor  # of the coordinates theta / scale that joint entries belong to
     magnitude: Tensor  # |theta| or what is usual: with it columns of C that rounding fills are told from small ones

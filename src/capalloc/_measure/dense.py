@@ -120,7 +120,7 @@ class Rows:
 
 
 def units_of(params: Mapping[str, Tensor], is_log: bool) -> ParamUnits:
-    """ParamUnits of parameters: those of log|theta|, or all 1, and usual magnitudes."""
+    """Units of parameters: those of log|theta|, or all 1, and usual magnitudes."""
     sizes, usual = magnitudes_without_zeros(params), magnitudes_without_zeros(params, zero=1.0)
     return ParamUnits(sizes if is_log else torch.ones_like(sizes), usual)
 

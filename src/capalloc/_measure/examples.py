@@ -70,9 +70,14 @@ class Examples:
         return self.operator.space.num_slots
 
     @property
+    def num_constrained(self) -> int:
+        """Outputs of an example that are constrained, or combinations of them."""
+        return self.output_probes or self.num_outputs
+
+    @property
     def rows_per_example(self) -> int:
-        """Outputs, or probes of them, times slots."""
-        return (self.output_probes or self.num_outputs) * self.num_slots
+        """Rows of C."""
+        return self.num_constrained * self.num_slots
 
     @property
     def num_rows(self) -> int:
@@ -123,7 +128,7 @@ class Examples:
 
         As many products as a batch has; together they are no longer than `LONGEST_APART`.
         """
-        room = self.batch_size * self.vectors * (self.output_probes or self.num_outputs) // outputs
+        room = self.batch_size * self.vectors * self.num_constrained // outputs
         most = max(1, min(room, LONGEST_APART // self.num_params))
         return max(1, most // vectors), min(vectors, most)
 
@@ -137,7 +142,7 @@ class Examples:
 
     def signs(self, number: int, count: int) -> Tensor:
         """Return rows of random signs, (k, rows): each example's own whatever process it is on."""
-        shape = (count, self.rows_per_example // self.num_slots, self.num_slots)
+        shape = (count, self.num_constrained, self.num_slots)
         each = [
             torch.randint(2, shape, generator=self.generator(5, number, k), dtype=torch.int8)
             for k in range(self.num_examples)

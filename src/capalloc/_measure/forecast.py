@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from capalloc._derivatives import Choice
+from capalloc._measure.examples import Examples
 from capalloc._measure.task import Task
 from capalloc._runtime.memory import Plan, gib
 
@@ -91,6 +92,15 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def seconds_of_product(examples: Examples, vectors: int) -> float:
+    """Time C and C' of the first batch times so many vectors."""
+    batch = next(examples())
+    w = examples.normal_params(-2, vectors)
+    began = time.perf_counter()
+    batch.adjoint(batch.apply(w))
+    return time.perf_counter() - began
 
 
 def over_limit(seconds: float, limit: float | None) -> list[str]:

@@ -33,7 +33,7 @@ def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
     chosen = spread(examples, SAMPLED_EXAMPLES)
     wanted = SAMPLES if examples.num_params < MOST_PARAMS else FEW_SAMPLES
     each = max(1, wanted // len(chosen))
-    size, vectors = examples.apart(each, examples.rows_per_example // examples.num_slots)
+    size, vectors = examples.apart(each, examples.num_constrained)
     for batch in replace(examples, x=examples.x[chosen.to(examples.x.device)], batch_size=size)():
         for part in torch.arange(each).split(vectors):
             yield batch.each(batch.normal_rows(len(part), 3, stream, int(part[0]))).flatten(0, 1)

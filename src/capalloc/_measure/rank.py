@@ -59,7 +59,7 @@ def of_windows(examples: Examples, number: int) -> Tensor:
     Of the outputs of each example a window has as few combinations as do, its own.
     """
     size = min(WINDOW, len(examples.x))
-    outputs = min(math.ceil(WINDOW / size), examples.rows_per_example // examples.num_slots)
+    outputs = min(math.ceil(WINDOW / size), examples.num_constrained)
     chunk, found = min(OF_WINDOW, examples.vectors), []
     for k in range(math.ceil(number / chunk)):
         first = k * size % (len(examples.x) - size + 1)

@@ -19,7 +19,7 @@ from capalloc._measure.estimates import Estimate, Estimates
 from capalloc._measure.estimators import Account, Draw, Perturbed, Regressed
 from capalloc._measure.example_sums import ExampleSums, InnerSum, NoiseSum, ProductSum, PullSum, PushSum
 from capalloc._measure.examples import Examples, plan_examples
-from capalloc._measure.forecast import Forecast, over_limit, progress_bar
+from capalloc._measure.forecast import Forecast, over_limit, progress_bar, seconds_of_product
 from capalloc._measure.probe import Probing, Round, State, advance, begin_state
 from capalloc._measure.task import Task
 from capalloc._model.magnitudes import notes_of_zeros
@@ -98,7 +98,7 @@ def in_time(examples: Examples, plan: Plan, settings: Stochastic) -> tuple[Plan,
     What was asked for by number stays. Timed with one vector on one example, once to get ready, and on as many more as
     take a quarter of the limit. Up to twice the limit nothing is cut.
     """
-    limit, outputs = settings.max_seconds, examples.output_probes or examples.num_outputs
+    limit, outputs = settings.max_seconds, examples.num_constrained
     if limit is None:
         return plan, examples.output_probes
     most = min(plan.batch_size, len(examples.x))
@@ -117,15 +117,6 @@ def in_time(examples: Examples, plan: Plan, settings: Stochastic) -> tuple[Plan,
         combined = min(outputs, max(FEWEST_COMBINED, int(outputs * limit / (at_least * probes))))
     plan = replace(plan, probes=probes, chunk=min(plan.chunk, probes))
     return plan, combined if combined < outputs else examples.output_probes
-
-
-def seconds_of_product(examples: Examples, vectors: int) -> float:
-    """Time C and C' of a batch times so many vectors."""
-    batch = next(examples())
-    w = examples.normal_params(-2, vectors)
-    began = time.perf_counter()
-    batch.adjoint(batch.apply(w))
-    return time.perf_counter() - began
 
 
 def seconds_of_solve(examples: Examples, plan: Plan) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,22 +122,21 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     root = inverse_root(examples, SAMPLE_OF_LARGE if large or ends.late else SAMPLE)
     phases("blocks")
     effort = Effort(examples, probes, steps_for(settings, examples))
-    if not large and (settings.num_probes, settings.num_steps) == ("auto", "auto") and settings.max_seconds is not None:
-        left = settings.max_seconds - (time.perf_counter() - task.started)
+    if not large and settings.num_probes == "auto" and ends.limit is not None:
         fixed = ranked or settings.output_probes is not None  # a rank is of all outputs
-        effort = in_time(effort, left, fixed, plan.keep)
+        effort = in_time(effort, ends.left, fixed, plan.keep)
     examples, numbers = effort.examples, range(effort.probes)
     sums = ExampleSums(examples, Steps(examples))
     if effort.steps and not ends.late:
-        z = probe_vectors(examples, *numbers)
+        z = probe_vectors(examples, *numbers).double()
         found = refine(sums, root, z, in_memory(readings_at(settings, effort.steps), settings, z, task.budget), ends)
     else:  # one at a time: each is as long as the model is large
-        found = blocks_alone(sums, root, (probe_vectors(examples, k).to(examples.x) for k in numbers))
+        found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in numbers))
     phases("steps")
     counted = count(task, examples, found, rank_of(sums) if ranked else None)
     phases("total")
     answer = allocation(task, examples, found, counted)
-    notes = [*answer.attrs["notes"], *over_limit(time.perf_counter() - task.started, ends.limit)]
+    notes = [*answer.attrs["notes"], *over_limit(ends.taken, ends.limit)]
     return answer.replace(attrs=answer.attrs | {"phases": phases.shares(), "notes": notes})
 
 

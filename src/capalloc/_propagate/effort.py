@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from capalloc._measure.examples import Examples
+from capalloc._measure.forecast import seconds_of_product
 from capalloc._measure.precondition import Sample
 from capalloc._measure.refine import Refinement
 from capalloc._model.problem import random_signs
@@ -44,9 +45,9 @@ OTHER_VECTORS = 6
 
 
 def probe_vectors(examples: Examples, *numbers: int) -> Tensor:
-    """Return random signs, one for each parameter, (numbers, params)."""
+    """Return random signs, one for each parameter, (numbers, params), in the precision of products."""
     shape = (1, examples.num_params)
-    return torch.cat([random_signs(shape, examples.x, examples.generator(9, k)) for k in numbers]).double()
+    return torch.cat([random_signs(shape, examples.x, examples.generator(9, k)) for k in numbers])
 
 
 def readings_at(settings: Block, steps: int) -> tuple[int, ...]:
@@ -116,7 +117,7 @@ def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
 
     A step of a probe takes `step` seconds, a reading of what it sees a part of that.
     """
-    outputs = examples.rows_per_example // examples.num_slots
+    outputs = examples.num_constrained
     kept = max(1, int(outputs * left / (FEWEST_PROBES * STEPS_OF_A_READING * step)))
     return replace(examples, output_probes=kept, ready=()) if kept < outputs else examples
 
@@ -128,11 +129,8 @@ def affordable(probes: int, left: float, each: float) -> int:
 
 def seconds_of_step(examples: Examples) -> float:
     """Time a probe's products with C and C', by those of the first batch."""
-    batch = next(examples())
-    w = examples.normal_params(-2, examples.vectors)
-    began = time.perf_counter()
-    batch.adjoint(batch.apply(w))
-    return (time.perf_counter() - began) * len(examples.x) / len(batch.x) / len(w)
+    batches = len(examples.x) / min(examples.batch_size, len(examples.x))
+    return seconds_of_product(examples, examples.vectors) * batches / examples.vectors
 
 
 def steps_for(settings: Block, examples: Examples) -> int:
@@ -162,8 +160,12 @@ class Enough:
         """Return True where what is missing is small, or the time is over."""
         if self.settings.num_steps != "auto" or found.last.steps < FIRST_TOLD:
             return False  # two steps say little of networks that have the constraints for more
-        twice = self.limit is not None and 2 * (time.perf_counter() - self.began) > self.limit
-        return self.late or missing(found) < (NEAR_ENOUGH if twice else ENOUGH)
+        return self.late or missing(found) < (ENOUGH if self.left >= self.taken else NEAR_ENOUGH)
+
+    @property
+    def taken(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self.began
 
     @property
     def limit(self) -> float | None:
@@ -171,9 +173,14 @@ class Enough:
         return self.settings.max_seconds if self.settings.num_steps == "auto" else None
 
     @property
+    def left(self) -> float:
+        """Seconds that are left of them."""
+        return math.inf if self.limit is None else self.limit - self.taken
+
+    @property
     def late(self) -> bool:
         """True where the time of "auto" is over."""
-        return self.limit is not None and time.perf_counter() - self.began > self.limit
+        return self.left < 0
 
 
 def missing(found: Refinement) -> float:
