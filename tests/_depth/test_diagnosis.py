@@ -250,3 +250,16 @@ def test_a_program_saved_for_one_example(tmp_path):
         saved.shattering.data.drop_vars(["place", "gate"]), own.shattering.data.drop_vars(["place", "gate"])
     )
     np.testing.assert_allclose(saved.scaling.data["rate"], own.scaling.data["rate"])
+
+
+def test_a_dead_network_shows_dashes_and_no_nan():
+    dead = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    torch.nn.init.constant_(dead[0].bias, -100.0)
+    found = capalloc.diagnose(dead.double(), gaussian(6, 4))
+    assert np.isnan(found.shattering.correlation)
+    assert "nan" not in str(found)
+    assert "correlation of gradients –" in str(found)
+    view = found.view()
+    shown = [fact.value for fact in view.facts] + [cell for table in view.tables for row in table.rows for cell in row]
+    assert not [cell for cell in shown if "nan" in cell]
+    assert "passes nothing" in " ".join(found.advice)

@@ -14,7 +14,7 @@ from capalloc._runtime.arguments import checked
 from capalloc.results.base import Result, Variable
 from capalloc.results.frames import input_frame, module_sums, param_frame, spectrum_frame, table_frame, unit_frame
 from capalloc.results.invariants import check_axes, check_sums, check_values
-from capalloc.results.regions import Partition, place_word, regions_by_mean, sum_parts
+from capalloc.results.regions import Partition, place_word, places_table, regions_by_mean, sum_parts
 from capalloc.results.several import split
 from capalloc.results.view import Fact, Map, Table, View, estimate
 
@@ -196,7 +196,7 @@ class Allocation(Result):
             heading=kind,
             facts=self._facts(),
             brief=4 if self.total > 0 else 2,
-            tables=[*self._inputs(), self._tensors()],
+            tables=[*self._inputs(), *self._places(), self._tensors()],
             maps=self._maps(kind),
             values={"total": self.total, "bias": self.bias}
             | {d: self.attrs[d] for d in doubts if d in self.attrs}
@@ -208,18 +208,20 @@ class Allocation(Result):
     def _facts(self) -> list[Fact]:
         attrs, total = self.attrs, self.total
         parameters = attrs.get("num_params")
-        written = estimate(total, attrs.get("total_standard_error"), ".6g", ".2g")
+        written = estimate(total, attrs.get("total_standard_error"), ",.6g", ".2g")
         facts = [
-            Fact("capacity", written, f"of {parameters} parameters" if parameters else ""),
+            Fact("capacity", written, f"of {parameters:,} parameters" if parameters else ""),
             Fact("inputs", "; ".join(_sizes(values, name) for name, values in self._named())),
         ]
         if total > 0:
-            bias = estimate(self.bias, attrs.get("bias_standard_error"), ".6g", ".2g")
+            bias = estimate(self.bias, attrs.get("bias_standard_error"), ",.6g", ".2g")
             facts.append(Fact("on bias", bias, f"({self.bias / total:.1%})"))
             name, most = max(self._named(), key=lambda named: float(named[1].max()))
             facts.append(Fact("most on", f"{name} {_most(most, total)}".strip()))
         if attrs.get("half_total") is not None:
-            facts.append(Fact("on half", f"{attrs['half_total']:.6g}", f"the first {attrs['half_examples']} examples"))
+            facts.append(
+                Fact("on half", f"{attrs['half_total']:,.6g}", f"on the first {attrs['half_examples']} examples")
+            )
         return facts + [
             Fact(name.removeprefix("num_").replace("_params", " parameters"), f"{attrs[name]:{written}}")
             for name, written in COUNTED.items()
@@ -253,6 +255,9 @@ class Allocation(Result):
             return []
         rows = [[name, f"{value:z,.2f}", f"{value / total:.1%}" if total else ""] for name, value in held.items()]
         return [Table("inputs", ["input", "capacity", "share"], rows, list(held.values()))]
+
+    def _places(self) -> list[Table]:
+        return places_table(self.capacity) if len(self.maps) == 1 and self.total > 0 else []
 
     def _tensors(self) -> Table:
         errors, total = self.attrs.get("by_parameter_standard_error", {}), self.total

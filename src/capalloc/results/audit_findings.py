@@ -134,9 +134,9 @@ class Audit(Result):
         facts = [Fact("parameters", f"{self.num_params:,}")]
         if self.total is not None:
             shown = estimate(self.total, self.total_standard_error, ",.0f", ".2g")
-            facts.append(Fact("capacity", shown, f"{self.total / self.num_params:.0%} of them, on these examples"))
+            facts.append(Fact("capacity", shown, f"({self.total / self.num_params:.0%} of them, on these examples)"))
         facts.append(Fact("examples", f"{self.num_examples:,}"))
-        facts.append(Fact("seconds", f"{self.seconds:.3g}", f"{self.forecast_seconds:.2g} were forecast"))
+        facts.append(Fact("seconds", f"{self.seconds:.3g}", f"({self.forecast_seconds:.2g} were forecast)"))
         values = {name: getattr(self, name) for name in self.VALUES}
         values |= {"findings": [asdict(f) for f in findings], "diagnosis": None if depth is None else depth.values}
         left_out = ("found", "depth", *PLACED)

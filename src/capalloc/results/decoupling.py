@@ -86,7 +86,7 @@ class Decoupling(Result):
             heading=f"{len(self)} gates on {examples} examples",
             facts=[
                 Fact("gates", str(len(self)), f"on {examples} examples"),
-                *(Fact(f"mean over gates, {label}", f"{m:.3f}", "0 linear, 1 total") for label, m in means.items()),
+                *(Fact(f"mean over gates, {label}", f"{m:.3f}", "(0 linear, 1 total)") for label, m in means.items()),
             ],
             brief=0,
             tables=[

@@ -9,7 +9,7 @@ import xarray as xr
 from capalloc.results.base import PLACED, Result, Variable, axis_rows
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
-from capalloc.results.view import Fact, Table, View
+from capalloc.results.view import Fact, Table, View, estimate
 
 FIELD = ("axis", "field_size", "field_start", "field_stride", "field_cut", "field_deviation")
 
@@ -61,7 +61,8 @@ class Diagnosis(Result):
         """The figures that matter most, in one line."""
         scaled, shattered = self.scaling, self.shattering
         depth = scaled.phase if scaled.phase == "plain" else f"{scaled.phase}, T = {scaled.T:.3g}"
-        return f"{depth}; shattering index {shattered.index:.3g}, correlation of gradients {shattered.correlation:.3g}"
+        alike = estimate(shattered.correlation, digits=".3g")
+        return f"{depth}; shattering index {shattered.index:.3g}, correlation of gradients {alike}"
 
     def view(self) -> View:
         """Everything of the parts, and the receptive field."""
@@ -86,7 +87,7 @@ class Diagnosis(Result):
     def _sizes(self) -> list[Fact]:
         """The field of the central output position, in places of the input."""
         sizes = self.data["field_size"].to_series()
-        along = f"{' × '.join(map(str, sizes.index))}, of the central output position"
+        along = f"({' × '.join(map(str, sizes.index))}), of the central output position"
         return [Fact("receptive field", " × ".join(f"{size:g}" for size in sizes), along)] if len(sizes) else []
 
     def _field(self) -> list[Table]:

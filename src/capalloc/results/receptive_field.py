@@ -261,7 +261,7 @@ class ReceptiveField(Result):
     def view(self) -> View:
         """Show where the field is, and what lies in it."""
         energy = self.of == "energy"
-        over = "all inputs" if len(self.maps) > 1 else " × ".join(self.moving)
+        over = "all inputs" if len(self.maps) > 1 else f"({' × '.join(self.moving)})"
         return self._view(
             title="Receptive field",
             heading=f"of output position {self.shown_position}",
@@ -284,7 +284,7 @@ class ReceptiveField(Result):
         """Sizes along the axes that regions are counted over, and what these are."""
         if len(self.maps) > 1:
             return ", ".join(f"{axis} {sizes[axis]}" for axis in self.moving), ""
-        return " × ".join(str(sizes[axis]) for axis in self.moving), " × ".join(self.moving)
+        return " × ".join(str(sizes[axis]) for axis in self.moving), f"({' × '.join(self.moving)})"
 
     def _map(self, name: str, values: xr.DataArray) -> Map:
         """The map of one input, with the box of its own theoretical field."""
@@ -309,11 +309,15 @@ class ReceptiveField(Result):
         extent, _ = self._shown(self.influence_sizes)
         held = [int(inputs.sum()) for inputs in (self.support, self.influence)]
         return [
-            Fact("field of paths", f"{held[0]:,} of {self.support.size:,}", self.paths_status or ""),
+            Fact(
+                "field of paths",
+                f"{held[0]:,} of {self.support.size:,}",
+                f"({self.paths_status})" if self.paths_status else "",
+            ),
             Fact(
                 "field of influence",
                 f"{held[1]:,} of {self.support.size:,}",
-                f"{self.influence_status}, {extent}",
+                f"({self.influence_status}), {extent}",
             ),
         ]
 

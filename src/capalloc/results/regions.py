@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from capalloc._runtime.arguments import checked
 from capalloc.results.images import image
 from capalloc.results.several import FLAT_AXIS
+from capalloc.results.view import Table
 
 VERTICAL = ("top", "middle", "bottom")
 HORIZONTAL = ("left", "centre", "right")
@@ -24,6 +25,8 @@ HORIZONTAL = ("left", "centre", "right")
 THIRDS = ("first third", "middle third", "last third")
 #: The axis that a map of two goes along, where it is no picture.
 SEQUENCES: dict[tuple[str, ...], str] = {("token", "feature"): "token", ("channel", "position"): "position"}
+#: A line of at most so many places is told place by place.
+MOST_PLACES = 16
 #: From a capacity map to labels over some of its axes, or all.
 Labelling = Callable[[xr.DataArray], xr.DataArray]
 Partition = str | ArrayLike | xr.DataArray | Labelling
@@ -159,6 +162,26 @@ def regions_by_mean(values: xr.DataArray) -> tuple[list[str], NDArray[np.float64
     """Names of the regions, and what one place of each gets: areas differ, and their sums would say otherwise."""
     sums = named_parts(values)
     return list(map(str, sums["region"].to_numpy())), sums.to_numpy() / np.array(parts_each(values))
+
+
+def places_table(values: xr.DataArray) -> list[Table]:
+    """What each place of a short line gets, or one place of each region, and how that compares with the mean place."""
+    word = place_word(values)
+    line = values.sum([axis for axis in values.dims if axis != word]) if word in values.dims else None
+    if line is not None and line.size <= MOST_PLACES:
+        names = (
+            [str(name) for name in line[word].to_numpy()] if word in line.coords else list(map(str, range(line.size)))
+        )
+        head, each, counts = [word, "capacity"], line.to_numpy(), [1] * line.size
+    elif word == "input" or values.size == 0:
+        return []  # inputs without an order have no regions
+    else:
+        (names, each), counts = regions_by_mean(values), parts_each(values)
+        head = ["region", f"capacity of each {word}"]
+    mean = float(each @ np.array(counts)) / sum(counts)
+    digits = "z,.2f" if mean >= 1 else "z.3g"
+    rows = [[n, f"{own:{digits}}", f"{own / mean:z.2f}" if mean else "–"] for n, own in zip(names, each, strict=True)]
+    return [Table("where capacity lies", [*head, "of the mean"], rows, detail=True)]
 
 
 def place_word(values: xr.DataArray) -> str:

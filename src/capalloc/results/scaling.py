@@ -10,7 +10,7 @@ import numpy as np
 
 from capalloc.results.base import Result, Variable, axis_rows
 from capalloc.results.shattering import SHATTERED
-from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth, estimate
 
 if TYPE_CHECKING:
     from capalloc._linalg.aliases import Array
@@ -235,7 +235,7 @@ class Scaling(Result):
             Table("layers", ["layer", "gain", "gradients", "E[a²]", "rescaled"], [
                 [
                     str(r["layer"]),
-                    *(f"{r[key]:.3g}" for key in ("gain", "gradient_gain", "mean_squared_gate")),
+                    *(estimate(r[key], digits=".3g") for key in ("gain", "gradient_gain", "mean_squared_gate")),
                     "yes" if r["rescaled"] else "",
                 ]
                 for r in self._rows("layer")
@@ -254,16 +254,16 @@ class Scaling(Result):
         )
 
     def _facts(self) -> list[Fact]:
-        facts = [Fact("regime", self.phase, PHASES[self.phase])]
+        facts = [Fact("regime", self.phase, f"({PHASES[self.phase]})")]
         if self.phase == "plain":
             gain = f"{self.total_gain:.4g}"
-            return [*facts, Fact("gain of path energy in all", gain, "1 keeps its scale")]
+            return [*facts, Fact("gain of path energy in all", gain, "(1 keeps its scale)")]
         number, share = self.data.sizes["block"], self.skip_share
         written = "–" if math.isnan(share) else f"{share:.2g}" if share < 1e-3 else f"{share:.1%}"
         return [
             *facts,
             Fact("T, the sum of log(1 + λ)", f"{self.T:.3g}", f"over {number} residual blocks"),
-            Fact("path energy that takes no branch", written, "e^−T"),
+            Fact("path energy that takes no branch", written, "(e^−T)"),
         ]
 
     def _rates(self) -> Chart:

@@ -112,14 +112,22 @@ class Shattering(Result):
 
     def view(self) -> View:
         """Correlations of gradients by depth and by distance, the gates that cost them, and what to change."""
-        at_inputs = f"at the inputs, predicted; {float(self.measured_independent[0]):.3g} measured"
+        measured = estimate(float(self.measured_independent[0]), digits=".3g")
         return self._view(
             title="Shattering",
-            heading=f"index {self.index:.3g}, correlation of gradients {self.correlation:.3g}",
+            heading=f"index {self.index:.3g}, correlation of gradients {estimate(self.correlation, digits='.3g')}",
             facts=[
-                Fact("correlation of gradients", f"{self.correlation:.3g}", at_inputs),
-                Fact("kept by residual blocks", f"{self.kept:.3g}", "at the sum of the first one, or at the inputs"),
-                Fact("shattering index", f"{self.index:.3g}", "mean number of decouplings on a path"),
+                Fact(
+                    "correlation of gradients",
+                    estimate(self.correlation, digits=".3g"),
+                    f"predicted at the inputs; {measured} measured",
+                ),
+                Fact(
+                    "kept by residual blocks",
+                    estimate(self.kept, digits=".3g"),
+                    "at the sum of the first one, or at the inputs",
+                ),
+                Fact("shattering index", f"{self.index:.3g}", "decouplings on a path, in the mean"),
             ],
             brief=0,
             tables=[self._correlations(), self._gates()],
@@ -146,7 +154,7 @@ class Shattering(Result):
 
     def _gates(self) -> Table:
         columns = (self.data[name].to_numpy() for name in ("gate", "decoupling", "crossing"))
-        rows = [[str(name), estimate(d), f"{p:.1%}"] for name, d, p in zip(*columns, strict=True)]
+        rows = [[str(name), estimate(d), estimate(p, digits=".1%")] for name, d, p in zip(*columns, strict=True)]
         return Table("gates", ["gate", "decoupling", "path energy"], rows)
 
     def _depth(self) -> Chart:

@@ -124,7 +124,7 @@ def test_sources_that_make_no_model(folder):
     assert "No module named 'missing'" in refused("propagate", "missing:net", *shape)
     assert "module factories has no nets" in refused("propagate", "factories:nets", *shape)
     assert "factories:number is a int; name a function or class" in refused("propagate", "factories:number", *shape)
-    assert "factories:nothing made a int; it must return" in refused("propagate", "factories:nothing", *shape)
+    assert "factories:nothing returned int; it must return" in refused("propagate", "factories:nothing", *shape)
     assert "unexpected keyword argument 'depth'" in refused("propagate", "factories:net", "--arg", "depth=2", *shape)
     assert "--arg must be name=value, got 'depth'" in misused("propagate", "factories:net", "--arg", "depth", *shape)
     assert "a .pt2 file has its weights" in misused("propagate", "net.pt2", "--arg", "depth=2", *shape)

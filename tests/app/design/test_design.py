@@ -67,6 +67,9 @@ SMALL = {
         depth=8, width=3, ndim=1, size=33, stride=2, strided=2, reduction="max", upsampled=2, depthwise=True,
         causal=True, norm="layer",
     ),
+    "instance norms": Design(
+        depth=5, width=2, size=24, stride=2, strided=2, norm="instance", activation="gelu", residual="constant"
+    ),
     "layer norms, tanh": Design(
         depth=5, width=2, size=12, norm="layer", activation="tanh", residual="constant", bias=True, stride=2, strided=2
     ),
@@ -86,9 +89,13 @@ SMALL = {
 def even(design: Design) -> nn.Module:
     """The built network in float64, weights of the magnitude that their variance says, norms without their epsilon.
 
-    Layer and group norms have the statistics of endlessly many channels, which are those of batches.
+    Layer, group and instance norms have the statistics of endlessly many entries, which are those of batches.
     """
-    model = build(replace(design, norm="batch") if design.norm in ("layer", "group") else design).double().eval()
+    model = (
+        build(replace(design, norm="batch") if design.norm in ("layer", "group", "instance") else design)
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
@@ -147,7 +154,12 @@ def test_numbers_beyond_their_limits_are_refused(name: str) -> None:
         ({"multiplier": math.nan}, "multiplier must lie from"),
         ({"norm": "power"}, "norm must be one of"),
         ({"reduction": "median"}, "reduction must be one of"),
-        ({"norm": "group", "causal": True, "ndim": 1}, "causal must be False with a group norm"),
+        ({"norm": "group", "causal": True, "ndim": 1}, "causal must be False with this norm, group"),
+        ({"norm": "instance", "causal": True, "ndim": 1}, "causal must be False with this norm, instance"),
+        (
+            {"norm": "instance", "ndim": 1, "size": 8, "stride": 3, "strided": 3, "depth": 9},
+            "size must leave two positions to every instance norm",
+        ),
         ({"norm": "layer", "width": 1}, "width must be at least 2 with a layer norm"),
         ({"norm": "layer", "stages": (1,)}, "stages must be at least 2 with a layer norm"),
         ({"stages": (4, 2000), "stride": 2, "strided": 2}, "stages must lie from 1 to 1024, got 2000"),
@@ -226,6 +238,7 @@ def standard(activation: str, **more: Any) -> Design:
         standard("gelu", stride=2, strided=2, reduction="max", in_channels=8),
         standard("leaky_relu", stride=3, reduction="max", norm="layer", in_channels=8),
         standard("tanh", norm="group"),
+        standard("relu", norm="instance"),
     ],
     ids=str,
 )
@@ -324,7 +337,7 @@ def test_any_design_reads_as_propagate_does(design: Design) -> None:
     assert reading.capacity.sum() == pytest.approx(reading.total, rel=1e-9)
 
 
-@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("norm", ["layer", "group", "instance"])
 def test_norms_of_many_channels_read_as_propagate_does(norm: str) -> None:
     """With the statistics of 8 examples and no gates: to 5 % of the capacity, of 32 channels and then 128."""
     design = Design(
@@ -504,6 +517,7 @@ WRITTEN = {
     "kernel 1, dilated": Design(depth=3, width=2, kernel=1, cycle=3),
     "kernel 1, causal": Design(depth=3, width=2, kernel=1, cycle=3, ndim=1, size=16, causal=True),
     "upsampled, plain": Design(depth=6, width=2, stride=2, upsampled=1, growth=1.5, residual="none"),
+    "instance norms, one axis": Design(depth=3, width=2, ndim=1, size=16, norm="instance", bias=True),
     "group norms": Design(depth=3, width=2, norm="group", activation="elu", bias=True),
     "maxima, mixed": Design(depth=6, width=2, stride=2, strided=2, reduction="max", activation="silu", norm="layer"),
     "widths by layer, plain": Design(depth=3, stages=(2, 3, 4, 5), residual="none"),

@@ -58,7 +58,9 @@ def read_model(
             )
         return _program(source)
     if Path(source).suffix in WEIGHT_ENDINGS:
-        raise ValueError(f"{source} holds weights and no model: name what makes it, and --weights {source}")
+        raise ValueError(
+            f"{source} holds weights and no model: name what makes the model (file.py:factory), and --weights {source}"
+        )
     made = _named(source, arguments, seed, shape)
     if weights is not None:
         load_weights(made.model, weights)
@@ -101,7 +103,7 @@ def _made(source: str, factory: Any, named: dict[str, Any], seed: int, shape: In
         with told(source):
             model = factory(**named)
     if not isinstance(model, (nn.Module, ExportedProgram)):
-        raise TypeError(f"{source} made a {type(model).__name__}; it must return a torch.nn.Module")
+        raise TypeError(f"{source} returned {type(model).__name__}; it must return a torch.nn.Module")
     return NamedModel(model)
 
 

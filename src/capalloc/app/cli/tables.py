@@ -24,11 +24,14 @@ def print_view(view: View) -> None:
     heading = RichTable(title=escape(f"{view.title}, {view.heading}"), box=box.SIMPLE, show_header=False, min_width=56)
     for fact in view.facts:
         heading.add_row(*map(escape, (fact.name, f"{fact.value} {fact.more}".strip())))
-    console.print(heading)
+    console.print(heading if view.facts else heading.title)
     for table in (table for table in view.tables if not table.apart):
         whole = table_of(table.title, table.head, largest(table))
         fits = console.measure(whole, options=console.options.update(width=UNBOUNDED)).maximum <= console.width
-        console.print(whole if fits else table_of(table.title, table.narrow().head, largest(table.narrow())))
+        if not fits and table.spare:
+            whole = table_of(table.title, table.narrow().head, largest(table.narrow()))
+            whole.caption = escape(f"no room for {', '.join(table.spare)}: see --json, or a wider terminal")
+        console.print(whole)
     advice = view.advice or ([view.settled] if view.settled else [])
     for line in (*advice, *(f"note: {note}" for note in view.notes)):
         console.print(printable(line), markup=False, soft_wrap=True)

@@ -105,7 +105,10 @@ class Written:
     def norm(self, width: str) -> str:
         """The making of a norm; empty without."""
         batch = f"nn.BatchNorm{self.design.ndim}d({width})"
-        made = {"batch": batch, "layer": f"ChannelNorm({width})", "group": f"nn.GroupNorm(1, {width})"}
+        instance = f"nn.InstanceNorm{self.design.ndim}d({width}, affine=True)"
+        made = {"batch": batch, "layer": f"ChannelNorm({width})", "group": f"nn.GroupNorm(1, {width})"} | {
+            "instance": instance
+        }
         return made.get(self.design.norm, "")
 
     def made(self, name: str) -> list[str]:

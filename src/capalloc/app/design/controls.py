@@ -21,6 +21,7 @@ WORDS = {
     "batch": "batch norm",
     "layer": "layer norm",
     "group": "group norm",
+    "instance": "instance norm",
     "stride": "a stride",
     "average": "averages",
     "max": "max pooling",

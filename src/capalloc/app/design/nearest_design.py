@@ -19,7 +19,12 @@ from capalloc._runtime.arguments import checked
 from capalloc.app.design.stack import ACTIVATIONS, LIMITS, SIZES, Design
 
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d)
-NORMS_BY_WORD: Final = {"batch": (nn.BatchNorm1d, nn.BatchNorm2d), "layer": (nn.LayerNorm,), "group": (nn.GroupNorm,)}
+NORMS_BY_WORD: Final = {
+    "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
+    "layer": (nn.LayerNorm,),
+    "group": (nn.GroupNorm,),
+    "instance": (nn.InstanceNorm1d, nn.InstanceNorm2d),
+}
 POOLS_BY_WORD: Final = {"average": (nn.AvgPool1d, nn.AvgPool2d), "max": (nn.MaxPool1d, nn.MaxPool2d)}
 
 

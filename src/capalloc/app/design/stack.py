@@ -40,13 +40,15 @@ ACTIVATIONS: Final[tuple[str, ...]] = ("relu", "leaky_relu", "gelu", "silu", "el
 REDUCTIONS: Final[tuple[str, ...]] = ("stride", "average", "max")
 #: Most channels of a free width.
 WIDEST_FREE: Final = 1024
-#: Fewest channels of which a layer norm leaves something.
+#: Norms whose statistics are of all positions of an example.
+ACROSS_POSITIONS: Final[tuple[str, ...]] = ("group", "instance")
+#: Fewest channels of which a layer norm leaves something, and positions of which an instance norm does.
 NARROWEST_NORMED: Final = 2
 #: The words of every setting that is one.
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "residual": tuple(RESIDUALS),
     "activation": ACTIVATIONS,
-    "norm": ("none", "batch", "layer", "group"),
+    "norm": ("none", "batch", "layer", "group", "instance"),
     "reduction": REDUCTIONS,
 }
 
@@ -79,7 +81,7 @@ class Design:
         multiplier: of a branch, 0.05 to 2, beside that law.
         activation: one of `ACTIVATIONS`.
         norm: before each activation: "batch", "layer" over the channels of each position, "group" over all channels and
-            positions of an example, or "none".
+            positions of an example, "instance" over the positions of each of its channels, or "none".
         bias: True for convolutions with biases, which start at zero.
         in_channels: of the input, 1 to 64.
         ndim: axes of the input, 1 or 2.
@@ -131,10 +133,14 @@ class Design:
             raise ValueError(f"upsampled must be at most strided, {self.strided}, got {self.upsampled}: use fewer")
         if self.causal and self.ndim > 1:
             raise ValueError("causal must be False with two axes: only one axis has a direction")
-        if self.causal and self.norm == "group":
-            raise ValueError("causal must be False with a group norm, whose statistics are those of all positions")
+        if self.causal and self.norm in ACROSS_POSITIONS:
+            raise ValueError(f"causal must be False with this norm, {self.norm}: its statistics are of all positions")
         if min(self.sizes) < 1:
             raise ValueError(f"size must leave a position to every average, got {self.size}: use fewer strided layers")
+        if self.norm == "instance" and min(self.sizes) < NARROWEST_NORMED:
+            raise ValueError(
+                f"size must leave two positions to every instance norm, got {self.size}: use fewer strided"
+            )
         self._check_widths()
 
     def _check_widths(self) -> None:

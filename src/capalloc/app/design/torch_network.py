@@ -19,6 +19,8 @@ from capalloc.architectures.convnext import ChannelNorm
 MODULES_BY_AXES: Final[dict[tuple[str, int], Any]] = {
     ("conv", 1): nn.Conv1d,
     ("conv", 2): nn.Conv2d,
+    ("instance", 1): nn.InstanceNorm1d,
+    ("instance", 2): nn.InstanceNorm2d,
     ("norm", 1): nn.BatchNorm1d,
     ("norm", 2): nn.BatchNorm2d,
     ("average", 1): nn.AvgPool1d,
@@ -96,8 +98,13 @@ def convolution(design: Design, inputs: int, outputs: int, stride: int, dilation
 def normed(design: Design, k: int) -> nn.Module | None:
     """The norm before activation `k`, a batch norm with the variance that batches have at initial weights."""
     width = design.widths[k + 1]
-    if design.norm != "batch":
-        return {"none": None, "layer": ChannelNorm(width), "group": nn.GroupNorm(1, width)}[design.norm]
+    if design.norm == "none":
+        return None
+    if design.norm in ("layer", "group"):
+        return ChannelNorm(width) if design.norm == "layer" else nn.GroupNorm(1, width)
+    if design.norm == "instance":
+        instance: nn.Module = MODULES_BY_AXES["instance", design.ndim](width, affine=True)
+        return instance
     norm: Any = MODULES_BY_AXES["norm", design.ndim](width)
     norm.running_var.fill_(design.deviations[k] ** 2)
     found: nn.Module = norm
