@@ -211,7 +211,7 @@ def test_nothing_is_written_where_the_work_fails(folder):
 
 def test_the_largest_tensors_are_named_and_the_rest_summed():
     a = allocation(seed=0)
-    (table,) = a.view().tables
+    *_, table = a.view().tables
     values = sorted(a.by_parameter.to_numpy(), reverse=True)
     first, rest = largest(table, 1)
     assert first[1] == f"{values[0]:.2f}"
