@@ -165,7 +165,7 @@ def regions_by_mean(values: xr.DataArray) -> tuple[list[str], NDArray[np.float64
 
 
 def places_table(values: xr.DataArray) -> list[Table]:
-    """What each place of a short line gets, or one place of each region, and how that compares with the mean place."""
+    """Tell what each place of a short line gets, or one place of each region, and its ratio to the mean place."""
     word = place_word(values)
     line = values.sum([axis for axis in values.dims if axis != word]) if word in values.dims else None
     if line is not None and line.size <= MOST_PLACES:
