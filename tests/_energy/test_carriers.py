@@ -312,7 +312,7 @@ def test_the_user_may_say_which_factor_is_the_gate():
     assert allocation.attrs["unseen_params"] == 12
     assert allocation.attrs["unseen_share"] == 0.5
     assert allocation.attrs["unused_params"] == 0
-    assert allocation.attrs["notes"][1:] == [
+    assert allocation.attrs["notes"][2:] == [
         "not seen by paths: 1 parameter tensors, 50 % of parameters (queries, keys, gating branches): a.weight"
     ]
     walked = capalloc.walk(model, x, products={"product": "left"})
@@ -496,9 +496,9 @@ def test_entries_of_a_packed_projection_that_steer_are_unseen():
     allocation = capalloc.propagate(model, gaussian(2, 3, 4), solver="markov")
     assert allocation.attrs["unseen_params"] == 2 * 20 + 5
     assert allocation.attrs["unused_params"] == 5
-    assert "2 parameter tensors" in allocation.attrs["notes"][1]
+    assert any("2 parameter tensors" in note for note in allocation.attrs["notes"])
     alone = capalloc.propagate(model, gaussian(2, 3, 4), params=["qkv.bias"], solver="markov")
-    assert "1 parameter tensors" in alone.attrs["notes"][1]
+    assert any("1 parameter tensors" in note for note in alone.attrs["notes"])
 
 
 class SpatialGate(nn.Module):

@@ -31,6 +31,8 @@ class MarkovCapacity:
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     symmetries: int = 0
     exact_symmetries: bool = True
+    bent: bool = False  # whether symmetries are counted that a curved activation breaks
+    more: bool = False  # whether linear segments have more of them
     alive: Tensor = field(default_factory=lambda: torch.zeros(0))  # parameters that a path uses, by tensor
     by_example: tuple[float, ...] = ()  # path energy at the outputs
 
@@ -58,7 +60,11 @@ def solve(
     rows = {name: k if table else 0 for k, name in enumerate(names)}
     slots = program.layers if layers else {}
     marked = tuple(slot for layer in slots.values() for slot in layer)
-    lost = spaces.find(program, usage) if linear else None
+    exact = usage.potentials.exact and all(
+        mixture.tied_by(live) for mixture, live in zip(program.partial, usage.live, strict=True)
+    )
+    found = spaces.find(program, usage) if linear or (exact and not usage.bends) else None
+    affine = any(edge.again for edge in program.edges)  # weights in a row that the constant's own paths see again
     shape = program.values[program.input].shape[1:]
     if not single:
         program.forget()
@@ -78,12 +84,13 @@ def solve(
         by_parameter=counted.alive - counted.lost,
         layers={name: total.sum(0) for name, layer in slots.items() if (total := _sum(held, layer)) is not None},
         symmetries=round(float(counted.lost.sum())),
-        exact_symmetries=usage.potentials.exact
-        and all(mixture.tied_by(live) for mixture, live in zip(program.partial, usage.live, strict=True)),
+        exact_symmetries=exact,
+        bent=usage.bends,
+        more=(found is not None and found.total > 0) or affine,
         alive=counted.alive,
         by_example=tuple(usage.by_example),
     )
-    return _without(lost, result) if lost else result
+    return _without(found, result) if linear and found else result
 
 
 def _without(lost: spaces.Spaces, result: MarkovCapacity) -> MarkovCapacity:
@@ -105,7 +112,7 @@ def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     varying: set[int] = set()
     usage: Usage | None = None
     for program, seed in batches:
-        usage = usage or Usage(program.channels.resolve())
+        usage = usage or Usage()
         slots = {program.input, program.constant, *(slot for layer in program.layers.values() for slot in layer)}
         adjoint = sweep.law(program, seed * usage.output_weight(program), tuple(slots)).at_slots
         for slot in slots & adjoint.keys():
@@ -130,7 +137,7 @@ def path_usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, 
     for program, seed in batches:
         if last:
             last[0].forget()
-        usage = usage or Usage(program.channels.resolve())
+        usage = usage or Usage()
         weighed = seed * usage.output_weight(program)
         usage.by_example += (program.values[program.output] * weighed).reshape(len(weighed), -1).sum(1).tolist()
         flow = sweep.law(program, weighed, [mixture.slot for mixture in program.partial])

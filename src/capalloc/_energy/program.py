@@ -135,6 +135,7 @@ class Program:
     # factor treats unlike from place to place, and (labels, index) of channels that a fixed map keeps apart.
     decoupled: list[Energy] = field(default_factory=list)
     uneven: list[Tensor] = field(default_factory=list)
+    bent: list[Tensor] = field(default_factory=list)  # labels of signals that a gate does not let rescale
     apart: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     partial: list[PartialMixture] = field(default_factory=list)
     side: Literal["both", "inputs", "constant"] = "both"  # whose paths are being traced
@@ -142,6 +143,7 @@ class Program:
     #: takes the next map with weights whole, from the inputs
     mix: Callable[[EnergyMap, Energy, Energy], tuple[EnergyMap, Energy]] | None = None
     nothing: set[int] = field(default_factory=set)  # signals without any path
+    still: set[int] = field(default_factory=set)  # signals that no parameter and no input moves
     reach: Range | None = field(init=False)  # of numbers narrower than float64
 
     def __post_init__(self) -> None:
@@ -213,6 +215,8 @@ class Program:
         self.free[out.slot] = labels is None and any(self.free[a.slot] for a in args)
         if signals and self.nothing.issuperset(signals):
             self.nothing.add(out.slot)
+        if signals and self.still.issuperset(signals) and not any(self.free[a.slot] for a in args):
+            self.still.add(out.slot)
         return out
 
     def move(self, fn: EnergyFunction, *args: Energy) -> Energy:
@@ -226,6 +230,12 @@ class Program:
         """Multiply by squared gates, broadcastable to the energy or the energy to them."""
         gates = squared.to(self.dtype) if isinstance(squared, Tensor) else squared
         self.see_uneven(energy, gates)
+        if (
+            isinstance(gates, Tensor)
+            and energy.labels is not None
+            and not any(energy is e for e in self.decoupled[-3:])
+        ) and _keeps_apart(gates, energy.labels):
+            self.decoupled.append(energy)
         return self.step(Gate(gates, least_of_gates(squared) if self.reach else None), [energy], energy.labels)
 
     def open_where(self, energy: Energy, z: Tensor) -> Energy:
@@ -247,7 +257,8 @@ class Program:
             assert first.labels is not None
             assert other.labels is not None
             shape = torch.broadcast_shapes(first.shape, other.shape)
-            self.channels.tie(first.labels, other.labels)
+            tie = self.channels.tie if self.still.isdisjoint((first.slot, other.slot)) else self.channels.shift
+            tie(first.labels, other.labels)
             covered, filler = (first, other) if first.shape == shape else (other, first)
             first = self.step(Sum(), [first, other], filled(covered.labels, filler.labels))
         return first
@@ -294,7 +305,9 @@ class Program:
         if self.side == "inputs":
             return self.none(value.shape)
         value = torch.where(value.isfinite(), value, 0.0)  # infinities are masks, which a softmax closes
-        return self.stand(value, torch.where(value != 0, GROUND, NOTHING).cpu())  # where it is 0 no path starts
+        started = self.stand(value, torch.where(value != 0, GROUND, NOTHING).cpu())  # where it is 0 no path starts
+        self.still.add(started.slot)
+        return started
 
     def stand(self, value: Tensor, labels: Tensor | None) -> Energy:
         """Start paths at the constant input with fixed numbers that channels `labels` hold."""
@@ -353,6 +366,13 @@ class Program:
         self.is_signal.append(labels is not None)
         self.free.append(False)
         return Energy(len(self.values) - 1, tuple(value.shape), labels)
+
+
+def _keeps_apart(gates: Tensor, labels: Tensor) -> bool:
+    """Tell whether gates treat channels unlike, and not in the same way everywhere."""
+    own = {axis for axis in range(-labels.ndim, 0) if labels.shape[axis] > 1}
+    varying = {axis for axis in range(-gates.ndim, 0) if bool((gates != gates.narrow(axis, 0, 1)).any())}
+    return bool(varying & own) and bool(varying - own)
 
 
 def _normalise(value: Tensor, of_square: bool = False) -> tuple[Tensor, int]:

@@ -35,7 +35,7 @@ from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, GROUND, Channels,
 from capalloc._energy.symmetries.sharing import relate_uses
 from capalloc._graph.capture import Graph, module_path
 from capalloc._graph.interpret import interpret
-from capalloc._operators.calls import invoke, slope
+from capalloc._operators.calls import invoke, scales, slope
 from capalloc._operators.records import record
 
 
@@ -270,24 +270,48 @@ class _Tracing:
             call = Call(derived, given, self.program, self.gates, module_path(node), result)
             if all(traced.energy is None for traced in given.values()):
                 return None
-            return linearised(call) if carriers.decouples(node) else linear_operator(call)  # |z| is no linear end
+            if not carriers.decouples(node):
+                return linear_operator(call)
+            self._see_gate(node, call)  # |z| is no linear end
+            return linearised(call)
         arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
         call = Call(node.target, arguments, self.program, self.gates, module_path(node), result)  # type: ignore[arg-type]
         if carriers.decouples(node):
-            energies = [self.known[used].energy for used in carriers.sources(node)]
-            self.program.decoupled += [e for e in energies if isinstance(e, Energy) and e.is_signal]
+            self._see_gate(node, call)
         if node in carriers.self_gated:
-            found = carriers.self_gated[node]
-            root, values = self.known[found.root], {used: self.known[used].value for used in found.reads()}
+            root = self.known[carriers.self_gated[node].root]
             if not isinstance(root.energy, Energy):
                 return None
-            return call.gated(root.energy, partial(slope, found.function(values)), root.value)
+            return call.gated(root.energy, partial(slope, self._function(node)), root.value)
         leaves = pytree.tree_leaves(arguments)
         carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
         if not carried:
             return None
         own = record(node.target).energy
         return linear_operator(call) if own is None else own(replace(call, args=pytree.tree_map(_dense, call.args)))
+
+    def _function(self, node: Node) -> Callable[[Tensor], Any]:
+        """Give a product of functions of one signal as a function of it."""
+        found = self.carriers.self_gated[node]
+        return found.function({used: self.known[used].value for used in found.reads()})
+
+    def _see_gate(self, node: Node, call: Call) -> None:
+        """Note what a gate keeps apart, and what it does not let rescale."""
+        energies = (self.known[used].energy for used in self.carriers.sources(node))
+        signals = [e for e in energies if isinstance(e, Energy) and e.is_signal]
+        self.program.decoupled += signals
+        if not self._lets_rescale(node, call):
+            self.program.bent += [e.labels for e in signals if e.labels is not None]
+
+    def _lets_rescale(self, node: Node, call: Call) -> bool:
+        """Tell whether an activation is positively homogeneous, on the examples at least."""
+        known, derived = record(node.target), self.carriers.derived(node)
+        if self.gates != "data" or (derived is None and (known.homogeneous or known.kind != "activation")):
+            return known.homogeneous and derived is None
+        if node in self.carriers.self_gated:
+            function = self._function(node)
+            return scales(function, partial(slope, function), self.known[self.carriers.self_gated[node].root].value)
+        return derived is None and scales(call.operation.at, call.operation.slope, call.operation.signal)
 
 
 def _frozen(argument: Any) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from capalloc._energy.program import Program
+from capalloc._energy.symmetries.labels import Channels
 from capalloc._energy.symmetries.potentials import Potentials
 
 Cotangents = dict[int, Tensor]
@@ -30,14 +32,32 @@ class FirstAdjoint:
 class Usage:
     """Path energy through every parameter and channel, summed over batches, relative to 2**reference."""
 
-    potentials: Potentials
+    channels: Channels | None = None  # with the ties of all batches
     through_params: Cotangents = field(default_factory=dict)  # slot -> dE/d theta^2
-    through_channels: Tensor = field(default_factory=lambda: torch.zeros(0))
+    through_labels: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: int | None = None
     live: list[Tensor] = field(default_factory=list)  # outputs that a path leaves, for each partial mixture
     whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
     by_example: list[float] = field(default_factory=list)  # path energy at the outputs
+    bent: Tensor = field(default_factory=lambda: torch.zeros(0))  # labels that a curved activation does not let rescale
     may_lose: bool = False  # whether a zero of float32 may be a product that it lost
+
+    @cached_property
+    def potentials(self) -> Potentials:
+        """Settle what can be rescaled, once all batches are counted."""
+        assert self.channels is not None
+        return self.channels.resolve()
+
+    @cached_property
+    def through_channels(self) -> Tensor:
+        """Path energy through each component, (components,)."""
+        through = torch.zeros(self.potentials.number, dtype=torch.float64)
+        return through.index_add_(0, self.potentials.component, self.through_labels)
+
+    @property
+    def bends(self) -> bool:
+        """Tell whether a channel is counted as rescaling that a curved activation does not let rescale."""
+        return self.potentials.rescales(self.bent.nonzero())
 
     def all_used(self, slot: int) -> bool:
         """Tell whether a path uses every parameter in a slot, once all batches are counted."""
@@ -64,8 +84,12 @@ class Usage:
 def add_usage(usage: Usage, program: Program, flow: FirstAdjoint) -> None:
     """Count a batch's path energy through parameters and channels."""
     usage.may_lose |= program.reach is not None and program.reach.may_lose
-    if not len(usage.through_channels):
-        usage.through_channels = torch.zeros(usage.potentials.number, dtype=torch.float64)
+    usage.channels = program.channels if usage.channels is None else usage.channels.with_ties_of(program.channels)
+    if not len(usage.through_labels):
+        usage.through_labels = torch.zeros(program.channels.count, dtype=torch.float64)
+        usage.bent = torch.zeros(program.channels.count, dtype=torch.bool)
+    for labels in program.bent:
+        usage.bent[labels] = True
     for slot in {*program.params.values(), *(edge.weight for edge in program.edges)}:
         if slot in flow.at_slots:
             accumulate(usage.through_params, [slot], [flow.at_slots[slot]])
@@ -75,8 +99,7 @@ def add_usage(usage: Usage, program: Program, flow: FirstAdjoint) -> None:
         energy = flow.through.get(edge.step)
         if energy is not None:
             labels = edge.out_labels if energy.shape == edge.out_labels.shape else edge.written
-            where = usage.potentials.component[labels]
-            usage.through_channels.index_add_(0, where.reshape(-1), energy.reshape(-1).cpu().double())
+            usage.through_labels.index_add_(0, labels.reshape(-1), energy.reshape(-1).cpu().double())
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,13 @@ def slope(function: Callable[[Tensor], Any], z: Tensor) -> Tensor:
     return gradient.detach()
 
 
+def scales(function: Callable[[Tensor], Any], slope_at: Callable[[Tensor], Tensor], z: Tensor) -> bool:
+    """Tell whether rescaling z a little rescales f(z) alike, z a(z) = f(z) at every entry (Euler's identity)."""
+    y = function(z)
+    near = 8 * torch.finfo(z.dtype).eps
+    return y.shape == z.shape and torch.allclose(z * slope_at(z), y, rtol=near, atol=0, equal_nan=True)
+
+
 @dataclass(frozen=True)
 class Operation:
     """An operator, what it was called with and what it returned."""

@@ -23,9 +23,8 @@ from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
 from capalloc._model.problem import Problem
-from capalloc._operators.calls import arguments_of
 from capalloc._operators.decompositions import RECURRENT
-from capalloc._operators.records import record
+from capalloc._propagate.by_solver import AS_HELD, holds_gates
 from capalloc._propagate.effort import (
     LARGE_PARAMS,
     SAMPLE,
@@ -54,7 +53,6 @@ EXACT_NUMBERS, EXACT_WORK, EXACT_SECONDS = 400_000_000, 3e11, 30.0
 RANKED_PARAMS = 2000
 #: What the graph's symmetries are where they are not all: some of those of the function, or those of another one.
 LEAST = "symmetries are a lower bound"
-AS_HELD = "symmetries are counted with norms and gates held at their values: the total is a guide, no bound"
 
 
 @dataclass(frozen=True)
@@ -167,11 +165,7 @@ def symmetries_of(task: Task) -> tuple[int, str]:
         lambda dtype: Batches.of(problem, "data", "auto", dtype=dtype),
         lambda batches: markov.solve(batches, single=batches.number == 1, layers=False, table=False, linear=True),
     )
-    calls = [(record(node.target), arguments_of(node)) for node in batches.graph.calls()]
-    norms = any(known.kind == "normalisation" and not known.steady(arguments) for known, arguments in calls)
-    curved = any(known.kind == "activation" and not known.homogeneous for known, _ in calls)
-    held = AS_HELD if norms or curved or batches.carriers.frozen or batches.carriers.steering else LEAST
-    return int(result.symmetries), "" if result.exact_symmetries else held
+    return int(result.symmetries), AS_HELD if holds_gates(batches, result) else LEAST
 
 
 def allocation(task: Task, examples: Examples, found: Refinement, counted: Count) -> Allocation:

@@ -15,6 +15,8 @@ from capalloc._graph.capture import capture
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.places import axis_names
 from capalloc._model.problem import Problem
+from capalloc._operators.calls import arguments_of
+from capalloc._operators.records import record
 from capalloc._propagate import segments
 from capalloc._settings import Hessian, Segments
 from capalloc.results.allocation import Allocation
@@ -25,6 +27,8 @@ TABLE_LIMIT = 2**26
 #: Share of the path energy above which one example is said to rule the map.
 DOMINATED = 0.5
 LOWER_BOUND = "symmetries: lower bound"
+AS_HELD = "symmetries are counted with norms, gates and curves held at their values: the total is a guide, no bound"
+MORE = "symmetries: linear layers in a row have more of them (solver='segments' counts these)"
 DECOUPLED = "assumes total decoupling: a rough guide, and an upper one for the bias (solver='block' knows how near)"
 
 
@@ -45,12 +49,21 @@ def by_markov(
     if isinstance(table, str):
         table = len(problem.params) * batches.graph.entries() <= table_limit
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table, linear=linear)
-    attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": result.exact_symmetries}
-    attrs["notes"] = [DECOUPLED, *([] if result.exact_symmetries else [LOWER_BOUND]), *batches.carriers.notes()]
-    attrs["notes"] += batches.graph.notes
+    reasons = {LOWER_BOUND: not result.exact_symmetries, AS_HELD: holds_gates(batches, result), MORE: result.more}
+    inexact = [reason for reason, holds in reasons.items() if holds]
+    attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": not inexact}
+    attrs["notes"] = [DECOUPLED, *inexact, *batches.carriers.notes(), *batches.graph.notes]
     attrs["notes"] += _dominated(result.by_example)
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
+
+
+def holds_gates(batches: Batches, result: markov.MarkovCapacity) -> bool:
+    """Tell whether something is held at its value that parameters move: other symmetries than the network's count."""
+    calls = [(record(node.target), arguments_of(node)) for node in batches.graph.calls()]
+    norms = any(known.kind == "normalisation" and not known.steady(arguments) for known, arguments in calls)
+    sums = any(known.kind in ("softmax", "statistic") for known, _ in calls)
+    return bool(norms or sums or result.bent or batches.carriers.frozen or batches.carriers.steering)
 
 
 def _dominated(by_example: tuple[float, ...]) -> list[str]:
@@ -84,9 +97,9 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
         "num_probes": settings.num_probes,
         "rank": found.rank,
         "symmetries": used - found.rank,
-        "symmetries_exact": True,
+        "symmetries_exact": AS_HELD not in attrs["notes"],
         # Amplitudes of a signal and itself add up before they are squared.
-        "notes": [note for note in attrs["notes"] if note != LOWER_BOUND and not note.startswith(SQUARED)],
+        "notes": [note for note in attrs["notes"] if note not in (LOWER_BOUND, MORE) and not note.startswith(SQUARED)],
         "bias_standard_error": float(found.error[-1]),
     }
     names = list(problem.params)

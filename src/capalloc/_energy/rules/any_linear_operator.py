@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from capalloc._energy.program import Energy
 from capalloc._energy.rules.registration import Call, Traced, value_of
 from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels
 from capalloc._operators.calls import invoke
+from capalloc._operators.records import record
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,20 +68,45 @@ def _result(operator: Operator, affine: Affine, k: int) -> Energy | None:
     assert maps is not None
     if all(m.empty for m in maps):
         return None
+    if record(call.op).kind == "selection":
+        read = [(m, a.energy) for m, a in zip(maps, carried, strict=True)]
+        call.program.decoupled += [e for m, e in read if isinstance(e, Energy) and _chooses(m, e)]
     if len(carried) == 1 and maps[0].moves and affine.homogeneous[k]:
         # By the matrix, not by the operator: of entries written to one place autograd credits those overwritten too.
-        return call.program.move(maps[0].energies, _whole(call, carried[0], carried[0].energy))
+        moved = call.program.move(maps[0].energies, _whole(call, carried[0], carried[0].energy))
+        return _alike(call, moved)
     terms = [(m, _whole(call, a, call.as_signal(a))) for m, a in zip(maps, carried, strict=True) if not m.empty]
     labels = _joined(call.program.channels, [_labels(call.program.channels, m, e) for m, e in terms])
     through = Through([m for m, _ in terms])
-    out = call.program.step(through, [e for _, e in terms], labels)
+    out = _alike(call, call.program.step(through, [e for _, e in terms], labels))
     return _with_offset(call, out, offset) if bool((offset != 0).any()) else out
+
+
+def _chooses(operator: LinearMap, energy: Energy) -> bool:
+    """Tell whether a selection treats examples unlike, and channels unlike as well: a gate."""
+    if energy.labels is None:
+        return False
+    free, lead = dict(operator.free), len(operator.in_shape) - energy.labels.ndim
+    return 0 not in free and any(n > 1 and lead + k not in free for k, n in enumerate(energy.labels.shape))
+
+
+def _alike(call: Call, out: Energy) -> Energy:
+    """Tie what one unit is on all examples: a selection takes another channel on each, and weights rescale for all."""
+    examples = call.program.values[call.program.input].shape[0]
+    if out.labels is None or not out.shape or out.labels.ndim < len(out.shape) or out.labels.shape[0] % examples:
+        return out
+    apart = out.labels.reshape(examples, -1, *out.labels.shape[1:])
+    if bool((apart == apart[:1]).all()):
+        return out
+    tied = call.program.channels.merge(apart, apart.shape, (0,), forced=True)
+    return replace(out, labels=tied[0] if len(tied[0]) == 1 else tied.expand(apart.shape).reshape(out.labels.shape))
 
 
 def _with_offset(call: Call, out: Energy, offset: Tensor) -> Energy:
     assert out.labels is not None
     started = torch.where(offset != 0, GROUND, NOTHING)
-    labels = _joined(call.program.channels, [out.labels, started])
+    call.program.channels.shift(out.labels, started)
+    labels = torch.maximum(*torch.broadcast_tensors(out.labels, started))
     return call.program.step(torch.add, [out, call.program.fixed(offset)], labels)
 
 

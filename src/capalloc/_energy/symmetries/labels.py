@@ -41,6 +41,7 @@ class Channels:
         self._ties: list[Labels] = []  # not in _roots yet
         self._forced: list[tuple[Labels, Labels, int]] = []  # ties, and what was known before: roots and sharing
         self._sharing: list[Sharing] = []
+        self._shifted: Labels = np.empty((0, 2), dtype=np.int64)  # ties by a constant that is added
 
     def fresh(self, shape: Sequence[int]) -> Tensor:
         """New labels, one for each entry."""
@@ -54,6 +55,10 @@ class Channels:
         pairs = _rows(a, b)
         if len(pairs):
             self._ties.append(pairs)
+
+    def shift(self, a: Tensor, b: Tensor) -> None:
+        """Tie what a constant is added to: biases may make up for the change, so that it may be no tie at all."""
+        self._shifted = np.unique(np.concatenate([self._shifted, _rows(a, b)]), axis=0)
 
     def uses(self, parameter: Tensor, written: Tensor, read: Tensor) -> None:
         """Uses of free parameters, one a row: a parameter's uses ask for the same difference of potentials.
@@ -102,6 +107,22 @@ class Channels:
             self._ties.append(pairs)
         return first.expand([1 if k in dims else n for k, n in enumerate(shape)])
 
+    def with_ties_of(self, other: Channels) -> Channels:
+        """Tie what other examples tie as well: an entry that wins on one example may not on another."""
+        if other.count != self.count:
+            raise ValueError(
+                "which channels rescale together depends on the examples in a way that paths cannot follow from batch "
+                "to batch: give a batch_size of all examples, or use solver='block', which needs no paths"
+            )
+        every = torch.arange(self.count)
+        theirs = other.canonical(every)
+        if not torch.equal(self.canonical(every), theirs):
+            self.tie(theirs, every)
+        if not np.array_equal(self._shifted, other._shifted):
+            self._shifted = np.unique(np.concatenate([self._shifted, other._shifted]), axis=0)
+        self.exact &= other.exact
+        return self
+
     def resolve(self) -> Potentials:
         """Settle all ties: what can be rescaled, and how."""
         self.canonical(torch.tensor(GROUND))
@@ -109,6 +130,9 @@ class Channels:
             potentials(roots, self._sharing[:shared], limits=self.limits).equal(pairs)
             for pairs, roots, shared in self._forced
         )
+        if len(self._shifted):
+            exact = exact and potentials(self._roots, self._sharing, limits=self.limits).equal(self._shifted)
+            self._roots = joined(self._roots, self._shifted)
         return potentials(self._roots, self._sharing, exact, self.limits)
 
 

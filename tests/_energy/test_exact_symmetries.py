@@ -1,0 +1,120 @@
+"""Symmetries that are called exact: the total is then the functional dimension that `measure` counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import capalloc
+from capalloc._energy.symmetries.labels import Channels
+from capalloc._operators.calls import invoke
+from capalloc._operators.records import of_kind, record
+from zoo import gaussian, seeded_module
+
+#: Arguments of operators that need some.
+ARGUMENTS: dict[str, list[Any]] = {
+    "aten.clamp.default": [-0.5, 0.7],
+    "aten.clamp_min.default": [0.3],
+    "aten.clamp_max.default": [0.3],
+    "aten.pow.Tensor_Scalar": [3],
+    "aten.threshold.default": [0.3, 0.1],
+    "aten.hardtanh.default": [-0.5, 0.5],
+}
+#: Centres of pre-activations where an operator is not known about 0, which then stay within one half of it.
+CENTRES = dict.fromkeys(("log", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "lgamma", "digamma"), 1.0)
+CENTRES |= {"logit": 0.5, "acosh": 2.0} | dict.fromkeys(("asin", "acos", "atanh", "erfinv", "log1p"), 0.01)
+#: Activations that are made of operators of other kinds.
+MADE: dict[str, Callable[[Tensor], Tensor]] = {
+    "prelu": lambda z: F.prelu(z, z.new_full((1,), 0.3)),
+    "choose": lambda z: torch.where(z > 0, z, 0.1 * z),
+    "choose from 0.3 on": lambda z: torch.where(z > 0.3, z, 0.1 * z),
+    "choose or 1": lambda z: torch.where(z > 0, z, 1.0),
+    "mask": lambda z: z * (z > 0),
+    "fill": lambda z: z.masked_fill(z < 0, 0.0),
+    "fill with 1": lambda z: z.masked_fill(z < 0, 1.0),
+    "maximum": lambda z: torch.maximum(z, torch.tensor(0.3)),
+    "clamp from a tensor on": lambda z: z.clamp(min=torch.tensor(0.3)),
+    "maxout": lambda z: torch.maximum(z, -0.2 * z),
+    "shifted": lambda z: F.relu(z) + 1,
+    "gated by itself": lambda z: z * torch.sigmoid(z),
+    "two slopes": lambda z: F.relu(z) + 0.1 * F.relu(-z),
+    "linear": lambda z: 2 * z,
+    "sorted": lambda z: z.sort(-1).values,
+    "softmax": lambda z: z.softmax(-1),
+    "norm": lambda z: z / z.norm(dim=-1, keepdim=True),
+    "layer norm": lambda z: F.relu(F.layer_norm(z, (3,))),
+}
+
+
+class Between(nn.Module):
+    """A function of the hidden units between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], centre: float = 0.0) -> None:
+        super().__init__()
+        self.function = function
+        self.first, self.last = nn.Linear(2, 3), nn.Linear(3, 1)
+        with torch.no_grad():
+            self.first.weight *= 0.1 if centre else 2.0
+            self.first.bias.copy_(self.first.bias * 0.1 + centre)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+def check(model: nn.Module) -> bool:
+    """Compare the totals where symmetries are called exact, and tell whether they are."""
+    x = gaussian(80, 2).clamp(-2, 2)  # more examples than are walked at once
+    found = capalloc.propagate(model, x, solver="markov", table=False)
+    assert len(found.attrs["notes"]) > 1 or found.attrs["symmetries_exact"]
+    if found.attrs["symmetries_exact"]:
+        assert found.total == pytest.approx(capalloc.measure(model, x).total, abs=1e-6)
+    return bool(found.attrs["symmetries_exact"])
+
+
+@pytest.mark.parametrize("op", of_kind("activation"), ids=str)
+def test_symmetries_through_every_activation(op: Any) -> None:
+    arguments = ARGUMENTS.get(str(op), [])
+    names = [argument.name for argument in op._schema.arguments]
+    run = lambda z: invoke(op, dict(zip(names, [z, *arguments], strict=False)))  # noqa: E731
+    model = seeded_module(Between, run, CENTRES.get(op.overloadpacket.__name__, 0.0))
+    homogeneous = check(model)
+    assert homogeneous or not record(op).scales
+
+
+@pytest.mark.parametrize("function", MADE.values(), ids=MADE)
+def test_symmetries_through_what_is_made_of_other_operators(function: Callable[[Tensor], Tensor]) -> None:
+    check(seeded_module(partial(Between, function)))
+
+
+class Either(nn.Module):
+    """One of two hidden units, by the first input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2), nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x))
+        return self.last(torch.where(x[:, :1] > 0, h[:, :1], h[:, 1:]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 60])
+def test_what_one_example_ties_is_tied_for_all(batch_size: int) -> None:
+    model, x = seeded_module(Either), gaussian(60, 2)
+    found = capalloc.propagate(model, x, solver="markov", batch_size=batch_size)
+    assert found.attrs["symmetries"] == 1
+    assert found.total == pytest.approx(capalloc.measure(model, x).total)
+
+
+def test_channels_that_differ_from_batch_to_batch_are_refused() -> None:
+    first, second = Channels(), Channels()
+    first.fresh((2,))
+    second.fresh((3,))
+    with pytest.raises(ValueError, match="depends on the examples"):
+        first.with_ties_of(second)
