@@ -106,6 +106,16 @@ def test_probes_of_several_outputs_converge_to_the_whole_jacobian():
     assert float(found[0]) == pytest.approx(cosines(jacobian), abs=0.03)  # 4000 probes: a standard error below 0.01
 
 
+def test_lines_share_the_probes_of_several_outputs():
+    model = seeded_module(nn.Sequential, nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = gaussian(4, 6)
+    on_lines = [line(x[k], x[k + 1], 8) for k in range(2)]
+    whole = [torch.func.vmap(torch.func.jacrev(model))(points).flatten(1) for points in on_lines]
+    expected = np.mean([[float(correlation(g @ g.T, index)) for index in lags(8)] for g in whole], 0)
+    found = capalloc.shattering(model, x, num_probes=8000, num_lines=2).data["measured_line"]
+    np.testing.assert_allclose(found, expected, atol=0.03)  # 4000 probes a line, as above
+
+
 def test_a_line_is_measured_by_the_same_gradients():
     model = seeded_module(nn.Sequential, nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 1))
     x = gaussian(3, 4)

@@ -17,8 +17,9 @@ from capalloc._depth.observe_gradients import Observer
 from capalloc._depth.points import Pairs, correlation, error, examples_and_neighbours, lags, line
 from capalloc._depth.predict_correlation import Prediction
 from capalloc._depth.starting_point import described
-from capalloc._energy.batches import Batches
+from capalloc._energy.batches import FLOAT64_LIMIT_OF_SUMS, Batches
 from capalloc._energy.carriers import Products
+from capalloc._energy.markov import FloatRangeError
 from capalloc._energy.residual import Trails
 from capalloc._energy.trace import Watch
 from capalloc._graph.capture import capture
@@ -66,7 +67,7 @@ def shattering(
         num_examples: examples compared with one another, the first ones; twice as many points are held at once.
         step: how far a nearby point lies, as a share of the way to the next example.
         num_lines: lines from one example to the next, on which autocorrelations are measured.
-        num_probes: random signs of the outputs, summed over; one for a single output.
+        num_probes: random signs of the outputs, summed over; lines have them together; one for a single output.
         generator: draws the signs; a fixed seed by default.
         products: as in `propagate`.
         trained: as in `scaling`.
@@ -102,14 +103,12 @@ def shatter(
         problem.layout.check_alike("a line from one example to another")
     compared = _Compared.of(problem, _first(problem, num_examples), products)
     generator = generator or torch.Generator().manual_seed(0)
-    points, apart, near = examples_and_neighbours(compared.examples, step)
-    prediction = compared.predict(points)
-
-    def grams(points: Tensor, num_places: int | None = None) -> tuple[Tensor, Tensor]:
-        return compared.observer(compared.at(points).problem, prediction.weights, num_probes, generator, num_places)
-
-    found = _at_examples(prediction, *grams(points), apart, near)
-    lines = _on_lines(prediction, grams, compared.examples, num_lines)
+    state = generator.get_state()
+    try:
+        found = compared.correlations(step, num_lines, num_probes, generator)
+    except FloatRangeError:
+        double = replace(compared, batches=replace(compared.batches, dtype=torch.float64))
+        found = double.correlations(step, num_lines, num_probes, generator.set_state(state))
     settings = {"step": step, "num_lines": num_lines, "num_probes": num_probes}
     attrs: dict[str, Any] = {
         "num_examples": len(compared.examples),
@@ -117,7 +116,7 @@ def shatter(
         "seconds": time.perf_counter() - started,
     }
     attrs |= described(compared.batches.graph, trained)
-    return Shattering(xr.merge([found, lines]).assign_attrs(attrs))
+    return Shattering(found.assign_attrs(attrs))
 
 
 @dataclass(frozen=True)
@@ -131,17 +130,32 @@ class _Compared:
     @classmethod
     def of(cls, problem: Problem, examples: Tensor, products: Products | None) -> _Compared:
         """Captured for two points by example, fewer where memory is short; a fixed program runs batch by batch."""
+        settings: dict[str, Any] = {"products": products, "float64_limit": FLOAT64_LIMIT_OF_SUMS}
         twice = replace(problem, inputs=torch.cat([examples, examples]), params={})
-        batches = Batches.of(twice, "data", "auto", products=products)
+        batches = Batches.of(twice, "data", "auto", **settings)
         fitting = batches.graph.batch_size
         if fitting < 2 * len(examples):
-            batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), products=products)
+            batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), **settings)
         graph = batches.graph
         other = capture(problem, 3 if graph.batch_size == 2 else 2)
         fixed = other.batch_size == graph.batch_size
         axes = first_axes(graph) if fixed else example_axes(graph, other)
         number = len(examples) if fixed else graph.batch_size // 2
         return cls(batches, Observer.of(Trails.of(graph, batches.carriers), axes), examples[:number])
+
+    def correlations(self, step: float, num_lines: int, num_probes: int, generator: torch.Generator) -> xr.Dataset:
+        """Correlations at examples and neighbours, and on lines."""
+        points, apart, near = examples_and_neighbours(self.examples, step)
+        prediction = self.predict(points)
+
+        def grams(points: Tensor, num_probes: int, num_places: int | None = None) -> tuple[Tensor, Tensor]:
+            return self.observer(self.at(points).problem, prediction.weights, num_probes, generator, num_places)
+
+        def on_line(points: Tensor) -> tuple[Tensor, Tensor]:
+            return grams(points, -(-num_probes // num_lines), 1)
+
+        found = _at_examples(prediction, *grams(points, num_probes), apart, near)
+        return xr.merge([found, _on_lines(prediction, on_line, self.examples, num_lines)])
 
     def predict(self, points: Tensor) -> Prediction:
         """The energy network of some points."""
@@ -155,7 +169,7 @@ class _Compared:
         return replace(self.batches, problem=replace(self.batches.problem, inputs=points))
 
 
-Grams = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # of points: gradients by place, at the first, gates by gate
+Grams = Callable[[Tensor], tuple[Tensor, Tensor]]  # of the points of a line: gradients at the inputs, gates by gate
 
 
 def _at_examples(prediction: Prediction, gradients: Tensor, gates: Tensor, apart: Pairs, near: Pairs) -> xr.Dataset:
@@ -183,7 +197,7 @@ def _on_lines(prediction: Prediction, grams: Grams, examples: Tensor, num_lines:
     if not num_lines:
         return xr.Dataset({name: ("distance", np.zeros(0)) for name in LINES}, coords={"distance": np.zeros(0)})
     for k in range(min(num_lines, len(examples))):
-        gradients, gates = grams(line(examples[k], examples[(k + 1) % len(examples)], count), 1)
+        gradients, gates = grams(line(examples[k], examples[(k + 1) % len(examples)], count))
         measured.append(torch.stack([correlation(gradients[0], index) for index in lags(count)]))
         kept.append(torch.stack([correlation(gates, index) for index in lags(count)]))
     over = torch.stack(measured)

@@ -26,6 +26,7 @@ from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._energy.support import at_position, support
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
 from capalloc._energy.trace import trace
+from capalloc._graph.capture import capture
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.layer_output import LayerOutput
@@ -192,8 +193,10 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
     """Find where paths to a position start, and what they carry of "energy" or "capacity"; fields of all `layers`."""
     problem = batches.problem
     with seeded(0, problem.probe.device):
-        like = problem.probe.expand(batches.graph.batch_size, *problem.input_shape)
-        by_data, read = False, partial(trace, batches.graph, like, selected=set(problem.params), layers=layers)
+        # The field of paths is alike for all examples: two of a program that takes any number tell it.
+        graph = batches.graph if problem.program is None else capture(problem, min(2, batches.graph.batch_size))
+        like = problem.probe.expand(graph.batch_size, *problem.input_shape)
+        by_data, read = False, partial(trace, graph, like, selected=set(problem.params), layers=layers)
         try:
             program = read(gates="unit")
         except UnsupportedOperatorError:  # an order has no gate that is open for all

@@ -16,8 +16,12 @@ from torch.fx import Node
 from capalloc._decoupling.sites import by_example
 from capalloc._depth.observe_gradients import Observer
 from capalloc._energy.batches import Batches
+from capalloc._energy.markov import FloatRangeError
 from capalloc._energy.paths import adjoint
 from capalloc._energy.rates import NotedEnergies
+
+#: Correlations below which float32 may have lost paths on the way: its least number is 2**-126.
+LEAST_OF_FLOAT32 = 2.0**-60
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,12 @@ class Prediction:
         return wholes @ torch.tensor(each, dtype=torch.float64) / wholes.sum()
 
     def correlations(self, kept: Tensor) -> Tensor:
-        """Correlation of the gradients at the places, if gate k keeps the correlation kept[k]."""
+        """Correlation of the gradients at the places, if gate k keeps the correlation kept[k].
+
+        Raises:
+            FloatRangeError: float32 may have lost paths that are damped by many gates.
+
+        """
         sums = torch.zeros(2, len(self.observer.places), dtype=torch.float64)
         for flow, seed in zip(self.flows, self.seeds, strict=True):
             pairs = zip(self.observer.gates, kept, strict=True)
@@ -56,7 +65,11 @@ class Prediction:
             )
             for row, energies in zip(sums, (damped, flow.down), strict=True):
                 row += scales * torch.tensor([_sum(energies.get(slot)) for slot in slots], dtype=torch.float64)
-        return sums[0] / sums[1]  # NaN where no gradient comes
+        found = sums[0] / sums[1]  # NaN where no gradient comes
+        single = self.flows[0].program.dtype != torch.float64
+        if single and bool((found.abs() < LEAST_OF_FLOAT32).any()):
+            raise FloatRangeError("correlations of gradients leave the range of float32; predict them in float64")
+        return found
 
     def _scale(self, flow: NotedEnergies, node: Node | None = None) -> float:
         """The factor from a batch's energies, or its adjoints at a node, to those of the first batch."""

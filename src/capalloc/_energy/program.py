@@ -59,7 +59,9 @@ class Step:
         self, cotangent: Tensor, values: Sequence[Tensor], wanted: Sequence[int], instead: Mapping[int, Tensor]
     ) -> list[Tensor]:
         """Give cotangents of the slots `wanted`, at `values`, or `instead` where it has them."""
-        args = [_times(instead.get(slot, values[slot]), f) for slot, f in zip(self.args, self.factors, strict=True)]
+        args = [instead.get(slot, values[slot]) for slot in self.args]
+        if not getattr(self.map, "by_entry", False):  # which has no weight, whose cotangent alone reads the signals
+            args = [_times(a, f) for a, f in zip(args, self.factors, strict=True)]
         positions = [k for k, slot in enumerate(self.args) if slot in wanted]
         pulled: dict[int, Tensor] = {}
         own = getattr(self.map, "sources", None) if any(slot in instead for slot in self.args) else None
