@@ -363,6 +363,20 @@ def test_unused_parameters_bring_nothing():
     assert allocation.total == pytest.approx(8)
 
 
+def test_parameters_that_nothing_moves_are_counted_exactly():
+    """Whatever the magnitudes of the others: six shut units of 16, what they read, their biases, what reads them."""
+    model = build(lambda: nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 3)))
+    nn.init.zeros_(model[0].bias)
+    nn.init.zeros_(model[2].bias)
+    nn.init.constant_(model[0].bias[:6], -50.0)
+    for number in (200, 5):  # more constraints than parameters, and fewer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CapacityWarning)  # of few examples
+            found = measure(model, data(number, 10))
+        moved = constraints(model, data(number, 10))
+        assert found.attrs["unused_params"] == int((abs(moved) == 0).all((0, 1, 2)).sum()) >= 6 * (10 + 1 + 3)
+
+
 def test_function_without_parameters_in_reach_has_no_capacity():
     model = build(lambda: nn.Linear(3, 2))
     allocation = measure(model, data(10, 3), params=["bias"], intercept=False)

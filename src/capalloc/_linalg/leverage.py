@@ -73,7 +73,7 @@ def polar_factor(
     basis = basis[: kept.number].T  # of the range of C
     coordinates = basis.T @ (C * (lengths > 0))
     turned, values = unitary_factor(coordinates if units is None else coordinates * units.scale)
-    polar = basis @ turned
+    polar = (basis @ turned) * (lengths > 0)  # of what nothing moves, not even rounding
     return polar, kept.root(C.new_empty(0), values, polar)
 
 
@@ -246,9 +246,9 @@ def inverse_root(
     # s_i(F / lengths) <= s_i(F D) max 1 / (D lengths), beside a largest of 1 at least: no more count than do here.
     stretch = _reciprocal(lengths * scale).max() if len(scale) else 0.0
     if kept.clear and kept.dropped * float(stretch) <= kept.tolerance:
-        return kept.root((scale[:, None] * vectors.T / s) @ vectors, s, left @ vectors)
+        return kept.root((scale[:, None] * vectors.T / s) @ vectors, s, (left @ vectors) * (lengths > 0))
     left, singular, vectors = torch.linalg.svd(factor * _reciprocal(lengths), full_matrices=False)
     kept = KeptValues.of(singular, size, eps)
     s, left, vectors = kept.counted, left[:, : kept.number], vectors[: kept.number]
     turned, values = unitary_factor(s[:, None] * vectors * lengths * scale)
-    return kept.root((vectors.T * _reciprocal(lengths)[:, None] / s) @ turned, values, left @ turned)
+    return kept.root((vectors.T * _reciprocal(lengths)[:, None] / s) @ turned, values, (left @ turned) * (lengths > 0))

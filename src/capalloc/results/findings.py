@@ -18,6 +18,7 @@ from capalloc.results.base import Result
 from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.pruning import PruneScores
 from capalloc.results.regions import named_parts, parts_each
+from capalloc.results.scaling import FAR_RATE, FAR_TOTAL, Scaling
 
 #: How the note on inputs that never vary begins, after their number.
 STILL = re.compile(r"\d+ inputs? never var")
@@ -69,6 +70,23 @@ class Evidence:
         return " (a guide, which assumes total decoupling)" if solver in ("markov", "segments") else ""
 
     @property
+    def vectors(self) -> list[str]:
+        """Modules whose weight and bias are of one size: norms, which have no width of their own."""
+        sizes = {} if self.allocation is None else self.allocation.attrs.get("parameter_sizes", {})
+        by_owner: dict[str, list[int]] = {}
+        for name, size in sizes.items():
+            by_owner.setdefault(_owner(name), []).append(size)
+        return [name for name, found in by_owner.items() if len(found) > len(set(found)) == 1]
+
+    @property
+    def zeros(self) -> list[str]:
+        """Tensors that hold capacity and carry no path energy: their values are zero, and they are in use."""
+        if self.scores is None or self.allocation is None:
+            return []
+        scored, held = self.scores.to_pandas(), self.allocation.by_parameter.to_series()
+        return [name for name in scored.index[scored["share"] == 0] if held.get(name, 0.0) > NO_SHARE]
+
+    @property
     def missing(self) -> float:
         """The share of the capacity that may stand elsewhere than the map says."""
         return 0.0 if self.allocation is None else float(self.allocation.attrs.get("missing") or 0.0)
@@ -90,11 +108,17 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
     rows = known.layers[known.layers["dead"] > 0]
     for name, row in _largest(rows, rows["dead"] / rows["units"]):
         share = row["dead"] / row["units"]
+        what = (
+            f'layer "{name}": {row["dead"]:.0f} of {row["units"]:.0f} units {_are(row["dead"])} dead on these examples'
+        )
+        do = f"remove {'it' if row['dead'] == 1 else 'them'}, or see with more examples whether they ever open"
+        if share == 1:
+            what, do = f'layer "{name}": no path goes through it on these examples', "remove it, or give more examples"
         yield Finding(
             "serious" if share >= MOSTLY_DEAD else "worth a look",
             share * row["parameters"] / known.num_params,
-            f'layer "{name}": {row["dead"]:.0f} of {row["units"]:.0f} units are dead on these examples',
-            "remove them, or see with more examples whether they ever open",
+            what,
+            do,
             "how-to/prune.md",
             float(row["dead"]),
         )
@@ -104,7 +128,8 @@ def low_use(known: Evidence) -> Iterator[Finding]:
     """Layers whose parameters are mostly not independent."""
     layers = known.layers
     most = layers["use"] + 2 * layers["use_error"].fillna(0) + known.unknown / layers["parameters"]
-    rows = layers[(most < LOW_USE) & ((layers["use"] > 0) | (not known.guide))]  # paths see nothing of queries and keys
+    # Parameters in no use are a finding of their own. Norms have no width, and share symmetries with what they follow.
+    rows = layers[(most < LOW_USE) & (layers["use"] > NO_SHARE) & ~layers.index.isin(known.vectors)]
     for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
         error = f" ± {row['use_error']:.2f}" if row["use_error"] > 0 else ""
         share = (row["parameters"] - row["capacity"]) / known.num_params
@@ -128,13 +153,14 @@ def unused_parameters(known: Evidence) -> Iterator[Finding]:
         where = ""
         if known.scores is not None:
             idle = known.scores.to_pandas()["unused"].sort_values(ascending=False)
-            named = [f"{name} ({count:,})" for name, count in idle[idle > 0].head(MOST_NAMED).items()]
+            idle = idle[(idle > 0) & (idle <= number) & ~idle.index.isin(known.zeros)]
+            named = [f"{name} ({count:,})" for name, count in idle.head(MOST_NAMED).items()]
             where = f", most in {', '.join(named)}" if named else ""
         yield Finding(
             "worth a look" if share > ROUGH else "to know",
             share,
-            f"{number:,} parameters ({share:.1%}) are in no use on these examples{where}",
-            "remove them, or give more examples",
+            f"{number:,} parameter{'s' * (number > 1)} ({share:.1%}) {_are(number)} in no use on these examples{where}",
+            f"remove {'it' if number == 1 else 'them'}, or give more examples",
             "how-to/prune.md",
             float(number),
         )
@@ -142,7 +168,8 @@ def unused_parameters(known: Evidence) -> Iterator[Finding]:
 
 def narrower(known: Evidence) -> Iterator[Finding]:
     """Layers that read channels which repeat one another."""
-    rows = known.layers[known.layers["directions"] <= NARROWER * known.layers["channels"]]
+    directions = known.layers["directions"]
+    rows = known.layers[(directions > 0) & (directions <= NARROWER * known.layers["channels"])]  # none: nothing varies
     for name, row in _largest(rows, rows["parameters"] * (1 - rows["directions"] / rows["channels"])):
         spare = 1 - row["directions"] / row["channels"]
         yield Finding(
@@ -161,17 +188,19 @@ def field_of_paths(known: Evidence) -> Iterator[Finding]:
     if known.diagnosis is None:
         return
     data = known.diagnosis.data
-    for k, axis in enumerate(map(str, data["axis"].to_numpy())):
-        size, whole = float(data["field_size"][k]), known.lengths.get(axis, 0)
-        if size < whole:
-            yield Finding(
-                "worth a look",
-                1 - size / whole,
-                f"the central output position sees {size:.0f} of {whole} along {axis}",
-                "fine if what it must know is that local; else more layers, stride or dilation",
-                "receptive-field.md",
-                size,
-            )
+    sizes = zip(map(str, data["axis"].to_numpy()), data["field_size"].to_numpy(), strict=True)
+    small = [(axis, float(size), known.lengths[axis]) for axis, size in sizes if size < known.lengths.get(axis, 0)]
+    if small:
+        seen = " and ".join(f"{size:.0f} of {whole} along {axis}" for axis, size, whole in small)
+        _, size, whole = min(small, key=lambda each: each[1] / each[2])
+        yield Finding(
+            "worth a look",
+            1 - size / whole,
+            f"the central output position sees {seen}",
+            "fine if what it must know is that local; else more layers, larger kernels, stride or dilation",
+            "receptive-field.md",
+            size,
+        )
 
 
 def few_inputs(known: Evidence) -> Iterator[Finding]:
@@ -253,16 +282,40 @@ def depth(known: Evidence) -> Iterator[Finding]:
     out = scaled.phase in ("degenerate", "trivial") or not scaled.keeps_energy
     level: Level = "serious" if out else "to know" if scaled.phase == "identity" else "worth a look"
     rest = "bring the layers outside the blocks to gain 1, by the table of gains"
-    if scaled.phase == "plain":
-        rest = "bring each layer to gain 1, as `capalloc.balance` does at the start"
-    elif not scaled.total_gain or scaled.keeps_energy:
+    if not scaled.total_gain or scaled.keeps_energy:
         rest = "multiply their branches too, as `capalloc.balance` does at the start"
-    for line, value in scaled.advised:
+    for line, value in () if scaled.phase == "plain" else scaled.advised:
         yield _advised(line, level, "scaling.md", value, rest=rest)
+    yield from _gains(scaled) if scaled.phase == "plain" and not scaled.trained else ()
     level = "to know" if shattered.data.attrs.get("normed") else "serious"
     measured, error = float(shattered.measured_independent[0]), float(shattered.measured_independent_error[0])
     for line in shattered.advice:
         yield _advised(line, level, "shattering.md", measured, None if math.isnan(error) else error)
+
+
+def _gains(scaled: Scaling) -> Iterator[Finding]:
+    """What a network without blocks does to the energy of paths, in all, and the layers that do most of it."""
+    data = scaled.data
+    gains = pd.Series(data["gain"].to_numpy(), data["layer"].to_numpy())[data["rescaled"].to_numpy() == 0]
+    for name in gains.index[gains == 0][:MOST_NAMED]:
+        what = f'layer "{name}" passes nothing (weights of zero, or gates that are all closed)'
+        yield Finding("serious", 1.0, what, "look at its weights, and for gates that never open", "scaling.md", 0.0)
+    change = abs(math.log(scaled.total_gain)) if scaled.total_gain > 0 else 0.0
+    if change > math.log(FAR_RATE):
+        far = gains[gains > 0].sort_values(key=lambda gain: -np.abs(np.log(gain)), kind="stable").head(MOST_NAMED)
+        most = ", ".join(f'"{name}" ({gain:.2g})' for name, gain in far.items())
+        yield Finding(
+            "serious" if change > 2 * math.log(FAR_TOTAL) else "worth a look" if not scaled.keeps_energy else "to know",
+            1.0,
+            f"{scaled.change_in_all}, most in layer{'s' * (len(far) > 1)} {most}",
+            "bring each layer to gain 1, as `capalloc.balance` does at the start",
+            "scaling.md",
+            scaled.total_gain,
+        )
+
+
+def _are(number: float) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _advised(line: str, level: Level, page: str, value: float, error: float | None = None, rest: str = "") -> Finding:
@@ -301,6 +354,11 @@ def unsettled(known: Evidence) -> Iterator[Finding]:
         )
 
 
+def _owner(tensor: str) -> str:
+    """The module that owns a tensor; a tensor of the model itself is its own."""
+    return tensor.rpartition(".")[0] or tensor
+
+
 def _error(value: xr.DataArray) -> float:
     return float(value["standard_error"]) if "standard_error" in value.coords else 0.0
 
@@ -322,7 +380,7 @@ def layer_table(
 
     `sizes` counts the parameters of each tensor, `channels` those that a layer reads and their directions.
     """
-    owners = pd.Series({name: name.rpartition(".")[0] or name for name in sizes}, dtype=object)
+    owners = pd.Series({name: _owner(name) for name in sizes}, dtype=object)
     names = list(dict.fromkeys(owners))
     layers = pd.DataFrame({"parameters": pd.Series(sizes, dtype=float).groupby(owners).sum()}, index=names)
     for column in Audit.COLUMNS[1:]:

@@ -129,6 +129,14 @@ class Scaling(Result):
         return 1 / FAR_TOTAL < self.total_gain < FAR_TOTAL
 
     @property
+    def change_in_all(self) -> str:
+        """What all layers together do to the energy of paths, in words; for a total gain above 0."""
+        total, layers = self.total_gain, "" if self.phase == "plain" else ", along the layers outside residual blocks"
+        beyond = abs(math.log(total)) > math.log(RANGE_OF_ENERGY)
+        become = "leave the range of numbers" if beyond else f"change by a factor of {total**0.5:.2g}"
+        return f"energy {factor(total)} from inputs to outputs{layers}: activations and gradients {become}"
+
+    @property
     def advice(self) -> list[str]:
         """Changes to make to initial weights, in order of depth; empty where nothing asks for one, or trained."""
         return [line for line, _ in self.advised]
@@ -184,10 +192,7 @@ class Scaling(Result):
         total = self.total_gain
         lost = total > 0 and not self.keeps_energy
         if lost:
-            layers = "" if self.phase == "plain" else ", along the layers outside residual blocks"
-            beyond = abs(math.log(total)) > math.log(RANGE_OF_ENERGY)
-            become = "leave the range of numbers" if beyond else f"change by a factor of {total**0.5:.2g}"
-            yield f"energy {factor(total)} from inputs to outputs{layers}: activations and gradients {become}", total
+            yield self.change_in_all, total
         if self.phase != "plain":
             return
         lines: list[tuple[str, float]] = []
