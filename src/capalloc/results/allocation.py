@@ -270,7 +270,8 @@ class Allocation(Result):
         if sizes:  # not in older files
             head += ["parameters", "use"]
             for row, (name, value) in zip(rows, values.items(), strict=True):
-                row += [f"{sizes[name]:,}", f"{value / sizes[name]:.2f}" if sizes[name] else "–"]
+                known = sizes[name] and (value or not self.attrs.get("unseen_params"))
+                row += [f"{sizes[name]:,}", f"{value / sizes[name]:.2f}" if known else "–"]
         return Table("parameter tensors", head, rows, values.to_list(), detail=True, spare=("parameters",))
 
 

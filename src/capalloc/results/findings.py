@@ -111,7 +111,8 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
         what = (
             f'layer "{name}": {row["dead"]:.0f} of {row["units"]:.0f} units {_are(row["dead"])} dead on these examples'
         )
-        do = f"remove {'it' if row['dead'] == 1 else 'them'}, or see with more examples whether they ever open"
+        them, they = ("it", "it ever opens") if row["dead"] == 1 else ("them", "they ever open")
+        do = f"remove {them}, or see with more examples whether {they}"
         if share == 1:
             what, do = f'layer "{name}": no path goes through it on these examples', "remove it, or give more examples"
         yield Finding(
@@ -215,7 +216,7 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
             "worth a look" if nothing / capacity.size > ROUGH else "to know",
             nothing / capacity.size,
             f"{nothing:,} of {capacity.size:,} inputs get no capacity",
-            "they never vary in these examples, or no path leads from them",
+            "they never vary in these examples, or paths from them lead nowhere or die out",
             "how-to/partitions.md",
             float(nothing),
         )
@@ -389,6 +390,8 @@ def layer_table(
         errors = pd.Series(allocation.attrs.get("by_parameter_standard_error", {}), dtype=float)
         layers["capacity"] = allocation.by_parameter.to_series().groupby(owners).sum()
         layers["use"] = layers["capacity"] / layers["parameters"]
+        if allocation.attrs.get("unseen_params"):  # such as queries and keys: paths know nothing of their use
+            layers["use"] = layers["use"].where(layers["capacity"] > 0)
         if len(errors):
             layers["use_error"] = np.sqrt((errors**2).groupby(owners).sum()) / layers["parameters"]
     for name, units in ({} if scores is None else scores.unit_scores).items():

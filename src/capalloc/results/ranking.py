@@ -93,7 +93,7 @@ class Ranking(Result):
         loss = "the cross entropy of the labels" if self.labelled else "outputs times random signs, for want of labels"
         about = [
             *([own[c].head, own[c].about + (f"; L is {loss}" if c == "grad_norm" else "")] for c in first),
-            ["depth", "whether depth starts in balance, as `diagnose` says"],
+            ["depth", "whether depth starts in balance, as diagnose says"],
         ]
         counted = self.data["model"].to_numpy()[self.measured.to_numpy() == 0]
         notes = (

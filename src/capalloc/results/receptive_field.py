@@ -261,7 +261,7 @@ class ReceptiveField(Result):
     def view(self) -> View:
         """Show where the field is, and what lies in it."""
         energy = self.of == "energy"
-        over = "all inputs" if len(self.maps) > 1 else f"({' × '.join(self.moving)})"
+        over = "all inputs" if len(self.maps) > 1 else " × ".join(self.moving)
         return self._view(
             title="Receptive field",
             heading=f"of output position {self.shown_position}",

@@ -39,6 +39,12 @@ class Table:
     spare: Sequence[str] = ()  # columns that are left out where there is no room for all
     bars: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by column: shares that a page draws as bars
 
+    @property
+    def of_words(self) -> list[bool]:
+        """Tell for each column whether it holds words, which stand to the left and may wrap, and not numbers."""
+        cells = ([row[k] for row in self.rows if k < len(row)] for k in range(len(self.head)))
+        return [k == 0 or any(c[:1].isalpha() and len(c) > 3 for c in column) for k, column in enumerate(cells)]
+
     def narrow(self) -> Table:
         """The same without its spare columns."""
         kept = [k for k, name in enumerate(self.head) if name not in self.spare]

@@ -36,7 +36,7 @@ from capalloc.results.audit_findings import as_data
 from capalloc.results.images import ring, smallest_region
 from capalloc.results.regions import named_parts as parts
 from capalloc.results.svg import gradient
-from capalloc.results.view import Axis, Chart, Line
+from capalloc.results.view import Axis, Chart, Line, Table, View
 
 GOLDEN = Path(__file__).parent / "golden" / "report.html"
 VOID = {"meta", "br", "img", "link", "input"}
@@ -518,6 +518,29 @@ def test_a_page_opens_with_findings_of_all_results_the_most_serious_first():
     low = [line for line in others if "use 0.10, 41 of its 400" in line]
     assert [("a guide, which assumes total decoupling" in line) for line in low] == [False, True]
     assert page.index('id="findings"') < page.index('id="maps-1"') < page.index('id="settings"')
+
+
+def test_the_use_of_what_paths_do_not_see_is_a_dash():
+    coords = {"parameter": ["query.weight", "value.weight"]}
+    table = xr.DataArray(np.array([[0.0] * 3, [2.0] * 3]), dims=("parameter", "input"), coords=coords)
+    attrs = {"num_params": 20, "parameter_sizes": {"query.weight": 10, "value.weight": 10}}
+    for unseen, shown in ((10, "–"), (0, "0.00")):
+        one = Allocation(
+            table.sum("parameter"), 0.0, table.sum("input"), attrs=attrs | {"unseen_params": unseen, "notes": []}
+        )
+        assert [row[-1] for row in one.view().tables[-1].rows] == [shown, "0.60"]
+        assert re.findall(r'"row">query</th>\s*<td[^>]*>10</td>\s*<td[^>]*>([^ <]*)', report_html({"one": one})) == [
+            shown
+        ]
+
+
+def test_columns_of_words_stand_to_the_left_with_their_heads():
+    table = Table("columns", ["name", "number", "what it is"], [["a", "1.5", "–"], ["b", "12", "words that wrap"]])
+    assert table.of_words == [True, False, True]
+    page = PAGES.render("report/result.html", view=View("k", "t", "h", tables=[table]), settled="", maps="", charts=[])
+    assert '<th scope="col" class="words">what it is</th>' in page
+    assert '<th scope="col">number</th>' in page
+    assert '<td class="words">–</td>' in page
 
 
 def test_nothing_found_is_said_where_nothing_is_and_nothing_where_nothing_could_be(depth):

@@ -262,6 +262,9 @@ def test_a_table_wider_than_the_page_says_so(visit):
     page = visit("large", viewport={"width": 360, "height": 700})
     page.locator(".scroll:has(.regions)").evaluate("box => (box.scrollLeft = box.scrollWidth)")
     page.locator(".scroll.more-left:not(.more-right)").wait_for()
+    page = visit("large", viewport={"width": 1500, "height": 700})
+    page.locator(".scroll:has(.regions)").evaluate("box => (box.style.maxHeight = '60px')")
+    page.get_by_text("Scroll the table: it goes on below ↓").first.wait_for()
 
 
 def test_the_page_takes_the_width_of_the_screen(visit):

@@ -59,8 +59,7 @@ def largest(table: Table, most: int = LARGEST) -> Sequence[Sequence[str]]:
 def table_of(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
     """A table whose columns of words stand to the left, and those of numbers to the right."""
     table = RichTable(title=escape(title), min_width=56)
-    for k, name in enumerate(head):
-        words = k == 0 or any(row[k][:1].isalpha() and len(row[k]) > 3 for row in rows)
+    for name, words in zip(head, Table(title, head, rows).of_words, strict=True):
         table.add_column(escape(name), justify="left" if words else "right", overflow="fold", no_wrap=not words)
     for row in rows:
         table.add_row(*map(escape, row))

@@ -48,15 +48,16 @@ for (const head of document.querySelectorAll("th[data-layer]")) {
 }
 document.querySelectorAll("table.sortable").forEach(sortable);
 
-// A box whose table is wider fades where it goes on, and says so.
+// A box whose table is wider fades where it goes on, and says so; one whose table is longer says so.
 for (const box of document.querySelectorAll(".scroll")) {
   const hint = document.createElement("p");
   hint.className = "goes-on";
-  hint.textContent = "The table goes on to the right: scroll it sideways →";
   box.before(hint);
   const see = () => {
     const left = box.scrollWidth - box.clientWidth;
-    hint.hidden = left < 2;
+    const ways = [...(left < 2 ? [] : ["to the right →"]), ...(box.scrollHeight - box.clientHeight < 2 ? [] : ["below ↓"])];
+    hint.hidden = !ways.length;
+    hint.textContent = `Scroll the table: it goes on ${ways.join(" and ")}`;
     box.classList.toggle("more-right", box.scrollLeft < left - 1);
     box.classList.toggle("more-left", left > 1 && box.scrollLeft > 1);
   };
