@@ -295,7 +295,7 @@ def depth(known: Evidence) -> Iterator[Finding]:
 
 
 def _gains(scaled: Scaling) -> Iterator[Finding]:
-    """What a network without blocks does to the energy of paths, in all, and the layers that do most of it."""
+    """Change of path energy by a network without blocks, in all, and the layers that do most of it."""
     data = scaled.data
     gains = pd.Series(data["gain"].to_numpy(), data["layer"].to_numpy())[data["rescaled"].to_numpy() == 0]
     for name in gains.index[gains == 0][:MOST_NAMED]:

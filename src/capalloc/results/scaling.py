@@ -130,7 +130,7 @@ class Scaling(Result):
 
     @property
     def change_in_all(self) -> str:
-        """What all layers together do to the energy of paths, in words; for a total gain above 0."""
+        """Words for the change of path energy by all layers together; for a total gain above 0."""
         total, layers = self.total_gain, "" if self.phase == "plain" else ", along the layers outside residual blocks"
         beyond = abs(math.log(total)) > math.log(RANGE_OF_ENERGY)
         become = "leave the range of numbers" if beyond else f"change by a factor of {total**0.5:.2g}"
