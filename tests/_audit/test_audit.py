@@ -27,7 +27,8 @@ from capalloc.app.cli.as_json import as_dict
 from capalloc.app.report import report_html
 from capalloc.results import Allocation, Audit, Finding
 from capalloc.results.audit_findings import by_weight
-from capalloc.results.findings import Evidence, findings, low_use, regions, unsettled
+from capalloc.results.evidence import Evidence
+from capalloc.results.findings import findings, low_use, regions, unsettled
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:

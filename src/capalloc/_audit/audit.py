@@ -34,7 +34,8 @@ from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import Block
 from capalloc.results.allocation import Allocation
 from capalloc.results.audit_findings import Audit, as_data, within
-from capalloc.results.findings import Evidence, findings, layer_table
+from capalloc.results.evidence import Evidence, layer_table
+from capalloc.results.findings import findings
 
 #: What parts cost, in forward and backward passes of all examples: between those of small networks, where what is
 #: done once weighs most, and of large ones.

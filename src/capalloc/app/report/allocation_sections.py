@@ -20,7 +20,7 @@ from capalloc.app.report.pairs import compared
 from capalloc.app.report.region_table import by_region
 from capalloc.app.report.section import Section, exact
 from capalloc.results.allocation import Allocation
-from capalloc.results.findings import layer_table
+from capalloc.results.evidence import layer_table
 from capalloc.results.view import Axis, Chart, Fact, Line, Table, estimate
 
 #: Bytes that all maps of a group may take, and all shares of layers, before base64.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from capalloc.app.report.section import sentence
 from capalloc.results.audit_findings import Audit, Finding, by_weight
 from capalloc.results.base import Result
-from capalloc.results.findings import Evidence, findings
+from capalloc.results.evidence import Evidence
+from capalloc.results.findings import findings
 from capalloc.results.view import View
 
 #: Where the pages stand that findings name.
