@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -114,9 +116,10 @@ class Neighbours(nn.Module):
         self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 2)
         near = torch.eye(5).roll(1, 0) + 0.5 * torch.eye(5)
         self.register_buffer("near", near.to_sparse() if sparse else near, persistent=False)
+        self.product = torch.matmul
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last((self.near @ F.relu(self.first(x)).T).T)
+        return self.last(self.product(self.near, F.relu(self.first(x)).T).T)
 
 
 @pytest.mark.parametrize("kind", [Picking, Neighbours])
@@ -130,3 +133,24 @@ def test_examples_are_walked_one_by_one_as_together(kind: type[nn.Module]) -> No
         found = capalloc.propagate(network, x, solver="markov", layers=True, batch_size=size)
         assert "first" in found.layers
     assert bool(capalloc.receptive_field(network, x).support.all())
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "coo": Tensor.to_sparse,
+    "csr": Tensor.to_sparse_csr,
+    "csc": Tensor.to_sparse_csc,
+    "bsr": lambda near: near.to_sparse_bsr((5, 1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("product", [torch.matmul, torch.sparse.mm], ids=["matmul", "mm"])
+def test_a_sparse_buffer_of_any_layout_is_as_its_matrix(layout: str, product: Callable[..., Tensor]) -> None:
+    network, plain = (seeded_module(lambda own=own: Neighbours(own)) for own in (True, False))
+    network.near, network.product = LAYOUTS[layout](plain.near), product
+    x = gaussian(12, 3)
+    assert_same(network, plain, x)
+    for solver in ("block", "hessian"):
+        found, expected = (capalloc.propagate(m, x, solver=solver) for m in (network, plain))
+        np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)

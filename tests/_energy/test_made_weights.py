@@ -228,6 +228,7 @@ def test_a_parameter_that_is_seen_in_several_ways_is_rescaled_where_all_are(
     found = capalloc.propagate(model, x, solver="markov")
     assert found.total == pytest.approx(capalloc.measure(model, x).total)
     assert found.attrs["symmetries_exact"]
+    assert found.total == pytest.approx(capalloc.propagate(model, x, solver="hessian").total)
 
 
 class Hidden(nn.Module):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from capalloc._derivatives.affine import AffineRule
 from capalloc._derivatives.recognise import recognise
@@ -43,6 +44,19 @@ ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
     **TWICE,
     **{getattr(torch, name): _unrolled(name) for name in RECURRENT},
 }
+
+
+#: Products that take sparse matrices and then lack derivatives, and what they are of dense ones where not themselves.
+OF_SPARSE: dict[Any, Callable[..., Tensor] | None] = {
+    torch.sparse.mm: torch.mm,
+    torch.sparse.addmm: torch.addmm,
+    torch.spmm: torch.mm,
+    **dict.fromkeys((torch.mm, Tensor.mm, torch.addmm, Tensor.addmm, torch.matmul, Tensor.matmul, Tensor.__matmul__)),
+}
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    return matrix if matrix.layout is torch.strided else matrix.to_dense()
 
 
 class Twice(TorchFunctionMode):
@@ -88,6 +102,9 @@ class Tape(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in OF_SPARSE:
+            func = OF_SPARSE[func] or func
+            args, kwargs = pytree.tree_map_only(Tensor, _dense, (args, kwargs))
         call = recognise(func, args, kwargs)
         if call is None:
             out = ELEMENTARY.get(func, func)(*args, **kwargs)

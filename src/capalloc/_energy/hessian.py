@@ -5,6 +5,8 @@ constant last, t = log|theta|. G = H/4 is taken in the coordinates theta, which 
 
     G_kl = delta_kl dE/dw_k + sqrt(w_k w_l) d2E/dw_k dw_l,        M_i the same of dE/de_i,
     kappa_i = trace(G^+ M_i).
+
+A parameter that makes several weights, p and 1 - p, stands in them with the powers d log(weight) / d theta.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
         total = e.new_zeros(())
         for batch, seed in batches:
             scale = 2.0 ** (batch.exponents[batch.output] - reference)
-            total = total + (replay(batch, leaves, [batch.output])[batch.output] * seed).sum() * scale
+            total = total + (replay(batch, leaves, [batch.output], batch.powers)[batch.output] * seed).sum() * scale
         return total
 
     gradient = torch.func.grad(energy)

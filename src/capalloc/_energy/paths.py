@@ -25,13 +25,19 @@ def from_inputs(program: Program, start: Tensor, keep: Collection[int]) -> Energ
     return replay(program, {program.input: start, program.constant: zero}, keep)
 
 
-def replay(program: Program, leaves: Mapping[int, Tensor], keep: Collection[int]) -> Energies:
-    """Run the steps again that other leaves change, and give what they make of the slots `keep`."""
-    known = dict(leaves)
+def replay(
+    program: Program, leaves: Mapping[int, Tensor], keep: Collection[int], powers: Mapping[int, Tensor] | None = None
+) -> Energies:
+    """Run the steps again that other leaves change, and give what they make of the slots `keep`.
+
+    `powers` are those of the arguments that some slots are made of, 1 for all others.
+    """
+    known, powers = dict(leaves), powers or {}
     uses = Counter(slot for step in program.steps for slot in step.args)
     for step in program.steps:
         if any(slot in known for slot in step.args):
-            known[step.out] = step.run([known.get(slot, program.values[slot]) for slot in step.args])
+            args = [known.get(slot, program.values[slot]) for slot in step.args]
+            known[step.out] = step.run([arg ** powers[step.out] for arg in args] if step.out in powers else args)
         for slot in step.args:
             uses[slot] -= 1
             if not uses[slot] and slot not in keep:

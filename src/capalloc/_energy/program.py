@@ -132,6 +132,7 @@ class Program:
     output: int = -1
     found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule of their own
     held: dict[int, Tensor] = field(default_factory=dict)  # parameter slot -> how much of each entry is independent
+    powers: dict[int, Tensor] = field(default_factory=dict)  # weight slot -> d log(weight) / d theta, where not alike
     needed: set[int] = field(default_factory=set)  # signals whose energies the sweeps read
     # What linear segments ask of channels (spaces.py): signals that enter a gate, labels of those that a fixed
     # factor treats unlike from place to place, and (labels, index) of channels that a fixed map keeps apart.

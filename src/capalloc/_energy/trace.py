@@ -153,7 +153,7 @@ class _Tracing:
             self.direct.add(node)
         seen = self._made_of(node, value) if node in self.direct else None
         if seen is not None and used_as_it_is(node, self.carriers.several.values()):
-            self.several[node] = [OneWay(seen.slot, value, torch.ones_like(value))]
+            self._see_way(node, seen, value, torch.ones_like(value))
         return Traced(value, seen)
 
     def _made_of(self, leaf: Node, value: Tensor) -> Energy | None:
@@ -167,8 +167,12 @@ class _Tracing:
             stretch = self.carriers.several[node]
             known = {used: self.known[used].value for used in stretch.reads()}
             rate = slope(stretch.function(known), self.known[leaf].value)
-            self.several.setdefault(leaf, []).append(OneWay(made.slot, result, rate))
+            self._see_way(leaf, made, result, rate)
         return made
+
+    def _see_way(self, leaf: Node, made: Energy, value: Tensor, rate: Tensor) -> None:
+        self.several.setdefault(leaf, []).append(OneWay(made.slot, value, rate))
+        self.program.powers[made.slot] = torch.where(value == 0, 0.0, rate / value).to(self.program.dtype)
 
     def _shared(self, node: Node, weight: Tensor) -> Energy | None:
         """Share the squares of a weight among the free parameters that make it."""

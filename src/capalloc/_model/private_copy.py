@@ -19,6 +19,8 @@ from capalloc._runtime.surroundings import forward_defaults
 
 #: Methods that name a precision.
 NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16)
+#: Layouts of sparse tensors that copies and derivatives do not know, which are dense in the copy.
+COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -30,6 +32,8 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     if isinstance(model, SavedModel) and dtype is None:
         return model.eval()
     kept = {id(t): torch.full_like(t, torch.nan, requires_grad=False) for t in _kept(model)}
+    own = (value for m in model.modules() for value in (*m._buffers.values(), *vars(m).values()))
+    kept |= {id(t): t.detach().to_dense() for t in own if isinstance(t, Tensor) and t.layout in COMPRESSED}
     try:
         copied = copy.deepcopy(model, dict(kept))
     except (RuntimeError, TypeError) as error:
