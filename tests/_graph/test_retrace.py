@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import capalloc
 from capalloc._graph import capture, retrace
 from capalloc._model.problem import prepare
-from zoo import gaussian
+from zoo import gaussian, seeded_module
 
 
 class Branching(nn.Module):
@@ -163,3 +163,31 @@ def test_the_model_and_the_random_state_stay_as_they_were() -> None:
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Force(nn.Module):
+    """The gradient of an energy along the inputs, by a transform of torch or written out."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.last, self.way = nn.Linear(4, 5), nn.Linear(5, 1, bias=False), way
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x))).sum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "vjp":
+            _, pull = torch.func.vjp(self.energy, x)
+            return pull(torch.ones(()).to(x))[0]
+        if self.way == "written out":
+            return (self.last.weight * (1 - torch.tanh(self.first(x)) ** 2)) @ self.first.weight
+        return getattr(torch.func, self.way)(self.energy)(x)
+
+
+@pytest.mark.parametrize("way", ["grad", "vjp"])
+def test_derivatives_that_forward_takes_are_in_the_graph(way: str) -> None:
+    networks = [seeded_module(lambda way=way: Force(way)) for way in (way, "written out")]
+    x = gaussian(40, 4)
+    found, expected = (capalloc.propagate(network, x, solver="markov") for network in networks)
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
+    assert found.total == pytest.approx(capalloc.measure(networks[0], x).total)

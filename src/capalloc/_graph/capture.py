@@ -103,7 +103,8 @@ def capture(problem: Problem, batch_size: int) -> Graph:
                 graph = _own(problem, decomposed(program), batch_size)
     except Exception as error:
         other = None
-        for way in (_retraced, partial(_exported, strict=True)) if program is None else ():
+        ways = (_retraced, partial(_exported, strict=True), partial(_retraced, below=True))
+        for way in ways if program is None else ():
             with suppress(Exception):
                 other = other or way(problem, batch_size)
         if other is None:
@@ -268,11 +269,11 @@ def _exported(problem: Problem, batch_size: int, *, strict: bool = False) -> Gra
     )
 
 
-def _retraced(problem: Problem, batch_size: int) -> Graph:
+def _retraced(problem: Problem, batch_size: int, *, below: bool = False) -> Graph:
     """The graph of what the model calls on an example: the parameters are inputs of its program."""
     example = problem.probe.expand(batch_size, *problem.input_shape).clone()
     with _exporting(problem):
-        program, params = retrace(_Constrained(problem.model, problem.select).eval(), example)
+        program, params = retrace(_Constrained(problem.model, problem.select).eval(), example, below=below)
         program = decomposed(program)
     *names, x = user_inputs(program)
     given = dict(zip(names, params, strict=True))

@@ -18,14 +18,16 @@ RETRACED = (
 )
 
 
-def retrace(model: nn.Module, example: Tensor) -> tuple[ExportedProgram, dict[str, Tensor]]:
+def retrace(model: nn.Module, example: Tensor, *, below: bool = False) -> tuple[ExportedProgram, dict[str, Tensor]]:
     """Export what a model calls on an example, and give its parameters, which are inputs before the example.
+
+    `below` writes down what derivatives call, where forward takes some (`torch.func.grad`).
 
     Raises ValueError where a branch or a shape depends on the inputs: other examples would take another way.
     """
     params = {name: parameter.detach() for name, parameter in model.named_parameters()}
     run: Callable[..., Tensor] = lambda params, x: torch.func.functional_call(model, params, (x,))  # noqa: E731
-    traced: GraphModule = make_fx(run, pre_dispatch=True, _error_on_data_dependent_ops=False)(params, example)
+    traced: GraphModule = make_fx(run, pre_dispatch=not below, _error_on_data_dependent_ops=False)(params, example)
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     depends = {placeholders[-1]}
     for node in list(traced.graph.nodes):

@@ -45,7 +45,7 @@ def _entries(program: Program, leaf: int, derived: set[int]) -> dict[int, Entrie
                 moved = step.map(*(entries.double() for entries in known if entries is not None))
             elif isinstance(step.map, Shared):
                 moved = None
-            elif len(step.args) == 1 and known[0] is not None and known[0].ndim == len(shape):
+            elif len(step.args) == 1 and known[0] is not None and getattr(step.map, "by_entry", False):
                 moved = known[0].expand(shape)  # scaled by constants
         found[step.out] = moved
     return found
