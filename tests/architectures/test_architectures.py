@@ -29,6 +29,7 @@ def test_capacity_is_conserved(solved):
         np.testing.assert_allclose(
             allocation.table.sum(allocation.capacity.dims) + allocation.table.bias, allocation.by_parameter, atol=1e-8
         )
+        assert min(float(allocation.table.min()), float(allocation.table.bias.min())) > -1e-9
 
 
 @pytest.mark.proves("4", "symmetries of any graph", oracle="the rank of the Hessian")

@@ -210,7 +210,7 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
         carried = _effective(replace(batches, gates=gates, examples=1), position, of)
     if not float(carried.sum()) > 0:
         raise ValueError(
-            f"no path energy reaches output position {shown(position)} on these examples; "
+            f"no path energy reaches {shown(position)} on these examples; "
             "its gates are closed: use other examples or gates='unit'"
         )
     found = places.pooled(carried / (carried.sum() if of == "energy" else 1)).reshape(places.shape)

@@ -199,5 +199,5 @@ def table() -> dict[Any, Callable[..., Any]]:
 @cache
 def _torchs() -> dict[Any, Callable[..., Any]]:
     found = torch.export.default_decompositions()
-    backward = [op for op in found.keys() if "backward" in str(op)]  # of derivatives that forward takes
+    backward = [op for op in found if "backward" in str(op)]  # of derivatives that forward takes
     return {op: found[op] for op in (aten.einsum.default, aten.glu.default, aten.addcmul.default, *backward)}

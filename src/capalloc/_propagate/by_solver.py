@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from capalloc._energy import hessian, markov
 from capalloc._energy.batches import Batches
@@ -168,8 +169,10 @@ def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, 
     by_input = problem.places.pooled(result.by_input).reshape(-1, *problem.places.shape)
     joint = None
     if table:
-        coords = {"parameter": names, "bias": ("parameter", result.bias.numpy())}
-        joint = xr.DataArray(by_input.numpy(), dims=("parameter", *dims), coords=coords)
+        rows = torch.cat([by_input.flatten(1), result.bias[:, None]], 1)
+        rows = _without_debts(rows) if bool((rows < 0).any()) else rows
+        coords = {"parameter": names, "bias": ("parameter", rows[:, -1].numpy())}
+        joint = xr.DataArray(rows[:, :-1].reshape(by_input.shape).numpy(), dims=("parameter", *dims), coords=coords)
     # Rounding leaves zeros at -1e-17 or so where a source and a symmetry cancel.
     capacity = xr.DataArray(by_input.sum(0).clamp(min=0).numpy(), dims=dims)
     return Allocation(
@@ -182,6 +185,23 @@ def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, 
         },
         attrs=attrs,
     )
+
+
+def _without_debts(table: Tensor, rounds: int = 1000) -> Tensor:
+    """Give a table of the same sums by row and by column in which no entry is negative.
+
+    A symmetry is taken from tensors by their numbers of parameters, where its paths start, and a tensor may bring less
+    to such a place than that: others make up for it there, in proportion to what they bring.
+    """
+    rows, columns = table.sum(1, keepdim=True).clamp(min=0), table.sum(0, keepdim=True).clamp(min=0)
+    found = table.clamp(min=0)
+    for _ in range(rounds):
+        found = found * (columns / found.sum(0, keepdim=True).clamp(min=torch.finfo(found.dtype).tiny))
+        short = rows / found.sum(1, keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
+        if bool(((short - 1).abs() * rows < 1e-12 * rows.sum()).all()):
+            break
+        found = found * short
+    return found
 
 
 def unit_names(ndim: int) -> tuple[str, ...]:

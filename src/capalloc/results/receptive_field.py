@@ -34,8 +34,10 @@ SUM_TOLERANCE = 1e-6
 
 
 def shown(position: Index) -> str:
-    """The position for people: a colon for a whole axis."""
-    return "(" + ", ".join(":" if k is None else str(k) for k in position) + ")"
+    """The position in words: a colon for a whole axis among others."""
+    if all(k is None for k in position):
+        return "all outputs"
+    return "output position (" + ", ".join(":" if k is None else str(k) for k in position) + ")"
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,8 @@ class ReceptiveField(Result):
 
     @property
     def shown_position(self) -> str:
-        """The output position for people: a colon for a whole axis."""
-        return shown(self.output_position)
+        """The output position for people: a colon for a whole axis, "all" for the whole output."""
+        return shown(self.output_position).removeprefix("output position ").removesuffix(" outputs")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -264,7 +266,7 @@ class ReceptiveField(Result):
         over = "all inputs" if len(self.maps) > 1 else " × ".join(self.moving)
         return self._view(
             title="Receptive field",
-            heading=f"of output position {self.shown_position}",
+            heading=f"of {shown(self.output_position)}",
             about="Where one output position looks: the frame is the theoretical extent, the rings hold 68 % and 95 % "
             f"of {'path energy' if energy else 'its capacity'}, averaged over neighbouring places.",
             facts=[
