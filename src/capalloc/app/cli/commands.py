@@ -85,7 +85,8 @@ def audit(
     output: OutputOptions,
     metric: Metric = DEFAULT_METRIC,
     seconds: Annotated[
-        float, method_option(min=1, help="Leave out what would take longer, by the forecast that is printed.")
+        float,
+        method_option(min=1, help="Time for everything: what will not fit, by the printed forecast, is left out."),
     ] = 60.0,
     trained: Trained = None,
 ) -> None:
@@ -115,7 +116,7 @@ def rank(
     ] = None,
     by: Annotated[
         str | None,
-        method_option(metavar="COLUMN", help="Rank by this one of the columns.", show_default=False),
+        method_option(metavar="COLUMN", help="Rank by this column.", show_default=False),
     ] = None,
     labels: Annotated[
         Path | None,
@@ -134,8 +135,8 @@ def propagate(
         Literal["auto", "block", "markov", "segments", "hessian"],
         method_option(
             help="auto: exact where that is quick, else block; markov where --gates or --table ask for paths. block: "
-            "the coupling inside each tensor, and steps towards the exact answer. Of total decoupling, rough guides: "
-            "markov; segments, with linear segments whole; hessian, its exact identity."
+            "the coupling inside each tensor, and steps towards the exact answer. Rough guides, by total decoupling: "
+            "markov; segments, which keeps linear segments whole; hessian, an exact identity of path energies."
         ),
     ] = "auto",
     gates: Gates = "data",
@@ -152,14 +153,14 @@ def propagate(
     ] = None,
     seconds: Annotated[
         float | None,
-        method_option(min=0, help="Of the steps of block; by default half a minute.", show_default=False),
+        method_option(min=0, help="Time for the steps of block; by default half a minute.", show_default=False),
     ] = None,
     params: Params = None,
     table: Annotated[
         bool,
         method_option(
             "--table",
-            help="Also tell which parameter tensor serves which input, as small models always do: one pass each.",
+            help="Also tell which parameter tensor serves which input, a pass for each; small models always tell.",
         ),
     ] = False,
 ) -> None:
@@ -182,8 +183,8 @@ def measure(
     coordinates: Annotated[
         Literal["log", "plain"],
         method_option(
-            help="Of the parameters: their logarithms, so that a ridge does not see rescalings that keep the function, "
-            "or themselves."
+            help="log: logarithms of the parameters, so that a ridge does not see rescalings that keep the function; "
+            "plain: the parameters themselves."
         ),
     ] = "log",
     solver: Annotated[
@@ -193,7 +194,10 @@ def measure(
     rtol: Annotated[
         float | None,
         method_option(
-            min=1e-6, max=1, help="Relative standard error that stochastic aims at; else 0.02.", show_default=False
+            min=1e-6,
+            max=1,
+            help="Relative standard error that stochastic aims at; by default 0.02.",
+            show_default=False,
         ),
     ] = None,
     seconds: Annotated[
@@ -215,7 +219,7 @@ def decoupling(
     metric: Metric = DEFAULT_METRIC,
     num_pairs: Annotated[int, method_option(min=1, help="Pairs of units compared in each layer.")] = 2048,
 ) -> None:
-    """Decoupling by each activation of a model, of its units and of its examples: 0 as a linear map, 1 totally."""
+    """Decoupling of units and of examples by each activation of a model: 0 is like a linear map, 1 is total."""
 
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_receptive_field")
@@ -230,12 +234,14 @@ def receptive_field(
     ] = None,
     layer: Annotated[
         str | None,
-        method_option(metavar="NAME", help="Of the output of this layer, such as layer1.0, in place of the model's."),
+        method_option(
+            metavar="NAME", help="Field of the output of this layer, such as layer1.0, in place of the model's."
+        ),
     ] = None,
     layers: Annotated[
         bool, method_option("--layers", help="Also the theoretical field of every layer, in one table.")
     ] = False,
-    of: Annotated[Literal["energy", "capacity"], method_option(help="What the effective field is of.")] = "energy",
+    of: Annotated[Literal["energy", "capacity"], method_option(help="What the effective field shows.")] = "energy",
     gates: Gates = "data",
     metric: Metric = DEFAULT_METRIC,
     check: Annotated[
@@ -267,7 +273,7 @@ def balance(
         "balanced.pt"
     ),
     optimiser: Annotated[
-        Literal["sgd", "adam"], method_option(help="What will train the model: sgd or adam, or their kin.")
+        Literal["sgd", "adam"], method_option(help="The kind of optimiser that will train the model.")
     ] = "sgd",
     metric: Metric = DEFAULT_METRIC,
     trained: Trained = None,
@@ -293,7 +299,7 @@ def compare(
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.nc...", help="Saved results.", show_default=False)],
     out: Annotated[Path, result_option(metavar="FILE.html", help="The page to write.")] = Path("report.html"),
-    title: Annotated[str, result_option(help="Of the page.")] = "Capacity allocation",
+    title: Annotated[str, result_option(help="Title of the page.")] = "Capacity allocation",
 ) -> None:
     """One page about saved results: a single file that needs no network and no model."""
 
@@ -310,7 +316,7 @@ def design(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="Start from the design that is near to this model, as in the other commands.",
+            help="Start from the design nearest to this model, named as in the other commands.",
             autocompletion=complete_model,
         ),
     ] = None,
@@ -319,19 +325,19 @@ def design(
         model_option(metavar="NAME=VALUE", help="An argument of the model's factory; repeat for more."),
     ] = None,
     shape: Annotated[
-        str | None, model_option(metavar="N,N,...", help="Of one input of the model, such as 3,64,64.")
+        str | None, model_option(metavar="N,N,...", help="Shape of one input of the model, such as 3,64,64.")
     ] = None,
     field: Annotated[
         int | None,
-        target_option(help="Pixels along an axis that an output should see: print the designs that come nearest."),
+        target_option(help="Print the designs whose outputs come nearest to seeing this many pixels along an axis."),
     ] = None,
     flat: Annotated[
-        int | None, target_option(help="Pixels in the middle over which what it sees should be even.")
+        int | None, target_option(help="Pixels in the middle of that field that should count alike.")
     ] = None,
     max_parameters: Annotated[
-        str | None, target_option(metavar="NUMBER", help="Most parameters, such as 20000, 100k or 1.5M; else 100k.")
+        str | None, target_option(metavar="NUMBER", help="Most parameters, such as 20000 or 1.5M; by default 100k.")
     ] = None,
-    most: Annotated[int | None, target_option(min=1, max=50, help="Designs that are shown; else 5.")] = None,
+    most: Annotated[int | None, target_option(min=1, max=50, help="Designs to show; by default 5.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -344,7 +350,9 @@ def design(
     out: Annotated[
         Path | None, target_option(metavar="FILE.py", help="Write the first design here as PyTorch code.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0 takes a free one.")] = 8050,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port, on this machine alone; 0 takes a free one.")
+    ] = 8050,
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
     """A page on which to build an architecture and see its capacity at once; with --field, designs by target."""
@@ -354,7 +362,7 @@ def design(
 def demo(
     verbosity: Verbosity,
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="The page to write.")] = Path("demo.html"),
-    seed: Annotated[int, typer.Option(help="Of the split and the training.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split and the training.", min=0)] = 0,
 ) -> None:
     """Train a small network on handwritten digits, measure its capacity and predict it."""
 
@@ -366,14 +374,16 @@ def linear_study(
         "linear-study"
     ),
     architecture: Annotated[
-        list[str] | None, typer.Option(help="One to train; repeat for more. By default all.")
+        list[str] | None, typer.Option(help="Architecture to train; repeat for more. By default all.")
     ] = None,
-    process: Annotated[list[str] | None, typer.Option(help="One to predict; repeat for more. By default all.")] = None,
-    lags: Annotated[int, typer.Option(min=1, help="Values of the window.")] = 256,
+    process: Annotated[
+        list[str] | None, typer.Option(help="Process to predict; repeat for more. By default all.")
+    ] = None,
+    lags: Annotated[int, typer.Option(min=1, help="Values in the window.")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="Steps ahead to predict.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights.")] = 0,
     restarts: Annotated[int, typer.Option(min=1, help="Initial weights to train from.")] = 4,
-    root: Annotated[Literal["symmetric", "cholesky"], typer.Option(help="Of the metric.")] = "symmetric",
+    root: Annotated[Literal["symmetric", "cholesky"], typer.Option(help="Root of the metric.")] = "symmetric",
 ) -> None:
     """Capacity against lag of linear architectures trained on processes of different memory.
 

@@ -45,7 +45,7 @@ Gates = Annotated[Literal["data", "gaussian", "unit"], method_option(help="Where
 Metric = Annotated[
     MetricName,
     method_option(
-        help="Energies of the inputs: 1 each about zero, or the variances or the covariance of these inputs, about "
+        help="Energies of the inputs: 1 each, about zero, or the variances or covariance of these very inputs, about "
         "their mean."
     ),
 ]
@@ -64,7 +64,7 @@ Trained = Annotated[
     bool | None,
     method_option(
         "--trained/--initial",
-        help="Whether these are trained weights, which get no advice. By default norms tell.",
+        help="Whether the weights are trained; trained ones get no advice. By default norms show it.",
         show_default=False,
     ),
 ]
@@ -110,8 +110,8 @@ class InputOptions:
         str | None,
         input_option(
             metavar="N,N,...",
-            help="Of one input, such as 3,224,224: Gaussian inputs, or what images of --data are fitted to; of a text "
-            "model, the number of tokens. By default that of the architecture, configuration or .pt2 file.",
+            help="Shape of one input, such as 3,224,224: of Gaussian inputs, or what images of --data are fitted to; "
+            "of a text model, the number of tokens. By default that of the architecture, configuration or .pt2 file.",
         ),
     ] = None
     data: Annotated[
@@ -136,7 +136,7 @@ class InputOptions:
             show_default=False,
         ),
     ] = None
-    seed: Annotated[int, input_option(min=0, help="Of the weights, of Gaussian inputs and of probes.")] = 0
+    seed: Annotated[int, input_option(min=0, help="Seed of the weights, of Gaussian inputs and of probes.")] = 0
     device: Annotated[
         str, model_option(metavar="NAME", help="Where the model runs: cpu, cuda, cuda:1, mps; not for a .pt2 file.")
     ] = "cpu"
