@@ -86,7 +86,7 @@ def audit(
     metric: Metric = DEFAULT_METRIC,
     seconds: Annotated[
         float,
-        method_option(min=1, help="Time for everything: what will not fit, by the printed forecast, is left out."),
+        method_option(min=1, help="Time for all: what does not fit, by the forecast, is left out."),
     ] = 60.0,
     trained: Trained = None,
 ) -> None:
@@ -196,7 +196,7 @@ def measure(
         method_option(
             min=1e-6,
             max=1,
-            help="Relative standard error that stochastic aims at; by default 0.02.",
+            help="Relative standard error aimed at; by default 0.02.",
             show_default=False,
         ),
     ] = None,
@@ -234,9 +234,7 @@ def receptive_field(
     ] = None,
     layer: Annotated[
         str | None,
-        method_option(
-            metavar="NAME", help="Field of the output of this layer, such as layer1.0, in place of the model's."
-        ),
+        method_option(metavar="NAME", help="Field of this layer's output, such as layer1.0, in place of the model's."),
     ] = None,
     layers: Annotated[
         bool, method_option("--layers", help="Also the theoretical field of every layer, in one table.")
@@ -350,9 +348,7 @@ def design(
     out: Annotated[
         Path | None, target_option(metavar="FILE.py", help="Write the first design here as PyTorch code.")
     ] = None,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port, on this machine alone; 0 takes a free one.")
-    ] = 8050,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine alone; 0: a free port.")] = 8050,
     open_browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
     """A page on which to build an architecture and see its capacity at once; with --field, designs by target."""
@@ -374,11 +370,9 @@ def linear_study(
         "linear-study"
     ),
     architecture: Annotated[
-        list[str] | None, typer.Option(help="Architecture to train; repeat for more. By default all.")
+        list[str] | None, typer.Option(help="Architecture to train; repeat for more; else all.")
     ] = None,
-    process: Annotated[
-        list[str] | None, typer.Option(help="Process to predict; repeat for more. By default all.")
-    ] = None,
+    process: Annotated[list[str] | None, typer.Option(help="Process to predict; repeat for more; else all.")] = None,
     lags: Annotated[int, typer.Option(min=1, help="Values in the window.")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="Steps ahead to predict.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial weights.")] = 0,
