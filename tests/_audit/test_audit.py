@@ -389,6 +389,8 @@ def test_what_takes_too_long_is_left_out_with_a_note() -> None:
     left_out = [note.split(" ")[0] for note in audit.data.attrs["notes"] if "s are left" in note]
     assert sorted(left_out) == ["capacity", "channels", "depth", "paths"]
     assert audit.total is None
+    assert audit.view().heading == "nothing found, in a part of what there is to see"
+    assert "Nothing found.</strong> Parts were left out" in report_html({"audit": audit})
     assert "capacity" not in str(audit).split("layers")[0]
 
 

@@ -33,7 +33,7 @@ from capalloc._runtime.memory import Size
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import Block
 from capalloc.results.allocation import Allocation
-from capalloc.results.audit_findings import Audit, as_data, within
+from capalloc.results.audit_findings import LEFT_OUT, Audit, as_data, within
 from capalloc.results.evidence import Evidence, layer_table
 from capalloc.results.findings import findings
 
@@ -68,7 +68,7 @@ class _Clock:
         """Return what a part finds; None, with a note, where there is no time for it or it cannot be found."""
         if forecast > self.left:
             left = f"{max(0.0, self.left):.0f} of {self.seconds:.0f} s are left"
-            self.notes.append(f"{what} left out: about {forecast:.0f} s more, and {left}")
+            self.notes.append(f"{what}{LEFT_OUT}about {forecast:.0f} s more, and {left}")
             return None
         try:
             return part()
@@ -159,7 +159,7 @@ def audit(
         layers, problem.num_params, _lengths(problem), found["capacity"], found["paths"], found["depth"]
     )
     attrs = _attrs(evidence, number) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
-    failed = [f"{' and '.join(parts)} left out: {reason}" for reason, parts in clock.failed.items()]
+    failed = [f"{' and '.join(parts)}{LEFT_OUT}{reason}" for reason, parts in clock.failed.items()]
     attrs["notes"] = [*clock.notes, *failed, *attrs["notes"]]
     columns = {name: ("layer", layers[name].to_numpy(float)) for name in Audit.COLUMNS}
     data = xr.Dataset(columns, {"layer": list(layers.index)}, attrs)

@@ -72,7 +72,7 @@ def measure_stochastic(
         parts=parts_of_places(task.problem.places, task.space.intercept, settings.partition).to(task.x.device),
         probes=plan.probes,
     )
-    with progress_bar(run.progress, rank, unit="solve step") as bar:
+    with progress_bar(run.progress, rank, unit=" steps") as bar:
         state = steps.lead("answer", lambda: solve(probing, steps, began, bar))
     late = over_limit(time.perf_counter() - began, settings.max_seconds)
     found = Measured(probing, state, expected, plan, tuple(late))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: What the names of a diagnosis begin with in an audit, whose own layers are other ones.
 OF_DEPTH = "depth_"
+#: What a note says of a part that was not looked at.
+LEFT_OUT = " left out: "
 Level = Literal["serious", "worth a look", "to know"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -130,7 +132,9 @@ class Audit(Result):
         findings, diagnosis = self.findings, self.diagnosis
         depth = None if diagnosis is None else diagnosis.view()
         counts = [(sum(found.level == level for found in findings), level) for level in LEVELS]
-        heading = ", ".join(f"{number} {level}" for number, level in counts if number) or "nothing found"
+        partial = any(LEFT_OUT in note for note in self.data.attrs.get("notes", ()))
+        nothing = "nothing found" + ", in a part of what there is to see" * partial
+        heading = ", ".join(f"{number} {level}" for number, level in counts if number) or nothing
         facts = [Fact("parameters", f"{self.num_params:,}")]
         if self.total is not None:
             shown = estimate(self.total, self.total_standard_error, ",.0f", ".2g")
@@ -148,6 +152,7 @@ class Audit(Result):
             tables=[self._layers(), *(() if depth is None else map(_apart, depth.tables))],
             charts=() if depth is None else depth.charts,
             advice=[found.sentence for found in findings] or None,  # the heading says that there is nothing
+            settled="parts were left out, as the notes say" if partial and not findings else "",
             values=values,
             rows=("layers",) if depth is None else tuple(self.ROWS),
             settings={name: value for name, value in self.data.attrs.items() if name not in left_out},
