@@ -138,6 +138,17 @@ def test_inputs_by_their_share() -> None:
     assert all(f.what.endswith("(a guide, which assumes total decoupling)") for f in guided)
 
 
+def test_pixels_of_one_of_several_inputs_are_not_named_one_by_one() -> None:
+    several = known([0.01, *[1.0] * 8, 9.0], ("entry",))
+    assert several.allocation is not None
+    places = ["0, 0, 0", "0, 0, 1", "0, 0, 2", *map(str, range(7))]
+    named = {"input_name": ("entry", ["image"] * 3 + ["numbers"] * 7), "place": ("entry", places)}
+    told = replace(
+        several, allocation=several.allocation.replace(capacity=several.allocation.capacity.assign_coords(named))
+    )
+    assert [f.what.split(":")[0] for f in findings(told)] == ["numbers at 6 gets much"]
+
+
 def test_what_is_missing_counts_as_doubt() -> None:
     """A map whose distance to the measured one may be .3 says nothing of single inputs, regions and layers."""
     rough = known([0.1, *[1.0] * 10, 8.0], ("input",), missing=0.3)

@@ -130,7 +130,7 @@ class EffectiveParameters(Result):
                 Fact("determined", f"{total:.6g}", f"of {self.num_params} parameters"),
                 Fact("by", f"{self.num_examples} examples", f"of {self.num_outputs} outputs"),
                 Fact("ridge", f"{self.ridge:.3g}", "" if self.ridge else "(the total is a rank)"),
-                Fact("mean leverage", f"{examples.mean():.3g}", "parameters an example"),
+                Fact("mean leverage", f"{examples.mean():.3g}", "parameters per example"),
                 Fact("largest leverage", f"{examples[most]:.3g}", f"of example {most}"),
             ],
             tables=[Table("parameter tensors", ["tensor", "determined", "share"], rows, values.tolist(), detail=True)],

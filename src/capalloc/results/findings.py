@@ -172,8 +172,9 @@ def few_inputs(known: Evidence) -> Iterator[Finding]:
         parts = [
             (name, float(v), _error(capacity[k]) + known.unknown)
             for k, (name, v) in enumerate(zip(names, capacity.to_numpy(), strict=True))
+            if "," not in name  # one pixel of an image among several inputs says little
         ]
-        yield from _uneven(parts, mean, known.guide)
+        yield from _uneven(parts, mean, known.guide) if parts else ()
 
 
 def regions(known: Evidence) -> Iterator[Finding]:

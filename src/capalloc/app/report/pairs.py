@@ -80,7 +80,8 @@ def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
         *_data(a, b),
     ]
     largest = int(abs(y - x).argmax())
-    facts.append(Fact("largest difference", exact(y[largest] - x[largest]), f"{exact(x[largest])} in {first}"))
+    where = f"parameters, on an input with {exact(x[largest])} in {first}"
+    facts.append(Fact("largest difference", exact(y[largest] - x[largest]), where))
     label = (
         f"Capacity of every input in {second} against {first}; correlation {agreed['correlation']}, "
         f"points on the diagonal agree"
