@@ -124,11 +124,14 @@ def logging() -> Iterator[tuple[str, ...]]:
     from capalloc.callbacks import CapacityLogger
 
     model = architectures.make("resnet18")
-    x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    step = seconds(partial(forward_backward, model, x))
+    x = torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    steps = {number: seconds(partial(forward_backward, model, x[:number])) for number in (8, 64)}
+    x = x[:8]
     with tempfile.TemporaryDirectory() as folder, CapacityLogger(folder, x) as logger:
         found = seconds(partial(logger.log, model, 0), 3)
-    yield "a log after the first, ResNet-18 at 64 x 64, 8 examples", "1 step", f"{found / step:.1f} steps"
+    for number, step in steps.items():
+        what = f"a log after the first, ResNet-18 at 64 x 64, 8 examples, beside a step of {number}"
+        yield what, "1 step", f"{found / step:.2g} steps"
 
 
 def limited() -> Iterator[tuple[str, ...]]:

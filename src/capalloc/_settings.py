@@ -127,8 +127,8 @@ class Markov:
     It assumes that no two units share anything, and overstates the constant input most (docs/validation.md).
 
     Args:
-        dtype: of the path energies: float64, or by default that of the model where one example takes more than four
-            million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
+        dtype: of the path energies: float64, or by default that of the model where one example takes more than
+            65,536 numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
 
     """
 

@@ -18,7 +18,7 @@ from capalloc._audit.functional_dimension import functional_dimension
 from capalloc._audit.zero_cost import flops, grad_norm, naswot, ntk_condition, synflow
 from capalloc._depth.balance_depth import scale
 from capalloc._depth.compare_gradients import shatter
-from capalloc._energy.batches import FLOAT64_LIMIT_OF_SUMS, Batches
+from capalloc._energy.batches import Batches
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
@@ -188,8 +188,7 @@ class Candidate:
         """Scaling with the correlation of gradients: what `diagnose` says in a word, without lines and multipliers."""
         problem = self.problem
         shattered = shatter(problem, num_lines=0, trained=False)
-        batches = Batches.of(problem, "data", "auto", float64_limit=FLOAT64_LIMIT_OF_SUMS)
-        scaled = scale(batches, input_metric(self.metric, problem), False, balanced=False)
+        scaled = scale(Batches.of(problem, "data", "auto"), input_metric(self.metric, problem), False, balanced=False)
         return Scaling(scaled.data.assign_attrs(correlation=shattered.kept))
 
     def _map(self, solver: PropagateSolver) -> Allocation:

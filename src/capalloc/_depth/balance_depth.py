@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from capalloc._depth.starting_point import described, starts_at_identity
 from capalloc._energy.affine_stretch import InputStart
-from capalloc._energy.batches import FLOAT64_LIMIT_OF_SUMS, Batches, Precision
+from capalloc._energy.batches import Batches, Precision
 from capalloc._energy.carriers import Products
 from capalloc._energy.rates import NotedEnergies, SummedEnergies, stretches_of
 from capalloc._energy.residual import ResidualBlock, Trails
@@ -71,7 +71,7 @@ def scaling(
         outputs: where paths end, as in `measure`.
         metric: energies of the inputs, as in `propagate`; of a covariance its variances count alone.
         batch_size: examples walked at once.
-        dtype: of the path energies; by default float64 up to 65,536 numbers an example, above it the model's.
+        dtype: of the path energies, as in `propagate`.
         products: as in `propagate`.
         trained: whether these are the weights of a trained network, which gets no advice; by default its norms tell,
             whose scales and shifts start alike for all channels.
@@ -87,8 +87,7 @@ def scaling(
     started = time.perf_counter()
     problem = prepare(model, inputs, outputs, traced=True, by_input=True)
     space = input_metric(metric, problem)
-    settings: dict[str, Any] = {"dtype": dtype, "progress": progress, "products": products}
-    batches = Batches.of(problem, "data", batch_size, float64_limit=FLOAT64_LIMIT_OF_SUMS, **settings)
+    batches = Batches.of(problem, "data", batch_size, dtype=dtype, progress=progress, products=products)
     found = scale(batches, space, trained)
     return Scaling(found.data.assign_attrs(seconds=time.perf_counter() - started))
 

@@ -17,7 +17,7 @@ from capalloc._depth.observe_gradients import Observer
 from capalloc._depth.points import Pairs, correlation, error, examples_and_neighbours, lags, line
 from capalloc._depth.predict_correlation import Prediction
 from capalloc._depth.starting_point import described
-from capalloc._energy.batches import FLOAT64_LIMIT_OF_SUMS, Batches
+from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._energy.markov import FloatRangeError
 from capalloc._energy.residual import Trails
@@ -130,12 +130,11 @@ class _Compared:
     @classmethod
     def of(cls, problem: Problem, examples: Tensor, products: Products | None) -> _Compared:
         """Captured for two points by example, fewer where memory is short; a fixed program runs batch by batch."""
-        settings: dict[str, Any] = {"products": products, "float64_limit": FLOAT64_LIMIT_OF_SUMS}
         twice = replace(problem, inputs=torch.cat([examples, examples]), params={})
-        batches = Batches.of(twice, "data", "auto", **settings)
+        batches = Batches.of(twice, "data", "auto", products=products)
         fitting = batches.graph.batch_size
         if fitting < 2 * len(examples):
-            batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), **settings)
+            batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), products=products)
         graph = batches.graph
         other = capture(problem, 3 if graph.batch_size == 2 else 2)
         fixed = other.batch_size == graph.batch_size

@@ -14,7 +14,7 @@ from torch import Tensor
 from capalloc._depth.balance_depth import scaling
 from capalloc._depth.compare_gradients import COMPARED_EXAMPLES, shattering
 from capalloc._depth.locate_field import locate
-from capalloc._energy.batches import FLOAT64_LIMIT_OF_SUMS, Batches
+from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
@@ -74,8 +74,7 @@ def _field(problem: Problem, metric: InputMetricLike) -> xr.Dataset:
     """The field by input axis; by none where no path reaches the central position on these examples."""
     axes: dict[str, Extent] = {}
     with suppress(ValueError):
-        space = input_metric(metric, problem)
-        batches = Batches.of(problem, "data", "auto", metric=space, float64_limit=FLOAT64_LIMIT_OF_SUMS)
+        batches = Batches.of(problem, "data", "auto", metric=input_metric(metric, problem))
         axes.update(locate(batches, None, "energy").extents)
     columns = {
         name: ("axis", np.array([float(getattr(extent, name.removeprefix("field_"))) for extent in axes.values()]))

@@ -47,7 +47,8 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
         found = function(*args, **kwargs)
         results = found.values() if isinstance(found, Mapping) else [found]
         own = [result for result in results if isinstance(result, Result)]
-        if own and not isinstance(model, Problem):
+        model = model.source if isinstance(model, Problem) else model
+        if own and model is not None:
             made = _made(function.__name__, signature, bound.arguments, model, inputs)
             digests = [result.data.attrs.get("data_digest") for result in own]
             read = _digest(inputs) if None in digests else None  # a pass over the data, that most methods took already

@@ -59,6 +59,7 @@ class Problem:
     program: ExportedProgram | None = None  # what `model` runs, where an exported program was given
     notes: tuple[str, ...] = ()  # what an answer has to say of the choice of parameters
     layout: Layout | None = None  # of several inputs, or of token ids, in the vectors that examples then are
+    source: nn.Module | None = None  # what the results of a problem that is kept were made from
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -240,8 +240,8 @@ def walk(
         gates: as in `propagate`.
         metric: as in `propagate`.
         batch_size: examples walked at once.
-        dtype: of the path energies: float64, or by default that of the model where one example takes more than four
-            million numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
+        dtype: of the path energies: float64, or by default that of the model where one example takes more than
+            65,536 numbers. Energies are sums of positive terms, so float32 keeps 6 digits or so.
         products: as in `propagate`.
         progress: show a progress bar over batches.
 

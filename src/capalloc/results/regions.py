@@ -116,12 +116,13 @@ def grid(values: xr.DataArray, keep: str | None = None) -> xr.DataArray:
 
     """
     row, column = _last_two(values, keep)
-    flat = image(values, keep)
+    flat = image(values, keep).transpose(..., row, column)
     cells = {
-        name: flat.isel({row: rows, column: columns}).sum([row, column])
+        name: np.nansum(flat.to_numpy()[..., rows, columns], (-2, -1))
         for name, rows, columns in _cells(flat.sizes[row], flat.sizes[column])
     }
-    return xr.concat(cells.values(), dim="region").assign_coords(region=list(cells)).transpose(..., "region")
+    outer = flat.isel({row: 0, column: 0}, drop=True).drop_attrs()
+    return outer.expand_dims(region=list(cells), axis=-1).copy(data=np.stack([*cells.values()], -1))
 
 
 def is_line(values: xr.DataArray) -> bool:

@@ -68,7 +68,7 @@ class _Link:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(torch.broadcast_shapes(self.read.shape, self.written.shape))
+        return tuple(np.broadcast_shapes(self.read.shape, self.written.shape))
 
 
 def find(program: Program, usage: Usage) -> Spaces:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -17,6 +17,7 @@ from capalloc._depth.balance_depth import scaling
 from capalloc._depth.compare_gradients import shattering
 from capalloc._measure.measure import CapacityWarning, measure
 from capalloc._propagate.propagate import propagate
+from capalloc.app.callbacks.kept_model import KeptModel
 from capalloc.app.callbacks.summary import Summary, summarise
 from capalloc.results.base import Result
 
@@ -33,6 +34,8 @@ LOGGED_METHODS: Final[dict[str, tuple[str, Callable[..., Result]]]] = {
     "scaling": ("scaling", scaling),
     "shattering": ("shattering", shattering),
 }
+#: Those of them that ask a graph, which is captured once.
+ON_GRAPH: Final = ("propagate", "decoupling", "scaling", "shattering")
 
 
 class Taken(NamedTuple):
@@ -48,6 +51,8 @@ class Snapshot:
 
     methods: Mapping[str, Callable[[nn.Module, Inputs], Result]]
     on_error: OnError = "raise"
+    on_graph: frozenset[str] = frozenset()  # the groups whose methods take the kept model
+    kept: KeptModel = field(default_factory=KeptModel)
 
     @classmethod
     def of(cls, method: LoggedMethod | Mapping[str, LoggedMethod], on_error: OnError) -> Snapshot:
@@ -62,10 +67,13 @@ class Snapshot:
             raise ValueError(f"on_error must be 'raise' or 'warn', got {on_error!r}")
         given = method if isinstance(method, Mapping) else {None: method}
         found = {}
+        on_graph = set()
         for group, one in given.items():
             usual, function = _resolve(one)
             found[group or usual] = function
-        return cls(found, on_error)
+            if isinstance(one, str) and one in ON_GRAPH:
+                on_graph.add(group or usual)
+        return cls(found, on_error, frozenset(on_graph))
 
     def __call__(self, model: nn.Module, inputs: Inputs, step: int) -> dict[str, Taken]:
         """The results by group, each with its summary; none where an error became a warning.
@@ -77,7 +85,11 @@ class Snapshot:
         own = unwrapped(model)
         try:
             with apart(own):
-                found = {group: method(own, inputs) for group, method in self.methods.items()}
+                kept: Any = self.kept(own, inputs) if self.on_graph else own
+                found = {
+                    group: method(kept if group in self.on_graph else own, inputs)
+                    for group, method in self.methods.items()
+                }
             return {group: Taken(result, summarise(result, group)) for group, result in found.items()}
         except Exception as error:
             said = f"capacity cannot be logged at step {step}: {type(error).__name__}: {error}"
