@@ -15,7 +15,7 @@ from capalloc._graph.capture import export_once
 from capalloc._model.problem import Problem, prepare
 
 #: Settings of a module that a forward pass may read, by type.
-SETTING_TYPES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
+PLAIN_VALUES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 #: What `torch.nn.Module` keeps for itself, but for its hooks on forward, and Lightning's note of where it is.
 OF_MODULES = vars(nn.Module()).keys() - {"_forward_hooks", "_forward_pre_hooks"} | {"_current_fx_name"}
 
@@ -77,6 +77,6 @@ def _settings(module: nn.Module) -> list[tuple[str, Any]]:
             found.append((name, (id(value), value._version)))
         elif callable(value) or name.startswith("_forward"):
             found.append((name, [id(leaf) for leaf in leaves]))
-        elif all(isinstance(leaf, SETTING_TYPES) for leaf in leaves):
+        elif all(isinstance(leaf, PLAIN_VALUES) for leaf in leaves):
             found.append((name, repr(value)))
     return found
