@@ -170,7 +170,7 @@ def test_layers_follow_the_recursion():
     expected = {"net.0": (5, 1), "net.3": (7, 2), "net.4": (9, 4), "net.5": (17, 4)}
     assert {name: (row["size"], row["stride"]) for name, row in rows.iterrows()} == expected
     assert not rows["cut"].any()
-    assert "theoretical fields of layers" in repr(found)
+    assert "theoretical fields, at the layers that change them" in repr(found)
     for name, (size, _) in expected.items():
         assert capalloc.receptive_field(model.double(), strip(192).double(), layer=name[4:]).sizes["row"] == size
     plain = capalloc.receptive_field(model, strip(192).double())
@@ -182,7 +182,7 @@ def test_layers_follow_the_recursion():
 def test_layers_without_positions_have_no_field_of_their_own():
     found = capalloc.receptive_field(dense(reference_weights()), gaussian(2, 3), layers=True)
     assert len(found.layers) == 0
-    assert "theoretical fields of layers" in repr(found)
+    assert "theoretical fields, at the layers that change them" in repr(found)
 
 
 def test_a_layer_is_one_of_the_models(tmp_path):

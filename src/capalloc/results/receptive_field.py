@@ -334,7 +334,7 @@ class ReceptiveField(Result):
             shown_sizes = [f"{size:,}{' (cut)' if cut else ''}" for size, cut in zip(sizes, cuts, strict=True)]
             rows.append([str(name), *shown_sizes, *map(_stride, strides)])
         head = ["layer", *self.moving, *(f"stride, {axis}" for axis in self.moving)]
-        return [Table("theoretical fields of layers", head, rows)]
+        return [Table("theoretical fields, at the layers that change them", head, rows)]
 
     def _extents(self) -> Table:
         rows = []

@@ -187,7 +187,7 @@ def test_tables_tell_parameters_and_use(file: str) -> None:
 
 def test_fields_of_layers(file: str) -> None:
     told = ("receptive-field", "tcn", "--shape", "1,64", "--arg", "width=4", "--arg", "depth=3")
-    assert "theoretical fields of layers" in run(*told, "--layers").stdout
+    assert "theoretical fields, at the layers that change them" in run(*told, "--layers").stdout
     found = json.loads(run(*told, "--layers", "--json", "-q").stdout)
     assert {row["axis"] for row in found["layers"]} == {"row", "column"}
     name = found["layers"][0]["layer"]

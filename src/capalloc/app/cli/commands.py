@@ -237,7 +237,7 @@ def receptive_field(
         method_option(metavar="NAME", help="Field of this layer's output, such as layer1.0, in place of the model's."),
     ] = None,
     layers: Annotated[
-        bool, method_option("--layers", help="Also the theoretical field of every layer, in one table.")
+        bool, method_option("--layers", help="Also the theoretical field at every layer that changes it, in one table.")
     ] = False,
     of: Annotated[Literal["energy", "capacity"], method_option(help="What the effective field shows.")] = "energy",
     gates: Gates = "data",
