@@ -364,7 +364,7 @@ def test_repr_says_it_all(square):
     assert "field of paths      25 of 400 (exact)" in text
     assert "field of influence  25 of 400 (exact), 5 × 5" in text
     assert re.search(r"row +5 +6 +10 +8 +2 +no +[\d.]+\n", text)
-    assert re.search(r"95 % of energy +\d+ places of \(row × column\)\n", text)
+    assert re.search(r"95 % of energy +\d+ places of row × column\n", text)
 
 
 def test_table_has_a_row_for_every_axis(square):
