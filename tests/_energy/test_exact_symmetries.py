@@ -92,6 +92,37 @@ def test_symmetries_through_what_is_made_of_other_operators(function: Callable[[
     check(seeded_module(partial(Between, function)))
 
 
+class Recurrence(nn.Module):
+    """A linear recurrence: whatever its parameters, a linear function of five inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep, self.read, self.write = (nn.Parameter(gaussian(3, seed=k).double()) for k in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros_like(self.keep)
+        for t in range(5):
+            h = self.keep * h + x[:, t, None] * self.read
+        return (h @ self.write)[:, None]
+
+
+class Siamese(nn.Module):
+    """Two linear layers in a row, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x[:, :2])) + self.last(self.first(x[:, 2:4]))
+
+
+@pytest.mark.parametrize("kind", [Recurrence, Siamese])
+def test_linear_segments_of_parameters_in_several_uses_are_not_called_exact(kind: type[nn.Module]) -> None:
+    found = capalloc.propagate(seeded_module(kind), gaussian(40, 5), solver="markov")
+    assert not found.attrs["symmetries_exact"]
+
+
 class Either(nn.Module):
     """One of two hidden units, by the first input."""
 

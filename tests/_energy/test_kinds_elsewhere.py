@@ -154,3 +154,37 @@ def test_a_sparse_buffer_of_any_layout_is_as_its_matrix(layout: str, product: Ca
     for solver in ("block", "hessian"):
         found, expected = (capalloc.propagate(m, x, solver=solver) for m in (network, plain))
         np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
+
+
+class Written(nn.Module):
+    """Hidden units through one of two ways to write the same."""
+
+    def __init__(self, ways: tuple[Callable[..., Tensor], Callable[..., Tensor]], own: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.way = nn.Linear(3, 4), nn.Linear(4, 2), ways[0] if own else ways[1]
+        self.scale, self.pairs = nn.Parameter(gaussian(4)), nn.Parameter(gaussian(4, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.way(self, self.first(x))))
+
+
+WRITTEN: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "a division": (lambda m, h: h / m.scale.exp(), lambda m, h: h * (1 / m.scale.exp())),
+    "a division by a number": (lambda m, h: h / m.scale.square().sum(), lambda m, h: h * (1 / m.scale.square().sum())),
+    "tensordot": (
+        lambda m, h: torch.tensordot(h.unflatten(1, (2, 2)), m.pairs, ([1, 2], [1, 2])),
+        lambda m, h: F.linear(h, m.pairs.flatten(1)),
+    ),
+    "bilinear": (
+        lambda m, h: F.bilinear(h[:, :2], h[:, 2:], m.pairs),
+        lambda m, h: torch.einsum("bi,oij,bj->bo", h[:, :2], m.pairs, h[:, 2:]),
+    ),
+}
+
+
+@pytest.mark.parametrize("ways", WRITTEN.values(), ids=WRITTEN)
+def test_one_function_written_in_two_ways_gives_one_answer(
+    ways: tuple[Callable[..., Tensor], Callable[..., Tensor]],
+) -> None:
+    network, plain = (seeded_module(lambda own=own: Written(ways, own)) for own in (True, False))
+    assert_same(network, plain, gaussian(12, 3))

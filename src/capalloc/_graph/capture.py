@@ -23,6 +23,7 @@ from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from capalloc._graph.inverses import multiply_by_inverses
 from capalloc._graph.lost_biases import drop_lost_biases
 from capalloc._graph.out_of_place import make_out_of_place
 from capalloc._graph.retrace import RETRACED, retrace
@@ -119,7 +120,7 @@ def capture(problem: Problem, batch_size: int) -> Graph:
                 f"the graph holds a call of torch's {node.target} with functions of its own, which has no rule: "
                 "write it in plain Python, or use capalloc.measure"
             )
-    return graph
+    return replace(graph, nodes=multiply_by_inverses(graph.nodes, graph.input, graph.params))
 
 
 def _in_words(error: Exception) -> str:

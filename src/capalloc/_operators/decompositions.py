@@ -43,6 +43,20 @@ def _cosine(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     return cosine
 
 
+def _bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A product of two tensors for each output."""
+    product = torch.einsum("...i,kij,...j->...k", left, weight, right)
+    return product if bias is None else product + bias
+
+
+def _tensordot(left: Tensor, right: Tensor, dims_self: Sequence[int], dims_other: Sequence[int]) -> Tensor:
+    """A matrix product over several axes."""
+    own, other = list(range(left.ndim)), list(range(left.ndim, left.ndim + right.ndim))
+    for here, there in zip(dims_self, dims_other, strict=True):
+        other[there] = own[here]
+    return torch.einsum(left, own, right, other, [k for k in own + other if (own + other).count(k) == 1])
+
+
 def _copy(written_over: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """The source in the place of what it overwrites; torch has no derivative of its own functional copy."""
     return source.to(written_over.dtype).expand(written_over.shape).clone()
@@ -169,6 +183,8 @@ for _op in (aten.maximum.default, aten.max.other):
 for _op in (aten.minimum.default, aten.min.other):
     extend(_op, made_of=_chosen(torch.le))
 extend(aten.prelu.default, made_of=_prelu)
+extend(aten.bilinear.default, made_of=_bilinear)
+extend(aten.tensordot.default, made_of=_tensordot)
 extend(aten.copy.default, made_of=_copy)
 extend(aten._weight_norm.default, made_of=_weight_norm)
 #: Recurrent layers on whole sequences, step by step.

@@ -191,7 +191,7 @@ def _without_debts(table: Tensor, rounds: int = 1000) -> Tensor:
     """Give a table of the same sums by row and by column in which no entry is negative.
 
     A symmetry is taken from tensors by their numbers of parameters, where its paths start, and a tensor may bring less
-    to such a place than that: others make up for it there, in proportion to what they bring.
+    to such a place than that: others make up for it there, in proportion to what they bring; as it is if they cannot.
     """
     rows, columns = table.sum(1, keepdim=True).clamp(min=0), table.sum(0, keepdim=True).clamp(min=0)
     found = table.clamp(min=0)
@@ -199,9 +199,9 @@ def _without_debts(table: Tensor, rounds: int = 1000) -> Tensor:
         found = found * (columns / found.sum(0, keepdim=True).clamp(min=torch.finfo(found.dtype).tiny))
         short = rows / found.sum(1, keepdim=True).clamp(min=torch.finfo(found.dtype).tiny)
         if bool(((short - 1).abs() * rows < 1e-12 * rows.sum()).all()):
-            break
+            return found
         found = found * short
-    return found
+    return table
 
 
 def unit_names(ndim: int) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class Spaces:
     """Symmetries that linear segments have beside rescalings."""
 
     lost: dict[str, float]  # by parameter tensor; a lower bound, exact on most convolutional networks
+    reused: bool = False  # whether a segment uses a parameter several times, whose symmetries are not counted
 
     @property
     def total(self) -> int:
@@ -80,6 +81,7 @@ def find(program: Program, usage: Usage) -> Spaces:
     for energy in program.decoupled:
         assert energy.labels is not None
         gated[usage.potentials.component[energy.labels]] = True
+    reused = _reused_in_a_row(program, links, (usage.through_channels > 0) & ~gated)
     shared = [link for link in links if uses[link.edge.weight] > 1 or link.edge.others]
     for link in shared:  # what one use, or one class of positions, asks of them binds the others
         gated[link.read] = gated[link.written] = True
@@ -113,7 +115,21 @@ def find(program: Program, usage: Usage) -> Spaces:
         extra = d * (rows + columns) - kept * (rows + columns - kept) - d
         for link, number in weights.items():
             _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
-    return Spaces(lost)
+    return Spaces(lost, reused)
+
+
+def _reused_in_a_row(program: Program, links: list[_Link], linear: Tensor) -> bool:
+    """Tell whether a parameter that has several uses is next to channels without a gate."""
+    linear = linear.clone()
+    linear[0] = False  # inputs, the constant and outputs
+    owners = program.owners()
+    uses = Counter(name for link in links for name in owners[link.edge.weight])
+    for link in links:
+        if any(uses[name] > 1 for name in owners[link.edge.weight]):
+            read, written = bool(linear[link.read].any()), bool(linear[link.written].any())
+            if (read and written) or (link.kind == "matrix" and (read or written)):
+                return True
+    return False
 
 
 def _share(lost: dict[str, float], names: Collection[str], amount: float) -> None:
