@@ -13,7 +13,6 @@ from torch.nn import functional as F
 import capalloc
 from capalloc._energy.carriers import SQUARED, find
 from capalloc._energy.program import Program
-from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.trace import trace
 from capalloc._graph.capture import capture
 from capalloc._model.problem import prepare
@@ -419,18 +418,15 @@ def test_functions_of_a_parameter_are_the_parameter():
 
 
 class Mixture(nn.Module):
-    """A learnt mixture of two layers: softmax of parameters, which is no weight; and a division by one."""
+    """A learnt mixture of two layers: softmax of parameters, which is no weight."""
 
-    def __init__(self, divide: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.mix = nn.Parameter(gaussian(2))
         self.a = nn.Linear(3, 4)
-        self.divide = divide
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
-        if self.divide:
-            return y / self.mix[:1]
         share = self.mix.softmax(0)
         return share[0] * y + share[1] * y.flip(1)
 
@@ -468,11 +464,6 @@ def test_the_norm_that_a_weight_is_divided_by_is_a_constant(normed):
     allocation = capalloc.propagate(model, x, solver="markov")
     assert allocation.attrs["unseen_params"] == 0
     assert allocation.total == pytest.approx(counted(allocation))
-
-
-def test_division_by_a_parameter_is_refused():
-    with pytest.raises(UnsupportedOperatorError, match="division by a parameter is not known"):
-        capalloc.propagate(seeded_module(Mixture, True), gaussian(2, 3), solver="markov")
 
 
 class Packed(nn.Module):

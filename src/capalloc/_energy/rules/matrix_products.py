@@ -37,13 +37,11 @@ def multiply(call: Call) -> Energy:
 @rule(aten.div.Tensor)
 def divide(call: Call) -> Energy:
     """Division by a constant or a frozen denominator; one that carries has the slope of c / z."""
-    above, below = call.energy("self"), call.energy("other")
+    above = call.energy("self")
     terms = []
-    if below is not None:
-        if not below.is_signal:
-            raise call.unsupported("division by a parameter is not known: multiply by its inverse")
+    if call.energy("other") is not None:
         gates = slope(call.replaced("other"), call["other"].expand(call.result.shape))
-        terms.append(call.program.gate(below, gates.double().square()))
+        terms.append(call.program.gate(call.signal("other"), gates.double().square()))
     if above is not None:
         other = call["other"]
         terms.append(
