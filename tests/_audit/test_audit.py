@@ -405,6 +405,22 @@ def test_what_takes_too_long_is_left_out_with_a_note() -> None:
     assert "capacity" not in str(audit).split("layers")[0]
 
 
+def test_many_small_operators_are_forecast_by_their_number() -> None:
+    """A recurrence of 40 steps, whose one pass takes milliseconds: the diagnosis takes seconds all the same."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cells(x)[0][:, -1])
+
+    audit = capalloc.audit(made(Recurrent), examples(4, 40, 2), seconds=1.0)
+    (note,) = [note for note in audit.data.attrs["notes"] if note.startswith("depth left out")]
+    assert 1 < float(re.findall(r"about (\d+) s more", note)[0]) < 10
+
+
 def test_inputs_that_serve_once_are_taken() -> None:
     batches = examples(60, 6).split(20)
     net = made(dense(6, 5, 3))

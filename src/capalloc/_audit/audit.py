@@ -40,6 +40,8 @@ from capalloc.results.findings import findings
 #: What parts cost, in forward and backward passes of all examples: between those of small networks, where what is
 #: done once weighs most, and of large ones.
 PASSES = {"channels": 1, "paths": 8, "depth": 40}
+#: Seconds that each operator of the graph costs at least, however few the examples: recurrences have many small ones.
+SECONDS_OF_A_NODE = {"channels": 0.0, "paths": 1e-3, "depth": 5e-3}
 #: Seconds of any part besides, for what is done once.
 ONCE = 0.5
 #: Seconds that the capacity takes at most where there are as many: the limit of `propagate`, and what comes before.
@@ -171,7 +173,10 @@ def audit(
 def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, float], float, float]:
     """Seconds that each part takes, that the exact capacity takes, and the answer of the blocks at least."""
     one_pass, outputs = _pass_seconds(problem)
-    costs = {what: ONCE + passes * one_pass * number for what, passes in PASSES.items()}
+    nodes = 0 if problem.program is None else len(problem.program.graph.nodes)
+    costs = {
+        what: ONCE + max(passes * one_pass * number, SECONDS_OF_A_NODE[what] * nodes) for what, passes in PASSES.items()
+    }
     left = max(1.0, clock.left - sum(costs.values()))
     size = Size(number, outputs, math.prod(problem.input_shape) + 1, problem.num_params)
     exact = ONCE + exact_seconds(size, numbers_in_use(problem))
