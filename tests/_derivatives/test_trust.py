@@ -129,3 +129,53 @@ def test_entries_that_are_written_once_are_measured():
     x = gaussian(30, 4)
     expected = capalloc.measure(seeded_module(Net, torch.tanh), x).total
     assert capalloc.measure(seeded_module(Net, placed), x).total == pytest.approx(expected)
+
+
+class Centred(nn.Module):
+    """Units less their mean over places: the same at all places, and then nothing moves them, but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return self.last(torch.relu(self.inner(h - h.mean(1, keepdim=True)))).sum(1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_example_that_moves_no_output_tells_of_no_mistake(seed: int) -> None:
+    assert capalloc.measure(seeded_module(Centred, seed=seed), gaussian(3, 4, 3, seed=seed)).total > 0
+
+
+class Forwardless(torch.autograd.Function):
+    """ReLU without a forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * (ctx.saved_tensors[0] > 0)
+
+
+class Rectified(nn.Sequential):
+    def __init__(self, function: Any) -> None:
+        super().__init__(nn.Linear(3, 4), nn.Linear(4, 2))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self.function(self[0](x)))
+
+
+def test_blocks_do_without_forward_mode() -> None:
+    own, plain = (seeded_module(Rectified, f) for f in (Forwardless.apply, torch.relu))
+    found, expected = (capalloc.propagate(m, gaussian(30, 3), solver="block") for m in (own, plain))
+    torch.testing.assert_close(torch.tensor(found.capacity.values), torch.tensor(expected.capacity.values))

@@ -41,6 +41,8 @@ MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "maximum": lambda z: torch.maximum(z, torch.tensor(0.3)),
     "clamp from a tensor on": lambda z: z.clamp(min=torch.tensor(0.3)),
     "maxout": lambda z: torch.maximum(z, -0.2 * z),
+    "the larger of two units": lambda z: torch.stack([z, z.flip(-1)]).amax(0),
+    "straight through": lambda z: z + (z.sign() - z).detach(),
     "shifted": lambda z: F.relu(z) + 1,
     "gated by itself": lambda z: z * torch.sigmoid(z),
     "two slopes": lambda z: F.relu(z) + 0.1 * F.relu(-z),
@@ -117,7 +119,21 @@ class Siamese(nn.Module):
         return self.last(self.first(x[:, :2])) + self.last(self.first(x[:, 2:4]))
 
 
-@pytest.mark.parametrize("kind", [Recurrence, Siamese])
+class Shifts(nn.Module):
+    """A scale and a shift after each of two layers, the same: the next layers can make up for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)]), nn.Linear(5, 2)
+        self.scale, self.shift = nn.Parameter(gaussian(5)), nn.Parameter(gaussian(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(x)) * self.scale + self.shift
+        return self.last(x)
+
+
+@pytest.mark.parametrize("kind", [Recurrence, Siamese, Shifts])
 def test_linear_segments_of_parameters_in_several_uses_are_not_called_exact(kind: type[nn.Module]) -> None:
     found = capalloc.propagate(seeded_module(kind), gaussian(40, 5), solver="markov")
     assert not found.attrs["symmetries_exact"]

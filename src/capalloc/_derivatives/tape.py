@@ -41,6 +41,7 @@ ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
     F.prelu: lambda input, weight: (
         input.clamp(min=0) + weight.reshape(-1, *(1,) * (input.ndim - 2)) * input.clamp(max=0)
     ),
+    torch.view_as_complex: lambda input: torch.complex(*input.unbind(-1)),  # of any strides
     **TWICE,
     **{getattr(torch, name): _unrolled(name) for name in RECURRENT},
 }

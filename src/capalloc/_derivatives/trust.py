@@ -70,8 +70,9 @@ def _check_modes(problem: Problem, x: Tensor, direction: Tensor, weights: Tensor
     except Exception:  # transforms run the model's own code, which may raise anything; other ways need neither
         return
     reverse = (slope * direction).sum()
+    size = slope.norm() * direction.norm() + (problem(x)[0] * weights).abs().sum()  # a slope of 0 is one to rounding
     finite = bool(torch.isfinite(forward) & torch.isfinite(reverse))  # what is not is refused by its own name
-    if finite and not agree(forward, reverse, slope.norm() * direction.norm()):
+    if finite and not agree(forward, reverse, size):
         raise ValueError(
             "the model's derivatives in forward and in reverse mode disagree: an operator writes several entries to "
             "one place (scatter or index_put with repeated indices, max_unpool after windows that overlap), or a "

@@ -86,7 +86,7 @@ def solve(
         symmetries=round(float(counted.lost.sum())),
         exact_symmetries=exact,
         bent=usage.bends,
-        more=(found is not None and (found.total > 0 or found.reused)) or affine,
+        more=(found is not None and (found.total > 0 or found.unknown)) or affine,
         alive=counted.alive,
         by_example=tuple(usage.by_example),
     )

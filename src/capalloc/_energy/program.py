@@ -138,6 +138,7 @@ class Program:
     # factor treats unlike from place to place, and (labels, index) of channels that a fixed map keeps apart.
     decoupled: list[Energy] = field(default_factory=list)
     uneven: list[Tensor] = field(default_factory=list)
+    pooled: list[Energy] = field(default_factory=list)  # of them, those that enter a maximum: a bias may pass it
     bent: list[Tensor] = field(default_factory=list)  # labels of signals that a gate does not let rescale
     apart: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     partial: list[PartialMixture] = field(default_factory=list)

@@ -304,6 +304,7 @@ class _Tracing:
         energies = (self.known[used].energy for used in self.carriers.sources(node))
         signals = [e for e in energies if isinstance(e, Energy) and e.is_signal]
         self.program.decoupled += signals
+        self.program.pooled += signals if record(node.target).kind == "pooling" else []
         if not self._lets_rescale(node, call):
             self.program.bent += [e.labels for e in signals if e.labels is not None]
 

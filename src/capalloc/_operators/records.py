@@ -119,6 +119,10 @@ def named(names: str) -> list[Any]:
     return [getattr(getattr(torch.ops.aten, packet), overload or "default") for packet, _, overload in parts]
 
 
+#: Operators that no gradient passes, unless a model gives them one of its own.
+BLOCKING = {*named(f"detach {STEP_FUNCTIONS}")}
+
+
 def _declare(kind: str, names: str, **facts: Any) -> None:
     """Declare ATen operators by name."""
     for op in named(names):

@@ -17,7 +17,7 @@ from capalloc._model.input_metric import InputMetric
 from capalloc._model.places import axis_names
 from capalloc._model.problem import Problem
 from capalloc._operators.calls import arguments_of
-from capalloc._operators.records import record
+from capalloc._operators.records import BLOCKING, record
 from capalloc._propagate import segments
 from capalloc._settings import Hessian, Segments
 from capalloc.results.allocation import Allocation
@@ -30,6 +30,9 @@ DOMINATED = 0.5
 LOWER_BOUND = "symmetries: lower bound"
 AS_HELD = "symmetries are counted with norms, gates and curves held at their values: the total is a guide, no bound"
 MORE = "symmetries: linear layers in a row have more of them (solver='segments' counts these)"
+TOKENS = (
+    "symmetries: a bias behind the vectors of tokens may be one more, as each example has one vector at every place"
+)
 DECOUPLED = "assumes total decoupling: a rough guide, and an upper one for the bias (solver='block' knows how near)"
 
 
@@ -50,7 +53,12 @@ def by_markov(
     if isinstance(table, str):
         table = len(problem.params) * batches.graph.entries() <= table_limit
     result = markov.solve(batches, single=batches.number == 1, layers=layers, table=table, linear=linear)
-    reasons = {LOWER_BOUND: not result.exact_symmetries, AS_HELD: holds_gates(batches, result), MORE: result.more}
+    reasons = {
+        LOWER_BOUND: not result.exact_symmetries,
+        AS_HELD: holds_gates(batches, result),
+        MORE: result.more,
+        TOKENS: problem.layout is not None and bool(problem.layout.tokens),
+    }
     inexact = [reason for reason, holds in reasons.items() if holds]
     attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": not inexact}
     attrs["notes"] = [DECOUPLED, *inexact, *batches.carriers.notes(), *batches.graph.notes]
@@ -61,10 +69,11 @@ def by_markov(
 
 def holds_gates(batches: Batches, result: markov.MarkovCapacity) -> bool:
     """Tell whether something is held at its value that parameters move: other symmetries than the network's count."""
-    calls = [(record(node.target), arguments_of(node)) for node in batches.graph.calls()]
-    norms = any(known.kind == "normalisation" and not known.steady(arguments) for known, arguments in calls)
+    calls = [(record(node.target), node) for node in batches.graph.calls()]
+    norms = any(known.kind == "normalisation" and not known.steady(arguments_of(node)) for known, node in calls)
     sums = any(known.kind in ("softmax", "statistic") for known, _ in calls)
-    return bool(norms or sums or result.bent or batches.carriers.frozen or batches.carriers.steering)
+    cuts = any(node.target in BLOCKING and node.all_input_nodes[0] in batches.carriers.signals for _, node in calls)
+    return bool(norms or sums or cuts or result.bent or batches.carriers.frozen or batches.carriers.steering)
 
 
 def _dominated(by_example: tuple[float, ...]) -> list[str]:

@@ -34,7 +34,7 @@ class Spaces:
     """Symmetries that linear segments have beside rescalings."""
 
     lost: dict[str, float]  # by parameter tensor; a lower bound, exact on most convolutional networks
-    reused: bool = False  # whether a segment uses a parameter several times, whose symmetries are not counted
+    unknown: bool = False  # whether there may be more that is not counted
 
     @property
     def total(self) -> int:
@@ -81,7 +81,8 @@ def find(program: Program, usage: Usage) -> Spaces:
     for energy in program.decoupled:
         assert energy.labels is not None
         gated[usage.potentials.component[energy.labels]] = True
-    reused = _reused_in_a_row(program, links, (usage.through_channels > 0) & ~gated)
+    alive = usage.through_channels > 0
+    unknown = _reused_in_a_row(program, links, alive & ~gated) or _biased_maxima(program, usage, links, alive)
     shared = [link for link in links if uses[link.edge.weight] > 1 or link.edge.others]
     for link in shared:  # what one use, or one class of positions, asks of them binds the others
         gated[link.read] = gated[link.written] = True
@@ -98,24 +99,24 @@ def find(program: Program, usage: Usage) -> Spaces:
     for *others, _ in _sums_of_biases(program, [link for link in links if link not in shared]):
         for link in others:
             _share(lost, names[link.edge.weight], float(link.written.numel()))
-    alive = (usage.through_channels > 0).double()
-    alive[0] = 1.0  # inputs, the constant and outputs
-    rank = alive.clone()  # of a space of d channels that w columns write: w / d for each
+    living = alive.double()
+    living[0] = 1.0  # inputs, the constant and outputs
+    rank = living.clone()  # of a space of d channels that w columns write: w / d for each
     for channels in _spaces(_signatures(program, usage, links, gated), links, free):
         d, c = len(channels), int(channels[0])
         touching = [link for link in links if bool((link.read == c).any() | (link.written == c).any())]
         columns = round(sum(_columns(link, c, rank, shifting) for link in touching))
-        rows = round(sum(_rows(link, c, alive) for link in touching))
+        rows = round(sum(_rows(link, c, living) for link in touching))
         kept = min(d, columns, rows)
         # A space wider than what reads it is no bottleneck: what writes it shows through, column by column.
         rank[channels] = (columns if d > rows else min(d, columns)) / d
         weights = {
-            link: _rows(link, c, alive) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"
+            link: _rows(link, c, living) + _columns(link, c, rank, shifting) for link in touching if link.kind != "bias"
         }
         extra = d * (rows + columns) - kept * (rows + columns - kept) - d
         for link, number in weights.items():
             _share(lost, names[link.edge.weight], extra * number / sum(weights.values()))
-    return Spaces(lost, reused)
+    return Spaces(lost, unknown)
 
 
 def _reused_in_a_row(program: Program, links: list[_Link], linear: Tensor) -> bool:
@@ -124,12 +125,33 @@ def _reused_in_a_row(program: Program, links: list[_Link], linear: Tensor) -> bo
     linear[0] = False  # inputs, the constant and outputs
     owners = program.owners()
     uses = Counter(name for link in links for name in owners[link.edge.weight])
+    writes: dict[int, set[int]] = defaultdict(set)  # by step
+    places: dict[frozenset[str], set[frozenset[int]]] = defaultdict(set)  # by parameter
+    for link in links:
+        writes[link.edge.step].update(link.written.unique().tolist())
+    for link in links:
+        places[owners[link.edge.weight]].add(frozenset(writes[link.edge.step]))
     for link in links:
         if any(uses[name] > 1 for name in owners[link.edge.weight]):
             read, written = bool(linear[link.read].any()), bool(linear[link.written].any())
             if (read and written) or (link.kind == "matrix" and (read or written)):
                 return True
+            if (read or written) and len(places[owners[link.edge.weight]]) > 1:
+                return True
     return False
+
+
+def _biased_maxima(program: Program, usage: Usage, links: list[_Link], alive: Tensor) -> bool:
+    """Tell whether a bias passes a maximum and no other gate: the next one can make up for it."""
+    maxima = {energy.slot for energy in program.pooled}
+    bent = torch.zeros_like(alive)
+    for energy in program.decoupled:
+        if energy.slot not in maxima and energy.labels is not None:
+            bent[usage.potentials.component[energy.labels]] = True
+    shifted = (_writers(links, len(alive)) > 0) & alive & ~bent
+    shifted[0] = False
+    entering = (usage.potentials.component[energy.labels] for energy in program.pooled if energy.labels is not None)
+    return any(bool(shifted[components].any()) for components in entering)
 
 
 def _share(lost: dict[str, float], names: Collection[str], amount: float) -> None:
