@@ -45,18 +45,18 @@ def by_size(name: str) -> list[tuple[str, ...]]:
     found = []
     with exact_derivatives():
         whole = make_task(model, test, metric="variance")
-        C = constraint_matrix(whole).unflatten(1, (outputs, len(test)))  # (slots, outputs, examples, params)
-        exact = leverage(C.flatten(1, 2))[0]
+        C = constraint_matrix(whole)
+        exact, rank = leverage(C)
         for examples, combinations in SIZES:
             task = replace(whole, x=whole.x[:examples], size=replace(whole.size, examples=examples))
             made = plan_examples(task, Block(num_probes=PROBES, output_probes=combinations))[0]
             units = made.units(0, made.x).to(C)  # (combinations, examples, outputs)
-            few = torch.einsum("qeo,soep->sqep", units, C[:, :, :examples]).flatten(1, 2)
+            few = torch.einsum("qeo,soep->sqep", units, C[:, :, :examples])
             few = few * (len(test) / examples) ** 0.5
             root = inverse_root(replace(made, vectors=SAMPLE.each), SAMPLE)
             z = probe_vectors(made, *range(PROBES))
             readings = refine(MatrixSums(made, few), root, z, STEPS, lambda _: False).readings
-            distances = (distance(reading.slots.mean(0), exact) for reading in readings)
+            distances = (distance(reading.held(rank), exact) for reading in readings)
             ratio = f"{examples * combinations * task.size.slots / params:.1f}"
             found.append((name, str(examples), str(combinations), ratio, *(f"{d:.3f}" for d in distances)))
     return found

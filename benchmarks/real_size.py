@@ -105,8 +105,8 @@ def in_passes(model: nn.Module, x: Tensor) -> tuple[str, ...]:
         held = examples.prepared()
         sums = ExampleSums(held, Steps(held))
         signs = random_signs((1, examples.num_params), examples.x, examples.generator(9, 0))
-        alone = timed(lambda: sums.squares(root.push(signs)))[1]
-        step = timed(lambda: sums.read(signs.double()))[1]
+        alone = timed(lambda: sums.push(root.push(signs)))[1]
+        step = timed(lambda: sums.gram(signs.double()))[1]
     params = sum(p.numel() for p in model.parameters())
     said = f"{answer.attrs['missing'] + answer.attrs['noise']:.2f}"
     parts = (f"{seconds / whole:.1f}" for seconds in (factors, alone, step))

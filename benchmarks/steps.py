@@ -6,6 +6,7 @@ The constraints of 36 small networks are held as a matrix, so that steps are mat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.architectures import EPOCHS, NETWORKS, SEED, built, trained
 from benchmarks.table import Table
 from capalloc._derivatives import Constraints, choose_jacobian, exact_derivatives
+from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import inverse_root
 from capalloc._measure.refine import Refinement, refine
@@ -35,20 +37,18 @@ class MatrixSums:
     """Products with all constraints as one matrix, in the place of `ExampleSums`."""
 
     examples: Examples
-    C: Tensor  # (slots, rows of a slot, params)
+    C: Tensor  # (slots, outputs, examples, params)
 
     def noise(self, number: int, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(number)
-        return torch.randn(count, len(self.C) * self.C.shape[1], generator=generator).double() @ self.C.flatten(0, 1)
+        return torch.randn(count, math.prod(self.C.shape[:3]), generator=generator).double() @ self.C.flatten(0, 2)
 
     def gram(self, w: Tensor) -> Tensor:
-        return w @ self.C.flatten(0, 1).T @ self.C.flatten(0, 1)
+        return w @ self.C.flatten(0, 2).T @ self.C.flatten(0, 2)
 
-    def squares(self, w: Tensor) -> Tensor:
-        return (w @ self.C.flatten(0, 1).T).view(len(w), *self.C.shape[:2]).square().sum(2)
-
-    def read(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        return self.squares(w), self.gram(w)
+    def read(self, w: Tensor) -> tuple[Tensor, BlockMoments]:
+        rows = (w @ self.C.flatten(0, 2).T).view(len(w), *self.C.shape[:3])
+        return rows.square().sum((2, 3)), BlockMoments.of(rows.permute(0, 2, 3, 1), self.examples.num_outputs)
 
 
 def run() -> Table:
@@ -87,7 +87,7 @@ def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
         found = refine(MatrixSums(examples, C), root, probe_vectors(examples, *range(probes)), STEPS, lambda _: False)
     exact, rank = leverage(C)
     slots = {reading.steps: reading.slots for reading in found.readings}
-    mean = {k: slots[k].mean(0) for k in STEPS}
+    mean = {reading.steps: reading.held(rank) for reading in found.readings}
     noise = TOLD_SHARE * float(scaled(slots[8], 1.0)[1].sum())
     told = [missing(Refinement(found.readings[: n + 1], found.unused)) + noise for n in map(STEPS.index, TOLD)]
     return (
@@ -102,21 +102,21 @@ def by_effort(model: nn.Module, test: Tensor) -> tuple[str, ...]:
 
 
 def constraint_matrix(task: Task) -> Tensor:
-    """Constraints, (slots, outputs x examples, params)."""
+    """Constraints, (slots, outputs, examples, params)."""
     choice = choose_jacobian(task.problem, task.x[:2], partial(task.replay, 0))
     n = task.space.num_inputs
     made = Constraints(task.problem, choice.jacobian, task.space, task.x, 4, n, task.replay, len(task.x))
     parts = []
     for index, x in enumerate(task.x.split(4)):
         rows = made.rows(choice.jacobian(x, next(task.space.chunks(n)), partial(task.replay, index)))
-        parts.append(rows.permute(2, 0, 1, 3).flatten(1, 2))
-    return torch.cat(parts, 1)
+        parts.append(rows.permute(2, 0, 1, 3))
+    return torch.cat(parts, 2)
 
 
 def leverage(C: Tensor) -> tuple[Tensor, int]:
     """Exact capacity of every slot, and the rank, from the eigenvalues of C'C."""
-    flat = C.flatten(0, 1)
+    flat = C.flatten(0, 2)
     values, vectors = torch.linalg.eigh(flat.T @ flat)
     kept = values > values[-1] * 1e-11
     inverse = vectors[:, kept] / values[kept].sqrt()
-    return torch.stack([(rows @ inverse).square().sum() for rows in C]), int(kept.sum())
+    return torch.stack([(rows.flatten(0, 1) @ inverse).square().sum() for rows in C]), int(kept.sum())

@@ -27,6 +27,7 @@ class RowsBeside:
     """(I + V'V)^(-1/2) for a few rows V, (m, params)."""
 
     rows: Tensor
+    share: float = 1.0  # of all such rows
 
     @cached_property
     def inner(self) -> Tensor:

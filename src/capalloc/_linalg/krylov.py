@@ -67,6 +67,12 @@ class KrylovSpace:
         found = (inside(v, self.blocks) @ vectors * root) @ turned / nodes @ turned.T / root
         return expand(found @ vectors.T, self.blocks)
 
+    def sqrt(self, v: Tensor) -> Tensor:
+        """Return what the space knows of A^(1/2) v, for v of the space, (k, p): of the square v'A v."""
+        values, vectors = torch.linalg.eigh(self.projected)
+        found = inside(v, self.blocks) @ vectors * values.clamp_min(0).sqrt()
+        return expand(found @ vectors.T, self.blocks)
+
 
 def without(rows: Tensor, blocks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the rows without their parts in the space, and these parts, (rows, n)."""

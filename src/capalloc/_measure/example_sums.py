@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.fold import Total
+from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure.examples import Batch, Examples
 from capalloc._runtime.steps import Steps
 
@@ -40,37 +41,22 @@ class NoiseSum(Total):
 
 @dataclass(frozen=True)
 class ReadSum(Total):
-    """The squares of C w, summed by slot, (k, s), and G w."""
+    """The squares of C w, summed by slot, (k, s), and the moments of every example's rows, (2, examples, s)."""
 
     w: Tensor
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
-        return self.w.new_zeros(len(self.w), source.num_slots), torch.zeros_like(self.w)
+        moments = self.w.new_zeros(2, source.num_examples, source.num_slots, dtype=torch.float64)
+        return self.w.new_zeros(len(self.w), source.num_slots, dtype=torch.float64), moments
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
-        for part, seen, into in block.split(self.w, *state):
-            rows = block.apply(part)
-            seen += rows.square().sum((1, 2)).double()
-            into += block.adjoint(rows)
-        return state
-
-
-@dataclass(frozen=True)
-class SquareSum(Total):
-    """The squares of C w, summed by slot, (k, s)."""
-
-    w: Tensor
-
-    def begin(self, source: Examples) -> Tensors:
-        """Return zeros."""
-        return (self.w.new_zeros(len(self.w), source.num_slots, dtype=torch.float64),)
-
-    def advance(self, state: Tensors, block: Batch) -> Tensors:
-        """Add the examples of a batch."""
-        for part, seen in block.split(self.w, state[0]):
-            seen += block.apply(part).square().sum((1, 2)).double()
+        slots, moments = state
+        rows = torch.cat([block.apply(part) for (part,) in block.split(self.w)])
+        slots += rows.square().sum((1, 2)).double()
+        found = BlockMoments.of(rows, block.source.num_outputs)
+        moments[:, block.place] = torch.stack([found.first, found.second])
         return state
 
 
@@ -168,14 +154,11 @@ class ExampleSums:
         """Return C' xi for `count` draws of standard normal rows: N(0, G) each."""
         return self._total(NoiseSum(number, count)) / math.sqrt(self.examples.num_examples)
 
-    def read(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squares of C w, summed by slot, (k, s), and G w."""
-        seen, total = self.steps.gather(ReadSum(w))
-        return seen / self.examples.num_examples, total / self.examples.num_examples
-
-    def squares(self, w: Tensor) -> Tensor:
-        """Return the squares of C w, summed by slot, (k, s)."""
-        return self._total(SquareSum(w)) / self.examples.num_examples
+    def read(self, w: Tensor) -> tuple[Tensor, BlockMoments]:
+        """Return the squares of C w, summed by slot, (k, s), and the moments of every example's rows."""
+        count = self.examples.num_examples
+        seen, (first, second) = self.steps.gather(ReadSum(w))
+        return seen / count, BlockMoments(first / count, second / count**2, self.examples.num_outputs)
 
     def gram(self, w: Tensor) -> Tensor:
         """Return G w, (k, params)."""

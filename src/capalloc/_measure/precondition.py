@@ -63,7 +63,8 @@ def inverse_root(examples: Examples, sample: Sample) -> InverseRoot:
         return root
     rows = [*constant_rows(examples, most)]
     count = sum(map(len, rows))
-    return replace(root, beside=RowsBeside(torch.cat([root.pull(part) for part in rows]) / math.sqrt(count)))
+    beside = torch.cat([root.pull(part) for part in rows]) / math.sqrt(count)
+    return replace(root, beside=RowsBeside(beside, count / (len(examples.x) * examples.num_outputs)))
 
 
 def spread(examples: Examples, most: int) -> Tensor:
@@ -76,32 +77,34 @@ def samples_of_outputs(examples: Examples, chosen: Tensor, each: int, stream: in
     """Yield random constraints of one random combination of each example's outputs: cheaper than of all."""
     size, vectors = examples.apart(each, 1)
     for places in chosen.split(size):
-        bound = one_combination(examples, places, stream)
+        bound = one_combination(examples, places, signs(examples, places, 7, stream, 1, examples.num_outputs))
         for part in signs(examples, places, 8, stream, each, 1, examples.num_slots).split(vectors):
             yield bound.each(part).flatten(0, 1)
 
 
 def constant_rows(examples: Examples, count: int) -> Iterator[Tensor]:
-    """Yield constraints of the constant input, (e, params), each of an example and a random combination of its outputs.
+    """Yield constraints of the constant input, (e, params), each of an example and a combination of its outputs.
 
-    The combinations are others than the examples' own: beside their own, the constant would seem to hold no more than
-    they constrain, while all outputs may constrain far more.
+    The combinations of an example are orthogonal, so that as many as it has outputs say what all say. They are others
+    than the examples' own: beside their own, the constant would seem to hold no more than they constrain, while all
+    outputs may constrain far more.
     """
-    combinations = min(math.ceil(math.sqrt(count) / 2), examples.num_outputs)
+    outputs = examples.num_outputs
+    combinations = min(max(math.ceil(math.sqrt(count) / 2), math.ceil(count / len(examples.x))), outputs)
     chosen = spread(examples, count // combinations)
     size, _ = examples.apart(1, 1)
-    for number in range(combinations):
-        for places in chosen.split(size):
-            bound = one_combination(examples, places, 2 + number)
-            row = examples.x.new_zeros(1, 1, len(places), examples.num_slots)
-            row[..., -1] = 1
-            yield bound.each(row)[0]
+    for places in chosen.split(size):
+        row = examples.x.new_zeros(1, 1, len(places), examples.num_slots)
+        row[..., -1] = 1
+        random = (examples.generator(7, 2, k) for k in places.tolist())
+        drawn = [torch.randn(outputs, combinations, generator=one, dtype=torch.float64) for one in random]
+        for units in torch.linalg.qr(torch.stack(drawn)).Q.permute(2, 0, 1) * math.sqrt(outputs):
+            yield one_combination(examples, places, units[None]).each(row)[0]
 
 
-def one_combination(examples: Examples, places: Tensor, stream: int) -> BatchProducts:
-    """Return products with the constraints of one random combination of the outputs of some examples."""
-    units = signs(examples, places, 7, stream, 1, examples.num_outputs)
-    replay = partial(examples.replay, int(places[0]))
+def one_combination(examples: Examples, places: Tensor, units: Tensor) -> BatchProducts:
+    """Return products with the constraints of one combination of the outputs of some examples, (1, e, outputs)."""
+    replay, units = partial(examples.replay, int(places[0])), units.to(examples.x)
     return examples.operator.at(examples.x[places.to(examples.x.device)], units, replay)
 
 

@@ -7,7 +7,7 @@ random signs z that share their space,
 
 which is the blocks' answer with y_0 = z and trace(G^+ G_s) at the end (docs/theory.md, section 4). Stopping early
 is what regularises. A probe tells of a slot from that slot's constraints alone. The sum over parameters of a tensor is
-read off in the blocks' coordinates: E y_t . (A y)_t.
+read off in the blocks' coordinates: E |(A^(1/2) y_d)_t|^2.
 
 Index convention: k probes, s slots, t tensors; vectors are (k, params).
 """
@@ -22,10 +22,11 @@ from torch import Tensor
 
 from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING, InverseRoot
 from capalloc._linalg.krylov import KrylovSpace
+from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure.example_sums import ExampleSums
 
 #: Images C' xi of random rows, which tell the parameters that move, variances that no sample saw, and the parts of
-#: tensors in the blocks' answer; probes that tell those parts after steps. Slots need more of them.
+#: tensors in the blocks' answer. Slots need more of them.
 FEWEST_IMAGES, IMAGES = 2, 8
 
 
@@ -35,7 +36,18 @@ class ProbeReading:
 
     steps: int
     slots: Tensor  # (k, s)
-    tensors: Tensor  # (k or fewer, t)
+    tensors: Tensor  # (k or others, t)
+    moments: BlockMoments  # of every example's constraints
+    constant: float  # share of the constant's constraints that stand beside the blocks
+
+    def held(self, total: float) -> Tensor:
+        """Return the capacity of every slot, (s,), where all of them hold `total`.
+
+        Blocks know no constraint of these examples apart, steps all of them.
+        """
+        known = torch.full_like(self.slots[0], float(self.steps > 0))
+        known[-1] = max(float(known[-1]), self.constant)
+        return self.moments.held(total, known)
 
     @property
     def least_total(self) -> float:
@@ -85,36 +97,45 @@ def unmoved(image: Tensor, dtype: torch.dtype) -> Tensor:
     return size <= least
 
 
-def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tensor]) -> Refinement:
+def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tensor], together: bool) -> Refinement:
     """Read the blocks' answer off C R z for random signs z, (k, params) each: E |(C R z)_s|^2 is R' G_s R's trace.
 
-    Few images C' xi tell the tensors' parts, which need no more.
+    Few images C' xi tell the tensors' parts, which need no more. Signs are held `together`, or their rows are: of a
+    large network these are fewer.
     """
     image = sums.noise(0, FEWEST_IMAGES)
     root = root.completed(image)
     tensors = _by_tensor(root.pull(image).square(), sums.examples.sizes)
-    slots = torch.cat([sums.squares(root.push(z)) for z in directions])
-    return Refinement((ProbeReading(0, slots, tensors),), unmoved(image, sums.examples.x.dtype))
+    if together:
+        slots, moments = sums.read(root.push(torch.cat([*directions])))
+    else:
+        rows = sums.examples.by_example(torch.cat([sums.push(root.push(z)) for z in directions]))
+        slots, moments = rows.square().sum((1, 2)), BlockMoments.of(rows, sums.examples.num_outputs)
+    reading = ProbeReading(0, slots, tensors, moments, _constant(root))
+    return Refinement((reading,), unmoved(image, sums.examples.x.dtype))
 
 
 def readings(sums: ExampleSums, root: InverseRoot, z: Tensor, at: Collection[int]) -> Iterator[ProbeReading]:
     """Yield readings after so many steps, each step from one more product with G and each reading from one with C."""
     space = KrylovSpace.of(z, UNITS_OF_ROUNDING * torch.finfo(sums.examples.x.dtype).eps)
     if 0 in at:
-        yield read(sums, root, z, 0)
+        yield read(sums, root, z, 0, z * root.pull(sums.gram(root.push(z))))
     for steps in range(1, max(at) + 1):
         if len(space.next):
             space = space.step(root.pull(sums.gram(root.push(space.next))))
         if steps in at:
-            yield read(sums, root, space.inverse_sqrt(z), steps)
+            y = space.inverse_sqrt(z)
+            yield read(sums, root, y, steps, space.sqrt(y).square())
 
 
-def read(sums: ExampleSums, root: InverseRoot, y: Tensor, steps: int) -> ProbeReading:
-    """Read slots off all probes, and tensors off the first."""
-    first, others = root.push(y[:IMAGES]), root.push(y[IMAGES:])
-    slots, turned = sums.read(first)
-    tensors = _by_tensor(y[:IMAGES] * root.pull(turned), sums.examples.sizes)
-    return ProbeReading(steps, torch.cat([slots, sums.squares(others)]) if len(others) else slots, tensors)
+def read(sums: ExampleSums, root: InverseRoot, y: Tensor, steps: int, energy: Tensor) -> ProbeReading:
+    """Read slots off C R y, and tensors off the energy y'A y of every coordinate, (k, params)."""
+    slots, moments = sums.read(root.push(y))
+    return ProbeReading(steps, slots, _by_tensor(energy, sums.examples.sizes), moments, _constant(root))
+
+
+def _constant(root: InverseRoot) -> float:
+    return 0.0 if root.beside is None else min(root.beside.share, 1.0)
 
 
 def _by_tensor(values: Tensor, sizes: list[int]) -> Tensor:

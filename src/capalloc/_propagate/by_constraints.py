@@ -108,7 +108,7 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     """Return the answer of the blocks, and of as many steps as were asked for or help."""
     phases = Phases()
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
-    settings = replace(settings, output_probes=1) if large and settings.output_probes is None else settings
+    settings = replace(settings, output_probes=2) if large and settings.output_probes is None else settings
     probes = probes_for(task.size) if settings.num_probes == "auto" else settings.num_probes
     together = replace(settings, num_probes=2 if large else probes)  # large networks hold few vectors at a time
     examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, together)
@@ -129,7 +129,7 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         z = probe_vectors(examples, *numbers).double()
         found = refine(sums, root, z, in_memory(readings_at(settings, effort.steps), settings, z, task.budget), ends)
     else:  # one at a time: each is as long as the model is large
-        found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in numbers))
+        found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in numbers), together=not large)
     phases("steps")
     counted = count(task, examples, found, rank_of(sums) if ranked else None)
     phases("total")
@@ -173,12 +173,9 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     last: ProbeReading = found.last
     probes = len(last.slots)
     places = task.problem.places
-    free, _ = scaled(last.slots, counted.total)
-    slots = capped(free, task.size.examples * task.size.outputs)
-    open_ = places.pooled(torch.as_tensor(slots >= free).double()).numpy() > 0
-    free, slots = (places.pooled(torch.as_tensor(values)).numpy() for values in (free, slots))
-    _, errors = scaled(places.pooled(last.slots), counted.total)
-    errors = np.where(open_, errors * slots / np.maximum(free, np.finfo(float).tiny), 0.0)
+    slots = places.pooled(last.held(counted.total)).cpu().numpy()
+    seen, errors = scaled(places.pooled(last.slots), counted.total)
+    errors *= slots / np.maximum(seen, np.finfo(float).tiny)
     tensors, tensor_errors = scaled(last.tensors, counted.total)
     sizes = np.array([p.numel() for p in task.problem.params.values()], float)
     tensors = capped(tensors, sizes)
@@ -200,7 +197,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
         **idle(task.size.params, int(found.unused.sum()), round(counted.total)),
         "bias_standard_error": float(errors[n:].sum()),
         "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),
-        "notes": [stated(lacking, noise, last.steps), *bounds(free[n:], slots[n:]), *counted.notes],
+        "notes": [stated(lacking, noise, last.steps), *counted.notes],
     }
     shaped = (axes, errors[:n].reshape(shape))
     return Allocation(
@@ -226,8 +223,7 @@ def scaled(values: Tensor, total: float) -> tuple[np.ndarray, np.ndarray]:
 def capped(values: np.ndarray, most: float | np.ndarray) -> np.ndarray:
     """Return values of the same sum, none above `most`: what is too much goes to the others in proportion.
 
-    A slot holds no more than its constraints, one for each example and output, and a tensor no more than its
-    parameters. Blocks alone give the constant, and some tensors, far more.
+    A tensor holds no more than its parameters; blocks alone give some far more.
     """
     most = np.broadcast_to(np.asarray(most, float), values.shape)
     if most.sum() <= values.sum():
@@ -241,13 +237,6 @@ def capped(values: np.ndarray, most: float | np.ndarray) -> np.ndarray:
             break
         values = np.where(full, most, others * (rest / others.sum()))
     return values
-
-
-def bounds(free: np.ndarray, constant: np.ndarray) -> list[str]:
-    """Return the note on a constant input whose capacity is a bound, if it is one."""
-    if not (constant < free).any():
-        return []
-    return [f"the constant input holds at most {constant.sum():.0f}: one constraint for each example and output"]
 
 
 def stated(lacking: float, noise: float, steps: int) -> str:

@@ -17,15 +17,15 @@ from capalloc._model.problem import random_signs
 from capalloc._runtime.memory import Budget, Size
 from capalloc._settings import Block
 
-#: Where examples make fewer constraints for each parameter, or combinations of outputs fewer of the constant, steps
-#: lead to what these constrain, away from the answer of all (docs/validation.md). Large networks have no time for them.
+#: Where combinations of outputs make fewer constraints for each parameter, or fewer of the constant, steps lead to what
+#: these constrain, away from the answer of all outputs (docs/validation.md). Large networks have no time for them.
 ROWS_PER_PARAM, CONSTANT_ROWS_PER_PARAM = 4, 0.5
 #: What is missing after so many steps or more, at most, in units of the change since half of them: chosen on 36
-#: networks, held by others (docs/validation.md).
+#: networks (docs/validation.md).
 FIRST_TOLD, MISSING_RATIO = 4, 2.0
-#: Steps of the first reading, and what is missing before and after, at most, whatever the change: held by 35 of the 36
-#: and by all.
-FIRST_READ, MISSING_OF_BLOCKS, MISSING_AFTER_TWO = 2, 0.25, 0.12
+#: Steps of the first reading, and what is missing before and after it, at most, whatever the change; and where examples
+#: are fewer than so many, or the constant does not stand beside the blocks (docs/validation.md).
+FIRST_READ, MISSING_AT_MOST, NEEDED_EXAMPLES, MISSING_OF_FEW = 2, (0.12, 0.08), 4, (0.25, 0.15)
 #: Distance at which "auto" stops, and that at which it does where twice the steps would take longer than there is time;
 #: most steps; the part of it that the probes may add.
 ENOUGH, NEAR_ENOUGH, MOST_STEPS, NOISE = 0.03, 0.05, 16, 0.02
@@ -33,11 +33,11 @@ ENOUGH, NEAR_ENOUGH, MOST_STEPS, NOISE = 0.03, 0.05, 16, 0.02
 #: is told of it, half as much again for chance.
 EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
 #: What blocks and the constant are known from; less of large networks, whose constant gets the most that it can hold.
-SAMPLE, SAMPLE_OF_LARGE, LARGE_PARAMS = Sample(32, 8, 2048, 64), Sample(4, 2, 512), 2_000_000
+SAMPLE, SAMPLE_OF_LARGE, LARGE_PARAMS = Sample(32, 8, 2048, 1024), Sample(4, 2, 512), 2_000_000
 #: Fewest and most probes that "auto" takes.
 FEWEST_PROBES, MOST_PROBES = 16, 64
-#: Probes times examples of large networks: some thirty passes.
-PRODUCTS_OF_LARGE = 8
+#: Probes times examples of large networks, with two combinations of outputs: some thirty passes.
+PRODUCTS_OF_LARGE = 4
 #: A reading is a product with C, a step one with C and C'.
 STEPS_OF_A_READING = 0.5
 #: Vectors of a probe beside one for each step.
@@ -143,9 +143,10 @@ def steps_for(settings: Block, examples: Examples) -> int:
 
 
 def has_many_constraints(examples: Examples) -> bool:
-    """Return True where examples, and combinations of their outputs, constrain as all would."""
-    of_constant = examples.num_examples * (examples.output_probes or math.inf)
-    params = examples.num_params
+    """Return True where all outputs are constrained, or their combinations constrain as all would."""
+    if examples.output_probes is None:
+        return True
+    of_constant, params = examples.num_examples * examples.output_probes, examples.num_params
     return examples.num_rows >= ROWS_PER_PARAM * params and of_constant >= CONSTANT_ROWS_PER_PARAM * params
 
 
@@ -185,9 +186,13 @@ class Enough:
 
 def missing(found: Refinement) -> float:
     """Return how far the answer may still be, as a share of the capacity to be moved, the constant counted."""
-    if found.last.steps < FIRST_TOLD:
-        return MISSING_AFTER_TWO if found.last.steps >= FIRST_READ else MISSING_OF_BLOCKS
-    return min(MISSING_AFTER_TWO, MISSING_RATIO * distance(found.last.slots.mean(0), found.half.slots.mean(0)))
+    last = found.last
+    few = len(last.moments.first) < NEEDED_EXAMPLES or not last.constant
+    of_blocks, after_two = MISSING_OF_FEW if few else MISSING_AT_MOST
+    if last.steps < FIRST_TOLD:
+        return after_two if last.steps >= FIRST_READ else of_blocks
+    used = float((~found.unused).sum())
+    return min(after_two, MISSING_RATIO * distance(last.held(used), found.half.held(used)))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
