@@ -252,6 +252,15 @@ def test_a_program_saved_for_one_example(tmp_path):
     np.testing.assert_allclose(saved.scaling.data["rate"], own.scaling.data["rate"])
 
 
+def test_what_residual_blocks_keep_is_told_of_networks_that_have_some(diagnosis):
+    plain = capalloc.shattering(
+        torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).double(), gaussian(6, 4)
+    )
+    for found in (plain, diagnosis.shattering):
+        told = [fact for fact in found.view().facts if fact.name == "kept by residual blocks"]
+        assert len(told) == ("stream" in found.kind.to_numpy())
+
+
 def test_a_dead_network_shows_dashes_and_no_nan():
     dead = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
     torch.nn.init.constant_(dead[0].bias, -100.0)

@@ -113,6 +113,7 @@ class Shattering(Result):
     def view(self) -> View:
         """Correlations of gradients by depth and by distance, the gates that cost them, and what to change."""
         measured = estimate(float(self.measured_independent[0]), digits=".3g")
+        kept = Fact("kept by residual blocks", estimate(self.kept, digits=".3g"), "at the sum of the first one")
         return self._view(
             title="Shattering",
             heading=f"index {self.index:.3g}, correlation of gradients {estimate(self.correlation, digits='.3g')}",
@@ -122,11 +123,7 @@ class Shattering(Result):
                     estimate(self.correlation, digits=".3g"),
                     f"predicted at the inputs; {measured} measured",
                 ),
-                Fact(
-                    "kept by residual blocks",
-                    estimate(self.kept, digits=".3g"),
-                    "at the sum of the first one, or at the inputs",
-                ),
+                *([kept] if (self.kind == "stream").any() else []),
                 Fact("shattering index", f"{self.index:.3g}", "decouplings on a path, in the mean"),
             ],
             brief=0,
