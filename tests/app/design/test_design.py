@@ -625,7 +625,7 @@ def test_logarithmic_maps_hold_the_same_numbers() -> None:
     reading = read(Design(size=20))
     heat = figures.map_figure(reading, "A", log=True)["data"][0]
     shown = np.array(heat["z"], float)
-    seen = reading.capacity > reading.capacity.max() * figures.LOG_RANGE
+    seen = reading.capacity > reading.capacity.max() * figures.SHOWN_RANGE
     np.testing.assert_allclose(10 ** shown[seen], reading.capacity[seen], rtol=2e-4)
     assert np.isnan(shown[~seen]).all()
     np.testing.assert_allclose(heat["customdata"], reading.capacity, rtol=1e-5, atol=1e-9)

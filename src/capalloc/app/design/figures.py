@@ -23,7 +23,7 @@ DASHES = {"A": "solid", "B": "dash"}
 #: Lowest correlation that is drawn.
 LOWEST_CORRELATION = 1e-4
 #: Least value on a logarithmic scale, of the largest.
-LOG_RANGE = 1e-4
+SHOWN_RANGE = 1e-4
 
 
 def map_figure(reading: Reading, name: str, log: bool = False) -> Figure:
@@ -59,15 +59,15 @@ def _image(reading: Reading, log: bool) -> Figure:
 
 
 def _logarithms(values: Array) -> list[list[float | None]]:
-    """log10, and nothing where there is none, down to `LOG_RANGE` of the largest."""
-    least = values.max() * LOG_RANGE
+    """log10, and nothing where there is none, down to `SHOWN_RANGE` of the largest."""
+    least = values.max() * SHOWN_RANGE
     return [[round(math.log10(v), 4) if v > least else None for v in row] for row in values.tolist()]
 
 
 def _powers(values: Array) -> Figure:
     """Ticks at powers of ten."""
     top = math.log10(values.max())
-    powers = range(math.ceil(top + math.log10(LOG_RANGE)), math.floor(top) + 1)
+    powers = range(math.ceil(top + math.log10(SHOWN_RANGE)), math.floor(top) + 1)
     return {"tickvals": [*powers], "ticktext": [f"{10.0**power:g}" for power in powers]}
 
 
@@ -109,7 +109,7 @@ def _line(reading: Reading, name: str, log: bool) -> Figure:
         traces.append(_band(region, top, f"{share:.0%} of the effective field", opacity))
     start, stop = (edge - 0.5 for edge in reading.field)
     for edge in (start, stop):
-        at = {"x": [edge, edge], "y": [top * LOG_RANGE if log else 0, top]}
+        at = {"x": [edge, edge], "y": [top * SHOWN_RANGE if log else 0, top]}
         traces.append(
             _stroke(at, "theoretical field", "dot") | {"line": {"color": "#8a8a8a", "width": 2, "dash": "dot"}}
         )
@@ -122,7 +122,7 @@ def _line(reading: Reading, name: str, log: bool) -> Figure:
 
 
 def _log_axis(top: float) -> Figure:
-    return {"type": "log", "range": [math.log10(top * LOG_RANGE), math.log10(top) + 0.1], "exponentformat": "power"}
+    return {"type": "log", "range": [math.log10(top * SHOWN_RANGE), math.log10(top) + 0.1], "exponentformat": "power"}
 
 
 def _band(region: Any, height: float, label: str, opacity: float) -> Figure:
