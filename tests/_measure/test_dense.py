@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from capalloc._linalg.gram_root import GramPass, gram_error, largest_trace, root_of_gram
-from capalloc._linalg.leverage import ParamUnits, accumulate, polar_factor
+from capalloc._linalg.leverage import ParamUnits, accumulate, inverse_root, norm_from_below, polar_factor
 from capalloc._linalg.row_block import SPANS, RowBlock, block_of, joined
 from capalloc._measure.dense import root_from_gram, scores_in_memory, scores_in_passes
 from capalloc._runtime.steps import Steps
@@ -111,6 +111,32 @@ def test_ranks_and_rows_do_not_see_the_scale_of_columns(shape, rank, spread, see
         np.testing.assert_allclose(found.table.sum(0), plain.table.sum(0), atol=1e-8)
     turned = scores(scaled, 0.0, units=ParamUnits(1 / scale, 1 / scale))
     np.testing.assert_allclose(turned.table, plain.table, atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0, 4.0, 6.0, 8.0, 12.0])
+@pytest.mark.parametrize("decay", [0.0, 3.0, 6.0])
+def test_one_decomposition_says_what_three_do(spread, decay, monkeypatch):
+    """Where singular values that count are far above rounding those of columns of length 1 only confirm the rank."""
+    random = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(n, 20, generator=random, dtype=torch.float64) for n in (90, 40))
+    C = left * 10 ** -torch.linspace(0, decay, 20, dtype=torch.float64) @ right.T
+    C = torch.cat([C, C[:, :1], torch.zeros(90, 1, dtype=torch.float64)], 1)
+    scale = 10 ** (spread * (torch.rand(42, generator=random, dtype=torch.float64) - 0.5))
+    units = ParamUnits(scale, scale)
+    short = inverse_root(C, 0.0, 90, units=units)
+    monkeypatch.setattr("capalloc._linalg.leverage.WELL_ABOVE_ROUNDING", 2.0)
+    long = inverse_root(C, 0.0, 90, units=units)
+    assert short.rank == long.rank == 20
+    np.testing.assert_allclose(short.polar.square(), long.polar.square(), atol=1e-6)
+    np.testing.assert_allclose((C @ short.matrix).square(), (C @ long.matrix).square(), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (40, 40), (60, 20)])
+def test_the_norm_from_below_is_one_and_near(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    largest = float(torch.linalg.matrix_norm(matrix, 2))
+    assert 0.8 * largest < norm_from_below(matrix) <= largest * (1 + 1e-14)
+    assert norm_from_below(torch.zeros(shape, dtype=torch.float64)) == 0
 
 
 @settings(max_examples=25, deadline=None)

@@ -33,6 +33,8 @@ from capalloc._linalg.row_block import RowBlock
 
 #: Share of the largest singular value above which those that count leave 8 digits of their vectors.
 WELL_ABOVE_ROUNDING = 1e-8
+#: Steps of the power method that bound a largest singular value, to a tenth or so.
+POWER_STEPS = 8
 #: Leverages are in [0, 1] and known to some eps; a parameter that any constraint moves has far more than this.
 NO_LEVERAGE = 1e-20
 
@@ -183,6 +185,15 @@ def rank_of_factor(factor: Tensor, size: int, units: ParamUnits | None = None) -
     return KeptValues.of(torch.linalg.svdvals(scaled), size).number
 
 
+def norm_from_below(matrix: Tensor) -> float:
+    """A bound below the largest singular value, and near it: |A x| / |x| for the x that some steps of A'A lead to."""
+    x = matrix.new_ones(matrix.shape[1])
+    for _ in range(POWER_STEPS):
+        x = matrix.T @ (matrix @ x)
+        x = x / torch.linalg.vector_norm(x).clamp(min=torch.finfo(x.dtype).tiny)
+    return float(torch.linalg.vector_norm(matrix @ x))
+
+
 @dataclass(frozen=True)
 class KeptValues:
     """The singular values that count."""
@@ -243,11 +254,13 @@ def inverse_root(
         capacity = float((s / whole).square().sum())
         return kept.root((vectors.T / whole) @ vectors, s, (left * (s / whole)) @ vectors, capacity)
     lengths = column_lengths(factor, units, eps)
-    # s_i(F / lengths) <= s_i(F D) max 1 / (D lengths), beside a largest of 1 at least: no more count than do here.
+    equal = factor * _reciprocal(lengths)
+    # s_i(F / lengths) <= s_i(F D) max 1 / (D lengths): where these count as zero, no more count than do here.
     stretch = _reciprocal(lengths * scale).max() if len(scale) else 0.0
-    if kept.clear and kept.dropped * float(stretch) <= kept.tolerance:
+    few = kept.clear and kept.dropped * float(stretch) <= kept.tolerance * norm_from_below(equal)
+    if few or (kept.clear and KeptValues.of(torch.linalg.svdvals(equal), size, eps).number == kept.number):
         return kept.root((scale[:, None] * vectors.T / s) @ vectors, s, (left @ vectors) * (lengths > 0))
-    left, singular, vectors = torch.linalg.svd(factor * _reciprocal(lengths), full_matrices=False)
+    left, singular, vectors = torch.linalg.svd(equal, full_matrices=False)
     kept = KeptValues.of(singular, size, eps)
     s, left, vectors = kept.counted, left[:, : kept.number], vectors[: kept.number]
     turned, values = unitary_factor(s[:, None] * vectors * lengths * scale)
