@@ -21,6 +21,9 @@ from capalloc._energy.program import Edge, Program, Step
 from capalloc._energy.ranges import least_exponent
 from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, sum_to
 
+#: Largest cotangents of several rows: what a process keeps for the next ones of their size instead of giving it back.
+BYTES_AT_ONCE = 2**24
+
 
 def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoint:
     """Sweep the first adjoint: g = dE/de with `seed` at the outputs, kept at edges, parameters and `keep`."""
@@ -74,6 +77,8 @@ def capacity(
 ) -> Cotangents:
     """Sweep the second adjoint of a batch: capacity kappa = e * r at the inputs, the constant and `keep`.
 
+    Many rows are swept some at a time, each part from the first parameter on that it is about.
+
     Args:
         program: the batch's energy network.
         flow: its first adjoint, the outputs seeded with `usage.output_weight`; used up on the way.
@@ -86,18 +91,53 @@ def capacity(
         slot -> capacity, (rows, *shape of the slot).
 
     """
+    largest = max(value.numel() for value, signal in zip(program.values, program.is_signal, strict=True) if signal)
+    number = max(1, BYTES_AT_ONCE // (program.dtype.itemsize * max(1, largest)))
+    starts = range(0, max(1, len(loss)), number)
+    parts = []
+    for start in starts:
+        own = {name: row - start for name, row in rows.items() if start <= row < start + number}
+        swept = _rows_of_capacity(program, flow, usage, loss[start : start + number], own, keep, start == starts[-1])
+        parts.append(swept)
+    if len(parts) == 1:
+        return parts[0]
+    none = {slot: held[:1].new_zeros(held[:1].shape) for part in parts for slot, held in part.items()}
+    sizes = [len(loss[start : start + number]) for start in starts]
+    return {
+        slot: torch.cat([part.get(slot, zero.expand(n, *zero.shape[1:])) for part, n in zip(parts, sizes, strict=True)])
+        for slot, zero in none.items()
+    }
+
+
+def _rows_of_capacity(
+    program: Program,
+    flow: FirstAdjoint,
+    usage: Usage,
+    loss: Tensor,
+    rows: Mapping[str, int],
+    keep: Sequence[int],
+    last: bool,
+) -> Cotangents:
+    """Sweep some of the rows; the `last` of them use the first adjoint up."""
     duals = _Duals(program, usage, rows)
     through = usage.through_channels
     per_energy = (loss / torch.where(through > 0, through, 1.0)).to(program.dtype)
+    taking = (loss != 0).any(0)
     by_step = {edge.step: edge for edge in program.edges}
     waiting: Cotangents = {}
     kept = {*keep, program.input, program.constant}
     held: Cotangents = {}
     for k in reversed(range(len(program.steps))):
         step = program.steps[k]
-        edge, g, r = by_step.get(k), flow.at_edges.pop(k, None), waiting.pop(step.out, None)
+        edge, g, r = by_step.get(k), flow.at_edges.get(k), waiting.pop(step.out, None)
+        if last:
+            flow.at_edges.pop(k, None)
         if edge is not None and g is not None:
-            r = _sink(r, g, per_energy, usage.potentials.component[edge.out_labels])
+            component = usage.potentials.component[edge.out_labels]
+            if bool(taking[component].any()):
+                r = _sink(r, g, per_energy, component)
+            elif r is None and step.out in kept:
+                held[step.out] = g.new_zeros(len(loss), *g.shape)
         if r is not None:
             if step.out in kept:
                 held[step.out] = program.values[step.out] * r
@@ -153,7 +193,8 @@ class _Duals:
         """Give the parts of the parameters in a slot, by the row they belong to."""
         for name, leaf in self.program.params.items():
             if leaf == slot:
-                return {self.rows[name]: self._inverse(slot)} if slot in self.usage.through_params else {}
+                asked = name in self.rows and slot in self.usage.through_params
+                return {self.rows[name]: self._inverse(slot)} if asked else {}
         found: dict[int, Tensor] = {}
         for step in self.program.steps:
             if step.out != slot:

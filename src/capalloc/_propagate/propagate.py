@@ -128,6 +128,7 @@ def propagate(
     phases("checks")
     dtype = asked.dtype if isinstance(asked, Markov) else torch.float64 if isinstance(asked, Hessian) else "auto"
     settings: dict[str, Any] = {"progress": progress, "products": products, "metric": space}
+    settings["table_rows"] = len(problem.params) if table is True else 0
 
     def walked(batches: Batches) -> Allocation:
         phases("capture")
