@@ -23,9 +23,9 @@ from capalloc._runtime.memory import available_bytes
 
 #: Examples walked at once by default, where memory allows: enough to fill two cores on small networks.
 DEFAULT_BATCH = 64
-#: Numbers kept for each that the graph computes: an energy, its gate and two adjoints; and for each row of a table, of
-#: the largest tensor, such as a stream, what arrives there and what a step makes of it.
-KEPT, KEPT_OF_ROWS = 4, 4
+#: Numbers kept for each that the graph computes: an energy, its gate and two adjoints; and for each row of a table at the
+#: inputs: what arrives there, alone and beside other rows.
+KEPT, KEPT_OF_ROWS = 4, 3
 #: Numbers of one example above which a float32 model's energies are float32 too. Sums of positive terms lose nothing
 #: to cancellation: on ResNets, a stack of 40 convolutions and a GPT the two precisions agree to 1e-7 of the total.
 FLOAT64_LIMIT = 2**16
@@ -81,7 +81,8 @@ class Batches:
             raise TypeError(f"dtype must be a floating point type, got {dtype}")
         if isinstance(dtype, str):
             dtype = torch.float64 if graph.entries() <= FLOAT64_LIMIT * size else problem.dtype
-        kept = dtype.itemsize * max(1, KEPT * graph.entries() + KEPT_OF_ROWS * table_rows * graph.largest())
+        of_rows = KEPT_OF_ROWS * table_rows * problem.probe.numel() * graph.batch_size
+        kept = dtype.itemsize * max(1, KEPT * graph.entries() + of_rows)
         fitting = (available_bytes(problem.probe.device) // 2 * size) // kept
         if batch_size == "auto" and fitting < size:
             graph = capture(problem, max(1, fitting))

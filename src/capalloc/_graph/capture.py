@@ -59,15 +59,8 @@ class Graph:
 
     def entries(self) -> int:
         """Count the numbers that the calls compute."""
-        return sum(self._sizes())
-
-    def largest(self) -> int:
-        """Count the numbers of the largest tensor among them."""
-        return max(self._sizes(), default=0)
-
-    def _sizes(self) -> list[int]:
         values = [leaf for node in self.calls() for leaf in pytree.tree_leaves(node.meta.get("val"))]
-        return [value.numel() for value in values if isinstance(value, Tensor)]
+        return sum(value.numel() for value in values if isinstance(value, Tensor))
 
 
 class _Constrained(nn.Module):

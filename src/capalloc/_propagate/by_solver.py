@@ -175,10 +175,10 @@ def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapac
 
 def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, table: bool) -> Allocation:
     dims, names = problem.places.dims, list(result.names)
-    by_input = problem.places.pooled(result.by_input).reshape(-1, *problem.places.shape)
+    by_input = problem.places.pooled(result.by_input.double()).reshape(-1, *problem.places.shape)
     joint = None
     if table:
-        rows = torch.cat([by_input.flatten(1), result.bias[:, None]], 1)
+        rows = torch.cat([by_input.flatten(1), result.bias[:, None].double()], 1)
         rows = _without_debts(rows) if bool((rows < 0).any()) else rows
         coords = {"parameter": names, "bias": ("parameter", rows[:, -1].numpy())}
         joint = xr.DataArray(rows[:, :-1].reshape(by_input.shape).numpy(), dims=("parameter", *dims), coords=coords)
