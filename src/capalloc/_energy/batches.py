@@ -23,8 +23,8 @@ from capalloc._runtime.memory import available_bytes
 
 #: Examples walked at once by default, where memory allows: enough to fill two cores on small networks.
 DEFAULT_BATCH = 64
-#: Numbers kept for each that the graph computes: an energy, its gate and two adjoints; and for each row of a table at the
-#: inputs: what arrives there, alone and beside other rows.
+#: Numbers kept for each that the graph computes: an energy, its gate and two adjoints; and for each row of a table
+#: at the inputs: what arrives there, alone and beside other rows.
 KEPT, KEPT_OF_ROWS = 4, 3
 #: Numbers of one example above which a float32 model's energies are float32 too. Sums of positive terms lose nothing
 #: to cancellation: on ResNets, a stack of 40 convolutions and a GPT the two precisions agree to 1e-7 of the total.
