@@ -41,7 +41,7 @@ def table(x: Tensor, **settings) -> xr.Dataset:
 def test_rows_may_be_swept_in_parts(bytes_at_once, batch_size, monkeypatch):
     x = gaussian(6, 1, 8, 8)
     whole = table(x, solver="markov", batch_size=batch_size)
-    monkeypatch.setattr("capalloc._energy.sweep.BYTES_AT_ONCE", bytes_at_once)
+    monkeypatch.setattr("capalloc._energy.sweep.BYTES_OF_ROWS", bytes_at_once)
     xr.testing.assert_allclose(table(x, solver="markov", batch_size=batch_size), whole, rtol=1e-12, atol=1e-12)
 
 

@@ -22,7 +22,7 @@ from capalloc._energy.ranges import least_exponent
 from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, sum_to
 
 #: Largest cotangents of several rows: what a process keeps for the next ones of their size instead of giving it back.
-BYTES_AT_ONCE = 2**24
+BYTES_OF_ROWS = 2**24
 
 
 def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoint:
@@ -92,7 +92,7 @@ def capacity(
 
     """
     largest = max(value.numel() for value, signal in zip(program.values, program.is_signal, strict=True) if signal)
-    number = max(1, BYTES_AT_ONCE // (program.dtype.itemsize * max(1, largest)))
+    number = max(1, BYTES_OF_ROWS // (program.dtype.itemsize * max(1, largest)))
     starts = range(0, max(1, len(loss)), number)
     parts = []
     for start in starts:
