@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 #: Halvings of the logarithm of the scale, from this range: to the rounding of float64.
-SCALE_HALVINGS, LOG_RANGE = 70, 60.0
+SCALE_HALVINGS, FARTHEST_LOG = 70, 60.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class BlockMoments:
         """
         tiny = torch.finfo(torch.float64).tiny
         size = torch.maximum(self.second / self.first.clamp(min=tiny), self.first / self.num_rows)
-        low, high = torch.full_like(known, -LOG_RANGE), torch.full_like(known, LOG_RANGE)
+        low, high = torch.full_like(known, -FARTHEST_LOG), torch.full_like(known, LOG_RANGE)
         for _ in range(SCALE_HALVINGS):
             middle = (low + high) / 2
             enough = self._at(middle.exp(), known, size).sum() > total
