@@ -59,7 +59,7 @@ class BlockMoments:
         """
         tiny = torch.finfo(torch.float64).tiny
         size = torch.maximum(self.second / self.first.clamp(min=tiny), self.first / self.num_rows)
-        low, high = torch.full_like(known, -FARTHEST_LOG), torch.full_like(known, LOG_RANGE)
+        low, high = torch.full_like(known, -FARTHEST_LOG), torch.full_like(known, FARTHEST_LOG)
         for _ in range(SCALE_HALVINGS):
             middle = (low + high) / 2
             enough = self._at(middle.exp(), known, size).sum() > total
