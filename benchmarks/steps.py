@@ -60,7 +60,7 @@ def run() -> Table:
         "Blocks and steps: distance to the exact answer by effort",
         f"Networks and weights of the architectures' table, up to {EXAMPLES} test images, all outputs, metric "
         '"variance". Total variation, the constant counted; "said" adds what is missing and the noise of the probes; '
-        "the total after 8 steps is relative to the rank. Beside it, the distance from fewer images to their own exact answer.",
+        "the total after 8 steps is relative to the rank. Then fewer images, beside their own exact answer.",
         ("network", "weights", "parameters", "probes", "constant", *map(str, STEPS), *said, "noise", "total", *few),
         rows,
     )

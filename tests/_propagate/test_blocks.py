@@ -476,7 +476,7 @@ def test_as_many_probes_as_the_time_allows():
 
 @pytest.mark.parametrize(
     ("left", "kept"),
-    [(1e9, None), (8.0, None), (6.0, 15), (0.8, 2), (0.2, 1), (-1.0, 1)],  # 16 probes are read in 8 s with all 20
+    [(1e9, None), (8.0, None), (6.0, 15), (0.8, 2), (0.2, 2), (-1.0, 2)],  # 16 probes are read in 8 s with all 20
 )
 def test_as_few_outputs_as_sixteen_probes_have_time_for(left, kept):
     examples = SimpleExamples(rows_per_example=60, num_slots=3, num_params=10, num_examples=8)

@@ -1,6 +1,6 @@
 """The capacity of blocks of constraints where these are few: no more than their number (docs/theory.md, 4).
 
-Rows C_b of G = C'C hold trace(m (1 + m)^-1), with m = C_b H^+ C_b' and H what all other rows make of G. Where an
+Rows C_b of G = C'C hold trace(m (1 + m)^-1), with m = C_b H^+ C_b' and H the sum of all other rows' squares. Where an
 approximation A of G does not know these rows themselves, C_b A^+ C_b' = M stands for m but for a scale that all blocks
 share; where it does, M = m (1 + m)^-1. Between the two lies a share of the rows that it knows.
 

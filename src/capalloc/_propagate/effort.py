@@ -115,10 +115,11 @@ def in_time(wanted: Effort, left: float, fixed: bool, keep: bool) -> Effort:
 def fewer_outputs(examples: Examples, left: float, step: float) -> Examples:
     """Return them with as many random combinations of outputs as the fewest probes have time for, if not with all.
 
-    A step of a probe takes `step` seconds, a reading of what it sees a part of that.
+    A step of a probe takes `step` seconds, a reading of what it sees a part of that. Two combinations or more tell
+    what outputs have in common.
     """
     outputs = examples.num_constrained
-    kept = max(1, int(outputs * left / (FEWEST_PROBES * STEPS_OF_A_READING * step)))
+    kept = max(2, int(outputs * left / (FEWEST_PROBES * STEPS_OF_A_READING * step)))
     return replace(examples, output_probes=kept, ready=()) if kept < outputs else examples
 
 
