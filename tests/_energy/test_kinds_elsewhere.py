@@ -168,6 +168,11 @@ class Written(nn.Module):
         return self.last(F.relu(self.way(self, self.first(x))))
 
 
+def test_a_signal_less_its_activation_has_a_field() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanhshrink(), nn.Linear(4, 2))
+    assert bool(capalloc.receptive_field(model, gaussian(5, 3).float()).support.all())
+
+
 WRITTEN: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "a division": (lambda m, h: h / m.scale.exp(), lambda m, h: h * (1 / m.scale.exp())),
     "a division by a number": (lambda m, h: h / m.scale.square().sum(), lambda m, h: h * (1 / m.scale.square().sum())),

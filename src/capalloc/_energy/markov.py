@@ -31,7 +31,7 @@ class MarkovCapacity:
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     symmetries: int = 0
     exact_symmetries: bool = True
-    bent: bool = False  # whether symmetries are counted that a curved activation breaks
+    bent: bool = False  # whether an activation may break symmetries, or have more
     more: bool = False  # whether linear segments have more of them
     alive: Tensor = field(default_factory=lambda: torch.zeros(0))  # parameters that a path uses, by tensor
     by_example: tuple[float, ...] = ()  # path energy at the outputs
@@ -63,7 +63,7 @@ def solve(
     exact = usage.potentials.exact and all(
         mixture.tied_by(live) for mixture, live in zip(program.partial, usage.live, strict=True)
     )
-    found = spaces.find(program, usage) if linear or (exact and not usage.bends) else None
+    found = spaces.find(program, usage) if linear or (exact and not usage.bent) else None
     affine = any(edge.again for edge in program.edges)  # weights in a row that the constant's own paths see again
     shape = program.values[program.input].shape[1:]
     if not single:
@@ -85,7 +85,7 @@ def solve(
         layers={name: total.sum(0) for name, layer in slots.items() if (total := _sum(held, layer)) is not None},
         symmetries=round(float(counted.lost.sum())),
         exact_symmetries=exact,
-        bent=usage.bends,
+        bent=usage.bent,
         more=(found is not None and (found.total > 0 or found.unknown)) or affine,
         alive=counted.alive,
         by_example=tuple(usage.by_example),

@@ -139,7 +139,7 @@ class Program:
     decoupled: list[Energy] = field(default_factory=list)
     uneven: list[Tensor] = field(default_factory=list)
     pooled: list[Energy] = field(default_factory=list)  # of them, those that enter a maximum: a bias may pass it
-    bent: list[Tensor] = field(default_factory=list)  # labels of signals that a gate does not let rescale
+    bent: bool = False  # whether a gate does not let rescale what enters it
     apart: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     partial: list[PartialMixture] = field(default_factory=list)
     side: Literal["both", "inputs", "constant"] = "both"  # whose paths are being traced

@@ -305,8 +305,7 @@ class _Tracing:
         signals = [e for e in energies if isinstance(e, Energy) and e.is_signal]
         self.program.decoupled += signals
         self.program.pooled += signals if record(node.target).kind == "pooling" else []
-        if not self._lets_rescale(node, call):
-            self.program.bent += [e.labels for e in signals if e.labels is not None]
+        self.program.bent = self.program.bent or not self._lets_rescale(node, call)
 
     def _lets_rescale(self, node: Node, call: Call) -> bool:
         """Tell whether an activation is positively homogeneous, on the examples at least."""

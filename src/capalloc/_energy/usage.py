@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,7 +40,7 @@ class Usage:
     live: list[Tensor] = field(default_factory=list)  # outputs that a path leaves, for each partial mixture
     whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
     by_example: list[float] = field(default_factory=list)  # path energy at the outputs
-    bent: Tensor = field(default_factory=lambda: torch.zeros(0))  # labels that a curved activation does not let rescale
+    bent: bool = False  # whether an activation is none that lets rescale
     may_lose: bool = False  # whether a zero of float32 may be a product that it lost
 
     @cached_property
@@ -53,11 +54,6 @@ class Usage:
         """Path energy through each component, (components,)."""
         through = torch.zeros(self.potentials.number, dtype=torch.float64)
         return through.index_add_(0, self.potentials.component, self.through_labels)
-
-    @property
-    def bends(self) -> bool:
-        """Tell whether a channel is counted as rescaling that a curved activation does not let rescale."""
-        return self.potentials.rescales(self.bent.nonzero())
 
     def all_used(self, slot: int) -> bool:
         """Tell whether a path uses every parameter in a slot, once all batches are counted."""
@@ -87,9 +83,7 @@ def add_usage(usage: Usage, program: Program, flow: FirstAdjoint) -> None:
     usage.channels = program.channels if usage.channels is None else usage.channels.with_ties_of(program.channels)
     if not len(usage.through_labels):
         usage.through_labels = torch.zeros(program.channels.count, dtype=torch.float64)
-        usage.bent = torch.zeros(program.channels.count, dtype=torch.bool)
-    for labels in program.bent:
-        usage.bent[labels] = True
+    usage.bent = usage.bent or program.bent
     for slot in {*program.params.values(), *(edge.weight for edge in program.edges)}:
         if slot in flow.at_slots:
             accumulate(usage.through_params, [slot], [flow.at_slots[slot]])
@@ -139,15 +133,17 @@ def shares(program: Program, usage: Usage) -> Shares:
     names_of = program.owners()
     total = torch.zeros(len(usage.through_channels), dtype=torch.float64)
     mine: dict[str, list[Rescaled]] = {name: [] for name in names}
-    for edge in program.edges:
-        used = usage.through_params.get(edge.weight)
-        if used is not None and not edge.again:
-            component = usage.potentials.component
-            for read, written in edge.sides:
-                crossing = _crossing(used, usage.all_used(edge.weight), component[read], component[written])
-                for name in names_of[edge.weight]:
-                    mine[name].append(crossing)
-                    total.index_add_(0, *crossing)
+    edges = [edge for edge in program.edges if edge.weight in usage.through_params and not edge.again]
+    uses = Counter(edge.weight for edge in edges)
+    for edge in edges:
+        used = usage.through_params[edge.weight]
+        component = usage.potentials.component
+        for read, written in edge.sides:
+            components, counts = _crossing(used, usage.all_used(edge.weight), component[read], component[written])
+            crossing = components, counts / (uses[edge.weight] * len(edge.sides))  # each parameter counts once
+            for name in names_of[edge.weight]:
+                mine[name].append(crossing)
+                total.index_add_(0, *crossing)
     # A component without a parameter of its own to rescale has nothing to lose.
     freedom = usage.potentials.freedom(torch.where(total > 0, usage.through_channels, 0.0))
     counted = [_count_used(usage, slot) for slot in program.params.values()]
@@ -177,14 +173,14 @@ def _count_idle(usage: Usage, slot: int, held: Tensor | None) -> float:
 def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Rescaled:
     """The components on both sides of parameters in use that join one to another, and how many of them."""
     shape = torch.broadcast_shapes(read.shape, written.shape)
-    kernel = float(used.numel() // shape.numel())
+    kernel = used.numel() / shape.numel()
     apart = not _overlap(read, written) or not bool(torch.isin(read[read > 0], written.contiguous()).any())
     sides = (read, written)
     if whole and apart:
         numbers = [torch.full((side.numel(),), kernel * (shape.numel() // side.numel())) for side in sides]
     else:
         counts = _counts(used, torch.empty(shape, device="meta")).cpu()
-        counts = counts if apart else counts * (read != written)
+        counts = (counts if apart else counts * (read != written)) * min(1.0, kernel)
         numbers = [sum_to(counts, side).reshape(-1) for side in sides]
     return _concatenate([(side.reshape(-1), n.double()) for side, n in zip(sides, numbers, strict=True)])
 

@@ -65,6 +65,8 @@ def where(call: Call) -> Energy:
     """Each entry lets one of two through: a gate that the condition steers."""
     chosen = call["condition"]
     left, right = call.signal("self"), call.signal("other")
+    # What both have in common is linear, and parameters of either may make up for it.
+    call.program.bent |= call.energy("self") is not None and call.energy("other") is not None
     return call.program.add(call.program.gate(left, chosen), call.program.gate(right, ~chosen))
 
 
@@ -72,7 +74,7 @@ def _one_signal(left: Any, right: Any) -> Energy | None:
     """Give the signal that is added to itself; None where two tensors, or two tensors of parameters, are added."""
     first, second = (a.energy if isinstance(a, Traced) else None for a in (left, right))
     same = first is not None and second is not None and first.is_signal and first.slot == second.slot
-    return first if same else None
+    return first if same and torch.equal(left.value, right.value) else None  # z - tanh(z) is none, with gates of 1
 
 
 def _is_zero(argument: Any) -> bool:

@@ -70,7 +70,9 @@ def _result(operator: Operator, affine: Affine, k: int) -> Energy | None:
         return None
     if record(call.op).kind == "selection":
         read = [(m, a.energy) for m, a in zip(maps, carried, strict=True)]
-        call.program.decoupled += [e for m, e in read if isinstance(e, Energy) and _chooses(m, e)]
+        chosen = [e for m, e in read if isinstance(e, Energy) and _chooses(m, e)]
+        call.program.decoupled += chosen
+        call.program.bent |= len(chosen) > 1  # what both have in common is linear
     if len(carried) == 1 and maps[0].moves and affine.homogeneous[k]:
         # By the matrix, not by the operator: of entries written to one place autograd credits those overwritten too.
         moved = call.program.move(maps[0].energies, _whole(call, carried[0], carried[0].energy))

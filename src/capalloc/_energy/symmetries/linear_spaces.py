@@ -83,6 +83,7 @@ def find(program: Program, usage: Usage) -> Spaces:
         gated[usage.potentials.component[energy.labels]] = True
     alive = usage.through_channels > 0
     unknown = _reused_in_a_row(program, links, alive & ~gated) or _biased_maxima(program, usage, links, alive)
+    unknown = unknown or _written_between(program, links)
     shared = [link for link in links if uses[link.edge.weight] > 1 or link.edge.others]
     for link in shared:  # what one use, or one class of positions, asks of them binds the others
         gated[link.read] = gated[link.written] = True
@@ -138,6 +139,22 @@ def _reused_in_a_row(program: Program, links: list[_Link], linear: Tensor) -> bo
                 return True
             if (read or written) and len(places[owners[link.edge.weight]]) > 1:
                 return True
+    return False
+
+
+def _written_between(program: Program, links: list[_Link]) -> bool:
+    """Tell whether a parameter writes, without a gate, what cannot be rescaled and other weights read: x + W h."""
+    gates = {energy.slot for energy in program.decoupled}
+    matrices = {link.edge.step for link in links if link.kind == "matrix"}
+    writing = {link.edge.step for link in links if bool((link.written == 0).any())}
+    reached: set[int] = set()
+    for k, step in enumerate(program.steps):
+        if not reached.isdisjoint(set(step.args) - gates):
+            if k in matrices:
+                return True
+            reached.add(step.out)
+        if k in writing:
+            reached.add(step.out)
     return False
 
 

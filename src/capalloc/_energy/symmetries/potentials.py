@@ -81,10 +81,6 @@ class Potentials:
                 free[where[rows]] = _leverage(block, energy[where[rows]])
         return torch.from_numpy(free)
 
-    def rescales(self, labels: Tensor) -> bool:
-        """Tell whether any of the labels is free to be rescaled."""
-        return bool(self.basis[self.component[labels].unique().numpy()].count_nonzero())
-
     def equal(self, pairs: Integers) -> bool:
         """Tell whether the labels of each pair rescale alike."""
         first, second = self.component.numpy()[pairs].T
