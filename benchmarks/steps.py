@@ -29,7 +29,7 @@ from capalloc.app.demo import load_digits
 
 #: Examples, at most: the matrix of a U-Net then takes a gigabyte.
 EXAMPLES = 40
-STEPS, TOLD = (0, 2, 4, 8, 16), (0, 2, 4, 8, 16)
+STEPS, TOLD = (0, 2, 4, 8, 16), (0, 4, 16)
 FEW, STEPS_OF_FEW = (10, 4), (0, 2, 4, 8)
 
 
