@@ -75,3 +75,20 @@ def test_moments_from_few_combinations_of_rows_are_those_of_all_rows():
     found = BlockMoments.of((draws @ signs).permute(1, 2, 0)[..., None], 5)
     for values, exact in ((found.first, M.trace()), (found.second, M.square().sum())):
         assert abs(float(values.mean() - exact)) < 4 * float(values.std()) / 6000**0.5
+
+
+def test_moments_are_the_traces_of_the_estimated_covariance_of_few_and_of_many_rows():
+    rows = gaussian(3, 5, 4, 2500, seed=6)  # more places than go at a time
+    for part in (slice(5), slice(2)):
+        M = torch.einsum("kies,kjes->esij", rows[:, part], rows[:, part]) / 3
+        first, square = M.diagonal(dim1=-2, dim2=-1).sum(-1), M.square().sum((-2, -1))
+        found = BlockMoments.of(rows[:, part], part.stop)
+        torch.testing.assert_close(found.first, first)
+        torch.testing.assert_close(found.second, (square - first.square() / 3) * 9 / (2 * 5))
+
+
+@pytest.mark.parametrize(("first", "total"), [(0.0, 3.0), (2.0, 0.0), (1e-20, 3.0), (5.0, 6.0), (5.0, 7.0)])
+def test_what_is_held_is_the_total_even_where_it_is_no_less_than_all_constraints(first, total):
+    moments = BlockMoments(*torch.full((2, 2, 3), first).double(), num_rows=1)
+    expected = total / 3 if first else 0.0
+    torch.testing.assert_close(moments.held(total, torch.zeros(3).double()), torch.full((3,), expected).double())

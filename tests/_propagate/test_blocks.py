@@ -400,6 +400,17 @@ def test_what_is_too_much_for_one_goes_to_the_others():
     assert (capped(values, most) <= most + 1e-12).all()
 
 
+@pytest.mark.proves("4", "no slot holds more than its constraints", oracle="examples times outputs")
+@pytest.mark.parametrize("examples", [1, 2, 4])
+def test_no_input_holds_more_than_its_constraints_after_steps(examples):
+    x = gaussian(examples, 12, seed=1)
+    model = seeded_module(lambda: nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 3)))
+    found = capalloc.propagate(model, x, solver=Block(num_steps=4, num_probes=2))
+    held = np.append(found.capacity, found.bias)
+    assert held.max() <= 3 * examples * (1 + 1e-9)
+    assert held.sum() == pytest.approx(found.by_parameter.sum())
+
+
 def test_no_tensor_holds_more_than_its_parameters():
     model, x = dense(reference_weights()), gaussian(40, 3)
     found = capalloc.propagate(model, x, solver=Block(num_steps=0, num_probes=2))

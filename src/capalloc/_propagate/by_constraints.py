@@ -173,7 +173,8 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     last: ProbeReading = found.last
     probes = len(last.slots)
     places = task.problem.places
-    slots = places.pooled(last.held(counted.total)).cpu().numpy()
+    held = capped(last.held(counted.total).cpu().numpy(), task.size.examples * task.size.outputs)
+    slots = places.pooled(torch.as_tensor(held)).numpy()
     seen, errors = scaled(places.pooled(last.slots), counted.total)
     errors *= slots / np.maximum(seen, np.finfo(float).tiny)
     tensors, tensor_errors = scaled(last.tensors, counted.total)
@@ -223,9 +224,12 @@ def scaled(values: Tensor, total: float) -> tuple[np.ndarray, np.ndarray]:
 def capped(values: np.ndarray, most: float | np.ndarray) -> np.ndarray:
     """Return values of the same sum, none above `most`: what is too much goes to the others in proportion.
 
-    A tensor holds no more than its parameters; blocks alone give some far more.
+    A tensor holds no more than its parameters, and a slot no more than its constraints; blocks alone give some tensors
+    far more, and chance some slots a little.
     """
     most = np.broadcast_to(np.asarray(most, float), values.shape)
+    if np.isclose(most.sum(), values.sum(), rtol=1e-9) and (values > 0).all():
+        return np.asarray(most * (values.sum() / most.sum()))
     if most.sum() <= values.sum():
         return values
     full = np.zeros(len(values), bool)
