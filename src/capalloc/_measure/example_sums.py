@@ -53,9 +53,11 @@ class ReadSum(Total):
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
         slots, moments = state
-        rows = torch.cat([block.apply(part) for (part,) in block.split(self.w)])
-        slots += rows.square().sum((1, 2)).double()
-        found = BlockMoments.of(rows, block.source.num_outputs)
+        parts = []
+        for part, seen in block.split(self.w, slots):
+            parts.append(block.apply(part))
+            seen += parts[-1].square().sum((1, 2)).double()
+        found = BlockMoments.of(parts[0] if len(parts) == 1 else torch.cat(parts), block.source.num_outputs)
         moments[:, block.place] = torch.stack([found.first, found.second])
         return state
 
