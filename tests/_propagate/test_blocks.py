@@ -21,7 +21,7 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.precondition import constant_rows, samples, samples_of_outputs, spread
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, readings, refine
 from capalloc._measure.task import make_task
-from capalloc._propagate.by_constraints import capped, is_small, numbers_in_use
+from capalloc._propagate.by_constraints import capped, is_small, numbers_in_use, plan_combinations
 from capalloc._propagate.effort import (
     Effort,
     Enough,
@@ -542,6 +542,20 @@ def test_steps_are_as_many_as_memory_holds():
         in_memory(ladder, Block(), z, Budget(7 * 160))
     with pytest.raises(MemoryError, match="16 steps of 2 probes"):
         in_memory((8, 16), Block(16), z, Budget(21 * 160))
+
+
+def test_two_combinations_of_outputs_stand_for_all_or_one_where_memory_holds_no_more():
+    task = make_task(
+        seeded_module(lambda: nn.Sequential(nn.Linear(300, 3), nn.Tanh(), nn.Linear(3, 9))), gaussian(1, 300)
+    )
+    found = []
+    for size in range(0, 400_000, 2000):
+        try:
+            found.append(plan_combinations(replace(task, budget=Budget(size)), Block(num_probes=2))[0].output_probes)
+        except MemoryError:
+            found.append(0)
+    assert found == sorted(found)
+    assert set(found) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", ["relu", "attention"])

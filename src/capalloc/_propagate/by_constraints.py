@@ -40,7 +40,7 @@ from capalloc._propagate.effort import (
     readings_at,
     steps_for,
 )
-from capalloc._runtime.memory import Size
+from capalloc._runtime.memory import Plan, Size
 from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
@@ -108,10 +108,12 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     """Return the answer of the blocks, and of as many steps as were asked for or help."""
     phases = Phases()
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
-    settings = replace(settings, output_probes=2) if large and settings.output_probes is None else settings
     probes = probes_for(task.size) if settings.num_probes == "auto" else settings.num_probes
     together = replace(settings, num_probes=2 if large else probes)  # large networks hold few vectors at a time
-    examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, together)
+    if large and settings.output_probes is None:
+        examples, plan = plan_combinations(task, together)
+    else:
+        examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, together)
     examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
     if plan.keep:
         examples = examples.prepared()
@@ -136,6 +138,14 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     answer = allocation(task, examples, found, counted)
     notes = [*answer.attrs["notes"], *over_limit(ends.taken, ends.limit)]
     return answer.replace(attrs=answer.attrs | {"phases": phases.shares(), "notes": notes})
+
+
+def plan_combinations(task: Task, settings: Block) -> tuple[Examples, Plan]:
+    """Return the examples of a large network with two combinations of outputs each, or one if memory holds no more."""
+    try:
+        return plan_examples(task, replace(settings, output_probes=2))
+    except MemoryError:
+        return plan_examples(task, replace(settings, output_probes=1))
 
 
 def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -> Count:
