@@ -545,11 +545,10 @@ def test_steps_are_as_many_as_memory_holds():
 
 
 def test_two_combinations_of_outputs_stand_for_all_or_one_where_memory_holds_no_more():
-    task = make_task(
-        seeded_module(lambda: nn.Sequential(nn.Linear(300, 3), nn.Tanh(), nn.Linear(3, 9))), gaussian(1, 300)
-    )
+    model = seeded_module(lambda: nn.Sequential(nn.Linear(300, 3), nn.Tanh(), nn.Linear(3, 9)))
+    task = make_task(model, gaussian(1, 300))
     found = []
-    for size in range(0, 400_000, 2000):
+    for size in range(200_000, 600_000, 20_000):
         try:
             found.append(plan_combinations(replace(task, budget=Budget(size)), Block(num_probes=2))[0].output_probes)
         except MemoryError:
