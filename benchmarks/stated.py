@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -22,8 +23,8 @@ def run() -> Table:
     rows += [answered("ResNet-18", residual, torch.randn(count, 3, 64, 64)) for count in (8, 32)]
     return Table(
         "The default answer up to a million parameters",
-        "Initial weights, ten outputs, Gaussian images. What is not yet reached and what random probes leave, of the map "
-        "in total variation; asked are .05 in half a minute of two cores.",
+        "Initial weights, ten outputs, Gaussian images. What is not yet reached and what random probes leave, of the "
+        "map in total variation; asked are .05 in half a minute of two cores.",
         ("network", "parameters", "input", "steps", "probes", "not reached", "from probes", "seconds"),
         rows,
     )
@@ -33,7 +34,7 @@ def plain(first: int, second: int, third: int) -> nn.Module:
     channels = (1, first, second, third)
     layers = [
         layer
-        for read, made in zip(channels, channels[1:], strict=False)
+        for read, made in pairwise(channels)
         for layer in (nn.Conv2d(read, made, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
     ]
     return nn.Sequential(*layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(third, 10))
