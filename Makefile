@@ -33,7 +33,7 @@ $(TOOLS): $(USE)
 demo: $(USE)  ## train a small network on digits, measure and propagate its capacity, write demo.html
 	$(BIN)/capalloc demo
 
-test: setup  ## the test suite, in parallel (eight to ten minutes on 2 cores)
+test: setup  ## the test suite, in parallel (seven to ten minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: setup  ## the long studies too
