@@ -96,6 +96,23 @@ def test_an_operation_without_a_second_derivative_is_named():
         capalloc.measure(seeded_module(Net, distances), gaussian(6, 4))
 
 
+def test_want_of_memory_is_not_taken_for_a_missing_derivative():
+    def act(h: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no more")
+
+    class Short(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h):
+            return h.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return act(g)
+
+    with pytest.raises(torch.OutOfMemoryError, match="no more"):
+        capalloc.measure(seeded_module(Net, Short.apply), gaussian(6, 4))
+
+
 def test_right_custom_functions_are_measured_as_what_they_are():
     x = gaussian(30, 4)
     expected = capalloc.measure(seeded_module(Net, torch.square), x)

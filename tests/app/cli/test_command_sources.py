@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import capalloc
 from capalloc.app.cli.image_folder import read_images
-from capalloc.app.cli.input_source import normalised, parse_integers, read_array
+from capalloc.app.cli.input_source import normalised, parse_integers, read_array, read_several
 from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.options import ModelOptions, Verbosity
 from capalloc.app.cli.sources import read_sources
@@ -182,6 +182,9 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkeypa
     monkeypatch.setattr(np, "load", mock.Mock(side_effect=PermissionError("denied")))
     with pytest.raises(PermissionError, match="denied"):
         read_array(tmp_path / "x.npy")
+    np.savez(tmp_path / "x.npz", x=np.zeros(3), y=np.zeros(3))
+    with pytest.raises(PermissionError, match="denied"):
+        read_several(tmp_path / "x.npz")
 
 
 @pytest.fixture

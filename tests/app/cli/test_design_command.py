@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from capalloc.app.cli import design_command
 from capalloc.app.design import Design, code, find_designs, search
@@ -60,6 +61,13 @@ def test_the_page_starts_near_to_a_model(monkeypatch, folder):
     assert second is None
     assert "near to factories:convs: depth=1" in result.stderr
     assert "at least two convolutions" in refused("design", "factories:net", "--shape", "1,6,6", "--no-browser")
+
+
+def test_the_page_starts_near_to_no_exported_program(tmp_path):
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(torch.nn.Linear(4, 2), (torch.zeros(1, 4),)), path)
+    said = misused("design", str(path), "--no-browser")
+    assert "a design cannot start from a .pt2 file; name what makes the model" in said
 
 
 @pytest.mark.parametrize(
