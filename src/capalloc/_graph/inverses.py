@@ -23,8 +23,8 @@ def multiply_by_inverses(nodes: Iterable[Node], inputs: str, params: Collection[
             moving.add(node)
         elif node.name in params or not made.isdisjoint(used):
             made.add(node)
-        given = arguments_of(node)
-        if node.target is aten.div.Tensor and node in moving and given["other"] in made:
+        given = arguments_of(node) if node.target is aten.div.Tensor and node in moving else {}
+        if given.get("other") in made:
             with node.graph.inserting_before(node):
                 inverse = node.graph.call_function(aten.reciprocal.default, (given["other"],))
             inverse.meta = {**node.meta, "val": torch.empty_like(given["other"].meta["val"])}

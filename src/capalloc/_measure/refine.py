@@ -36,7 +36,7 @@ class ProbeReading:
 
     steps: int
     slots: Tensor  # (k, s)
-    tensors: Tensor  # (k or others, t)
+    tensors: Tensor  # (k, t); of images where blocks are read alone
     moments: BlockMoments  # of every example's constraints
     constant: float  # share of the constant's constraints that stand beside the blocks
 
@@ -135,7 +135,7 @@ def read(sums: ExampleSums, root: InverseRoot, y: Tensor, steps: int, energy: Te
 
 
 def _constant(root: InverseRoot) -> float:
-    return 0.0 if root.beside is None else min(root.beside.share, 1.0)
+    return 0.0 if root.beside is None else root.beside.share
 
 
 def _by_tensor(values: Tensor, sizes: list[int]) -> Tensor:

@@ -32,7 +32,7 @@ ENOUGH, NEAR_ENOUGH, MOST_STEPS, NOISE = 0.03, 0.05, 16, 0.02
 #: Total variation that standard errors leave, in units of their sum: half the mean of |z|, z standard normal, and what
 #: is told of it, half as much again for chance.
 EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
-#: What blocks and the constant are known from; less of large networks, whose constant gets the most that it can hold.
+#: What blocks and the constant are known from; less of large networks, whose constant does not stand beside them.
 SAMPLE, SAMPLE_OF_LARGE, LARGE_PARAMS = Sample(32, 8, 2048, 1024), Sample(4, 2, 512), 2_000_000
 #: Fewest and most probes that "auto" takes.
 FEWEST_PROBES, MOST_PROBES = 16, 64
