@@ -139,11 +139,6 @@ REFUSED = {
         ValueError,
         "parameter 'bias' holds NaN or inf",
     ),
-    "complex parameter": (
-        lambda: prepare(nn.Linear(3, 2).to(torch.complex64), X),
-        TypeError,
-        "parameter 'weight' is complex, and capacity counts real numbers",
-    ),
     "inf parameter": (
         lambda: prepare(linear(weight=torch.inf), X),
         ValueError,

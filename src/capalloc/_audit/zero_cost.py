@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from capalloc._derivatives.output_grams import output_gram
+from capalloc._model.complex_params import cast
 from capalloc._model.problem import Problem
 from capalloc._operators.records import record
 
@@ -32,7 +33,7 @@ def flops(problem: Problem) -> int:
 
 def synflow(problem: Problem) -> float:
     """Sum of theta dR/d theta, R the summed outputs of ones under |theta|, without norms (Tanaka et al., 2020)."""
-    model = copy.deepcopy(problem.model).double()
+    model = cast(copy.deepcopy(problem.model), torch.float64)
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.abs_()

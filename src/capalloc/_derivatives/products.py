@@ -28,6 +28,7 @@ from torch.func import grad, vmap
 from capalloc._derivatives.autograd import differentiable
 from capalloc._derivatives.rows import Replay, add_use, any_jvp, any_vjp
 from capalloc._derivatives.tape import Tape, TappedCall, names_of, outputs_with
+from capalloc._model.complex_params import cast
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem
 
@@ -71,7 +72,7 @@ class ConstraintOperator:
     def recast(self, dtype: torch.dtype) -> ConstraintOperator:
         """The same in another precision."""
         problem, space = self.problem, self.space
-        model = copy.deepcopy(problem.model).to(dtype)
+        model = cast(copy.deepcopy(problem.model), dtype)
         own = dict(model.named_parameters())
         probe = problem.probe.to(dtype)
         moved = replace(problem, model=model, params={name: own[name] for name in problem.params}, probe=probe)

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from capalloc._graph.capture import Graph, module_path
 from capalloc._graph.structure import GateSide, Structure, is_complex, nodes_in
@@ -65,10 +67,12 @@ class Derived:
         """Give what the calls make of other values of the roots, everything else as in `values`."""
 
         def phi(*z: Tensor) -> Any:
+            as_wide = lambda dtype: z[0].dtype.to_complex() if dtype.is_complex else dtype  # noqa: E731
             made = {used: values[used] for used in self.reads() - {*self.roots}}
             made |= zip(self.roots, z, strict=True)
             for call in self.calls:
                 args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda a: made[a])
+                args, kwargs = pytree.tree_map_only(torch.dtype, as_wide, (args, kwargs))
                 made[call] = call.target(*args, **kwargs)  # type: ignore[operator]
             return made[self.calls[-1]]
 
@@ -87,10 +91,16 @@ class Carriers:
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     several: Mapping[Node, Derived] = field(default_factory=dict)  # those of one parameter that are not the same -> how
     steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
+    in_complex: frozenset[str] = frozenset()  # parameters that weigh complex numbers, which rules take as constants
     signals: frozenset[Node] = frozenset()  # depend on the inputs
     loose: frozenset[Node] = frozenset()  # weights whose parameters may hold fewer than there are
     squares: tuple[Node, ...] = ()  # products of a signal with itself, moved about, in which both factors carry
     data_gates: tuple[Node, ...] = ()  # calls that carry energy by gates of the examples' own, besides activations
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """Parameters that carry no energy, wholly or in part, but move the outputs."""
+        return self.steering | self.in_complex
 
     @cached_property
     def reparametrised(self) -> frozenset[Node]:
@@ -137,7 +147,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     made: dict[Node, Derived] = {}
     linear: dict[Node, Derived] = {}
     for node in graph.calls():
-        made |= {weight: Derived(*structure.made_of(weight)) for weight in structure.made(node)}
+        made |= {w: Derived(*structure.made_of(w)) for w in structure.made(node) if not is_complex(w)}
         if structure.leaves_complex(node):
             linear[node] = Derived(*structure.made_of(node, is_complex))
         steered_by = record(node.target).steered_by
@@ -161,6 +171,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     carrying = _reached(graph.output, found.sources, structure.live)
     reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
+    weighing = {root for derived in linear.values() for root in derived.roots if root not in signals}
     return replace(
         found,
         carrying=frozenset(carrying),
@@ -169,6 +180,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
             for node, name in names.items()
             if node in reachable and (node not in carrying or _is_split(node, carrying, reachable, structure))
         ),
+        in_complex=frozenset(name for node, name in names.items() if node in weighing & carrying),
         loose=frozenset(carrying & structure.loose),
         squares=tuple(n for n in graph.calls() if n in carrying and _squares(n, structure, found)),
         data_gates=tuple(n for n in graph.calls() if n in carrying and structure.needs_data(n, frozen.get(n, ()))),

@@ -95,7 +95,8 @@ def solve(
 
 def _without(lost: spaces.Spaces, result: MarkovCapacity) -> MarkovCapacity:
     by_parameter = result.by_parameter - torch.tensor([lost.lost[name] for name in result.names])
-    share = float(by_parameter.sum() / result.by_parameter.sum())
+    before = float(result.by_parameter.sum())
+    share = float(by_parameter.sum()) / before if before else 1.0
     return replace(
         result,
         by_input=result.by_input * share,

@@ -271,6 +271,7 @@ class _Tracing:
         if node in carriers.linear:
             derived = carriers.linear[node]
             given = {used.name: self.known[used] for used in derived.given}
+            given |= {used.name: _frozen(self.known[used]) for used in derived.given if used not in carriers.signals}
             call = Call(derived, given, self.program, self.gates, module_path(node), result)
             if all(traced.energy is None for traced in given.values()):
                 return None

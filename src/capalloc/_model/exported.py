@@ -35,7 +35,6 @@ class SavedModel(nn.Module):
         self._shapes = _input_shapes(program)
         self.input_names = tuple(user_inputs(program))
         self._places: list[str | None] = []  # what each placeholder stands for, None for the examples
-        self._dtype = torch.float32
         first: dict[tuple[Any, ...], Tensor] = {}  # one parameter where a file holds one tensor under two names
         for spec in program.graph_signature.input_specs:
             path = None if spec.kind is InputKind.USER_INPUT else str(spec.target)
@@ -46,8 +45,8 @@ class SavedModel(nn.Module):
             if spec.kind is InputKind.PARAMETER:
                 key = (value.data_ptr(), value.shape, value.stride()) if value.numel() else (path,)
                 value = first.setdefault(key, nn.Parameter(value.detach(), requires_grad=False))  # the same memory
-                self._dtype = value.dtype if len(first) == 1 else self._dtype
             _place(self, path, value)
+        self._dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
         for path in dict.fromkeys(map(module_of, program.graph.nodes)):
             _make_part(self, path)
 
@@ -159,7 +158,7 @@ class _Run(Interpreter):
     def __init__(self, model: nn.Module, program: ExportedProgram, exported: torch.dtype, wanted: torch.dtype) -> None:
         super().__init__(program.graph_module)
         self.model = model
-        self.cast = {exported: wanted}
+        self.cast = {exported.to_complex(): wanted.to_complex(), exported: wanted}
 
     def run_node(self, n: Node) -> Any:
         """Run one node, in the module that it belongs to."""

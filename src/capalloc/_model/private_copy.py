@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from capalloc._model.complex_params import cast, pair_up
 from capalloc._model.exported import SavedModel
 from capalloc._operators.records import take_branch
 from capalloc._runtime.surroundings import forward_defaults
@@ -30,6 +31,7 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     that a module keeps from its last run are NaN in the copy: a run makes them anew, and one that reads them is seen.
     """
     if isinstance(model, SavedModel) and dtype is None:
+        pair_up(model)
         return model.eval()
     kept = {id(t): torch.full_like(t, torch.nan, requires_grad=False) for t in _kept(model)}
     own = (value for m in model.modules() for value in (*m._buffers.values(), *vars(m).values()))
@@ -39,11 +41,12 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"model cannot be copied, and the methods work on a copy: {error}") from error
     frozen = copied.eval().requires_grad_(False)
+    pair_up(frozen)
     if any(True for _ in frozen.buffers()):
         _keep_buffers(frozen)
     if (defaults := forward_defaults()) is not None and not isinstance(model, SavedModel):
         surround(frozen, lambda x: defaults())
-    return frozen if dtype is None else frozen.to(dtype)
+    return frozen if dtype is None else cast(frozen, dtype)
 
 
 def keeps_tensors(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from capalloc._model.complex_params import as_pairs
 from capalloc._runtime.arguments import blamed
 
 ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
@@ -41,12 +42,7 @@ def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, n
     for name, p in named.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ValueError(f"parameter {name!r} has no shape yet; run the lazy model on a batch once")
-        if p.is_complex():
-            raise TypeError(
-                f"parameter {name!r} is complex, and capacity counts real numbers: keep it as a real parameter with "
-                "torch.view_as_complex in forward"
-            )
-        if not p.is_meta and p.numel() and not all(math.isfinite(end) for end in p.detach().aminmax()):
+        if not p.is_meta and p.numel() and not all(math.isfinite(end) for end in as_pairs(p).aminmax()):
             raise ValueError(f"parameter {name!r} holds NaN or inf; capacity needs a finite model")
     return selected, notes
 

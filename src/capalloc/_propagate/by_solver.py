@@ -73,7 +73,7 @@ def holds_gates(batches: Batches, result: markov.MarkovCapacity) -> bool:
     norms = any(known.kind == "normalisation" and not known.steady(arguments_of(node)) for known, node in calls)
     sums = any(known.kind in ("softmax", "statistic") for known, _ in calls)
     cuts = any(node.target in BLOCKING and node.all_input_nodes[0] in batches.carriers.signals for _, node in calls)
-    return bool(norms or sums or cuts or result.bent or batches.carriers.frozen or batches.carriers.steering)
+    return bool(norms or sums or cuts or result.bent or batches.carriers.frozen or batches.carriers.unseen)
 
 
 def _dominated(by_example: tuple[float, ...]) -> list[str]:
@@ -160,7 +160,7 @@ def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapac
     unseen: dict[str, int] = {}
     for name, alive in zip(result.names, result.alive.tolist(), strict=True):
         idle = problem.params[name].numel() - round(alive)
-        if idle and name in batches.carriers.steering:
+        if idle and name in batches.carriers.unseen:
             unseen[name] = idle
     number = sum(unseen.values())
     attrs["unseen_params"] = number
@@ -169,7 +169,7 @@ def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapac
     if unseen:
         attrs["notes"].append(
             f"not seen by paths: {len(unseen)} parameter tensors, {100 * number / problem.num_params:.0f} % of "
-            f"parameters (queries, keys, gating branches): {named(unseen)}"
+            f"parameters (queries, keys, gating branches, weights of complex numbers): {named(unseen)}"
         )
 
 

@@ -84,7 +84,7 @@ def prune_scores(
         values, used = program.values[slot], usage.through_params.get(slot)
         share = torch.zeros_like(values) if used is None else values.cpu() * used.cpu() / energy
         share = share.clamp(max=1).reshape(problem.params[name].shape)
-        if name in batches.carriers.steering:  # all or some of it: what carries nothing may steer
+        if name in batches.carriers.unseen:  # all or some of it: what carries nothing may steer
             share = torch.where(share > 0, share, torch.nan)
         if not share.isnan().all():
             scores[name] = share
@@ -104,6 +104,10 @@ def _dataset(problem: Problem, scores: dict[str, Tensor]) -> xr.Dataset:
         _unit_axis(modules.get(layer), score) if layer in wide else -1
         for layer, score in zip(layers, scores.values(), strict=True)
     ]
+    lengths: dict[str, set[int]] = {}
+    for layer, axis, score in zip(layers, units, scores.values(), strict=True):
+        lengths.setdefault(layer, set()).update([score.shape[axis]] if axis >= 0 else [])
+    units = [k if len(lengths[layer]) == 1 else -1 for layer, k in zip(layers, units, strict=True)]  # one layer's
     columns: dict[str, Any] = {
         "parameter": ("tensor", list(scores)),
         "layer": ("tensor", layers),

@@ -106,6 +106,8 @@ class PruneScores(Result):
         for name, scores in self.weights.items():
             if scores.ndim < 2:
                 continue
+            if name in own and own[name].is_complex() and scores.shape[-1] == 2:
+                scores = scores.sum(-1)  # of both parts of a number
             if name not in own or tuple(own[name].shape) != scores.shape:
                 raise ValueError(f"model has no parameter {name!r} of shape {scores.shape}; pass the scored model")
             module, _, leaf = name.rpartition(".")

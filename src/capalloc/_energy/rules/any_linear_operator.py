@@ -178,7 +178,8 @@ class Operator:
             value = given.get(id(a), value_of(a))
             if not isinstance(value, Tensor):
                 return value
-            return value.to(values[0].device, values[0].dtype if value.is_floating_point() else value.dtype)
+            like = values[0].dtype.to_complex() if value.is_complex() else values[0].dtype
+            return value.to(values[0].device, like if value.is_floating_point() or value.is_complex() else value.dtype)
 
         result = invoke(self.call.op, pytree.tree_map(fill, self.call.args))
         return [result] if isinstance(result, Tensor) else list(result)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from capalloc._graph.capture import export_once
+from capalloc._model.complex_params import as_held
 from capalloc._model.problem import Problem, prepare
 
 #: Settings of a module that a forward pass may read, by type.
@@ -39,7 +40,7 @@ class KeptModel:
         else:
             with torch.no_grad():
                 for own, given in zip(_tensors(self.problem.model), _tensors(model), strict=True):
-                    own[1].copy_(given[1])
+                    own[1].copy_(as_held(given[1], own[1]))
         return replace(self.problem, source=model)
 
 
