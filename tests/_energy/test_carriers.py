@@ -312,7 +312,8 @@ def test_the_user_may_say_which_factor_is_the_gate():
     assert allocation.attrs["unseen_share"] == 0.5
     assert allocation.attrs["unused_params"] == 0
     assert allocation.attrs["notes"][2:] == [
-        "not seen by paths: 1 parameter tensors, 50 % of parameters (queries, keys, gating branches, weights of complex numbers): a.weight"
+        "not seen by paths: 1 parameter tensors, 50 % of parameters (queries, keys, gating branches, weights of "
+        "complex numbers): a.weight"
     ]
     walked = capalloc.walk(model, x, products={"product": "left"})
     expected = (b.square()[None] * (x @ a.T).square()[:, :, None]).sum((0, 1))

@@ -70,7 +70,9 @@ class SavedModel(nn.Module):
         self._check(x, self._shapes[0])
 
     def takes_one_signal(self) -> bool:
-        """Tell whether its one input is of floating point."""
+        """Tell whether its one input is of floating point, and no parameter is complex."""
+        if any(p.is_complex() for p in self.parameters()):
+            return False
         return len(self.input_names) == 1 and _input_values(self._program)[0].is_floating_point()
 
     def _check(self, x: Tensor, shape: tuple[int | None, ...], name: str = "") -> None:

@@ -17,7 +17,6 @@ from torch.export import ExportedProgram
 
 from capalloc._model.agree import agree
 from capalloc._model.archive import load_program
-from capalloc._model.complex_params import as_pairs
 from capalloc._model.exported import SavedModel
 from capalloc._model.given_arguments import Signature, read_arguments
 from capalloc._model.given_examples import check_batch, iterate_batches
@@ -152,8 +151,7 @@ def prepare(
             inputs = list(inputs)
     plain = program is not None and cast(SavedModel, model).takes_one_signal() and not isinstance(inputs, Mapping)
     asked = None if plain else read_arguments(Signature.of(model), inputs)
-    if not plain or any(p.is_complex() for p in model.parameters()):
-        program = None  # its graph does not take several inputs apart, nor numbers into their two parts
+    program = program if plain else None  # its graph does not take inputs, or complex numbers, apart
     if asked is None:
         first, layout = _first(inputs), None
         selected, notes = select_params(model, params)
@@ -294,7 +292,7 @@ def _check_tensors(model: nn.Module, params: Mapping[str, nn.Parameter], probe: 
         if value.is_meta:
             raise ValueError(f"{name!r} is on the meta device and has no values; load or initialise the model first")
     for name, p in params.items():
-        if as_pairs(p).dtype != probe.dtype:
+        if p.dtype.to_real() != probe.dtype:
             raise TypeError(
                 f"parameter {name!r} is {p.dtype} but inputs are {probe.dtype}; "
                 f"convert one: inputs.to({p.dtype}) or model.to({probe.dtype})"
