@@ -43,7 +43,8 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             return value.to(dtype.to_complex())
         return value.to(dtype) if value.is_floating_point() else value
 
-    return model._apply(to)
+    model._apply(to)
+    return model
 
 
 def _read(module: nn.Module, name: str) -> Tensor:
