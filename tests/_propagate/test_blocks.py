@@ -498,8 +498,9 @@ def test_as_few_outputs_as_sixteen_probes_have_time_for(left, kept):
     ("left", "fixed", "expected"),
     [
         (1e9, False, (None, 20, 16)),
-        (40.0, False, (None, 8, 16)),  # sixteen probes have time for two steps; eight for four
-        (39.0, False, (None, 20, 0)),
+        (40.0, False, (None, 8, 16)),
+        (18.0, False, (None, 4, 16)),  # four probes have time for four steps
+        (17.0, False, (None, 20, 0)),
         (4.0, False, (10, 16, 0)),
         (4.0, True, (None, 8, 0)),
     ],

@@ -7,7 +7,7 @@ autograd in a loop. Products with constraints: piecewise, forward, reverse. Part
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from typing import ParamSpec
 
@@ -39,6 +39,8 @@ P = ParamSpec("P")
 LEAST_SCALE = 1e-6
 #: The share of the largest tensor's constraints that a smaller one counts as in a trial: rounding is far below it.
 TENSOR_FLOOR = 1e-3
+#: Size of a trial's products above which float32 tells mistakes from rounding: a tensor of ordinary numbers adds 1.
+CLEAR = 0.1
 PUSHES: tuple[tuple[str, Push], ...] = (("forward", push_forward), ("reverse", push_reverse))
 
 
@@ -85,14 +87,27 @@ def _no_rows(x: Tensor, directions: Directions, replay: Replay) -> dict[str, Ten
     return {}
 
 
-def choose_operator(problem: Problem, space: InputMetric, x: Tensor, replay: Replay) -> ConstraintOperator:
-    """The first operator that serves on an example of `x`.
+def choose_operator(
+    problem: Problem, space: InputMetric, x: Tensor, replay: Replay, dtype: torch.dtype | None = None
+) -> ConstraintOperator:
+    """The first operator that serves on an example of `x`, in the precision of products, `dtype` or that of `x`.
+
+    Ways are tried in that precision first: float32 takes a third of the time of float64. What forward mode does not
+    make clear there is decided in the precision of `x`.
 
     Raises:
         TypeError: none does; the message says why.
         ValueError: autograd's derivatives are not those of the outputs.
 
     """
+    dtype = dtype or x.dtype
+    if dtype != x.dtype:
+        recast = ConstraintOperator(problem, space, "").recast(dtype)
+        for name in PRODUCT_WAYS:
+            operator = replace(recast, name=name)
+            if is_clear(Trial(operator, x[:1].to(dtype), replay)):
+                check_derivatives(problem, x[:1], replay, modes=False)
+                return operator
     reasons = []
     for name in PRODUCT_WAYS:
         operator = ConstraintOperator(problem, space, name)
@@ -100,7 +115,7 @@ def choose_operator(problem: Problem, space: InputMetric, x: Tensor, replay: Rep
         failure = disagreement(trial)
         if not failure:
             check_derivatives(problem, x[:1], replay, modes=not trial.is_as_forward)
-            return operator
+            return operator.recast(dtype) if dtype != x.dtype else operator
         reasons.append(f"{name} mode {failure}")
     raise TypeError(
         f"model allows no products with its constraints ({'; '.join(reasons)}); "
@@ -218,6 +233,12 @@ class Trial:
             return False
         return agree(value, given) and agree(w @ back, expected, (w * back).norm() + LEAST_SCALE)
 
+    @property
+    def is_adjoint(self) -> bool:
+        """True if (C w)'rho = w'(C' rho)."""
+        (back, w, rows), (_, rho, _) = self.found, self.given
+        return agree(rows @ rho, w @ back, rows.norm() * rho.norm() + LEAST_SCALE)
+
 
 @explained
 def disagreement(trial: Trial) -> str:
@@ -233,10 +254,21 @@ def disagreement(trial: Trial) -> str:
         wrong = wrong_names(split(problem, back), _by_autograd(problem, space, trial.x[0], rho, weights, trial.replay))
         if wrong:
             return f"gives wrong derivatives for {', '.join(sorted(wrong))}"
-    one, other = rows @ rho, w @ back
-    if not agree(one, other, rows.norm() * rho.norm() + LEAST_SCALE):
-        return f"gives products that are not adjoint, {float(one):.8g} and {float(other):.8g}"
+    if not trial.is_adjoint:
+        return f"gives products that are not adjoint, {float(rows @ rho):.8g} and {float(w @ back):.8g}"
     return ""
+
+
+def is_clear(trial: Trial) -> bool:
+    """Return True where an operator serves by forward mode alone, by numbers far above `LEAST_SCALE`.
+
+    Tensors have one size in a trial, but for those whose constraints are below that scale.
+    """
+    try:
+        back, w, _ = trial.found
+        return trial.is_as_forward and trial.is_adjoint and bool((w * back).norm() > CLEAR)
+    except Exception:  # transforms run the model's own code, which may raise anything
+        return False
 
 
 def wrong_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:

@@ -226,7 +226,7 @@ def plan_examples(task: Task, settings: Stochastic | Block) -> tuple[Examples, P
     together = wanted if isinstance(settings, Block) else max(2, min(wanted, WIDEST, cost.params))
     plan = cost.plan(together, task.batch_size, task.budget)
     first = x[:1].to(task.problem.dtype)
-    operator = choose_operator(task.problem, task.space, first, lambda: task.replay(0)).recast(x.dtype)
+    operator = choose_operator(task.problem, task.space, first, lambda: task.replay(0), x.dtype)
     if gates_move(operator, x, task.replay):
         operator = replace(operator, name="forward")
     combined = probes if probes < num_outputs else None

@@ -34,8 +34,8 @@ ENOUGH, NEAR_ENOUGH, MOST_STEPS, NOISE = 0.03, 0.05, 16, 0.02
 EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
 #: What blocks and the constant are known from; less of large networks, whose constant does not stand beside them.
 SAMPLE, SAMPLE_OF_LARGE, LARGE_PARAMS = Sample(32, 8, 2048, 1024), Sample(4, 2, 512), 2_000_000
-#: Fewest and most probes that "auto" takes.
-FEWEST_PROBES, MOST_PROBES = 16, 64
+#: Fewest and most probes that "auto" takes, and the fewest where time is short for steps of more.
+FEWEST_PROBES, MOST_PROBES, FEWEST_OF_STEPS = 16, 64, 4
 #: Probes times examples of large networks, with two combinations of outputs: some thirty passes.
 PRODUCTS_OF_LARGE = 4
 #: A reading is a product with C, a step one with C and C'.
@@ -96,12 +96,12 @@ class Effort:
 
 
 def in_time(wanted: Effort, left: float, fixed: bool, keep: bool) -> Effort:
-    """Return what there is time for: two steps of sixteen probes or more, else none, of fewer outputs if not `fixed`.
+    """Return what there is time for: four steps of four probes or more, else none, of fewer outputs if not `fixed`.
 
     With `keep` the constraints of every batch are held.
     """
     examples, step = wanted.examples, seconds_of_step(wanted.examples)
-    enough = left >= FEWEST_PROBES * (FIRST_READ + STEPS_OF_A_READING) * step
+    enough = left >= FEWEST_OF_STEPS * (FIRST_TOLD + STEPS_OF_A_READING) * step
     steps = wanted.steps if enough else 0
     if not steps and not fixed:
         fewer = fewer_outputs(examples, left, step)
