@@ -189,7 +189,40 @@ def test_piecewise_products_equal_the_dense_rows(make, params) -> None:
     assert_equals_rows("piecewise", *operands(build(make), shape, params=params))
 
 
-@pytest.mark.parametrize(("way", "make"), [("piecewise", conv_net), ("piecewise", frozen_net), ("forward", norm_net)])
+class Asking(nn.Module):
+    """Takes another way where a value says so."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.relu(h) if float(h.sum()) > 1e9 else 2 * h
+
+
+def asking_net() -> nn.Module:
+    """Calls that vmap cannot enter side by side."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), Asking(), nn.Tanh(), nn.Linear(4, 2))
+
+
+class Gated(nn.Module):
+    """The rows of an image, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cells(x[:, 0])[0][:, -1])
+
+
+OF_EACH = [
+    ("piecewise", conv_net),
+    ("piecewise", frozen_net),
+    ("forward", norm_net),
+    ("forward", Gated),
+    ("forward", asking_net),
+    ("reverse", norm_net),
+]
+
+
+@pytest.mark.parametrize(("way", "make"), OF_EACH)
 def test_products_of_each_example_are_those_of_all_others_left_out(way, make) -> None:
     problem, space, x, units, _ = operands(build(make), (1, 4, 4))
     with torch.no_grad():
@@ -198,6 +231,18 @@ def test_products_of_each_example_are_those_of_all_others_left_out(way, make) ->
         alone = r[:, :, None] * torch.eye(len(x), dtype=r.dtype)[:, :, None]  # (k, o, e, e, s)
         expected = torch.stack([products.adjoint(part) for part in alone.unbind(2)], 1)
         torch.testing.assert_close(products.each(r), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_products_of_each_example_run_the_model_once() -> None:
+    """A recurrence has as many calls for many examples as for one."""
+    problem, space, x, units, _ = operands(build(Gated), (1, 4, 4))
+    runs: list[int] = []
+    problem.model.head.register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        ConstraintOperator(problem, space, "forward").at(x, units, replay).each(
+            data(2, len(units), len(x), space.num_slots, seed=6)
+        )
+    assert len(x) > 1 == len(runs)
 
 
 def test_gates_that_move_are_found_out() -> None:
@@ -209,13 +254,6 @@ def test_gates_that_move_are_found_out() -> None:
             Trial(ConstraintOperator(problem, space, "piecewise"), x[:1], replay)
         )
         assert choose_operator(problem, space, x, replay).name == "forward"
-
-
-class Asking(nn.Module):
-    """Takes another way where a value says so."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        return F.relu(h) if float(h.sum()) > 1e9 else 2 * h
 
 
 def own_gate(h: Tensor) -> Tensor:

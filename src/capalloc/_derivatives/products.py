@@ -101,22 +101,37 @@ class ForwardProducts(BatchProducts):
 
     def adjoint(self, r: Tensor) -> Tensor:
         """C' r."""
+        with self.replay(), Tape():
+            return self._back(self.x, self.units, *self.space.directions(r, self.x))
+
+    def each(self, r: Tensor) -> Tensor:
+        """C' r of every example apart, side by side where the model's calls batch: a recurrence has no more of them."""
+        v, constant = self.space.directions(r, self.x)
+        sides = self.x[:, None], self.units[:, :, None], v[:, :, :, None], constant[:, :, :, None]
+        try:
+            with self.replay(), Tape():
+                vectors: Tensor = vmap(self._back, (0, 1, 2, 2), 1, randomness="same")(*sides)
+        except RuntimeError:
+            return super().each(r)
+        return vectors
+
+    def _back(self, x: Tensor, units: Tensor, v: Tensor, constant: Tensor) -> Tensor:
+        """C' r of directions and constants (k, o, e, ...), summed over examples: (k, params)."""
 
         def combined(params: dict[str, Tensor], v: Tensor, constant: Tensor) -> Tensor:
             def derivative(u: Tensor, v: Tensor, constant: Tensor) -> Tensor:
-                out, moved = any_jvp(lambda at: outputs_with(self.problem, params, at), (self.x,), (v,))
+                out, moved = any_jvp(lambda at: outputs_with(self.problem, params, at), (x,), (v,))
                 total: Tensor = (u * (moved + constant[:, None] * out)).sum()
                 return total
 
-            total: Tensor = vmap(derivative, randomness="same")(self.units, v, constant).sum()
+            total: Tensor = vmap(derivative, randomness="same")(units, v, constant).sum()
             return total
 
         def back(v: Tensor, constant: Tensor) -> Tensor:
             gradient = grad(combined)(own_values(self.problem), v, constant)
             return torch.cat([g.flatten() for g in gradient.values()])
 
-        with self.replay(), Tape():
-            vectors: Tensor = vmap(back, randomness="same")(*self.space.directions(r, self.x))
+        vectors: Tensor = vmap(back, randomness="same")(v, constant)
         return vectors
 
 
