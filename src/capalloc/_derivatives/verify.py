@@ -40,7 +40,7 @@ LEAST_SCALE = 1e-6
 #: The share of the largest tensor's constraints that a smaller one counts as in a trial: rounding is far below it.
 TENSOR_FLOOR = 1e-3
 #: Size of a trial's products above which float32 tells mistakes from rounding: a tensor of ordinary numbers adds 1.
-CLEAR = 0.1
+TELLING = 0.1
 PUSHES: tuple[tuple[str, Push], ...] = (("forward", push_forward), ("reverse", push_reverse))
 
 
@@ -266,7 +266,7 @@ def is_clear(trial: Trial) -> bool:
     """
     try:
         back, w, _ = trial.found
-        return trial.is_as_forward and trial.is_adjoint and bool((w * back).norm() > CLEAR)
+        return trial.is_as_forward and trial.is_adjoint and bool((w * back).norm() > TELLING)
     except Exception:  # transforms run the model's own code, which may raise anything
         return False
 
