@@ -91,4 +91,4 @@ def test_moments_are_the_traces_of_the_estimated_covariance_of_few_and_of_many_r
 def test_what_is_held_is_the_total_even_where_it_is_no_less_than_all_constraints(first, total):
     moments = BlockMoments(*torch.full((2, 2, 3), first).double(), num_rows=1)
     expected = total / 3 if first else 0.0
-    torch.testing.assert_close(moments.held(total, torch.zeros(3).double()), torch.full((3,), expected).double())
+    torch.testing.assert_close(moments.held(total, torch.zeros(3)), torch.full((3,), expected).double())  # of float32

@@ -57,6 +57,7 @@ class BlockMoments:
 
         The eigenvalues of M are taken as equal, in a number of trace(M)^2 / trace(M^2), and of no block more than rows.
         """
+        known = known.double()  # the scale may be beyond the range of float32
         tiny = torch.finfo(torch.float64).tiny
         size = torch.maximum(self.second / self.first.clamp(min=tiny), self.first / self.num_rows)
         whole = float(self.first.sum())
