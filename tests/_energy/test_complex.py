@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
-from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.trace import trace
 from energies import assert_is_squared_jacobian, captured
 from zoo import gaussian
@@ -47,16 +46,6 @@ def test_energies_are_those_of_the_squared_jacobian(function: Callable[[Tensor],
 def test_a_modulus_goes_by_its_jacobian_on_each_example() -> None:
     x, function = gaussian(2, 8), lambda h: spectrum(h).abs()
     assert_is_squared_jacobian(trace(captured(function, x), x, "data", set()), function, x)
-
-
-def test_what_is_not_linear_between_real_tensors_is_refused() -> None:
-    with pytest.raises(UnsupportedOperatorError, match=r"aten.fft_rfft.*aten.fft_irfft.*is not linear in what depends"):
-        trace(
-            captured(lambda h: torch.fft.irfft(torch.fft.rfft(h).square()), gaussian(2, 8)),
-            gaussian(2, 8),
-            "data",
-            set(),
-        )
 
 
 class Filtered(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.rules import any_linear_operator as generic
 from capalloc._energy.trace import trace
-from energies import captured, energies
+from energies import assert_is_squared_jacobian, captured, energies
 from zoo import gaussian, seeded_module
 
 INDEX = torch.tensor([2, 0, 1, 1])
@@ -205,18 +206,51 @@ def traced(function, x):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x.cumprod(1), r"aten.cumprod.default .*: it has none, and the operator is not linear"),
-        (lambda x: torch.linalg.cross(x, x.flip(1)), "not linear in what depends on the inputs"),
-        (
-            lambda x: torch.linalg.inv(x[:, :, None] * torch.eye(3).double()),
-            "the operator is not known at 0: linalg.inv",
-        ),
+        (lambda x: x.logcumsumexp(1), r"aten.logcumsumexp.default .*: it has none, and the operator is not linear"),
+        (lambda x: torch.cdist(x[:, None], x[:, None] + 1).sum(2), "not linear in what depends on the inputs"),
         (lambda x: torch.fft.rfft(x), "its results are not real numbers"),
     ],
 )
 def test_operators_that_cannot_be_served(function, message):
     with pytest.raises(UnsupportedOperatorError, match=message):
         traced(function, gaussian(2, 3))
+
+
+CURVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "product of vectors": lambda x: torch.linalg.cross(x[:, :3], x[:, 3:]),
+    "inverse": lambda x: torch.linalg.inv(torch.diag_embed(x)),
+    "logarithm of a determinant": lambda x: torch.linalg.slogdet(x[:, :4].reshape(-1, 2, 2))[1][:, None],
+    "angle": lambda x: torch.atan2(x[:, :3], x[:, 3:]),
+    "power": lambda x: torch.pow(x[:, :3].exp(), x[:, 3:]),
+    "a product of spectra": lambda x: torch.fft.irfft(torch.fft.rfft(x).square(), n=6),
+}
+
+
+@pytest.mark.parametrize("function", CURVED.values(), ids=CURVED)
+def test_curved_operators_without_a_rule_go_by_their_jacobian_on_each_example(function):
+    x = gaussian(2, 6)
+    assert_is_squared_jacobian(traced(function, x), function, x)
+
+
+def test_a_result_names_the_operators_that_went_by_their_jacobian():
+    model, x = nn.Sequential(nn.Linear(4, 4), Along(torch.special.i0), nn.Linear(4, 2)).double(), gaussian(6, 4)
+    found = capalloc.propagate(model, x, solver="markov")
+    assert found.attrs["notes"][-1].endswith("squared Jacobian on each example: aten.special_i0.default")
+    with pytest.raises(UnsupportedOperatorError, match=r"linear segments end at gates that are known: .*special_i0"):
+        capalloc.propagate(model, x, solver="segments")
+    with pytest.raises(UnsupportedOperatorError, match=r"aten.special_i0.default.*it has none"):
+        capalloc.propagate(model, x, solver="markov", gates="unit")
+
+
+class Along(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def test_a_matrix_is_found_once_for_all_batches(monkeypatch):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint as checkpoints
+from torch.utils.checkpoint import checkpoint
 
 import capalloc
 from capalloc._graph import capture, retrace
@@ -124,6 +127,20 @@ def test_the_branch_that_cond_takes_is_measured(data: bool) -> None:
     found = capalloc.measure(Conditional(looked_up, data), x)
     np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
     assert torch.cond is own
+
+
+class Checkpointed(Conditional):
+    """A layer that is computed anew in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(checkpoint(lambda h: torch.relu(self.a(h)), x, use_reentrant=True))
+
+
+@pytest.mark.parametrize("method", [capalloc.measure, partial(capalloc.propagate, solver="markov")])
+def test_reentrant_checkpoints_are_seen_through(method: Callable[..., capalloc.Allocation]) -> None:
+    x, own = gaussian(30, 4), checkpoints.CheckpointFunction
+    np.testing.assert_allclose(method(Checkpointed(None), x).capacity, method(Conditional(None), x).capacity, rtol=1e-9)
+    assert checkpoints.CheckpointFunction is own
 
 
 def test_paths_go_through_the_branch_that_cond_takes() -> None:

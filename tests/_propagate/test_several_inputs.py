@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -333,6 +335,35 @@ def test_a_table_that_is_asked_for_holds_nothing_which_a_note_says():
     )
 
 
+@dataclass
+class Observed:
+    """What a model may take as one argument."""
+
+    x: torch.Tensor
+    rest: dict[str, Any]
+
+
+class Nested(nn.Module):
+    """`Gated` behind one argument, which also holds what is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make(Gated)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        of = batch if isinstance(batch, Observed) else Observed(batch["x"], batch["rest"])
+        return self.inner(of.x, of.rest["y"][0]) if of.rest["on"] else of.x
+
+
+@pytest.mark.parametrize("kind", [Observed, dict])
+@pytest.mark.parametrize("method", ["measure", "markov"])
+def test_what_an_argument_holds_is_several_inputs(method, kind):
+    expected = METHODS[method](make(Gated), (X, Y))
+    found = METHODS[method](Nested(), {"batch": kind(x=X, rest={"y": (Y,), "on": True})})
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-9)
+    assert list(found.maps) == ["batch.x", "batch.rest.y.0"]
+
+
 def test_a_compiled_model_of_two_inputs():
     compiled = capalloc.propagate(torch.compile(make(Gated)), (X, Y), solver="markov")
     np.testing.assert_allclose(compiled.capacity, METHODS["markov"](make(Gated), (X, Y)).capacity)
@@ -345,7 +376,12 @@ REFUSED = {
     "no axis": (Gated, {"x": X, "y": torch.tensor(1.0)}, "one leading examples axis of one length"),
     "no example": (Gated, (X[:0], Y[:0]), "inputs hold no example"),
     "no tensor": (Gated, {"labels": X}, "a dict without a tensor"),
-    "a list": (Gated, {"x": [1.0], "y": Y}, r"inputs\['x'\] must be a tensor, got list"),
+    "a list": (Gated, {"x": [1.0], "y": Y}, r"inputs\['x'\] must be a tensor, or a dict, tuple .*, got list"),
+    "a dict as an argument": (
+        Nested,
+        {"x": X, "rest": {"y": Y}},
+        r"batch: give those .* \(a dict that is itself",
+    ),
     "precisions": (Gated, (X, Y.float()), "inputs are of torch.float32, torch.float64"),
     "complex": (Gated, (X.to(torch.complex64), Y), r"inputs\['x'\] is torch.complex64, .*pass a plain real tensor"),
     "empty axis": (Gated, (X[:, :0], Y), r"inputs\['x'\] has an axis of length 0"),

@@ -225,6 +225,7 @@ BY_DATA: dict[object, Callable[[Tensor], Tensor]] = {
     aten.clamp.Tensor: lambda x: x.clamp(min=torch.zeros(5).double()),
     aten.logsumexp.default: lambda x: x.logsumexp(1),
     aten.prod.dim_int: lambda x: x.prod(1),
+    aten.cumprod.default: lambda x: x.cumprod(1),
 }
 CASES |= {op: (fn, (2, 5)) for op, fn in BY_DATA.items()}
 

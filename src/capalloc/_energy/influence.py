@@ -100,7 +100,10 @@ def gradient_reach(graph: Graph, position: Index, like: Tensor, generator: torch
         x = next(value for node, value in values.items() if node.name == graph.input)
         y = values[graph.output]
         weights = at_position(position, y) * torch.randn(y.shape, generator=generator).to(y)
-        (slope,) = torch.autograd.grad(y, x, weights, materialize_grads=True)
+        try:
+            (slope,) = torch.autograd.grad(y, x, weights, materialize_grads=True)
+        except RuntimeError:  # of an operator without a derivative: nothing is known to be reached
+            return torch.zeros_like(like[0], dtype=torch.bool, device="cpu")
     spread = any(isinstance(value, Tensor) and value.is_complex() for value in values.values())  # Fourier's rounding
     least = FOURIER_ROUNDING * float(slope.abs().max()) if spread else 0.0
     reached: Tensor = (slope.abs() > least).any(0).cpu()
@@ -154,9 +157,10 @@ class _Sweep:
         if discrete or (node.target in STEERED_READS and given["grid"] in wanted):
             self.found.chosen = True
             return self._everything
-        if kind in ("pooling", "statistic"):
+        running = kind == "statistic" and [self.values[node].shape] == [self.values[n].shape for n in wanted]
+        if kind in ("pooling", "statistic") and not running:
             return self._window
-        if kind in SMOOTH_KINDS or self._is_affine(node, wanted):
+        if running or kind in SMOOTH_KINDS or self._is_affine(node, wanted):
             return self._smooth
         return None
 

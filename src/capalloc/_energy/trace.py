@@ -29,8 +29,7 @@ from capalloc._energy.maps import Shared
 from capalloc._energy.mixed_inputs import mixed, whole
 from capalloc._energy.program import Energy, Program
 from capalloc._energy.rules import Call, Traced, value_of
-from capalloc._energy.rules.any_linear_operator import linear_operator
-from capalloc._energy.rules.linearised import linearised
+from capalloc._energy.rules.linearised import linearised, without_rule
 from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, GROUND, Channels, Limits
 from capalloc._energy.symmetries.sharing import relate_uses
 from capalloc._graph.capture import Graph, module_path
@@ -276,7 +275,7 @@ class _Tracing:
             if all(traced.energy is None for traced in given.values()):
                 return None
             if not carriers.decouples(node):
-                return linear_operator(call)
+                return self._without_rule(node, call)
             self._see_gate(node, call)  # |z| is no linear end
             return linearised(call)
         arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
@@ -293,7 +292,18 @@ class _Tracing:
         if not carried:
             return None
         own = record(node.target).energy
-        return linear_operator(call) if own is None else own(replace(call, args=pytree.tree_map(_dense, call.args)))
+        return (
+            self._without_rule(node, call)
+            if own is None
+            else own(replace(call, args=pytree.tree_map(_dense, call.args)))
+        )
+
+    def _without_rule(self, node: Node, call: Call) -> Any:
+        affine = self.inputs.stretch is not None and node in self.inputs.stretch.values
+        energy, is_curved = without_rule(call, may_curve=not affine and getattr(node.target, "namespace", "") == "aten")
+        if is_curved:
+            self._see_gate(node, call)
+        return energy
 
     def _function(self, node: Node) -> Callable[[Tensor], Any]:
         """Give a product of functions of one signal as a function of it."""

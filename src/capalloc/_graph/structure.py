@@ -246,7 +246,7 @@ class Structure:
             numerator = given["self"]
             return self.ranks[numerator] if self._ends_paths(numerator) else GateRank.STATISTIC
         used = [self.ranks[u] for u in node.all_input_nodes if self._ends_paths(u)]
-        shows = known.moves or known.factors or (known.kind == "sum" and len(used) == 1)
+        shows = known.moves or known.factors or known.kind == "statistic" or (known.kind == "sum" and len(used) == 1)
         return min(used) if used and shows else GateRank.NONE
 
     def _chain(self, node: Node) -> tuple[Node, ...]:

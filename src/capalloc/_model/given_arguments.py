@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from capalloc._model.exported import SavedModel
+from capalloc._model.nested_arguments import take_apart
 
 #: Keys of a batch that hold labels.
 LABELS = ("labels", "label")
@@ -48,10 +49,10 @@ class Signature:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The tensors of a call on a batch of examples, by name, and whether they go by name."""
+    """The tensors of a call on a batch of examples, by name, and where arguments go by name what holds them."""
 
     tensors: dict[str, Tensor]
-    by_name: bool
+    frame: Mapping[str, Any] | None = None  # with a slot for each tensor
 
 
 def read_arguments(signature: Signature, inputs: Any) -> Arguments | Callable[[], Iterator[Arguments]] | None:
@@ -76,7 +77,7 @@ def _batches(signature: Signature, inputs: Iterable[Any]) -> Iterator[Arguments]
 def _arguments(signature: Signature, batch: Any, *, of_loader: bool) -> Arguments | None:
     """Read one batch; None where it is one tensor of floating point, or a list of batches."""
     if isinstance(batch, Mapping):
-        return Arguments(_named(batch), by_name=True)
+        return _named(batch)
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (Mapping, tuple, list)) and of_loader:
         return _arguments(signature, batch[0], of_loader=False)  # (inputs, labels)
     if isinstance(batch, (tuple, list)) and signature.required > 1:
@@ -84,18 +85,26 @@ def _arguments(signature: Signature, batch: Any, *, of_loader: bool) -> Argument
     if of_loader and isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]  # (x, y)
     if isinstance(batch, Tensor) and not (batch.dtype.is_floating_point or batch.dtype.is_complex):
-        return Arguments({(signature.names or ("x",))[0]: batch}, by_name=False)
+        return Arguments({(signature.names or ("x",))[0]: batch})
     return None
 
 
-def _named(batch: Mapping[Any, Any]) -> dict[str, Tensor]:
-    found = {str(name): value for name, value in batch.items() if name not in LABELS}
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"inputs[{name!r}] must be a tensor, got {type(value).__name__}; leave other arguments out")
+def _named(batch: Mapping[Any, Any]) -> Arguments:
+    found: dict[str, Tensor] = {}
+    frame: dict[str, Any] = {}
+    for name, value in batch.items():
+        if name in LABELS:
+            continue
+        before = len(found)
+        frame[str(name)] = take_apart(value, found, str(name))
+        if len(found) == before:
+            raise TypeError(
+                f"inputs[{name!r}] must be a tensor, or a dict, tuple or dataclass of some, got "
+                f"{type(value).__name__}; leave other arguments out"
+            )
     if not found:
         raise ValueError("inputs are a dict without a tensor; give the model's arguments by name")
-    return found
+    return Arguments(found, frame)
 
 
 def _positional(signature: Signature, batch: Any, of_loader: bool) -> Arguments | None:
@@ -107,4 +116,4 @@ def _positional(signature: Signature, batch: Any, of_loader: bool) -> Arguments 
             f"inputs are {len(batch)} tensors, but the model requires {required} ({', '.join(names)}): give those, and "
             "optional ones by name, in a dict"
         )
-    return Arguments(dict(zip(names, batch[:required], strict=True)), by_name=False)
+    return Arguments(dict(zip(names, batch[:required], strict=True)))

@@ -9,6 +9,19 @@ import torch
 from torch import Tensor
 
 
+def kept_inputs(inputs: Any) -> Any:
+    """Refuse what is no examples, and keep what can be gone through but once: the methods need more than one pass."""
+    if isinstance(inputs, Tensor):
+        return inputs
+    if not isinstance(inputs, Iterable):
+        raise TypeError(
+            f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}; an argument that holds "
+            "tensors goes by its name, in a dict"
+        )
+    once = not hasattr(inputs, "__len__") and iter(inputs) is iter(inputs)
+    return list(inputs) if once else inputs
+
+
 def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:
     """Give the input tensors of `inputs`, labels dropped."""
     if isinstance(inputs, Tensor):

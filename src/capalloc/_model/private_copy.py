@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from capalloc._model.complex_params import cast, pair_up
@@ -113,17 +114,24 @@ class Rounding(TorchFunctionMode):
 
 
 class TakenBranches:
-    """Lets `torch.cond` run the branch that it takes."""
+    """Lets `torch.cond` run the branch it takes, and reentrant checkpoints, which autograd.grad refuses, run."""
 
     def __init__(self) -> None:
-        self.seen, self.own = False, torch.cond
+        self.seen, self.own, self.checkpoint = False, torch.cond, checkpoint.CheckpointFunction
 
     def __enter__(self) -> TakenBranches:
         torch.cond = self
+        checkpoint.CheckpointFunction = self  # type: ignore[assignment, misc]
         return self
 
     def __exit__(self, *error: object) -> None:
         torch.cond = self.own
+        checkpoint.CheckpointFunction = self.checkpoint  # type: ignore[misc]
+
+    def apply(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        """Run what a checkpoint keeps nothing of."""
+        self.seen = True
+        return function(*args)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one branch."""

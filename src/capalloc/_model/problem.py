@@ -19,7 +19,7 @@ from capalloc._model.agree import agree
 from capalloc._model.archive import load_program
 from capalloc._model.exported import SavedModel
 from capalloc._model.given_arguments import Signature, read_arguments
-from capalloc._model.given_examples import check_batch, iterate_batches
+from capalloc._model.given_examples import check_batch, iterate_batches, kept_inputs
 from capalloc._model.places import Places
 from capalloc._model.private_copy import (
     Rounding,
@@ -143,12 +143,7 @@ def prepare(
     if isinstance(model, Problem):
         return model
     model, program = _read(model)
-    if not isinstance(inputs, Tensor):
-        if not isinstance(inputs, Iterable):
-            raise TypeError(f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}")
-        once = not hasattr(inputs, "__len__") and iter(inputs) is iter(inputs)
-        if once:  # the methods need more than one pass
-            inputs = list(inputs)
+    inputs = kept_inputs(inputs)
     plain = program is not None and cast(SavedModel, model).takes_one_signal() and not isinstance(inputs, Mapping)
     asked = None if plain else read_arguments(Signature.of(model), inputs)
     program = program if plain else None  # its graph does not take inputs, or complex numbers, apart

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from capalloc._model.embedded_tokens import Answer, AnswerLookups, Lookup, WatchLookups, owners, storage
 from capalloc._model.exported import SavedModel, in_chunks
 from capalloc._model.given_arguments import Arguments, Signature
+from capalloc._model.nested_arguments import put_together
 from capalloc._model.places import HELD, NamedInput, Places
 from capalloc._model.private_copy import Widened
 
@@ -66,7 +67,7 @@ class Layout:
     arguments: tuple[Argument, ...]
     vectors: tuple[Argument, ...]  # of token ids, under the name of their argument
     answers: tuple[Answer | None, ...]  # for each look-up of a forward pass
-    by_name: bool
+    frame: Mapping[str, Any] | None  # the arguments by name, with a slot for each tensor
     dtype: torch.dtype
     notes: tuple[str, ...] = ()
     outside: Mapping[str, str] = field(default_factory=dict)  # tables that serve nothing else, and their shapes
@@ -150,7 +151,7 @@ class Layout:
         own = {a.name: a.of(x) for a in self.arguments}
         vectors = [v.of(x) for v in self.vectors]
         with AnswerLookups(self.answers, vectors):
-            return forward(**own) if self.by_name else forward(*own.values())
+            return _run(forward, self.frame, own)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def _layout(model: nn.Module, own: torch.dtype, batches: Batches, number: int) -
     }
     two = {name: v.to(like.dtype) if v.is_floating_point() else v for name, v in two.items()}
     wide = nullcontext() if own is like.dtype else Widened(like.dtype)  # of what the user's model names
-    watch = _watched(model, two, first.by_name, wide)
+    watch = _watched(model, two, first.frame, wide)
     alike = _alike(batches, two)
     owned = _owned(model, two, watch, alike)
     vectors, answers = _vectors(two, owned)
@@ -226,27 +227,31 @@ def _layout(model: nn.Module, own: torch.dtype, batches: Batches, number: int) -
     outside = _outside(model, [v.table for v in vectors if v.table], watch.read)
     notes = _beside(model, [one for one, owner in owned if owner is None and storage(one.ids) in watch.made])
     n = len(arguments)
-    return Layout(placed[:n], placed[n:], answers, first.by_name, dtype, notes, outside)
+    return Layout(placed[:n], placed[n:], answers, first.frame, dtype, notes, outside)
+
+
+def _run(forward: Callable[..., Any], frame: Mapping[str, Any] | None, own: Mapping[str, Tensor]) -> Any:
+    return forward(*own.values()) if frame is None else forward(**put_together(frame, own))
 
 
 def _watched(
-    model: nn.Module, two: Mapping[str, Tensor], by_name: bool, wide: AbstractContextManager[Any]
+    model: nn.Module, two: Mapping[str, Tensor], frame: Mapping[str, Any] | None, wide: AbstractContextManager[Any]
 ) -> WatchLookups:
     """Run the model on two examples and note its look-ups."""
     watch = WatchLookups(two.values())
     with torch.no_grad(), watch, wide:
         try:
-            run = getattr(model, "_orig_mod", model)
-            run(**two) if by_name else run(*two.values())
+            _run(getattr(model, "_orig_mod", model), frame, two)
         except Exception as error:  # the model's own code may raise anything
             beyond = isinstance(error, IndexError)  # of token ids that a table has no row for
             if not (beyond or watch.lookups or any(v.is_floating_point() for v in two.values())):
                 raise _without_derivative(two) from error
             shown = ", ".join(f"{name} (examples, {', '.join(map(str, v.shape[1:]))})" for name, v in two.items())
             names = ", ".join(Signature.of(model).names)
-            alone = f", or one tensor alone, such as inputs[{next(iter(two))!r}]" if by_name else ""
+            alone = f", or one tensor alone, such as inputs[{next(iter(two))!r}]" if frame else ""
             raise ValueError(
-                f"model does not accept {shown}: {error}; its arguments are {names}: give those by name{alone}"
+                f"model does not accept {shown}: {error}; its arguments are {names}: give those by name{alone} (a dict "
+                "that is itself an argument, by that argument's name)"
             ) from error
     return watch
 
@@ -272,13 +277,17 @@ def _precision(own: torch.dtype, first: Arguments) -> torch.dtype:
     return found.pop() if found else own
 
 
+def _is_no_token(name: str) -> bool:
+    return name.rpartition(".")[2] in NO_TOKENS
+
+
 def _owned(
     model: nn.Module, two: Mapping[str, Tensor], watch: WatchLookups, alike: Mapping[str, Tensor]
 ) -> list[tuple[Lookup, tuple[str, bool] | None]]:
     """Tell of each look-up whose token ids it asks for; None for positions, kinds of tokens and the like."""
     tables = {id(t) for t in (*model.parameters(), *model.buffers())}
     found = [
-        (one, None if owner and (owner[0] in NO_TOKENS or (one.is_index and id(one.table) not in tables)) else owner)
+        (one, None if owner and (_is_no_token(owner[0]) or (one.is_index and id(one.table) not in tables)) else owner)
         for one, owner in zip(watch.lookups, owners(two, watch), strict=True)
     ]
     changing = any(owner and owner[0] not in alike for _, owner in found)

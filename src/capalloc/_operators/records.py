@@ -171,7 +171,8 @@ _declare("activation", "tanh", rank=GateRank.SIGNED)
 _declare("activation", "sigmoid hardsigmoid", rank=GateRank.BOUNDED)
 _declare("activation", "rsqrt reciprocal", rank=GateRank.STATISTIC)
 _declare("statistic", "linalg_vector_norm var.correction std.correction var.dim std.dim", rank=GateRank.STATISTIC)
-_declare("statistic", "logsumexp prod.dim_int", rank=GateRank.NONE)
+_declare("statistic", "logsumexp", rank=GateRank.NONE)
+_declare("statistic", "prod.dim_int cumprod")  # as much of a gate as what it multiplies
 _declare(
     "constant",
     "detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones new_full "

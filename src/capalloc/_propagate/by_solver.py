@@ -12,6 +12,8 @@ from capalloc._energy import hessian, markov
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import SQUARED, find
 from capalloc._energy.decoupled import Decoupled
+from capalloc._energy.rules import UnsupportedOperatorError
+from capalloc._energy.rules.linearised import BY_JACOBIAN
 from capalloc._graph.capture import capture
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.places import axis_names
@@ -62,7 +64,7 @@ def by_markov(
     inexact = [reason for reason, holds in reasons.items() if holds]
     attrs: Counts = {"symmetries": result.symmetries, "symmetries_exact": not inexact}
     attrs["notes"] = [DECOUPLED, *inexact, *batches.carriers.notes(), *batches.graph.notes]
-    attrs["notes"] += _dominated(result.by_example)
+    attrs["notes"] += [*_dominated(result.by_example), *_by_jacobian(batches)]
     _count_params(problem, batches, result, attrs)
     return _allocation(problem, result, attrs, table)
 
@@ -74,6 +76,12 @@ def holds_gates(batches: Batches, result: markov.MarkovCapacity) -> bool:
     sums = any(known.kind in ("softmax", "statistic") for known, _ in calls)
     cuts = any(node.target in BLOCKING and node.all_input_nodes[0] in batches.carriers.signals for _, node in calls)
     return bool(norms or sums or cuts or result.bent or batches.carriers.frozen or batches.carriers.unseen)
+
+
+def _by_jacobian(batches: Batches) -> list[str]:
+    """Note the curved operators that have no rule."""
+    found = batches.graph.found.get(BY_JACOBIAN)
+    return [f"{BY_JACOBIAN}: {named(found)}"] if found else []
 
 
 def _dominated(by_example: tuple[float, ...]) -> list[str]:
@@ -98,6 +106,8 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
             "segments"
         )
         return counted.replace(attrs={**attrs, "notes": [*attrs["notes"], note]})
+    if curved := _by_jacobian(batches):
+        raise UnsupportedOperatorError(f"linear segments end at gates that are known: {curved[0]}; use solver='markov'")
     graph = capture(problem, 1)
     network = Decoupled(graph, find(graph, batches.products))
     generator = torch.Generator().manual_seed(settings.seed)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from capalloc._energy.linear_map import LinearMap
 from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.program import Energy
-from capalloc._energy.rules.any_linear_operator import Affine, Operator, carried_by, results
-from capalloc._energy.rules.registration import Call, rule
+from capalloc._energy.rules.any_linear_operator import Affine, Operator, carried_by, linear_operator, results
+from capalloc._energy.rules.registration import Call, UnsupportedOperatorError, rule
 from capalloc._operators.records import SELECTIONS, named, of_kind
+
+#: Said of curved operators without a rule, before their names.
+BY_JACOBIAN = "operators without a rule of paths, which go by their squared Jacobian on each example"
 
 
 @rule(*of_kind("statistic"), *named(SELECTIONS))
@@ -38,13 +43,35 @@ def linearised(call: Call) -> Energy | tuple[Energy | None, ...] | None:
     return results(operator, Affine(maps, offsets, [True] * len(made), []))
 
 
+def without_rule(call: Call, *, may_curve: bool) -> tuple[Energy | tuple[Energy | None, ...] | None, bool]:
+    """Give energies by the matrix of a linear operator, or by the Jacobian where it `may_curve`; and tell by which."""
+    names: dict[str, None] = call.program.found.setdefault(BY_JACOBIAN, {})
+    if str(call.op) in names:
+        return linearised(call), True
+    try:
+        return linear_operator(call), False
+    except UnsupportedOperatorError as refused:
+        starts = any(not (isinstance(a.energy, Energy) and a.energy.is_signal) for a in carried_by(call))
+        reals = any(isinstance(r, Tensor) and r.is_floating_point() for r in pytree.tree_leaves(call.result))
+        if starts or not reals or not may_curve or call.gates != "data":
+            raise
+        try:
+            energy = linearised(call)
+        except RuntimeError:  # of what has no second derivative, or a Jacobian too large to hold
+            raise refused from None
+    names[str(call.op)] = None
+    return energy, True
+
+
 def _jacobian(operator: Operator, given: list[Tensor], j: int, k: int) -> Callable[[Tensor], Tensor]:
     """Products of d result k / d argument j with tensors: derivatives of its adjoint, which every operator has."""
     with torch.enable_grad():
         leaf = given[j].detach().requires_grad_()
         result = operator(*given[:j], leaf, *given[j + 1 :])[k]
         cotangent = torch.zeros_like(result, requires_grad=True)
-        (pulled,) = torch.autograd.grad(result, leaf, cotangent, create_graph=True)
+        back: Any = torch.autograd.grad(result, leaf, cotangent, create_graph=True, allow_unused=True)
+    if (pulled := back[0]) is None:  # of a sign
+        return lambda x: torch.zeros_like(cotangent)
 
     def product(x: Tensor) -> Tensor:
         with torch.enable_grad():
