@@ -150,10 +150,9 @@ def test_prediction_is_the_path_average_of_gate_correlations():
     x = gaussian(5, width)
     result = capalloc.shattering(model, x, num_examples=5)
     kept = 1 - result.data["decoupling"].to_numpy()
-    points, _, _ = examples_and_neighbours(x, 0.1)
     plain = damped = 0.0
     crossings = np.zeros(depth)
-    for point in points:
+    for point in x:
         h, gates = point, []
         for block in model.blocks:
             gates.append((h > 0).double())

@@ -129,23 +129,23 @@ class _Compared:
 
     @classmethod
     def of(cls, problem: Problem, examples: Tensor, products: Products | None) -> _Compared:
-        """Captured for two points by example, fewer where memory is short; a fixed program runs batch by batch."""
-        twice = replace(problem, inputs=torch.cat([examples, examples]), params={})
-        batches = Batches.of(twice, "data", "auto", products=products)
+        """Captured for the examples, fewer where memory is short of twice as many; a fixed program runs batch by batch."""
+        alone = replace(problem, inputs=examples, params={})
+        batches = Batches.of(alone, "data", "auto", products=products)
         fitting = batches.graph.batch_size
-        if fitting < 2 * len(examples):
-            batches = Batches.of(twice, "data", max(4, fitting // 2 * 2), products=products)
+        if fitting < len(examples):
+            batches = Batches.of(alone, "data", max(2, fitting // 2), products=products)
         graph = batches.graph
         other = capture(problem, 3 if graph.batch_size == 2 else 2)
         fixed = other.batch_size == graph.batch_size
         axes = first_axes(graph) if fixed else example_axes(graph, other)
-        number = len(examples) if fixed else graph.batch_size // 2
+        number = len(examples) if fixed else graph.batch_size
         return cls(batches, Observer.of(Trails.of(graph, batches.carriers), axes), examples[:number])
 
     def correlations(self, step: float, num_lines: int, num_probes: int, generator: torch.Generator) -> xr.Dataset:
-        """Correlations at examples and neighbours, and on lines."""
+        """Correlations at examples and neighbours, and on lines; those predicted by the energies at the examples."""
         points, apart, near = examples_and_neighbours(self.examples, step)
-        prediction = self.predict(points)
+        prediction = self.predict(self.examples)
 
         def grams(points: Tensor, num_probes: int, num_places: int | None = None) -> tuple[Tensor, Tensor]:
             return self.observer(self.at(points).problem, prediction.weights, num_probes, generator, num_places)
@@ -201,7 +201,7 @@ def _on_lines(prediction: Prediction, grams: Grams, examples: Tensor, num_lines:
         kept.append(torch.stack([correlation(gates, index) for index in lags(count)]))
     over = torch.stack(measured)
     between = over.std(0) / len(over) ** 0.5 if len(over) > 1 else torch.full_like(over[0], torch.nan)
-    predicted = [prediction.correlations(c)[0] for c in torch.stack(kept).nanmean(0)]
+    predicted = [prediction.correlations(c, 1)[0] for c in torch.stack(kept).nanmean(0)]
     values = (over.mean(0).numpy(), between.numpy(), torch.stack(predicted).numpy())
     columns = {name: ("distance", found) for name, found in zip(LINES, values, strict=True)}
     return xr.Dataset(columns, coords={"distance": np.arange(1, count) / (count - 1)})

@@ -137,7 +137,7 @@ class Observer:
 
 def _gram(rows: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
     """Inner products of all rows, with a weight for each unit where there is one."""
-    whole = torch.cat(list(rows))
+    whole = torch.cat(list(rows)) if len(rows) > 1 else rows[0]
     weighted = whole * weights if weights is not None and len(weights) == whole.shape[1] else whole
     return (weighted @ whole.T).cpu()
 

@@ -47,22 +47,21 @@ class Prediction:
         each = [[flow.crossing(gate) for gate in self.observer.gates] for flow in self.flows]
         return wholes @ torch.tensor(each, dtype=torch.float64) / wholes.sum()
 
-    def correlations(self, kept: Tensor) -> Tensor:
-        """Correlation of the gradients at the places, if gate k keeps the correlation kept[k].
+    def correlations(self, kept: Tensor, num_places: int | None = None) -> Tensor:
+        """Correlation of the gradients at the places, or the first ones, if gate k keeps the correlation kept[k].
 
         Raises:
             FloatRangeError: float32 may have lost paths that are damped by many gates.
 
         """
-        sums = torch.zeros(2, len(self.observer.places), dtype=torch.float64)
+        places = self.observer.places[:num_places]
+        sums = torch.zeros(2, len(places), dtype=torch.float64)
         for flow, seed in zip(self.flows, self.seeds, strict=True):
             pairs = zip(self.observer.gates, kept, strict=True)
             damping = {flow.slot(gate): float(c) for gate, c in pairs if not bool(torch.isnan(c))}
-            slots = [flow.slot(place.node) for place in self.observer.places]
+            slots = [flow.slot(place.node) for place in places]
             damped = adjoint(flow.program, {flow.program.output: seed}, set(slots), damping)
-            scales = torch.tensor(
-                [self._scale(flow, place.node) for place in self.observer.places], dtype=torch.float64
-            )
+            scales = torch.tensor([self._scale(flow, place.node) for place in places], dtype=torch.float64)
             for row, energies in zip(sums, (damped, flow.down), strict=True):
                 row += scales * torch.tensor([_sum(energies.get(slot)) for slot in slots], dtype=torch.float64)
         found = sums[0] / sums[1]  # NaN where no gradient comes

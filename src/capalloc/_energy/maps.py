@@ -183,10 +183,11 @@ class ConvolutionMap:
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
         if self._samples(args[1]):
             return self._pull_sample(cotangent, args, wanted)
-        # The kernels need nothing of a signal that is not wanted but its shape.
         by_patches = 1 in wanted and self._has_few_places(cotangent, args[1])
         mask = [0 in wanted, 1 in wanted and not by_patches, False]
-        both = list(torch.ops.aten.convolution_backward(cotangent, *args, None, *self._settings, mask))
+        # Kernels ask for the shape alone of a signal whose weight is not wanted, but copy one that is no whole tensor.
+        signal = args[0] if mask[1] else args[0].new_empty(args[0].shape)
+        both = list(torch.ops.aten.convolution_backward(cotangent, signal, args[1], None, *self._settings, mask))
         if by_patches:
             patches = F.unfold(args[0], args[1].shape[2:], self.dilation, self.padding, self.stride)
             both[1] = torch.einsum("nop,nip->oi", cotangent.flatten(2), patches).reshape(args[1].shape)
