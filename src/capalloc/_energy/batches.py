@@ -13,6 +13,7 @@ from capalloc._energy.affine_stretch import InputStart
 from capalloc._energy.carriers import NO_PRODUCTS, Carriers, Products, check_gates, find
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._energy.markov import Batch, FloatRangeError
+from capalloc._energy.sweep import BYTES_OF_ROWS
 from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, Limits
 from capalloc._energy.trace import NOTHING_WATCHED, Watch, trace
 from capalloc._graph.capture import Graph, capture
@@ -84,6 +85,8 @@ class Batches:
         of_rows = KEPT_OF_ROWS * table_rows * problem.probe.numel() * graph.batch_size
         kept = dtype.itemsize * max(1, KEPT * graph.entries() + of_rows)
         fitting = (available_bytes(problem.probe.device) // 2 * size) // kept
+        if table_rows:  # many sweeps, of tensors that are quick to have anew, rather than few
+            fitting = min(fitting, BYTES_OF_ROWS * size // (dtype.itemsize * max(1, *graph.sizes())))
         if batch_size == "auto" and fitting < size:
             graph = capture(problem, max(1, fitting))
         products = products or NO_PRODUCTS

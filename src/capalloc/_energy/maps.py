@@ -178,7 +178,7 @@ class ConvolutionMap:
             )
             ends = zip(reversed(self.padding), reversed(self.output_padding), strict=True)
             return F.pad(whole, [side for p, more in ends for side in (-p, more - p)])
-        return torch.ops.aten.convolution(*args, None, *self._settings)  # type: ignore[no-any-return]
+        return torch.ops.aten.convolution(*args, None, *self._quick(args[1]))  # type: ignore[no-any-return]
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
         if self._samples(args[1]):
@@ -187,7 +187,8 @@ class ConvolutionMap:
         mask = [0 in wanted, 1 in wanted and not by_patches, False]
         # Kernels ask for the shape alone of a signal whose weight is not wanted, but copy one that is no whole tensor.
         signal = args[0] if mask[1] else args[0].new_empty(args[0].shape)
-        both = list(torch.ops.aten.convolution_backward(cotangent, signal, args[1], None, *self._settings, mask))
+        settings = self._quick(args[1])
+        both = list(torch.ops.aten.convolution_backward(cotangent, signal, args[1], None, *settings, mask))
         if by_patches:
             patches = F.unfold(args[0], args[1].shape[2:], self.dilation, self.padding, self.stride)
             both[1] = torch.einsum("nop,nip->oi", cotangent.flatten(2), patches).reshape(args[1].shape)
@@ -214,10 +215,15 @@ class ConvolutionMap:
         plain = self.groups == 1 and not self.transposed and weight.ndim == 4 and cotangent.ndim == 4
         return plain and weight[0, 0].numel() > 1 and cotangent[0, 0].numel() <= FEW_PLACES
 
-    @property
-    def _settings(self) -> tuple[Any, ...]:
+    def _quick(self, weight: Tensor) -> tuple[Any, ...]:
+        """Settings of the same convolution for which torch takes its quicker kernel.
+
+        On one thread it takes a matrix product for a kernel of one place, which a dilation leaves as it is: half as quick.
+        """
+        single = weight.shape[2:].numel() == 1 and weight.dtype == torch.float32 and not weight.is_cuda
+        dilation = (2,) * len(self.stride) if single and not self.transposed else self.dilation
         output_padding = self.output_padding or (0,) * len(self.stride)
-        return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
+        return self.stride, self.padding, dilation, self.transposed, output_padding, self.groups
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from capalloc._energy.program import Edge, Program, Step
 from capalloc._energy.ranges import least_exponent
 from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, sum_to
 
-#: Largest cotangents of several rows: what a process keeps for the next ones of their size instead of giving it back.
-BYTES_OF_ROWS = 2**24
+#: Largest cotangents of several rows: what a process keeps for the next ones of their size instead of giving it back,
+#: to be asked for page by page again.
+BYTES_OF_ROWS = 2**23
 
 
 def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoint:
@@ -94,11 +96,13 @@ def capacity(
     largest = max(value.numel() for value, signal in zip(program.values, program.is_signal, strict=True) if signal)
     number = max(1, BYTES_OF_ROWS // (program.dtype.itemsize * max(1, largest)))
     starts = range(0, max(1, len(loss)), number)
+    duals = _Duals(program, usage)
+    sinks = {edge.step: usage.potentials.component[edge.out_labels] for edge in program.edges}
     parts = []
     for start in starts:
         own = {name: row - start for name, row in rows.items() if start <= row < start + number}
-        swept = _rows_of_capacity(program, flow, usage, loss[start : start + number], own, keep, start == starts[-1])
-        parts.append(swept)
+        part = loss[start : start + number]
+        parts.append(_rows_of_capacity(program, flow, duals, sinks, part, own, keep, start == starts[-1]))
     if len(parts) == 1:
         return parts[0]
     none = {slot: held[:1].new_zeros(held[:1].shape) for part in parts for slot, held in part.items()}
@@ -112,15 +116,15 @@ def capacity(
 def _rows_of_capacity(
     program: Program,
     flow: FirstAdjoint,
-    usage: Usage,
+    duals: _Duals,
+    sinks: Mapping[int, Tensor],
     loss: Tensor,
     rows: Mapping[str, int],
     keep: Sequence[int],
     last: bool,
 ) -> Cotangents:
-    """Sweep some of the rows; the `last` of them use the first adjoint up."""
-    duals = _Duals(program, usage, rows)
-    through = usage.through_channels
+    """Sweep some of the rows, with the component of every edge's channels; the `last` use the first adjoint up."""
+    through = duals.usage.through_channels
     per_energy = (loss / torch.where(through > 0, through, 1.0)).to(program.dtype)
     taking = (loss != 0).any(0)
     by_step = {edge.step: edge for edge in program.edges}
@@ -133,9 +137,8 @@ def _rows_of_capacity(
         if last:
             flow.at_edges.pop(k, None)
         if edge is not None and g is not None:
-            component = usage.potentials.component[edge.out_labels]
-            if bool(taking[component].any()):
-                r = _sink(r, g, per_energy, component)
+            if bool(taking[sinks[k]].any()):
+                r = _sink(r, g, per_energy, sinks[k])
             elif r is None and step.out in kept:
                 held[step.out] = g.new_zeros(len(loss), *g.shape)
         if r is not None:
@@ -144,7 +147,7 @@ def _rows_of_capacity(
             signals = [slot for slot in dict.fromkeys(step.args) if program.is_signal[slot]]
             accumulate(waiting, signals, pull_rows(program, step, r, signals))
         if edge is not None and g is not None:
-            for row, dual in duals.of(edge.weight).items():
+            for row, dual in duals.of(edge.weight, rows).items():
                 (source,) = pull(program, step, g, step.args[:1], {edge.weight: dual})
                 accumulate(waiting, step.args[:1], [_as_row(source, row, len(loss))])
     for slot in kept & waiting.keys():
@@ -187,15 +190,21 @@ class _Duals:
 
     program: Program
     usage: Usage
-    rows: Mapping[str, int]
 
-    def of(self, slot: int) -> dict[int, Tensor]:
-        """Give the parts of the parameters in a slot, by the row they belong to."""
-        for name, leaf in self.program.params.items():
-            if leaf == slot:
-                asked = name in self.rows and slot in self.usage.through_params
-                return {self.rows[name]: self._inverse(slot)} if asked else {}
+    @cached_property
+    def owners(self) -> dict[int, frozenset[str]]:
+        """Names of the parameters that each slot is made of."""
+        return self.program.owners()
+
+    def of(self, slot: int, rows: Mapping[str, int]) -> dict[int, Tensor]:
+        """Give the parts of the parameters in a slot that have a row, by that row."""
         found: dict[int, Tensor] = {}
+        owners = self.owners.get(slot, frozenset())
+        if owners.isdisjoint(rows):
+            return found
+        for name in owners:
+            if self.program.params[name] == slot:
+                return {rows[name]: self._inverse(slot)} if slot in self.usage.through_params else found
         for step in self.program.steps:
             if step.out != slot:
                 continue
@@ -203,7 +212,7 @@ class _Duals:
             if step.moves or isinstance(step.map, Shared):  # a sum over the arguments, not a product
                 others = [torch.zeros_like(value) for value in others]
             for k, argument in enumerate(step.args):
-                for row, dual in self.of(argument).items():
+                for row, dual in self.of(argument, rows).items():
                     moved = step.run([*others[:k], dual, *others[k + 1 :]])
                     accumulate(found, [row], [moved])
         return found

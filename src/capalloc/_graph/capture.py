@@ -59,8 +59,12 @@ class Graph:
 
     def entries(self) -> int:
         """Count the numbers that the calls compute."""
+        return sum(self.sizes())
+
+    def sizes(self) -> list[int]:
+        """Count the numbers of each tensor that the calls compute."""
         values = [leaf for node in self.calls() for leaf in pytree.tree_leaves(node.meta.get("val"))]
-        return sum(value.numel() for value in values if isinstance(value, Tensor))
+        return [value.numel() for value in values if isinstance(value, Tensor)]
 
 
 class _Constrained(nn.Module):
