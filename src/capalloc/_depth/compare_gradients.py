@@ -129,7 +129,7 @@ class _Compared:
 
     @classmethod
     def of(cls, problem: Problem, examples: Tensor, products: Products | None) -> _Compared:
-        """Captured for the examples, fewer where memory is short of twice as many; a fixed program runs batch by batch."""
+        """Captured for the examples, fewer where memory holds not twice as many; a fixed program runs by batches."""
         alone = replace(problem, inputs=examples, params={})
         batches = Batches.of(alone, "data", "auto", products=products)
         fitting = batches.graph.batch_size

@@ -110,7 +110,8 @@ class Sum:
         return args[0] + args[1]
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
-        return [cotangent.sum_to_size(args[k].shape) for k in wanted]
+        shapes = [args[k].shape for k in wanted]
+        return [cotangent if shape == cotangent.shape else cotangent.sum_to_size(shape) for shape in shapes]
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class ConvolutionMap:
     def _quick(self, weight: Tensor) -> tuple[Any, ...]:
         """Settings of the same convolution for which torch takes its quicker kernel.
 
-        On one thread it takes a matrix product for a kernel of one place, which a dilation leaves as it is: half as quick.
+        On one thread it takes a matrix product, half as quick, for a kernel of one place, to which a dilation does nothing.
         """
         single = weight.shape[2:].numel() == 1 and weight.dtype == torch.float32 and not weight.is_cuda
         dilation = (2,) * len(self.stride) if single and not self.transposed else self.dilation

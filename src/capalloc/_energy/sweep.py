@@ -97,12 +97,13 @@ def capacity(
     number = max(1, BYTES_OF_ROWS // (program.dtype.itemsize * max(1, largest)))
     starts = range(0, max(1, len(loss)), number)
     duals = _Duals(program, usage)
-    sinks = {edge.step: usage.potentials.component[edge.out_labels] for edge in program.edges}
+    sinks = _sinks(program, usage, loss)
     parts = []
     for start in starts:
         own = {name: row - start for name, row in rows.items() if start <= row < start + number}
-        part = loss[start : start + number]
-        parts.append(_rows_of_capacity(program, flow, duals, sinks, part, own, keep, start == starts[-1]))
+        part = slice(start, start + number)
+        taking = {k: component for k, (component, takes) in sinks.items() if any(takes[part])}
+        parts.append(_rows_of_capacity(program, flow, duals, taking, loss[part], own, keep, start == starts[-1]))
     if len(parts) == 1:
         return parts[0]
     none = {slot: held[:1].new_zeros(held[:1].shape) for part in parts for slot, held in part.items()}
@@ -123,10 +124,9 @@ def _rows_of_capacity(
     keep: Sequence[int],
     last: bool,
 ) -> Cotangents:
-    """Sweep some of the rows, with the component of every edge's channels; the `last` use the first adjoint up."""
+    """Sweep some of the rows, with the components of the edges they take from; the `last` use the first adjoint up."""
     through = duals.usage.through_channels
     per_energy = (loss / torch.where(through > 0, through, 1.0)).to(program.dtype)
-    taking = (loss != 0).any(0)
     by_step = {edge.step: edge for edge in program.edges}
     waiting: Cotangents = {}
     kept = {*keep, program.input, program.constant}
@@ -137,7 +137,7 @@ def _rows_of_capacity(
         if last:
             flow.at_edges.pop(k, None)
         if edge is not None and g is not None:
-            if bool(taking[sinks[k]].any()):
+            if k in sinks:
                 r = _sink(r, g, per_energy, sinks[k])
             elif r is None and step.out in kept:
                 held[step.out] = g.new_zeros(len(loss), *g.shape)
@@ -153,6 +153,16 @@ def _rows_of_capacity(
     for slot in kept & waiting.keys():
         held[slot] = program.values[slot] * waiting[slot]
     return held
+
+
+def _sinks(program: Program, usage: Usage, loss: Tensor) -> dict[int, tuple[Tensor, list[bool]]]:
+    """Components of the channels that each edge writes, and whether each row takes from them, by step."""
+    found = {}
+    takes = loss != 0
+    for edge in program.edges:
+        component = usage.potentials.component[edge.out_labels]
+        found[edge.step] = component, takes[:, component.reshape(-1)].any(1).tolist()
+    return found
 
 
 def pull(

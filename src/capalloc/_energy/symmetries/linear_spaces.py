@@ -16,9 +16,11 @@ or written by full matrices alone: these absorb g, and their signature stands in
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,7 +51,15 @@ class _Link:
     kind: str  # "bias", "scale" or "matrix"
     read: Tensor
     written: Tensor
-    kernel: Tensor  # weights in use for each pair, over the pairs; without axes where it is the same for all
+    used: Tensor  # path energy through its weights
+    whole: bool  # whether all of them are in use
+
+    @cached_property
+    def kernel(self) -> Tensor:
+        """Weights in use for each pair, over the pairs; without axes where it is the same for all."""
+        if self.whole:
+            return torch.tensor(max(1.0, self.used.numel() // math.prod(self.shape)))
+        return sum_to((self.used > 0).to(torch.float32), torch.empty(self.shape, device="meta")).cpu()
 
     def reaching(self, value: Tensor) -> Tensor:
         """Sum a component's value over what every written component reads, in the shape of `written`."""
@@ -103,7 +113,8 @@ def find(program: Program, usage: Usage) -> Spaces:
     living = alive.double()
     living[0] = 1.0  # inputs, the constant and outputs
     rank = living.clone()  # of a space of d channels that w columns write: w / d for each
-    for channels in _spaces(_signatures(program, usage, links, gated), links, free):
+    several = int(free.sum()) > 1  # one alone is no space, and most networks have none
+    for channels in _spaces(_signatures(program, usage, links, gated), links, free) if several else ():
         d, c = len(channels), int(channels[0])
         touching = [link for link in links if bool((link.read == c).any() | (link.written == c).any())]
         columns = round(sum(_columns(link, c, rank, shifting) for link in touching))
@@ -126,6 +137,8 @@ def _reused_in_a_row(program: Program, links: list[_Link], linear: Tensor) -> bo
     linear[0] = False  # inputs, the constant and outputs
     owners = program.owners()
     uses = Counter(name for link in links for name in owners[link.edge.weight])
+    if max(uses.values(), default=0) < 2:
+        return False
     writes: dict[int, set[int]] = defaultdict(set)  # by step
     places: dict[frozenset[str], set[frozenset[int]]] = defaultdict(set)  # by parameter
     for link in links:
@@ -180,18 +193,14 @@ def _links(program: Program, usage: Usage) -> list[_Link]:
     links = []
     for edge in program.edges:
         used = usage.through_params.get(edge.weight)
-        if used is None or edge.again or not bool((used > 0).any()):
+        if used is None or edge.again or not used.numel() or float(used.amax()) <= 0:
             continue
         step = program.steps[edge.step]
         kind = "scale" if isinstance(step.map, Product) else "matrix"
         kind = "bias" if step.args[0] == program.constant else kind
         for side in edge.sides:
             read, written = (usage.potentials.component[labels] for labels in side)
-            shape = torch.broadcast_shapes(read.shape, written.shape)
-            kernel = torch.tensor(max(1.0, used.numel() // shape.numel()))
-            if not usage.all_used(edge.weight):
-                kernel = sum_to((used > 0).to(torch.float32), torch.empty(shape, device="meta")).cpu()
-            links.append(_Link(edge, kind, read, written, kernel))
+            links.append(_Link(edge, kind, read, written, used, usage.all_used(edge.weight)))
     return links
 
 
@@ -265,14 +274,14 @@ def _writers(links: list[_Link], size: int) -> Tensor:
 
 def _spaces(signature: Tensor, links: list[_Link], free: Tensor) -> list[Tensor]:
     """Groups of free components of one signature, two or more, in the order in which they are first written."""
-    first: dict[int, int] = {}
-    for k, link in enumerate(links):
-        for c in torch.unique(link.written).tolist():
-            first.setdefault(c, k)
     groups: dict[int, list[int]] = defaultdict(list)
     for c in free.nonzero().flatten().tolist():
         groups[int(signature[c])].append(c)
     wide = [group for group in groups.values() if len(group) > 1]
+    first: dict[int, int] = {}
+    for k, link in enumerate(links) if wide else ():
+        for c in torch.unique(link.written).tolist():
+            first.setdefault(c, k)
     return [torch.tensor(group) for group in sorted(wide, key=lambda group: first.get(group[0], -1))]
 
 
