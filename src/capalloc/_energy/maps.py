@@ -219,7 +219,7 @@ class ConvolutionMap:
     def _quick(self, weight: Tensor) -> tuple[Any, ...]:
         """Settings of the same convolution for which torch takes its quicker kernel.
 
-        On one thread it takes a matrix product, half as quick, for a kernel of one place, to which a dilation does nothing.
+        On one thread it takes a matrix product for a kernel of one place, half as quick; a dilation does nothing to it.
         """
         single = weight.shape[2:].numel() == 1 and weight.dtype == torch.float32 and not weight.is_cuda
         dilation = (2,) * len(self.stride) if single and not self.transposed else self.dilation
