@@ -72,3 +72,35 @@ def test_segments_end_at_a_modulus() -> None:
     model = Filtered(lambda h: spectrum(h).abs())
     segments = capalloc.propagate(model, x, solver="segments")
     assert segments.total == pytest.approx(capalloc.measure(model, x).total, abs=10)
+
+
+def test_what_makes_a_weight_of_complex_numbers_is_unseen_too() -> None:
+    class Kernel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate, self.scale, self.last = (
+                nn.Parameter(gaussian(*n, seed=k)) for k, n in enumerate([(1,), (1,), (3, 8)])
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            kernel = self.scale * torch.exp(-self.rate.exp() * torch.arange(8))
+            return torch.relu(torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(kernel), n=8)) @ self.last.T
+
+    found = capalloc.propagate(Kernel(), gaussian(6, 8), solver="markov")
+    assert (found.attrs["unseen_params"], found.attrs["unused_params"]) == (2, 0)
+
+
+def test_queries_that_give_keys_their_shape_are_unseen() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.value = nn.Linear(4, 8).double(), nn.Linear(4, 4).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            query, value = self.query(x).unflatten(-1, (2, 4)).transpose(1, 2), self.value(x)[:, None]
+            return nn.functional.scaled_dot_product_attention(
+                query, x[:, None].expand_as(query), value.expand_as(query)
+            )
+
+    found = capalloc.propagate(Attention(), gaussian(6, 3, 4), solver="markov")
+    assert (found.attrs["unseen_params"], found.attrs["unused_params"]) == (40, 0)

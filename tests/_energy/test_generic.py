@@ -242,6 +242,21 @@ def test_a_result_names_the_operators_that_went_by_their_jacobian():
         capalloc.propagate(model, x, solver="markov", gates="unit")
 
 
+def test_filters_made_of_the_examples_are_gates():
+    def filters(x: Tensor) -> Tensor:
+        return x.mean((2, 3))[:, :1, None, None, None] * W.double()
+
+    def function(x: Tensor, w: Tensor) -> Tensor:  # each example's own filters, side by side as groups
+        return F.conv2d(x.reshape(1, -1, 4, 4), w.flatten(0, 1), groups=len(x)).reshape(len(x), 2, 2, 2)
+
+    x = gaussian(3, 2, 4, 4)
+    program = traced(lambda x: function(x, filters(x)), x)
+    assert_is_squared_jacobian(program, lambda z: function(z, filters(x)), x)
+
+
+W = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
 class Along(nn.Module):
     """A function as a layer."""
 

@@ -196,12 +196,16 @@ class Force(nn.Module):
         if self.way == "vjp":
             _, pull = torch.func.vjp(self.energy, x)
             return pull(torch.ones(()).to(x))[0]
+        if self.way == "autograd":
+            with torch.enable_grad():
+                x = x if x.requires_grad else x.clone().requires_grad_()
+                return torch.autograd.grad(self.energy(x), x, create_graph=True)[0]
         if self.way == "written out":
             return (self.last.weight * (1 - torch.tanh(self.first(x)) ** 2)) @ self.first.weight
         return getattr(torch.func, self.way)(self.energy)(x)
 
 
-@pytest.mark.parametrize("way", ["grad", "vjp"])
+@pytest.mark.parametrize("way", ["grad", "vjp", "autograd"])
 def test_derivatives_that_forward_takes_are_in_the_graph(way: str) -> None:
     networks = [seeded_module(lambda way=way: Force(way)) for way in (way, "written out")]
     x = gaussian(40, 4)

@@ -154,6 +154,8 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
         if steered_by and node in structure.signals:
             _check_attention(node, products)
             frozen[node] = frozenset(steered_by)
+        elif structure.filters_itself(node):
+            frozen[node] = frozenset(("weight",))
         elif tangled := structure.tangled(node):
             frozen[node] = frozenset(tangled)
         elif (sides := structure.factors(node)) is not None:
@@ -171,7 +173,8 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     carrying = _reached(graph.output, found.sources, structure.live)
     reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
-    weighing = {root for derived in linear.values() for root in derived.roots if root not in signals}
+    constants = {root for derived in linear.values() for root in derived.roots if root not in signals}
+    weighing = {leaf for root in constants for leaf in (root, *structure.made_of(root)[0])}
     return replace(
         found,
         carrying=frozenset(carrying),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,10 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from capalloc._model.agree import agree
+from capalloc._model.problem import seeded
 
 #: Said in the results of a graph that was made this way.
 RETRACED = (
@@ -23,11 +28,18 @@ def retrace(model: nn.Module, example: Tensor, *, below: bool = False) -> tuple[
 
     `below` writes down what derivatives call, where forward takes some (`torch.func.grad`).
 
-    Raises ValueError where a branch or a shape depends on the inputs: other examples would take another way.
+    Raises ValueError where a branch or a shape depends on the inputs: other examples would take another way; and where
+    the graph holds numbers of the run itself, as those do that autograd saved while forward took derivatives.
     """
     params = {name: parameter.detach() for name, parameter in model.named_parameters()}
     run: Callable[..., Tensor] = lambda params, x: torch.func.functional_call(model, params, (x,))  # noqa: E731
-    traced: GraphModule = make_fx(run, pre_dispatch=not below, _error_on_data_dependent_ops=False)(params, example)
+    given = example.clone().requires_grad_().clone()  # as `measure` runs it
+    traced: GraphModule = make_fx(run, pre_dispatch=not below, _error_on_data_dependent_ops=False)(params, given)
+    with _Detaching() as own:
+        run(params, given.clone())
+    for node in traced.graph.nodes if below and not own.seen else ():
+        if node.target is torch.ops.aten.detach.default:  # what autograd saved
+            node.replace_all_uses_with(node.args[0])
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     depends = {placeholders[-1]}
     for node in list(traced.graph.nodes):
@@ -40,7 +52,32 @@ def retrace(model: nn.Module, example: Tensor, *, below: bool = False) -> tuple[
             raise ValueError(f"{node.target} makes a branch or a shape of the inputs")
     traced.graph.eliminate_dead_code()
     traced.recompile()
+    _check(traced, run, params, example)
     return torch.export.export(traced, (params, example), strict=False), params
+
+
+class _Detaching(TorchFunctionMode):
+    """Notes whether a model detaches tensors itself."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one call of torch."""
+        self.seen |= func in (Tensor.detach, torch.detach, Tensor.data.__get__)
+        return func(*args, **(kwargs or {}))
+
+
+def _check(traced: GraphModule, run: Callable[..., Tensor], params: dict[str, Tensor], example: Tensor) -> None:
+    known = {p.untyped_storage().data_ptr() for p in params.values()}
+    held = (getattr(traced, str(node.target)) for node in traced.graph.nodes if node.op == "get_attr")
+    saved = any(isinstance(t, Tensor) and t.untyped_storage().data_ptr() in known for t in held)
+    other = example * (1 - torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example) / 5)
+    found = []
+    for function in (traced, run):
+        with seeded(0, example.device):
+            found.append(function(params, other).detach())
+    if saved or not agree(*found):
+        raise ValueError("the graph of one example is not that of another")
 
 
 def _writes(node: Node) -> bool:

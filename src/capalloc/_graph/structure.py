@@ -87,6 +87,12 @@ class Structure:
         given = arguments_of(node)
         return [name for name in record(node.target).factors or () if self._makes_no_weight(given[name])]
 
+    def filters_itself(self, node: Node) -> bool:
+        """Tell whether a layer has weights that depend on the inputs, as what it reads does: they are its gate."""
+        given = arguments_of(node)
+        weighs = record(node.target).kind in ("dense", "convolution")
+        return weighs and given.get("weight") in self.signals and given.get("input") in self.signals
+
     def made(self, node: Node) -> list[Node]:
         """List weights and biases of a call that a graph of parameters makes, other than entry by entry."""
         known = record(node.target)

@@ -221,7 +221,7 @@ _declare("copy", "neg clone contiguous alias _to_copy to.dtype to.dtype_layout t
 _declare("movement", "view", function=torch.reshape)  # a view holds for the strides of the kernels it was recorded with
 _declare(
     "movement",
-    "movedim.int movedim.intlist moveaxis.int moveaxis.intlist swapaxes swapdims numpy_T ravel expand_as "
+    "movedim.int movedim.intlist moveaxis.int moveaxis.intlist swapaxes swapdims numpy_T ravel "
     "_unsafe_view reshape flatten.using_ints unflatten.int permute transpose.int t mT squeeze squeeze.dim squeeze.dims "
     "unsqueeze expand repeat repeat_interleave.self_int flip roll pad cat stack native_dropout",
 )

@@ -43,7 +43,6 @@ def view(call: Call) -> Energy:
     aten.squeeze.dims,
     aten.unsqueeze.default,
     aten.expand.default,
-    aten.expand_as.default,
     aten.slice.Tensor,
     aten.select.int,
     aten.flip.default,

@@ -72,6 +72,8 @@ def _product_and_sum(call: Call, left: str, right: str) -> Energy:
     out = _times(call, _product(call, left, right), "alpha")
     if not call["beta"] or (call.energy("self") is None and not bool(call["self"].any())):
         return out
+    if not out.is_signal:  # of a constant
+        out = call.program.begin(out)
     return call.program.add(out, _times(call, call.signal("self"), "beta"))
 
 
