@@ -63,7 +63,7 @@ class _Detaching(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call of torch."""
-        self.seen |= func in (Tensor.detach, torch.detach, Tensor.data.__get__)
+        self.seen |= func in (Tensor.detach, torch.detach, getattr(Tensor.data, "__get__", None))
         return func(*args, **(kwargs or {}))
 
 
