@@ -266,6 +266,11 @@ def test_refused(more, message):
         capalloc.rank(given.pop("models"), given.pop("inputs"), **given)
 
 
+def test_an_error_names_its_model():
+    with pytest.raises(ValueError, match=r"^wide: model does not accept inputs of shape \(examples, 4\)"):
+        capalloc.rank({"narrow": net((4, 3, 3)), "wide": net((5, 3, 3))}, gaussian(8, 4))
+
+
 def test_a_dataset_that_is_ranked_by_nothing_is_refused(ranking):
     with pytest.raises(ValueError, match=r"by must be one of \['parameters', .*, and is 'speed'"):
         Ranking(ranking.data.assign_attrs(by="speed"))

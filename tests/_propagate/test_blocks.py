@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -14,22 +15,29 @@ from torch import Tensor, nn
 
 import capalloc
 from capalloc._derivatives import exact_derivatives
+from capalloc._derivatives.tape import ELEMENTARY
 from capalloc._linalg.inverse_root import InverseRoot, RowsBeside
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
 from capalloc._linalg.saturation import BlockMoments
+from capalloc._measure import precondition
 from capalloc._measure.examples import Examples, plan_examples
-from capalloc._measure.precondition import constant_rows, samples, samples_of_outputs, spread
+from capalloc._measure.forecast import pass_seconds
+from capalloc._measure.precondition import Sample, constant_rows, inverse_root, samples, samples_of_outputs, spread
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, readings, refine
 from capalloc._measure.task import make_task
+from capalloc._model.problem import prepare
+from capalloc._operators.decompositions import RECURRENT
 from capalloc._propagate.by_constraints import capped, is_small, numbers_in_use, plan_combinations
 from capalloc._propagate.effort import (
     Effort,
     Enough,
     affordable,
     fewer_outputs,
+    forecast_seconds,
     has_many_constraints,
     in_memory,
     in_time,
+    probes_for,
     readings_at,
 )
 from capalloc._runtime.memory import Budget, Size
@@ -298,6 +306,44 @@ def test_long_recurrences_are_for_the_blocks(steps, often):
     task = make_task(model, gaussian(20, steps, 2), lambda returned: returned[0][:, -1])
     assert is_small(task.size, task.size.params)
     assert is_small(task.size, numbers_in_use(task.problem)) is not often
+
+
+def test_time_is_forecast_from_that_of_a_pass_and_no_longer_than_there_is():
+    """Rows of blocks, and four steps and a reading of every probe; where gates stay a product is a tenth as long."""
+    x, net = gaussian(40, 6), nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    moving, size = prepare(net, x), Size(40, 3, 7, 83)
+    still = prepare(nn.Sequential(net[0], nn.ReLU(), net[2]), x)
+    rows, step = 2 * 32 * 8 + 1024, 40 * 3
+    whole = 1e-3 * (6 * rows + probes_for(size) * 4.5 * 10 * step)
+    assert forecast_seconds(moving, size, 1e-3, math.inf) == pytest.approx(whole, rel=0.05)
+    lighter = 1e-3 * (2 * rows + probes_for(size) * 4.5 * 1.2 * step)
+    assert forecast_seconds(still, size, 1e-3, math.inf) == pytest.approx(lighter, rel=0.05)
+    assert forecast_seconds(moving, size, 1e-3, 60.0) == 60.0
+    assert forecast_seconds(moving, size, 1e-3, 9.0) == pytest.approx(0.85 * 9)  # no step
+    assert forecast_seconds(moving, size, 1e-3, 1e-3) > 3  # the blocks at least
+
+
+def test_a_recurrent_layer_is_timed_step_by_step(monkeypatch):
+    """The work runs its steps one by one, where the model has one fused operation."""
+    runs: list[int] = []
+    cell = RECURRENT["lstm"]
+    monkeypatch.setitem(RECURRENT, "lstm", lambda *args: (runs.append(1), cell(*args))[1])
+    monkeypatch.setitem(ELEMENTARY, torch.lstm, lambda *args: RECURRENT["lstm"](*args))
+    model = seeded_module(lambda: nn.LSTM(2, 3, batch_first=True))
+    problem = prepare(model, gaussian(5, 4, 2), lambda returned: returned[0][:, -1])
+    seconds, outputs = pass_seconds(problem)
+    assert seconds > 0
+    assert (len(runs), outputs) == (3, 3)
+
+
+def test_the_constant_has_as_many_rows_as_there_is_time_for(monkeypatch):
+    task = make_task(dense(reference_weights()), gaussian(40, 3), None)
+    examples, _ = plan_examples(task, Block(num_probes=4))
+    full = inverse_root(examples, Sample(8, 2, 2048, 64)).beside.share
+    now = iter((0.0, 1.0))
+    monkeypatch.setattr(precondition.time, "perf_counter", lambda: next(now))
+    few = inverse_root(examples, Sample(8, 2, 2048, 64), left=2.0).beside.share  # a second for 32 rows, .25 s left
+    assert few == pytest.approx(full * 8 / 64)
 
 
 def test_fewer_constraints_than_parameters_are_for_the_blocks():

@@ -20,12 +20,12 @@ from capalloc._energy.carriers import Products
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._measure.forecast import duration
+from capalloc._measure.forecast import duration, graph_seconds, pass_seconds
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.by_constraints import exact_seconds, numbers_in_use
-from capalloc._propagate.effort import LARGE_PARAMS
+from capalloc._propagate.effort import LARGE_PARAMS, PASSES_OF_LARGE, forecast_seconds
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
 from capalloc._runtime.arguments import checked
@@ -37,19 +37,11 @@ from capalloc.results.audit_findings import LEFT_OUT, Audit, as_data, within
 from capalloc.results.evidence import Evidence, layer_table
 from capalloc.results.findings import findings
 
-#: What parts cost, in forward and backward passes of all examples: between those of small networks, where what is
-#: done once weighs most, and of large ones.
-PASSES = {"channels": 1, "paths": 8, "depth": 40}
-#: Seconds that each operator of the graph costs at least, however few the examples: recurrences have many small ones.
-SECONDS_OF_A_NODE = {"channels": 0.0, "paths": 1e-3, "depth": 5e-3}
-#: Seconds of any part besides, for what is done once.
-ONCE = 0.5
 #: Seconds that the capacity takes at most where there are as many: the limit of `propagate`, and what comes before.
 CAPACITY = 40.0
-#: Passes of one example that the answer of the blocks takes at least: for each example, or for the few of them that
-#: stand for all of a large network's. Both are of a few networks, and rough: what is more than so many times the time
-#: that there is will not be done in it.
-LEAST_PASSES, LEAST_OF_LARGE, CLEARLY = 1000, 1400, 2.0
+#: Passes of each example that the answer of the blocks takes at least, of a few networks, and rough: what is more than
+#: so many times the time that there is will not be done in it.
+LEAST_PASSES, CLEARLY = 1000, 2.0
 EXAMPLES_AT_ONCE = 64
 
 
@@ -172,17 +164,20 @@ def audit(
 
 def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, float], float, float]:
     """Seconds that each part takes, that the exact capacity takes, and the answer of the blocks at least."""
-    one_pass, outputs = _pass_seconds(problem)
-    nodes = 0 if problem.program is None else len(problem.program.graph.nodes)
-    costs = {
-        what: ONCE + max(passes * one_pass * number, SECONDS_OF_A_NODE[what] * nodes) for what, passes in PASSES.items()
-    }
+    of_pass, outputs = pass_seconds(problem)
+    costs = {what: graph_seconds(what, of_pass * number, problem.num_nodes) for what in ("channels", "paths", "depth")}
     left = max(1.0, clock.left - sum(costs.values()))
     size = Size(number, outputs, math.prod(problem.input_shape) + 1, problem.num_params)
-    exact = ONCE + exact_seconds(size, numbers_in_use(problem))
-    least = one_pass * (LEAST_OF_LARGE if problem.num_params > LARGE_PARAMS else LEAST_PASSES * number)
-    quick = exact if exact < left else costs["paths"] if least > CLEARLY * left else math.inf
-    return costs | {"capacity": min(CAPACITY, left, quick)}, exact, least
+    exact = exact_seconds(size, numbers_in_use(problem))
+    least = of_pass * (PASSES_OF_LARGE if problem.num_params > LARGE_PARAMS else LEAST_PASSES * number)
+    if exact < left:
+        capacity = exact
+    elif least > CLEARLY * left:
+        capacity = costs["paths"]
+    else:
+        limit = (left > CAPACITY and Block.max_seconds) or left / 2
+        capacity = forecast_seconds(problem, size, of_pass, limit) + costs["paths"]  # which count the symmetries
+    return costs | {"capacity": capacity}, exact, least
 
 
 def _attrs(known: Evidence, num_examples: int) -> dict[str, Any]:
@@ -204,15 +199,3 @@ def _lengths(problem: Problem) -> dict[str, int]:
     if len(places.inputs) > 1:
         sides = [(places.axes_of(one.name), one.shape) for one in places.inputs]
     return {axis: n for axes, shape in sides for axis, n in zip(axes, shape, strict=True)}
-
-
-def _pass_seconds(problem: Problem) -> tuple[float, int]:
-    """Seconds of a forward and backward pass by example, of the first batch; and the number of outputs."""
-    batch = next(iter(problem.batches(EXAMPLES_AT_ONCE)))
-    with torch.enable_grad():
-        problem(batch)  # the first one sets buffers up
-        started = time.perf_counter()
-        returned = problem(batch.requires_grad_())
-        if returned.requires_grad:
-            torch.autograd.grad(returned.sum(), batch, allow_unused=True)
-    return (time.perf_counter() - started) / len(batch), returned.shape[1]

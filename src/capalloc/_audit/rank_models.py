@@ -22,6 +22,7 @@ from capalloc._energy.batches import Batches
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._measure.forecast import announce, graph_seconds, pass_seconds
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.input_moments import InputMoments, still_inputs
 from capalloc._model.made_from import recorded
@@ -74,7 +75,7 @@ def rank(
         metric: energies of the inputs, as in `propagate`.
         solver: of the map that "informative" is read from, as in `propagate`; the default is a quick guide.
         seed: of points, of combinations of outputs, and of signs.
-        progress: show a bar over the models.
+        progress: say how long it takes, where that is more than some seconds, and show a bar over the models.
 
     Returns:
         Ranking: a row for each model, the best first. What cannot be found out for one is NaN, with a note.
@@ -92,8 +93,15 @@ def rank(
     named = _named(models)
     examples = list(inputs) if isinstance(inputs, Iterator) else inputs
     rows, notes = [], []
-    for name, model in tqdm(named.items(), disable=not progress, desc="models"):
-        candidate = Candidate.of(model, examples, outputs, labels, metric, seed)
+    candidates = {}
+    for name, model in named.items():
+        try:
+            candidates[name] = Candidate.of(model, examples, outputs, labels, metric, seed)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{name}: {error}") from error
+    if progress:
+        announce("rank", sum(candidate.seconds for candidate in candidates.values()), progress)
+    for name, candidate in tqdm(candidates.items(), disable=not progress, desc="models"):
         rows.append(candidate.row(solver))
         notes += [f"{name}: {note}" for note in candidate.notes]
     columns = {column: ("model", np.array([row[column] for row in rows], float)) for column in Ranking.COLUMNS}
@@ -118,7 +126,6 @@ class Candidate:
 
     model: ModelLike
     problem: Problem
-    double: Problem | None
     x: Tensor
     labels: Tensor | None
     metric: InputMetricLike
@@ -145,10 +152,12 @@ class Candidate:
             labels = labels[: len(x)].long()
         input_metric(metric, problem)
         problem = replace(problem, inputs=x)
-        found = cls(model, problem, None, x, labels, metric, seed, list(problem.notes))
-        with torch.no_grad():
-            found.double = found.known("scores in float64", lambda: _in_double(problem, x))
-        return found
+        return cls(model, problem, x, labels, metric, seed, list(problem.notes))
+
+    @property
+    def seconds(self) -> float:
+        """How long a row takes, about."""
+        return graph_seconds("scores", pass_seconds(self.problem)[0] * len(self.x), self.problem.num_nodes)
 
     def known(self, what: str, part: Callable[[], Any]) -> Any:
         """Return what a part finds; None, with a note, where it cannot be found."""
@@ -163,7 +172,9 @@ class Candidate:
 
     def row(self, solver: PropagateSolver, *, depth: bool = True) -> dict[str, Any]:
         """Every column of one model; that of depth, which takes longest, where it is asked for."""
-        problem, x, known, double = self.problem, self.x, self.known, self.double
+        problem, x, known = self.problem, self.x, self.known
+        with torch.no_grad():
+            double = known("scores in float64", lambda: _in_double(problem, x))
         allocation = known("the map", lambda: self._map(solver))
         told = known("depth", self._depth) if depth else None
         dimension = None

@@ -18,6 +18,7 @@ from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._measure.forecast import announce_graph
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
@@ -40,6 +41,7 @@ def diagnose(
     generator: torch.Generator | None = None,
     products: Products | None = None,
     trained: bool | None = None,
+    progress: bool = False,
 ) -> Diagnosis:
     """`scaling`, `shattering` and `receptive_field` of one model, with advice in words.
 
@@ -55,16 +57,18 @@ def diagnose(
         generator: as in `shattering`.
         products: as in `propagate`.
         trained: as in `scaling`.
+        progress: say how long it takes, where that is more than some seconds, and show a bar over batches.
 
     Raises:
         UnsupportedOperatorError, ValueError, TypeError: as `shattering` and `propagate`.
 
     """
     problem = export_once(prepare(model, inputs, outputs, traced=True, by_input=True))
+    announce_graph("diagnose", "depth", problem, problem.num_nodes, problem.count(), progress)
     x = problem.inputs
     told: dict[str, Any] = {"products": products, "trained": trained}
     shattered = shattering(problem, x, num_examples=num_examples, generator=generator, **told)
-    scaled = scaling(problem, x, metric=metric, **told)
+    scaled = scaling(problem, x, metric=metric, progress=progress, **told)
     attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}
     parts = [scaled.data, shattered.data, _field(problem, metric)]
     return Diagnosis(xr.merge([part.drop_attrs() for part in parts]).assign_attrs(attrs))

@@ -28,6 +28,7 @@ from capalloc._energy.theoretical_field import Field, Position, resolve, theoret
 from capalloc._energy.trace import trace
 from capalloc._graph.capture import capture
 from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._measure.forecast import announce_graph
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.layer_output import LayerOutput
 from capalloc._model.made_from import recorded
@@ -95,7 +96,7 @@ def receptive_field(
         batch_size: examples walked at once.
         check: whether to compare the field of influence with gradients at random weights and inputs, also where no gate
             asks for it; a note says how much of it they reach.
-        progress: show a progress bar over batches.
+        progress: say how long it takes, where that is more than some seconds, and show a bar over batches.
 
     Returns:
         ReceptiveField: for every input axis the theoretical size, start, stop, centre, stride and border, and the
@@ -122,6 +123,7 @@ def receptive_field(
         problem.layout.check_alike("a receptive field")
     space = input_metric(metric, problem)
     batches = Batches.of(problem, gates, batch_size, progress=progress, metric=space)
+    announce_graph("receptive-field", "field", problem, len(batches.graph.nodes), batches.examples, progress)
     located = locate(batches, output_position, of, layers=layers)
     position, places = located.position, problem.places
     reach = bound(batches, position, located.seen, by_data=located.by_data, check=check)

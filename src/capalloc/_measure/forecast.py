@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch
 from tqdm.auto import tqdm
 
 from capalloc._derivatives import Choice
+from capalloc._derivatives.tape import Tape
 from capalloc._measure.examples import Examples
 from capalloc._measure.task import Task
+from capalloc._model.problem import Problem
 from capalloc._runtime.memory import Plan, gib
 
 #: Directions along which one example is timed, at most.
@@ -24,6 +27,18 @@ TIMED_ROWS = 384
 #: squared (Gram matrix or triangular factor, then scores) and of the shorter one cubed (root): with a ridge, without,
 #: where the joint entries take a second decomposition.
 WITH_RIDGE, WITHOUT = (3.0, 10.0), (6.0, 40.0)
+#: What work on the graph takes: forward and backward passes of all examples, as of large networks, seconds of each
+#: operator, as of small ones and recurrences, and seconds that are spent once. They are of a few networks, and rough.
+GRAPH_WORK = {
+    "channels": (1, 0.0, 0.1),
+    "paths": (8, 1e-3, 0.1),
+    "depth": (40, 6e-3, 0.2),
+    "field": (20, 2.5e-3, 0.1),
+    "scores": (20, 3.5e-3, 0.3),
+}
+EXAMPLES_TIMED, TIMES = 64, 3
+#: Seconds below which nobody needs a forecast.
+SHORT = 5.0
 
 
 @dataclass(frozen=True)
@@ -108,3 +123,37 @@ def over_limit(seconds: float, limit: float | None) -> list[str]:
     if limit is None or seconds <= 2 * limit:
         return []
     return [f"max_seconds={limit:g} was not held: about {seconds:.2g} s is the least for this model and these examples"]
+
+
+def pass_seconds(problem: Problem) -> tuple[float, int]:
+    """Time a forward and backward pass by example, in the operations that the work is done in; and count the outputs.
+
+    A recurrent layer is one fused operation of a model, and many small ones of its derivatives.
+    """
+    batch, taken = next(iter(problem.batches(EXAMPLES_TIMED))).clone().requires_grad_(), math.inf
+    for _ in range(TIMES):  # the first one sets buffers up
+        began = _now(batch.device)
+        with torch.enable_grad(), Tape():
+            returned = problem(batch)
+            if returned.requires_grad:
+                torch.autograd.grad(returned.sum(), batch, allow_unused=True)
+        taken = min(taken, _now(batch.device) - began)
+    return taken / len(batch), returned.shape[1]
+
+
+def graph_seconds(what: str, of_pass: float, nodes: int) -> float:
+    """Forecast work on a graph of so many operators, where a pass of all examples takes `of_pass` seconds."""
+    passes, of_node, once = GRAPH_WORK[what]
+    return once + max(passes * of_pass, of_node * nodes)
+
+
+def announce_graph(who: str, what: str, problem: Problem, nodes: int, examples: int, progress: bool) -> None:
+    """Say how long work on the graph takes, where progress is shown."""
+    if progress:
+        announce(who, graph_seconds(what, pass_seconds(problem)[0] * examples, nodes), progress)
+
+
+def announce(who: str, seconds: float, progress: bool, more: str = "") -> None:
+    """Say on the standard error how long it takes, where progress is shown and it is long enough to ask."""
+    if progress and seconds > SHORT:
+        tqdm.write(f"{who}: forecast about {duration(seconds)}{more}", file=sys.stderr)

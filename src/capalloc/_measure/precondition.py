@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,8 @@ from capalloc._model.problem import random_signs
 
 #: Random constraints that the preconditioner is made from, on at most so many examples.
 SAMPLES, SAMPLED_EXAMPLES = 128, 64
+#: The constant's rows take no more than this share of the time that is left: half of them leave a map as near.
+CONSTANT_TIME = 0.25
 #: From so many parameters on, fewer: each sample costs more than it brings.
 MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
 
@@ -49,16 +52,21 @@ class Sample:
     constant: int = 0  # constraints of the constant input, at most
 
 
-def inverse_root(examples: Examples, sample: Sample) -> InverseRoot:
+def inverse_root(examples: Examples, sample: Sample, left: float = math.inf) -> InverseRoot:
     """Return the root that random constraints of single examples and outputs make, and those of the constant input.
 
     The bases and the variances in them come from different samples: directions that no sample saw would else have none.
-    The constant's constraints are alike from example to example, across all tensors: what blocks miss most.
+    The constant's constraints are alike from example to example, across all tensors: what blocks miss most. They are as
+    many as the seconds `left` allow, at the speed of the others.
     """
+    began = time.perf_counter()
     shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
     chosen = spread(examples, sample.examples)
     blocks = kronecker(shapes, partial(samples_of_outputs, examples, chosen, sample.each), sample.longest)
     root, most = InverseRoot(blocks), min(sample.constant, LONGEST_APART // examples.num_params)
+    if most and left < math.inf:
+        taken, others = time.perf_counter() - began, 2 * len(chosen) * sample.each
+        most = min(most, max(1, int(CONSTANT_TIME * (left - taken) / taken * others)))
     if not most:
         return root
     rows = [*constant_rows(examples, most)]

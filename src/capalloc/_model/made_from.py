@@ -25,11 +25,11 @@ R = TypeVar("R")
 OF_THE_RUN = ("progress", "run", "batch_size")
 #: Characters of an argument that are kept.
 ARGUMENT_LENGTH = 120
-#: Layers that read vectors along the last axis, with the attribute that tells how long those are.
-OF_VECTORS: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.Linear, "in_features"),
-    (nn.RNNBase, "input_size"),
-    (nn.MultiheadAttention, "embed_dim"),
+#: Layers that read vectors along the last axis, the attribute that tells how long those are, and what they are of.
+OF_VECTORS: tuple[tuple[type[nn.Module], str, str], ...] = (
+    (nn.Linear, "in_features", "token"),
+    (nn.RNNBase, "input_size", "step"),
+    (nn.MultiheadAttention, "embed_dim", "token"),
 )
 
 
@@ -146,9 +146,9 @@ def _axes(model: Any, inputs: Any) -> list[str] | None:
     for layer in model.modules():
         if isinstance(layer, nn.Conv1d):
             return ["channel", "position"] if layer.in_channels == length else None
-        for kind, attribute in OF_VECTORS:
+        for kind, attribute, word in OF_VECTORS:
             if isinstance(layer, kind):
-                return ["token", "feature"] if getattr(layer, attribute) == width else None
+                return [word, "feature"] if getattr(layer, attribute) == width else None
         if isinstance(layer, (nn.Flatten, nn.Conv2d)):
             return None
     return None

@@ -82,6 +82,11 @@ class Problem:
         return sum(p.numel() for p in self.params.values())
 
     @property
+    def num_nodes(self) -> int:
+        """Operators of the exported program; 0 where the model could not be exported for any number of examples."""
+        return 0 if self.program is None else len(self.program.graph.nodes)
+
+    @property
     def parameter_sizes(self) -> dict[str, int]:
         """Number of parameters in each selected tensor."""
         return {name: p.numel() for name, p in self.params.items()}

@@ -119,7 +119,7 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
         examples = examples.prepared()
     phases("derivatives")
     ends = Enough(settings, task.started)
-    root = inverse_root(examples, SAMPLE_OF_LARGE if large or ends.late else SAMPLE)
+    root = inverse_root(examples, SAMPLE_OF_LARGE if large or ends.late else SAMPLE, ends.left)
     phases("blocks")
     effort = Effort(examples, probes, steps_for(settings, examples))
     if not large and settings.num_probes == "auto" and ends.limit is not None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from capalloc._measure.examples import Examples
-from capalloc._measure.forecast import seconds_of_product
-from capalloc._measure.precondition import Sample
+from capalloc._derivatives.still_gates import gates_stay
+from capalloc._linalg.kronecker import merged_axes
+from capalloc._measure.examples import ALL_OUTPUTS, LONGEST_APART, OUTPUT_PROBES, Examples
+from capalloc._measure.forecast import seconds_of_operation, seconds_of_product
+from capalloc._measure.precondition import CONSTANT_TIME, Sample
 from capalloc._measure.refine import Refinement
-from capalloc._model.problem import random_signs
+from capalloc._model.problem import Problem, random_signs
 from capalloc._runtime.memory import Budget, Size
 from capalloc._settings import Block
 
@@ -40,6 +43,11 @@ FEWEST_PROBES, MOST_PROBES, FEWEST_OF_STEPS = 16, 64, 4
 PRODUCTS_OF_LARGE = 4
 #: A reading is a product with C, a step one with C and C'.
 STEPS_OF_A_READING = 0.5
+#: Share of the time that blocks without a step take.
+ALONE = 0.85
+#: Passes of an example that a row of the blocks takes, and that a step takes for each output, where gates stay and
+#: where they move; and that all of a large network's takes. They are of a few networks, and rough.
+PASSES, PASSES_OF_LARGE = {True: (2.0, 1.2), False: (6.0, 10.0)}, 1400
 #: Vectors of a probe beside one for each step.
 OTHER_VECTORS = 6
 
@@ -132,6 +140,36 @@ def seconds_of_step(examples: Examples) -> float:
     """Time a probe's products with C and C', by those of the first batch."""
     batches = len(examples.x) / min(examples.batch_size, len(examples.x))
     return seconds_of_product(examples, examples.vectors) * batches / examples.vectors
+
+
+def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float) -> float:
+    """Forecast blocks and steps, where a pass of an example takes `of_pass` seconds.
+
+    Four steps of all probes, where these fit into the limit; else what there is time for, until it is over.
+    """
+    if size.params > LARGE_PARAMS:
+        return of_pass * PASSES_OF_LARGE
+    of_turn = seconds_of_turn(problem)
+    of_row, of_output = PASSES[gates_stay(problem, problem.probe, nullcontext)]
+    each = of_row * of_pass + of_turn
+    of_examples = 2 * min(SAMPLE.examples, size.examples) * SAMPLE.each * each
+    of_constant = min(SAMPLE.constant, LONGEST_APART // size.params) * each
+    blocks = of_examples + min(of_constant, CONSTANT_TIME * max(0.0, limit - of_examples))
+    outputs = size.outputs if size.outputs <= ALL_OUTPUTS else OUTPUT_PROBES
+    step = of_output * of_pass * size.examples * outputs + 2 * of_turn
+    of_probe = (FIRST_TOLD + STEPS_OF_A_READING) * step
+    if FEWEST_OF_STEPS * of_probe > limit - blocks:
+        limit *= ALONE  # fewer probes, or outputs, stand for what there is no time for
+    return max(blocks, min(limit, blocks + probes_for(size) * of_probe))
+
+
+def seconds_of_turn(problem: Problem) -> float:
+    """Return how long it takes to turn a vector of float32 into the bases of the blocks."""
+    products = sum(
+        p.numel() * sum(axis for axis in merged_axes(p.shape) if axis <= SAMPLE.longest)
+        for p in problem.params.values()
+    )
+    return products * seconds_of_operation(problem.probe.device)  # two operations each, at twice the speed of float64
 
 
 def steps_for(settings: Block, examples: Examples) -> int:

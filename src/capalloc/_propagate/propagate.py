@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,14 +18,16 @@ from capalloc._energy.batches import Batches, Precision, check_walk, solve_in_ra
 from capalloc._energy.carriers import Products
 from capalloc._energy.gate_sources import GateSource
 from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._measure.forecast import announce, announce_graph, pass_seconds
 from capalloc._measure.task import make_task, with_notes
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.input_metric import InputMetric, InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._model.selected_params import ParamSelection
-from capalloc._propagate.by_constraints import by_blocks, exactly, is_small, numbers_in_use
+from capalloc._propagate.by_constraints import by_blocks, exact_seconds, exactly, is_small, numbers_in_use
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
+from capalloc._propagate.effort import forecast_seconds
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.phases import Phases
 from capalloc._runtime.surroundings import undisturbed
@@ -97,7 +100,7 @@ def propagate(
             a gate is one: a norm or a denominator before softmax and sigmoid, those before tanh, that before other
             activations; on a tie both carry. A gate is frozen at its value: attention weights, gating branches, and
             the queries, keys and other parameters that steer them carry no path energy.
-        progress: show a progress bar over batches.
+        progress: say how long it takes, where that is more than some seconds, and show a bar over batches.
 
     Returns:
         Allocation in units of parameters. By paths `attrs["symmetries"]` counts the rescaling symmetries, and
@@ -119,7 +122,7 @@ def propagate(
     automatic = is_auto(solver)
     asked = _settings("markov" if automatic and of_paths else "block" if automatic else solver, of_paths, gates)
     if isinstance(asked, Block):
-        found = _by_constraints(model, inputs, outputs, params, metric, batch_size, asked, exact=automatic)
+        found = _by_constraints(model, inputs, outputs, params, metric, batch_size, asked, progress, exact=automatic)
         return found.replace(attrs={**found.attrs, "seconds": time.perf_counter() - started})
     problem = prepare(model, inputs, outputs, params, traced=True, by_input=True)
     if isinstance(asked, Segments):
@@ -132,6 +135,7 @@ def propagate(
 
     def walked(batches: Batches) -> Allocation:
         phases("capture")
+        announce_graph("propagate", "paths", problem, len(batches.graph.nodes), batches.examples, progress)
         try:
             return _by_paths(problem, batches, asked, layers, table, space)
         finally:
@@ -204,6 +208,7 @@ def _by_constraints(
     metric: InputMetricLike,
     batch_size: int | Literal["auto"],
     settings: Block,
+    progress: bool,
     *,
     exact: bool,
 ) -> Allocation:
@@ -211,7 +216,15 @@ def _by_constraints(
     with exact_derivatives():
         generator = torch.Generator().manual_seed(settings.seed)
         task = make_task(model, inputs, outputs, metric, params=params, batch_size=batch_size, generator=generator)
-        exact = exact and is_small(task.size, numbers_in_use(task.problem))
+        in_use = numbers_in_use(task.problem) if exact else 0
+        exact = exact and is_small(task.size, in_use)
+        if progress:
+            limit = (settings.num_steps == "auto" and settings.max_seconds) or math.inf
+            of_pass, _ = pass_seconds(task.problem)
+            seconds = (
+                exact_seconds(task.size, in_use) if exact else forecast_seconds(task.problem, task.size, of_pass, limit)
+            )
+            announce("propagate", seconds, progress)
         found = exactly(task) if exact else by_blocks(task, settings)
         return with_notes(found, task.problem, task.x)
 

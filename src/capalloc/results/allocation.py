@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import xarray as xr
 
 from capalloc._runtime.arguments import checked
-from capalloc.results.base import Result, Variable
+from capalloc.results.base import MADE, Result, Variable
 from capalloc.results.frames import input_frame, module_sums, param_frame, spectrum_frame, table_frame, unit_frame
 from capalloc.results.invariants import check_axes, check_sums, check_values
 from capalloc.results.regions import Partition, place_word, places_table, regions_by_mean, sum_parts
@@ -188,7 +188,8 @@ class Allocation(Result):
         return module_sums(self.by_parameter, depth)
 
     def view(self) -> View:
-        """Totals with their doubt, parameter tensors, and the map."""
+        """Totals with their doubt, parameter tensors, and the map, over axes in the model's words."""
+        self = worded(self)
         kind = str(self.attrs.get("kind", "allocated"))
         doubts = ("total_standard_error", "bias_standard_error")
         return self._view(
@@ -301,3 +302,13 @@ def _own_axes(variable: xr.DataArray) -> xr.DataArray:
     own = variable.rename({dim: str(dim).removeprefix(prefix) for dim in variable.dims})
     own.attrs = {key: value for key, value in variable.attrs.items() if key != "layer"}
     return own.rename(variable.attrs["layer"])
+
+
+def worded(result: Allocation) -> Allocation:
+    """The same over axes with the model's words: tokens, or steps, and features, or channels and positions."""
+    words = result.attrs.get(MADE, {}).get("axes")
+    if not words or result.capacity.ndim != len(words):
+        return result
+    named = dict(zip(map(str, result.capacity.dims), words, strict=True))
+    table = None if result.table is None else result.table.rename(named)
+    return result.replace(capacity=result.capacity.rename(named), table=table)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from capalloc.results.allocation import worded
 from capalloc.results.audit_findings import Finding, Level
-from capalloc.results.axis_words import worded
 from capalloc.results.evidence import NO_SHARE, Evidence
 from capalloc.results.regions import named_parts, parts_each
 from capalloc.results.scaling import FAR_RATE, FAR_TOTAL, Scaling

@@ -24,7 +24,11 @@ HORIZONTAL = ("left", "centre", "right")
 #: Regions of a sequence.
 THIRDS = ("first third", "middle third", "last third")
 #: The axis that a map of two goes along, where it is no picture.
-SEQUENCES: dict[tuple[str, ...], str] = {("token", "feature"): "token", ("channel", "position"): "position"}
+SEQUENCES: dict[tuple[str, ...], str] = {
+    ("token", "feature"): "token",
+    ("step", "feature"): "step",
+    ("channel", "position"): "position",
+}
 #: A line of at most so many places is told place by place.
 MOST_PLACES = 16
 #: From a capacity map to labels over some of its axes, or all.

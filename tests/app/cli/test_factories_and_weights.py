@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from capalloc._measure import forecast
 from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.model_source import read_model
@@ -219,6 +220,19 @@ def test_forecasts_stand_in_a_log(file: str) -> None:
     assert "audit: about " in run("audit", f"{file}:net", *told).stderr
     assert "measure: forecast " in run("measure", f"{file}:net", *told).stderr
     assert run("audit", f"{file}:net", *told, "--quiet").stderr == ""
+
+
+FORECAST = [(c,) for c in ("rank", "diagnose", "receptive-field", "propagate")]
+FORECAST += [("propagate", "--solver", name) for name in ("markov", "block")]
+
+
+@pytest.mark.parametrize(("command", "solver"), [(told[0], told[1:]) for told in FORECAST])
+def test_what_takes_long_is_forecast_and_what_does_not_is_not(command, solver, file, monkeypatch) -> None:
+    told = (command, f"{file}:net", "--shape", "4", "--examples", "6", *solver)
+    assert "forecast" not in run(*told).stderr
+    monkeypatch.setattr(forecast, "SHORT", 0.0)
+    assert re.search(rf"^{command}: forecast about [\d.e-]+ seconds$", run(*told).stderr, re.MULTILINE)
+    assert run(*told, "--quiet").stderr == ""
 
 
 def test_endings_say_the_format(file: str, tmp_path: Path) -> None:

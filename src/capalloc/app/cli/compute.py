@@ -171,7 +171,7 @@ def run_receptive_field(
 def run_diagnose(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:
     """Run `capalloc diagnose`."""
     method = partial(capalloc.diagnose, metric=metric, trained=trained)
-    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)), bar=False)
+    compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)))
 
 
 def run_scaling(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:

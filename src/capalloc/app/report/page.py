@@ -14,8 +14,7 @@ from capalloc.app.report.explorer import palette
 from capalloc.app.report.found import SHOWN_AT_ONCE, Told, told
 from capalloc.app.report.result_section import result_section
 from capalloc.app.report.section import Section, plain, sentence
-from capalloc.results.allocation import Allocation
-from capalloc.results.axis_words import worded
+from capalloc.results.allocation import Allocation, worded
 from capalloc.results.base import Result
 from capalloc.results.kinds import RESULTS
 from capalloc.results.view import Fact, View
