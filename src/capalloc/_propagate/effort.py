@@ -43,8 +43,8 @@ FEWEST_PROBES, MOST_PROBES, FEWEST_OF_STEPS = 16, 64, 4
 PRODUCTS_OF_LARGE = 4
 #: A reading is a product with C, a step one with C and C'.
 STEPS_OF_A_READING = 0.5
-#: Share of the time that blocks without a step take.
-ALONE = 0.85
+#: Share of the time that blocks without a step take; operations of eigenvectors in units of their number cubed.
+ALONE, OF_EIGENVECTORS = 0.85, 10
 #: Passes of an example that a row of the blocks takes, and that a step takes for each output, where gates stay and
 #: where they move; and that all of a large network's takes. They are of a few networks, and rough.
 PASSES, PASSES_OF_LARGE = {True: (2.0, 1.2), False: (6.0, 10.0)}, 1400
@@ -149,11 +149,12 @@ def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float)
     """
     if size.params > LARGE_PARAMS:
         return of_pass * PASSES_OF_LARGE
-    of_turn = seconds_of_turn(problem)
+    of_turn, of_bases = seconds_of_bases(problem)
     of_row, of_output = PASSES[gates_stay(problem, problem.probe, nullcontext)]
     each = of_row * of_pass + of_turn
     of_examples = 2 * min(SAMPLE.examples, size.examples) * SAMPLE.each * each
     of_constant = min(SAMPLE.constant, LONGEST_APART // size.params) * each
+    of_examples += of_bases
     blocks = of_examples + min(of_constant, CONSTANT_TIME * max(0.0, limit - of_examples))
     outputs = size.outputs if size.outputs <= ALL_OUTPUTS else OUTPUT_PROBES
     step = of_output * of_pass * size.examples * outputs + 2 * of_turn
@@ -163,13 +164,15 @@ def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float)
     return max(blocks, min(limit, blocks + probes_for(size) * of_probe))
 
 
-def seconds_of_turn(problem: Problem) -> float:
-    """Return how long it takes to turn a vector of float32 into the bases of the blocks."""
-    products = sum(
-        p.numel() * sum(axis for axis in merged_axes(p.shape) if axis <= SAMPLE.longest)
-        for p in problem.params.values()
-    )
-    return products * seconds_of_operation(problem.probe.device)  # two operations each, at twice the speed of float64
+def seconds_of_bases(problem: Problem) -> tuple[float, float]:
+    """Return how long it takes to turn a vector of float32 into the bases of the blocks, and to find these."""
+    turned, found = 0.0, 0.0
+    for p in problem.params.values():
+        axes = [axis for axis in merged_axes(p.shape) if axis <= SAMPLE.longest]
+        turned += p.numel() * sum(axes)  # two operations each, at twice the speed of float64
+        found += OF_EIGENVECTORS * sum(axis**3 for axis in axes)
+    of_operation = seconds_of_operation(problem.probe.device)
+    return turned * of_operation, found * of_operation
 
 
 def steps_for(settings: Block, examples: Examples) -> int:
