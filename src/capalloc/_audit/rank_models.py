@@ -156,7 +156,7 @@ class Candidate:
 
     @property
     def seconds(self) -> float:
-        """How long a row takes, about."""
+        """The forecast of a row."""
         return graph_seconds("scores", pass_seconds(self.problem)[0] * len(self.x), self.problem.num_nodes)
 
     def known(self, what: str, part: Callable[[], Any]) -> Any:

@@ -38,7 +38,7 @@ GRAPH_WORK = {
 }
 EXAMPLES_TIMED, TIMES = 64, 3
 #: Seconds below which nobody needs a forecast.
-SHORT = 5.0
+SHORT_WAIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -155,5 +155,5 @@ def announce_graph(who: str, what: str, problem: Problem, nodes: int, examples: 
 
 def announce(who: str, seconds: float, progress: bool, more: str = "") -> None:
     """Say on the standard error how long it takes, where progress is shown and it is long enough to ask."""
-    if progress and seconds > SHORT:
+    if progress and seconds > SHORT_WAIT:
         tqdm.write(f"{who}: forecast about {duration(seconds)}{more}", file=sys.stderr)

@@ -230,7 +230,7 @@ FORECAST += [("propagate", "--solver", name) for name in ("markov", "block")]
 def test_what_takes_long_is_forecast_and_what_does_not_is_not(command, solver, file, monkeypatch) -> None:
     told = (command, f"{file}:net", "--shape", "4", "--examples", "6", *solver)
     assert "forecast" not in run(*told).stderr
-    monkeypatch.setattr(forecast, "SHORT", 0.0)
+    monkeypatch.setattr(forecast, "SHORT_WAIT", 0.0)
     assert re.search(rf"^{command}: forecast about [\d.e-]+ seconds$", run(*told).stderr, re.MULTILINE)
     assert run(*told, "--quiet").stderr == ""
 
