@@ -27,11 +27,18 @@ def spectrum(h: Tensor) -> Tensor:
     return torch.stft(h, 4, 2, window=WINDOW, center=False, return_complex=True)
 
 
+def written(h: Tensor) -> Tensor:
+    low = torch.zeros(len(h), 5, dtype=torch.complex128)
+    low[:, :2] = torch.fft.rfft(h)[:, :2] * GAIN[:2]
+    return torch.fft.irfft(low, n=8)
+
+
 LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
     "filter": lambda h: torch.fft.irfft(torch.fft.rfft(h) * GAIN, n=8),
     "two tensors": lambda h: torch.complex(h[:, :4], h[:, 4:]).mul(1 + 2j).imag,
     "real part": lambda h: torch.fft.fft(h).real,
     "rotary": turned,
+    "written into slices": written,
     "convolution": lambda h: torch.fft.irfft(torch.fft.rfft(h, n=16) * torch.fft.rfft(WINDOW, n=16), n=16)[:, :8],
     "spectrogram": lambda h: torch.view_as_real(spectrum(h)).flatten(1),
 }

@@ -183,3 +183,25 @@ def test_the_default_device_of_the_user_is_that_of_forward():
         torch.set_default_device(None)
     assert Asks.seen == {torch.device("cpu:0")}
     assert not prepare(model, x).model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_numbers_that_forward_makes_are_not_rounded_where_the_copy_is_wide(default):
+    seen = []
+
+    class Notes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.linspace(-1, 1, 6)[1].item())
+            return self.a(x) * torch.linspace(-1, 1, 6)[1]
+
+    torch.set_default_dtype(default)
+    try:
+        capalloc.measure(Notes().float(), gaussian(12, 3).float())
+        assert torch.get_default_dtype() is default
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert abs(seen[-1] + 0.6) < 1e-15

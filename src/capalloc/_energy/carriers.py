@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from capalloc._graph.capture import Graph, module_path
 from capalloc._graph.structure import GateSide, Structure, is_complex, nodes_in
-from capalloc._operators.calls import arguments_of
+from capalloc._operators.calls import arguments_of, bind, invoke
 from capalloc._operators.records import record
 
 Products = Mapping[str, GateSide]
@@ -73,7 +73,7 @@ class Derived:
             for call in self.calls:
                 args, kwargs = map_arg((call.args, dict(call.kwargs)), lambda a: made[a])
                 args, kwargs = pytree.tree_map_only(torch.dtype, as_wide, (args, kwargs))
-                made[call] = call.target(*args, **kwargs)  # type: ignore[operator]
+                made[call] = invoke(call.target, bind(call.target, args, kwargs))
             return made[self.calls[-1]]
 
         return phi
@@ -149,7 +149,8 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     for node in graph.calls():
         made |= {w: Derived(*structure.made_of(w)) for w in structure.made(node) if not is_complex(w)}
         if structure.leaves_complex(node):
-            linear[node] = Derived(*structure.made_of(node, is_complex))
+            roots, calls = structure.made_of(node, is_complex)
+            linear[node] = Derived(tuple(r for r in roots if r in structure.signals or r.op == "placeholder"), calls)
         steered_by = record(node.target).steered_by
         if steered_by and node in structure.signals:
             _check_attention(node, products)
@@ -173,8 +174,8 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     carrying = _reached(graph.output, found.sources, structure.live)
     reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
-    constants = {root for derived in linear.values() for root in derived.roots if root not in signals}
-    weighing = {leaf for root in constants for leaf in (root, *structure.made_of(root)[0])}
+    constants = {used for derived in linear.values() for used in derived.given if used not in signals}
+    weighing = {leaf for used in constants for leaf in (used, *structure.made_of(used)[0])}
     return replace(
         found,
         carrying=frozenset(carrying),

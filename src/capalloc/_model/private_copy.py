@@ -84,7 +84,7 @@ def surround(
     def leave(module: nn.Module, args: Any, returned: Any) -> None:
         stack.close()
 
-    return model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)
+    return model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True, prepend=True)
 
 
 def widen(model: nn.Module, wide: torch.dtype) -> tuple[RemovableHandle, RemovableHandle]:
@@ -148,7 +148,17 @@ class Widened(TorchFunctionMode):
 
     def __init__(self, wide: torch.dtype) -> None:
         super().__init__()
-        self.wide = wide
+        self.wide, self.before = wide, torch.get_default_dtype()
+
+    def __enter__(self) -> Widened:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(self.wide)  # of what forward makes: 0.1 of float32 is another number
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_default_dtype(self.before)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call of torch."""

@@ -153,6 +153,13 @@ def _embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: bool,
 extend(torch.ops.aten.embedding.default, function=_embedding)
 
 
+def _slice_scatter(x: Tensor, part: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Tensor:
+    return x.index_copy(dim, torch.arange(x.shape[dim], device=x.device)[start:end:step], part)
+
+
+extend(torch.ops.aten.slice_scatter.default, function=_slice_scatter)
+
+
 def take_branch(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()) -> Any:
     """Run the branch that `torch.cond` takes, as Python's `if` does; torch compiles both, which no transform enters."""
     return (true_fn if pred else false_fn)(*operands)
