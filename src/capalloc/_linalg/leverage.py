@@ -140,8 +140,10 @@ class Triangle(Fold[tuple[Tensor, ...]]):
         return self.finish(gathered) if sum(map(len, gathered)) >= 3 * rows.shape[1] else gathered
 
     def finish(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the factor alone; none of no rows."""
-        return (torch.linalg.qr(torch.cat(state), mode="r").R,) if state else ()
+        """Return the factor alone; none of no rows. Few rows, and a factor, are one as they are."""
+        if not state or (len(state) == 1 and len(state[0]) <= state[0].shape[1]):
+            return state
+        return (torch.linalg.qr(torch.cat(state), mode="r").R,)
 
     def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Factor two factors."""
@@ -182,7 +184,26 @@ def _reciprocal(lengths: Tensor) -> Tensor:
 def rank_of_factor(factor: Tensor, size: int, units: ParamUnits | None = None) -> int:
     """The rank of a matrix from its triangular factor, as `inverse_root` counts it."""
     scaled = factor * _reciprocal(column_lengths(factor, units))
-    return KeptValues.of(torch.linalg.svdvals(scaled), size).number
+    return number_above(scaled, size * torch.finfo(scaled.dtype).eps * norm_from_below(scaled))
+
+
+def number_above(matrix: Tensor, least: float) -> int:
+    """Count the singular values above a positive number, by inertia: a third of the time that finding them takes.
+
+    The eigenvalues of [[-least, A], [A', -least]] are s - least, -s - least and -least; its factor L D L' has as many
+    positive ones in the blocks of D.
+    """
+    rows, columns = matrix.shape
+    both = matrix.new_zeros(rows + columns, rows + columns)
+    both[:rows, rows:], both[rows:, :rows] = matrix, matrix.T
+    both.diagonal().fill_(-least)
+    found, pivots = torch.linalg.ldl_factor(both)
+    diagonal, beside = found.diagonal(), found.diagonal(-1)
+    paired = pivots < 0  # blocks of two, one after the other
+    first = (paired & (paired.cumsum(0) % 2 == 1)).nonzero().flatten()
+    a, b, c = diagonal[first], beside[first], diagonal[first + 1]
+    indefinite = a * c < b.square()
+    return int((diagonal[~paired] > 0).sum() + indefinite.sum() + 2 * (~indefinite & (a > 0)).sum())
 
 
 def norm_from_below(matrix: Tensor) -> float:
