@@ -117,6 +117,14 @@ def test_scores_of_both_parts_prune_a_number(kind: type[Holds]) -> None:
     assert all(scores.shape == getattr(module, leaf).shape for (module, leaf), scores in importance.items())
 
 
+def test_notes_count_the_real_numbers() -> None:
+    model, x = pair(Recurrence)[0], gaussian(8, 4).float()
+    model.enter.requires_grad_(False)
+    found = capalloc.propagate(model, x)
+    assert "6 of 24 parameters are frozen" in found.attrs["notes"][0]
+    assert found.attrs["made"]["model"].endswith("24 parameters")
+
+
 class Turned(nn.Module):
     """A dense layer, its numbers turned by fixed phases, kept as a complex `buffer` or as they are."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -28,6 +29,11 @@ def pair_up(model: nn.Module) -> bool:
 def as_pairs(value: Tensor) -> Tensor:
     """A tensor of real numbers on the memory of one that may be complex."""
     return torch.view_as_real(value.detach()) if value.is_complex() else value.detach()
+
+
+def count_reals(tensors: Iterable[Tensor]) -> int:
+    """Count the real numbers in tensors."""
+    return sum(t.numel() * (1 + t.is_complex()) for t in tensors)
 
 
 def as_held(value: Tensor, held: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from capalloc._model.complex_params import count_reals
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.problem import Problem
 from capalloc.results.base import MADE, Result
@@ -106,7 +107,7 @@ def _model(model: Any) -> str:
     if isinstance(model, nn.Module):
         kind = type(model)
         name = kind.__qualname__ if kind.__module__.startswith("torch.") else f"{kind.__module__}.{kind.__qualname__}"
-        return f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters"
+        return f"{name}, {count_reals(model.parameters()):,} parameters"
     if isinstance(model, Mapping):
         return ", ".join(map(str, model))
     return type(model).__name__

@@ -21,6 +21,14 @@ from capalloc._runtime.surroundings import forward_defaults
 
 #: Methods that name a precision.
 NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16)
+#: Functions that make numbers of the default precision of others, or of none.
+MAKING = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("tensor", "as_tensor", "scalar_tensor", "full", "arange", "linspace", "logspace"),
+        *("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window"),
+    )
+)
 #: Layouts of sparse tensors that copies and derivatives do not know, which are dense in the copy.
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
@@ -84,7 +92,7 @@ def surround(
     def leave(module: nn.Module, args: Any, returned: Any) -> None:
         stack.close()
 
-    return model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True, prepend=True)
+    return model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)
 
 
 def widen(model: nn.Module, wide: torch.dtype) -> tuple[RemovableHandle, RemovableHandle]:
@@ -148,17 +156,7 @@ class Widened(TorchFunctionMode):
 
     def __init__(self, wide: torch.dtype) -> None:
         super().__init__()
-        self.wide, self.before = wide, torch.get_default_dtype()
-
-    def __enter__(self) -> Widened:
-        self.before = torch.get_default_dtype()
-        torch.set_default_dtype(self.wide)  # of what forward makes: 0.1 of float32 is another number
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch.set_default_dtype(self.before)
+        self.wide = wide
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call of torch."""
@@ -166,6 +164,8 @@ class Widened(TorchFunctionMode):
             return args[0].to(self.wide)
         args, kwargs = pytree.tree_map(self._cast, (tuple(args), kwargs or {}))
         returned = func(*args, **kwargs)
+        if func in MAKING and kwargs.get("dtype") is None and _wider(returned.dtype, self.wide):
+            returned = func(*args, **{**kwargs, "dtype": self.wide})  # 0.1 of float32 is another number
         return pytree.tree_map_only(Tensor, self._cast, returned)
 
     def _cast(self, value: Any) -> Any:

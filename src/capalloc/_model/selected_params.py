@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from capalloc._model.complex_params import as_pairs
+from capalloc._model.complex_params import as_pairs, count_reals
 from capalloc._runtime.arguments import blamed
 
 ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
@@ -22,9 +22,9 @@ def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, n
     notes: tuple[str, ...] = ()
     if params is None:
         selected = {name: p for name, p in named.items() if p.requires_grad} or named
-        frozen = sum(p.numel() for name, p in named.items() if name not in selected)
+        frozen = count_reals(p for name, p in named.items() if name not in selected)
         if frozen:
-            all_ = sum(p.numel() for p in named.values())
+            all_ = count_reals(named.values())
             notes = (
                 f"{frozen} of {all_} parameters are frozen (requires_grad=False) and fixed; params='all' counts them",
             )
