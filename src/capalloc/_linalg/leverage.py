@@ -184,7 +184,8 @@ def _reciprocal(lengths: Tensor) -> Tensor:
 def rank_of_factor(factor: Tensor, size: int, units: ParamUnits | None = None) -> int:
     """The rank of a matrix from its triangular factor, as `inverse_root` counts it."""
     scaled = factor * _reciprocal(column_lengths(factor, units))
-    return number_above(scaled, size * torch.finfo(scaled.dtype).eps * norm_from_below(scaled))
+    least = size * torch.finfo(scaled.dtype).eps * norm_from_below(scaled)
+    return number_above(scaled, least) if least > 0 else 0  # of zeros, which have no factor
 
 
 def number_above(matrix: Tensor, least: float) -> int:
