@@ -83,7 +83,7 @@ class Tokens(nn.Module):
     ("first", "axes"),
     [
         (nn.Linear(6, 2), ["token", "feature"]),
-        (nn.GRU(6, 2, batch_first=True), ["token", "feature"]),
+        (nn.GRU(6, 2, batch_first=True), ["step", "feature"]),
         (nn.Conv1d(5, 2, 3), ["channel", "position"]),
         (nn.Sequential(nn.Flatten(), nn.Linear(30, 2)), None),
     ],
