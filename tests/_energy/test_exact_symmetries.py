@@ -159,6 +159,71 @@ def test_where_linear_parts_have_more_symmetries_they_are_not_called_exact(kind:
     assert not found.attrs["symmetries_exact"]
 
 
+#: Fixed maps of three units that loosen more than rescalings do, one way or another.
+FIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "differences": lambda z: z[..., 1:] - z[..., :-1],
+    "differences by neg": lambda z: z[..., 1:] + z[..., :-1].neg(),
+    "differences, absolute": lambda z: (z[..., 1:] - z[..., :-1]).abs(),
+    "without the mean": lambda z: z - z.mean(-1, keepdim=True),
+    "gates without their mean": lambda z: F.relu(z) - F.relu(z).mean(-1, keepdim=True),
+    "mean": lambda z: z.mean(-1, keepdim=True),
+    "weighted sum": lambda z: (z * z.new_tensor([1.0, -1.0, 1.0])).sum(-1, keepdim=True),
+    "reflection": lambda z: z + z.flip(-1),
+    "fixed matrix": lambda z: z @ z.new_tensor([[1.0], [2.0], [3.0]]),
+    "fixed convolution": lambda z: F.conv1d(z[:, None], z.new_tensor([[[-1.0, 1.0]]]))[:, 0],
+    "spectrum": lambda z: torch.fft.rfft(z).real,
+    "below the maximum": lambda z: z - z.amax(-1, keepdim=True),
+    "repeated gates": lambda z: F.relu(z).repeat_interleave(2, -1),
+    "gates in four windows": lambda z: F.avg_pool1d(F.relu(z)[:, None], 2, 1, 1)[:, 0],
+    "gates beside their linear map": lambda z: F.relu(z) + F.relu(z) @ z.new_tensor([[1.0, 2, 0]] * 3),
+    "gates twice": lambda z: torch.cat([h := F.relu(z), h], -1),
+}
+
+
+class Mapped(nn.Module):
+    """A fixed map between two layers, or behind the first."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], read: bool) -> None:
+        super().__init__()
+        self.function = function
+        self.first = nn.Linear(2, 3)
+        self.last = nn.Linear(function(torch.zeros(1, 3)).shape[1], 2) if read else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("function", FIXED.values(), ids=FIXED)
+def test_where_fixed_maps_take_more_away_symmetries_are_not_called_exact(
+    function: Callable[[Tensor], Tensor], read: bool
+) -> None:
+    model, x = seeded_module(partial(Mapped, function, read)), gaussian(80, 2)
+    found = capalloc.propagate(model, x, solver="markov")
+    assert not found.attrs["symmetries_exact"] or found.total == pytest.approx(capalloc.measure(model, x).total)
+    segments = capalloc.propagate(model, x, solver="segments")
+    assert not segments.attrs["symmetries_exact"] or segments.total == pytest.approx(capalloc.measure(model, x).total)
+    assert read <= (not found.attrs["symmetries_exact"])
+
+
+class Average(nn.Module):
+    """What usual networks do: a sum of branches that begin at different gates, pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inner, self.last = nn.Conv1d(1, 4, 2), nn.Conv1d(1, 4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((F.relu(self.conv(x[:, None])) + F.relu(self.inner(x[:, None]))).mean(-1))
+
+
+def test_averages_of_gates_are_counted_exactly() -> None:
+    model, x = seeded_module(Average), 4 * gaussian(200, 5)
+    found = capalloc.propagate(model, x, solver="markov")
+    assert found.attrs["symmetries_exact"]
+    assert found.total == pytest.approx(capalloc.measure(model, x).total)
+
+
 class Either(nn.Module):
     """One of two hidden units, by the first input."""
 

@@ -14,6 +14,7 @@ from capalloc._energy.carriers import SQUARED, find
 from capalloc._energy.decoupled import Decoupled
 from capalloc._energy.rules import UnsupportedOperatorError
 from capalloc._energy.rules.linearised import BY_JACOBIAN
+from capalloc._energy.symmetries.fixed_maps import has_fixed_maps
 from capalloc._graph.capture import capture
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.places import axis_names
@@ -32,6 +33,9 @@ DOMINATED = 0.5
 LOWER_BOUND = "symmetries: lower bound"
 AS_HELD = "symmetries are counted with norms, gates and curves held at their values: the total is a guide, no bound"
 MORE = "symmetries: linear layers in a row have more of them (solver='segments' counts these)"
+FIXED = "symmetries: differences, sums or fixed maps of what linear layers make may have more of them"
+#: What the rank of linear segments counts.
+COUNTED = (LOWER_BOUND, MORE, FIXED)
 TOKENS = (
     "symmetries: a bias behind the vectors of tokens may be one more, as each example has one vector at every place"
 )
@@ -59,6 +63,7 @@ def by_markov(
         LOWER_BOUND: not result.exact_symmetries,
         AS_HELD: holds_gates(batches, result),
         MORE: result.more,
+        FIXED: has_fixed_maps(batches.graph, batches.carriers),
         TOKENS: problem.layout is not None and bool(problem.layout.tokens),
     }
     inexact = [reason for reason, holds in reasons.items() if holds]
@@ -117,9 +122,10 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
         "num_probes": settings.num_probes,
         "rank": found.rank,
         "symmetries": used - found.rank,
-        "symmetries_exact": AS_HELD not in attrs["notes"],
+        # Gates are taken to be independent, which those of differences may not be.
+        "symmetries_exact": AS_HELD not in attrs["notes"] and not (network.boundaries() and FIXED in attrs["notes"]),
         # Amplitudes of a signal and itself add up before they are squared.
-        "notes": [note for note in attrs["notes"] if note not in (LOWER_BOUND, MORE) and not note.startswith(SQUARED)],
+        "notes": [note for note in attrs["notes"] if note not in COUNTED and not note.startswith(SQUARED)],
         "bias_standard_error": float(found.error[-1]),
     }
     names = list(problem.params)
