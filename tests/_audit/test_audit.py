@@ -378,6 +378,36 @@ def test_layers_that_hold_nothing_are_unused_or_unseen_and_not_too_wide() -> Non
         assert only.what.startswith('layer "value": use 0.20')
 
 
+def test_a_layer_that_paths_see_in_part_is_of_unknown_use() -> None:
+    """Two gates of three of a recurrent layer carry nothing: what the third holds is no low use of all."""
+    net = made(lambda: nn.Sequential(nn.GRU(2, 6, batch_first=True), LastState(), nn.Linear(6, 1)))
+    guide, exact = (capalloc.propagate(net, examples(40, 6, 2), solver=solver) for solver in ("markov", "auto"))
+    assert guide.attrs["unseen_by_parameter"].keys() == {
+        name for name in guide.attrs["parameter_sizes"] if "_l0" in name
+    }
+    layer = Evidence.of_saved(guide).layers.loc["0"]
+    assert layer["capacity"] < 0.5 * layer["parameters"] < sum(exact.by_parameter.to_series()[list(recurrent)])
+    assert math.isnan(layer["use"])
+    assert not [*low_use(Evidence.of_saved(guide))]
+    (row,) = [row for row in guide.view().tables[-1].rows if row[0] == "0.weight_hh_l0"]
+    assert row[-1] == "–"
+
+
+def test_what_moves_a_region_is_said_in_the_words_of_its_axes() -> None:
+    net = made(lambda: nn.Sequential(nn.GRU(2, 6, batch_first=True), LastState(), nn.Linear(6, 1)))
+    found = capalloc.propagate(net, examples(40, 12, 2), solver="markov")
+    little = [finding for finding in findings(Evidence.of_saved(found)) if "gets little" in finding.what]
+    assert [finding.do for finding in little] == ["see whether the task asks for it; a recurrence forgets"]
+    assert str(found).splitlines()[2].split() == ["inputs", "step", "12,", "feature", "2"]
+
+
+class LastState(nn.Module):
+    """The last state of a recurrent layer."""
+
+    def forward(self, returned: tuple[Tensor, Tensor]) -> Tensor:
+        return returned[0][:, -1]
+
+
 def test_what_stands_before_the_inputs_is_no_layer() -> None:
     """An embedding of token ids has scores of units, and no capacity: the table has the layers that have some."""
 

@@ -180,7 +180,7 @@ def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapac
             unseen[name] = idle
     number = sum(unseen.values())
     attrs["unseen_params"] = number
-    attrs["unseen_share"] = number / problem.num_params
+    attrs["unseen_share"], attrs["unseen_by_parameter"] = number / problem.num_params, unseen
     attrs["unused_params"] = problem.num_params - round(float(result.alive.sum())) - number
     if unseen:
         attrs["notes"].append(

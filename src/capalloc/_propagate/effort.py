@@ -165,11 +165,11 @@ def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float)
 
 
 def seconds_of_bases(problem: Problem) -> tuple[float, float]:
-    """Return how long it takes to turn a vector of float32 into the bases of the blocks, and to find these."""
+    """Return how long it takes to turn a vector into the bases of the blocks, and to find these."""
     turned, found = 0.0, 0.0
     for p in problem.params.values():
         axes = [axis for axis in merged_axes(p.shape) if axis <= SAMPLE.longest]
-        turned += p.numel() * sum(axes)  # two operations each, at twice the speed of float64
+        turned += 2 * p.numel() * sum(axes)
         found += OF_EIGENVECTORS * sum(axis**3 for axis in axes)
     of_operation = seconds_of_operation(problem.probe.device)
     return turned * of_operation, found * of_operation

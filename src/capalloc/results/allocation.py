@@ -261,6 +261,7 @@ class Allocation(Result):
         return places_table(self.capacity) if len(self.maps) == 1 and self.total > 0 else []
 
     def _tensors(self) -> Table:
+        attrs = self.attrs
         errors, total = self.attrs.get("by_parameter_standard_error", {}), self.total
         sizes, values = self.attrs.get("parameter_sizes"), self.by_parameter.to_series()
         rows = [
@@ -271,7 +272,8 @@ class Allocation(Result):
         if sizes:  # not in older files
             head += ["parameters", "use"]
             for row, (name, value) in zip(rows, values.items(), strict=True):
-                known = sizes[name] and (value or not self.attrs.get("unseen_params"))
+                known = sizes[name] and (value or not attrs.get("unseen_params"))
+                known = known and name not in attrs.get("unseen_by_parameter", ())
                 row += [f"{sizes[name]:,}", f"{value / sizes[name]:.2f}" if known else "–"]
         return Table("parameter tensors", head, rows, values.to_list(), detail=True, spare=("parameters",))
 

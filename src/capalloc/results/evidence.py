@@ -92,7 +92,8 @@ def layer_table(
         layers["capacity"] = allocation.by_parameter.to_series().groupby(owners).sum()
         layers["use"] = layers["capacity"] / layers["parameters"]
         if allocation.attrs.get("unseen_params"):  # such as queries and keys: paths know nothing of their use
-            layers["use"] = layers["use"].where(layers["capacity"] > 0)
+            partly = [_owner(name) for name in allocation.attrs.get("unseen_by_parameter", ())]
+            layers["use"] = layers["use"].where((layers["capacity"] > 0) & ~layers.index.isin(partly))
         if len(errors):
             layers["use_error"] = np.sqrt((errors**2).groupby(owners).sum()) / layers["parameters"]
     for name, units in ({} if scores is None else scores.unit_scores).items():

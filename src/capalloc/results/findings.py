@@ -27,6 +27,12 @@ SMALL = 0.01
 MOSTLY_DEAD = 0.5
 #: Directions over channels up to which a layer could be narrower.
 NARROWER = 0.75
+#: What moves the share of a region, by an axis of its map.
+MOVED = {
+    "column": "; padding, stride and pooling move it",
+    "position": "; padding, stride and pooling move it",
+    "step": "; a recurrence forgets",
+}
 #: An input or region is named where it gets less than this share of the mean, or more than its inverse.
 LITTLE = 1 / 3
 #: Change of the total from half of the examples to all beyond which it is not settled.
@@ -189,27 +195,28 @@ def regions(known: Evidence) -> Iterator[Finding]:
         (f"the {name}", float(total) / size, error / math.sqrt(size) + known.unknown / size)
         for name, total, size in zip(found["region"].to_numpy(), found.to_numpy(), sizes, strict=True)
     ]
-    yield from _uneven(parts, float(capacity.mean()), known.guide)
+    moved = MOVED.get(str(capacity.dims[-1]), MOVED.get(str(capacity.dims[0]), ""))
+    yield from _uneven(parts, float(capacity.mean()), known.guide, moved)
 
 
-def _uneven(parts: list[tuple[str, float, float]], mean: float, guide: str) -> Iterator[Finding]:
+def _uneven(parts: list[tuple[str, float, float]], mean: float, guide: str, moved: str = "") -> Iterator[Finding]:
     """The parts that get least and most for each input, where that is far from the mean beyond doubt."""
     low = min(parts, key=lambda part: part[1])
     high = max(parts, key=lambda part: part[1])
     if NO_SHARE * mean <= low[1] + 2 * low[2] < LITTLE * mean:
-        yield _share(low, mean, "little", guide)
+        yield _share(low, mean, "little", guide, moved)
     if high[1] - 2 * high[2] > mean / LITTLE:
-        yield _share(high, mean, "much", guide)
+        yield _share(high, mean, "much", guide, moved)
 
 
-def _share(part: tuple[str, float, float], mean: float, how: str, guide: str) -> Finding:
+def _share(part: tuple[str, float, float], mean: float, how: str, guide: str, moved: str) -> Finding:
     name, value, error = part
     doubt = f" ± {error / mean:.2g}" if error else ""
     return Finding(
         "to know",
         abs(math.log(max(value, NO_SHARE * mean) / mean)) / 10,
         f"{name} gets {how}: {value / mean:.2g}{doubt} times the mean for each input{guide}",
-        "see whether the task asks for it; padding, stride and pooling move it",
+        f"see whether the task asks for it{moved}",
         "how-to/partitions.md",
         value / mean,
         error / mean or None,
