@@ -382,9 +382,8 @@ def test_a_layer_that_paths_see_in_part_is_of_unknown_use() -> None:
     """Two gates of three of a recurrent layer carry nothing: what the third holds is no low use of all."""
     net = made(lambda: nn.Sequential(nn.GRU(2, 6, batch_first=True), LastState(), nn.Linear(6, 1)))
     guide, exact = (capalloc.propagate(net, examples(40, 6, 2), solver=solver) for solver in ("markov", "auto"))
-    assert guide.attrs["unseen_by_parameter"].keys() == {
-        name for name in guide.attrs["parameter_sizes"] if "_l0" in name
-    }
+    recurrent = {name for name in guide.attrs["parameter_sizes"] if "_l0" in name}
+    assert guide.attrs["unseen_by_parameter"].keys() == recurrent
     layer = Evidence.of_saved(guide).layers.loc["0"]
     assert layer["capacity"] < 0.5 * layer["parameters"] < sum(exact.by_parameter.to_series()[list(recurrent)])
     assert math.isnan(layer["use"])
