@@ -32,7 +32,7 @@ WITH_RIDGE, WITHOUT = (3.0, 10.0), (6.0, 40.0)
 GRAPH_WORK = {
     "channels": (1, 0.0, 0.1),
     "paths": (8, 1e-3, 0.1),
-    "depth": (40, 6e-3, 0.2),
+    "depth": (25, 6e-3, 0.2),
     "field": (20, 2.5e-3, 0.1),
     "scores": (20, 3.5e-3, 0.3),
 }
