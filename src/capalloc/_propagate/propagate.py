@@ -104,8 +104,8 @@ def propagate(
 
     Returns:
         Allocation in units of parameters. By paths `attrs["symmetries"]` counts the rescaling symmetries, and
-        `attrs["symmetries_exact"]` says whether these are all that it has if gates move apart (a note says why not); one
-        from constraints counts the directions of used parameters that change nothing on these examples.
+        `attrs["symmetries_exact"]` says whether these are all that it has if gates move apart (a note says why not);
+        one from constraints counts the directions of used parameters that change nothing on these examples.
         `attrs["unseen_params"]` and `attrs["unseen_share"]` count the parameters that only steer gates,
         `attrs["unused_params"]` those in no use.
         `attrs["phases"]` says what shares of the time went where (capturing the model is one: `capalloc.export`).
