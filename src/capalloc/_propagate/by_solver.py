@@ -35,7 +35,7 @@ AS_HELD = "symmetries are counted with norms, gates and curves held at their val
 MORE = "symmetries: linear layers in a row have more of them (solver='segments' counts these)"
 FIXED = "symmetries: differences, sums or fixed maps of what linear layers make may have more of them"
 #: What the rank of linear segments counts.
-COUNTED = (LOWER_BOUND, MORE, FIXED)
+BY_RANK = (LOWER_BOUND, MORE, FIXED)
 TOKENS = (
     "symmetries: a bias behind the vectors of tokens may be one more, as each example has one vector at every place"
 )
@@ -125,7 +125,7 @@ def by_segments(problem: Problem, batches: Batches, settings: Segments, table: b
         # Gates are taken to be independent, which those of differences may not be.
         "symmetries_exact": AS_HELD not in attrs["notes"] and not (network.boundaries() and FIXED in attrs["notes"]),
         # Amplitudes of a signal and itself add up before they are squared.
-        "notes": [note for note in attrs["notes"] if note not in COUNTED and not note.startswith(SQUARED)],
+        "notes": [note for note in attrs["notes"] if note not in BY_RANK and not note.startswith(SQUARED)],
         "bias_standard_error": float(found.error[-1]),
     }
     names = list(problem.params)
