@@ -250,3 +250,26 @@ def test_channels_that_differ_from_batch_to_batch_are_refused() -> None:
     second.fresh((3,))
     with pytest.raises(ValueError, match="depends on the examples"):
         first.with_ties_of(second)
+
+
+class Liquid(nn.Module):
+    """A recurrence whose shared vector is rescaled at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.read = nn.Linear(5, 3), nn.Linear(3, 2)
+        self.level, self.rate = (nn.Parameter(gaussian(3, seed=k).double()) for k in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 3)
+        for step in x.unbind(1):
+            for _ in range(2):
+                gate = torch.sigmoid(self.inner(torch.cat([step, h], 1)))
+                h = (h + gate * self.level / 2) / (1 + (1 / F.softplus(self.rate) + gate) / 2)
+        return self.read(h)
+
+
+def test_no_tensor_holds_less_than_nothing() -> None:
+    found = capalloc.propagate(seeded_module(Liquid), gaussian(24, 4, 2), solver="markov")
+    assert float(found.by_parameter.min()) >= 0
+    assert float(found.by_parameter.sum()) == pytest.approx(found.total)

@@ -203,7 +203,7 @@ def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, 
     return Allocation(
         capacity=capacity,
         bias=max(float(result.bias.sum()), 0.0),
-        by_parameter=xr.DataArray(result.by_parameter.numpy(), dims=("parameter",), coords={"parameter": names}),
+        by_parameter=xr.DataArray(_none_below_zero(result.by_parameter).numpy(), dims=("parameter",), coords={"parameter": names}),
         table=joint,
         layers={
             name: xr.DataArray(units.numpy(), dims=unit_names(units.ndim)) for name, units in result.layers.items()
@@ -212,13 +212,19 @@ def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, 
     )
 
 
+def _none_below_zero(by_parameter: Tensor) -> Tensor:
+    """Give tensors of the same sum, none below zero: symmetries take a shared one more than once, others give for it."""
+    positive = by_parameter.clamp(min=0)
+    return positive * (by_parameter.sum() / positive.sum().clamp(min=torch.finfo(positive.dtype).tiny)).clamp(min=0)
+
+
 def _without_debts(table: Tensor, rounds: int = 1000) -> Tensor:
-    """Give a table of the same sums by row and by column in which no entry is negative.
+    """Give a table of the same sums by row, none below zero, and by column, in which no entry is negative.
 
     A symmetry is taken from tensors by their numbers of parameters, where its paths start, and a tensor may bring less
     to such a place than that: others make up for it there, in proportion to what they bring; as it is if they cannot.
     """
-    rows, columns = table.sum(1, keepdim=True).clamp(min=0), table.sum(0, keepdim=True).clamp(min=0)
+    rows, columns = _none_below_zero(table.sum(1, keepdim=True)), table.sum(0, keepdim=True).clamp(min=0)
     found = table.clamp(min=0)
     for _ in range(rounds):
         found = found * (columns / found.sum(0, keepdim=True).clamp(min=torch.finfo(found.dtype).tiny))
