@@ -256,6 +256,66 @@ def test_gates_that_move_are_found_out() -> None:
         assert choose_operator(problem, space, x, replay).name == "forward"
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_products_in_single_precision_go_the_way_of_double(name) -> None:
+    make, shape = MODELS[name]
+    problem = prepare(build(make), data(2, *shape), dtype=torch.float64)
+    space = input_metric(None, problem, True)
+    with exact_derivatives(), torch.no_grad():
+        wide = choose_operator(problem, space, problem.probe, replay)
+        narrow = choose_operator(problem, space, problem.probe, replay, torch.float32)
+    assert (narrow.name, narrow.problem.dtype, wide.problem.dtype) == (wide.name, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_single_precision_does_not_make_clear_is_decided_in_double(bias, monkeypatch) -> None:
+    """The first layer's constraints are small beside the last bias's, which are 1, or all are."""
+    net = build(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2, bias=bias)))
+    problem, tried = prepare(net, data(2, 3), dtype=torch.float64), []
+    space, x = input_metric(None, problem, True), problem.probe
+    monkeypatch.setattr("capalloc._derivatives.verify.disagreement", lambda trial: tried.append(trial.x.dtype) or "")
+    with exact_derivatives(), torch.no_grad():
+        assert choose_operator(problem, space, x, replay, torch.float32).name == "forward"
+        assert not tried
+        for p in [*problem.params.values()][2 if bias else 0 : 3]:
+            p *= 1e-6
+        found = choose_operator(problem, space, x, replay, torch.float32)
+    assert tried == [torch.float64]
+    assert found.problem.dtype == torch.float32
+
+
+#: Linear algebra of 2 x 2 matrices, (e, 2, 2).
+DECOMPOSED = {
+    "det": lambda A: torch.linalg.det(A)[:, None],
+    "slogdet": lambda A: torch.linalg.slogdet(A)[1][:, None],
+    "logdet": lambda A: (A @ A.mT + torch.eye(2).to(A)).logdet()[:, None],
+    "inverse": lambda A: A.inverse().flatten(1),
+    "solve": lambda A: torch.linalg.solve(A, A[:, :, :1] ** 2).flatten(1),
+    "householder": lambda A: torch.linalg.householder_product(A, A[:, 0]).flatten(1),
+    "cholesky": lambda A: torch.linalg.cholesky(A @ A.mT + torch.eye(2).to(A)).flatten(1),
+}
+
+
+class Decomposed(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.first, self.function = nn.Linear(3, 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.first(x).reshape(-1, 2, 2))
+
+
+@pytest.mark.parametrize("name", DECOMPOSED)
+def test_products_through_linear_algebra_are_those_of_autograd(name) -> None:
+    """torch's forward mode over forward mode is wrong there, and so is reverse mode over it."""
+    problem, space, x, units, rows = operands(build(lambda: Decomposed(DECOMPOSED[name])), (3,))
+    w, r = data(2, problem.num_params, seed=5), data(2, len(units), len(x), space.num_slots, seed=6)
+    with exact_derivatives(), torch.no_grad():
+        products = choose_operator(problem, space, x, replay).at(x, units, replay)
+        torch.testing.assert_close(products.apply(w), torch.einsum("oesp,kp->koes", rows, w))
+        torch.testing.assert_close(products.adjoint(r), torch.einsum("oesp,koes->kp", rows, r))
+
+
 def own_gate(h: Tensor) -> Tensor:
     return h * h
 

@@ -49,6 +49,9 @@ def counted(model: nn.Module, x: torch.Tensor) -> capalloc.Allocation:
 def test_a_sample_has_the_rank_of_what_is_no_rounding():
     sample = gaussian(12, 4) @ gaussian(4, 9, seed=2) * torch.logspace(-8, 0, 9)
     assert rank.rank_of_sample(torch.cat([sample, 1e-17 * gaussian(12, 3)], 1)) == 4
+    assert (
+        rank.rank_of_sample(torch.cat([sample, sample[:, :1] * (1 + 5e-14 * gaussian(len(sample), 1))], 1)) == 4
+    )  # of derivatives
     assert rank.rank_of_sample(torch.zeros(3, 2, dtype=torch.float64)) == 0
 
 

@@ -37,6 +37,7 @@ from capalloc._propagate.effort import (
     has_many_constraints,
     in_memory,
     in_time,
+    missing,
     probes_for,
     readings_at,
 )
@@ -421,7 +422,7 @@ def test_few_constraints_are_said_to_be_few():
     alone = capalloc.propagate(model, x, solver=Block(0, num_probes=4))
     assert alone.attrs["total_range"][0] == 0  # nothing is known from below
     assert "from blocks alone" in alone.attrs["notes"][0]
-    assert (alone.attrs["missing"], found.attrs["missing"]) == (0.25, 0.15)  # from two examples
+    assert (alone.attrs["missing"], found.attrs["missing"]) == (0.25, 0.25)  # from two examples, steps that find little
     assert any("constraints of these examples for" in note for note in found.attrs["notes"])
     assert "after 2 steps" in found.attrs["notes"][0]
 
@@ -515,14 +516,37 @@ def test_unused_parameters_are_those_that_no_constraint_moves(examples, solver):
     [(0.0149, 0, True), (0.0151, 0, False), (0.0249, 16, True), (0.0251, 16, False), (0.1, 31, True)],
 )
 def test_steps_end_when_the_map_is_near_or_there_is_no_time_for_twice_as_many(change, seconds, ends):
-    slots = [torch.tensor([[0.5, 0.5]]).double() + torch.tensor([d, -d]).double() for d in (0.0, change)]
+    found = after_steps(0.8, 1.0, change)
+    enough = Enough(Block(max_seconds=30.0), time.perf_counter() - seconds)
+    assert enough(found) == ends
+    assert not enough(Refinement(found.readings[:1], found.unused))
+
+
+def after_steps(before: float, seen: float, change: float) -> Refinement:
+    """Two slots of four examples after two and four steps, which have found these shares of two parameters."""
+    shares = ((before, 0.0), (seen, change))
+    slots = [2 * share * torch.tensor([[0.5 + d, 0.5 - d]]).double() for share, d in shares]
     readings = tuple(
-        ProbeReading(k, part, torch.zeros(1, 1), BlockMoments(part, 0 * part, 10**9), 0.0)
+        ProbeReading(k, part, torch.zeros(1, 1), BlockMoments(part.expand(4, 2) / 4, torch.zeros(4, 2), 10**9), 1.0)
         for k, part in zip((2, 4), slots, strict=True)
     )
-    enough = Enough(Block(max_seconds=30.0), time.perf_counter() - seconds)
-    assert enough(Refinement(readings, torch.zeros(2, dtype=torch.bool))) == ends
-    assert not enough(Refinement(readings[:1], torch.zeros(2, dtype=torch.bool)))
+    return Refinement(readings, torch.zeros(2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("before", "seen", "change", "expected"),
+    [
+        (0.8, 1.0, 0.01, 0.02),  # all is found: twice the change
+        (0.7, 0.8, 0.01, 0.02),
+        (0.3, 0.4, 0.01, 0.06),  # six times as much is to be found as the last steps found
+        (0.3, 0.4, 0.02, 0.08),
+        (0.1, 0.2, 0.01, 0.08),
+        (0.1, 0.2, 0.02, 0.12),  # too little is found to be nearer than blocks
+    ],
+)
+def test_what_is_missing_follows_from_what_steps_have_found(before, seen, change, expected):
+    assert missing(after_steps(before, seen, change)) == pytest.approx(expected)
+    assert missing(after_steps(before / 2, seen / 2, change), total=1.0) == pytest.approx(expected)
 
 
 def test_as_many_probes_as_the_time_allows():
@@ -544,9 +568,8 @@ def test_as_few_outputs_as_sixteen_probes_have_time_for(left, kept):
     ("left", "fixed", "expected"),
     [
         (1e9, False, (None, 20, 16)),
-        (40.0, False, (None, 8, 16)),
-        (18.0, False, (None, 4, 16)),  # four probes have time for four steps
-        (17.0, False, (None, 20, 0)),
+        (40.0, False, (None, 8, 16)),  # sixteen probes have time for two steps; eight for four
+        (39.0, False, (None, 20, 0)),
         (4.0, False, (10, 16, 0)),
         (4.0, True, (None, 8, 0)),
     ],

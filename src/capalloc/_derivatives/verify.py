@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from capalloc._derivatives.autograd import LoopRows, differentiable
 from capalloc._derivatives.gram_factors import PlainParts, TappedParts
@@ -39,8 +40,12 @@ P = ParamSpec("P")
 LEAST_SCALE = 1e-6
 #: The share of the largest tensor's constraints that a smaller one counts as in a trial: rounding is far below it.
 TENSOR_FLOOR = 1e-3
-#: Size of a trial's products above which float32 tells mistakes from rounding: a tensor of ordinary numbers adds 1.
-TELLING = 0.1
+#: Size of a tensor's constraints, relative to the largest, from which on float32 tells mistakes from rounding, and up
+#: to which they are rounding; and the least size of the largest.
+CLEAR, ROUNDED, LEAST_LARGEST = 1e-5, 1e-7, 1e-2
+#: Names of torch's calls that decompose matrices, beside those that begin with linalg_; and of those that do not.
+DECOMPOSING = frozenset({"det", "logdet", "slogdet", "inverse", "pinverse", "orgqr", "ormqr", "lu", "qr", "svd"})
+NOT_DECOMPOSING = frozenset({"linalg_vector_norm", "linalg_cross", "linalg_multi_dot", "linalg_vecdot"})
 PUSHES: tuple[tuple[str, Push], ...] = (("forward", push_forward), ("reverse", push_reverse))
 
 
@@ -227,17 +232,36 @@ class Trial:
             return value, moved + constant[0, 0, 0] * value
 
         try:
-            with self.replay(), Tape():
+            with self.replay(), Tape(), _Decomposing() as seen:
                 (value, _), (_, expected) = any_jvp(along, (own_values(problem),), (split(problem, w),))
         except Exception:  # transforms run the model's own code, which may raise anything
             return False
-        return agree(value, given) and agree(w @ back, expected, (w * back).norm() + LEAST_SCALE)
+        return (
+            not seen.decomposes and agree(value, given) and agree(w @ back, expected, (w * back).norm() + LEAST_SCALE)
+        )
 
     @property
     def is_adjoint(self) -> bool:
         """True if (C w)'rho = w'(C' rho)."""
         (back, w, rows), (_, rho, _) = self.found, self.given
         return agree(rows @ rho, w @ back, rows.norm() * rho.norm() + LEAST_SCALE)
+
+
+class _Decomposing(TorchFunctionMode):
+    """Notes whether a model calls linear algebra that decomposes matrices.
+
+    Forward mode over forward mode, and reverse over forward, are wrong there without a word: of `torch.linalg.det`,
+    `slogdet` and `householder_product` among others.
+    """
+
+    decomposes = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one call of torch."""
+        name = getattr(func, "__name__", "")
+        decomposes = name.startswith(("linalg_", "cholesky", "lu_")) or name in DECOMPOSING
+        self.decomposes |= decomposes and name not in NOT_DECOMPOSING
+        return func(*args, **(kwargs or {}))
 
 
 @explained
@@ -260,13 +284,13 @@ def disagreement(trial: Trial) -> str:
 
 
 def is_clear(trial: Trial) -> bool:
-    """Return True where an operator serves by forward mode alone, by numbers far above `LEAST_SCALE`.
-
-    Tensors have one size in a trial, but for those whose constraints are below that scale.
-    """
+    """Return True where an operator serves by forward mode alone, and every tensor's constraints are large enough."""
     try:
-        back, w, _ = trial.found
-        return trial.is_as_forward and trial.is_adjoint and bool((w * back).norm() > TELLING)
+        back, _, _ = trial.found
+        sizes = torch.stack([part.norm() for part in split(trial.operator.problem, back).values()])
+        largest = sizes.max()
+        doubtful = (sizes > ROUNDED * largest) & (sizes < CLEAR * largest)
+        return bool(largest > LEAST_LARGEST) and not doubtful.any() and trial.is_as_forward and trial.is_adjoint
     except Exception:  # transforms run the model's own code, which may raise anything
         return False
 

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples
 from capalloc._measure.refine import unmoved
@@ -42,14 +43,14 @@ def rank_of(sums: ExampleSums) -> int:
 def rank_of_sample(sample: Tensor) -> int:
     """Return the rank of random combinations of rows, (k, params): that of all rows, where k is larger.
 
-    Columns are scaled to length 1, those of rounding alone left out; singular values up to max(k, params) * eps * (the
-    largest) are zero.
+    Columns are scaled to length 1, those of rounding alone left out; singular values up to 16 max(k, params) * eps *
+    (the largest) are zero: derivatives have more rounding than the decomposition.
     """
     moved = sample[:, ~unmoved(sample, sample.dtype)]
     if not moved.shape[1]:
         return 0
     values = torch.linalg.svdvals(moved / moved.norm(dim=0))
-    least = max(sample.shape) * torch.finfo(sample.dtype).eps * values[0]
+    least = UNITS_OF_ROUNDING * max(sample.shape) * torch.finfo(sample.dtype).eps * values[0]
     return int((values > least).sum())
 
 

@@ -192,7 +192,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     tensors = capped(tensors, sizes)
     n, shape, axes = places.number, places.shape, places.dims
     names = list(task.problem.params)
-    lacking = missing(found)
+    lacking = missing(found, counted.total)
     noise = TOLD_SHARE * float(errors.sum()) / max(counted.total, 1.0)
     attrs: dict[str, Any] = task.attrs() | {
         "kind": "propagated",

@@ -203,7 +203,9 @@ def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, 
     return Allocation(
         capacity=capacity,
         bias=max(float(result.bias.sum()), 0.0),
-        by_parameter=xr.DataArray(_none_below_zero(result.by_parameter).numpy(), dims=("parameter",), coords={"parameter": names}),
+        by_parameter=xr.DataArray(
+            _none_below_zero(result.by_parameter).numpy(), dims=("parameter",), coords={"parameter": names}
+        ),
         table=joint,
         layers={
             name: xr.DataArray(units.numpy(), dims=unit_names(units.ndim)) for name, units in result.layers.items()
@@ -213,7 +215,7 @@ def _allocation(problem: Problem, result: markov.MarkovCapacity, attrs: Counts, 
 
 
 def _none_below_zero(by_parameter: Tensor) -> Tensor:
-    """Give tensors of the same sum, none below zero: symmetries take a shared one more than once, others give for it."""
+    """Give tensors of the same sum, none below zero: of a shared one symmetries may take more than it has."""
     positive = by_parameter.clamp(min=0)
     return positive * (by_parameter.sum() / positive.sum().clamp(min=torch.finfo(positive.dtype).tiny)).clamp(min=0)
 

@@ -29,6 +29,9 @@ FIRST_TOLD, MISSING_RATIO = 4, 2.0
 #: Steps of the first reading, and what is missing before and after it, at most, whatever the change; and where examples
 #: are fewer than so many, or the constant does not stand beside the blocks (docs/validation.md).
 FIRST_READ, MISSING_AT_MOST, NEEDED_EXAMPLES, MISSING_OF_FEW = 2, (0.12, 0.08), 4, (0.25, 0.15)
+#: Share of the total from which on steps have found enough to be trusted as those of the 36 networks, which had found
+#: so much after two; and the least that a doubling of steps is taken to find.
+NEEDED_SHARE, LEAST_SHARE = 1 / 3, 0.02
 #: Distance at which "auto" stops, and that at which it does where twice the steps would take longer than there is time;
 #: most steps; the part of it that the probes may add.
 ENOUGH, NEAR_ENOUGH, MOST_STEPS, NOISE = 0.03, 0.05, 16, 0.02
@@ -37,8 +40,8 @@ ENOUGH, NEAR_ENOUGH, MOST_STEPS, NOISE = 0.03, 0.05, 16, 0.02
 EXPECTED_SHARE, TOLD_SHARE = 0.4, 0.6
 #: What blocks and the constant are known from; less of large networks, whose constant does not stand beside them.
 SAMPLE, SAMPLE_OF_LARGE, LARGE_PARAMS = Sample(32, 8, 2048, 1024), Sample(4, 2, 512), 2_000_000
-#: Fewest and most probes that "auto" takes, and the fewest where time is short for steps of more.
-FEWEST_PROBES, MOST_PROBES, FEWEST_OF_STEPS = 16, 64, 4
+#: Fewest and most probes that "auto" takes.
+FEWEST_PROBES, MOST_PROBES = 16, 64
 #: Probes times examples of large networks, with two combinations of outputs: some thirty passes.
 PRODUCTS_OF_LARGE = 4
 #: A reading is a product with C, a step one with C and C'.
@@ -104,12 +107,12 @@ class Effort:
 
 
 def in_time(wanted: Effort, left: float, fixed: bool, keep: bool) -> Effort:
-    """Return what there is time for: four steps of four probes or more, else none, of fewer outputs if not `fixed`.
+    """Return what there is time for: two steps of sixteen probes or more, else none, of fewer outputs if not `fixed`.
 
     With `keep` the constraints of every batch are held.
     """
     examples, step = wanted.examples, seconds_of_step(wanted.examples)
-    enough = left >= FEWEST_OF_STEPS * (FIRST_TOLD + STEPS_OF_A_READING) * step
+    enough = left >= FEWEST_PROBES * (FIRST_READ + STEPS_OF_A_READING) * step
     steps = wanted.steps if enough else 0
     if not steps and not fixed:
         fewer = fewer_outputs(examples, left, step)
@@ -159,7 +162,7 @@ def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float)
     outputs = size.outputs if size.outputs <= ALL_OUTPUTS else OUTPUT_PROBES
     step = of_output * of_pass * size.examples * outputs + 2 * of_turn
     of_probe = (FIRST_TOLD + STEPS_OF_A_READING) * step
-    if FEWEST_OF_STEPS * of_probe > limit - blocks:
+    if FEWEST_PROBES * (FIRST_READ + STEPS_OF_A_READING) * step > limit - blocks:
         limit *= ALONE  # fewer probes, or outputs, stand for what there is no time for
     return max(blocks, min(limit, blocks + probes_for(size) * of_probe))
 
@@ -226,15 +229,22 @@ class Enough:
         return self.left < 0
 
 
-def missing(found: Refinement) -> float:
-    """Return how far the answer may still be, as a share of the capacity to be moved, the constant counted."""
+def missing(found: Refinement, total: float | None = None) -> float:
+    """Return how far the answer may still be, as a share of the capacity to be moved, the constant counted.
+
+    Steps that have found a small share of `total`, by default of the parameters that move, move the map in proportion
+    to what they find: what the others will move follows from that.
+    """
     last = found.last
     few = len(last.moments.first) < NEEDED_EXAMPLES or not last.constant
     of_blocks, after_two = MISSING_OF_FEW if few else MISSING_AT_MOST
+    used = float((~found.unused).sum()) if total is None else total
+    seen = last.least_total / max(used, 1.0)
+    most = after_two if last.steps >= FIRST_READ and seen >= NEEDED_SHARE else of_blocks
     if last.steps < FIRST_TOLD:
-        return after_two if last.steps >= FIRST_READ else of_blocks
-    used = float((~found.unused).sum())
-    return min(after_two, MISSING_RATIO * distance(last.held(used), found.half.held(used)))
+        return most
+    gained = max(seen - found.half.least_total / max(used, 1.0), LEAST_SHARE)
+    return min(most, max(MISSING_RATIO, (1 - seen) / gained) * distance(last.held(used), found.half.held(used)))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
