@@ -42,7 +42,7 @@ LEAST_SCALE = 1e-6
 TENSOR_FLOOR = 1e-3
 #: Size of a tensor's constraints, relative to the largest, from which on float32 tells mistakes from rounding, and up
 #: to which they are rounding; and the least size of the largest.
-CLEAR, ROUNDED, LEAST_LARGEST = 1e-5, 1e-7, 1e-2
+CLEAR_FROM, ROUNDED, LEAST_LARGEST = 1e-5, 1e-7, 1e-2
 #: Names of torch's calls that decompose matrices, beside those that begin with linalg_; and of those that do not.
 DECOMPOSING = frozenset({"det", "logdet", "slogdet", "inverse", "pinverse", "orgqr", "ormqr", "lu", "qr", "svd"})
 NOT_DECOMPOSING = frozenset({"linalg_vector_norm", "linalg_cross", "linalg_multi_dot", "linalg_vecdot"})
@@ -289,7 +289,7 @@ def is_clear(trial: Trial) -> bool:
         back, _, _ = trial.found
         sizes = torch.stack([part.norm() for part in split(trial.operator.problem, back).values()])
         largest = sizes.max()
-        doubtful = (sizes > ROUNDED * largest) & (sizes < CLEAR * largest)
+        doubtful = (sizes > ROUNDED * largest) & (sizes < CLEAR_FROM * largest)
         return bool(largest > LEAST_LARGEST) and not doubtful.any() and trial.is_as_forward and trial.is_adjoint
     except Exception:  # transforms run the model's own code, which may raise anything
         return False
