@@ -18,8 +18,8 @@ import torch
 import benchmarks
 from benchmarks.table import Table
 
-#: Not among all: it takes an hour, and packages that nothing else needs.
-ON_REQUEST = ("coverage",)
+#: Not among all: they take an hour and more, and the first needs packages that nothing else does.
+ON_REQUEST = ("coverage", "at_size")
 
 
 def main() -> None:
