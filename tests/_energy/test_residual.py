@@ -86,6 +86,8 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers(name):
+    if name == "vit":  # 5.0 names its modules otherwise
+        pytest.importorskip("transformers", minversion="5.1")
     blocks = found(built(name, "sdpa"), gaussian(2, *CASES[name].shape))
     assert [last for _, last in blocks] == [f"model.{last}" for last in TRANSFORMERS[name]]
     # A block is named after its module where that has one sum, and after the last layer elsewhere.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -85,7 +86,7 @@ def test_a_slider_moved_by_keys_changes_the_reading_and_the_address(page: sync_a
     expect_fact(page, "Predicted capacity", f"{now.total:,}")
     expect_fact(page, "Total change T", f"{now.T:.3g}, {now.phase}")
     expect_fact(page, "Effective field", f"standard deviation {now.deviation:.3g}")
-    page.wait_for_url("**/?depth=19")
+    sync_api.expect(page).to_have_url(re.compile(r"/\?depth=19$"))
     assert "ms on the server" in page.inner_text("#a-time")
 
 
@@ -104,7 +105,7 @@ def test_a_second_design_is_shown_when_asked_for(page: sync_api.Page) -> None:
     assert not page.locator("#b-card").is_visible()
     page.get_by_text("Compare with a second design").click()
     expect_fact(page, "Parameters", f"{Design().num_params:,}", "b")
-    page.wait_for_url("**/?b.depth=16")
+    sync_api.expect(page).to_have_url(re.compile(r"/\?b\.depth=16$"))
     page.locator("#b-ndim").get_by_text("1-D").click()
     one = read(Design(ndim=1, size=129))
     expect_fact(page, "Predicted capacity", f"{one.total:,}", "b")
@@ -167,7 +168,7 @@ def test_free_widths_are_set_by_a_list_and_refused_beside_it(page: sync_api.Page
     widths.press("Enter")
     now = Design(depth=4, stride=2, strided=2, size=16, stages=(4, 8))
     expect_fact(page, "Parameters", f"{now.num_params:,}")
-    page.wait_for_url("**stages=4,8**")
+    sync_api.expect(page).to_have_url(re.compile("stages=4,8"))
     widths.fill("4, 8, 9")
     widths.press("Enter")
     sync_api.expect(page.locator("#a-stages-refused")).to_contain_text(
