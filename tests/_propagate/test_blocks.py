@@ -549,6 +549,18 @@ def test_what_is_missing_follows_from_what_steps_have_found(before, seen, change
     assert missing(after_steps(before / 2, seen / 2, change), total=1.0) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("gate", "passes"), [(nn.ReLU, (46, 46, 124)), (nn.Tanh, (80, 80, 230))])
+def test_a_large_network_takes_passes_for_each_of_its_examples(gate, passes, monkeypatch):
+    monkeypatch.setattr("capalloc._propagate.effort.LARGE_PARAMS", 10)
+    monkeypatch.setattr("capalloc._propagate.effort.seconds_of_operation", lambda device: 0.0)
+    model = seeded_module(lambda: nn.Sequential(nn.Linear(3, 4), gate(), nn.Linear(4, 2)))
+    found = []
+    for examples in (1, 2, 8):
+        task = make_task(model, gaussian(examples, 3))
+        found.append(forecast_seconds(task.problem, task.size, 1.0, limit=30.0))
+    assert tuple(found) == passes
+
+
 def test_as_many_probes_as_the_time_allows():
     assert affordable(64, 30.0, 1e-3) == 64
     assert affordable(64, 30.0, 2.5) == 12

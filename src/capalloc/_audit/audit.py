@@ -25,7 +25,7 @@ from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._propagate.by_constraints import exact_seconds, numbers_in_use
-from capalloc._propagate.effort import LARGE_PARAMS, PASSES_OF_LARGE, forecast_seconds
+from capalloc._propagate.effort import LARGE_PARAMS, forecast_seconds, seconds_of_large
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
 from capalloc._runtime.arguments import checked
@@ -169,7 +169,8 @@ def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, floa
     left = max(1.0, clock.left - sum(costs.values()))
     size = Size(number, outputs, math.prod(problem.input_shape) + 1, problem.num_params)
     exact = exact_seconds(size, numbers_in_use(problem))
-    least = of_pass * (PASSES_OF_LARGE if problem.num_params > LARGE_PARAMS else LEAST_PASSES * number)
+    large = problem.num_params > LARGE_PARAMS
+    least = seconds_of_large(problem, number, of_pass) if large else of_pass * LEAST_PASSES * number
     if exact < left:
         capacity = exact
     elif least > CLEARLY * left:

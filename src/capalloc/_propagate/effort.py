@@ -49,8 +49,10 @@ STEPS_OF_A_READING = 0.5
 #: Share of the time that blocks without a step take; operations of eigenvectors in units of their number cubed.
 ALONE, OF_EIGENVECTORS = 0.85, 10
 #: Passes of an example that a row of the blocks takes, and that a step takes for each output, where gates stay and
-#: where they move; and that all of a large network's takes. They are of a few networks, and rough.
-PASSES, PASSES_OF_LARGE = {True: (2.0, 1.2), False: (6.0, 10.0)}, 1400
+#: where they move; those of a large network, and for each of its examples; its turns. They are of a few networks, and
+#: rough.
+PASSES = {True: (2.0, 1.2), False: (6.0, 10.0)}
+PASSES_OF_LARGE, TURNS_OF_LARGE = {True: (20, 13), False: (30, 25)}, 20
 #: Vectors of a probe beside one for each step.
 OTHER_VECTORS = 6
 
@@ -151,8 +153,8 @@ def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float)
     Four steps of all probes, where these fit into the limit; else what there is time for, until it is over.
     """
     if size.params > LARGE_PARAMS:
-        return of_pass * PASSES_OF_LARGE
-    of_turn, of_bases = seconds_of_bases(problem)
+        return seconds_of_large(problem, size.examples, of_pass)
+    of_turn, of_bases = seconds_of_bases(problem, SAMPLE.longest)
     of_row, of_output = PASSES[gates_stay(problem, problem.probe, nullcontext)]
     each = of_row * of_pass + of_turn
     of_examples = 2 * min(SAMPLE.examples, size.examples) * SAMPLE.each * each
@@ -167,11 +169,18 @@ def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float)
     return max(blocks, min(limit, blocks + probes_for(size) * of_probe))
 
 
-def seconds_of_bases(problem: Problem) -> tuple[float, float]:
+def seconds_of_large(problem: Problem, examples: int, of_pass: float) -> float:
+    """Forecast the blocks of a large network, whatever time there is: they are the least."""
+    once, each = PASSES_OF_LARGE[gates_stay(problem, problem.probe, nullcontext)]
+    of_turn, of_bases = seconds_of_bases(problem, SAMPLE_OF_LARGE.longest)
+    return of_pass * (once + each * max(2, examples)) + TURNS_OF_LARGE * of_turn + of_bases
+
+
+def seconds_of_bases(problem: Problem, longest: int) -> tuple[float, float]:
     """Return how long it takes to turn a vector into the bases of the blocks, and to find these."""
     turned, found = 0.0, 0.0
     for p in problem.params.values():
-        axes = [axis for axis in merged_axes(p.shape) if axis <= SAMPLE.longest]
+        axes = [axis for axis in merged_axes(p.shape) if axis <= longest]
         turned += 2 * p.numel() * sum(axes)
         found += OF_EIGENVECTORS * sum(axis**3 for axis in axes)
     of_operation = seconds_of_operation(problem.probe.device)
