@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from capalloc import Allocation, Run, measure
 from capalloc._runtime.distributed import Local, joined
-from capalloc._runtime.heartbeat import Heartbeat, RankError
+from capalloc._runtime.heartbeat import Heartbeat, RankError, store_errors
 from capalloc.solvers import Stochastic
 from ranks import CASES, FEW, LONG_PROBES, STOCHASTIC, asked, data, line, net
 
@@ -320,3 +320,17 @@ def test_one_gpu_is_a_group_of_one(tmp_path, backend, name):
 
 def test_an_error_names_its_rank():
     assert RankError("rank 3 has died", 3).rank == 3
+
+
+def test_an_error_of_the_store_says_that_it_is_gone_unless_a_rank_is_known_to_have_failed() -> None:
+    with pytest.raises(RankError, match=r"store of the process group is gone.*\(Broken pipe\)"), store_errors():
+        raise RuntimeError("Broken pipe\nat socket.cpp")
+    own = RankError("rank 1 has died", 1)
+    with pytest.raises(RankError, match="rank 1 has died"), store_errors():
+        raise own
+
+    def known() -> None:
+        raise own
+
+    with pytest.raises(RankError, match="rank 1 has died"), store_errors(known):
+        raise RuntimeError("Broken pipe")
