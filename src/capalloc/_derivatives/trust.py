@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.overrides import TorchFunctionMode
 
 from capalloc._derivatives.autograd import LoopRows, differentiable
 from capalloc._derivatives.rows import Replay
 from capalloc._model.agree import agree
 from capalloc._model.input_metric import Directions
+from capalloc._model.noticing import Noticing
 from capalloc._model.problem import Problem
 
 #: Steps of two differences, relative to each parameter tensor; a kink between them shows as their disagreement.
@@ -88,12 +88,12 @@ def _inspected(problem: Problem, x: Tensor, replay: Replay) -> tuple[bool, list[
         torch.enable_grad(),
         differentiable(problem),
         replay(),
-        _Cutting() as seen,
+        Noticing(CUTS.__contains__) as cutting,
     ):
         warnings.simplefilter("ignore")
         out = problem(x.clone().requires_grad_())
-    if seen.cuts or out.grad_fn is None:
-        return seen.cuts, []
+    if cutting.seen or out.grad_fn is None:
+        return cutting.seen, []
     found: dict[str, None] = {}
     pending: list[Any] = [out.grad_fn]
     known = {out.grad_fn}
@@ -105,17 +105,6 @@ def _inspected(problem: Problem, x: Tensor, replay: Replay) -> tuple[bool, list[
         known |= new
         pending += new
     return False, list(found)
-
-
-class _Cutting(TorchFunctionMode):
-    """Notes whether a model cuts gradients itself."""
-
-    cuts = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one call of torch."""
-        self.cuts |= func in CUTS
-        return func(*args, **(kwargs or {}))
 
 
 def _check_by_differences(

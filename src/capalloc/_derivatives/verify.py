@@ -13,7 +13,6 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from capalloc._derivatives.autograd import LoopRows, differentiable
 from capalloc._derivatives.gram_factors import PlainParts, TappedParts
@@ -33,6 +32,7 @@ from capalloc._derivatives.trust import check_derivatives
 from capalloc._model.agree import agree
 from capalloc._model.checks import run
 from capalloc._model.input_metric import Directions, InputMetric
+from capalloc._model.noticing import Noticing
 from capalloc._model.problem import Problem, seeded
 
 P = ParamSpec("P")
@@ -232,12 +232,12 @@ class Trial:
             return value, moved + constant[0, 0, 0] * value
 
         try:
-            with self.replay(), Tape(), _Decomposing() as seen:
+            with self.replay(), Tape(), Noticing(_decomposes) as decomposing:
                 (value, _), (_, expected) = any_jvp(along, (own_values(problem),), (split(problem, w),))
         except Exception:  # transforms run the model's own code, which may raise anything
             return False
         return (
-            not seen.decomposes and agree(value, given) and agree(w @ back, expected, (w * back).norm() + LEAST_SCALE)
+            not decomposing.seen and agree(value, given) and agree(w @ back, expected, (w * back).norm() + LEAST_SCALE)
         )
 
     @property
@@ -247,21 +247,15 @@ class Trial:
         return agree(rows @ rho, w @ back, rows.norm() * rho.norm() + LEAST_SCALE)
 
 
-class _Decomposing(TorchFunctionMode):
-    """Notes whether a model calls linear algebra that decomposes matrices.
+def _decomposes(function: Any) -> bool:
+    """Tell whether a call of torch is linear algebra that decomposes matrices.
 
     Forward mode over forward mode, and reverse over forward, are wrong there without a word: of `torch.linalg.det`,
     `slogdet` and `householder_product` among others.
     """
-
-    decomposes = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one call of torch."""
-        name = getattr(func, "__name__", "")
-        decomposes = name.startswith(("linalg_", "cholesky", "lu_")) or name in DECOMPOSING
-        self.decomposes |= decomposes and name not in NOT_DECOMPOSING
-        return func(*args, **(kwargs or {}))
+    name = getattr(function, "__name__", "")
+    decomposes = name.startswith(("linalg_", "cholesky", "lu_")) or name in DECOMPOSING
+    return decomposes and name not in NOT_DECOMPOSING
 
 
 @explained

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,9 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
 
 from capalloc._model.agree import agree
+from capalloc._model.noticing import Noticing
 from capalloc._model.problem import seeded
 
 #: Said in the results of a graph that was made this way.
@@ -35,11 +34,10 @@ def retrace(model: nn.Module, example: Tensor, *, below: bool = False) -> tuple[
     run: Callable[..., Tensor] = lambda params, x: torch.func.functional_call(model, params, (x,))  # noqa: E731
     given = example.clone().requires_grad_().clone()  # as `measure` runs it
     traced: GraphModule = make_fx(run, pre_dispatch=not below, _error_on_data_dependent_ops=False)(params, given)
-    with _Detaching() as own:
-        run(params, given.clone())
-    for node in traced.graph.nodes if below and not own.seen else ():
-        if node.target is torch.ops.aten.detach.default:  # what autograd saved
-            node.replace_all_uses_with(node.args[0])
+    if below and not _detaches(run, params, given):
+        for node in traced.graph.nodes:
+            if node.target is torch.ops.aten.detach.default:  # what autograd saved
+                node.replace_all_uses_with(node.args[0])
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     depends = {placeholders[-1]}
     for node in list(traced.graph.nodes):
@@ -56,15 +54,12 @@ def retrace(model: nn.Module, example: Tensor, *, below: bool = False) -> tuple[
     return torch.export.export(traced, (params, example), strict=False), params
 
 
-class _Detaching(TorchFunctionMode):
-    """Notes whether a model detaches tensors itself."""
-
-    seen = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one call of torch."""
-        self.seen |= func in (Tensor.detach, torch.detach, getattr(Tensor.data, "__get__", None))
-        return func(*args, **(kwargs or {}))
+def _detaches(run: Callable[..., Tensor], params: dict[str, Tensor], given: Tensor) -> bool:
+    """Tell whether a model detaches tensors itself."""
+    detaching = Noticing((Tensor.detach, torch.detach, getattr(Tensor.data, "__get__", None)).__contains__)
+    with detaching:
+        run(params, given.clone())
+    return detaching.seen
 
 
 def _check(traced: GraphModule, run: Callable[..., Tensor], params: dict[str, Tensor], example: Tensor) -> None:

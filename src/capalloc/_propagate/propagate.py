@@ -219,11 +219,10 @@ def _by_constraints(
         in_use = numbers_in_use(task.problem) if exact else 0
         exact = exact and is_small(task.size, in_use)
         if progress:
-            limit = (settings.num_steps == "auto" and settings.max_seconds) or math.inf
-            of_pass, _ = pass_seconds(task.problem)
-            seconds = (
-                exact_seconds(task.size, in_use) if exact else forecast_seconds(task.problem, task.size, of_pass, limit)
-            )
+            seconds = exact_seconds(task.size, in_use)
+            if not exact:
+                limit = (settings.num_steps == "auto" and settings.max_seconds) or math.inf
+                seconds = forecast_seconds(task.problem, task.size, pass_seconds(task.problem)[0], limit)
             announce("propagate", seconds, progress)
         found = exactly(task) if exact else by_blocks(task, settings)
         return with_notes(found, task.problem, task.x)
