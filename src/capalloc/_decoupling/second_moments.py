@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from capalloc._linalg.symmetric import eigh
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.memory import FLOAT64, budget_of
 from capalloc._runtime.surroundings import undisturbed
@@ -146,7 +147,7 @@ def capacity(moments: Tensor, metric: Tensor, ridge: float = 0.0, rtol: float = 
 def _pseudo_inverse(gram: Tensor, rtol: float) -> Tensor:
     if not len(gram):
         return gram
-    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    values, vectors = eigh((gram + gram.T) / 2)
     bound = rtol * values[-1].clamp(min=0)
     unclear = int(((values > bound / CLEAR) & (values < bound * CLEAR)).sum())
     if unclear:
@@ -163,7 +164,7 @@ def _pseudo_inverse(gram: Tensor, rtol: float) -> Tensor:
 
 def _root(metric: Tensor) -> Tensor:
     """The symmetric root of a covariance."""
-    values, vectors = torch.linalg.eigh(metric)
+    values, vectors = eigh(metric)
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return root
 

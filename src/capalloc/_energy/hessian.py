@@ -19,6 +19,7 @@ from torch import Tensor
 
 from capalloc._energy.paths import replay
 from capalloc._energy.program import Program
+from capalloc._linalg.symmetric import eigh
 
 #: Eigenvalues of G, scaled to a unit diagonal, that count as zero. They are sums of at most p products of
 #: float64 ratios in [0, 1]: rounding stays near p * 1e-16, genuine ones are far above 1e-9 on the tested zoo.
@@ -66,7 +67,7 @@ def solve(batches: Sequence[tuple[Program, Tensor]]) -> Exact:
 
     g = gram(inputs)
     unit = torch.where(g.diagonal() > 0, g.diagonal().rsqrt(), 0.0)
-    values, vectors = torch.linalg.eigh(unit[:, None] * g * unit)
+    values, vectors = eigh(unit[:, None] * g * unit)
     kept = values > HESSIAN_RANK_TOLERANCE * values.max()
     half = vectors[:, kept] * values[kept].rsqrt()  # half half' = pinv; P's diagonal block by block below
     half = half @ vectors[:, kept].T * unit  # symmetric root of the pseudo-inverse, then the scaling

@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from capalloc._linalg.symmetric import eigh
+
 Apply = Callable[[Tensor], Tensor]
 #: Squared length below which, relative to the longest, a direction counts as dependent: float64 rounding squared is
 #: far below, and directions this short carry no progress.
@@ -170,7 +172,7 @@ def whitening(P: Tensor) -> Tensor:
     lengths = P.norm(dim=1, keepdim=True)
     lengths = torch.where(lengths > 0, lengths, 1)
     unit = P / lengths
-    values, vectors = torch.linalg.eigh(unit @ unit.T)
+    values, vectors = eigh(unit @ unit.T)
     keep = values > max(DEPENDENT * float(values[-1]), torch.finfo(P.dtype).tiny)
     basis: Tensor = (vectors[:, keep] / values[keep].sqrt()).T / lengths.T
     return basis

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from capalloc._linalg.symmetric import eigh
+
 #: Rounding of a covariance that was estimated in its own dtype: times its size, and its largest eigenvalue.
 ROUNDING = 10.0
 
@@ -38,7 +40,7 @@ def root_of_covariance(covariance: Tensor, rounding: float, name: str = "metric"
     root of less would be far above rounding, and count as a direction of its own.
     """
     check_symmetric(covariance, rounding, name)
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    values, vectors = eigh((covariance + covariance.T) / 2)
     if values[0] < -rounding * float(values.abs().max()):
         raise ValueError(
             f"{name} is indefinite: smallest eigenvalue {float(values[0]):.3g}, largest {float(values[-1]):.3g}; "

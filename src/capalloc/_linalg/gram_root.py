@@ -14,7 +14,7 @@ from torch import Tensor
 
 from capalloc._linalg.fold import Fold
 from capalloc._linalg.row_block import RowBlock, joined
-from capalloc._linalg.symmetric import ROUNDED_TERMS, add_gram, mirror
+from capalloc._linalg.symmetric import ROUNDED_TERMS, add_gram, eigh, mirror
 
 #: Rounding errors are taken as independent, and their sum to stay within this many standard deviations.
 DEVIATIONS = 4.0
@@ -125,7 +125,7 @@ class GramPass(Fold[GramSum]):
 
 def root_of_gram(gram: Tensor, ridge: float, size: int, dtype: torch.dtype) -> Root:
     """(G + ridge)^(-1/2), in `dtype`, from G of products in it."""
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = eigh(gram)
     values = values.clamp(min=0).flip(0)
     vectors = vectors.flip(1)
     scale = (values + ridge) ** -0.25  # half of the root on either side: a symmetric product

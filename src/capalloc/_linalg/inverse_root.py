@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock, turn
+from capalloc._linalg.symmetric import eigh
 
 #: Variances below this share of their tensor's largest are taken for zero: samples in float32 leave as much of noise.
 SMALLEST = 1e-10
@@ -32,7 +33,7 @@ class RowsBeside:
     @cached_property
     def inner(self) -> Tensor:
         """X with (I + V'V)^(-1/2) = I + V'X V."""
-        values, vectors = torch.linalg.eigh((self.rows @ self.rows.T).double())
+        values, vectors = eigh((self.rows @ self.rows.T).double())
         root = (1 + values.clamp_min(0)).sqrt()
         return torch.as_tensor((vectors / -(root * (1 + root))) @ vectors.T)
 

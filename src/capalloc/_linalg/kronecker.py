@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from capalloc._linalg.symmetric import eigh
+
 #: A factor no larger than this merges the inputs of a kernel with its offsets; larger kernels keep the axes apart.
 MERGED = 640
 #: An axis longer than this keeps its own basis: its eigenvectors would cost more than they save.
@@ -147,7 +149,7 @@ def eigenbasis(moment: Tensor) -> tuple[Tensor, Tensor | None]:
     """Eigenvalues and vectors; squares alone have no basis but their own."""
     if moment.ndim == 1:
         return moment, None
-    values, vectors = torch.linalg.eigh(moment.double())
+    values, vectors = eigh(moment.double())
     return values.clamp(min=0).to(moment), vectors.to(moment)
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from capalloc._linalg.symmetric import eigh
+
 
 @dataclass(frozen=True)
 class KrylovSpace:
@@ -56,7 +58,7 @@ class KrylovSpace:
         Ritz values: the nodes of Gauss for lambda times the density, which does not see the null space. What it gives
         v' A^(-1) A v is never more than |v|^2.
         """
-        values, vectors = torch.linalg.eigh(self.projected)
+        values, vectors = eigh(self.projected)
         kept = values > self.rounding * values[-1].clamp_min(0)
         root, vectors = values[kept].sqrt(), vectors[:, kept]
         last = vectors[len(vectors) - len(self.beyond) :]
@@ -69,7 +71,7 @@ class KrylovSpace:
 
     def sqrt(self, v: Tensor) -> Tensor:
         """Return what the space knows of A^(1/2) v, for v of the space, (k, p): of the square v'A v."""
-        values, vectors = torch.linalg.eigh(self.projected)
+        values, vectors = eigh(self.projected)
         found = inside(v, self.blocks) @ vectors * values.clamp_min(0).sqrt()
         return expand(found @ vectors.T, self.blocks)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from capalloc._linalg.symmetric import eigh
+
 
 @dataclass(frozen=True)
 class Shrunk:
@@ -35,7 +37,7 @@ def shrink(gram: Tensor, penalty: float, size: int) -> Shrunk:
         size: the larger side of J.
 
     """
-    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(gram))
+    values, vectors = (part.flip(-1) for part in eigh(gram))
     keep = values > size * torch.finfo(gram.dtype).eps * values[0].clamp(min=0)
     kept, axes = values[keep], vectors[:, keep]
     rest = values[~keep]

@@ -1,4 +1,4 @@
-"""Symmetric products of tall or wide matrices: the lower triangle only, block by block, then mirrored in place.
+"""Symmetric matrices: their eigenvectors; products, of which the lower triangle alone is made, block by block.
 
 Index convention: X is (n, k) and its Gram matrix X X' is (n, n). A block's products are taken in the dtype of X and
 added up in the dtype of the Gram matrix, so that float32 products can be summed in float64.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,3 +57,21 @@ def mirror(out: Tensor) -> Tensor:
         corner = out[start:stop, start:stop]
         corner.copy_(corner.tril() + corner.tril(-1).T)
     return out
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, ascending, and eigenvectors of a symmetric matrix (n, n), by another LAPACK if torch's fails.
+
+    Torch's does not converge on some matrices with many rows of zeros, as 3 x 3 kernels on maps of one pixel make them.
+
+    Raises:
+        torch.linalg.LinAlgError: an entry is not finite.
+
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if not matrix.isfinite().all():
+            raise
+        values, vectors = (torch.from_numpy(part).to(matrix) for part in np.linalg.eigh(matrix.numpy(force=True)))
+    return values, vectors

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from capalloc._linalg.symmetric import eigh
 from capalloc._runtime.arguments import checked
 from capalloc.linear.arrays import RealArray, real_tensor
 
@@ -98,7 +99,7 @@ def principal_basis(covariance: RealArray, count: int | None = None) -> Basis:
     kept = len(S) if count is None else count
     if not 1 <= kept <= len(S):
         raise ValueError(f"count must lie in 1 .. {len(S)}, got {count}")
-    vectors = torch.linalg.eigh((S + S.T) / 2).eigenvectors.flip(1)[:, :kept]
+    vectors = eigh((S + S.T) / 2)[1].flip(1)[:, :kept]
     return orthonormal_basis(vectors)
 
 
