@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -260,7 +261,7 @@ class Program:
         for other in rest:
             assert first.labels is not None
             assert other.labels is not None
-            shape = torch.broadcast_shapes(first.shape, other.shape)
+            shape = np.broadcast_shapes(first.shape, other.shape)
             tie = self.channels.tie if self.still.isdisjoint((first.slot, other.slot)) else self.channels.shift
             tie(first.labels, other.labels)
             covered, filler = (first, other) if first.shape == shape else (other, first)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
 from capalloc._energy.affine_stretch import AffineStretch, InputStart, Parts
 from capalloc._energy.carriers import NO_PATH, Carriers, find, used_as_it_is
@@ -34,7 +33,7 @@ from capalloc._energy.symmetries.labels import DEFAULT_LIMITS, GROUND, Channels,
 from capalloc._energy.symmetries.sharing import relate_uses
 from capalloc._graph.capture import Graph, module_path
 from capalloc._graph.interpret import interpret
-from capalloc._operators.calls import invoke, scales, slope
+from capalloc._operators.calls import invoke, leaves, mapped, scales, slope
 from capalloc._operators.records import record
 
 
@@ -226,7 +225,7 @@ class _Tracing:
     def _affine(self, stretch: AffineStretch, node: Node, arguments: dict[str, Any], result: Any) -> Traced:
         """Trace a node of the affine stretch twice: the inputs' paths, then the constant's."""
         program, edges = self.program, len(self.program.edges)
-        read = [part for part in pytree.tree_leaves(arguments) if isinstance(part, Parts)]
+        read = [part for part in leaves(arguments) if isinstance(part, Parts)]
         started = any(part.constant is not None for part in read)
         program.side, program.begun = "inputs", False
         if stretch.mixes and not started:
@@ -287,16 +286,10 @@ class _Tracing:
             if not isinstance(root.energy, Energy):
                 return None
             return call.gated(root.energy, partial(slope, self._function(node)), root.value)
-        leaves = pytree.tree_leaves(arguments)
-        carried = any(isinstance(a, Traced) and a.energy is not None for a in leaves)
-        if not carried:
+        if not any(isinstance(a, Traced) and a.energy is not None for a in leaves(arguments)):
             return None
         own = record(node.target).energy
-        return (
-            self._without_rule(node, call)
-            if own is None
-            else own(replace(call, args=pytree.tree_map(_dense, call.args)))
-        )
+        return self._without_rule(node, call) if own is None else own(replace(call, args=mapped(_dense, call.args)))
 
     def _without_rule(self, node: Node, call: Call) -> Any:
         affine = self.inputs.stretch is not None and node in self.inputs.stretch.values
@@ -347,7 +340,7 @@ def _dense(argument: Any) -> Any:
 
 def _has_gradient(result: Any) -> bool:
     """Tell whether gradients can pass: masks, indices and what has no entries carry no path."""
-    tensors = (r for r in pytree.tree_leaves(result) if isinstance(r, Tensor) and r.numel())
+    tensors = (r for r in leaves(result) if isinstance(r, Tensor) and r.numel())
     return any(r.dtype.is_floating_point or r.dtype.is_complex for r in tensors)
 
 
@@ -366,7 +359,7 @@ def _name_layer(program: Program, node: Node, traced: Traced) -> None:
 def _on_side(arguments: dict[str, Any], side: Callable[[Parts], Any]) -> dict[str, Any]:
     """Leave of what belongs to the affine stretch the energy of one side."""
     chosen = lambda a: Traced(a.value, side(a)) if isinstance(a, Parts) else a  # noqa: E731
-    return pytree.tree_map(chosen, arguments)  # type: ignore[no-any-return]
+    return mapped(chosen, arguments)  # type: ignore[no-any-return]
 
 
 def _constant_of(program: Program, parts: Parts) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ class Usage:
     through_labels: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: int | None = None
     live: list[Tensor] = field(default_factory=list)  # outputs that a path leaves, for each partial mixture
-    whole: dict[int, bool] = field(default_factory=dict)  # slot -> whether a path uses every parameter in it
+    extremes: dict[int, tuple[float, float]] = field(default_factory=dict)  # slot -> least and largest dE/d theta^2
     by_example: list[float] = field(default_factory=list)  # path energy at the outputs
     bent: bool = False  # whether an activation is none that lets rescale
     may_lose: bool = False  # whether a zero of float32 may be a product that it lost
@@ -55,17 +57,22 @@ class Usage:
         through = torch.zeros(self.potentials.number, dtype=torch.float64)
         return through.index_add_(0, self.potentials.component, self.through_labels)
 
+    def ends(self, slot: int) -> tuple[float, float]:
+        """Give the least and the largest path energy through parameters of a slot, once all batches are counted."""
+        if slot not in self.extremes:
+            used = self.through_params[slot]
+            low, high = used.aminmax() if used.numel() else (math.inf, 0.0)
+            self.extremes[slot] = float(low), float(high)
+        return self.extremes[slot]
+
     def all_used(self, slot: int) -> bool:
         """Tell whether a path uses every parameter in a slot, once all batches are counted."""
-        if slot not in self.whole:
-            used = self.through_params[slot]
-            self.whole[slot] = not used.numel() or float(used.amin()) > 0
-        return self.whole[slot]
+        return self.ends(slot)[0] > 0
 
     def is_lost(self) -> bool:
         """Tell whether float32 may have lost energy of paths: parameters seem unused, nearly or wholly."""
-        narrow = [used for used in self.through_params.values() if used.dtype == torch.float32 and used.numel()]
-        ends = [[float(end) for end in used.aminmax()] for used in narrow]
+        narrow = [slot for slot, used in self.through_params.items() if used.dtype == torch.float32 and used.numel()]
+        ends = [self.ends(slot) for slot in narrow]
         least = LEAST_FLOAT32
         kept = (high < 1 / least and (low > least or (low == 0 and not self.may_lose)) for low, high in ends)
         return not all(kept)
@@ -172,12 +179,13 @@ def _count_idle(usage: Usage, slot: int, held: Tensor | None) -> float:
 
 def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Rescaled:
     """The components on both sides of parameters in use that join one to another, and how many of them."""
-    shape = torch.broadcast_shapes(read.shape, written.shape)
-    kernel = used.numel() / shape.numel()
+    shape = np.broadcast_shapes(read.shape, written.shape)
+    size = math.prod(shape)
+    kernel = used.numel() / size
     apart = not _overlap(read, written) or not bool(torch.isin(read[read > 0], written.contiguous()).any())
     sides = (read, written)
     if whole and apart:
-        numbers = [torch.full((side.numel(),), kernel * (shape.numel() // side.numel())) for side in sides]
+        numbers = [torch.full((side.numel(),), kernel * (size // side.numel())) for side in sides]
     else:
         counts = _counts(used, torch.empty(shape, device="meta")).cpu()
         counts = (counts if apart else counts * (read != written)) * min(1.0, kernel)

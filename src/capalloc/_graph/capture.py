@@ -29,7 +29,7 @@ from capalloc._graph.out_of_place import make_out_of_place
 from capalloc._graph.retrace import RETRACED, retrace
 from capalloc._model.exported import SavedModel, module_of, user_inputs
 from capalloc._model.problem import Problem, seeded
-from capalloc._operators.calls import arguments_of
+from capalloc._operators.calls import arguments_of, leaves, mapped
 from capalloc._operators.decompositions import table
 from capalloc._operators.records import record
 
@@ -63,7 +63,7 @@ class Graph:
 
     def sizes(self) -> list[int]:
         """Count the numbers of each tensor that the calls compute."""
-        values = [leaf for node in self.calls() for leaf in pytree.tree_leaves(node.meta.get("val"))]
+        values = [leaf for node in self.calls() for leaf in leaves(node.meta.get("val"))]
         return [value.numel() for value in values if isinstance(value, Tensor)]
 
 
@@ -300,7 +300,7 @@ def _own(problem: Problem, program: ExportedProgram, batch_size: int) -> Graph:
     nodes = {old.name: new for old, new in copies.items()}
     sizes = _sizes(nodes[name].meta["val"].shape, (batch_size, *problem.input_shape))
     for node in graph.nodes:
-        node.meta["val"] = pytree.tree_map(lambda v: _concrete(v, sizes), node.meta.get("val"))
+        node.meta["val"] = mapped(lambda v: _concrete(v, sizes), node.meta.get("val"))
         stack = node.meta.get("nn_module_stack") or {}
         node.meta["nn_module_stack"] = {key: (PREFIX + path, kind) for key, (path, kind) in stack.items()}
     for tied, first in replaced.items():

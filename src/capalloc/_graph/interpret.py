@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from capalloc._graph.capture import Graph
-from capalloc._operators.calls import arguments_of, invoke
+from capalloc._operators.calls import arguments_of, invoke, mapped
 
 Values = dict[Node, Any]
 
@@ -60,4 +59,4 @@ def evaluate(graph: Graph, batch: Tensor) -> Values:
 
 def fill(tree: Any, values: Mapping[Node, Any]) -> Any:
     """Put values in the place of nodes."""
-    return pytree.tree_map(lambda a: values[a] if isinstance(a, Node) else a, tree)
+    return mapped(lambda a: values[a] if isinstance(a, Node) else a, tree)

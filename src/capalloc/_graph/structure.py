@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from capalloc._graph.capture import Graph
-from capalloc._operators.calls import arguments_of
+from capalloc._operators.calls import arguments_of, leaves
 from capalloc._operators.records import GateRank, named, record
 
 aten = torch.ops.aten
@@ -277,19 +276,19 @@ def _numel(node: Node) -> int:
     return value.numel() if isinstance(value, Tensor) else 0
 
 
-def nodes_in(tree: Any) -> Iterator[Node]:
-    """Give the nodes among arguments."""
-    return (a for a in pytree.tree_leaves(tree) if isinstance(a, Node))
+def nodes_in(tree: Any) -> list[Node]:
+    """List the nodes among arguments."""
+    return [a for a in leaves(tree) if isinstance(a, Node)]
 
 
 def is_complex(node: Node) -> bool:
     """Tell whether a node computes complex numbers."""
-    return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in pytree.tree_leaves(node.meta.get("val")))
+    return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves(node.meta.get("val")))
 
 
 def _is_floating(node: Node) -> bool:
-    leaves = pytree.tree_leaves(node.meta.get("val"))
-    return is_complex(node) or any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
+    made = [leaf for leaf in leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+    return any(leaf.is_floating_point() or leaf.is_complex() for leaf in made)
 
 
 def _shape(node: Node) -> tuple[int, ...] | None:

@@ -44,6 +44,20 @@ def invoke(op: Any, arguments: Mapping[str, Any]) -> Any:
     return op(*positional, **keyword)
 
 
+def leaves(tree: Any) -> list[Any]:
+    """List what lists, tuples and dicts hold: arguments and results of operators nest in nothing else."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, (list, tuple)) else [tree]
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply a function to every leaf."""
+    if isinstance(tree, dict):
+        return {name: mapped(function, part) for name, part in tree.items()}
+    return type(tree)(mapped(function, part) for part in tree) if isinstance(tree, (list, tuple)) else function(tree)
+
+
 def slope(function: Callable[[Tensor], Any], z: Tensor) -> Tensor:
     """Differentiate an elementwise function at every entry of z: the same shape and dtype."""
     with torch.enable_grad():

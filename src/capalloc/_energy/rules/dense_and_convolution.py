@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,7 @@ def scale(call: Call, x: Energy, weight: Energy, held: Tensor | None = None) -> 
     outer, inner = _factors(program, weight)
     if inner is not None:
         return scale(call, scale(call, x, inner, held), outer)
-    shape = torch.broadcast_shapes(x.shape, weight.shape)
+    shape = np.broadcast_shapes(x.shape, weight.shape)
     aligned = (1,) * (len(shape) - len(weight.shape)) + weight.shape
     if weight.shape != aligned:
         weight = program.move(Reshaped(aligned), weight)

@@ -193,7 +193,7 @@ def _links(program: Program, usage: Usage) -> list[_Link]:
     links = []
     for edge in program.edges:
         used = usage.through_params.get(edge.weight)
-        if used is None or edge.again or not used.numel() or float(used.amax()) <= 0:
+        if used is None or edge.again or usage.ends(edge.weight)[1] <= 0:
             continue
         step = program.steps[edge.step]
         kind = "scale" if isinstance(step.map, Product) else "matrix"
@@ -274,10 +274,12 @@ def _writers(links: list[_Link], size: int) -> Tensor:
 
 def _spaces(signature: Tensor, links: list[_Link], free: Tensor) -> list[Tensor]:
     """Groups of free components of one signature, two or more, in the order in which they are first written."""
+    channels = free.nonzero().flatten()
+    names, place, size = torch.unique(signature[channels], return_inverse=True, return_counts=True)
     groups: dict[int, list[int]] = defaultdict(list)
-    for c in free.nonzero().flatten().tolist():
-        groups[int(signature[c])].append(c)
-    wide = [group for group in groups.values() if len(group) > 1]
+    for c, k in zip(channels.tolist(), place.tolist(), strict=True) if len(names) < len(channels) else ():
+        groups[k].append(c)
+    wide = [group for k, group in groups.items() if size[k] > 1]
     first: dict[int, int] = {}
     for k, link in enumerate(links) if wide else ():
         for c in torch.unique(link.written).tolist():
