@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import capalloc
 from capalloc._audit import zero_cost
-from capalloc._audit.functional_dimension import functional_dimension
+from capalloc._audit.functional_dimension import dimension_seconds, functional_dimension
+from capalloc._audit.rank_models import Candidate
 from capalloc._model.problem import prepare
 from capalloc.results import Ranking
 from capalloc.results.ranking import EVIDENCE
@@ -269,6 +270,34 @@ def test_refused(more, message):
 def test_an_error_names_its_model():
     with pytest.raises(ValueError, match=r"^wide: model does not accept inputs of shape \(examples, 4\)"):
         capalloc.rank({"narrow": net((4, 3, 3)), "wide": net((5, 3, 3))}, gaussian(8, 4))
+
+
+class Failing(nn.Module):
+    """Code of the user's own that raises."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.linear, self.error = nn.Linear(4, 3), error
+
+    def forward(self, x):
+        if x.shape[-1] == 4:
+            raise self.error
+        return self.linear(x)
+
+
+def test_an_error_of_the_users_own_keeps_its_type_and_its_words():
+    with pytest.raises(KeyError, match=r"^'sky'\nof mine$") as caught:
+        capalloc.rank({"mine": Failing(KeyError("sky")).double()}, gaussian(8, 4))
+    assert caught.value.__notes__ == ["of mine"]
+    with pytest.raises(ValueError, match=r"^mine: model does not accept .*: negative colour") as told:
+        capalloc.rank({"mine": Failing(ValueError("negative colour")).double()}, gaussian(8, 4))
+    assert isinstance(told.value.__cause__, ValueError)  # whose traceback has the place
+
+
+def test_the_forecast_counts_the_functional_dimension():
+    few, many = (Candidate.of(net((4, n, 3)), gaussian(8, 4), None, None, None, 0) for n in (3, 200))
+    assert dimension_seconds(many.problem, many.x, 1e-3) > 3 * 3 * 1600 * 1e-3  # passes of as many points
+    assert many.seconds > few.seconds
 
 
 def test_a_dataset_that_is_ranked_by_nothing_is_refused(ranking):

@@ -12,14 +12,14 @@ from scipy import stats
 
 from allocations import allocation
 from capalloc import Allocation, correlation, total_variation
-from capalloc.results.comparison import same_data
+from capalloc.results.comparison import agreement, doubt, same_data
 
 MAPS = arrays(float, (3, 4), elements=st.floats(0.01, 100))
 
 
-def with_map(values: np.ndarray, bias: float = 0.0) -> Allocation:
+def with_map(values: np.ndarray, bias: float = 0.0, axes: tuple[str, ...] = ("row", "column")) -> Allocation:
     whole = xr.DataArray([values.sum() + bias], dims="parameter", coords={"parameter": ["w"]})
-    return Allocation(xr.DataArray(values, dims=("row", "column")), bias, whole)
+    return Allocation(xr.DataArray(values, dims=axes), bias, whole)
 
 
 def test_a_map_agrees_with_itself_at_any_scale():
@@ -84,6 +84,35 @@ def test_the_same_data_is_known_where_both_tell():
 def test_refuses_maps_of_other_inputs(compare):
     with pytest.raises(ValueError, match=r"the maps differ in shape: \(1, 4, 6\) and \(1, 6, 4\)"):
         compare(allocation(), allocation((1, 6, 4)))
+
+
+def test_a_correlation_backwards_turns_places_and_leaves_channels():
+    generator = np.random.default_rng(0)
+    values, others = generator.random((2, 3, 4)), generator.random((2, 3, 4))
+    a, b = (with_map(v, axes=("channel", "row", "column")) for v in (values, others))
+    expected = stats.pearsonr(values.ravel(), others[:, ::-1, ::-1].ravel()).statistic
+    assert correlation(a, b, backwards=True) == pytest.approx(expected, abs=1e-12)
+    assert agreement(a, b)["correlation_backwards"] == pytest.approx(expected, abs=1e-12)
+    line, other = (with_map(v.ravel(), axes=("input",)) for v in (values, others))
+    expected = stats.pearsonr(values.ravel(), others.ravel()[::-1]).statistic
+    assert correlation(line, other, backwards=True) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"solver": "dense"}, {"solver": "dense"}, "of two exact maps"),
+        ({"solver": "dense"}, {"solver": "markov"}, "a guide has no known error, which is part of it"),
+        (
+            {"solver": "block", "missing": 0.02, "noise": 0.01},
+            {"solver": "block", "missing": 0.01, "noise": 0.0},
+            "up to about 0.04 of it may be errors of the maps",
+        ),
+        ({}, {"solver": "stochastic"}, "errors of the maps are part of it"),
+    ],
+)
+def test_a_distance_says_what_errors_may_be_part_of_it(first, second, said):
+    assert doubt(*(allocation((3, 3), **attrs) for attrs in (first, second))) == said
 
 
 def test_refuses_what_has_no_correlation():

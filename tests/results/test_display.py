@@ -34,7 +34,7 @@ from capalloc.results.card import CARD_ROWS, NAMED_CELLS, as_html
 from capalloc.results.kinds import RESULTS
 from capalloc.results.receptive_field import extent_columns
 from capalloc.results.text import TEXT_ROWS, as_text
-from capalloc.results.view import Table, View, estimate
+from capalloc.results.view import STANDING, Table, View, counted, estimate
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror="alert(2)">&\'</style>'
 
@@ -142,6 +142,56 @@ def made(name: str = "layer") -> dict[str, Result]:
 
 
 NAMES = sorted(kind.__name__ for kind in RESULTS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "Allocation"])
+def test_every_result_says_how_far_its_numbers_may_be_trusted(name):
+    first = made()[name].view().facts[0]
+    assert first.name == STANDING
+    assert re.match("exact$|estimated$|a guide$", first.value)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "said"),
+    [
+        ({"solver": "dense"}, "exact but for rounding, for these examples"),
+        ({"solver": "dense", "ridge": 0.1}, "exact but for rounding, for these examples and this ridge"),
+        ({"solver": "stochastic"}, "estimated (after ± stand standard errors)"),
+        (
+            {"solver": "block", "missing": 0.02, "noise": 0.01, "total_range": [6, 9]},
+            "estimated (the map within about 0.03 of the exact one; the total from 6 to 9)",
+        ),
+        ({"solver": "markov"}, "a guide (gates are taken to decouple totally; no error is known)"),
+    ],
+)
+def test_a_map_says_whether_it_is_exact(attrs, said):
+    found = allocation((3, 3), **attrs)
+    shown = next(fact for fact in found.view().facts if fact.name == STANDING)
+    assert f"{shown.value} {shown.more}" == said
+    assert repr(found).startswith(f"<capalloc.Allocation, {found.certainty}>")
+    assert found.view().values["certainty"] == re.split(" but| \\(", said)[0]
+
+
+def test_a_map_of_unknown_origin_claims_nothing():
+    assert allocation((3, 3)).certainty is None
+    assert STANDING not in [fact.name for fact in allocation((3, 3)).view().facts]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (855.903, None, "855.9"),
+        (7.34146, 0.17, "7.34 ± 0.17"),
+        (312.615, 4.6, "312.6 ± 4.6"),
+        (12345.6, None, "12,346"),
+        (961.0, None, "961"),
+        (2574.7, 123.0, "2,575 ± 123"),
+        (0.0, None, "0"),
+        (-0.0, 0.0, "0"),
+    ],
+)
+def test_a_count_has_no_more_digits_than_it_knows(value, error, said):
+    assert counted(value, error) == said
 
 
 class Page(HTMLParser):

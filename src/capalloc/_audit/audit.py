@@ -189,6 +189,7 @@ def _attrs(known: Evidence, num_examples: int) -> dict[str, Any]:
         "num_examples": num_examples,
         "total": None if a is None else a.total,
         "total_standard_error": None if a is None else a.attrs.get("total_standard_error"),
+        "certainty": None if a is None else a.certainty,
         "notes": [] if a is None else a.attrs["notes"],
     }
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from capalloc._derivatives.verify import choose_parts
+from capalloc._measure.forecast import seconds_of_operation
 from capalloc._model.problem import Problem, seeded
 
 #: Points for each parameter at least, and a point for each input around each example up to so many: a unit that one
@@ -19,6 +20,20 @@ NEAR = 0.03
 #: Squares of singular values below this share of the largest are rounding, columns scaled to length 1.
 NO_DIRECTION = 1e-12
 POINTS_AT_ONCE = 256
+#: A point takes about so many passes of an example, in float64, and an eigenvalue as many operations as this many rows.
+PASSES_OF_POINT, ROWS_OF_EIGENVALUE = 5, 4
+
+
+def _num_points(size: int, x: Tensor) -> int:
+    return max(POINTS_PER_PARAM * size + SPARE_POINTS, min(len(x) * (x[0].numel() + 1), MOST_NEARBY))
+
+
+def dimension_seconds(problem: Problem, x: Tensor, of_pass: float) -> float:
+    """Forecast the time of the functional dimension, where a pass of one example takes `of_pass` seconds."""
+    size = problem.num_params
+    points = _num_points(size, x)
+    operations = 2 * (points + ROWS_OF_EIGENVALUE * size) * size**2
+    return points * PASSES_OF_POINT * of_pass + operations * seconds_of_operation(x.device)
 
 
 def functional_dimension(problem: Problem, x: Tensor, deviation: Tensor, generator: torch.Generator) -> int:
@@ -36,9 +51,8 @@ def functional_dimension(problem: Problem, x: Tensor, deviation: Tensor, generat
     """
     size = problem.num_params
     gram = torch.zeros(size, size, dtype=x.dtype, device=x.device)
-    around = min(len(x) * (x[0].numel() + 1), MOST_NEARBY)
     outputs, source = problem(x[:1]).shape[1], choose_parts(problem, x[:2])
-    for number in torch.arange(max(POINTS_PER_PARAM * size + SPARE_POINTS, around)).split(POINTS_AT_ONCE):
+    for number in torch.arange(_num_points(size, x)).split(POINTS_AT_ONCE):
         noise = torch.randn(len(number), *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
         weights = torch.randn(len(number), outputs, generator=generator, dtype=x.dtype).to(x.device)
         with seeded(0, x.device):

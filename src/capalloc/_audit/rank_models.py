@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from capalloc._audit.functional_dimension import functional_dimension
+from capalloc._audit.functional_dimension import dimension_seconds, functional_dimension
 from capalloc._audit.zero_cost import flops, grad_norm, naswot, ntk_condition, synflow
 from capalloc._depth.balance_depth import scale
 from capalloc._depth.compare_gradients import shatter
@@ -97,8 +97,12 @@ def rank(
     for name, model in named.items():
         try:
             candidates[name] = Candidate.of(model, examples, outputs, labels, metric, seed)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{name}: {error}") from error
+        except Exception as error:
+            if type(error) in (ValueError, TypeError):
+                error.args = (f"{name}: {error}",)
+            else:  # the user's own, whose words stay as they are
+                error.add_note(f"of {name}")
+            raise
     if progress:
         announce("rank", sum(candidate.seconds for candidate in candidates.values()), progress)
     for name, candidate in tqdm(candidates.items(), disable=not progress, desc="models"):
@@ -157,7 +161,10 @@ class Candidate:
     @property
     def seconds(self) -> float:
         """The forecast of a row."""
-        return graph_seconds("scores", pass_seconds(self.problem)[0] * len(self.x), self.problem.num_nodes)
+        of_pass = pass_seconds(self.problem)[0]
+        measured = self.problem.num_params <= MEASURED_PARAMS
+        dimension = dimension_seconds(self.problem, self.x, of_pass) if measured else 0.0
+        return dimension + graph_seconds("scores", of_pass * len(self.x), self.problem.num_nodes)
 
     def known(self, what: str, part: Callable[[], Any]) -> Any:
         """Return what a part finds; None, with a note, where it cannot be found."""

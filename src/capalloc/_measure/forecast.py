@@ -97,7 +97,7 @@ def _timed_operation(device: torch.device, threads: int) -> float:
 def duration(seconds: float) -> str:
     """Return a time in the unit that suits it."""
     for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= length:
+        if seconds >= 1.5 * length:
             return f"{seconds / length:.2g} {unit}"
     return f"{seconds:.2g} seconds"
 

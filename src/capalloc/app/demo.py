@@ -16,7 +16,7 @@ from capalloc._runtime.extras import load_extra
 from capalloc._settings import Block, Run
 from capalloc.app.report import write_report
 from capalloc.results.allocation import Allocation
-from capalloc.results.comparison import correlation, total_variation
+from capalloc.results.comparison import agreement
 
 CHANNELS = (8, 8)
 EPOCHS, BATCH, LEARNING_RATE = 40, 64, 1e-3
@@ -47,19 +47,9 @@ class Demo:
     seconds: dict[str, float]  # by step
 
     @property
-    def correlation(self) -> float:
-        """Correlation of the measured and the predicted map over the pixels."""
-        return correlation(self.measured, self.predicted)
-
-    @property
-    def total_variation(self) -> float:
-        """Distance of the measured and the predicted map, the constant input counted."""
-        return total_variation(self.measured, self.predicted)
-
-    @property
-    def total_variation_of_inputs(self) -> float:
-        """Distance of the two maps among the pixels alone."""
-        return total_variation(self.measured, self.predicted, constant=False)
+    def agreement(self) -> dict[str, float]:
+        """Distances and correlation of the measured and the predicted map."""
+        return agreement(self.measured, self.predicted)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """The report of this run."""

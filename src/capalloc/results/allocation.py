@@ -11,15 +11,22 @@ from typing import Any, ClassVar
 import xarray as xr
 
 from capalloc._runtime.arguments import checked
-from capalloc.results.base import MADE, Result, Variable
+from capalloc.results.base import Result, Variable, words_for
 from capalloc.results.frames import input_frame, module_sums, param_frame, spectrum_frame, table_frame, unit_frame
 from capalloc.results.invariants import check_axes, check_sums, check_values
 from capalloc.results.regions import Partition, place_word, places_table, regions_by_mean, sum_parts
 from capalloc.results.several import split
-from capalloc.results.view import Fact, Map, Table, View, estimate
+from capalloc.results.view import Fact, Map, Table, View, counted, estimate, standing
 
 #: Attributes that are worth a line beside the capacity, and how each is written.
 COUNTED = {"num_examples": ",", "symmetries": ",", "unseen_params": ",", "unused_params": ",", "seconds": ".3g"}
+#: How far the numbers of each solver may be trusted.
+CERTAINTY = {
+    "dense": "exact",
+    "stochastic": "estimated",
+    "block": "estimated",
+    **dict.fromkeys(("markov", "segments", "hessian"), "a guide"),
+}
 
 
 class Allocation(Result):
@@ -139,6 +146,11 @@ class Allocation(Result):
         return float(self.data.variables["capacity"].values.sum()) + self.bias
 
     @property
+    def certainty(self) -> str | None:
+        """How far the numbers may be trusted: "exact", "estimated", with errors, or "a guide"; None where unknown."""
+        return CERTAINTY.get(str(self.attrs.get("solver")))
+
+    @property
     def maps(self) -> dict[str, xr.DataArray]:
         """Capacity of each input over its own axes, by name; of a single tensor under "inputs"."""
         return split(self.capacity, self.attrs.get("inputs"))
@@ -194,12 +206,12 @@ class Allocation(Result):
         doubts = ("total_standard_error", "bias_standard_error")
         return self._view(
             title="Capacity",
-            heading=kind,
+            heading=self.certainty or kind,
             facts=self._facts(),
-            brief=4 if self.total > 0 else 2,
+            brief=(4 if self.total > 0 else 2) + len(self.standing),
             tables=[*self._inputs(), *self._places(), self._tensors()],
             maps=self._maps(kind),
-            values={"total": self.total, "bias": self.bias}
+            values={"total": self.total, "bias": self.bias, "certainty": self.certainty}
             | {d: self.attrs[d] for d in doubts if d in self.attrs}
             | ({"by_input": self._by_input()} if len(self.maps) > 1 else {}),
             series={"layers": self.by_module().to_series().to_dict()},
@@ -209,25 +221,44 @@ class Allocation(Result):
     def _facts(self) -> list[Fact]:
         attrs, total = self.attrs, self.total
         parameters = attrs.get("num_params")
-        written = estimate(total, attrs.get("total_standard_error"), ",.6g", ".2g")
+        written = counted(total, attrs.get("total_standard_error"))
         facts = [
             Fact("capacity", written, f"of {parameters:,} parameters" if parameters else ""),
+            *self.standing,
             Fact("inputs", "; ".join(_sizes(values, name) for name, values in self._named())),
         ]
         if total > 0:
-            bias = estimate(self.bias, attrs.get("bias_standard_error"), ",.6g", ".2g")
+            bias = counted(self.bias, attrs.get("bias_standard_error"))
             facts.append(Fact("on bias", bias, f"({self.bias / total:.1%})"))
             name, most = max(self._named(), key=lambda named: float(named[1].max()))
             facts.append(Fact("most on", f"{name} {_most(most, total)}".strip()))
         if attrs.get("half_total") is not None:
             facts.append(
-                Fact("on half", f"{attrs['half_total']:,.6g}", f"on the first {attrs['half_examples']} examples")
+                Fact("on half", counted(attrs["half_total"]), f"on the first {attrs['half_examples']} examples")
             )
         return facts + [
             Fact(name.removeprefix("num_").replace("_params", " parameters"), f"{attrs[name]:{written}}")
             for name, written in COUNTED.items()
             if attrs.get(name) is not None and (name != "num_examples" or attrs.get("gates", "data") == "data")
         ]
+
+    @property
+    def standing(self) -> list[Fact]:
+        """A line that says how far the numbers may be trusted; none where nothing is known of it."""
+        attrs = self.attrs
+        more = {
+            "exact": f"but for rounding, for these examples{' and this ridge' * bool(attrs.get('ridge'))}",
+            "estimated": "(after ± stand standard errors)",
+            "a guide": "(gates are taken to decouple totally; no error is known)",
+        }
+        if "missing" in attrs:
+            ends = " to ".join(map(counted, attrs.get("total_range", ())))
+            total = "the total is exact" if attrs.get("total_exact") else f"the total from {ends}" if ends else ""
+            distance = f"{attrs['missing'] + attrs.get('noise', 0.0):.2f}"
+            more["estimated"] = (
+                f"({'; '.join(filter(None, (f'the map within about {distance} of the exact one', total)))})"
+            )
+        return [standing(self.certainty, more[self.certainty])] if self.certainty else []
 
     def _named(self) -> list[tuple[str, xr.DataArray]]:
         """The maps, with names where there are several."""
@@ -308,9 +339,8 @@ def _own_axes(variable: xr.DataArray) -> xr.DataArray:
 
 def worded(result: Allocation) -> Allocation:
     """The same over axes with the model's words: tokens, or steps, and features, or channels and positions."""
-    words = result.attrs.get(MADE, {}).get("axes")
-    if not words or result.capacity.ndim != len(words):
+    named = words_for(result.attrs, result.capacity.dims)
+    if all(name == word for name, word in named.items()):
         return result
-    named = dict(zip(map(str, result.capacity.dims), words, strict=True))
     table = None if result.table is None else result.table.rename(named)
     return result.replace(capacity=result.capacity.rename(named), table=table)

@@ -13,7 +13,7 @@ from capalloc.results.diagnosis import Diagnosis
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
 from capalloc.results.text import briefly
-from capalloc.results.view import Fact, Table, View, estimate
+from capalloc.results.view import Fact, Table, View, beside, counted, estimate, standing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,10 +135,14 @@ class Audit(Result):
         partial = any(LEFT_OUT in note for note in self.data.attrs.get("notes", ()))
         nothing = "nothing found" + ", in a part of what there is to see" * partial
         heading = ", ".join(f"{number} {level}" for number, level in counts if number) or nothing
-        facts = [Fact("parameters", f"{self.num_params:,}")]
+        facts = [
+            standing("exact", "for these examples, but where ±, ~ or a word says otherwise"),
+            Fact("parameters", f"{self.num_params:,}"),
+        ]
         if self.total is not None:
-            shown = estimate(self.total, self.total_standard_error, ",.0f", ".2g")
-            facts.append(Fact("capacity", shown, f"({self.total / self.num_params:.0%} of them, on these examples)"))
+            shown, known = counted(self.total, self.total_standard_error), self.data.attrs.get("certainty")
+            share = f"{self.total / self.num_params:.0%} of them, on these examples"
+            facts.append(Fact("capacity", shown, f"({known}; {share})" if known else f"({share})"))
         facts.append(Fact("examples", f"{self.num_examples:,}"))
         facts.append(Fact("seconds", f"{self.seconds:.3g}", f"({self.forecast_seconds:.2g} were forecast)"))
         values = {name: getattr(self, name) for name in self.VALUES}
@@ -148,7 +152,7 @@ class Audit(Result):
             title="Audit",
             heading=heading,
             about="Everything that is known of this model at once, the most serious first.",
-            facts=[*facts, *(() if depth is None else depth.facts)],
+            facts=[*facts, *beside(() if depth is None else depth.facts)],
             tables=[self._layers(), *(() if depth is None else map(_apart, depth.tables))],
             charts=() if depth is None else depth.charts,
             advice=[found.sentence for found in findings] or None,  # the heading says that there is nothing
@@ -159,13 +163,13 @@ class Audit(Result):
         )
 
     def _layers(self) -> Table:
-        rows = []
+        guide, rows = "~" * (self.data.attrs.get("certainty") == "a guide"), []
         for k, name in enumerate(self.data["layer"].to_numpy()):
             row = {column: float(self.data[column][k]) for column in self.COLUMNS}
             rows.append([
                 str(name),
                 f"{row['parameters']:,.0f}",
-                estimate(row["use"], row["use_error"], ".2f", ".2f"),
+                guide * (row["use"] >= 0) + estimate(row["use"], row["use_error"], ".2f", ".3f"),
                 estimate(row["units"], digits=",.0f"),
                 estimate(row["dead"], digits=",.0f"),
                 f"{row['directions']:,.0f} of {row['channels']:,.0f}" if row["directions"] >= 0 else "–",

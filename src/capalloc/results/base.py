@@ -7,7 +7,7 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Never, Self
@@ -228,6 +228,12 @@ class Result(ABC):
 
 def _drawn(shown: Map, ax: Axes | None) -> Axes:
     return results.plots.plot_map(shown.values, ax, shown.title, unit=shown.unit)
+
+
+def words_for(attrs: Mapping[Any, Any], axes: Iterable[Any]) -> dict[str, str]:
+    """The model's words for the inputs' axes, by name; itself where there is none."""
+    names, words = list(map(str, axes)), attrs.get(MADE, {}).get("axes") or ()
+    return dict(zip(names, words if len(words) == len(names) else names, strict=True))
 
 
 def axis_rows(axis: str) -> Callable[[Result], pd.DataFrame]:

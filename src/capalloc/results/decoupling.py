@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from capalloc.results.base import Result, Variable, axis_rows
-from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth, estimate
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth, estimate, standing
 
 #: Levels of the quantiles, and the number of bins of the histograms, of decoupling over pairs.
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -85,16 +85,17 @@ class Decoupling(Result):
             title="Decoupling by depth",
             heading=f"{len(self)} gates on {examples} examples",
             facts=[
+                standing("estimated", "(after ± stand standard errors)"),
                 Fact("gates", str(len(self)), f"on {examples} examples"),
                 *(Fact(f"mean over gates, {label}", f"{m:.3f}", "(0 linear, 1 total)") for label, m in means.items()),
             ],
-            brief=0,
+            brief=1,
             tables=[
                 Table(
                     "gates",
                     ["gate", *GATE_COLUMNS.values()],
                     [self._row(layer) for layer in self.layers],
-                    spare=("E[a²]", "saturated"),
+                    spare=("saturated", "E[a²]", "kind"),
                 )
             ],
             charts=[self._chart()],

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import xarray as xr
 
-from capalloc.results.base import PLACED, Result, Variable, axis_rows
+from capalloc.results.base import PLACED, Result, Variable, axis_rows, words_for
 from capalloc.results.scaling import Scaling
 from capalloc.results.shattering import Shattering
-from capalloc.results.view import Fact, Table, View, estimate
+from capalloc.results.view import Fact, Table, View, beside, estimate, standing
 
 FIELD = ("axis", "field_size", "field_start", "field_stride", "field_cut", "field_deviation")
 
@@ -71,8 +71,14 @@ class Diagnosis(Result):
         return self._view(
             title="Diagnosis of depth",
             heading=self.summary,
-            facts=[*(fact for part in parts.values() for fact in part.facts), *self._sizes()],
-            brief=0,
+            facts=[
+                standing(
+                    "exact", "for these examples, but likeness of gradients: predicted is a guide, measured an estimate"
+                ),
+                *beside(fact for part in parts.values() for fact in part.facts),
+                *self._sizes(),
+            ],
+            brief=1,
             tables=[*(table for part in parts.values() for table in part.tables), *self._field()],
             charts=[chart for part in parts.values() for chart in part.charts],
             advice=self.advice,
@@ -84,10 +90,14 @@ class Diagnosis(Result):
             settings=own | {f"{name}: {key}": v for name, part in parts.items() for key, v in part.settings.items()},
         )
 
+    @property
+    def _words(self) -> dict[str, str]:
+        return words_for(self.data.attrs, self.data["axis"].to_numpy())
+
     def _sizes(self) -> list[Fact]:
         """The field of the central output position, in places of the input."""
         sizes = self.data["field_size"].to_series()
-        along = f"({' × '.join(map(str, sizes.index))}), of the central output position"
+        along = f"({' × '.join(self._words.values())}), of the central output position"
         return [Fact("receptive field", " × ".join(f"{size:g}" for size in sizes), along)] if len(sizes) else []
 
     def _field(self) -> list[Table]:
@@ -95,7 +105,9 @@ class Diagnosis(Result):
         for k in range(self.data.sizes["axis"]):
             axis, size, start, stride, cut, deviation = (self.data[name].to_numpy()[k] for name in FIELD)
             every = "" if stride != stride else f"{stride:g}"  # NaN: none
-            rows.append([str(axis), f"{size:g}{' (cut)' if cut else ''}", f"{start:g}", every, f"{deviation:.3g}"])
+            rows.append(
+                [self._words[str(axis)], f"{size:g}{' (cut)' if cut else ''}", f"{start:g}", every, f"{deviation:.3g}"]
+            )
         return [Table("receptive field", ["axis", "size", "from", "stride", "deviation"], rows)] if rows else []
 
     def _part(self, name: str, *axes: str) -> xr.Dataset:

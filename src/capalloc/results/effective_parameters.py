@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from capalloc._runtime.arguments import checked
 from capalloc.results.base import Result, Variable, axis_rows
 from capalloc.results.frames import module_sums
-from capalloc.results.view import Axis, Chart, Fact, Line, Table, View
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, standing
 
 #: Relative difference that sums over parameters and over examples may have.
 SPLIT_TOLERANCE = 1e-6
@@ -127,6 +127,7 @@ class EffectiveParameters(Result):
             heading=f"{total:.6g} of {self.num_params} parameters",
             about="Parameters that the examples' outputs determine: constraints of the outputs, not of the function.",
             facts=[
+                standing("exact"),
                 Fact("determined", f"{total:.6g}", f"of {self.num_params} parameters"),
                 Fact("by", f"{self.num_examples} examples", f"of {self.num_outputs} outputs"),
                 Fact("ridge", f"{self.ridge:.3g}", "" if self.ridge else "(the total is a rank)"),

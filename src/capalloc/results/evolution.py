@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from capalloc import results
 from capalloc.results.base import Result, Variable, axis_frame
-from capalloc.results.view import Axis, Chart, Fact, Line, Map, Table, View
+from capalloc.results.view import Axis, Chart, Fact, Line, Map, Table, View, standing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,10 +151,11 @@ class Evolution(Result):
             heading=f"{blocks} blocks on {size}" + (f": {made}" if made else ""),
             about="Where one unit of capacity, let go at an output position, ends among the inputs.",
             facts=[
+                standing("exact", "for the walk, which is the limit of wide and deep networks"),
                 Fact("absorbed", f"{float(self.absorbed[-1]):.4g}", "at the borders"),
                 *(Fact(f"deviation, {name}", f"{sd:.4g}", "pixels") for name, _, sd in ends),
             ],
-            brief=1,
+            brief=2,
             tables=[
                 Table(
                     "at the inputs, in pixels",

@@ -12,6 +12,7 @@ import xarray as xr
 
 from capalloc.results.allocation import worded
 from capalloc.results.audit_findings import Finding, Level
+from capalloc.results.base import words_for
 from capalloc.results.evidence import NO_SHARE, Evidence
 from capalloc.results.regions import named_parts, parts_each
 from capalloc.results.scaling import FAR_RATE, FAR_TOTAL, Scaling
@@ -78,7 +79,7 @@ def low_use(known: Evidence) -> Iterator[Finding]:
     # Parameters in no use are a finding of their own. Norms have no width, and share symmetries with what they follow.
     rows = layers[(most < LOW_USE) & (layers["use"] > NO_SHARE) & ~layers.index.isin(known.vectors)]
     for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
-        error = f" ± {row['use_error']:.2f}" if row["use_error"] > 0 else ""
+        error = f" ± {row['use_error']:.3f}" if row["use_error"] > 0 else ""
         share = (row["parameters"] - row["capacity"]) / known.num_params
         yield Finding(
             "worth a look" if share >= SMALL else "to know",
@@ -138,7 +139,8 @@ def field_of_paths(known: Evidence) -> Iterator[Finding]:
     sizes = zip(map(str, data["axis"].to_numpy()), data["field_size"].to_numpy(), strict=True)
     small = [(axis, float(size), known.lengths[axis]) for axis, size in sizes if size < known.lengths.get(axis, 0)]
     if small:
-        seen = " and ".join(f"{size:.0f} of {whole} along {axis}" for axis, size, whole in small)
+        words = words_for(data.attrs, data["axis"].to_numpy())
+        seen = " and ".join(f"{size:.0f} of {whole} along {words[axis]}" for axis, size, whole in small)
         _, size, whole = min(small, key=lambda each: each[1] / each[2])
         yield Finding(
             "worth a look",

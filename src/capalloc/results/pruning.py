@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from capalloc.results.base import Result, Variable
-from capalloc.results.view import Fact, Table, View
+from capalloc.results.view import Fact, Table, View, standing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -127,10 +127,18 @@ class PruneScores(Result):
             title="Scores for pruning",
             heading=f"{sum(sizes):,} of {self.num_params:,} parameters scored",
             about="The share of path energy that each parameter carries; those with the least can go first.",
-            facts=[Fact("examples", f"{self.num_examples:,}")],
+            facts=[standing("exact"), *self._in_no_use(), Fact("examples", f"{self.num_examples:,}")],
             tables=[Table("parameter tensors", ["tensor", "parameters", "share", "hold 90 %", "unused"], rows, sizes)],
             rows=("tensors", "units"),
         )
+
+    def _in_no_use(self) -> list[Fact]:
+        """What can go at once: parameters that carry nothing, and the units that no path enters."""
+        unused = sum(int(np.count_nonzero(scores == 0)) for scores in self.weights.values())
+        dead = {layer: int((scores == 0).sum()) for layer, scores in self.unit_scores.items()}
+        where = ", ".join(f"{number:,} of layer {layer}" for layer, number in dead.items() if number)
+        facts = [Fact("carry nothing", f"{unused:,} parameters", "on these examples: all of them can go together")]
+        return [*facts, Fact("dead units", where or "none")]
 
     def _tensor_frame(self) -> pd.DataFrame:
         weights = self.weights.values()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from capalloc.results.base import Result, Variable
-from capalloc.results.view import Table, View
+from capalloc.results.view import Table, View, standing
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,15 @@ class Ranking(Result):
     FORMAT = "capalloc-ranking"
     MAKER = "capalloc.rank()"
     COLUMNS: ClassVar[dict[str, RankedColumn]] = {
-        "parameters": RankedColumn("parameters", "number of trainable parameters", ",.0f"),
-        "flops": RankedColumn("FLOPs", "of one forward pass: two a multiplication in matrix products", ",.0f"),
-        "capacity": RankedColumn("capacity", "functional dimension: parameters that count independently", ",.0f"),
-        "informative": RankedColumn("informative", "share of capacity on inputs that vary in the data", ".1%"),
-        "alike": RankedColumn("gradients alike", "correlation of gradients at different examples, by depth", ".2f"),
+        "parameters": RankedColumn("parameters", "number of trainable parameters; exact", ",.0f"),
+        "flops": RankedColumn("FLOPs", "of one forward pass: two a multiplication in matrix products; exact", ",.0f"),
+        "capacity": RankedColumn(
+            "capacity",
+            "functional dimension: parameters that count independently; exact, or estimated where a ~ stands",
+            ",.0f",
+        ),
+        "informative": RankedColumn("informative", "share of capacity on inputs that vary in the data; a guide", ".1%"),
+        "alike": RankedColumn("gradients alike", "correlation of gradients at different examples; a guide", ".2f"),
         "synflow": RankedColumn("SynFlow", "sum of θ dR/dθ under |θ|, on ones, without norms"),
         "naswot": RankedColumn("NASWOT", "log det (K + 1), K the activations at which examples agree"),
         "grad_norm": RankedColumn("GradNorm", "sum over tensors of |dL/dθ|"),
@@ -86,7 +90,11 @@ class Ranking(Result):
         own = self.COLUMNS
         first = [self.by, *(name for name in own if name != self.by)]
         rows = [
-            [str(name), *(_written(row[c], own[c].digits) for c in first), str(row["depth"])]
+            [
+                str(name),
+                *("~" * (c == "capacity" and not row["measured"]) + _written(row[c], own[c].digits) for c in first),
+                str(row["depth"]),
+            ]
             for name, row in self._frame().iterrows()
         ]
         spare = [own[name].head for name in first[1:] if name not in ("capacity", "parameters", "flops", "informative")]
@@ -105,6 +113,9 @@ class Ranking(Result):
             title="Ranking",
             heading=f"{self.data.sizes['model']} models by {own[self.by].head}",
             about="Architectures at their initial weights, the most promising first.",
+            facts=[
+                standing("exact", "where the table of columns says so, for one draw of weights; the others are a guide")
+            ],
             tables=[
                 Table("models", ["model", *(own[name].head for name in first), "depth"], rows, spare=spare),
                 Table("columns", ["column", "what it is"], about, detail=True),

@@ -12,10 +12,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from capalloc import results
-from capalloc.results.base import Result, Variable, axis_rows
+from capalloc.results.base import Result, Variable, axis_rows, words_for
 from capalloc.results.several import split
 from capalloc.results.text import briefly
-from capalloc.results.view import Fact, Map, Table, View
+from capalloc.results.view import Fact, Map, Table, View, standing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -261,7 +261,8 @@ class ReceptiveField(Result):
         return results.plots.panels([partial(self.plot, name=name) for name in self.maps])
 
     def view(self) -> View:
-        """Show where the field is, and what lies in it."""
+        """Show where the field is, and what lies in it, over axes in the model's words."""
+        self = self._worded()
         energy = self.of == "energy"
         over = "all inputs" if len(self.maps) > 1 else " × ".join(self.moving)
         return self._view(
@@ -270,6 +271,7 @@ class ReceptiveField(Result):
             about="Where one output position looks: the frame is the theoretical extent, the rings hold 68 % and 95 % "
             f"of {'path energy' if energy else 'its capacity'}, averaged over neighbouring places.",
             facts=[
+                self._standing(),
                 Fact("output position", self.shown_position),
                 Fact("theoretical extent", *self._shown(self.sizes)),
                 *self._fields(),
@@ -280,6 +282,21 @@ class ReceptiveField(Result):
             maps=[self._map(name, values) for name, values in self.maps.items()],
             rows=("axes",) if self.layers is None else ("axes", "layers"),
             settings={"output_position": self.shown_position, "of": self.of, "gates": self.gates},
+        )
+
+    def _worded(self) -> ReceptiveField:
+        """The same over channels and positions, tokens or steps, where those are the words."""
+        words = words_for(self.data.attrs, self.map.dims)
+        if len(self.maps) > 1 or all(name == word for name, word in words.items()):
+            return self
+        data = self.data.rename(words).assign_coords(axis=[words[str(name)] for name in self.data["axis"].to_numpy()])
+        return ReceptiveField(data.assign_attrs(moving=[words[name] for name in self.moving]))
+
+    def _standing(self) -> Fact:
+        if self.of == "energy" and self.gates == "data":
+            return standing("exact")
+        return standing(
+            "a guide", "(gates by theory)" if self.gates != "data" else "(gates are taken to decouple totally)"
         )
 
     def _shown(self, sizes: Mapping[str, int]) -> tuple[str, str]:
@@ -313,13 +330,13 @@ class ReceptiveField(Result):
         return [
             Fact(
                 "field of paths",
-                f"{held[0]:,} of {self.support.size:,}",
+                f"{held[0]:,} of {self.support.size:,} inputs",
                 f"({self.paths_status})" if self.paths_status else "",
             ),
             Fact(
                 "field of influence",
-                f"{held[1]:,} of {self.support.size:,}",
-                f"({self.influence_status}), {extent}",
+                f"{held[1]:,} of {self.support.size:,} inputs",
+                f"({self.influence_status}), extent {extent}",
             ),
         ]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from capalloc.results.base import Result, Variable, axis_rows
 from capalloc.results.shattering import SHATTERED
-from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth, estimate
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, by_depth, estimate, standing
 
 if TYPE_CHECKING:
     from capalloc._linalg.aliases import Array
@@ -236,7 +236,7 @@ class Scaling(Result):
             Table("residual blocks", ["block", "rate", "multiplier", "last layer"], [
                 [str(r["block"]), f"{r['rate']:.3g}", multiplier, str(r["last_layer"])]
                 for r, multiplier in zip(self._rows("block"), multipliers, strict=True)
-            ]),
+            ], spare=("last layer",)),
             Table("layers", ["layer", "gain", "gradients", "E[a²]", "rescaled"], [
                 [
                     str(r["layer"]),
@@ -248,9 +248,12 @@ class Scaling(Result):
         ]  # fmt: skip
         return self._view(
             title="Scaling",
-            heading=f"{number} residual blocks, {layers} layers: {phase}",
-            facts=self._facts(),
-            brief=0,
+            heading=f"{number} residual block{'s' * (number != 1)}, {layers} layer{'s' * (layers != 1)}: {phase}",
+            facts=[
+                standing("exact", "but for rounding, for these examples (what to multiply by is a guide)"),
+                *self._facts(),
+            ],
+            brief=1,
             tables=tables if number else tables[1:],
             charts=[self._rates() if number else self._gains()],
             advice=self.advice,

@@ -9,7 +9,7 @@ import numpy as np
 
 from capalloc import results
 from capalloc.results.base import Result, Variable, axis_rows
-from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, estimate
+from capalloc.results.view import Axis, Chart, Fact, Line, Table, View, estimate, standing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -112,12 +112,15 @@ class Shattering(Result):
 
     def view(self) -> View:
         """Correlations of gradients by depth and by distance, the gates that cost them, and what to change."""
-        measured = estimate(float(self.measured_independent[0]), digits=".3g")
+        measured = estimate(
+            float(self.measured_independent[0]), float(self.measured_independent_error[0]), ".2g", ".1g"
+        )
         kept = Fact("kept by residual blocks", estimate(self.kept, digits=".3g"), "at the sum of the first one")
         return self._view(
             title="Shattering",
             heading=f"index {self.index:.3g}, correlation of gradients {estimate(self.correlation, digits='.3g')}",
             facts=[
+                standing("estimated", "(measured with standard errors; predicted is a guide, for wide networks)"),
                 Fact(
                     "correlation of gradients",
                     estimate(self.correlation, digits=".3g"),
@@ -126,7 +129,7 @@ class Shattering(Result):
                 *([kept] if (self.kind == "stream").any() else []),
                 Fact("shattering index", f"{self.index:.3g}", "decouplings on a path, in the mean"),
             ],
-            brief=0,
+            brief=1,
             tables=[self._correlations(), self._gates()],
             charts=[self._depth(), self._line()],
             advice=self.advice,

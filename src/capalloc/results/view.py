@@ -36,7 +36,7 @@ class Table:
     sizes: Sequence[float] | None = None  # numbers of the second column; where not all rows fit, the largest are kept
     detail: bool = False  # left out of a few lines of text
     apart: bool = False  # left out on a terminal too, for a card, a report or a file
-    spare: Sequence[str] = ()  # columns that are left out where there is no room for all
+    spare: Sequence[str] = ()  # columns that are left out, the first of these first, where there is no room for all
     bars: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by column: shares that a page draws as bars
 
     @property
@@ -45,11 +45,11 @@ class Table:
         cells = ([row[k] for row in self.rows if k < len(row)] for k in range(len(self.head)))
         return [k == 0 or any(c[:1].isalpha() and len(c) > 3 for c in column) for k, column in enumerate(cells)]
 
-    def narrow(self) -> Table:
-        """The same without its spare columns."""
-        kept = [k for k, name in enumerate(self.head) if name not in self.spare]
+    def narrow(self, columns: Sequence[str]) -> Table:
+        """The same without some columns."""
+        kept = [k for k, name in enumerate(self.head) if name not in columns]
         rows = [[row[k] for k in kept] for row in self.rows]
-        return replace(self, head=[self.head[k] for k in kept], rows=rows, spare=())
+        return replace(self, head=[self.head[k] for k in kept], rows=rows)
 
     def first(self, most: int) -> Sequence[Sequence[str]]:
         """Return at most so many rows, the last of which says how many are left out."""
@@ -149,11 +149,34 @@ class View:
     made: Mapping[str, Any] = field(default_factory=dict)  # what it was made from; empty in older files
 
 
+#: The figure that says how far the others may be trusted.
+STANDING = "these numbers"
+HERE = "but for rounding, for these examples"
+
+
+def standing(certainty: str, more: str = HERE) -> Fact:
+    """The figure that says whether the others are exact, estimated or a guide."""
+    return Fact(STANDING, certainty, more)
+
+
+def beside(facts: Iterable[Fact]) -> list[Fact]:
+    """The figures without the one that says how far they may be trusted."""
+    return [fact for fact in facts if fact.name != STANDING]
+
+
 def estimate(value: float, error: float | None = None, digits: str = ".3f", doubt: str = ".3f") -> str:
     """A number with its standard error where one is known, and no sign before zeros; a dash for none."""
     if math.isnan(value):
         return "–"
     return f"{value:z{digits}}" + ("" if error is None or math.isnan(error) else f" ± {error:{doubt}}")
+
+
+def counted(value: float, error: float | None = None) -> str:
+    """A number of parameters to four digits, whole above; with a standard error to the second digit of that."""
+    if not error or math.isnan(error):
+        return f"{round(value, max(0, 3 - math.floor(math.log10(abs(value or 1.0))))):z,.12g}"
+    shown = max(0, 1 - math.floor(math.log10(error)))
+    return f"{round(value, shown):z,.12g} ± {round(error, shown):,.12g}"
 
 
 def named(names: Iterable[str], most: int = 3) -> str:

@@ -208,7 +208,7 @@ def test_demo_as_json(tmp_path, quick):
     result = RUNNER.invoke(app, ["demo", "--out", str(tmp_path / "page.html"), "--json", "--quiet"])
     said = json.loads(result.stdout)
     assert said["measured"]["total"] == pytest.approx(found().measured.total)
-    assert said["correlation"] == pytest.approx(found().correlation)
+    assert {name: said[name] for name in found().agreement} == pytest.approx(found().agreement)
     assert result.stderr == ""
 
 
@@ -224,9 +224,7 @@ def test_summary_holds_every_number():
         f"{a.total:.2f}",
         f"{b.total:.2f}",
         "184",  # parameters - hidden channels
-        f"{found().correlation:.3f}",
-        f"{found().total_variation:.3f}",
-        f"{found().total_variation_of_inputs:.3f}",
+        *(f"{value:z.3f}" for value in found().agreement.values()),
         "20.2",
         "0.5",
     ):

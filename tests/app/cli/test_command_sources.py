@@ -88,6 +88,13 @@ class Sum(torch.nn.Module):
 """
 
 
+OF_VECTORS = """
+class Vectors(Ids):
+    def forward(self, x):
+        return self.head(torch.tanh(x + self.embedding.weight[:1]).mean(1))
+"""
+
+
 @pytest.mark.parametrize("command", ["audit", "diagnose", "scaling", "decoupling", "propagate"])
 def test_every_command_takes_several_inputs_and_token_ids_of_a_factory(tmp_path, command):
     generator = np.random.default_rng(0)
@@ -305,6 +312,14 @@ def test_a_configuration_of_images_has_its_shape_and_is_made_to_fit():
     again = read_sources(given("ViTConfig", SMALL_VIT, shape="1,16,16"), QUIET, 2)
     assert torch.equal(asked.model(asked.inputs).logits, again.model(again.inputs).logits)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_factory_that_takes_token_ids_gets_random_ones(tmp_path):
+    (tmp_path / "text.py").write_text(f"{SEVERAL}{OF_VECTORS}", encoding="utf-8")
+    drawn = read_sources(given(f"{tmp_path}/text.py:Ids", (), shape="5"), QUIET, 7).inputs
+    assert (drawn.dtype, drawn.shape) == (torch.int64, (7, 5))
+    assert 0 <= int(drawn.min()) <= int(drawn.max()) < 9
+    assert read_sources(given(f"{tmp_path}/text.py:Vectors", (), shape="5,4"), QUIET, 7).inputs.is_floating_point()
 
 
 def test_a_configuration_of_text_reads_embedded_tokens(tmp_path):

@@ -19,7 +19,7 @@ from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.sources import select
 from capalloc.app.cli.tables import largest, print_view
 from capalloc.results import load
-from capalloc.results.view import Table, View
+from capalloc.results.view import Table, View, counted
 from commands import misused, refused, run
 
 
@@ -35,7 +35,7 @@ def test_propagate_prints_and_writes_what_the_function_returns(folder):
     x = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     expected = capalloc.propagate(read_model("factories:net", ["channels=3"]).model, x)
     np.testing.assert_allclose(written.capacity, expected.capacity)
-    for piece in ("measured", "of 123 parameters", "3.weight", f"{expected.total:.6g}"):
+    for piece in ("exact", "of 123 parameters", "3.weight", counted(expected.total)):
         assert piece in result.stdout
     assert result.stderr == (
         "capalloc: factories:net: 123 parameters; 8 Gaussian inputs of 1 x 6 x 6\ncapalloc: wrote result.nc\n"
@@ -78,7 +78,7 @@ def test_a_table_asks_for_paths(folder):
 def test_measure(folder):
     result = run("measure", "factories:net", "--shape", "1,6,6", "--examples", "20", "--ridge", "0.01")
     assert result.exit_code == 0, result.output
-    assert "Capacity, measured" in result.stdout
+    assert "Capacity, exact" in result.stdout
     assert "of 82 parameters" in result.stdout
 
 
@@ -103,8 +103,8 @@ def test_receptive_field(folder):
     told = ["receptive-field", "factories:convs", "--shape", "1,20", "--position", "3", "--of", "capacity"]
     result = run(*told, "--out", "field.nc", "--picture", "field.png")
     assert result.exit_code == 0, result.output
-    row = next(line for line in result.stdout.splitlines() if "column" in line and "│" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")][:6] == ["column", "5", "6", "10", "8", "2"]
+    row = next(line for line in result.stdout.splitlines() if "position" in line and "│" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][:6] == ["position", "5", "6", "10", "8", "2"]
     assert "68 % of capacity" in result.stdout
     assert load("field.nc").sizes["column"] == 5
     assert (folder / "field.png").read_bytes().startswith(b"\x89PNG")
@@ -223,7 +223,7 @@ def test_totals_and_notes_are_printed(capsys):
     result = allocation(seed=0, notes=["symmetries: lower bound"], total_standard_error=0.25)
     print_view(result.view())
     text = capsys.readouterr().out
-    for piece in ("conv.weight", f"{result.total:.6g} ± 0.25", f"{result.bias:.6g}", "note: symmetries: lower bound"):
+    for piece in ("conv.weight", counted(result.total, 0.25), counted(result.bias), "note: symmetries: lower bound"):
         assert piece in text
 
 

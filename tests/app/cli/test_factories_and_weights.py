@@ -131,7 +131,7 @@ def test_weights_that_are_none(file: str, tmp_path: Path, capsys: pytest.Capture
     )
     assert "an exported program has its own" in told(state, source=f"{file}:program")
     assert "--weights are for a factory" in misused("propagate", "a.pt2", "--weights", str(tmp_path / "w.pt"))
-    assert "holds weights and no model" in refused("propagate", str(tmp_path / "w.pt"), "--shape", "4")
+    assert "is no code that makes a model" in refused("propagate", str(tmp_path / "w.pt"), "--shape", "4")
 
 
 @pytest.mark.parametrize("wrong", ["KeyError", "RuntimeError"])

@@ -221,7 +221,7 @@ def test_pairs_count_the_constant_and_say_when_the_data_differ():
     for figure in (
         f"{capalloc.total_variation(a, b):.3f}",
         f"{capalloc.total_variation(a, b, constant=False):.3f} among the inputs alone",
-        f"{capalloc.correlation(a, b, constant=True):.3f} with the constant input",
+        f"{capalloc.correlation(a, b, backwards=True):.3f} with the second map backwards",
         "50 and 60; what differs may be the data",
     ):
         assert figure in page

@@ -39,9 +39,11 @@ def test_predicted_total_is_the_measured_rank(result):
 
 
 def test_maps_agree(result):
-    assert result.correlation >= 0.9
-    assert result.total_variation <= 0.08
-    assert result.total_variation_of_inputs <= 0.08
+    agreed = result.agreement
+    assert agreed["correlation"] >= 0.9
+    assert agreed["correlation"] > agreed["correlation_backwards"]
+    assert agreed["total_variation"] <= 0.08
+    assert agreed["total_variation_of_inputs"] <= 0.08
     assert result.measured.attrs["metric"] == result.predicted.attrs["metric"] == "variance"
     assert float(result.measured.capacity[0, 0, 0]) == pytest.approx(0, abs=1e-9)  # a pixel that is always black
 
@@ -51,7 +53,7 @@ def test_page_is_written_from_the_result(result, tmp_path):
     page = (tmp_path / "demo.html").read_text(encoding="utf-8")
     assert page.count("<figure>") == 4  # two maps, their difference, the standard error of the predicted one
     assert "conv1.weight" in page
-    assert f"{result.correlation:.3f}" in page
+    assert all(f"{value:.3f}" in page for value in result.agreement.values())
     assert not re.search(r"src=\"http|<link", page)  # nothing is fetched
 
 

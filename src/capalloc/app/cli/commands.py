@@ -153,7 +153,7 @@ def propagate(
     ] = None,
     seconds: Annotated[
         float | None,
-        method_option(min=0, help="Time for the steps of block; by default half a minute.", show_default=False),
+        method_option(min=0.001, help="Time for the steps of block; by default half a minute.", show_default=False),
     ] = None,
     params: Params = None,
     table: Annotated[

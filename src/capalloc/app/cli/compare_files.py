@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,21 @@ from capalloc.app.cli.options import Verbosity
 from capalloc.app.cli.tables import LARGEST, table_of
 from capalloc.results import load
 from capalloc.results.allocation import Allocation
-from capalloc.results.comparison import correlation, same_data, total_variation
+from capalloc.results.comparison import NULL, agreement, doubt, same_data
+from capalloc.results.view import counted, estimate
 
 
 def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
     """Run `capalloc compare`."""
     a, b = (_allocation(path) for path in (first, second))
     facts, tensors = agreement(a, b), differences(a, b)
-    stands = {f"{place}_examples": found.attrs.get("num_examples") for place, found in (("first", a), ("second", b))}
-    numbers = {"first": first, "second": second, **facts, **stands, "same_data": same_data(a, b)}
+    both = {"first": a, "second": b}
+    numbers: dict[str, Any] = {"first": first, "second": second, **facts, "same_data": same_data(a, b)}
+    for place, found in both.items():
+        own = {"total": found.total, "bias": found.bias, "certainty": found.certainty}
+        numbers |= {f"{place}_{name}": v for name, v in own.items()} | {
+            f"{place}_examples": found.attrs.get("num_examples")
+        }
     numbers["params"] = records(tensors)
     rows = [
         [str(name), *(f"{tensors.loc[name, column]:z,.2f}" for column in tensors.columns)]
@@ -31,8 +35,14 @@ def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
     ]
     title = "parameter tensors that differ most"
     table = table_of(title, ["parameter tensor", first.stem, second.stem, "difference"], rows)
-    lines = [f"{name.replace('_', ' ')}: {'–' if math.isnan(v) else f'{v:z,.6g}'}" for name, v in facts.items()]
-    lines += [f"{name.replace('_', ' ')}: {count:,}" for name, count in stands.items() if count is not None]
+    shown = {name: estimate(value, digits=".3g") for name, value in facts.items()}
+    backwards = shown["correlation_backwards"]
+    lines = [
+        *(f"{place}: {_stands(found)}" for place, found in both.items()),
+        f"total variation: {shown['total_variation']}, the constant counted; {doubt(a, b)}",
+        f"total variation of inputs: {shown['total_variation_of_inputs']}",
+        f"correlation: {shown['correlation']}, and {backwards} with the second map backwards: {NULL}",
+    ]
     if same_data(a, b) is False:
         lines.append(
             "the two stand on different examples: what differs may be the data; make both on the same ones, or compare "
@@ -41,29 +51,12 @@ def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
     show(verbosity, numbers, table, *lines)
 
 
-def agreement(a: Allocation, b: Allocation) -> dict[str, float]:
-    """Correlation and total-variation distance with and without the constant input, and totals.
-
-    A map that is constant or empty has no correlation or distance: NaN.
-
-    Raises:
-        ValueError: the maps differ in shape.
-
-    """
-    if a.capacity.shape != b.capacity.shape:
-        raise ValueError(
-            f"the maps differ in shape: {a.capacity.shape} and {b.capacity.shape}; compare results on the same inputs"
-        )
-    return {
-        "total_variation": _or_nan(total_variation, a, b),
-        "total_variation_of_inputs": _or_nan(partial(total_variation, constant=False), a, b),
-        "correlation": _or_nan(correlation, a, b),
-        "correlation_with_constant": _or_nan(partial(correlation, constant=True), a, b),
-        "first_total": a.total,
-        "second_total": b.total,
-        "first_bias": a.bias,
-        "second_bias": b.bias,
-    }
+def _stands(found: Allocation) -> str:
+    """What a map is, and what it holds."""
+    examples = found.attrs.get("num_examples")
+    of = "" if examples is None else f", of {examples:,} examples"
+    word = f"{found.certainty}, " if found.certainty else ""
+    return f"{word}{counted(found.total)} in total, {counted(found.bias)} on the constant{of}"
 
 
 def differences(a: Allocation, b: Allocation) -> pd.DataFrame:
@@ -72,13 +65,6 @@ def differences(a: Allocation, b: Allocation) -> pd.DataFrame:
     both["difference"] = both["second"] - both["first"]
     order = both["difference"].abs().sort_values(ascending=False, kind="stable").index
     return both.loc[order].rename_axis("parameter")
-
-
-def _or_nan(measure: Any, a: Allocation, b: Allocation) -> float:
-    try:
-        return float(measure(a, b))
-    except ValueError:
-        return math.nan
 
 
 def _allocation(path: Path) -> Allocation:

@@ -40,7 +40,7 @@ def show(verbosity: Verbosity, numbers: Mapping[str, Any], *shown: RenderableTyp
         return
     console = Console()
     for part in shown:
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, soft_wrap=isinstance(part, str))  # a line stays one
 
 
 def deliver(result: Result, output: OutputOptions, model: str) -> None:

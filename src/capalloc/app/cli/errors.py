@@ -64,7 +64,8 @@ def in_words(error: Exception) -> str:
     """Return the message of an error, with its place in the user's code, or advice where memory is short."""
     text = str(error) or type(error).__name__
     if not is_expected(error):
-        return f"{type(error).__name__}: {text} ({place_of(error)})"
+        told = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        return f"{told}{type(error).__name__}: {text} ({place_of(error)})"
     if isinstance(error.__cause__, Exception) and not isinstance(error, UsageError):
         place = place_of(error.__cause__)
         return f"{text} ({place})" if place and place not in text else text

@@ -59,7 +59,8 @@ def read_model(
         return _program(source)
     if Path(source).suffix in WEIGHT_ENDINGS:
         raise ValueError(
-            f"{source} holds weights and no model: name what makes the model (file.py:factory), and --weights {source}"
+            f"{source} is no code that makes a model, and nothing in it is run: name what makes the model "
+            f"(file.py:factory), and give its weights, a state_dict, as --weights {source}"
         )
     made = _named(source, arguments, seed, shape)
     if weights is not None:

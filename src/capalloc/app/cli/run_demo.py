@@ -10,6 +10,7 @@ from capalloc.app.cli.deliver import check_targets, show
 from capalloc.app.cli.options import Verbosity
 from capalloc.app.cli.tables import table_of
 from capalloc.app.demo import Demo, run_demo
+from capalloc.results.view import estimate
 
 
 def run(verbosity: Verbosity, out: Path, seed: int) -> None:
@@ -31,9 +32,7 @@ def facts(found: Demo) -> dict[str, object]:
         "accuracy": found.accuracy,
         "measured": {"total": found.measured.total, "bias": found.measured.bias},
         "predicted": {"total": found.predicted.total, "bias": found.predicted.bias},
-        "correlation": found.correlation,
-        "total_variation": found.total_variation,
-        "total_variation_of_inputs": found.total_variation_of_inputs,
+        **found.agreement,
         "seconds": found.seconds,
     }
 
@@ -45,12 +44,14 @@ def summary(found: Demo) -> Table:
         [name, f"{a.total:.2f}", f"{a.bias:.2f}", f"{found.seconds[step]:.1f}"]
         for name, a, step in (("measured", found.measured, "measure"), ("predicted", found.predicted, "predict"))
     ]
+    agreed = {name: estimate(value) for name, value in found.agreement.items()}
     title = f"{parameters} parameters, test accuracy {found.accuracy:.1%}"
     table = table_of(title, ["capacity", "total", "on bias", "seconds"], rows)
     table.add_section()
     table.add_row("parameters − hidden channels", str(parameters - found.num_hidden))
     table.add_row("parameters in dead units", str(found.predicted.attrs["unused_params"]))
-    table.add_row("correlation of the two maps", f"{found.correlation:z.3f}")
-    table.add_row("their total-variation distance", f"{found.total_variation:.3f}")
-    table.add_row("of the pixels alone", f"{found.total_variation_of_inputs:.3f}")
+    table.add_row("total-variation distance", agreed["total_variation"])
+    table.add_row("of the pixels alone", agreed["total_variation_of_inputs"])
+    table.add_row("correlation of the two maps", agreed["correlation"])
+    table.add_row("with the second backwards", agreed["correlation_backwards"])
     return table

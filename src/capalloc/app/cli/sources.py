@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,31 @@ def _inputs(
         generator = torch.Generator().manual_seed(options.seed)
         drawn = torch.randint(source.tokens.vocabulary, (examples, shape[0]), generator=generator)
         return _tokens(source, drawn, by_token)
+    words = _vocabulary(source.model, shape)
+    if words is not None:
+        generator = torch.Generator().manual_seed(options.seed)
+        return torch.randint(words, (examples, *shape), generator=generator)
     return gaussian(examples, shape, options.seed, source.dtype)
+
+
+def _vocabulary(model: TorchModel, shape: tuple[int, ...]) -> int | None:
+    """Number of ids that all embeddings of a model have, where it runs on ids of this shape and not on real numbers."""
+    if not isinstance(model, nn.Module):
+        return None
+    sizes = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    if not sizes:
+        return None
+
+    def runs(x: Tensor) -> bool:
+        try:
+            with torch.no_grad():
+                copy.deepcopy(model).eval()(x)
+        except Exception:  # the user's own code may raise anything
+            return False
+        return True
+
+    zeros = torch.zeros(2, *shape)
+    return min(sizes) if runs(zeros.long()) and not runs(zeros) else None
 
 
 def _looks_up(model: TorchModel, array: Tensor) -> bool:
@@ -143,7 +168,7 @@ def _tokens(source: NamedModel, ids: Tensor, by_token: bool) -> Tensor:
 
 
 def _described(source: NamedModel, inputs: Tensor, options: ModelOptions) -> str:
-    drawn = "" if source.tokens is not None else "Gaussian "
+    drawn = "random " if not inputs.dtype.is_floating_point else "" if source.tokens is not None else "Gaussian "
     kind = f"{drawn}input" if options.data is None else "example"
     number = f"{len(inputs)} {kind}{'' if len(inputs) == 1 else 's'}"
     shape = " x ".join(map(str, inputs.shape[1:]))

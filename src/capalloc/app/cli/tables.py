@@ -22,15 +22,19 @@ def print_view(view: View) -> None:
     """Print facts, tables that do not stand apart, then advice and notes on stdout."""
     console = Console()
     heading = RichTable(title=escape(f"{view.title}, {view.heading}"), box=box.SIMPLE, show_header=False, min_width=56)
+    heading.title_justify = "left"
     for fact in view.facts:
         heading.add_row(*map(escape, (fact.name, f"{fact.value} {fact.more}".strip())))
     console.print(heading if view.facts else heading.title)
-    for table in (table for table in view.tables if not table.apart):
-        whole = table_of(table.title, table.head, largest(table))
-        fits = console.measure(whole, options=console.options.update(width=UNBOUNDED)).maximum <= console.width
-        if not fits and table.spare:
-            whole = table_of(table.title, table.narrow().head, largest(table.narrow()))
-            whole.caption = escape(f"no room for {', '.join(table.spare)}: see --json, or a wider terminal")
+    for table in (table for table in view.tables if table.rows and not table.apart):
+        for left_out in range(len(table.spare) + 1):
+            shown = table.narrow(table.spare[:left_out])
+            whole = table_of(shown.title, shown.head, largest(shown))
+            if console.measure(whole, options=console.options.update(width=UNBOUNDED)).maximum <= console.width:
+                break
+        if left_out:
+            gone = ", ".join(table.spare[:left_out])
+            whole.caption = escape(f"no room for {gone}: see --json, or a wider terminal")
         console.print(whole)
     advice = view.advice or ([view.settled] if view.settled else [])
     for line in (*advice, *(f"note: {note}" for note in view.notes)):

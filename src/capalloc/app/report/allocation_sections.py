@@ -99,7 +99,7 @@ def facts(group: AllocationGroup) -> list[Fact]:
     for name, a in group.members.items():
         error = a.attrs.get("total_standard_error")
         value = exact(a.total) + ("" if error is None else f" ± {exact(float(error))}")
-        params, more = a.attrs.get("num_params"), []
+        params, more = a.attrs.get("num_params"), [f"{f.value} {f.more}" for f in a.standing]
         if params is not None:
             more.append(f"of {params:,} parameters")
         if a.bias > 0 and a.total > 0:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from markupsafe import Markup
@@ -14,9 +13,9 @@ from capalloc.app.pages import PAGES
 from capalloc.app.report.charts import draw
 from capalloc.app.report.section import Section, exact
 from capalloc.results.allocation import Allocation
-from capalloc.results.comparison import correlation, same_data, total_variation
+from capalloc.results.comparison import NULL, agreement, doubt, same_data
 from capalloc.results.svg import colours, png
-from capalloc.results.view import Axis, Chart, Fact, Line
+from capalloc.results.view import Axis, Chart, Fact, Line, estimate
 
 #: Points up to which each is drawn; above, the scatter is a picture of how many fall where.
 SCATTERED = 2000
@@ -43,38 +42,21 @@ def compared(key: str, members: Mapping[str, Allocation], of: str) -> list[Secti
     return [Section(f"{key}-compared", title[:1].upper() + title[1:], body)]
 
 
-def agreement(a: Allocation, b: Allocation) -> dict[str, str]:
-    """Correlation and total variation, each with and without the constant input; a dash where one is not defined."""
-    measures: dict[str, Callable[[Allocation, Allocation], float]] = {
-        "correlation": correlation,
-        "correlation with the constant": partial(correlation, constant=True),
-        "total variation": total_variation,
-        "total variation of the inputs": partial(total_variation, constant=False),
-    }
-    found = {}
-    for name, measure in measures.items():
-        try:
-            found[name] = f"{measure(a, b):z.3f}"
-        except ValueError:
-            found[name] = "–"
-    return found
-
-
 def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
     x, y = (m.capacity.to_numpy().astype(float).ravel() for m in (a, b))
     top = float(max(x.max(), y.max())) or 1.0
-    agreed = agreement(a, b)
+    agreed = {name: estimate(value) for name, value in agreement(a, b).items()}
     facts = [
+        Fact(
+            "total-variation distance",
+            agreed["total_variation"],
+            f"share of capacity that would have to move, the constant input counted; {doubt(a, b)}; "
+            f"{agreed['total_variation_of_inputs']} among the inputs alone",
+        ),
         Fact(
             "correlation of the maps",
             agreed["correlation"],
-            f"1 for maps of one pattern; {agreed['correlation with the constant']} with the constant input",
-        ),
-        Fact(
-            "total-variation distance",
-            agreed["total variation"],
-            "share of capacity that would have to move, the constant input counted; "
-            f"{agreed['total variation of the inputs']} among the inputs alone",
+            f"1 for maps of one pattern; {agreed['correlation_backwards']} with the second map backwards: {NULL}",
         ),
         Fact(f"total of {second} over {first}", f"{b.total / a.total:.3f}" if a.total else "–"),
         *_data(a, b),
@@ -82,10 +64,7 @@ def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
     largest = int(abs(y - x).argmax())
     where = f"parameters, on an input with {exact(x[largest])} in {first}"
     facts.append(Fact("largest difference", exact(y[largest] - x[largest]), where))
-    label = (
-        f"Capacity of every input in {second} against {first}; correlation {agreed['correlation']}, "
-        f"points on the diagonal agree"
-    )
+    label = f"Capacity of every input in {second} against {first}; points on the diagonal agree"
     counted = x.size > SCATTERED
     lines = [] if counted else [Line("", x, y, "dots")]
     lines.append(Line("", [0, top], [0, top], "thin", 1))
