@@ -147,7 +147,7 @@ class Allocation(Result):
 
     @property
     def certainty(self) -> str | None:
-        """How far the numbers may be trusted: "exact", "estimated", with errors, or "a guide"; None where unknown."""
+        """Trust that the numbers deserve: "exact", "estimated", with errors, or "a guide"; None where unknown."""
         return CERTAINTY.get(str(self.attrs.get("solver")))
 
     @property

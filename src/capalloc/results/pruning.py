@@ -133,7 +133,7 @@ class PruneScores(Result):
         )
 
     def _in_no_use(self) -> list[Fact]:
-        """What can go at once: parameters that carry nothing, and the units that no path enters."""
+        """Parameters that carry nothing, and units that no path enters: they can go at once."""
         unused = sum(int(np.count_nonzero(scores == 0)) for scores in self.weights.values())
         dead = {layer: int((scores == 0).sum()) for layer, scores in self.unit_scores.items()}
         where = ", ".join(f"{number:,} of layer {layer}" for layer, number in dead.items() if number)

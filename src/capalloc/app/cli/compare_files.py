@@ -52,7 +52,7 @@ def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
 
 
 def _stands(found: Allocation) -> str:
-    """What a map is, and what it holds."""
+    """Words for what a map is, and what it holds."""
     examples = found.attrs.get("num_examples")
     of = "" if examples is None else f", of {examples:,} examples"
     word = f"{found.certainty}, " if found.certainty else ""
