@@ -603,11 +603,6 @@ OTHERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "g_mlp_pytorch:gMLPVision": ({"image_size": 32, "patch_size": 8, "num_classes": CLASSES, "dim": 16, "depth": 2},
                                  (3, 32, 32)),
     "pytorch_tcn:TCN": ({"num_inputs": 3, "num_channels": [8, 8]}, (3, 32)),
-    "dynamic_network_architectures.architectures.unet:PlainConvUNet": (
-        {"input_channels": 1, "n_stages": 3, "features_per_stage": (4, 8, 8), "conv_op": nn.Conv2d, "kernel_sizes": 3,
-         "strides": (1, 2, 2), "n_conv_per_stage": 1, "num_classes": 2, "n_conv_per_stage_decoder": 1,
-         "conv_bias": True,
-         "norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}, (1, 32, 32)),
 }  # fmt: skip
 
 

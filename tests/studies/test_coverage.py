@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import re
 
 import pytest
 import torch
@@ -78,14 +81,34 @@ def test_a_sweep_names_what_fails_and_goes_on_where_it_was(tmp_path, monkeypatch
     monkeypatch.setattr(coverage, "examine_apart", None)  # nothing is examined again
     assert coverage.sweep(zoo, tmp_path / "found.jsonl", calls) == records
     shown = coverage.table(records).markdown()
-    assert "| toys | 2 | 1/2 | – | – | – |" in shown
+    assert re.search(r"\| toys \| 2 \| 1/2 \(\d\.\d\) \| – \| – \| – \|", shown)
     assert "- constant, markov: ValueError: outputs do not depend" in shown
+    assert "- unbuilt: OSError: weights are elsewhere" in shown
+    assert "One sweep of one state" in shown
+    assert "over 2 states" in coverage.table([*records, {**records[0], "state": "another"}]).markdown()
 
 
-def test_what_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coverage, "TIME_LIMIT", 0)
-    found = coverage.examine_apart(toy("slow", nn.Linear(2, 1)), ["markov"])
-    assert found["markov"] == {"seconds": 0, "wrong": "more than 0 seconds"}
+class Endless(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while True:
+            with contextlib.suppress(Exception):  # as a method that tries something else
+                super().forward(x)
+
+
+def test_what_takes_too_long_is_ended_and_the_next_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "TIME_LIMIT", 0.2)
+    found = coverage.examine(Endless(2, 1), torch.ones(2, 2), ["markov", "blocks"])
+    assert [each["wrong"] for each in found.values()] == ["more than 0.2 seconds"] * 2
+
+
+def test_a_process_that_dies_is_a_fault_of_its_call() -> None:
+    found = coverage.examine_apart(toy("dies", Dies(2, 1)), ["markov", "blocks"])
+    assert found["markov"]["wrong"] == "died (out of memory or time)"
+
+
+class Dies(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        os._exit(1)
 
 
 def test_architectures_have_names_of_their_own() -> None:
