@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,8 @@ def sweep(chosen: Iterable[Architecture], path: Path, calls: Iterable[str] = CAL
     chosen = list(chosen)
     new = [architecture for architecture in chosen if architecture.name not in known]
     with ThreadPoolExecutor(WORKERS) as pool, path.open("a") as file:
-        for record in pool.map(lambda architecture: examine_apart(architecture, calls), new):
+        for done in as_completed([pool.submit(examine_apart, architecture, calls) for architecture in new]):
+            record = done.result()
             file.write(json.dumps(record) + "\n")
             file.flush()
             known[record["name"]] = record

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import checkpoint as checkpoints
 from torch.utils.checkpoint import checkpoint
 
 import capalloc
 from capalloc._graph import capture, retrace
 from capalloc._model.problem import prepare
+from capalloc._operators.decompositions import PACKED, aten
 from zoo import gaussian, seeded_module
 
 
@@ -212,3 +214,56 @@ def test_derivatives_that_forward_takes_are_in_the_graph(way: str) -> None:
     found, expected = (capalloc.propagate(network, x, solver="markov") for network in networks)
     np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
     assert found.total == pytest.approx(capalloc.measure(networks[0], x).total)
+
+
+class Packed(nn.Module):
+    """A recurrent layer on the first two moments of three, packed or cut off; or as long as inputs are not 0."""
+
+    def __init__(self, kind: type[nn.RNNBase], options: dict[str, object], of: str) -> None:
+        super().__init__()
+        self.layer, self.of = kind(2, 3, batch_first=True, **options), of
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.of == "cut":
+            return F.pad(self.layer(x[:, :2])[0], (0, 0, 0, 1)).flatten(1)
+        lengths = torch.full((len(x),), 2) if self.of == "packed" else (x != 0).any(2).sum(1)
+        rows = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return nn.utils.rnn.pad_packed_sequence(self.layer(rows)[0], batch_first=True, total_length=3)[0].flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
+        (nn.GRU, {"bias": False}),
+        (nn.RNN, {"bidirectional": True}),
+        (nn.RNN, {"nonlinearity": "relu"}),
+    ],
+)
+def test_packed_sequences_are_the_moments_that_they_hold(kind: type[nn.RNNBase], options: dict[str, object]) -> None:
+    packed, cut = (seeded_module(Packed, kind, options, of) for of in ("packed", "cut"))
+    x = gaussian(4, 3, 2)
+    found, expected = (capalloc.propagate(model, x, solver="markov") for model in (packed, cut))
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
+
+
+def test_lengths_that_the_inputs_make_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"torch.export cannot capture this model"):
+        capalloc.propagate(seeded_module(Packed, nn.GRU, {}, "own"), gaussian(4, 3, 2), solver="markov")
+
+
+def test_sequences_of_several_lengths_are_packed_and_unpacked_as_by_torch() -> None:
+    """The steps in their place have the outputs of torch's operators, with sequences that end one after another."""
+    rnn, lengths = nn.utils.rnn, torch.tensor([4, 2, 2, 1])
+    layer = seeded_module(nn.LSTM, 2, 3, num_layers=2, bidirectional=True)
+    x, initial = gaussian(4, 4, 2), tuple(gaussian(4, 4, 3, seed=k) for k in (1, 2))
+    expected = rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    data, sizes = PACKED[aten._pack_padded_sequence.default](x, lengths, True)
+    torch.testing.assert_close((data, sizes), (expected.data, expected.batch_sizes))
+    outputs, (h, c) = layer(expected, initial)
+    found = PACKED[aten.lstm.data](data, sizes, initial, layer._flat_weights, True, 2, 0.0, False, True)
+    torch.testing.assert_close(found, (outputs.data, h, c))
+    torch.testing.assert_close(
+        PACKED[aten._pad_packed_sequence.default](found[0], sizes, True, 7.0, 5),
+        rnn.pad_packed_sequence(outputs, batch_first=True, padding_value=7.0, total_length=5),
+    )

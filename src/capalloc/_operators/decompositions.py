@@ -111,18 +111,42 @@ def _project(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     return F.linear(x, params[0], params[2] if len(params) > 3 else None)
 
 
-def _unroll(step: Cell, x: Tensor, state: State, params: Sequence[Tensor], backward: bool) -> tuple[Tensor, State]:
-    """Run one layer in one direction: its outputs, (time, examples, features), and its last state."""
-    projected = _project(x, params)
+def _unroll(step: Cell, moments: Sequence[Tensor], state: State, params: Sequence[Tensor], backward: bool) -> Any:
+    """Run one layer in one direction: outputs of each moment, and the last state; a moment may lack the last rows."""
     outputs = []
-    for t in reversed(range(len(x))) if backward else range(len(x)):
-        state = step(projected[t], state, params)
+    for moment in reversed(moments) if backward else moments:
+        going = len(moment)
+        rest = [s[going:] for s in state] if going < len(state[0]) else []
+        state = step(moment, tuple(s[:going] for s in state) if rest else state, params)
         outputs.append(state[0])
-    return torch.stack(outputs[::-1] if backward else outputs), state
+        state = tuple(torch.cat(parts) for parts in zip(state, rest, strict=True)) if rest else state
+    return outputs[::-1] if backward else outputs, state
+
+
+def _layers(
+    step: Cell, x: Tensor, sizes: list[int] | None, hx: Any, params: Sequence[Tensor], num_layers: int, both: bool
+) -> tuple[Tensor, ...]:
+    """Layers and directions, each with its own state and parameters, on (time, examples, features) or packed rows."""
+    initial = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    directions = 2 if both else 1
+    each = len(params) // (num_layers * directions)
+    last = []
+    for layer in range(num_layers):
+        found = []
+        for backward in range(directions):
+            k = layer * directions + backward
+            own = params[k * each : (k + 1) * each]
+            projected = _project(x, own)
+            moments = projected.unbind() if sizes is None else projected.split(sizes)
+            outputs, state = _unroll(step, moments, tuple(s[k] for s in initial), own, bool(backward))
+            found.append(torch.stack(outputs) if sizes is None else torch.cat(outputs))
+            last.append(state)
+        x = torch.cat(found, -1) if both else found[0]
+    return (x, *(torch.stack(s) for s in zip(*last, strict=True)))
 
 
 def _recurrent(step: Cell) -> Callable[..., tuple[Tensor, ...]]:
-    """Make an operator on whole sequences: layers and directions, each with its own state and parameters."""
+    """Make an operator on whole sequences."""
 
     def run(
         x: Tensor,
@@ -135,24 +159,49 @@ def _recurrent(step: Cell) -> Callable[..., tuple[Tensor, ...]]:
         bidirectional: bool,
         batch_first: bool,
     ) -> tuple[Tensor, ...]:
-        initial = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if batch_first:
-            x = x.transpose(0, 1)
-        directions = 2 if bidirectional else 1
-        each = len(params) // (num_layers * directions)
-        last = []
-        for layer in range(num_layers):
-            outputs = []
-            for backward in range(directions):
-                k = layer * directions + backward
-                own = params[k * each : (k + 1) * each]
-                out, state = _unroll(step, x, tuple(s[k] for s in initial), own, bool(backward))
-                outputs.append(out)
-                last.append(state)
-            x = torch.cat(outputs, -1) if bidirectional else outputs[0]
-        return (x.transpose(0, 1) if batch_first else x, *(torch.stack(s) for s in zip(*last, strict=True)))
+        found = _layers(step, x.transpose(0, 1) if batch_first else x, None, hx, params, num_layers, bidirectional)
+        return (found[0].transpose(0, 1), *found[1:]) if batch_first else found
 
     return run
+
+
+def _recurrent_packed(step: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    """Make an operator on packed sequences, whose lengths must not depend on the inputs."""
+
+    def run(
+        data: Tensor,
+        batch_sizes: Tensor,
+        hx: Tensor | Sequence[Tensor],
+        params: Sequence[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+    ) -> tuple[Tensor, ...]:
+        return _layers(step, data, batch_sizes.tolist(), hx, params, num_layers, bidirectional)
+
+    return run
+
+
+def _pack(x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """The rows of sequences in falling order of their lengths, moment by moment, and how many each moment has."""
+    x = x.transpose(0, 1) if batch_first else x
+    known = [int(length) for length in lengths]  # unlike `tolist`, leaves a trace of what depends on the inputs
+    sizes = [sum(length > t for length in known) for t in range(known[0])]
+    return torch.cat([x[t, :size] for t, size in enumerate(sizes)]), torch.tensor(sizes)
+
+
+def _unpack(
+    data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> tuple[Tensor, Tensor]:
+    """The inverse of packing, with a number where sequences have ended."""
+    sizes = batch_sizes.tolist()
+    pad = [0, 0] * (data.ndim - 1)
+    moments = [F.pad(rows, [*pad, 0, sizes[0] - len(rows)], value=padding_value) for rows in data.split(sizes)]
+    moments += [torch.full_like(moments[0], padding_value)] * (total_length - len(sizes))
+    lengths = torch.tensor([sum(size > k for size in sizes) for k in range(sizes[0])])
+    return torch.stack(moments, 1 if batch_first else 0), lengths
 
 
 def _cell(step: Cell) -> Callable[..., Any]:
@@ -187,15 +236,17 @@ extend(aten.bilinear.default, made_of=_bilinear)
 extend(aten.tensordot.default, made_of=_tensordot)
 extend(aten.copy.default, made_of=_copy)
 extend(aten._weight_norm.default, made_of=_weight_norm)
+_STEPS = {"lstm": _lstm_step, "gru": _gru_step, "rnn_tanh": _TANH, "rnn_relu": _RELU}
 #: Recurrent layers on whole sequences, step by step.
-RECURRENT = {
-    "lstm": _recurrent(_lstm_step),
-    "gru": _recurrent(_gru_step),
-    "rnn_tanh": _recurrent(_TANH),
-    "rnn_relu": _recurrent(_RELU),
-}
+RECURRENT = {name: _recurrent(step) for name, step in _STEPS.items()}
 for _name, _run in RECURRENT.items():
     extend(getattr(aten, _name).input, made_of=_run)
+#: Packed sequences: their lengths are numbers that a run alone tells.
+PACKED: dict[Any, Callable[..., Any]] = {
+    aten._pack_padded_sequence.default: _pack,
+    aten._pad_packed_sequence.default: _unpack,
+    **{getattr(aten, name).data: _recurrent_packed(step) for name, step in _STEPS.items()},
+}
 extend(aten.lstm_cell.default, made_of=_cell(_lstm_step))
 extend(aten.gru_cell.default, made_of=_cell(_gru_step))
 extend(aten.rnn_tanh_cell.default, made_of=_cell(_TANH))
