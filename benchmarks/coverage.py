@@ -3,6 +3,7 @@
 `pip install -c constraints.txt -e '.[coverage]'`: with torch pinned, none of these packages brings another.
 Sweeps go on from the file that `CAPALLOC_COVERAGE` names, or one among temporary files; remove it to begin anew.
 The table says of how many states of the library its figures are: of one, where it was swept in one piece.
+`CAPALLOC_COVERAGE_FIRST=150` takes as many alone, the first of each family in turns; all take an hour of one core.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -32,12 +34,14 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
-from benchmarks.coverage_zoo import Architecture, architectures
+from benchmarks.coverage_zoo import Architecture, architectures, load_packages
 from benchmarks.table import Table
 from capalloc.results import Allocation, ReceptiveField
 
 #: Seconds of the processor for one call, and bytes for one architecture beside those that it starts with.
 TIME_LIMIT, MEMORY_LIMIT = 150, 8 * 2**30
+#: Of each family every so manieth is asked for all calls, the others for the first ones.
+DEEP, FIRST_CALLS = 6, ("markov", "receptive field")
 #: Architectures examined at a time.
 WORKERS = 2
 #: Seconds of the processor for all calls of one architecture.
@@ -191,18 +195,35 @@ def _state() -> str:
     return digest.hexdigest()[:16]
 
 
-def sweep(chosen: Iterable[Architecture], path: Path, calls: Iterable[str] = CALLS) -> list[Record]:
+Asked = tuple[Architecture, Iterable[str]]
+
+
+def in_turns(families: Iterable[Architecture]) -> list[Asked]:
+    """The first of each family, then the second of each, with the calls that each is asked for."""
+    listed: dict[str, list[Architecture]] = {}
+    for architecture in families:
+        listed.setdefault(architecture.family, []).append(architecture)
+    rounds = itertools.zip_longest(*listed.values())
+    return [
+        (architecture, FIRST_CALLS if k % DEEP else tuple(CALLS))
+        for k, each in enumerate(rounds)
+        for architecture in each
+        if architecture
+    ]
+
+
+def sweep(chosen: Iterable[Asked], path: Path) -> list[Record]:
     """Examine what the file at `path` does not hold yet, write it there one by one, and return all asked for."""
     known = {record["name"]: record for record in _read(path)}
     chosen = list(chosen)
-    new = [architecture for architecture in chosen if architecture.name not in known]
+    new = [asked for asked in chosen if asked[0].name not in known]
     with ThreadPoolExecutor(WORKERS) as pool, path.open("a") as file:
-        for done in as_completed([pool.submit(examine_apart, architecture, calls) for architecture in new]):
+        for done in as_completed([pool.submit(examine_apart, *asked) for asked in new]):
             record = done.result()
             file.write(json.dumps(record) + "\n")
             file.flush()
             known[record["name"]] = record
-    return [known[architecture.name] for architecture in chosen]
+    return [known[architecture.name] for architecture, _ in chosen]
 
 
 def _read(path: Path) -> list[Record]:
@@ -214,7 +235,7 @@ def table(records: Iterable[Mapping[str, Any]]) -> Table:
     records = list(records)
     built = [record for record in records if "unbuilt" not in record]
     rows = []
-    for family in [*dict.fromkeys(record["family"] for record in built), None]:
+    for family in [*sorted({record["family"] for record in built}), None]:
         own = [record for record in built if family in (None, record["family"])]
         rows.append((family or "all", str(len(own)), *(_cell(own, name) for name in CALLS)))
     faults = [
@@ -228,8 +249,8 @@ def table(records: Iterable[Mapping[str, Any]]) -> Table:
     about = (
         f"{len(built)} architectures from packages, random weights, {EXAMPLES} examples, a process each of at most "
         f"{MEMORY_LIMIT // 2**30} GiB, {TIME_LIMIT} s a call. Counted is what returns a finite answer that sums to its "
-        f"total, is nowhere negative and holds no more than all parameters; in brackets, the median of its seconds of "
-        f"one core. Measured exactly is what has up to {MEASURED} parameters. "
+        f"total, is nowhere negative and holds no more than all parameters; in brackets, the median seconds of "
+        f"one core. All calls are asked of every sixth of a family; measured exactly are up to {MEASURED} parameters. "
         + ("One sweep of one state of the library." if states == 1 else f"Swept over {states} states of the library.")
     )
     for what, lines in {"What did not": faults, "What its package does not build here": unbuilt}.items():
@@ -254,7 +275,9 @@ def _brief(wrong: str) -> str:
 def run() -> Table:
     examine(nn.Linear(2, 1), torch.ones(EXAMPLES, 2))  # what the calls load is then there before each fork
     path = Path(os.environ.get("CAPALLOC_COVERAGE", Path(tempfile.gettempdir()) / "capalloc-coverage.jsonl"))
-    found = table(sweep(architectures(), path))
+    load_packages()
+    chosen = in_turns(architectures())[: int(os.environ.get("CAPALLOC_COVERAGE_FIRST", 0)) or None]
+    found = table(sweep(chosen, path))
     report = Path(__file__).with_name("COVERAGE.md")
     report.write_text(f"{found.markdown()}\n")
     return found

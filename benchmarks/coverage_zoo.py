@@ -94,6 +94,17 @@ def _absent(name: str) -> Any:
     return type(name, (nn.Module,), {}) if name[0].isupper() else (lambda *args, **options: None)
 
 
+def load_packages() -> None:
+    """Load what takes seconds, once for all processes that are forked then."""
+    for target in (
+        "timm:create_model",
+        "transformers:AutoModel",
+        "monai.networks.nets:UNet",
+        "braindecode.models:EEGNet",
+    ):
+        load(target)
+
+
 def accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that a function has a name for."""
     known = inspect.signature(function).parameters
@@ -114,12 +125,13 @@ TIMM = {
     32: "resnet10t skresnet18 resnest14d test_resnet test_byobnet mobileone_s1 test_efficientnet "
     "test_efficientnet_evos "
     "test_efficientnet_gn test_efficientnet_ln mobilenetv2_035 mobilenetv3_small_050 mixnet_s lcnet_035 ghostnet_050 "
-    "ghostnetv2_100 hardcorenas_a mobilenetv4_conv_small_035 test_convnext test_convnext3 convnextv2_atto test_nfnet "
+    "hardcorenas_a mobilenetv4_conv_small_035 test_convnext test_convnext3 convnextv2_atto test_nfnet "
     "dla46x_c regnetx_002 regnety_002 rexnet_100 cspnext_tiny ese_vovnet19b_dw edgenext_xx_small efficientvit_b0 "
     "fasternet_t0 "
     "fastvit_t8 hgnetv2_b0 legacy_seresnet18 test_mambaout mobilevit_xxs mobilevitv2_050 repvit_m0_9 repghostnet_050 "
     "shvit_s1 starnet_s050 inception_next_atto swiftformer_xs efficientvim_m1 cpubone_nano",
-    64: "hrnet_w18_small pvt_v2_b0 visformer_tiny lambda_resnet26rpt_256 eca_botnext26ts_256 tiny_vit_5m_224 csatv2",
+    64: "ghostnetv2_100 hrnet_w18_small pvt_v2_b0 visformer_tiny lambda_resnet26rpt_256 eca_botnext26ts_256 "
+    "tiny_vit_5m_224 csatv2",
     96: "test_vit test_vit2 test_vit3 test_vit4 deit_tiny_distilled_patch16_224 cait_xxs24_224 convit_tiny "
     "eva02_tiny_patch14_224 xcit_nano_12_p16_224 beit_base_patch16_224 vit_tiny_r_s16_p8_224 "
     "vit_relpos_small_patch16_224 "
@@ -590,12 +602,12 @@ class _Layers(nn.Module):
 
 #: Packages of few networks.
 OTHERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "neuralop.models:FNO": ({"n_modes": (4, 4), "in_channels": 1, "out_channels": 1, "hidden_channels": 8,
+    "neuralop.models:FNO": ({"n_modes": (2, 2), "in_channels": 1, "out_channels": 1, "hidden_channels": 4,
         "n_layers": 2},
-                            (1, 16, 16)),
-    "neuralop.models:UNO": ({"in_channels": 1, "out_channels": 1, "hidden_channels": 8, "uno_out_channels": [8, 8, 8],
-                             "uno_n_modes": [[4, 4]] * 3, "uno_scalings": [[1.0, 1.0]] * 3, "n_layers": 3,
-                             "channel_mlp_skip": "linear"}, (1, 16, 16)),
+                            (1, 8, 8)),
+    "neuralop.models:UNO": ({"in_channels": 1, "out_channels": 1, "hidden_channels": 4, "uno_out_channels": [4, 4, 4],
+                             "uno_n_modes": [[2, 2]] * 3, "uno_scalings": [[1.0, 1.0]] * 3, "n_layers": 3,
+                             "channel_mlp_skip": "linear"}, (1, 8, 8)),
     "perceiver_pytorch:Perceiver": ({"num_freq_bands": 2, "max_freq": 4.0, "depth": 1, "input_channels": 3,
         "input_axis": 2,
                                      "num_latents": 4, "latent_dim": 16, "latent_heads": 2, "latent_dim_head": 8,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import capalloc
+from capalloc._model.complex_params import cast
 from capalloc.app.callbacks.kept_model import KeptModel
 from reference import capacity_table, constraints
 from zoo import gaussian
@@ -195,3 +196,52 @@ def test_a_kept_copy_follows_training() -> None:
             p.mul_(1j)
     again, expected = (capalloc.propagate(one, x, solver="block") for one in (kept(model, x), model))
     np.testing.assert_allclose(again.capacity, expected.capacity, rtol=1e-4)
+
+
+class Registered(nn.Module):
+    """A class that asks its subclasses for a name, and whose methods make others of the class."""
+
+    def __init_subclass__(cls, name: str, **options: object) -> None:
+        super().__init_subclass__(**options)
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        if isinstance(tensor, nn.Parameter):
+            self.tensor = tensor
+        else:
+            self.register_buffer("tensor", tensor)
+
+    def __getitem__(self, index: slice) -> Registered:
+        return type(self)(self.tensor[index])
+
+
+class OnAGrid(nn.Module):
+    """A factor for each wave number, held by a module of a class of its own, and places that the first run keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = Registered(nn.Parameter(torch.randn(4, 3, dtype=torch.complex64)))
+        self.last, self.places = nn.Linear(4, 2), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.places is None:
+            self.places = [torch.linspace(0, 1, 4, dtype=x.dtype)]
+        waves = torch.fft.rfft(x + self.places[0]) * self.factors[:2].tensor.sum(0)
+        return self.last(torch.fft.irfft(waves))
+
+
+def test_a_class_that_lists_its_subclasses_may_hold_complex_parameters() -> None:
+    torch.manual_seed(0)
+    model, x = OnAGrid(), gaussian(12, 4).float()
+    found = capalloc.measure(model, x)
+    assert found.total == pytest.approx(np.linalg.matrix_rank(brute(model, x), tol=1e-9))
+
+
+def test_what_a_run_keeps_is_cast_with_the_model() -> None:
+    """Products may run in float32 what ran in float64 before: places of another precision would spread theirs."""
+    model, x = OnAGrid().double(), gaussian(2, 4)
+    model(x)
+    shared = model.config = {"sizes": [1, 2]}
+    narrow = cast(model, torch.float32)
+    assert narrow(x.float()).dtype is narrow.places[0].dtype is torch.float32
+    assert narrow.config is shared

@@ -71,15 +71,15 @@ def test_a_receptive_field_is_a_law_on_the_inputs_that_paths_reach() -> None:
 
 
 def test_a_sweep_names_what_fails_and_goes_on_where_it_was(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = ["markov"]
-    zoo = [toy("fine", nn.Linear(2, 1)), toy("constant", Loud()), Architecture("toys", "unbuilt", Unbuilt)]
-    records = coverage.sweep(zoo, tmp_path / "found.jsonl", calls)
+    toys = [toy("fine", nn.Linear(2, 1)), toy("constant", Loud()), Architecture("toys", "unbuilt", Unbuilt)]
+    zoo = [(each, ["markov"]) for each in toys]
+    records = coverage.sweep(zoo, tmp_path / "found.jsonl")
     assert records[0]["markov"]["wrong"] == ""
     assert records[0]["parameters"] == 3
     assert records[1]["markov"]["wrong"].startswith("ValueError: outputs do not depend on inputs")
     assert records[2]["unbuilt"] == "OSError: weights are elsewhere"
     monkeypatch.setattr(coverage, "examine_apart", None)  # nothing is examined again
-    assert coverage.sweep(zoo, tmp_path / "found.jsonl", calls) == records
+    assert coverage.sweep(zoo, tmp_path / "found.jsonl") == records
     shown = coverage.table(records).markdown()
     assert re.search(r"\| toys \| 2 \| 1/2 \(\d\.\d\) \| – \| – \| – \|", shown)
     assert "- constant, markov: ValueError: outputs do not depend" in shown
@@ -109,6 +109,12 @@ def test_a_process_that_dies_is_a_fault_of_its_call() -> None:
 class Dies(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         os._exit(1)
+
+
+def test_the_first_of_each_family_come_first_and_some_are_asked_for_all_calls() -> None:
+    asked = coverage.in_turns(Architecture(family, f"{family}{k}", Unbuilt) for family in "ab" for k in range(7))
+    assert [each.name for each, _ in asked[:4]] == ["a0", "b0", "a1", "b1"]
+    assert [each.name for each, calls in asked if "blocks" in calls] == ["a0", "b0", "a6", "b6"]
 
 
 def test_architectures_have_names_of_their_own() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 def pair_up(model: nn.Module) -> bool:
@@ -22,7 +24,8 @@ def pair_up(model: nn.Module) -> bool:
         if own:
             kind = type(module)
             read = {name: property(partial(_read, name=name)) for name in own}
-            module.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **read})
+            metaclass: type = type(kind)
+            module.__class__ = metaclass(kind.__name__, (_Unlisted, kind), {"__module__": kind.__module__, **read})
     return bool(pairs)
 
 
@@ -42,7 +45,10 @@ def as_held(value: Tensor, held: Tensor) -> Tensor:
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast parameters and buffers; complex ones, of which `Module.to` drops the imaginary part, to that precision."""
+    """Cast parameters, buffers and what modules keep beside them, such as a grid that the first run made.
+
+    Complex ones, of which `Module.to` drops the imaginary part, are cast to that precision.
+    """
 
     def to(value: Tensor) -> Tensor:
         if value.is_complex():
@@ -50,10 +56,27 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         return value.to(dtype) if value.is_floating_point() else value
 
     model._apply(to)
+    for module in model.modules():
+        for name in vars(module).keys() - _OF_TORCH:
+            held = vars(module)[name]
+            if any(isinstance(leaf, Tensor) and to(leaf) is not leaf for leaf in pytree.tree_leaves(held)):
+                vars(module)[name] = pytree.tree_map_only(Tensor, to, held)
     return model
 
 
-def _read(module: nn.Module, name: str) -> Tensor:
-    held = module._parameters[name]
-    assert held is not None
+#: Attributes of any module.
+_OF_TORCH = set(vars(nn.Module()))
+
+
+class _Unlisted(nn.Module):
+    """Keeps from a class that lists its subclasses, or asks them for arguments, that it has one more."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        pass
+
+
+def _read(module: nn.Module, name: str) -> Any:
+    held = module._parameters.get(name)
+    if held is None:  # another of the same class, which its methods make of what they computed
+        return nn.Module.__getattr__(module, name)
     return torch.view_as_complex(held)
