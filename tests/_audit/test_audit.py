@@ -397,7 +397,7 @@ def test_what_moves_a_region_is_said_in_the_words_of_its_axes() -> None:
     found = capalloc.propagate(net, examples(40, 12, 2), solver="markov")
     little = [finding for finding in findings(Evidence.of_saved(found)) if "gets little" in finding.what]
     assert [finding.do for finding in little] == ["see whether the task asks for it; a recurrence forgets"]
-    assert str(found).splitlines()[2].split() == ["inputs", "step", "12,", "feature", "2"]
+    assert str(found).splitlines()[3].split() == ["inputs", "step", "12,", "feature", "2"]
 
 
 class LastState(nn.Module):

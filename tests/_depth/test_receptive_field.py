@@ -361,8 +361,8 @@ def test_repr_says_it_all(square):
     text = repr(square)
     assert "output position (:, 3, 0)" in text
     assert "theoretical extent  5 × 5 (row × column)" in text
-    assert "field of paths      25 of 400 (exact)" in text
-    assert "field of influence  25 of 400 (exact), 5 × 5" in text
+    assert "field of paths      25 of 400 inputs (exact)" in text
+    assert "field of influence  25 of 400 inputs (exact), extent 5 × 5" in text
     assert re.search(r"row +5 +6 +10 +8 +2 +no +[\d.]+\n", text)
     assert re.search(r"95 % of energy +\d+ places of row × column\n", text)
 
@@ -392,8 +392,18 @@ def test_plot_draws_the_box_and_two_rings(square):
 def test_plot_of_one_axis():
     ax = capalloc.receptive_field(uniform([5, 5], [1, 1]), gaussian(1, 1, 20)).plot()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["theoretical", "68%", "95%"]
-    assert ax.get_xlabel() == "column"
+    assert ax.get_xlabel() == "position"
     plt.close(ax.figure)
+
+
+def test_the_only_channel_of_the_output_is_no_place():
+    """A position of (the only channel, 19) moves along the positions alone, whose border cuts it."""
+    layers = lambda: nn.Sequential(nn.Conv1d(2, 3, 5, padding=2), nn.ReLU(), nn.Conv1d(3, 1, 5, padding=2))  # noqa: E731
+    field = capalloc.receptive_field(seeded_module(layers), gaussian(1, 2, 20), output_position=(0, 19))
+    assert field.moving == ("column",)
+    assert field.notes == ("column: cut by the border: use a larger input",)
+    assert "position: cut by the border" in repr(field)
+    assert "channel: cut" not in repr(field)
 
 
 def test_the_model_is_left_as_it_was():

@@ -81,7 +81,7 @@ def theoretical(program: Program, position: Index, places: Places) -> dict[str, 
     fields = {}
     for name, own in places.split(seen).items():
         beside = tuple((up, _intervals(places.split(other)[name])) for up, other in neighbours)
-        fields[name] = Field(own, _intervals(own), beside, _aligned(position, own.ndim))
+        fields[name] = Field(own, _intervals(own), beside, _aligned(position, shape, own.ndim))
     return fields
 
 
@@ -92,11 +92,11 @@ def _intervals(seen: Tensor) -> tuple[Interval, ...]:
     return tuple((int(a), int(b) + 1) for a, b in zip(found.amin(0), found.amax(0), strict=True))
 
 
-def _aligned(position: Index, ndim: int) -> tuple[int, ...]:
+def _aligned(position: Index, shape: Sequence[int], ndim: int) -> tuple[int, ...]:
     """Input axes that the chosen output axes stand for: the same ones, or the last; else all but the channels."""
     chosen = [k for k, index in enumerate(position) if index is not None]
     if not chosen:
         return tuple(range(1 if ndim > 1 else 0, ndim))
     if len(position) == ndim:
-        return tuple(chosen)
+        return tuple(k for k in chosen if shape[k] > 1) or tuple(chosen)  # the only channel is no place
     return tuple(range(max(0, ndim - len(chosen)), ndim))

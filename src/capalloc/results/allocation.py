@@ -16,7 +16,7 @@ from capalloc.results.frames import input_frame, module_sums, param_frame, spect
 from capalloc.results.invariants import check_axes, check_sums, check_values
 from capalloc.results.regions import Partition, place_word, places_table, regions_by_mean, sum_parts
 from capalloc.results.several import split
-from capalloc.results.view import Fact, Map, Table, View, counted, estimate, standing
+from capalloc.results.view import Fact, Map, Table, View, counted, standing
 
 #: Attributes that are worth a line beside the capacity, and how each is written.
 COUNTED = {"num_examples": ",", "symmetries": ",", "unseen_params": ",", "unused_params": ",", "seconds": ".3g"}
@@ -296,7 +296,11 @@ class Allocation(Result):
         errors, total = self.attrs.get("by_parameter_standard_error", {}), self.total
         sizes, values = self.attrs.get("parameter_sizes"), self.by_parameter.to_series()
         rows = [
-            [str(name), estimate(value, errors.get(name), ",.2f", ".2g"), f"{value / total:.1%}" if total else ""]
+            [
+                str(name),
+                counted(value, errors[name]) if name in errors else f"{value:z,.2f}",
+                f"{value / total:.1%}" if total else "",
+            ]
             for name, value in values.items()
         ]
         head = ["tensor", "capacity", "share"]

@@ -290,7 +290,9 @@ class ReceptiveField(Result):
         if len(self.maps) > 1 or all(name == word for name, word in words.items()):
             return self
         data = self.data.rename(words).assign_coords(axis=[words[str(name)] for name in self.data["axis"].to_numpy()])
-        return ReceptiveField(data.assign_attrs(moving=[words[name] for name in self.moving]))
+        parts = (note.partition(":") for note in self.notes)
+        notes = [words.get(axis, axis) + colon + rest for axis, colon, rest in parts]
+        return ReceptiveField(data.assign_attrs(moving=[words[name] for name in self.moving], notes=notes))
 
     def _standing(self) -> Fact:
         if self.of == "energy" and self.gates == "data":

@@ -120,5 +120,6 @@ def table(found: Sequence[Reading], flat: int | None) -> RenderableType:
         near = [f"{1 - unevenness(reading.profile(reading.law), flat):.0%}"] if flat else []
         numbers = (d.depth, d.kernel, doubling, strides, d.width, f"{reading.num_params:,}")
         rows.append([str(reading.extent), *map(str, numbers), *near])
-    title = "designs, the nearest first" + (f"; even: shared with a flat field of {flat} pixels" if flat else "")
+    even = f"; even, a guide: shared with a flat field of {flat} pixels" if flat else ""
+    title = f"designs, the nearest first; fields and parameters are exact{even}"
     return table_of(title, HEAD if flat else HEAD[:-1], rows)

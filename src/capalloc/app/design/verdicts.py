@@ -37,7 +37,10 @@ class Judged:
 
 def judged(reading: Reading) -> list[Judged]:
     """The rows of the table."""
-    return [_parameters(reading), _capacity(reading), *_fields(reading), *_depth(reading), *_costs(reading)]
+    exact = Judged(
+        "These numbers", "exact: parameters, theoretical field, costs", "the others: a guide, for wide networks"
+    )
+    return [exact, _parameters(reading), _capacity(reading), *_fields(reading), *_depth(reading), *_costs(reading)]
 
 
 def _parameters(reading: Reading) -> Judged:
