@@ -206,6 +206,11 @@ class _Duals:
         """Names of the parameters that each slot is made of."""
         return self.program.owners()
 
+    @cached_property
+    def makers(self) -> dict[int, Step]:
+        """The step that makes each slot."""
+        return {step.out: step for step in self.program.steps}
+
     def of(self, slot: int, rows: Mapping[str, int]) -> dict[int, Tensor]:
         """Give the parts of the parameters in a slot that have a row, by that row."""
         found: dict[int, Tensor] = {}
@@ -215,16 +220,14 @@ class _Duals:
         for name in owners:
             if self.program.params[name] == slot:
                 return {rows[name]: self._inverse(slot)} if slot in self.usage.through_params else found
-        for step in self.program.steps:
-            if step.out != slot:
-                continue
-            others = [self.program.values[s] for s in step.args]
-            if step.moves or isinstance(step.map, Shared):  # a sum over the arguments, not a product
-                others = [torch.zeros_like(value) for value in others]
-            for k, argument in enumerate(step.args):
-                for row, dual in self.of(argument, rows).items():
-                    moved = step.run([*others[:k], dual, *others[k + 1 :]])
-                    accumulate(found, [row], [moved])
+        step = self.makers[slot]
+        others = [self.program.values[s] for s in step.args]
+        if step.moves or isinstance(step.map, Shared):  # a sum over the arguments, not a product
+            others = [torch.zeros_like(value) for value in others]
+        for k, argument in enumerate(step.args):
+            for row, dual in self.of(argument, rows).items():
+                moved = step.run([*others[:k], dual, *others[k + 1 :]])
+                accumulate(found, [row], [moved])
         return found
 
     def _inverse(self, slot: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,14 +20,22 @@ def bind(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str,
     if not isinstance(op, OpOverload):
         return {str(k): a for k, a in enumerate(args)} | dict(kwargs)
     named = {}
-    for k, argument in enumerate(op._schema.arguments):
+    for k, (name, defaults, _) in enumerate(_schema(op)):
         if k < len(args):
-            named[argument.name] = args[k]
-        elif argument.name in kwargs:
-            named[argument.name] = kwargs[argument.name]
-        elif argument.has_default_value():
-            named[argument.name] = argument.default_value
+            named[name] = args[k]
+        elif name in kwargs:
+            named[name] = kwargs[name]
+        elif defaults:
+            (named[name],) = defaults
     return named
+
+
+@cache
+def _schema(op: OpOverload) -> tuple[tuple[str, tuple[Any, ...], bool], ...]:
+    """Name, default if there is one, and whether it goes by name alone, of every argument: torch makes them anew."""
+    return tuple(
+        (a.name, (a.default_value,) if a.has_default_value() else (), a.kwarg_only) for a in op._schema.arguments
+    )
 
 
 def arguments_of(node: Node) -> dict[str, Any]:
@@ -39,8 +48,9 @@ def invoke(op: Any, arguments: Mapping[str, Any]) -> Any:
     function = record(op).function
     if function is not None or not isinstance(op, OpOverload):
         return (function or op)(*arguments.values())
-    positional = [arguments[a.name] for a in op._schema.arguments if not a.kwarg_only and a.name in arguments]
-    keyword = {a.name: arguments[a.name] for a in op._schema.arguments if a.kwarg_only and a.name in arguments}
+    given = [(name, alone) for name, _, alone in _schema(op) if name in arguments]
+    positional = [arguments[name] for name, alone in given if not alone]
+    keyword = {name: arguments[name] for name, alone in given if alone}
     return op(*positional, **keyword)
 
 

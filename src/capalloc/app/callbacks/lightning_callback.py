@@ -52,7 +52,7 @@ class CapacityCallback(Callback):
         every_n_steps: int | None = None,
         method: LoggedMethod | Mapping[str, LoggedMethod] = "propagate",
         module: Callable[[Any], nn.Module] | None = None,
-        num_examples: int = 16,
+        num_examples: int = 8,
         on_error: OnError = "raise",
     ) -> None:
         super().__init__()

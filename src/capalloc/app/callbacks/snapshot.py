@@ -26,9 +26,9 @@ LoggedMethod: TypeAlias = str | Callable[[nn.Module, Inputs], Result]
 OnError: TypeAlias = Literal["raise", "warn"]
 
 #: Methods by name, each with the group of tags it is logged under. A log in the middle of training costs a few passes:
-#: "propagate" is the Markov rule here.
+#: "propagate" is the Markov rule here, without its table.
 LOGGED_METHODS: Final[dict[str, tuple[str, Callable[..., Result]]]] = {
-    "propagate": ("capacity", partial(propagate, solver="markov")),
+    "propagate": ("capacity", partial(propagate, solver="markov", table=False)),
     "measure": ("capacity", measure),
     "decoupling": ("decoupling", decoupling),
     "scaling": ("scaling", scaling),
