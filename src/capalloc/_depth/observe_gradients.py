@@ -22,6 +22,8 @@ from capalloc._model.problem import Problem, random_signs, seeded
 from capalloc._operators.calls import Operation, arguments_of, slope
 from capalloc._operators.records import record
 
+#: Units whose products are taken together: what is made of them stays in a processor's cache.
+UNITS_AT_ONCE = 2**14
 Runs = Sequence[tuple[Values, int]]  # the values of each batch, and how many of its points count
 
 
@@ -118,7 +120,7 @@ class Observer:
         return torch.autograd.grad(scalar, at, retain_graph=keep, allow_unused=True, materialize_grads=True)
 
     def _rows(self, value: Tensor, axis: int, count: int) -> Tensor:
-        return by_example(value.detach(), axis, self.trails.graph.batch_size)[:count].to(torch.float64)
+        return by_example(value.detach(), axis, self.trails.graph.batch_size)[:count]
 
     def _gates(self, node: Node, runs: Runs, weights: Tensor | None) -> Tensor:
         axis = self.axes.get(_shaped_as(self.trails, node), 0)
@@ -138,8 +140,14 @@ class Observer:
 def _gram(rows: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
     """Inner products of all rows, with a weight for each unit where there is one."""
     whole = torch.cat(list(rows)) if len(rows) > 1 else rows[0]
-    weighted = whole * weights if weights is not None and len(weights) == whole.shape[1] else whole
-    return (weighted @ whole.T).cpu()
+    if weights is not None and len(weights) != whole.shape[1]:
+        weights = None
+    products = torch.zeros(len(whole), len(whole), dtype=torch.float64, device=whole.device)
+    for start in range(0, whole.shape[1], UNITS_AT_ONCE):
+        here = slice(start, start + UNITS_AT_ONCE)
+        wide = whole[:, here].double()
+        products.addmm_(wide if weights is None else wide * weights[here], wide.T)
+    return products.cpu()
 
 
 def _is_gate(trails: Trails, node: Node) -> bool:
