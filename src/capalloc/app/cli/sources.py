@@ -87,10 +87,9 @@ def device_of(name: str, source: NamedModel) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(
-            f"--device must be one that this machine has, such as cpu or cuda, got {name!r}: {first}"
-        ) from error
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        here = ", ".join(kind for kind, has in there.items() if has)
+        raise UsageError(f"--device must be one that torch finds on this machine ({here}), got {name!r}") from error
     if device.type == "meta":
         raise UsageError("--device meta holds no values, and capacity needs them")
     if device.type != "cpu" and not isinstance(source.model, nn.Module):
