@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import capalloc
-from capalloc._graph.capture import capture
+from capalloc._graph.capture import capture, export_once
 from capalloc._graph.interpret import evaluate
 from capalloc._model.problem import prepare
 from zoo import gaussian, seeded_module
@@ -187,3 +187,22 @@ def test_what_vmap_maps_is_captured_as_what_it_computes():
     )
     assert found.total == pytest.approx(plain.total)
     np.testing.assert_allclose(found.capacity, plain.capacity, rtol=1e-9)
+
+
+@pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_recurrence_is_exported_for_any_number_of_examples(layer, batch_first):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = layer(2, 3, batch_first=batch_first), nn.Linear(3, 2)
+
+        def forward(self, x):
+            found, _ = self.layer(x if batch_first else x.transpose(0, 1))
+            return self.head(found[:, -1] if batch_first else found[-1])
+
+    model, x = seeded_module(Last), gaussian(8, 5, 2)
+    problem = export_once(prepare(model, x, None, None))
+    assert problem.program is not None
+    for number in (2, 5, 8):
+        torch.testing.assert_close(problem.program.module()(x[:number]), model(x[:number]))

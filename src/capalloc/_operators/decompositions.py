@@ -111,12 +111,14 @@ def _project(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     return F.linear(x, params[0], params[2] if len(params) > 3 else None)
 
 
-def _unroll(step: Cell, moments: Sequence[Tensor], state: State, params: Sequence[Tensor], backward: bool) -> Any:
-    """Run one layer in one direction: outputs of each moment, and the last state; a moment may lack the last rows."""
+def _unroll(
+    step: Cell, moments: Sequence[Tensor], state: State, params: Sequence[Tensor], backward: bool, packed: bool
+) -> Any:
+    """Run one layer in one direction: outputs of each moment, and the last state; packed moments lose rows."""
     outputs = []
     for moment in reversed(moments) if backward else moments:
-        going = len(moment)
-        rest = [s[going:] for s in state] if going < len(state[0]) else []
+        going = len(moment) if packed else 0  # a length is a number, and the examples of an export are any number
+        rest = [s[going:] for s in state] if packed and going < len(state[0]) else []
         state = step(moment, tuple(s[:going] for s in state) if rest else state, params)
         outputs.append(state[0])
         state = tuple(torch.cat(parts) for parts in zip(state, rest, strict=True)) if rest else state
@@ -138,7 +140,9 @@ def _layers(
             own = params[k * each : (k + 1) * each]
             projected = _project(x, own)
             moments = projected.unbind() if sizes is None else projected.split(sizes)
-            outputs, state = _unroll(step, moments, tuple(s[k] for s in initial), own, bool(backward))
+            outputs, state = _unroll(
+                step, moments, tuple(s[k] for s in initial), own, bool(backward), sizes is not None
+            )
             found.append(torch.stack(outputs) if sizes is None else torch.cat(outputs))
             last.append(state)
         x = torch.cat(found, -1) if both else found[0]
