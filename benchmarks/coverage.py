@@ -122,9 +122,14 @@ def _limited() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
+def count(model: nn.Module) -> int:
+    """Real numbers of all parameters."""
+    return sum(p.numel() * (1 + p.is_complex()) for p in model.parameters())
+
+
 def examine(model: nn.Module, x: Tensor, calls: Iterable[str] = CALLS, **options: Any) -> dict[str, Record]:
     """Call after call: seconds, and what is wrong: nothing, a broken invariant, or an error."""
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count(model)
     found: dict[str, Record] = {}
     for name in calls:
         call, faults = CALLS[name]
@@ -154,7 +159,7 @@ def _child(architecture: Architecture, calls: Iterable[str], answers: Connection
     try:
         model, x = architecture.build(EXAMPLES)
         model.eval()
-        answers.send({"parameters": sum(p.numel() for p in model.parameters())})
+        answers.send({"parameters": count(model)})
     except BaseException as error:  # packages raise what they will
         answers.send({"unbuilt": f"{type(error).__name__}: {error}"})
         return

@@ -211,10 +211,11 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
         gates = "unit"  # the gates are closed on these examples, and paths are there all the same
         carried = _effective(replace(batches, gates=gates, examples=1), position, of)
     if not float(carried.sum()) > 0:
-        raise ValueError(
-            f"no path energy reaches {shown(position)} on these examples; "
-            "its gates are closed: use other examples or gates='unit'"
-        )
+        zero = [name for name, p in problem.params.items() if not name.endswith("bias") and not bool(p.any())]
+        why = "its gates are closed: use other examples or gates='unit'"
+        if zero:  # the last layer of a branch, or of a network, may be initialised so
+            why = f"its gates are closed, or weights of zero cut its paths ({', '.join(zero[:3])}, {len(zero)} in all)"
+        raise ValueError(f"no path energy reaches {shown(position)} on these examples; {why}")
     found = places.pooled(carried / (carried.sum() if of == "energy" else 1)).reshape(places.shape)
     seen, below = support(program, position), _of_layers(program, places) if layers else {}
     return Located(position, places, seen, fields, by_data, found, gates, below)
