@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -205,3 +208,12 @@ def test_numbers_that_forward_makes_are_not_rounded_where_the_copy_is_wide(defau
     finally:
         torch.set_default_dtype(torch.float32)
     assert abs(seen[-1] + 0.6) < 1e-15
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_parts_that_are_compiled_run_as_they_are_written(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """What torch compiles has no second derivative, which constraints are."""
+    torch.manual_seed(0)
+    part, last, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh()), nn.Linear(4, 2), torch.randn(30, 3)
+    found, plain = (capalloc.measure(nn.Sequential(first, last), x) for first in (wrap(part), part))
+    np.testing.assert_array_equal(found.capacity, plain.capacity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import prune
 
 import capalloc
 from capalloc import depth_limit, gates, linear, solvers
@@ -37,6 +39,7 @@ class Attention(nn.Module):
 
 
 ATTENTION = Attention()
+FIRST, FRONT = NET[:1], NET[:2]
 STOCHASTIC = solvers.Stochastic(num_probes=2, spectrum=False)
 BLOCK, EXACT = solvers.Block(num_probes=4, num_steps=1), {"ridge": 0.1, "solver": "dense"}
 CALLS: dict[str, Callable[[], Any]] = {
@@ -48,7 +51,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "walk": lambda: capalloc.walk(NET, X).inputs.values,
     "output_gram": lambda: capalloc.output_gram(NET, X).numpy(),
     "effective_parameters": lambda: capalloc.effective_parameters(NET, X, ridge=0.1).total,
-    "receptive_field": lambda: capalloc.receptive_field(NET[:1], X).map.values,
+    "receptive_field": lambda: capalloc.receptive_field(FIRST, X).map.values,
     "decoupling": lambda: capalloc.decoupling(NET, X).data.to_array().values,
     "scaling": lambda: capalloc.scaling(NET, X).data.to_dataframe().to_string(),
     "shattering": lambda: capalloc.shattering(NET, X).data.to_dataframe().to_string(),
@@ -62,7 +65,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "gates.gaussian_decoupling": lambda: gates.gaussian_decoupling("gelu", 0.5),
     "gates.gaussian_gate_moment": lambda: gates.gaussian_gate_moment("tanh", 0.5),
     "solvers.mean_eigenvalue": lambda: solvers.mean_eigenvalue(NET, X),
-    "depth_limit.read": lambda: repr(depth_limit.read(NET[:2], X)),
+    "depth_limit.read": lambda: repr(depth_limit.read(FRONT, X)),
     "linear.model_jacobian": lambda: linear.model_jacobian(LINE, (4,)).values,
     "linear.estimate_covariance": lambda: linear.estimate_covariance(FLAT).matrix.numpy(),
     "linear.train": lambda: linear.train(LINE, linear.prediction(linear.autoregression([0.5]), 4)).filter.numpy(),
@@ -95,11 +98,21 @@ def default_dtype() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 AROUND: dict[str, Callable[[], Any]] = {
     "autocast and no gradients": half_precision,
     "another default device": default_device,
     "another default dtype and fused kernels": default_dtype,
     "inference mode": torch.inference_mode,
+    "deterministic algorithms": deterministic,
 }
 
 
@@ -147,6 +160,61 @@ def test_surroundings_change_nothing(answers, around: str, name: str):
         after = state()
     np.testing.assert_array_equal(found, answers[name])
     assert after == before
+
+
+def pruned(model: nn.Module) -> nn.Module:
+    """A copy whose weights are products with a mask of ones, made anew before each run."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv1d)):
+            prune.identity(layer, "weight")
+    return model
+
+
+MODELS = ("NET", "LINE", "ATTENTION", "FIRST", "FRONT")
+WITHOUT_MODEL = {"gates.gaussian_decoupling", "gates.gaussian_gate_moment", "linear.estimate_covariance"}
+OF_MODELS = [name for name in CALLS if name not in WITHOUT_MODEL | {"architectures.make"}]
+#: Probes are drawn, and tensors listed, in the order of parameters, which pruning changes.
+OF_ANOTHER_ORDER = {"propagate by blocks", "prune_scores", "decoupling", "audit", "rank", "export"}
+
+
+def wrap_all(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    here = sys.modules[__name__]
+    for name in MODELS:
+        monkeypatch.setattr(here, name, wrap(getattr(here, name)))
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrapped_models_are_the_models_within(answers, monkeypatch, wrap, name: str):
+    wrap_all(monkeypatch, wrap)
+    np.testing.assert_array_equal(CALLS[name](), answers[name])
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_pruned_models_are_those_of_their_weights_or_are_refused(answers, monkeypatch, name: str):
+    wrap_all(monkeypatch, pruned)
+    if name in ("measure attention", "balance"):  # torch's attention reads a weight as it was when it was pruned
+        with pytest.raises(ValueError, match="model cannot be copied"):
+            CALLS[name]()
+    elif name in OF_ANOTHER_ORDER:
+        CALLS[name]()
+    elif isinstance(answers[name], str):
+        assert CALLS[name]() == answers[name]
+    else:
+        np.testing.assert_allclose(CALLS[name](), answers[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [(lambda model: copy.deepcopy(model).to("meta"), "on the meta device"), (torch.jit.script, "is TorchScript")],
+    ids=["meta", "scripted"],
+)
+def test_models_without_values_or_python_are_refused_with_what_to_do(monkeypatch, wrap, said: str, name: str):
+    wrap_all(monkeypatch, wrap)
+    with pytest.raises((TypeError, ValueError), match=said):
+        CALLS[name]()
 
 
 class Enters(nn.Linear):

@@ -19,6 +19,7 @@ from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._model.input_metric import InputMetricLike
+from capalloc._model.private_copy import unwrapped
 from capalloc._model.problem import OutputSelection, Problem, prepare
 from capalloc._operators.records import record
 from capalloc._runtime.arguments import checked
@@ -83,7 +84,8 @@ def balance(
         `remove_parametrizations` makes plain parameters of them once training is over.
 
     Raises:
-        ValueError: trained weights, another optimiser, or a branch that no layer stands for; nothing is changed.
+        ValueError: trained weights, another optimiser, a branch that no layer stands for, or a model that cannot be
+            copied; nothing is changed.
         UnsupportedOperatorError, TypeError: as `scaling`.
 
     Reference: G. Yang, D. Yu, C. Zhu, S. Hayou, Feature learning in infinite-depth neural networks, arXiv 2310.02244.
@@ -99,15 +101,22 @@ def balance(
             "model looks trained, and balance is for initial weights; trained=False (--initial) says that it is not"
         )
     if found.phase == "plain":
-        changed = model if in_place else copy.deepcopy(model)
-        _level(changed, problem, found, told)
+        changed = model if in_place else _copied(model)
+        _level(unwrapped(changed), problem, found, told)
         return changed
     trails = _trails(problem, products)
     factors = dict(_factors(trails, found, optimiser))
-    changed = model if in_place else copy.deepcopy(model)
+    changed = model if in_place else _copied(model)
     for name, (used, stored) in factors.items():
-        _multiply(changed, name, used, stored)
+        _multiply(unwrapped(changed), name, used, stored)
     return changed
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(f"model cannot be copied, as pruned ones cannot; give in_place=True: {error}") from error
 
 
 def _trails(problem: Problem, products: Products | None) -> Trails:

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from capalloc._graph.capture import export_once
 from capalloc._model.complex_params import as_held
+from capalloc._model.private_copy import unwrapped
 from capalloc._model.problem import prepare
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
@@ -47,6 +48,7 @@ def export(model: nn.Module, inputs: Tensor | Iterable[Any]) -> ExportedProgram:
             "torch.export cannot capture this model for any number of examples: pass a program of "
             "torch.export.export(model, (examples,)), which has one number of them, or the model itself"
         )
+    model = unwrapped(model)
     own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     program.state_dict.update({name: as_held(own[name], held) for name, held in program.state_dict.items()})
     return program

@@ -33,6 +33,17 @@ MAKING = frozenset(
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without what compiles it or shares its examples among processes."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Copy a model in evaluation mode, without a tensor that `model` has too, cast to `dtype`.
 
@@ -51,6 +62,9 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
         raise ValueError(f"model cannot be copied, and the methods work on a copy: {error}") from error
     frozen = copied.eval().requires_grad_(False)
     pair_up(frozen)
+    for part in frozen.modules():
+        if (inner := unwrapped(part)) is not part:
+            part.forward = inner.forward  # what is compiled has no second derivative
     if any(True for _ in frozen.buffers()):
         _keep_buffers(frozen)
     if (defaults := forward_defaults()) is not None and not isinstance(model, SavedModel):

@@ -28,6 +28,7 @@ from capalloc._model.private_copy import (
     private_copy,
     spare_inputs,
     surround,
+    unwrapped,
     widen,
 )
 from capalloc._model.selected_params import ParamSelection, select_params
@@ -152,13 +153,12 @@ def prepare(
     plain = program is not None and cast(SavedModel, model).takes_one_signal() and not isinstance(inputs, Mapping)
     asked = None if plain else read_arguments(Signature.of(model), inputs)
     program = program if plain else None  # its graph does not take inputs, or complex numbers, apart
+    selected, notes = select_params(model, params)
     if asked is None:
         first, layout = _first(inputs), None
-        selected, notes = select_params(model, params)
         _check_tensors(model, selected, first)
         frozen = private_copy(model, dtype)
     else:
-        selected, notes = select_params(model, params)
         frozen = private_copy(model, dtype)
         with seeded(0, torch.device("cpu")):
             inputs, layout = packed(frozen, next(model.parameters()).dtype, asked)
@@ -205,7 +205,7 @@ def _read(model: Any) -> tuple[nn.Module, ExportedProgram | None]:
                 f"{name or 'model'} is TorchScript, whose calls cannot be read; pass the nn.Module that was scripted "
                 "or traced, or a program of torch.export"
             )
-    return model, None
+    return unwrapped(model), None
 
 
 def _first(inputs: Tensor | Iterable[Any]) -> Tensor:

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import capalloc
 from allocations import allocation
 from capalloc import Allocation, CapacityWarning
-from capalloc.app.callbacks.snapshot import LOGGED_METHODS, Snapshot, check_inputs, unwrapped
+from capalloc._model.private_copy import unwrapped
+from capalloc.app.callbacks.snapshot import LOGGED_METHODS, Snapshot, check_inputs
 from capalloc.app.callbacks.summary import LONG, SHORT, map_image, summarise
 from lacking import lack
 from several import Gated

@@ -16,6 +16,7 @@ from capalloc._decoupling.gate_decoupling import decoupling
 from capalloc._depth.balance_depth import scaling
 from capalloc._depth.compare_gradients import shattering
 from capalloc._measure.measure import CapacityWarning, measure
+from capalloc._model.private_copy import unwrapped
 from capalloc._propagate.propagate import propagate
 from capalloc.app.callbacks.kept_model import KeptModel
 from capalloc.app.callbacks.summary import Summary, summarise
@@ -129,17 +130,6 @@ def check_every(name: str, every: Any) -> int:
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"{name} must be a positive integer, got {every!r}")
     return every
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, without what compiles it or shares its examples among processes."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 @contextmanager
