@@ -26,7 +26,7 @@ from capalloc._linalg.symmetric import add_gram, mirror
 from capalloc._model.problem import prepare
 from measured import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 
-SIDES = ("outputs", "params")
+SIDES = ("outputs", "params", "diagonal")
 
 
 class Tokens(nn.Module):
@@ -117,7 +117,7 @@ def expected(J: Tensor, side: str) -> Tensor:
     if side == "outputs":
         return torch.einsum("eok,fqk->eofq", J, J)
     rows = J.flatten(0, 1)
-    return rows.T @ rows
+    return rows.square().sum(0) if side == "diagonal" else rows.T @ rows
 
 
 def assert_close(a: Tensor, b: Tensor, rtol: float = 1e-10) -> None:
@@ -179,8 +179,9 @@ def test_chunks_of_examples_and_outputs_add_up(side):
         work = prepare_gram(model, x, None, None, None, None, None)
         source = replace(work.source, sensitivity_bytes=1)
         small = replace(work, source=source, gathered_bytes=2**16, gathered_share=0.0)
-        found = small.output_gram(2) if side == "outputs" else small.param_gram(2)
-    assert_close(mirror(found).reshape(whole.shape), whole, 1e-13)
+        found = {"outputs": small.output_gram, "params": small.param_gram, "diagonal": small.param_diagonal}[side](2)
+    found = found if side == "diagonal" else mirror(found)
+    assert_close(found.reshape(whole.shape), whole, 1e-13)
     labels = torch.zeros(9, dtype=torch.long)
     assert_close(output_gram(model, [(x[:4], labels[:4]), (x[4:], labels[4:])], side=side), whole, 1e-13)
 
@@ -208,7 +209,7 @@ def test_both_sides_are_symmetric_positive_and_share_their_spectrum(name):
     make, shape = CASES[name]
     model, x = build(make), data(6, *shape)
     spectra = []
-    for side in SIDES:
+    for side in ("outputs", "params"):
         gram = output_gram(model, x, side=side)
         gram = gram.flatten(2).flatten(0, 1) if side == "outputs" else gram
         assert torch.equal(gram, gram.T)
@@ -418,7 +419,7 @@ def test_gpu_gives_the_same(name):
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"side": "inputs"}, r"side must be \"outputs\" for J J' or \"params\" for J' J, got 'inputs'"),
+        ({"side": "inputs"}, "side must be .* for the latter's, got 'inputs'"),
         ({"batch_size": 0}, 'batch_size must be "auto" or an integer >= 1, got 0'),
         ({"dtype": torch.float16}, "dtype must be torch.float32 or torch.float64, got torch.float16"),
         ({"accumulate": torch.int64}, "accumulate must be torch.float32 or torch.float64, got torch.int64"),
@@ -459,17 +460,19 @@ def test_derivatives_that_are_not_finite_are_refused(side):
 
 
 @pytest.mark.parametrize(
-    ("max_bytes", "batch_size", "match"),
+    ("max_bytes", "batch_size", "side", "match"),
     [
-        (700, "auto", r"a Gram matrix of 35 rows with one example's derivatives.* the other side"),
-        (1.4e5, 7, 'a batch of 7 examples .* lower batch_size or leave it "auto"'),
+        (700, "auto", "outputs", r"a Gram matrix of 35 rows with one example's derivatives.* the other side"),
+        (1.4e5, 7, "outputs", 'a batch of 7 examples .* lower batch_size or leave it "auto"'),
+        (700, "auto", "diagonal", r"the squares of one example's derivatives.*take fewer parameters"),
     ],
 )
-def test_what_would_not_fit_is_refused(max_bytes, batch_size, match):
+def test_what_would_not_fit_is_refused(max_bytes, batch_size, side, match):
     with pytest.raises(MemoryError, match=match):
         output_gram(
             build(lambda: nn.Sequential(nn.Conv1d(1, 40, 3), nn.Flatten(), nn.Linear(240, 5))),
             data(7, 1, 8),
+            side=side,
             batch_size=batch_size,
             max_bytes=max_bytes,
         )

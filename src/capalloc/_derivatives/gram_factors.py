@@ -39,6 +39,11 @@ class Part:
         assert self.right is None
         return self.left[:, :, 0]
 
+    def sum_of_squares(self, dtype: torch.dtype) -> Tensor:
+        """The squares of the columns of a part of one position, over examples and outputs: (params,)."""
+        squares = self.left[:, :, 0].square().sum(1, dtype=dtype)  # (e, left)
+        return squares.sum(0) if self.right is None else (squares.T @ self.right[:, 0].to(dtype).square()).flatten()
+
 
 @dataclass(frozen=True)
 class TappedParts:

@@ -36,6 +36,8 @@ GRAM_BATCH_BYTES = 3 * 2**23
 GATHERED_BYTES = 2**25
 #: ... this share of the result, if that is more: every addition passes over the whole result.
 GATHERED_SHARE = 1 / 8
+#: What to do where memory is short.
+FEWER = "fewer parameters with params= or outputs with outputs="
 #: Tensors as large as all activations that one run and its backward passes hold.
 ACTIVATION_COPIES = 3
 
@@ -98,6 +100,25 @@ class GramWork:
             add_param_gram(gram, panels(columns, self.problem.params), fresh=index == 0)
         return gram
 
+    def param_diagonal(self, batch_size: int | str) -> Tensor:
+        """The diagonal of J' J, (params,): no more of J at once than the rows of a few outputs."""
+        factored = {name: form for name, form in self.forms().items() if form.positions == 1}
+        stored, each = (
+            self.dtype.itemsize * self.problem.num_params,
+            self.x.itemsize * (self.needed() + self.kept(factored)),
+        )
+        self.budget.set_aside(stored + each, "the squares of one example's derivatives", f"take {FEWER}")
+        size = Budget(self.budget.num_bytes - stored).batch_size(each, len(self.x), batch_size, GRAM_BATCH_BYTES)
+        found = {
+            name: torch.zeros(p.numel(), dtype=self.dtype, device=p.device) for name, p in self.problem.params.items()
+        }
+        for index, x in enumerate(self.x.split(size)):
+            with seeded(index * size, x.device):
+                for _, parts in self.source(x, factored):
+                    for name, part in parts.items():
+                        found[name] += part.sum_of_squares(self.dtype)
+        return torch.cat([*found.values()])
+
     def param_cut(self, batch_size: int | str) -> tuple[dict[str, Form], int, int]:
         """Forms that J' J takes fewest products from, examples kept at once, in whole batches, and those of a batch."""
         forms = {name: form for name, form in self.forms().items() if cheaper_for_params(form, self.num_outputs)}
@@ -139,7 +160,7 @@ class GramWork:
         self.budget.set_aside(
             stored + each,
             f"a Gram matrix of {size} rows with one example's derivatives",
-            "take fewer examples or the other side, or fewer parameters with params= or outputs with outputs=",
+            f"take fewer examples or the other side, or {FEWER}",
         )
         return Budget(self.budget.num_bytes - stored).batch_size(each, examples, batch_size, GRAM_BATCH_BYTES)
 

@@ -21,7 +21,7 @@ from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.memory import budget_of
 
-GramSide = Literal["outputs", "params"]
+GramSide = Literal["outputs", "params", "diagonal"]
 #: Gram matrices are computed in these.
 DTYPES = (torch.float32, torch.float64)
 
@@ -42,8 +42,9 @@ def output_gram(
     """Gram matrix of the output Jacobian J = d f_o(x_n) / d theta, exactly, without J where its factors are smaller.
 
     `side="outputs"`: J J', the empirical neural tangent kernel; `side="params"`: J' J, the unnormalised Fisher or
-    Gauss-Newton matrix of the squared loss, a sum over examples and outputs. At a call that is affine in theta,
-    g_o = delta_o (x) h with the sensitivity delta_o of output o and the input h (docs/theory.md, section 2), so a dense
+    Gauss-Newton matrix of the squared loss, a sum over examples and outputs; `side="diagonal"`: its diagonal alone,
+    whose sum is the trace of both. At a call that is affine in theta, g_o = delta_o (x) h with the sensitivity
+    delta_o of output o and the input h (docs/theory.md, section 2), so a dense
     layer adds (delta delta') o (h h') to J J'. Parameters in calls without a rule, and models that `torch.func`
     cannot enter, are differentiated by plain autograd; uses of a shared parameter add.
 
@@ -59,7 +60,7 @@ def output_gram(
         outputs: which outputs, as in `measure`.
         params: names of the parameters that count, or a predicate on names; by default those that require gradients
             (all where none does), "all" for all.
-        side: "outputs" for J J', "params" for J' J.
+        side: "outputs" for J J', "params" for J' J, "diagonal" for the diagonal of J' J.
         batch_size: examples run at a time; "auto" chooses by a memory forecast.
         dtype: of the derivatives and their products, float32 or float64; the model's own by default.
         accumulate: of the sums and of the result; `dtype` by default. float64 over a float32 `dtype` adds up products
@@ -67,8 +68,8 @@ def output_gram(
         max_bytes: memory that the work may fill; by default 70 % of what is free on the model's device.
 
     Returns:
-        J J' as (examples, outputs, examples, outputs), outputs flattened, or J' J as (params, params), parameters in
-        the order of `model.named_parameters()`; on the model's device.
+        J J' as (examples, outputs, examples, outputs), outputs flattened, or J' J as (params, params), or its diagonal
+        as (params,), parameters in the order of `model.named_parameters()`; on the model's device.
 
     Raises:
         ValueError: bad settings, examples that interact, random draws that do not repeat, or a J that is not finite.
@@ -81,8 +82,12 @@ def output_gram(
     _check_settings(side, batch_size, dtype, accumulate)
     with exact_derivatives():
         work = prepare_gram(model, inputs, outputs, params, dtype, accumulate, max_bytes)
+        if side == "diagonal":
+            diagonal = work.param_diagonal(batch_size)
+            check_gram(diagonal)
+            return diagonal
         gram = work.output_gram(batch_size) if side == "outputs" else work.param_gram(batch_size)
-    check_gram(gram)
+    check_gram(gram.diagonal())
     return mirror(gram).reshape((len(work.x), work.num_outputs) * 2) if side == "outputs" else mirror(gram)
 
 
@@ -105,9 +110,9 @@ def prepare_gram(
     return GramWork(problem, source, x, num_outputs, accumulate or problem.dtype, budget_of(x.device, max_bytes))
 
 
-def check_gram(gram: Tensor) -> None:
-    """Refuse the Gram matrix of a J that is not finite: a sum of its squares is not."""
-    if not torch.isfinite(gram.diagonal()).all():
+def check_gram(diagonal: Tensor) -> None:
+    """Refuse the diagonal of the Gram matrix of a J that is not finite: a sum of its squares is not."""
+    if not torch.isfinite(diagonal).all():
         raise ValueError(
             "the derivative of outputs with respect to parameters holds NaN or inf; "
             "look for square roots, logarithms or divisions at zero in the model"
@@ -117,8 +122,10 @@ def check_gram(gram: Tensor) -> None:
 def _check_settings(
     side: str, batch_size: int | str, dtype: torch.dtype | None, accumulate: torch.dtype | None
 ) -> None:
-    if side not in ("outputs", "params"):
-        raise ValueError(f'side must be "outputs" for J J\' or "params" for J\' J, got {side!r}')
+    if side not in ("outputs", "params", "diagonal"):
+        raise ValueError(
+            f'side must be "outputs" for J J\', "params" for J\' J or "diagonal" for the latter\'s, got {side!r}'
+        )
     check_batch_size(batch_size)
     for name, value in (("dtype", dtype), ("accumulate", accumulate)):
         if value is not None and value not in DTYPES:

@@ -106,12 +106,12 @@ def count_from(work: GramWork, side: GramSide, ridge: float, batch_size: int | s
     if side == "outputs":
         columns = work.output_columns(batch_size, matrices=4)  # K, its eigenvectors, M and one tensor's share of K
         gram = mirror(work.gram_of(columns))
-        check_gram(gram)
+        check_gram(gram.diagonal())
         shrunk = shrink(gram, penalty, size)
         hat = (gram @ shrunk.inverse).unflatten(1, (len(work.x), -1)).unflatten(0, (len(work.x), -1))
         return Determined(work.shares(columns, shrunk.inverse), hat.diagonal(dim1=0, dim2=2).movedim(-1, 0), shrunk)
     gram = mirror(work.param_gram(batch_size))
-    check_gram(gram)
+    check_gram(gram.diagonal())
     shrunk = shrink(gram, penalty, size)
     used = (shrunk.inverse * gram).sum(1)
     tensors = torch.stack([part.sum() for part in used.split([p.numel() for p in work.problem.params.values()])])
