@@ -68,7 +68,7 @@ lint: setup  ## ruff, mypy, and the one-way flow of imports
 docs: setup  ## the documentation site in site/, warnings as errors
 	$(BIN)/python -m zensical build --clean --strict
 
-bench: setup  ## the performance figures, one run; benchmarks/RESULTS.md holds the committed ones
+bench: setup  ## the timings, one run (an hour); benchmarks/RESULTS.md holds the committed ones
 	$(BIN)/python -m benchmarks
 
 studies: setup  ## the experiments whose figures and tables stand in docs (three quarters of an hour)

@@ -1,1 +1,1 @@
-"""Performance figures: `python -m benchmarks [module ...] [--output RESULTS.md]`."""
+"""Figures of speed and accuracy: `python -m benchmarks [group or module ...] [--output FILE]`."""

@@ -1,6 +1,7 @@
-"""Run every benchmark of this folder, or those named, and print Markdown.
+"""Run the timings of this folder, or the groups and benchmarks named, and print Markdown.
 
-A benchmark is a module with a function `run() -> Table`.
+A benchmark is a module with a function `run() -> Table`. "timings" is one run of what a call costs, "accuracy" what an
+answer is worth beside an exact one, which no busy machine changes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import importlib
 import os
 import platform
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,27 +19,38 @@ import torch
 
 from benchmarks.table import Table
 
-#: Not among all: they take an hour and more, and the first needs packages that nothing else does.
+GROUPS = {
+    "timings": (
+        *("propagate", "models", "limits", "real_size", "stated", "scale", "measure", "dense", "gram", "side_by_side"),
+        *("linear", "depth", "design", "start", "forecasts"),
+    ),
+    "accuracy": ("architectures", "correction", "steps", "few_constraints", "metric", "segments"),
+}
+#: In no group: they take an hour and more, and the first needs packages that nothing else does.
 ON_REQUEST = ("coverage", "at_size")
 
 
 def main() -> None:
     known = discover()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("modules", nargs="*", help=f"of {', '.join(known)}; {', '.join(ON_REQUEST)} only if named")
-    parser.add_argument("--output", type=Path, help="write the report there too")
+    names = f"{', '.join(GROUPS)}, or of {', '.join(known)}"
+    parser.add_argument("modules", nargs="*", default=["timings"], help=f"of {names}")
+    parser.add_argument("--output", type=Path, help="write the report there too, section by section")
     options = parser.parse_args()
-    unknown = sorted(set(options.modules) - known.keys())
+    wanted = [name for asked in options.modules for name in GROUPS.get(asked, (asked,))]
+    unknown = sorted(set(wanted) - known.keys())
     if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
-    report = ["# Benchmarks", "", f"One run of `python -m benchmarks`: {machine()}.", ""]
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {names}")
+    report = ["# Benchmarks", "", f"One run of `python -m benchmarks {' '.join(options.modules)}`: {machine()}.", ""]
     print("\n".join(report))
-    for name in options.modules or [name for name in known if name not in ON_REQUEST]:
-        table = known[name]()
-        print(table.markdown(), end="\n\n", flush=True)
-        report += [table.markdown(), ""]
-    if options.output:
-        options.output.write_text("\n".join(report))
+    for name in wanted:
+        load, began = os.getloadavg()[0], time.perf_counter()
+        section = known[name]().markdown()
+        took = f"{name}: {time.perf_counter() - began:.0f} s in all, load {load:.1f} before."
+        report += [section, "", took, ""]
+        print(section, "", took, "", sep="\n", flush=True)
+        if options.output:
+            options.output.write_text("\n".join(report))
 
 
 def discover() -> dict[str, Callable[[], Table]]:

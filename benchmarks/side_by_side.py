@@ -168,7 +168,8 @@ def run() -> Table:
         "float32, one thread. J of the network and images of the Gram matrices above; the error of a diagonal is the "
         "norm of the difference to our float64 answer over its norm, that of its sum, the trace, beside it. The "
         "effective dimension is of a dense network of 2410 parameters, "
-        f"{EXAMPLES_OF_DIMENSION} examples, ridge {RIDGE:g}. Medians of {REPEATS}. Memory: what one call needs at its peak above the imports, in a process of its own.",
+        f"{EXAMPLES_OF_DIMENSION} examples, ridge {RIDGE:g}. Medians of {REPEATS}. Memory: what one call needs at its "
+        "peak above the imports, in a process of its own.",
         ("what", "by", "time", "over ours", "peak memory", "found", "error", "of the trace"),
         rows,
     )
