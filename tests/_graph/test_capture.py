@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import capalloc
 from capalloc._graph.capture import capture, export_once
 from capalloc._graph.interpret import evaluate
-from capalloc._model.problem import prepare
+from capalloc._model.problem import NODES_OF_MODULE, prepare
 from zoo import gaussian, seeded_module
 
 
@@ -187,6 +187,25 @@ def test_what_vmap_maps_is_captured_as_what_it_computes():
     )
     assert found.total == pytest.approx(plain.total)
     np.testing.assert_allclose(found.capacity, plain.capacity, rtol=1e-9)
+
+
+def test_operators_are_counted_by_modules_where_a_graph_is_of_one_number_of_examples():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.shift = nn.Linear(4, 2), nn.Parameter(torch.ones(1, 4))
+
+        def forward(self, x):
+            return self.head(x + self.shift.expand(len(x), -1))
+
+    of_one, of_any = (export_once(prepare(seeded_module(make), gaussian(8, 4), None, None)) for make in (Fixed, head))
+    assert of_one.program is None
+    assert of_one.num_nodes == NODES_OF_MODULE * len(list(of_one.model.modules()))
+    assert of_any.num_nodes == len(of_any.program.graph.nodes)
+
+
+def head() -> nn.Module:
+    return nn.Linear(4, 2)
 
 
 @pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])

@@ -32,9 +32,9 @@ WITH_RIDGE, WITHOUT = (3.0, 10.0), (6.0, 40.0)
 GRAPH_WORK = {
     "channels": (1, 0.0, 0.1),
     "paths": (8, 1e-3, 0.1),
-    "depth": (25, 6e-3, 0.2),
+    "depth": (25, 4.5e-3, 0.2),
     "field": (20, 2.5e-3, 0.1),
-    "scores": (20, 3.5e-3, 0.3),
+    "scores": (20, 3e-3, 0.3),
 }
 EXAMPLES_TIMED, TIMES = 64, 3
 #: Seconds below which nobody needs a forecast.
@@ -144,7 +144,7 @@ def pass_seconds(problem: Problem) -> tuple[float, int]:
 def graph_seconds(what: str, of_pass: float, nodes: int) -> float:
     """Forecast work on a graph of so many operators, where a pass of all examples takes `of_pass` seconds."""
     passes, of_node, once = GRAPH_WORK[what]
-    return once + max(passes * of_pass, of_node * nodes)
+    return once + passes * of_pass + of_node * nodes
 
 
 def announce_graph(who: str, what: str, problem: Problem, nodes: int, examples: int, progress: bool) -> None:

@@ -38,7 +38,7 @@ class ClassToken(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Put the token in front."""
-        return torch.cat([self.token.expand(len(h), -1, -1), h], 1)
+        return torch.cat([self.token.expand(h.shape[0], -1, -1), h], 1)
 
 
 @register(

@@ -83,7 +83,7 @@ class Decoupling(Result):
         }
         return self._view(
             title="Decoupling by depth",
-            heading=f"{len(self)} gates on {examples} examples",
+            heading=f"{len(self)} gate{'s' * (len(self) != 1)} on {examples} examples",
             facts=[
                 standing("estimated", "(after ± stand standard errors)"),
                 Fact("gates", str(len(self)), f"on {examples} examples"),
