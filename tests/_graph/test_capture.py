@@ -13,7 +13,8 @@ from torch.nn import functional as F
 import capalloc
 from capalloc._graph.capture import capture, export_once
 from capalloc._graph.interpret import evaluate
-from capalloc._model.problem import NODES_OF_MODULE, prepare
+from capalloc._measure.forecast import NODES_OF_MODULE, num_nodes
+from capalloc._model.problem import prepare
 from zoo import gaussian, seeded_module
 
 
@@ -200,8 +201,8 @@ def test_operators_are_counted_by_modules_where_a_graph_is_of_one_number_of_exam
 
     of_one, of_any = (export_once(prepare(seeded_module(make), gaussian(8, 4), None, None)) for make in (Fixed, head))
     assert of_one.program is None
-    assert of_one.num_nodes == NODES_OF_MODULE * len(list(of_one.model.modules()))
-    assert of_any.num_nodes == len(of_any.program.graph.nodes)
+    assert num_nodes(of_one) == NODES_OF_MODULE * len(list(of_one.model.modules()))
+    assert num_nodes(of_any) == len(of_any.program.graph.nodes)
 
 
 def head() -> nn.Module:

@@ -20,7 +20,7 @@ from capalloc._energy.carriers import Products
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._measure.forecast import duration, graph_seconds, pass_seconds
+from capalloc._measure.forecast import duration, graph_seconds, num_nodes, pass_seconds
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
@@ -165,7 +165,8 @@ def audit(
 def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, float], float, float]:
     """Seconds that each part takes, that the exact capacity takes, and the answer of the blocks at least."""
     of_pass, outputs = pass_seconds(problem)
-    costs = {what: graph_seconds(what, of_pass * number, problem.num_nodes) for what in ("channels", "paths", "depth")}
+    nodes = num_nodes(problem)
+    costs = {what: graph_seconds(what, of_pass * number, nodes) for what in ("channels", "paths", "depth")}
     left = max(1.0, clock.left - sum(costs.values()))
     size = Size(number, outputs, math.prod(problem.input_shape) + 1, problem.num_params)
     exact = exact_seconds(size, numbers_in_use(problem))

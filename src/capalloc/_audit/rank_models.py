@@ -22,7 +22,7 @@ from capalloc._energy.batches import Batches
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._measure.forecast import announce, graph_seconds, pass_seconds
+from capalloc._measure.forecast import announce, graph_seconds, num_nodes, pass_seconds
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.input_moments import InputMoments, still_inputs
 from capalloc._model.made_from import recorded
@@ -164,7 +164,7 @@ class Candidate:
         of_pass = pass_seconds(self.problem)[0]
         measured = self.problem.num_params <= MEASURED_PARAMS
         dimension = dimension_seconds(self.problem, self.x, of_pass) if measured else 0.0
-        return dimension + graph_seconds("scores", of_pass * len(self.x), self.problem.num_nodes)
+        return dimension + graph_seconds("scores", of_pass * len(self.x), num_nodes(self.problem))
 
     def known(self, what: str, part: Callable[[], Any]) -> Any:
         """Return what a part finds; None, with a note, where it cannot be found."""

@@ -18,7 +18,7 @@ from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._measure.forecast import announce_graph
+from capalloc._measure.forecast import announce_graph, num_nodes
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
@@ -64,7 +64,7 @@ def diagnose(
 
     """
     problem = export_once(prepare(model, inputs, outputs, traced=True, by_input=True))
-    announce_graph("diagnose", "depth", problem, problem.num_nodes, problem.count(), progress)
+    announce_graph("diagnose", "depth", problem, num_nodes(problem), problem.count(), progress)
     x = problem.inputs
     told: dict[str, Any] = {"products": products, "trained": trained}
     shattered = shattering(problem, x, num_examples=num_examples, generator=generator, **told)

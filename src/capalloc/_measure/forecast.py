@@ -37,6 +37,8 @@ GRAPH_WORK = {
     "scores": (20, 3e-3, 0.3),
 }
 EXAMPLES_TIMED, TIMES = 64, 3
+#: Operators that each module stands for, where every part of an answer captures a graph of its own.
+NODES_OF_MODULE = 6
 #: Seconds below which nobody needs a forecast.
 SHORT_WAIT = 5.0
 
@@ -139,6 +141,13 @@ def pass_seconds(problem: Problem) -> tuple[float, int]:
                 torch.autograd.grad(returned.sum(), batch, allow_unused=True)
         taken = min(taken, _now(batch.device) - began)
     return taken / len(batch), returned.shape[1]
+
+
+def num_nodes(problem: Problem) -> int:
+    """Count operators of the exported program; about as many as graphs of all parts cost where there is none."""
+    if problem.program is None:
+        return NODES_OF_MODULE * sum(1 for _ in problem.model.modules())
+    return len(problem.program.graph.nodes)
 
 
 def graph_seconds(what: str, of_pass: float, nodes: int) -> float:

@@ -36,8 +36,6 @@ from capalloc._model.several_inputs import Layout, packed
 from capalloc._runtime.arguments import blamed
 
 ModelLike = Union[nn.Module, ExportedProgram, str, os.PathLike[str], "Problem"]  # a checked problem stays as it is
-#: Operators that each module stands for in a forecast, where every part of an answer captures a graph of its own.
-NODES_OF_MODULE = 6
 #: A change of the inputs, in units of their rounding, that moves outputs about as far as rounding in all layers does.
 NUDGE = 16
 #: Examples that are run together, in both orders, to see whether one changes with others; their entries, at most.
@@ -83,13 +81,6 @@ class Problem:
     def num_params(self) -> int:
         """Number of selected scalar parameters."""
         return sum(p.numel() for p in self.params.values())
-
-    @property
-    def num_nodes(self) -> int:
-        """Operators of the exported program, or about as many as a graph of each part costs where there is none."""
-        if self.program is None:
-            return NODES_OF_MODULE * sum(1 for _ in self.model.modules())
-        return len(self.program.graph.nodes)
 
     @property
     def parameter_sizes(self) -> dict[str, int]:
