@@ -233,3 +233,21 @@ def test_the_random_state_and_the_model_are_left_alone():
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+class Masked(nn.Module):
+    """Sees three places of six, drawn at random, as masked autoencoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.LayerNorm(3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(x.gather(-1, torch.rand(x.shape).argsort(-1)[..., :3])))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_what_a_model_draws_is_the_same_throughout(check: bool):
+    torch.manual_seed(0)
+    field = capalloc.receptive_field(Masked().eval(), gaussian(2, 6).float(), check=check)
+    assert int(field.influence.sum()) == 3

@@ -43,7 +43,8 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, by_data: bool, ch
         for done in range(draws):
             if done and not check and torch.equal(reached, found.seen):
                 break
-            reached = reached | gradient_reach(graph, position, like, random)
+            with seeded(0, like.device):  # what the model draws is what the sweeps met
+                reached = reached | gradient_reach(graph, position, like, random)
         closed = not plain and (by_data or found.chosen or closes_paths(graph, batches.carriers, like, random))
     if outside := int((reached & ~found.seen).sum()):
         raise ValueError(
@@ -65,7 +66,10 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, by_data: bool, ch
 
 def _swept(graph: Graph, position: Index, like: Tensor, random: torch.Generator) -> Influence:
     """Join what sweeps at several random weights and inputs find."""
-    sweeps = [influence(graph, position, like, random) for _ in range(SWEEPS)]
+    sweeps = []
+    for _ in range(SWEEPS):
+        with seeded(0, like.device):
+            sweeps.append(influence(graph, position, like, random))
     unknown = {name: None for sweep in sweeps for name in sweep.unknown}
     return Influence(
         torch.stack([sweep.seen for sweep in sweeps]).any(0), unknown, any(sweep.chosen for sweep in sweeps)
