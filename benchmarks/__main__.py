@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,14 +44,21 @@ def main() -> None:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {names}")
     report = ["# Benchmarks", "", f"One run of `python -m benchmarks {' '.join(options.modules)}`: {machine()}.", ""]
     print("\n".join(report))
+    failed: list[str] = []
     for name in wanted:
         load, began = os.getloadavg()[0], time.perf_counter()
-        section = known[name]().markdown()
+        try:
+            section = known[name]().markdown()
+        except Exception as error:  # the others' hour is not lost
+            failed.append(name)
+            section = f"## {name}\n\nFailed: {error!r}"
         took = f"{name}: {time.perf_counter() - began:.0f} s in all, load {load:.1f} before."
         report += [section, "", took, ""]
         print(section, "", took, "", sep="\n", flush=True)
         if options.output:
             options.output.write_text("\n".join(report))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def discover() -> dict[str, Callable[[], Table]]:
