@@ -185,7 +185,25 @@ WRITTEN: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         lambda m, h: F.bilinear(h[:, :2], h[:, 2:], m.pairs),
         lambda m, h: torch.einsum("bi,oij,bj->bo", h[:, :2], m.pairs, h[:, 2:]),
     ),
+    "hypot": (
+        lambda m, h: torch.hypot(h, m.scale),
+        lambda m, h: torch.stack([h, m.scale.expand_as(h)]).norm(dim=0),
+    ),
+    "logaddexp": (
+        lambda m, h: torch.logaddexp(h, m.scale),
+        lambda m, h: torch.stack([h, m.scale.expand_as(h)]).logsumexp(0),
+    ),
 }
+
+
+def test_distances_are_norms_of_differences() -> None:
+    ways = (
+        lambda m, h: torch.cdist(h[:, None], m.pairs.flatten(1))[:, 0],
+        lambda m, h: (h[:, None] - m.pairs.flatten(1)).norm(dim=2),
+    )
+    network, plain = (seeded_module(lambda own=own: Written(ways, own)) for own in (True, False))
+    found, expected = (capalloc.propagate(m, gaussian(12, 3), solver="markov") for m in (network, plain))
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ways", WRITTEN.values(), ids=WRITTEN)

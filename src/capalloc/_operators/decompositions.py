@@ -57,6 +57,17 @@ def _tensordot(left: Tensor, right: Tensor, dims_self: Sequence[int], dims_other
     return torch.einsum(left, own, right, other, [k for k in own + other if (own + other).count(k) == 1])
 
 
+def _distances(left: Tensor, right: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """Norms of all differences of two sets of points."""
+    distances: Tensor = torch.linalg.vector_norm(left.unsqueeze(-2) - right.unsqueeze(-3), p, -1)
+    return distances
+
+
+def _stacked(reduce: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a function of two tensors of one of both along a new axis."""
+    return lambda left, right: reduce(torch.stack(torch.broadcast_tensors(left, right)))
+
+
 def _copy(written_over: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """The source in the place of what it overwrites; torch has no derivative of its own functional copy."""
     return source.to(written_over.dtype).expand(written_over.shape).clone()
@@ -238,6 +249,10 @@ for _op in (aten.minimum.default, aten.min.other):
 extend(aten.prelu.default, made_of=_prelu)
 extend(aten.bilinear.default, made_of=_bilinear)
 extend(aten.tensordot.default, made_of=_tensordot)
+extend(aten._cdist_forward.default, made_of=_distances)
+extend(aten.cdist.default, made_of=lambda left, right, p=2.0, compute_mode=None: _distances(left, right, p, None))
+extend(aten.hypot.default, made_of=_stacked(lambda x: torch.linalg.vector_norm(x, dim=0)))
+extend(aten.logaddexp.default, made_of=_stacked(lambda x: torch.logsumexp(x, 0)))
 extend(aten.copy.default, made_of=_copy)
 extend(aten._weight_norm.default, made_of=_weight_norm)
 _STEPS = {"lstm": _lstm_step, "gru": _gru_step, "rnn_tanh": _TANH, "rnn_relu": _RELU}
