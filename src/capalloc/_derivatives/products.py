@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from capalloc._derivatives.autograd import differentiable
-from capalloc._derivatives.rows import Replay, add_use, any_jvp, any_vjp
+from capalloc._derivatives.rows import Replay, any_jvp, any_vjp
 from capalloc._derivatives.tape import Tape, TappedCall, names_of, outputs_with
 from capalloc._model.complex_params import cast
 from capalloc._model.input_metric import InputMetric
@@ -222,23 +222,20 @@ class PiecewiseProducts(BatchProducts):
     def _along(self, r: Tensor, groups: list[slice]) -> Tensor:
         """C' r of groups of examples: (k, groups, params)."""
         v, constant = self.space.directions(r, self.x.detach())
-        total: list[dict[str, Tensor]] = [{} for _ in groups]
+        params = self.problem.params
+        found = r.new_zeros(len(r), len(groups), self.problem.num_params)
+        into = dict(zip(params, found.split([p.numel() for p in params.values()], 2), strict=True))
         for call, delta, dh in zip(self.calls, self.deltas, self._moved(v), strict=True):
             if call.weight is not None:
                 weights = constant.reshape(*constant.shape, *(1,) * (dh.ndim - 3))
                 along = torch.addcmul(dh, call.input.detach(), weights)
-                for into, part in zip(total, groups, strict=True):
-                    add_use(into, call.weight, call.rule.to_weight(along[:, :, part], delta[:, part]))
+                for k, part in enumerate(groups):
+                    into[call.weight][:, k] += call.rule.to_weight(along[:, :, part], delta[:, part]).flatten(1)
             if call.bias is not None:
                 gradients = bias_gradients(call, delta)
-                for into, part in zip(total, groups, strict=True):
-                    found = torch.einsum("oec,koe->kc", gradients[:, part], constant[:, :, part])
-                    add_use(into, call.bias, found)
-        sides = []
-        for own in total:
-            parts = (own.get(name, r.new_zeros(len(r), p.numel())) for name, p in self.problem.params.items())
-            sides.append(torch.cat([part.flatten(1) for part in parts], 1))
-        return torch.stack(sides, 1)
+                for k, part in enumerate(groups):
+                    into[call.bias][:, k] += torch.einsum("oec,koe->kc", gradients[:, part], constant[:, :, part])
+        return found
 
     def _moved(self, v: Tensor) -> list[Tensor]:
         """Changes of what enters each call along input directions (k, o, e, *inputs): (k, o, e, *in)."""

@@ -57,7 +57,7 @@ class InverseRoot:
         sampled examples opens is in it. With few images each variance is drawn to the mean of those of its tensor.
         """
         filled, largest = [], max(self._largest)
-        for block, scale, tensor in self._by_block(image):
+        for block, scale, tensor, _ in self._by_block(image, image):
             squares = turn(tensor, block.bases).square().mean(0)
             unseen = (scale == 0) & (squares > (UNITS_OF_ROUNDING * torch.finfo(scale.dtype).eps) ** 2 * largest)
             mean = squares[unseen].mean() if bool(unseen.any()) else squares.new_zeros(())
@@ -83,20 +83,23 @@ class InverseRoot:
 
     def pull(self, vectors: Tensor) -> Tensor:
         """R' v."""
-        parts = [turn(tensor, block.bases) * scale for block, scale, tensor in self._by_block(vectors)]
-        found = torch.cat([part.flatten(1) for part in parts], 1).to(vectors)
+        found = torch.empty_like(vectors)
+        for block, scale, tensor, into in self._by_block(vectors, found):
+            into.copy_((turn(tensor, block.bases) * scale).flatten(1))
         return found if self.beside is None else self.beside(found)
 
     def push(self, vectors: Tensor) -> Tensor:
         """R v."""
-        parts, turned = [], vectors if self.beside is None else self.beside(vectors)
-        for block, scale, tensor in self._by_block(turned):
+        turned = vectors if self.beside is None else self.beside(vectors)
+        found = torch.empty_like(turned)
+        for block, scale, tensor, into in self._by_block(turned, found):
             back = tuple(None if basis is None else basis.T for basis in block.bases)
-            parts.append(turn(tensor * scale, back).flatten(1))
-        return torch.cat(parts, 1).to(vectors)
+            into.copy_(turn(tensor * scale, back).flatten(1))
+        return found
 
-    def _by_block(self, vectors: Tensor) -> Iterator[tuple[KroneckerBlock, Tensor, Tensor]]:
-        """Yield every block, its scale, and its part of the vectors, (k, *axes)."""
-        split = vectors.split([math.prod(block.shape) for block in self.blocks.blocks], 1)
-        for block, scale, part in zip(self.blocks.blocks, self.scales, split, strict=True):
-            yield block, scale, part.to(scale).reshape(-1, *block.shape)
+    def _by_block(self, vectors: Tensor, found: Tensor) -> Iterator[tuple[KroneckerBlock, Tensor, Tensor, Tensor]]:
+        """Yield every block, its scale, its part of the vectors, (k, *axes), and of what is found, (k, params)."""
+        sizes = [math.prod(block.shape) for block in self.blocks.blocks]
+        sides = zip(self.blocks.blocks, self.scales, vectors.split(sizes, 1), found.split(sizes, 1), strict=True)
+        for block, scale, part, into in sides:
+            yield block, scale, part.to(scale).reshape(-1, *block.shape), into

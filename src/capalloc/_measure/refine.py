@@ -92,9 +92,10 @@ def unmoved(image: Tensor, dtype: torch.dtype) -> Tensor:
 
     In float32 what is small beside the largest may be no rounding: only zeros count.
     """
+    if dtype != torch.float64:
+        return (image == 0).all(0)
     size = image.abs().amax(0)
-    least = UNITS_OF_ROUNDING * torch.finfo(dtype).eps * float(size.max()) if dtype == torch.float64 else 0.0
-    return size <= least
+    return size <= UNITS_OF_ROUNDING * torch.finfo(dtype).eps * float(size.max())
 
 
 def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tensor], together: bool) -> Refinement:
@@ -104,15 +105,16 @@ def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tens
     large network these are fewer.
     """
     image = sums.noise(0, FEWEST_IMAGES)
-    root = root.completed(image)
-    tensors = _by_tensor(root.pull(image).square(), sums.examples.sizes)
+    root, unused = root.completed(image), unmoved(image, sums.examples.x.dtype)
+    tensors = _by_tensor(root.pull(image).square_(), sums.examples.sizes)
+    del image  # as long as the model is large, in float64, like the squares above
     if together:
         slots, moments = sums.read(root.push(torch.cat([*directions])))
     else:
         rows = sums.examples.by_example(torch.cat([sums.push(root.push(z)) for z in directions]))
         slots, moments = rows.square().sum((1, 2)), BlockMoments.of(rows, sums.examples.num_outputs)
     reading = ProbeReading(0, slots, tensors, moments, _constant(root))
-    return Refinement((reading,), unmoved(image, sums.examples.x.dtype))
+    return Refinement((reading,), unused)
 
 
 def readings(sums: ExampleSums, root: InverseRoot, z: Tensor, at: Collection[int]) -> Iterator[ProbeReading]:
