@@ -38,7 +38,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        elif hasattr(model, "dynamo_ctx") and isinstance(inner := model._orig_mod, nn.Module):  # of torch.compile
             model = inner
         else:
             return model
