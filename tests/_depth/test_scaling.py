@@ -725,7 +725,7 @@ def test_it_says_it_all(residual):
     text = repr(residual)
     assert text.startswith("<capalloc.Scaling, 2 residual blocks, 0 layers: balanced, T = 1.5>")
     assert "layers.0  2     0.5         layers.0" in text
-    assert repr(Scaling(dataset(gain=[1.0]))).startswith("<capalloc.Scaling, 0 residual blocks, 1 layers: plain>")
+    assert repr(Scaling(dataset(gain=[1.0]))).startswith("<capalloc.Scaling, 0 residual blocks, 1 layer: plain>")
     frame = residual.to_pandas()
     assert list(frame.columns) == ["rate", "multiplier", "identity", "last_layer"]
     assert list(frame.index) == ["layers.0", "layers.1"]

@@ -139,7 +139,7 @@ def test_other_solvers(solver, tmp_path):
     model, x = seeded_module(NormedResidual).eval(), gaussian(3, 1, 12)
     path = file_of(export(model, (x,)), tmp_path)
     live, saved = (capalloc.propagate(m, x, solver=solver) for m in (model, path))
-    np.testing.assert_allclose(saved.capacity, live.capacity, atol=1e-8)
+    np.testing.assert_allclose(saved.capacity, live.capacity, rtol=1e-6)  # blocks go another way, and are float32
 
 
 def test_decoupling_of_a_program_with_a_free_batch_axis(net, images, tmp_path):

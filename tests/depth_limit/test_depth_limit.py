@@ -359,11 +359,12 @@ def test_the_result_names_its_axes(square):
 
 def test_repr_says_it_all(square):
     text = repr(square)
-    heading, fact, *_ = text.splitlines()
+    heading, certainty, fact, *_ = text.splitlines()
     assert heading == (
         "<capalloc.Evolution, 3 blocks on row 9 x column 11: description jump, borders absorbing, clock rate>"
     )
-    assert fact == f"  absorbed  {float(square.absorbed[-1]):.4g} at the borders"
+    assert certainty.split(maxsplit=2)[2].startswith("exact for the walk")
+    assert fact.split() == ["absorbed", f"{float(square.absorbed[-1]):.4g}", "at", "the", "borders"]
     assert f"\n  row     4     {float(square.deviation[-1, 0]):.4g}\n  column  5 " in text
     mixed = chain([], point((2, 2)), ("periodic", "absorbing"))
     assert "borders periodic, absorbing" in repr(mixed)

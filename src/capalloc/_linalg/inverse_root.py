@@ -83,7 +83,7 @@ class InverseRoot:
 
     def pull(self, vectors: Tensor) -> Tensor:
         """R' v."""
-        found = torch.empty_like(vectors)
+        found = vectors.new_empty(vectors.shape)
         for block, scale, tensor, into in self._by_block(vectors, found):
             into.copy_((turn(tensor, block.bases) * scale).flatten(1))
         return found if self.beside is None else self.beside(found)
@@ -91,7 +91,7 @@ class InverseRoot:
     def push(self, vectors: Tensor) -> Tensor:
         """R v."""
         turned = vectors if self.beside is None else self.beside(vectors)
-        found = torch.empty_like(turned)
+        found = turned.new_empty(turned.shape)
         for block, scale, tensor, into in self._by_block(turned, found):
             back = tuple(None if basis is None else basis.T for basis in block.bases)
             into.copy_(turn(tensor * scale, back).flatten(1))

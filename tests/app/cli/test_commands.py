@@ -116,7 +116,7 @@ def test_receptive_field(folder):
 @pytest.mark.parametrize(
     ("command", "kind", "words"),
     [
-        ("decoupling", "Decoupling", "1 gates on 6 examples"),
+        ("decoupling", "Decoupling", "1 gate on 6 examples"),
         ("scaling", "Scaling", "layers"),
         ("shattering", "Shattering", "correlation of gradients"),
         ("diagnose", "Diagnosis", "receptive field"),
