@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
@@ -189,6 +190,16 @@ def wrap_all(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[nn.Module], nn.Mod
 def test_wrapped_models_are_the_models_within(answers, monkeypatch, wrap, name: str):
     wrap_all(monkeypatch, wrap)
     np.testing.assert_array_equal(CALLS[name](), answers[name])
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_models_of_distributed_training_are_the_models_within(answers, monkeypatch, name: str):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrap_all(monkeypatch, nn.parallel.DistributedDataParallel)
+        np.testing.assert_array_equal(CALLS[name](), answers[name])
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", OF_MODELS)
