@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gram_contenders import CONTENDERS, OURS, installed
-from benchmarks.propagate import _status
+from benchmarks.memory import peak_memory, report
 from benchmarks.table import Table
 from capalloc._model.problem import seeded
 
@@ -86,7 +84,14 @@ def compare(side: str) -> list[tuple[str, ...]]:
         t = medians[name]
         ratios = (f"{t / medians[OURS]:.2f}", f"{t / medians['hooks by hand']:.2f}")
         rows.append(
-            (SIDES[side], name, f"{t:.3f} s", *ratios, f"{peak_memory(name, side):.0f} MiB", f"{errors[name]:.0e}")
+            (
+                SIDES[side],
+                name,
+                f"{t:.3f} s",
+                *ratios,
+                f"{peak_memory('gram', name, side):.0f} MiB",
+                f"{errors[name]:.0e}",
+            )
         )
     return rows
 
@@ -97,22 +102,10 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return difference / float(b.abs().max())
 
 
-def peak_memory(name: str, side: str) -> float:
-    """MiB above the loaded model at the peak of one call, in a process of its own."""
-    script = "import sys; from benchmarks.gram import report_peak; report_peak(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, name, side], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
-
-
 def report_peak(name: str, side: str) -> None:
+    """Above the loaded model."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     net, x = problem()
     CONTENDERS[name][0](net, x[:2], side)  # loads what is loaded once
-    before = _status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")  # start the peak anew
-    CONTENDERS[name][0](net, x, side)
-    print((_status("VmHWM") - before) / 1024)
+    report(lambda: CONTENDERS[name][0](net, x, side))

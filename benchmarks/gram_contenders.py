@@ -68,14 +68,19 @@ def _hooked_rows(layer: nn.Module, h: Tensor, delta: Tensor) -> Tensor:
 
 
 def torch_func(net: nn.Module, x: Tensor, side: str) -> Tensor:
-    """jacrev under vmap."""
+    rows = [part.flatten(2) for part in jacobian(net, x).values()]
+    return product(torch.cat(rows, 2).flatten(0, 1), side)
+
+
+def jacobian(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """J by parameter, (examples, outputs, *parameter): jacrev under vmap."""
     params = {name: p.detach() for name, p in net.named_parameters()}
 
     def f(values: dict[str, Tensor], point: Tensor) -> Tensor:
         return functional_call(net, values, (point[None],))[0]
 
-    jacobian = vmap(jacrev(f), (None, 0))(params, x)
-    return product(torch.cat([part.flatten(2) for part in jacobian.values()], 2).flatten(0, 1), side)
+    found: dict[str, Tensor] = vmap(jacrev(f), (None, 0))(params, x)
+    return found
 
 
 def nngeometry(net: nn.Module, x: Tensor, side: str) -> Tensor:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import capalloc
+from benchmarks.memory import peak_memory, report
 from benchmarks.table import Table, median_seconds
 
 REPEATS = 5
@@ -77,28 +77,10 @@ def exponent(sizes: tuple[float, ...], times: list[float]) -> float:
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
 
 
-def peak_memory(what: str) -> float:
-    """MiB above the loaded model at the peak of one call, in a process of its own."""
-    script = "import sys; from benchmarks.propagate import report_peak; report_peak(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, what], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
-
-
 def report_peak(what: str) -> None:
     model, x = resnet50(), image(224)
-    run = forward_backward if what == "pass" else lambda model, x: capalloc.propagate(model, x, solver="markov")
-    before = _status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")  # start the peak anew
-    run(model, x)
-    print((_status("VmHWM") - before) / 1024)
-
-
-def _status(field: str) -> int:
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    run = forward_backward if what == "pass" else partial(capalloc.propagate, solver="markov")
+    report(lambda: run(model, x))
 
 
 def run() -> Table:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +11,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
 
 import capalloc
 from benchmarks.gram import problem
-from benchmarks.propagate import _status, image, resnet50
+from benchmarks.gram_contenders import jacobian
+from benchmarks.memory import peak_memory, report
+from benchmarks.propagate import image, resnet50
 from benchmarks.table import Table, median_seconds
 from capalloc._model.problem import seeded
 
@@ -32,10 +31,7 @@ def ours_diagonal() -> Tensor:
 
 
 def torch_func_diagonal() -> Tensor:
-    net, x = problem()
-    params = {name: p.detach() for name, p in net.named_parameters()}
-    jacobian = vmap(jacrev(lambda values, point: functional_call(net, values, (point[None],))[0]), (None, 0))(params, x)
-    return torch.cat([part.square().sum((0, 1)).flatten() for part in jacobian.values()])
+    return torch.cat([part.square().sum((0, 1)).flatten() for part in jacobian(*problem()).values()])
 
 
 def backpack_diagonal() -> Tensor:
@@ -193,7 +189,7 @@ def compare(what: str) -> list[tuple[str, ...]]:
             apart = float((found.double() - exact).norm() / exact.norm())
             error = (f"{apart:.0e}", f"{abs(float(found.double().sum() / exact.sum()) - 1):.0e}")
         said = " x ".join(f"{v:.4g}" for v in (found if exact is None else found.sum()[None]).tolist())
-        memory = f"{peak_memory(what, by):.0f} MiB"
+        memory = f"{peak_memory('side_by_side', what, by):.0f} MiB"
         rows.append((what, by, f"{seconds:.3f} s", f"{seconds / first:.2f}", memory, said, *error))
     return rows
 
@@ -203,22 +199,10 @@ def exactly() -> Tensor:
     return capalloc.output_gram(net.double(), x.double(), side="diagonal")
 
 
-def peak_memory(what: str, by: str) -> float:
-    """MiB above the imports at the peak of one call, in a process of its own."""
-    script = "import sys; from benchmarks.side_by_side import report_peak; report_peak(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, what, by], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout.split()[-1])
-
-
 def report_peak(what: str, by: str) -> None:
+    """Above the imports."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     way, package = WAYS[what][by]
     importlib.import_module(package)
-    before = _status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")  # start the peak anew
-    way()
-    print((_status("VmHWM") - before) / 1024)
+    report(way)

@@ -103,12 +103,10 @@ class GramWork:
     def param_diagonal(self, batch_size: int | str) -> Tensor:
         """The diagonal of J' J, (params,): no more of J at once than the rows of a few outputs."""
         factored = {name: form for name, form in self.forms().items() if form.positions == 1}
-        stored, each = (
-            self.dtype.itemsize * self.problem.num_params,
-            self.x.itemsize * (self.needed() + self.kept(factored)),
-        )
-        self.budget.set_aside(stored + each, "the squares of one example's derivatives", f"take {FEWER}")
-        size = Budget(self.budget.num_bytes - stored).batch_size(each, len(self.x), batch_size, GRAM_BATCH_BYTES)
+        each = self.x.itemsize * (self.needed() + self.kept(factored))
+        stored = self.dtype.itemsize * self.problem.num_params
+        what = "the squares of one example's derivatives"
+        size = self.fitting(stored, each, len(self.x), batch_size, what, f"take {FEWER}")
         found = {
             name: torch.zeros(p.numel(), dtype=self.dtype, device=p.device) for name, p in self.problem.params.items()
         }
@@ -157,11 +155,13 @@ class GramWork:
         """Examples at a time, or `MemoryError`: for a result of `size` and parts of `examples` kept at once."""
         stored = matrices * self.dtype.itemsize * size**2 + self.x.itemsize * examples * self.kept(forms)
         each = self.x.itemsize * self.needed()
-        self.budget.set_aside(
-            stored + each,
-            f"a Gram matrix of {size} rows with one example's derivatives",
-            f"take fewer examples or the other side, or {FEWER}",
-        )
+        what = f"a Gram matrix of {size} rows with one example's derivatives"
+        advice = f"take fewer examples or the other side, or {FEWER}"
+        return self.fitting(stored, each, examples, batch_size, what, advice)
+
+    def fitting(self, stored: float, each: float, examples: int, batch_size: int | str, what: str, advice: str) -> int:
+        """Examples at a time, of `each` bytes beside those `stored`, or `MemoryError` where not one fits."""
+        self.budget.set_aside(stored + each, what, advice)
         return Budget(self.budget.num_bytes - stored).batch_size(each, examples, batch_size, GRAM_BATCH_BYTES)
 
     def gathered(self, forms: Mapping[str, Form], batch_size: int, examples: int) -> Iterator[Columns]:

@@ -57,7 +57,7 @@ class InverseRoot:
         sampled examples opens is in it. With few images each variance is drawn to the mean of those of its tensor.
         """
         filled, largest = [], max(self._largest)
-        for block, scale, tensor, _ in self._by_block(image, image):
+        for block, scale, tensor in self._by_block(image):
             squares = turn(tensor, block.bases).square().mean(0)
             unseen = (scale == 0) & (squares > (UNITS_OF_ROUNDING * torch.finfo(scale.dtype).eps) ** 2 * largest)
             mean = squares[unseen].mean() if bool(unseen.any()) else squares.new_zeros(())
@@ -84,7 +84,7 @@ class InverseRoot:
     def pull(self, vectors: Tensor) -> Tensor:
         """R' v."""
         found = vectors.new_empty(vectors.shape)
-        for block, scale, tensor, into in self._by_block(vectors, found):
+        for into, (block, scale, tensor) in zip(self._split(found), self._by_block(vectors), strict=True):
             into.copy_((turn(tensor, block.bases) * scale).flatten(1))
         return found if self.beside is None else self.beside(found)
 
@@ -92,14 +92,17 @@ class InverseRoot:
         """R v."""
         turned = vectors if self.beside is None else self.beside(vectors)
         found = turned.new_empty(turned.shape)
-        for block, scale, tensor, into in self._by_block(turned, found):
+        for into, (block, scale, tensor) in zip(self._split(found), self._by_block(turned), strict=True):
             back = tuple(None if basis is None else basis.T for basis in block.bases)
             into.copy_(turn(tensor * scale, back).flatten(1))
         return found
 
-    def _by_block(self, vectors: Tensor, found: Tensor) -> Iterator[tuple[KroneckerBlock, Tensor, Tensor, Tensor]]:
-        """Yield every block, its scale, its part of the vectors, (k, *axes), and of what is found, (k, params)."""
-        sizes = [math.prod(block.shape) for block in self.blocks.blocks]
-        sides = zip(self.blocks.blocks, self.scales, vectors.split(sizes, 1), found.split(sizes, 1), strict=True)
-        for block, scale, part, into in sides:
-            yield block, scale, part.to(scale).reshape(-1, *block.shape), into
+    def _by_block(self, vectors: Tensor) -> Iterator[tuple[KroneckerBlock, Tensor, Tensor]]:
+        """Yield every block, its scale, and its part of the vectors, (k, *axes)."""
+        for block, scale, part in zip(self.blocks.blocks, self.scales, self._split(vectors), strict=True):
+            yield block, scale, part.to(scale).reshape(-1, *block.shape)
+
+    def _split(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """The blocks' parts of vectors, (k, params)."""
+        parts: tuple[Tensor, ...] = vectors.split([math.prod(block.shape) for block in self.blocks.blocks], 1)
+        return parts
