@@ -122,12 +122,12 @@ REFUSED = {
     "params a string": (
         lambda: prepare(linear(), X, params="weight"),
         TypeError,
-        r"sequence of names or a predicate on names; write \['weight'\]",
+        r"sequence of names or patterns, or a predicate; write \['weight'\]",
     ),
     "unknown name": (
         lambda: prepare(linear(), X, params=["wieght"]),
         ValueError,
-        r"params names \['wieght'\], which the model lacks; it has \['bias', 'weight'\]",
+        r"params names \['wieght'\], which the model lacks; it has weight, bias",
     ),
     "nothing selected": (
         lambda: prepare(linear(), X, params=lambda name: False),
@@ -356,8 +356,8 @@ def test_batches_carry_no_gradient_and_the_copys_dtype():
     assert batch.dtype == problem.dtype == torch.float64
 
 
-@pytest.mark.parametrize("params", [["bias"], ("bias",), lambda name: name == "bias"])
-def test_params_selects_by_name_or_predicate(params):
+@pytest.mark.parametrize("params", [["bias"], ("bias",), ("b*",), ["[a-c]*"], lambda name: name == "bias"])
+def test_params_selects_by_name_pattern_or_predicate(params):
     problem = prepare(linear(), X, params=params)
     assert list(problem.params) == ["bias"]
     assert problem.num_params == 2

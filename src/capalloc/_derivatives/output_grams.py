@@ -58,8 +58,8 @@ def output_gram(
         inputs: a tensor with a leading examples axis, or an iterable of such batches; labels in (x, y) batches are
             ignored.
         outputs: which outputs, as in `measure`.
-        params: names of the parameters that count, or a predicate on names; by default those that require gradients
-            (all where none does), "all" for all.
+        params: names of the parameters that count, patterns such as "head.*", or a predicate on names; by default those
+            that require gradients (all where none does), "all" for all.
         side: "outputs" for J J', "params" for J' J, "diagonal" for the diagonal of J' J.
         batch_size: examples run at a time; "auto" chooses by a memory forecast.
         dtype: of the derivatives and their products, float32 or float64; the model's own by default.

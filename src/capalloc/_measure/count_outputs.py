@@ -62,8 +62,8 @@ def effective_parameters(
             ignored.
         outputs: which outputs, as in `measure`.
         ridge: non-negative, in units of G; 0 counts the rank.
-        params: names of the parameters that count, or a predicate on names; by default those that require gradients
-            (all where none does), "all" for all; the rest are held fixed.
+        params: names of the parameters that count, patterns such as "head.*", or a predicate on names; by default those
+            that require gradients (all where none does), "all" for all; the rest are held fixed.
         batch_size: examples run at a time; "auto" chooses by a memory forecast.
         max_bytes: memory that the work may fill; by default 70 % of what is free on the model's device.
 

@@ -135,8 +135,8 @@ def measure(
             for the stochastic solver: solutions at one start those at the next smaller one, and the same probes serve
             all, so that differences between the maps are better known than the maps.
         intercept: give the constant input a slot, "bias".
-        params: names of the parameters that count, or a predicate on names; by default those that require gradients
-            (all where none does), "all" for all; the rest are held fixed.
+        params: names of the parameters that count, patterns such as "head.*", or a predicate on names; by default those
+            that require gradients (all where none does), "all" for all; the rest are held fixed.
         batch_size: examples at a time; "auto" chooses by a memory forecast.
         generator: seeds the model's own random draws and the probes; a fixed seed by default.
         solver: "dense", "stochastic", or "auto": dense where it fits in memory, else stochastic; or settings of one:

@@ -1,15 +1,17 @@
-"""The parameters whose capacity is asked for, found by any of their names and checked."""
+"""The parameters whose capacity is asked for, found by any of their names, or patterns of them, and checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
 
 from capalloc._model.complex_params import as_pairs, count_reals
 from capalloc._runtime.arguments import blamed
+from capalloc.results.view import named as listed
 
 ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
 
@@ -34,11 +36,11 @@ def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, n
         with blamed("params"):
             selected = {name: p for name, p in named.items() if params(name)}
     elif isinstance(params, str):
-        raise TypeError(f"params must be 'all', a sequence of names or a predicate on names; write [{params!r}]")
+        raise TypeError(f"params must be 'all', a sequence of names or patterns, or a predicate; write [{params!r}]")
     else:
         selected = _named(model, named, list(params))
     if not selected:
-        raise ValueError(f"params selects no parameter; the model has {sorted(named)}")
+        raise ValueError(f"params selects no parameter; the model has {listed(named)}")
     for name, p in named.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ValueError(f"parameter {name!r} has no shape yet; run the lazy model on a batch once")
@@ -48,7 +50,7 @@ def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, n
 
 
 def _named(model: nn.Module, named: Mapping[str, nn.Parameter], names: list[Any]) -> dict[str, nn.Parameter]:
-    """Find parameters by any of their names: a tied one has several."""
+    """Find parameters by any of their names, of which a tied one has several, or by patterns such as "head.*"."""
     for name in names:
         if not isinstance(name, str):
             raise TypeError(
@@ -56,8 +58,9 @@ def _named(model: nn.Module, named: Mapping[str, nn.Parameter], names: list[Any]
                 "[name for name, p in model.named_parameters() if ...]"
             )
     by_any = dict(model.named_parameters(remove_duplicate=False))
-    unknown = sorted(set(names) - set(by_any))
+    fitting = {name: [name] if name in by_any else [n for n in by_any if fnmatchcase(n, name)] for name in names}
+    unknown = [name for name in names if not fitting[name]]
     if unknown:
-        raise ValueError(f"params names {unknown}, which the model lacks; it has {sorted(named)}")
-    wanted = {id(by_any[name]) for name in names}
+        raise ValueError(f"params names {unknown}, which the model lacks; it has {listed(named)}")
+    wanted = {id(by_any[name]) for found in fitting.values() for name in found}
     return {name: p for name, p in named.items() if id(p) in wanted}

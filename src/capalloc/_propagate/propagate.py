@@ -89,8 +89,8 @@ def propagate(
             `Hessian`. Those that draw probes give standard errors.
         metric: energies of the inputs, as in `measure`: "identity", "variance", "covariance" or a tensor. With all but
             the first the constant stands at the data's mean, and its paths are whole before the first gate.
-        params: names of the parameters that are free, or a predicate on names; by default those that require gradients
-            (all where none does), "all" for all; the rest are fixed.
+        params: names of the parameters that are free, patterns such as "head.*", or a predicate on names; by default
+            those that require gradients (all where none does), "all" for all; the rest are fixed.
         layers: also give the capacity that the units of every layer hold on its way down ("markov").
         table: also give capacity by (parameter, input); costs "markov" one more sweep for each parameter tensor, so by
             default small networks alone get it.

@@ -33,8 +33,8 @@ def model_jacobian(
     Args:
         model: linear in its inputs, in evaluation mode, and without an intercept.
         input_shape: of one example, without the leading examples axis.
-        params: names of the parameters that count, or a predicate on names; by default those that require gradients
-            (all where none does), "all" for all.
+        params: names of the parameters that count, patterns such as "head.*", or a predicate on names; by default those
+            that require gradients (all where none does), "all" for all.
         lags: the one input axis is time, the last value the most recent: number it "lag" n .. 1.
 
     Returns:

@@ -150,7 +150,7 @@ def test_parameters_by_names_and_patterns(file: str) -> None:
         assert sum(row["parameters"] for row in found["params"]) == number
         for row in found["params"]:
             assert row["use"] == pytest.approx(row["capacity"] / row["parameters"])
-    assert "--params head.* fits no parameter; the model has 0.weight, 0.bias, 2.weight and 1 more" in misused(
+    assert "params names ['head.*'], which the model lacks; it has 0.weight, 0.bias, 2.weight and 1 more" in refused(
         *told[:4], "--params", "0.*,head.*"
     )
 

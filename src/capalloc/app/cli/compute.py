@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +28,10 @@ from capalloc.app.cli.deliver import check_outputs, check_targets, deliver
 from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.input_source import parse_integers, read_array
 from capalloc.app.cli.lines_in_a_log import lines_in_a_log
-from capalloc.app.cli.named_model import TorchModel
 from capalloc.app.cli.options import InputOptions, ModelOptions, OutputOptions
 from capalloc.app.cli.several_models import arguments_of_each
 from capalloc.app.cli.sources import read_sources
 from capalloc.results.ranking import RANKED_BY, Ranking
-from capalloc.results.view import named
 
 #: Gaussian examples where the command line names no number.
 FEW_EXAMPLES, MANY_EXAMPLES = 8, 64
@@ -204,23 +201,10 @@ def compute(
     x = read_sources(options, output, examples, by_token=by_token)
     more: dict[str, Any] = {"progress": output.progress} if bar else {}
     if params is not None:
-        more["params"] = named_params(params, x.model)
+        more["params"] = params if params == "all" else params.split(",")
     with lines_in_a_log(output):
         found = method(x.model, x.inputs, x.outputs, **more)
     deliver(found, output, options.model)
-
-
-def named_params(text: str, model: TorchModel) -> Literal["all"] | list[str]:
-    """Names of the parameters that names and patterns with commas between them stand for."""
-    if text == "all":
-        return "all"
-    names, chosen = [name for name, _ in model.named_parameters()], dict[str, None]()
-    for pattern in text.split(","):
-        fitting = [name for name in names if fnmatchcase(name, pattern)]
-        if not fitting:
-            raise UsageError(f"--params {pattern} fits no parameter; the model has {named(names)}")
-        chosen |= dict.fromkeys(fitting)
-    return list(chosen)
 
 
 def generator(options: ModelOptions) -> torch.Generator:
