@@ -194,6 +194,51 @@ def test_another_solver_and_metric_are_taken():
     assert float(found.capacity[0]) == pytest.approx(exact.total)
 
 
+class Words(nn.Module):
+    """Mean of the vectors of token ids, where a mask of integers lets them through, and a dense network on it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table, self.rest = nn.Embedding(9, 4), net((4, width, 3))
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        vectors = self.table(ids)
+        return self.rest((vectors if mask is None else vectors * mask[..., None]).mean(1))
+
+
+def test_models_of_token_ids_are_ranked_as_those_of_their_vectors():
+    ids = torch.arange(1, 41).remainder(9).reshape(8, 5)
+    ids[:, 0] = 2
+    model = seeded_module(Words, 3)
+    found = capalloc.rank({"words": model, "more": seeded_module(Words, 4)}, ids)
+    assert found.order == ["more", "words"]
+    one = found.data.sel(model="words")
+    assert int(one.parameters) == sum(p.numel() for p in model.rest.parameters())  # the table stands before the inputs
+    assert float(one.capacity) == pytest.approx(capalloc.measure(model, ids).total)
+    assert float(one.flops) == 2 * (4 * 3 + 3 * 3)
+    rest = model.rest
+    within = (rest[0].weight.abs().sum(1) + rest[0].bias.abs()) @ rest[2].weight.abs().sum(0)
+
+    assert float(one.synflow) == pytest.approx(2 * within.item() + rest[2].bias.abs().sum().item(), rel=1e-6)
+    by_token = capalloc.propagate(model, ids, solver="markov")
+    assert float(one.informative) == pytest.approx(float(by_token.capacity[1:].sum()) / by_token.total)
+    assert float(capalloc.rank([model], ids, solver="auto").capacity[0]) == float(one.capacity)
+
+
+def test_what_has_no_derivative_stays_as_it_is():
+    """A mask that differs between the examples is no signal: neither do points leave it, nor is it a one of SynFlow."""
+    ids, mask = torch.arange(40).remainder(9).reshape(8, 5), torch.ones(8, 5, dtype=torch.int64)
+    mask[1::2, 3:] = 0
+    mask[0, 0] = 0
+    model, given = seeded_module(Words, 3), {"ids": ids, "mask": mask}
+    found = capalloc.rank([model], given)
+    assert float(found.capacity[0]) == pytest.approx(capalloc.measure(model, given).total)
+    w1, w2 = model.rest[0].weight.abs(), model.rest[2].weight.abs()
+    b1, b2 = model.rest[0].bias.abs(), model.rest[2].bias.abs()
+    flow = 2 * w2.sum(0) @ (w1.sum(1) * 4 / 5 + b1) + b2.sum()  # four ones of five tokens
+    assert float(found.synflow[0]) == pytest.approx(flow.item(), rel=1e-6)
+
+
 class Hard(nn.Module):
     """A branch on the values of the inputs: neither a graph nor `vmap`."""
 

@@ -67,7 +67,7 @@ def rank(
     Args:
         models: by name, or one after the other: anything that `propagate` takes, at its initial weights.
         inputs: examples (examples, *inputs) for all of them, at least two, or an iterable of such batches; the first 64
-            count.
+            count. Several inputs, and token ids, as in `measure`.
         outputs: which outputs, as in `measure`.
         by: the column to order by, of `Ranking.COLUMNS`: the most first, but for "ntk_condition" the least.
         labels: the class of each example, (examples,), for "grad_norm"; without them random signs stand for the
@@ -128,7 +128,6 @@ def _named(models: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
 class Candidate:
     """One model, its examples, and what could not be found out."""
 
-    model: ModelLike
     problem: Problem
     x: Tensor
     labels: Tensor | None
@@ -146,7 +145,7 @@ class Candidate:
         metric: InputMetricLike,
         seed: int,
     ) -> Candidate:
-        problem = export_once(prepare(model, inputs, outputs, None, traced=True))
+        problem = export_once(prepare(model, inputs, outputs, None, traced=True, by_input=True))
         x = torch.cat(list(islice(problem.batches(SCORED), 1)))
         if len(x) < 2:
             raise ValueError("inputs must hold at least two examples, which are compared, got 1")
@@ -156,7 +155,7 @@ class Candidate:
             labels = labels[: len(x)].long()
         input_metric(metric, problem)
         problem = replace(problem, inputs=x)
-        return cls(model, problem, x, labels, metric, seed, list(problem.notes))
+        return cls(problem, x, labels, metric, seed, list(problem.notes))
 
     @property
     def seconds(self) -> float:
@@ -192,7 +191,7 @@ class Candidate:
             "parameters": problem.num_params,
             "flops": known("operations", lambda: flops(problem)),
             "capacity": total if dimension is None else dimension,
-            "informative": None if allocation is None else _informative(allocation, x),
+            "informative": None if allocation is None else _informative(allocation, problem, x),
             "alike": None if told is None else told.correlation,
             "synflow": known("SynFlow", lambda: synflow(problem)),
             "naswot": known("NASWOT", lambda: naswot(problem, x)),
@@ -210,28 +209,29 @@ class Candidate:
         return Scaling(scaled.data.assign_attrs(correlation=shattered.kept))
 
     def _map(self, solver: PropagateSolver) -> Allocation:
-        by_paths = solver == "markov"
-        return propagate(
-            self.problem if by_paths else self.model, self.x, self.problem.outputs, solver=solver, metric=self.metric
-        )
+        problem = self.problem if solver == "markov" else _in_double(self.problem, self.x)
+        return propagate(problem, self.x, solver=solver, metric=self.metric)
 
     def _dimension(self, double: Problem) -> int:
         x = self.x.double()
-        variance = input_metric(self.metric, double).variances
+        moves = double.places.signals.to(x.device)
+        variance = input_metric(self.metric, double).variances.where(moves, 0.0)
         if self.metric == "identity" or self.metric is None:
-            variance = variance * InputMoments.of(x).variance.mean()
+            variance = variance * InputMoments.of(x).variance[moves].mean()
         return functional_dimension(double, x, variance.sqrt().to(x), self.generator())
 
 
 def _in_double(problem: Problem, x: Tensor) -> Problem:
-    return prepare(problem.model, x, problem.outputs, list(problem.params), dtype=torch.float64)
+    double = prepare(problem.model, x, problem.outputs, list(problem.params), dtype=torch.float64)
+    return replace(double, notes=problem.notes, layout=problem.layout)
 
 
-def _informative(allocation: Allocation, x: Tensor) -> float:
+def _informative(allocation: Allocation, problem: Problem, x: Tensor) -> float:
     """The share of capacity on inputs that vary in the data."""
     still = still_inputs(x)
     assert still is not None
-    return float(allocation.capacity.to_numpy()[~still.numpy()].sum() / allocation.total)
+    varying = problem.places.holds(~still.cpu()).numpy()
+    return float(allocation.capacity.to_numpy()[varying].sum() / allocation.total)
 
 
 def _verdict(scaled: Scaling | None) -> str:

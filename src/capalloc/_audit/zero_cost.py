@@ -42,7 +42,8 @@ def synflow(problem: Problem) -> float:
             module.forward = lambda x: x  # type: ignore[method-assign]
     own = dict(model.named_parameters())
     params = [own[name].requires_grad_() for name in problem.params]
-    returned = problem.select(model(torch.ones_like(problem.probe, dtype=torch.float64))).sum()
+    ones = problem.probe.double().masked_fill(problem.places.signals.to(problem.probe.device), 1.0)
+    returned = problem.select(model(ones)).sum()
     slopes = torch.autograd.grad(returned, params, materialize_grads=True, allow_unused=True)
     return float(sum((p.detach() * slope).sum() for p, slope in zip(params, slopes, strict=True)))
 

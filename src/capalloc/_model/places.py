@@ -75,6 +75,11 @@ class Places:
         """Number of places."""
         return math.prod(self.shape)
 
+    @property
+    def signals(self) -> Tensor:
+        """Tell which entries of an example are signals, and not held: boolean, of its shape."""
+        return torch.ones(self.shape, dtype=torch.bool) if self.groups is None else self.groups != HELD
+
     def pooled(self, slots: Tensor) -> Tensor:
         """Sum along the last axis what belongs to one place; the constant input stays the last: (..., slots)."""
         if self.groups is None:

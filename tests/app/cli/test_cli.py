@@ -92,7 +92,12 @@ def test_every_option_is_described(command):
 def test_commands_that_report_numbers_speak_json():
     commands = typer.main.get_command(app).commands
     without = {name for name, c in commands.items() if "--json" not in {o for p in c.params for o in p.opts}}
-    assert without == {"report"}
+    assert not without
+
+
+def test_every_command_can_be_quiet():
+    commands = typer.main.get_command(app).commands
+    assert all({"--quiet", "-q"} <= {o for p in c.params for o in p.opts} for c in commands.values())
 
 
 def test_help_needs_no_torch():

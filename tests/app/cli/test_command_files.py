@@ -106,6 +106,8 @@ def test_report_writes_a_page_of_the_files(saved, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Two of &lt;them&gt;" in page
     assert result.stderr == "capalloc: wrote page.html\n"
+    told = run("report", "a.nc", "b.nc", "--out", "page.html", "--quiet", "--json")
+    assert (json.loads(told.stdout), told.stderr) == ({"results": ["a", "b"], "out": "page.html"}, "")
     assert "does not exist; make it first" in refused("report", "a.nc", "--out", "no/page.html")
     before = (tmp_path / "a.nc").read_bytes()
     assert "the page would be written over the result a.nc" in refused("report", "a.nc", "b.nc", "--out", "a.nc")

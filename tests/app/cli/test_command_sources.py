@@ -16,6 +16,7 @@ from capalloc.app.cli.input_source import normalised, parse_integers, read_array
 from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.options import ModelOptions, Verbosity
 from capalloc.app.cli.sources import read_sources
+from capalloc.architectures import token_table
 from commands import misused, refused, run
 from lacking import lack
 
@@ -95,7 +96,7 @@ class Vectors(Ids):
 """
 
 
-@pytest.mark.parametrize("command", ["audit", "diagnose", "scaling", "decoupling", "propagate"])
+@pytest.mark.parametrize("command", ["audit", "rank", "diagnose", "scaling", "decoupling", "propagate"])
 def test_every_command_takes_several_inputs_and_token_ids_of_a_factory(tmp_path, command):
     generator = np.random.default_rng(0)
     (tmp_path / "nets.py").write_text(SEVERAL)
@@ -150,7 +151,7 @@ def test_inputs_that_are_none(folder):
     (folder / "x.npy").write_bytes(b"noise")
     assert "x.npy cannot be read" in refused(*data, "x.npy")
     np.savez("x.npz", a=np.zeros(1), b=np.zeros(1))
-    rank = ("rank", "factories:net", "lenet", "--data", "x.npz")
+    rank = ("rank", "factories:net", "mlp", "--shape", "1,6,6", "--labels", "x.npz")
     assert "name the examples 'inputs', or keep one array" in refused(*rank)
     assert "--shape, --mean and --std are of one array; x.npz holds a, b" in misused(*data, "x.npz", "--mean", "1")
     (folder / "y.npz").write_bytes(b"noise")
@@ -322,18 +323,21 @@ def test_a_factory_that_takes_token_ids_gets_random_ones(tmp_path):
     assert read_sources(given(f"{tmp_path}/text.py:Vectors", (), shape="5,4"), QUIET, 7).inputs.is_floating_point()
 
 
-def test_a_configuration_of_text_reads_embedded_tokens(tmp_path):
+def test_a_configuration_of_text_takes_ids(tmp_path):
     pytest.importorskip("transformers")
     drawn = read_sources(given("GPT2Config", SMALL_GPT), QUIET, 2)
-    assert drawn.inputs.shape == (2, 6, 8)
-    table = drawn.model.model.get_input_embeddings().weight
-    assert all(bool((token == table).all(1).any()) for token in drawn.inputs.flatten(0, 1))
-    assert read_sources(given("GPT2Config", SMALL_GPT, shape="4"), QUIET, 2).inputs.shape == (2, 4, 8)
+    assert (drawn.inputs.dtype, drawn.inputs.shape) == (torch.int64, (2, 6))
+    model = drawn.model.eval()
+    vectors = model.model.get_input_embeddings()(drawn.inputs)
+    assert torch.equal(model(drawn.inputs).last_hidden_state, model(vectors).last_hidden_state)
+    assert read_sources(given("GPT2Config", SMALL_GPT, shape="4"), QUIET, 2).inputs.shape == (2, 4)
     gaussian = read_sources(given("GPT2Config", SMALL_GPT, shape="4,8"), QUIET, 2)
     assert float(gaussian.inputs.std()) > 0.5
     np.save(tmp_path / "ids.npy", np.array([[1, 2, 3], [10, 0, 0]]))
     ids = read_sources(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy"), QUIET, 2)
-    assert torch.equal(ids.inputs[1, 0], table[10])
+    assert ids.inputs.tolist() == [[1, 2, 3], [10, 0, 0]]
+    with pytest.raises(ValueError, match="--mean and --std are of numbers, and token ids stand for vectors"):
+        read_sources(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy", mean="1"), QUIET, 2)
     np.save(tmp_path / "ids.npy", np.array([[1, 2, 11]]))
     with pytest.raises(ValueError, match=r"token ids must be \(examples, tokens\) in 0 .. 10, got .* values 1 .. 11"):
         read_sources(given("GPT2Config", SMALL_GPT, data=tmp_path / "ids.npy"), QUIET, 2)
@@ -342,27 +346,17 @@ def test_a_configuration_of_text_reads_embedded_tokens(tmp_path):
     assert capalloc.propagate(head.model, head.inputs, solver="markov").total > 0
 
 
-def test_methods_by_token_get_ids(tmp_path):
+def test_text_models_take_ids(tmp_path):
     for name, arg in (("gpt-tiny", ("depth=1", "heads=2")), ("bert-tiny", ("depth=1",))):
-        options = given(name, arg, shape="6", examples=3)
-        ids, fed = read_sources(options, QUIET, 2, by_token=True), read_sources(options, QUIET, 2)
+        ids = read_sources(given(name, arg, shape="6", examples=3), QUIET, 2)
         assert ids.inputs.shape == (3, 6)
-        assert fed.inputs.shape == (3, 6, 128)
-        assert torch.equal(ids.model(ids.inputs), fed.model(fed.inputs))
+        assert torch.equal(ids.model(ids.inputs), ids.model(token_table(ids.model)[ids.inputs]))
     np.save(tmp_path / "ids.npy", np.array([[1, 2, 3], [10, 0, 0]], dtype=np.int32))
-    read = read_sources(given("gpt-tiny", ("depth=1",), data=tmp_path / "ids.npy"), QUIET, 2, by_token=True)
+    read = read_sources(given("gpt-tiny", ("depth=1",), data=tmp_path / "ids.npy"), QUIET, 2)
     assert read.inputs.tolist() == [[1, 2, 3], [10, 0, 0]]
     assert read.model(read.inputs).shape == (2, 3, 1000)
-    gaussian = read_sources(given("gpt-tiny", ("depth=1", "heads=2"), shape="6,8"), QUIET, 2, by_token=True)
+    gaussian = read_sources(given("gpt-tiny", ("depth=1", "heads=2"), shape="6,8"), QUIET, 2)
     assert gaussian.inputs.shape == (2, 6, 8)
-
-
-def test_a_configuration_of_text_takes_ids():
-    pytest.importorskip("transformers")
-    ids, fed = (read_sources(given("GPT2Config", SMALL_GPT), QUIET, 2, by_token=b) for b in (True, False))
-    assert ids.inputs.shape == (2, 6)
-    one, other = (x.model.eval()(x.inputs).last_hidden_state for x in (ids, fed))
-    assert torch.equal(one, other)
 
 
 def test_a_position_of_a_text_model_is_a_token():

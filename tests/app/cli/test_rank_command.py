@@ -58,3 +58,36 @@ def test_arguments_of_no_model_are_refused(folder):
 def test_a_ranking_has_no_picture(folder):
     said = misused("rank", "lenet", "mlp", "--picture", "ranking.png")
     assert "--picture is for maps and curves, and a ranking has none" in said
+
+
+TWO = """
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(3, width), nn.Linear(4, width), nn.Linear(width, 2)
+
+    def forward(self, left, right):
+        return self.head((self.left(left) + self.right(right)).relu())
+"""
+
+
+def test_text_models_are_ranked_on_ids_that_all_of_them_know(folder):
+    small = ("--arg", "depth=1", "--arg", "heads=2", "--arg", "1:vocabulary=30", "--arg", "2:vocabulary=5")
+    told = ("rank", "gpt-tiny", "bert-tiny", *small, "--shape", "6", "--examples", "4", "--json")
+    result = run(*told)
+    assert result.exit_code == 0, result.output
+    assert "4 random inputs of 6 tokens" in result.stderr
+    found = json.loads(result.stdout)["models"]
+    assert {row["model"] for row in found} == {"gpt-tiny", "bert-tiny"}
+    assert all(row["capacity"] > 0 for row in found)
+
+
+def test_models_of_several_inputs_are_ranked_on_the_arrays_of_a_file(folder):
+    np.savez("two.npz", left=np.ones((4, 3), np.float32), right=np.eye(4, dtype=np.float32))
+    (folder / "two.py").write_text(TWO, encoding="utf-8")
+    both = run("rank", "two.py:Two", "two.py:Two", "--arg", "2:width=5", "--data", "two.npz", "--json", "-q")
+    assert both.exit_code == 0, both.output
+    assert [row["parameters"] for row in json.loads(both.stdout)["models"]] == [5 * 9 + 12, 3 * 9 + 8]

@@ -296,6 +296,7 @@ def compare(
 @command(RESULTS_PANEL, "capalloc.app.cli.write_page:run_report")
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.nc...", help="Saved results.", show_default=False)],
+    verbosity: Verbosity,
     out: Annotated[Path, result_option(metavar="FILE.html", help="The page to write.")] = Path("report.html"),
     title: Annotated[str, result_option(help="Title of the page.")] = "Capacity allocation",
 ) -> None:

@@ -44,7 +44,7 @@ def run_audit(
 ) -> None:
     """Run `capalloc audit`."""
     method = partial(capalloc.audit, metric=metric, seconds=seconds, trained=trained, generator=generator(options))
-    compute(options, output, MANY_EXAMPLES, method, by_token=True)
+    compute(options, output, MANY_EXAMPLES, method)
 
 
 def run_rank(
@@ -65,18 +65,24 @@ def run_rank(
     alike = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
     named_args = arguments_of_each(models, arg or [])
     read = {
-        label: read_sources(ModelOptions(name, own, **alike), output, MANY_EXAMPLES, alike=True)
+        label: read_sources(ModelOptions(name, own, **alike), output, MANY_EXAMPLES)
         for label, (name, own) in named_args.items()
     }
-    x = next(iter(read.values()))
-    if len(shapes := {tuple(found.inputs.shape[1:]) for found in read.values()}) > 1:
+    first = next(iter(read.values()))
+    tensors = [found.inputs for found in read.values() if isinstance(found.inputs, torch.Tensor)]
+    if len(shapes := {tuple(x.shape[1:]) for x in tensors}) > 1:
         raise UsageError(f"models are made for inputs of shapes {sorted(shapes)}; give --shape, or --data, for all")
-    known = None if labels is None else read_array(labels, len(x.inputs))
+    x = min(tensors, key=_highest, default=first.inputs)  # ids of the smallest vocabulary, which all models know
+    known = None if labels is None else read_array(labels, inputs.examples)
     by_name = {name: source.model for name, source in read.items()}
     method = partial(capalloc.rank, labels=known, metric=metric, seed=inputs.seed, progress=output.progress)
     with lines_in_a_log(output):
-        found = method(by_name, x.inputs, x.outputs, by=by or RANKED_BY)
+        found = method(by_name, x, first.outputs, by=by or RANKED_BY)
     deliver(found, output, ", ".join(read))
+
+
+def _highest(x: torch.Tensor) -> float:
+    return float(x.max()) if x.numel() else 0.0
 
 
 def run_propagate(
@@ -109,7 +115,7 @@ def run_propagate(
     method = partial(
         capalloc.propagate, gates=gates, solver=drawn.get(word, word), metric=metric, table=table or "auto"
     )
-    compute(options, output, FEW_EXAMPLES, method, by_token=True, params=params)
+    compute(options, output, FEW_EXAMPLES, method, params=params)
 
 
 def run_measure(
@@ -138,7 +144,7 @@ def run_measure(
     run = Run(checkpoint, progress=output.progress)
     drawn = partial(capalloc.measure, generator=generator(options))
     method = partial(drawn, metric=metric, ridge=ridge, solver=asked[solver], run=run)
-    compute(options, output, MANY_EXAMPLES, method, by_token=True, params=params, bar=False)
+    compute(options, output, MANY_EXAMPLES, method, params=params, bar=False)
 
 
 def run_decoupling(options: ModelOptions, output: OutputOptions, metric: MetricName, num_pairs: int) -> None:
@@ -162,7 +168,7 @@ def run_receptive_field(
     chosen = None if position is None else parse_integers(position, "--position", lowest=0)
     method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, metric=metric, check=check)
     examples = 1 if metric == "identity" else FEW_EXAMPLES  # that it is taken from
-    compute(options, output, examples, partial(method, layer=layer, layers=layers), by_token=True)
+    compute(options, output, examples, partial(method, layer=layer, layers=layers))
 
 
 def run_diagnose(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:
@@ -189,7 +195,6 @@ def compute(
     examples: int,
     method: Method,
     *,
-    by_token: bool = False,
     params: str | None = None,
     bar: bool = True,
 ) -> None:
@@ -198,7 +203,7 @@ def compute(
     Methods with a `bar` take `progress`; `params` is for those that take some.
     """
     check_outputs(output)
-    x = read_sources(options, output, examples, by_token=by_token)
+    x = read_sources(options, output, examples)
     more: dict[str, Any] = {"progress": output.progress} if bar else {}
     if params is not None:
         more["params"] = params if params == "all" else params.split(",")

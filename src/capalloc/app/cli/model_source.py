@@ -8,14 +8,12 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.nn import functional as F
 
 from capalloc import architectures
 from capalloc._model.archive import load_program
@@ -24,7 +22,7 @@ from capalloc._model.problem import seeded
 from capalloc._runtime.extras import load_extra
 from capalloc.app.cli.errors import UsageError
 from capalloc.app.cli.load_weights import WEIGHT_ENDINGS, load_weights
-from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
+from capalloc.app.cli.named_model import InputShape, NamedModel
 from capalloc.app.cli.told import told
 from capalloc.app.cli.transformers_source import from_config
 
@@ -76,8 +74,7 @@ def _named(source: str, arguments: Sequence[str], seed: int, shape: InputShape) 
             named["shape"] = (*shape, *usual.shape[1:]) if reads_tokens(source) and len(shape) == 1 else shape
         model = architectures.make(source, seed, **named)
         table = architectures.token_table(model)
-        tokens = None if table is None else Tokens(partial(F.embedding, weight=table), len(table))
-        return NamedModel(model, named.get("shape", usual.shape), tokens)
+        return NamedModel(model, named.get("shape", usual.shape), None if table is None else len(table))
     module, colon, name = source.rpartition(":") if ":" in source else (source, "", "")
     if not colon and source.endswith("Config"):
         module, name = "transformers", source

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 TorchModel = nn.Module | ExportedProgram
 InputShape = tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The embedding by which a model of tokens takes them."""
-
-    embed: Callable[[Tensor], Tensor]  # (examples, tokens) of integers -> (examples, tokens, width)
-    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -27,7 +18,7 @@ class NamedModel:
 
     model: TorchModel
     shape: InputShape = None
-    tokens: Tokens | None = None
+    vocabulary: int | None = None  # of a model that takes token ids
 
     @property
     def dtype(self) -> torch.dtype:

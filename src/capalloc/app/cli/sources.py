@@ -26,20 +26,15 @@ class Sources:
     outputs: str | int | None
 
 
-def read_sources(
-    options: ModelOptions, verbosity: Verbosity, examples: int, *, by_token: bool = False, alike: bool = False
-) -> Sources:
+def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int) -> Sources:
     """Read the model, then its inputs; `examples` Gaussian ones where no number is given.
-
-    Text models by name get token ids where the method tells of them (`by_token`), else the vectors of these. Inputs
-    that are to be `alike` for many models are one tensor.
 
     Raises:
         ValueError, TypeError: an option is of another form, or options do not fit together.
         FileNotFoundError, ModuleNotFoundError: there is no such file, or nothing that reads it.
 
     """
-    several = {} if alike or options.data is None else read_several(options.data, options.examples)
+    several = {} if options.data is None else read_several(options.data, options.examples)
     if several:
         return _of_several(options, verbosity, several)
     asked = None if options.shape is None else parse_integers(options.shape, "--shape")
@@ -53,7 +48,7 @@ def read_sources(
     if own and asked and own != asked:
         raise ValueError(f"{options.data} holds inputs of shape {own}, not {asked}; leave --shape out")
     source = read_model(options.model, options.arg or (), options.seed, asked or own, options.weights)
-    inputs = _inputs(source, asked, array, options, options.examples or examples, by_token)
+    inputs = _inputs(source, asked, array, options, options.examples or examples)
     device = device_of(options.device, source)
     verbosity.tell(f"{options.model}: {source.num_params:,} parameters; {_described(source, inputs, options)}")
     if isinstance(source.model, nn.Module):
@@ -98,16 +93,16 @@ def device_of(name: str, source: NamedModel) -> torch.device:
 
 
 def _inputs(
-    source: NamedModel, asked: InputShape, array: Tensor | None, options: ModelOptions, examples: int, by_token: bool
+    source: NamedModel, asked: InputShape, array: Tensor | None, options: ModelOptions, examples: int
 ) -> Tensor:
     if options.data is not None:
         if array is None:
             array = read_images(options.data, asked or source.shape, options.examples)
-        if source.tokens is not None and not array.dtype.is_floating_point:
-            array = _tokens(source, array, by_token)
-            if by_token and options.mean is None and options.std is None:
-                return array
-        if source.tokens is None and _looks_up(source.model, array) and options.mean is None and options.std is None:
+        if source.vocabulary is not None and not array.dtype.is_floating_point:
+            if options.mean is not None or options.std is not None:
+                raise UsageError("--mean and --std are of numbers, and token ids stand for vectors of the model's own")
+            return _tokens(source.vocabulary, array)
+        if _looks_up(source.model, array) and options.mean is None and options.std is None:
             return array.long()
         return normalised(array.to(source.dtype), options.mean, options.std)
     if options.mean is not None or options.std is not None:
@@ -115,11 +110,10 @@ def _inputs(
     shape = asked or source.shape
     if shape is None:
         raise ValueError("give --shape, for Gaussian inputs, or --data, a file of examples or a folder of images")
-    if source.tokens is not None and (asked is None or len(asked) == 1):
-        generator = torch.Generator().manual_seed(options.seed)
-        drawn = torch.randint(source.tokens.vocabulary, (examples, shape[0]), generator=generator)
-        return _tokens(source, drawn, by_token)
-    words = _vocabulary(source.model, shape)
+    if source.vocabulary is not None and (asked is None or len(asked) == 1):
+        words, shape = source.vocabulary, shape[:1]
+    else:
+        words = _vocabulary(source.model, shape)
     if words is not None:
         generator = torch.Generator().manual_seed(options.seed)
         return torch.randint(words, (examples, *shape), generator=generator)
@@ -152,22 +146,18 @@ def _looks_up(model: TorchModel, array: Tensor) -> bool:
     return embeds and array.dtype in (torch.int32, torch.int64)
 
 
-def _tokens(source: NamedModel, ids: Tensor, by_token: bool) -> Tensor:
-    """Check token ids, and embed them by the model's own embedding unless the method takes them."""
-    assert source.tokens is not None
-    if ids.ndim != 2 or int(ids.min()) < 0 or int(ids.max()) >= source.tokens.vocabulary:
+def _tokens(vocabulary: int, ids: Tensor) -> Tensor:
+    """Check token ids."""
+    if ids.ndim != 2 or int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise ValueError(
-            f"token ids must be (examples, tokens) in 0 .. {source.tokens.vocabulary - 1}, got shape "
+            f"token ids must be (examples, tokens) in 0 .. {vocabulary - 1}, got shape "
             f"{tuple(ids.shape)} with values {int(ids.min())} .. {int(ids.max())}"
         )
-    if by_token:
-        return ids.long()
-    with torch.no_grad():
-        return source.tokens.embed(ids.long())
+    return ids.long()
 
 
 def _described(source: NamedModel, inputs: Tensor, options: ModelOptions) -> str:
-    drawn = "random " if not inputs.dtype.is_floating_point else "" if source.tokens is not None else "Gaussian "
+    drawn = "random " if not inputs.dtype.is_floating_point else "Gaussian "
     kind = f"{drawn}input" if options.data is None else "example"
     number = f"{len(inputs)} {kind}{'' if len(inputs) == 1 else 's'}"
     shape = " x ".join(map(str, inputs.shape[1:]))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from capalloc._runtime.extras import load_extra
-from capalloc.app.cli.named_model import InputShape, NamedModel, Tokens
+from capalloc.app.cli.named_model import InputShape, NamedModel
 
 #: Side of images where a configuration names none, and tokens of a sequence.
 IMAGE_SIDE, TOKEN_COUNT = 224, 16
@@ -46,8 +46,8 @@ def from_config(config_class: Any, arguments: dict[str, Any], shape: InputShape)
     if model.main_input_name == "input_ids":
         embedding = model.get_input_embeddings()
         length = min(TOKEN_COUNT, getattr(config, "max_position_embeddings", TOKEN_COUNT))
-        tokens = Tokens(embedding, embedding.num_embeddings)
-        return NamedModel(FedByName(model, "inputs_embeds", ids="input_ids"), (length, embedding.embedding_dim), tokens)
+        fed = FedByName(model, "inputs_embeds", ids="input_ids")
+        return NamedModel(fed, (length, embedding.embedding_dim), embedding.num_embeddings)
     return NamedModel(_fed(model), shape or _image_shape(config))
 
 
