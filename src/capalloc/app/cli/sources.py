@@ -110,10 +110,9 @@ def _inputs(
     shape = asked or source.shape
     if shape is None:
         raise ValueError("give --shape, for Gaussian inputs, or --data, a file of examples or a folder of images")
-    if source.vocabulary is not None and (asked is None or len(asked) == 1):
-        words, shape = source.vocabulary, shape[:1]
-    else:
-        words = _vocabulary(source.model, shape)
+    named = source.vocabulary is not None and (asked is None or len(asked) == 1)
+    shape = shape[:1] if named else shape
+    words = source.vocabulary if named else _vocabulary(source.model, shape)
     if words is not None:
         generator = torch.Generator().manual_seed(options.seed)
         return torch.randint(words, (examples, *shape), generator=generator)
