@@ -37,6 +37,10 @@ PRIMED = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>")
 
 #: A link as a file in the root of the repository writes it, and the pages that such files are on the site.
 FROM_ROOT = re.compile(r"\]\((?:docs/([\w./-]+)|([A-Z_]+\.md))")
+#: A cell of a table that holds numbers, such as `0.51 ± 0.02` or `0.33 to 0.43`, and nothing else.
+NUMBERS = re.compile(r"<td[^<>]*>[-+−~\d](?:[\d\s.,%±/×+()−-]|e-?|to)*</td>")
+#: Options in a line of code, which break at their hyphens otherwise.
+CODE, OPTION = re.compile(r"(?<=<code>)[^<]*--[^<]*(?=</code>)"), re.compile(r"--[a-z][\w-]*")
 #: A line that is a link to a script, which the site shows in its place.
 SCRIPT = re.compile(r"\[`(examples/\w+\.py)`\]\(\.\./\1\)")
 PAGES = {"CODE_OF_CONDUCT.md": "conduct.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
@@ -64,6 +68,15 @@ class Scripts(Preprocessor):
         code = (DOCS.parent / script[1]).read_text(encoding="utf-8").splitlines()
         head = f'<details markdown="1"><summary>{script[1]}</summary>'
         return [head, "", "```python", *code, "```", "", "</details>"]
+
+
+class Whole(Postprocessor):
+    """Numbers of one cell, and names of options, stay on one line; a table that is then too wide scrolls."""
+
+    def run(self, text: str) -> str:
+        """Return the page's HTML with its cells and options."""
+        text = NUMBERS.sub(lambda cell: re.sub(r"(?<!<td) ", "\u00a0", cell[0]), text)
+        return CODE.sub(lambda code: OPTION.sub(r'<span class="whole">\g<0></span>', code[0]), text)
 
 
 class Mentions(Postprocessor):
@@ -111,6 +124,7 @@ class SiteMarkdown(Extension):
         # Behind what is included (32).
         md.preprocessors.register(FromRoot(md), "from_root", 31)
         md.preprocessors.register(Scripts(md), "scripts", 30)
+        md.postprocessors.register(Whole(md), "whole", 0)
         md.postprocessors.register(Mentions(md), "mentions", 0)
 
 

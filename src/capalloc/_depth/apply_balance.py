@@ -80,8 +80,8 @@ def balance(
         trained: as in `scaling`; trained weights are refused, unless False says that they are initial ones.
 
     Returns:
-        The model or its copy. Branches have parametrisations of `torch.nn.utils.parametrize`:
-        `remove_parametrizations` makes plain parameters of them once training is over.
+        nn.Module: the model or its copy. Branches have parametrisations of `torch.nn.utils.parametrize`, of which its
+        `remove_parametrizations` makes plain parameters once training is over.
 
     Raises:
         ValueError: trained weights, another optimiser, a branch that no layer stands for, or a model that cannot be

@@ -68,8 +68,8 @@ def effective_parameters(
         max_bytes: memory that the work may fill; by default 70 % of what is free on the model's device.
 
     Returns:
-        The total, by parameter tensor, trace of (G + ridge)^-1 G on each, and by example: the leverage h_n, with
-        `leave_one_out` residuals. `notes` say so where the rank is unclear.
+        EffectiveParameters: the total, by parameter tensor, trace of (G + ridge)^-1 G on each, and by example, the
+        leverage h_n, with `leave_one_out` residuals. `notes` say so where the rank is unclear.
 
     Raises:
         ValueError: a negative ridge, bad settings, examples that interact, random draws that do not repeat, or a J that
