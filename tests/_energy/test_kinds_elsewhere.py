@@ -193,7 +193,62 @@ WRITTEN: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         lambda m, h: torch.logaddexp(h, m.scale),
         lambda m, h: torch.stack([h, m.scale.expand_as(h)]).logsumexp(0),
     ),
+    "a learnt power": (
+        lambda m, h: (h.square() + 0.1) ** m.scale,
+        lambda m, h: ((h.square() + 0.1).log() * m.scale).exp(),
+    ),
+    "a learnt base": (lambda m, h: m.scale.exp() ** h, lambda m, h: (m.scale.exp().log() * h).exp()),
+    "xlogy": (lambda m, h: torch.xlogy(h, m.scale.exp()), lambda m, h: h * m.scale.exp().log()),
+    "xlog1py": (lambda m, h: torch.special.xlog1py(h, m.scale.exp()), lambda m, h: h * (1 + m.scale.exp()).log()),
+    "ldexp": (lambda m, h: torch.ldexp(h, m.scale), lambda m, h: h * m.scale.exp2()),
+    "fmod": (lambda m, h: torch.fmod(h, m.scale), lambda m, h: h - m.scale * (h / m.scale).trunc().detach()),
+    "remainder": (lambda m, h: h % m.scale, lambda m, h: h - m.scale * (h / m.scale).floor().detach()),
+    "copysign": (lambda m, h: torch.copysign(m.scale, h), lambda m, h: m.scale * (m.scale * h).sign()),
+    "addcdiv": (lambda m, h: torch.addcdiv(h, h, m.scale), lambda m, h: h + h * (1 / m.scale)),
+    "mv": (
+        lambda m, h: torch.stack([torch.mv(m.pairs.flatten(1), row) for row in h]),
+        lambda m, h: F.linear(h, m.pairs.flatten(1)),
+    ),
+    "addmv": (
+        lambda m, h: torch.stack([torch.addmv(m.scale, m.pairs.flatten(1), row) for row in h]),
+        lambda m, h: F.linear(h, m.pairs.flatten(1)) + m.scale,
+    ),
+    "dot": (
+        lambda m, h: torch.stack([torch.dot(row, m.scale) for row in h])[:, None].expand(-1, 4),
+        lambda m, h: (h * m.scale).sum(1, keepdim=True).expand(-1, 4),
+    ),
+    "inner": (lambda m, h: torch.inner(h, m.pairs.flatten(1)), lambda m, h: F.linear(h, m.pairs.flatten(1))),
+    "outer": (
+        lambda m, h: torch.stack([torch.outer(row, m.scale) for row in h]).diagonal(dim1=1, dim2=2),
+        lambda m, h: (h[:, :, None] * m.scale).diagonal(dim1=1, dim2=2),
+    ),
+    "kron": (
+        lambda m, h: torch.kron(h, m.scale[None])[:, :4],
+        lambda m, h: (h[:, :, None] * m.scale).flatten(1)[:, :4],
+    ),
+    "cross": (
+        lambda m, h: torch.linalg.cross(h[:, :3], m.scale[:3].expand(len(h), 3)).repeat(1, 2)[:, :4],
+        lambda m, h: torch.stack(
+            [h[:, i] * m.scale[j] - h[:, j] * m.scale[i] for i, j in ((1, 2), (2, 0), (0, 1))], 1
+        ).repeat(1, 2)[:, :4],
+    ),
+    "a system of equations": (
+        lambda m, h: torch.linalg.solve(m.pairs.flatten(1), h.T).T,
+        lambda m, h: (torch.linalg.inv(m.pairs.flatten(1)) @ h.T).T,
+    ),
+    "a triangular system": (
+        lambda m, h: torch.linalg.solve_triangular(m.pairs.flatten(1).tril(), h, upper=False, left=False),
+        lambda m, h: h @ torch.linalg.inv(m.pairs.flatten(1).tril()),
+    ),
 }
+
+
+def test_a_sum_of_exponentials_that_runs_is_that_of_each_stretch() -> None:
+    ways = (
+        lambda m, h: torch.logcumsumexp(h * m.scale, 1),
+        lambda m, h: torch.stack([(h * m.scale)[:, : k + 1].logsumexp(1) for k in range(4)], 1),
+    )
+    assert_same(*(seeded_module(lambda own=own: Written(ways, own)) for own in (True, False)), gaussian(12, 3))
 
 
 def test_distances_are_norms_of_differences() -> None:

@@ -23,10 +23,10 @@ from torch.fx import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from capalloc._graph.inverses import multiply_by_inverses
 from capalloc._graph.lost_biases import drop_lost_biases
 from capalloc._graph.out_of_place import make_out_of_place
 from capalloc._graph.retrace import RETRACED, retrace
+from capalloc._graph.weigh_by_parameters import weigh_by_parameters
 from capalloc._model.exported import SavedModel, module_of, user_inputs
 from capalloc._model.problem import Problem, seeded
 from capalloc._operators.calls import arguments_of, leaves, mapped
@@ -124,7 +124,7 @@ def capture(problem: Problem, batch_size: int) -> Graph:
                 f"the graph holds a call of torch's {node.target} with functions of its own, which has no rule: "
                 "write it in plain Python, or use capalloc.measure"
             )
-    return replace(graph, nodes=multiply_by_inverses(graph.nodes, graph.input, graph.params))
+    return replace(graph, nodes=weigh_by_parameters(graph.nodes, graph.input, graph.params))
 
 
 def _in_words(error: Exception) -> str:

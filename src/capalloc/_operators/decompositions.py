@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capalloc._operators.records import RECORDS, extend
+from capalloc._operators.records import RECORDS, extend, named
 
 aten = torch.ops.aten
 State = tuple[Tensor, ...]
@@ -237,7 +237,31 @@ def _cell(step: Cell) -> Callable[..., Any]:
     return run
 
 
+def _cross(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
+    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
+
+
+def _add_product(x: Tensor, mat: Tensor, vec: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * x + alpha * torch.matmul(mat, vec)
+
+
+def _times_log(x: Tensor, y: Tensor) -> Tensor:
+    """0 where x is, also of the logarithm of 0."""
+    return x * y.clamp_min(torch.finfo(y.dtype).tiny).log()
+
+
+def _remainder(round_down: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make what a division leaves, with the number of times it goes a constant."""
+    return lambda x, by: x - by * round_down(x / by).detach()
+
+
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
+#: Operators that torch takes apart into products and functions of one tensor.
+TAKEN_APART = (
+    "einsum glu addcmul addcdiv addr mv dot vdot inner outer ger kron chain_matmul linalg_multi_dot linalg_vecdot "
+    "linalg_matmul cross pairwise_distance "
+    "float_power.Tensor_Tensor multiply.Tensor divide.Tensor true_divide.Tensor mse_loss l1_loss kl_div vander"
+)
 #: Products of rows with the matrix of their group, of packages that have their own: torch's takes bfloat16 alone.
 EXPERTS_ELSEWHERE = ("transformers::grouped_mm_fallback",)
 extend(aten.lerp.Tensor, made_of=_lerp)
@@ -254,6 +278,15 @@ extend(aten.cdist.default, made_of=lambda left, right, p=2.0, compute_mode=None:
 extend(aten.hypot.default, made_of=_stacked(lambda x: torch.linalg.vector_norm(x, dim=0)))
 extend(aten.logaddexp.default, made_of=_stacked(lambda x: torch.logsumexp(x, 0)))
 extend(aten.copy.default, made_of=_copy)
+extend(aten.addmv.default, made_of=_add_product)
+extend(aten.linalg_cross.default, made_of=_cross)
+extend(aten.ldexp.Tensor, made_of=lambda x, power: x * torch.exp2(power))
+for _op in (aten.xlogy.Tensor, aten.special_xlogy.default):
+    extend(_op, made_of=_times_log)
+extend(aten.special_xlog1py.default, made_of=lambda x, y: _times_log(x, 1 + y))
+extend(aten.copysign.Tensor, made_of=lambda x, like: torch.where(x.signbit() == like.signbit(), x, -x))
+extend(aten.fmod.Tensor, made_of=_remainder(torch.trunc))
+extend(aten.remainder.Tensor, made_of=_remainder(torch.floor))
 extend(aten._weight_norm.default, made_of=_weight_norm)
 _STEPS = {"lstm": _lstm_step, "gru": _gru_step, "rnn_tanh": _TANH, "rnn_relu": _RELU}
 #: Recurrent layers on whole sequences, step by step.
@@ -286,4 +319,4 @@ def table() -> dict[Any, Callable[..., Any]]:
 def _torchs() -> dict[Any, Callable[..., Any]]:
     found = torch.export.default_decompositions()
     backward = [op for op in found if "backward" in str(op)]  # of derivatives that forward takes
-    return {op: found[op] for op in (aten.einsum.default, aten.glu.default, aten.addcmul.default, *backward)}
+    return {op: found[op] for op in (*named(TAKEN_APART), *backward)}

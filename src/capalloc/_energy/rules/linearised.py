@@ -68,7 +68,7 @@ def _jacobian(operator: Operator, given: list[Tensor], j: int, k: int) -> Callab
     with torch.enable_grad():
         leaf = given[j].detach().requires_grad_()
         result = operator(*given[:j], leaf, *given[j + 1 :])[k]
-        cotangent = torch.zeros_like(result, requires_grad=True)
+        cotangent = torch.ones_like(result, requires_grad=True)  # some adjoints take its logarithm
         back: Any = torch.autograd.grad(result, leaf, cotangent, create_graph=True, allow_unused=True)
     if (pulled := back[0]) is None:  # of a sign
         return lambda x: torch.zeros_like(cotangent)
