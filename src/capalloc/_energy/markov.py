@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from capalloc._energy import sweep
+from capalloc._energy.lost_products import loses
 from capalloc._energy.program import Program
 from capalloc._energy.symmetries import linear_spaces as spaces
 from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, add_usage, shares
@@ -144,6 +145,8 @@ def path_usage(batches: Iterable[Batch]) -> tuple[Usage, tuple[Program, Tensor, 
         flow = sweep.law(program, weighed, [mixture.slot for mixture in program.partial])
         last = (program, seed, flow)
         add_usage(usage, program, flow)
+        if program.reach and program.reach.may_lose and not usage.may_lose:
+            usage.may_lose = loses(program, weighed, flow)
     assert usage is not None
     assert last is not None
     if usage.is_lost():

@@ -25,6 +25,7 @@ from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels, connec
 #: Rescaling costs a pass over the entries, so it waits until the largest has left this range of exponents.
 RANGE = 8
 EnergyFunction = Callable[..., Tensor]
+Values = Sequence[Tensor] | Mapping[int, Tensor]  # by slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Step:
         return _times(self.map(*(_times(a, f) for a, f in zip(args, self.factors, strict=True))), self.scale)
 
     def pull(
-        self, cotangent: Tensor, values: Sequence[Tensor], wanted: Sequence[int], instead: Mapping[int, Tensor]
+        self, cotangent: Tensor, values: Values, wanted: Sequence[int], instead: Mapping[int, Tensor]
     ) -> list[Tensor]:
         """Give cotangents of the slots `wanted`, at `values`, or `instead` where it has them."""
         args = [instead.get(slot, values[slot]) for slot in self.args]

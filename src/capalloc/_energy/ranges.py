@@ -1,7 +1,9 @@
 """Exponents of the least numbers that a walk multiplies: whether a zero of float32 is one, or a product that was lost.
 
 A product of positive numbers becomes 0 in float32 where its exponent falls below that of the least number. A walk
-in which no product of two nonzero entries can fall so low has the zeros of float64, and need not be repeated there.
+in which no product of two nonzero entries can fall so low has the zeros of float64. One in which some may, as at the
+border of deep networks, is asked for its zeros (`lost_products`), and one with numbers that are lost, or not known,
+is repeated in float64.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ class Range:
     is_signal: Sequence[bool]  # by slot: the program's own list, which grows with it
     least: list[float] = field(default_factory=list)  # by slot
     may_lose: bool = False
+    is_unknown: bool = False  # whether a number may be lost by itself, or is not known
 
     def of_leaf(self, value: Tensor) -> float:
         """Give the least exponent of a tensor in a precision that holds it, and note whether float32 may lose it."""
-        return self._product(least_exponent(value))
+        return self._number(least_exponent(value))
 
     def of_squares(self, value: Tensor, mantissa: Tensor, shift: int) -> float:
         """Do the same for its squares, given as mantissa * 2**shift."""
         kept = mantissa.numel() and float(mantissa.amin()) >= 2.0**SAFE  # then no square was lost
-        return self._product(least_exponent(mantissa) + shift if kept else 2 * least_exponent(value.abs()))
+        return self._number(least_exponent(mantissa) + shift if kept else 2 * least_exponent(value.abs()))
 
     def of_step(self, step: Any, result: Tensor) -> float:
         """Give the least exponent of a step's result before it is scaled, and note whether a product may be lost."""
@@ -71,8 +74,8 @@ class Range:
     def _through(self, step: Any, exponents: Sequence[float], result: Tensor, enough: float = math.inf) -> float:
         held = 0 if step.moves else getattr(step.map, "least", None)
         if held is None:  # a map that does not tell what it multiplies by
-            self.may_lose, held = True, 0
-        bound = self._product(*exponents, held)
+            self.is_unknown, held = True, 0
+        bound = self._product(*exponents, self._number(held))
         if step.moves or bound >= enough or getattr(step.map, "by_entry", False):
             return bound
         return least_exponent(result)
@@ -86,6 +89,10 @@ class Range:
         if step.moves:
             return []
         return [self.least[slot] for slot in step.args if not self.is_signal[slot] and slot != but]
+
+    def _number(self, found: float) -> float:
+        self.is_unknown |= found < SAFE
+        return found
 
     def _product(self, *exponents: float) -> float:
         found = sum(exponents)

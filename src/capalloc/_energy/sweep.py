@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import Shared
-from capalloc._energy.program import Edge, Program, Step
+from capalloc._energy.program import Edge, Program, Step, Values
 from capalloc._energy.ranges import least_exponent
 from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, sum_to
 
@@ -49,7 +49,7 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
         pulled = pull(program, step, g, wanted)
         if k in edges:
             flow.at_edges[k] = g
-            flow.through[k] = _through(program, edges[k], g, pulled[wanted.index(edges[k].weight)])
+            flow.through[k] = through(program.values, step.out, edges[k], g, pulled[wanted.index(edges[k].weight)])
         if reach:
             reach.of_pulls(step, least, wanted, pulled, leaves)
             if k in edges:
@@ -61,12 +61,11 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
     return flow
 
 
-def _through(program: Program, edge: Edge, g: Tensor, at_weight: Tensor) -> Tensor:
+def through(values: Values, out: int, edge: Edge, g: Tensor, at_weight: Tensor) -> Tensor:
     """Give path energy through every channel that an edge writes: theta^2 dE/d theta^2, or e g where labels ask it."""
     if edge.out_labels.numel() != edge.written.numel():
-        energy = program.values[program.steps[edge.step].out] * g
-        return sum_to(energy, edge.out_labels)
-    weight = program.values[edge.weight]
+        return sum_to(values[out] * g, edge.out_labels)
+    weight = values[edge.weight]
     if weight.ndim > 1 and edge.written.numel() == weight.shape[0] == edge.written.shape[0]:
         # Row by row, without a product as large as the weight.
         rows: Tensor = torch.linalg.vecdot(weight.flatten(1), at_weight.flatten(1))

@@ -86,7 +86,7 @@ class Usage:
 
 def add_usage(usage: Usage, program: Program, flow: FirstAdjoint) -> None:
     """Count a batch's path energy through parameters and channels."""
-    usage.may_lose |= program.reach is not None and program.reach.may_lose
+    usage.may_lose |= program.reach is not None and program.reach.is_unknown
     usage.channels = program.channels if usage.channels is None else usage.channels.with_ties_of(program.channels)
     if not len(usage.through_labels):
         usage.through_labels = torch.zeros(program.channels.count, dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 from capalloc._energy.linear_map import LinearMap, columns, spread
 from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.program import Energy
+from capalloc._energy.ranges import least_exponent
 from capalloc._energy.rules.registration import Call, Traced, value_of
 from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels
 from capalloc._operators.calls import invoke
@@ -34,6 +36,11 @@ class Through:
     """The energy map: a sum over the carried arguments."""
 
     maps: list[LinearMap]
+
+    @cached_property
+    def least(self) -> float:
+        """Exponent of the least squared entry, which is made in float64."""
+        return min(2 * least_exponent(m.matrix.weights.abs()) for m in self.maps)
 
     def __call__(self, *args: Tensor) -> Tensor:
         first, *rest = (m.energies(e) for m, e in zip(self.maps, args, strict=True))

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from capalloc._energy.maps import Function
 from capalloc._energy.program import Energy
+from capalloc._energy.ranges import least_exponent
 from capalloc._energy.rules.average_pooling import pooled
 from capalloc._energy.rules.registration import Call, rule
 from capalloc._operators.calls import Operation, per_axis
@@ -115,7 +117,8 @@ def _select(call: Call, winners: Tensor, dims: tuple[int, ...]) -> Energy:
     gates = (winners / (number.square() if data else number)).to(call.program.dtype)
     labels = call.program.channels.merge(x.labels, x.shape, dims, forced=True)
     labels = labels if keepdim else labels.squeeze(dims)
-    return call.program.step(lambda e: (e * gates).sum(dims, keepdim=keepdim), [x], labels)
+    run = Function(lambda e: (e * gates).sum(dims, keepdim=keepdim), least_exponent(gates))
+    return call.program.step(run, [x], labels)
 
 
 def window_sums(operation: Operation) -> Callable[[Tensor], Tensor] | None:
