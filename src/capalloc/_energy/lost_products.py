@@ -15,7 +15,7 @@ from capalloc._energy.usage import LEAST_FLOAT32, Cotangents, FirstAdjoint
 
 
 def loses(program: Program, seed: Tensor, flow: FirstAdjoint) -> bool:
-    """Tell whether a parameter or a channel has next to no path energy although no factor of one of its paths is zero."""
+    """Tell whether a parameter or a channel has next to no energy although no factor of one of its paths is zero."""
     slots = {*program.params.values(), *(e.weight for e in program.edges)} & flow.at_slots.keys()
     if all(
         bool((x >= LEAST_FLOAT32).all()) for x in (*(flow.at_slots[slot] for slot in slots), *flow.through.values())
