@@ -12,7 +12,10 @@ from capalloc._operators.calls import arguments_of
 
 aten = torch.ops.aten
 #: Systems of equations: the arguments for the matrix and for what is solved for.
-SOLVED = {aten.linalg_solve.default: ("A", "B"), aten.linalg_solve_triangular.default: ("self", "B")}
+SOLVED: dict[Any, tuple[str, str]] = {
+    aten.linalg_solve.default: ("A", "B"),
+    aten.linalg_solve_triangular.default: ("self", "B"),
+}
 
 
 def weigh_by_parameters(nodes: Iterable[Node], inputs: str, params: Collection[str]) -> tuple[Node, ...]:
