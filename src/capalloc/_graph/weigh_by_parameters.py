@@ -1,4 +1,4 @@
-"""What parameters divide, raise to a power or solve for, as products with weights that they make."""
+"""Products with weights in the place of divisions by parameters, powers of them, and systems of equations with them."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def _add_product(x: Tensor, mat: Tensor, vec: Tensor, beta: float = 1, alpha: fl
 
 
 def _times_log(x: Tensor, y: Tensor) -> Tensor:
-    """0 where x is, also of the logarithm of 0."""
+    """Give x log y, 0 where x is, also of the logarithm of 0."""
     return x * y.clamp_min(torch.finfo(y.dtype).tiny).log()
 
 
