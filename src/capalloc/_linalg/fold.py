@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 S = TypeVar("S")
+#: Numbers of vectors that are added at a time.
+PIECE = 2**17
 
 
 class Fold(ABC, Generic[S]):
@@ -53,3 +55,9 @@ class Total(Fold[tuple[Tensor, ...]]):
     def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the sums."""
         return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+def add_to(total: Tensor, vectors: Tensor) -> None:
+    """Add vectors, (k, n), to a total in another precision piece by piece: there is no copy of them in its own."""
+    for into, piece in zip(total.split(PIECE, 1), vectors.split(PIECE, 1), strict=True):
+        into += piece

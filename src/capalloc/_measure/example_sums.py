@@ -1,7 +1,7 @@
 """Sums over examples: the one place where the constraints of all examples meet.
 
-A sum is a pass over batches (`_measure.examples`), a plain value that rank 0 sends to the others. Sums are undivided;
-`ExampleSums` divides them.
+A sum is a pass over batches (`_measure.examples`), a plain value that rank 0 sends to the others, with parameter vectors
+in the units and the precision of products. Sums are undivided; `ExampleSums` divides them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from capalloc._linalg.fold import Total
+from capalloc._linalg.fold import Total, add_to
 from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure.examples import Batch, Examples
 from capalloc._runtime.steps import Steps
@@ -35,7 +36,7 @@ class NoiseSum(Total):
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
         for part, into in block.split(block.normal_rows(self.count, 0, self.number), state[0]):
-            into += block.adjoint(part)
+            add_to(into, block.adjoint(part))
         return state
 
 
@@ -70,12 +71,12 @@ class ProductSum(Total):
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
-        return (torch.zeros_like(self.w),)
+        return (torch.zeros_like(self.w, dtype=torch.float64),)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
         for part, into in block.split(self.w, state[0]):
-            into += block.adjoint(block.apply(part))
+            add_to(into, block.adjoint(block.apply(part)))
         return state
 
 
@@ -88,8 +89,9 @@ class InnerSum(Total):
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
-        inner = [self.w.new_zeros(source.num_slots, len(v), len(v)) for v in (self.w, self.others)]
-        return (torch.zeros_like(self.w), *inner)
+        double = partial(self.w.new_zeros, dtype=torch.float64)
+        inner = [double(source.num_slots, len(v), len(v)) for v in (self.w, self.others)]
+        return (double(self.w.shape), *inner)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
@@ -97,7 +99,7 @@ class InnerSum(Total):
         rows = []
         for part, into in block.split(self.w, product):
             rows.append(block.apply(part))
-            into += block.adjoint(rows[-1])
+            add_to(into, block.adjoint(rows[-1]))
         add_inner(inner, rows)
         if len(self.others):
             add_inner(other_inner, (block.apply(part) for (part,) in block.split(self.others)))
@@ -124,7 +126,7 @@ class PullSum(Total):
         """Add the examples of a batch."""
         own = block.source.by_example(self.rows)[:, :, block.place].to(block.x.dtype)
         for part, into in block.split(own, state[0]):
-            into += block.adjoint(part)
+            add_to(into, block.adjoint(part))
         return state
 
 
@@ -136,7 +138,7 @@ class PushSum(Total):
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
-        return (self.w.new_zeros(len(self.w), source.num_rows),)
+        return (self.w.new_zeros(len(self.w), source.num_rows, dtype=torch.float64),)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Fill in the examples of a batch."""
@@ -154,30 +156,30 @@ class ExampleSums:
 
     def noise(self, number: int, count: int) -> Tensor:
         """Return C' xi for `count` draws of standard normal rows: N(0, G) each."""
-        return self._total(NoiseSum(number, count)) / math.sqrt(self.examples.num_examples)
+        return self._total(NoiseSum(number, count)).div_(math.sqrt(self.examples.num_examples))
 
     def read(self, w: Tensor) -> tuple[Tensor, BlockMoments]:
         """Return the squares of C w, summed by slot, (k, s), and the moments of every example's rows."""
         count = self.examples.num_examples
-        seen, (first, second) = self.steps.gather(ReadSum(w))
+        seen, (first, second) = self.steps.gather(ReadSum(self.examples.in_units(w)))
         return seen / count, BlockMoments(first / count, second / count**2, self.examples.num_outputs)
 
     def gram(self, w: Tensor) -> Tensor:
         """Return G w, (k, params)."""
-        return self._total(ProductSum(w)) / self.examples.num_examples
+        return self._total(ProductSum(self.examples.in_units(w))).div_(self.examples.num_examples)
 
     def inner(self, w: Tensor, others: Tensor) -> Iterator[Tensor]:
         """Yield G w, and by slot the inner products of the rows of C w and of those of other vectors."""
-        for total in self.steps.gather(InnerSum(w, others)):
-            yield total / self.examples.num_examples
+        for total in self.steps.gather(InnerSum(self.examples.in_units(w), self.examples.in_units(others))):
+            yield total.div_(self.examples.num_examples)
 
     def pull(self, rows: Tensor) -> Tensor:
         """Return C' rows: (k, rows) to (k, params)."""
-        return self._total(PullSum(rows)) / math.sqrt(self.examples.num_examples)
+        return self._total(PullSum(rows)).div_(math.sqrt(self.examples.num_examples))
 
     def push(self, w: Tensor) -> Tensor:
         """Return C w: (k, params) to (k, rows)."""
-        return self._total(PushSum(w)) / math.sqrt(self.examples.num_examples)
+        return self._total(PushSum(self.examples.in_units(w))).div_(math.sqrt(self.examples.num_examples))
 
     def kernel(self, y: Tensor) -> Tensor:
         """Return K y = C C' y, (k, rows)."""

@@ -132,6 +132,10 @@ class Examples:
         most = max(1, min(room, LONGEST_APART // self.num_params))
         return max(1, most // vectors), min(vectors, most)
 
+    def in_units(self, w: Tensor) -> Tensor:
+        """Return parameter vectors in the parameters' own units, and in the precision of products."""
+        return (w if self.scale is None else w * self.scale).to(self.x)
+
     def by_example(self, rows: Tensor) -> Tensor:
         """Return rows (k, rows of all processes) as (k, o, e, s)."""
         return rows.view(len(rows), -1, self.num_examples, self.num_slots)
@@ -193,9 +197,8 @@ class Batch:
         return zip(*(v.split(self.source.vectors) for v in vectors), strict=True)
 
     def apply(self, w: Tensor) -> Tensor:
-        """Return the rows of C w, undivided."""
-        scale = self.source.scale
-        return self.bound.apply((w if scale is None else w * scale).to(self.x.dtype))
+        """Return the rows of C w, undivided, for w as `Examples.in_units` gives it."""
+        return self.bound.apply(w)
 
     def adjoint(self, rows: Tensor) -> Tensor:
         """Return C' rows, undivided; in float64 with a scale, else in the precision of products."""

@@ -114,7 +114,7 @@ def _now(device: torch.device) -> float:
 def seconds_of_product(examples: Examples, vectors: int) -> float:
     """Time C and C' of the first batch times so many vectors."""
     batch = next(examples())
-    w = examples.normal_params(-2, vectors)
+    w = examples.in_units(examples.normal_params(-2, vectors))
     began = time.perf_counter()
     batch.adjoint(batch.apply(w))
     return time.perf_counter() - began
