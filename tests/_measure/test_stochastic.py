@@ -272,6 +272,18 @@ def test_metric_params_and_intercept_are_those_of_the_dense_solver() -> None:
     assert float(abs(z).max()) < 4
 
 
+def test_a_solve_that_has_found_all_at_once_is_settled() -> None:
+    """More probes than parameters fill their space in one iteration: fewer than a rate of convergence is read from."""
+    few = {"params": ["2.bias"], "ridge": RIDGE}
+    exact = measure(conv_net(), IMAGES, **few)
+    estimate = measure(conv_net().float(), IMAGES.float(), solver=Stochastic(num_probes=32), **few)
+    assert estimate.attrs["solve_error"] < 1e-9
+    assert not estimate.attrs["notes"]
+    error = estimate.attrs["total_standard_error"]
+    assert error < 0.2 * exact.total
+    assert abs(estimate.total - exact.total) < 4 * error
+
+
 def test_random_combinations_of_outputs_stand_for_many() -> None:
     model = seeded_model(lambda: nn.Linear(3, 12))
     x = data(400, 3)

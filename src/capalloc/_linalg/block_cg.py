@@ -31,6 +31,8 @@ Apply = Callable[[Tensor], Tensor]
 #: Squared length below which, relative to the longest, a direction counts as dependent: float64 rounding squared is
 #: far below, and directions this short carry no progress.
 DEPENDENT = 1e-14
+#: Growth of the energy that is rounding, relative to it: nothing is left to find, however few iterations there were.
+NOTHING_LEFT = torch.finfo(torch.float64).eps
 #: Iterations over which the rate of convergence is read: without a preconditioner it is slow, and steady.
 PRECONDITIONED_WINDOW, PLAIN_WINDOW = 3, 6
 
@@ -66,6 +68,8 @@ class Iterate:
     @property
     def missing(self) -> float:
         """Estimate of what the energy still grows by: the squared error in the norm of A, summed over solutions."""
+        if self.gains and self.gains[-1] <= NOTHING_LEFT * self.energy:
+            return max(0.0, self.gains[-1])
         return missing_of(self.gains, self.window)
 
     def error(self, ridge: float = 0.0) -> float:

@@ -182,6 +182,7 @@ def test_one_output_of_several(folder):
     told = ["propagate", "factories:Two", "--shape", "3", "--json", "-q", "--solver", "markov"]
     assert strict(run(*told, "--output", "two").stdout)["settings"]["unused_params"] == 8
     assert "without the output 'three'; it has one, two" in refused(*told[:4], "--output", "three")
+    assert "say which tensor to constrain, for example --output 'one'" in refused(*told[:4])
     assert "the model returns one tensor, which has no output 1" in refused(
         "propagate", "factories:net", "--shape", "1,6,6", "--output", "1"
     )

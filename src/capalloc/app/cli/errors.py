@@ -62,7 +62,7 @@ def is_expected(error: Exception) -> bool:
 
 def in_words(error: Exception) -> str:
     """Return the message of an error, with its place in the user's code, or advice where memory is short."""
-    text = str(error) or type(error).__name__
+    text = (str(error) or type(error).__name__).replace("for example outputs=", "for example --output ")
     if not is_expected(error):
         told = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
         return f"{told}{type(error).__name__}: {text} ({place_of(error)})"
