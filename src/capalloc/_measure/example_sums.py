@@ -1,7 +1,7 @@
 """Sums over examples: the one place where the constraints of all examples meet.
 
-A sum is a pass over batches (`_measure.examples`), a plain value that rank 0 sends to the others, with parameter vectors
-in the units and the precision of products. Sums are undivided; `ExampleSums` divides them.
+A sum is a pass over batches (`_measure.examples`), a plain value that rank 0 sends to the others; parameter vectors
+are in the units and the precision of products. Sums are undivided; `ExampleSums` divides them.
 """
 
 from __future__ import annotations
