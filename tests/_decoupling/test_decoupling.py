@@ -338,7 +338,7 @@ def test_refusals(inputs, options, match):
 
 
 def test_more_refusals(tmp_path):
-    with pytest.raises(ValueError, match="it is linear, d = 0"):
+    with pytest.raises(ValueError, match="no gates: d = 0"):
         decoupling(seeded_module(nn.Linear, 3, 2), gaussian(4, 3))
     with pytest.raises(ValueError, match=r"layers names \['7'\], which the model lacks; it has \['1'\]"):
         gate_moments(dense(), gaussian(4, 5), layers=["7"])

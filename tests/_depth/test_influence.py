@@ -182,6 +182,43 @@ def test_an_order_that_the_examples_decide():
     assert field.influence.all()
 
 
+def largest(x):
+    """Tokens times the place of the largest entry of each column."""
+    return x * F.one_hot(x.argmax(1), 5).to(x.dtype).mT[:, :, :1]
+
+
+def with_room(x):
+    """Tokens that find room at the expert they choose, which takes two of them in turn."""
+    chosen = F.one_hot(x[..., :2].argmax(-1), 2).to(x.dtype)
+    return x * ((chosen.cumsum(1) <= 2) * chosen).sum(-1, keepdim=True)
+
+
+CHOOSING = {
+    "argmax": largest,
+    "argsort": lambda x: x * x.argsort(1).to(x.dtype),
+    "capacity of experts": with_room,
+    "any": lambda x: x * (x > 1).any(2, keepdim=True),
+    "all": lambda x: torch.where((x < 1).all(1, keepdim=True), x, 2 * x),
+    "a count": lambda x: x * x.clamp(min=1).sub(1).count_nonzero(2).unsqueeze(2),
+    "buckets": lambda x: x * torch.bucketize(x.flip(1), torch.linspace(-1, 1, 4)),
+    "a search": lambda x: x * torch.searchsorted(x.detach().sort(2)[0], torch.zeros(*x.shape[:2], 1)),
+}
+
+
+@pytest.mark.parametrize("function", CHOOSING.values(), ids=CHOOSING)
+def test_what_is_read_without_a_derivative_can_change_the_output(function):
+    """Against what does change when one input is drawn anew, of many draws."""
+    net, generator = nn.Sequential(Along(function), nn.Linear(3, 2)).double(), torch.Generator().manual_seed(5)
+    field = capalloc.receptive_field(net, gaussian(2, 5, 3), output_position=(2, None))
+    for _ in range(60):
+        x = torch.randn(1, 5, 3, generator=generator, dtype=torch.float64)
+        others = x.repeat(15, 1, 1).reshape(15, 15)
+        others[range(15), range(15)] = torch.randn(15, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            changed = (net(others.reshape(15, 5, 3)) != net(x))[:, 2].any(1)
+        assert bool(torch.from_numpy(field.influence.values).reshape(-1)[changed].all())
+
+
 def test_an_operator_without_a_kind_is_taken_to_read_everything():
     """The determinant of a corner, of which no more is known."""
 

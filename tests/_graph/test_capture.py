@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,3 +228,77 @@ def test_a_recurrence_is_exported_for_any_number_of_examples(layer, batch_first)
     assert problem.program is not None
     for number in (2, 5, 8):
         torch.testing.assert_close(problem.program.module()(x[:number]), model(x[:number]))
+
+
+class Step(torch.autograd.Function):
+    """1 where x > 0, with the gradient of a smooth step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] / (1 + (3 * ctx.saved_tensors[0]) ** 2)
+
+
+class Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * (1 - ctx.saved_tensors[0] ** 2)
+
+
+class Spiking(nn.Module):
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.step = nn.Linear(3, 4), nn.Linear(4, 2), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.step(self.first(x)))
+
+
+def smooth(x: Tensor) -> Tensor:
+    return torch.atan(3 * x) / 3
+
+
+def test_a_surrogate_gradient_is_seen_and_its_other_spelling_is_answered() -> None:
+    network, x = seeded_module(Spiking, Step.apply), gaussian(12, 3)
+    for of in (partial(capalloc.propagate, solver="markov"), capalloc.receptive_field, capalloc.diagnose):
+        with pytest.raises(
+            ValueError, match=r"custom autograd functions \(Step\) have one of their own, as surrogates"
+        ):
+            of(network, x)
+    assert not any(p.grad is not None for p in network.parameters())
+    network.step = lambda x: smooth(x) + ((x > 0).to(x.dtype) - smooth(x)).detach()
+    assert capalloc.propagate(network, x, solver="markov").attrs["unused_params"] == 0
+
+
+def test_a_custom_function_with_the_gradient_of_its_forward_is_that_function() -> None:
+    network, x = seeded_module(Spiking, Tanh.apply), gaussian(12, 3)
+    plain = seeded_module(Spiking, torch.tanh)
+    np.testing.assert_allclose(*(capalloc.propagate(m, x, solver="markov").capacity for m in (network, plain)))
+
+
+class Density(nn.Module):
+    """A likelihood: torch checks the arguments of distributions by their values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.log_scale = nn.Linear(2, 1), nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.distributions.Normal(self.mean(x[:, :2]), self.log_scale(x[:, :2]).exp()).log_prob(x[:, 2:])
+
+
+def test_checks_of_distributions_are_no_branches_of_the_model() -> None:
+    found = capalloc.propagate(seeded_module(Density), gaussian(12, 3), solver="markov")
+    assert found.total > 0
+    assert "strict" not in str(found.attrs["notes"])
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(0.0, -1.0)

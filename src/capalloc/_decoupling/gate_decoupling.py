@@ -208,7 +208,7 @@ def _gated(problem: Problem, batch_size: int) -> Gated:
         raise ValueError("inputs hold 1 example, and decoupling compares examples: pass at least 2")
     gated = Gated.of(problem, batch_size)
     if not gated.sites:
-        raise ValueError("the model has no activation, pooling, attention or normalisation: it is linear, d = 0")
+        raise ValueError("the model has no activation, pooling, attention or normalisation, and so no gates: d = 0")
     return gated
 
 

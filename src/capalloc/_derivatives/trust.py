@@ -10,15 +10,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from capalloc._derivatives.autograd import LoopRows, differentiable
 from capalloc._derivatives.rows import Replay
 from capalloc._model.agree import agree
+from capalloc._model.custom_functions import custom_functions
 from capalloc._model.input_metric import Directions
 from capalloc._model.noticing import Noticing
 from capalloc._model.problem import Problem
@@ -92,19 +91,7 @@ def _inspected(problem: Problem, x: Tensor, replay: Replay) -> tuple[bool, list[
     ):
         warnings.simplefilter("ignore")
         out = problem(x.clone().requires_grad_())
-    if cutting.seen or out.grad_fn is None:
-        return cutting.seen, []
-    found: dict[str, None] = {}
-    pending: list[Any] = [out.grad_fn]
-    known = {out.grad_fn}
-    while pending:
-        node = pending.pop()
-        if isinstance(node, BackwardCFunction):
-            found[type(node).__name__.removesuffix("Backward")] = None
-        new = {used for used, _ in node.next_functions if used is not None} - known
-        known |= new
-        pending += new
-    return False, list(found)
+    return cutting.seen, [] if cutting.seen else [function.__name__ for function in custom_functions(out)]
 
 
 def _check_by_differences(
@@ -133,7 +120,7 @@ def _check_by_differences(
             f"second derivatives through the custom autograd function {', '.join(custom)} are wrong: the mixed "
             f"derivative along a random direction is {by_autograd:.6g} by autograd and {fine:.6g} by differences of "
             "the gradient; write its backward in differentiable operations on saved tensors, or its forward in plain "
-            "torch"
+            "torch; of a surrogate write s(x) + (f(x) - s(x)).detach(), with the function s whose gradient it is"
         )
 
 

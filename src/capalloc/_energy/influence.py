@@ -30,7 +30,7 @@ from capalloc._energy.generic_values import (
     reached_from,
     same_places,
 )
-from capalloc._energy.rules.max_pooling import window_sums
+from capalloc._energy.rules.max_pooling import WHERE, window_sums
 from capalloc._energy.support import at_position
 from capalloc._graph.capture import Graph
 from capalloc._graph.interpret import Values, fill
@@ -154,9 +154,14 @@ class _Sweep:
         discrete = [n for n in wanted if not is_floating(self.values[n]) and n not in moved]
         if (same_places(node) and (discrete or kind not in SMOOTH_KINDS)) or kind in ("copy", "constant"):
             return self._same_places
+        if node.target is torch.ops.aten.one_hot.default:
+            self.found.chosen = True
+            return self._by_class
         if discrete or (node.target in STEERED_READS and given["grid"] in wanted):
             self.found.chosen = True
             return self._everything
+        if node.target in WHERE:
+            return self._window
         running = kind == "statistic" and [self.values[node].shape] == [self.values[n].shape for n in wanted]
         if kind in ("pooling", "statistic") and not running:
             return self._window
@@ -172,6 +177,11 @@ class _Sweep:
             return {n: [mask.double().sum_to_size(shape) > 0] for n, shape in shapes.items()}
         except RuntimeError:  # another shape
             return None
+
+    def _by_class(self, node: Node, masks: Masks, wanted: list[Node]) -> dict[Node, Masks]:
+        (mask,) = masks
+        assert mask is not None
+        return {n: [mask.any(-1)] for n in wanted}
 
     def _everything(self, node: Node, masks: Masks, wanted: list[Node]) -> dict[Node, Masks]:
         return {n: [torch.ones_like(v, dtype=torch.bool) for v in pytree.tree_leaves(self.values[n])] for n in wanted}
@@ -196,7 +206,9 @@ class _Sweep:
             with torch.enable_grad():
                 arguments = fill(arguments_of(node), ChainMap(leaves, self.values))  # type: ignore[arg-type]
                 result = pytree.tree_leaves(invoke(node.target, pytree.tree_map(double, arguments)))
-            marked = [(y, mask) for y, mask in zip(result, masks, strict=True) if mask is not None and y.requires_grad]
+            marked = [(y, mask) for y, mask in zip(result, masks, strict=True) if mask is not None]
+            if not any(y.requires_grad for y, _ in marked):  # an index, a count: no derivative says what it reads
+                return None
             seeds = [mask * torch.rand(y.shape, generator=self.generator).add(1).to(y) for y, mask in marked]
             return torch.autograd.grad([y for y, _ in marked], [*leaves.values()], seeds, materialize_grads=True)
         except RuntimeError:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,15 +17,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from capalloc._graph.exporting import exporting
 from capalloc._graph.lost_biases import drop_lost_biases
 from capalloc._graph.out_of_place import make_out_of_place
+from capalloc._graph.own_gradients import check_gradients
 from capalloc._graph.retrace import RETRACED, retrace
 from capalloc._graph.weigh_by_parameters import weigh_by_parameters
+from capalloc._model.custom_functions import noted
 from capalloc._model.exported import SavedModel, module_of, user_inputs
-from capalloc._model.problem import Problem, seeded
+from capalloc._model.problem import Problem
 from capalloc._operators.calls import arguments_of, leaves, mapped
 from capalloc._operators.decompositions import table
 from capalloc._operators.records import record
@@ -53,6 +52,7 @@ class Graph:
     batch_size: int
     found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule, for all batches
     notes: tuple[str, ...] = ()  # on how it was captured
+    functions: tuple[str, ...] = ()  # custom autograd functions that forward calls
 
     def calls(self) -> Iterator[Node]:
         return (node for node in self.nodes if node.op == "call_function")
@@ -104,7 +104,7 @@ def capture(problem: Problem, batch_size: int) -> Graph:
         if program is None:
             graph = _exported(problem, batch_size)
         else:
-            with _exporting(problem):
+            with exporting(problem):
                 graph = _own(problem, decomposed(program), batch_size)
     except Exception as error:
         other = None
@@ -124,6 +124,9 @@ def capture(problem: Problem, batch_size: int) -> Graph:
                 f"the graph holds a call of torch's {node.target} with functions of its own, which has no rule: "
                 "write it in plain Python, or use capalloc.measure"
             )
+    if graph.functions:
+        values = {**{name: value for name, value in graph.constants.items() if name != graph.input}, **graph.params}
+        check_gradients(problem, graph.nodes, values, graph.output, graph.functions)
     return replace(graph, nodes=weigh_by_parameters(graph.nodes, graph.input, graph.params))
 
 
@@ -144,50 +147,12 @@ def export_once(problem: Problem) -> Problem:
     if problem.program is not None:
         return problem
     example = problem.probe.expand(3, *problem.input_shape).clone()  # export takes 0 and 1 for numbers of their own
-    with suppress(Exception), _exporting(problem):
+    with suppress(Exception), exporting(problem), noted(problem.model) as functions:
         program = torch.export.export(problem.model, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
-        if getattr(program, "_guards_code", None) == []:  # else it holds for some numbers only
+        if not functions and getattr(program, "_guards_code", None) == []:  # else it holds for some numbers only
             make_out_of_place(program.graph)
             return replace(problem, program=decomposed(program))
     return problem
-
-
-@contextmanager
-def _exporting(problem: Problem) -> Iterator[None]:
-    # With gradients, or what the model does without them would leave no trace.
-    with (
-        _unprinted(),
-        _untraced(),
-        warnings.catch_warnings(),
-        seeded(0, problem.probe.device),
-        torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _untraced() -> Iterator[None]:
-    """Leave out where each node comes from in Python: no graph is asked for it, and it costs a quarter of an export."""
-    before = torch.fx.config.do_not_emit_stack_traces
-    torch.fx.config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        torch.fx.config.do_not_emit_stack_traces = before
-
-
-@contextmanager
-def _unprinted() -> Iterator[None]:
-    """Keep back what torch prints and logs of a graph that it cannot export: the error says it."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -252,10 +217,11 @@ def _is_composite(node: Node) -> bool:
 
 def _exported(problem: Problem, batch_size: int, *, strict: bool = False) -> Graph:
     """The graph that torch.export captures: it runs the model, or in `strict` mode reads its Python."""
-    with _exporting(problem):
+    with exporting(problem):
         example = problem.probe.expand(batch_size, *problem.input_shape).clone()
         wrapped = _Constrained(problem.model, problem.select).eval()
-        program = torch.export.export(wrapped, (example,), strict=strict)
+        with noted(wrapped) as functions:
+            program = torch.export.export(wrapped, (example,), strict=strict)
         if any(isinstance(value, FakeTensor) for value in program.constants.values()):
             raise ValueError("the program writes to what it has no values of")  # decomposing it ends the process
         make_out_of_place(program.graph)
@@ -270,15 +236,24 @@ def _exported(problem: Problem, batch_size: int, *, strict: bool = False) -> Gra
     drop_lost_biases(program.graph)
     notes = (STRICT,) if strict else ()
     return Graph(
-        tuple(program.graph.nodes), params, constants, user_inputs(program)[0], output, batch_size, notes=notes
+        tuple(program.graph.nodes),
+        params,
+        constants,
+        user_inputs(program)[0],
+        output,
+        batch_size,
+        notes=notes,
+        functions=tuple(functions),
     )
 
 
 def _retraced(problem: Problem, batch_size: int, *, below: bool = False) -> Graph:
     """The graph of what the model calls on an example: the parameters are inputs of its program."""
     example = problem.probe.expand(batch_size, *problem.input_shape).clone()
-    with _exporting(problem):
-        program, params = retrace(_Constrained(problem.model, problem.select).eval(), example, below=below)
+    with exporting(problem):
+        wrapped = _Constrained(problem.model, problem.select).eval()
+        with noted(wrapped) as functions:
+            program, params = retrace(wrapped, example, below=below)
         program = decomposed(program)
     *names, x = user_inputs(program)
     given = dict(zip(names, params, strict=True))
@@ -287,7 +262,16 @@ def _retraced(problem: Problem, batch_size: int, *, below: bool = False) -> Grap
     assert isinstance(output, Node)
     drop_lost_biases(program.graph)
     paths = {name: path.removeprefix(PREFIX) for name, path in given.items()}
-    return Graph(tuple(program.graph.nodes), paths, constants, x, output, batch_size, notes=(RETRACED,))
+    return Graph(
+        tuple(program.graph.nodes),
+        paths,
+        constants,
+        x,
+        output,
+        batch_size,
+        notes=(RETRACED,),
+        functions=tuple(functions),
+    )
 
 
 def _own(problem: Problem, program: ExportedProgram, batch_size: int) -> Graph:

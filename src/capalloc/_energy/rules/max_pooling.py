@@ -31,10 +31,13 @@ WINDOWED = (
     aten.adaptive_max_pool2d.default,
     aten.adaptive_max_pool3d.default,
 )
+#: Places in an axis, or a word on all of it.
+WHERE = named("argmax argmin any any.dim any.dims all all.dim all.dims count_nonzero count_nonzero.dim_IntList")
 #: Over whole axes; those that put an axis in order; those over all that comes before.
 REDUCING = [
     *named("amax amin max.dim min.dim kthvalue median.dim nanmedian.dim mode quantile.scalar nanquantile.scalar"),
     *of_kind("statistic"),
+    *WHERE,
 ]
 ORDERING = named("sort sort.stable topk")
 RUNNING = named("cummax cummin")

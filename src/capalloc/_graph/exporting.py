@@ -1,0 +1,65 @@
+"""The surroundings in which `torch.export` captures a model."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+
+import torch
+from torch.distributions import Distribution
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from capalloc._model.problem import Problem, seeded
+
+
+@contextmanager
+def exporting(problem: Problem) -> Iterator[None]:
+    """Prepare torch for an export, with gradients, or what a model does without them would leave no trace."""
+    with (
+        _unprinted(),
+        _untraced(),
+        warnings.catch_warnings(),
+        seeded(0, problem.probe.device),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        _unvalidated(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Leave out the branches on values by which `torch.distributions` checks its arguments."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Leave out where each node comes from in Python: no graph is asked for it, and it costs a quarter of an export."""
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Keep back what torch prints and logs of a graph that it cannot export: the error says it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,67 @@
+"""Custom autograd functions whose gradient is not that of their forward, which is all that a captured graph knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from capalloc._model.agree import agree
+from capalloc._model.custom_functions import learning
+from capalloc._model.problem import Problem, seeded
+from capalloc._operators.calls import arguments_of, invoke, mapped
+
+
+def check_gradients(
+    problem: Problem, nodes: Iterable[Node], values: Mapping[str, Any], output: Node, functions: Iterable[str]
+) -> None:
+    """Compare the gradients of the model, whose forward calls custom `functions`, with those of its captured graph.
+
+    Args:
+        problem: the model.
+        nodes: the graph's.
+        values: what its placeholders stand for: a parameter's name, a tensor, or, where there is none, the examples.
+        output: the node of the constraint outputs.
+        functions: names, for the error.
+
+    Raises:
+        ValueError: they are not the same.
+
+    """
+    params = dict(problem.model.named_parameters())
+    nodes = list(nodes)
+    size = next(node.meta["val"].shape[0] for node in nodes if node.op == "placeholder" and node.name not in values)
+    x = problem.probe.expand(size, *problem.input_shape).clone().requires_grad_()
+    with suppress(RuntimeError), torch.enable_grad(), learning(params.values()), seeded(0, x.device):
+        leaves = [x, *(p for p in params.values() if p.requires_grad)]
+        own = _gradients(problem.select(problem.model(x)), leaves)
+        of_graph = _gradients(_run(nodes, values, params, x)[output], leaves)
+        if not all(agree(a, b) for a, b in zip(own, of_graph, strict=True)):
+            raise ValueError(
+                f"the gradient of the captured graph is not the model's: custom autograd functions "
+                f"({', '.join(functions)}) have one of their own, as surrogates do, and a graph has that of their "
+                "forward; write s(x) + (f(x) - s(x)).detach() with the function s whose gradient it is"
+            )
+
+
+def _gradients(y: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+    found: tuple[Tensor, ...] = torch.autograd.grad((y * weights).sum(), leaves, materialize_grads=True)
+    return found
+
+
+def _run(nodes: list[Node], values: Mapping[str, Any], params: Mapping[str, Tensor], x: Tensor) -> dict[Node, Any]:
+    """Give the value of every node."""
+    known: dict[Node, Any] = {}
+    for node in nodes:
+        if node.op == "placeholder":
+            value = values.get(node.name, x)
+            known[node] = params[value] if isinstance(value, str) else value
+        elif node.op == "call_function":
+            given = mapped(lambda a: known[a] if isinstance(a, Node) else a, arguments_of(node))
+            known[node] = invoke(node.target, given)
+    return known
