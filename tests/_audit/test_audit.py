@@ -310,6 +310,18 @@ def test_without_a_diagnosis_there_are_no_tables_of_it(audited: tuple[Audit, int
         Audit(data.drop_vars("depth_rate"))
 
 
+@torch.library.custom_op("unruled::turned", mutates_args=())
+def turned(x: Tensor) -> Tensor:
+    return x.roll(1, -1).square()
+
+
+turned.register_fake(torch.empty_like)
+turned.register_autograd(
+    lambda ctx, g: 2 * ctx.saved_tensors[0] * g.roll(-1, -1),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
 class Unruled(nn.Module):
     """A model with an operator that has no rule."""
 
@@ -318,7 +330,8 @@ class Unruled(nn.Module):
         self.layer = nn.Linear(3, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).logcumsumexp(1)
+        found: Tensor = turned(self.layer(x))
+        return found
 
 
 def test_what_cannot_be_found_out_is_left_out_with_a_note() -> None:
@@ -355,6 +368,14 @@ def test_a_small_model_gets_the_exact_answer_in_any_time() -> None:
     assert audit.total == capalloc.measure(net, x).total
     assert audit.data.attrs["total_standard_error"] is None
     assert audit.forecast_seconds < 12
+
+
+def test_the_forecast_is_of_the_answer_that_propagate_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact answer is taken up to half a minute, however much time there is: beyond, the blocks' time counts."""
+    monkeypatch.setattr(audit_module, "exact_seconds", lambda size, in_use: 35.0)
+    monkeypatch.setattr(audit_module, "forecast_seconds", lambda *given: 3.0)
+    net, x = made(dense(6, 5, 3)), examples(60, 6)
+    assert capalloc.audit(net, x, trained=True).forecast_seconds < 10
 
 
 def test_where_a_nearer_answer_takes_too_long_there_is_a_guide(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from capalloc._measure.forecast import duration, graph_seconds, num_nodes, pass_
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
-from capalloc._propagate.by_constraints import exact_seconds, numbers_in_use
+from capalloc._propagate.by_constraints import EXACT_SECONDS, exact_seconds, numbers_in_use
 from capalloc._propagate.effort import LARGE_PARAMS, forecast_seconds, seconds_of_large
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
@@ -172,7 +172,7 @@ def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, floa
     exact = exact_seconds(size, numbers_in_use(problem))
     large = problem.num_params > LARGE_PARAMS
     least = seconds_of_large(problem, number, of_pass) if large else of_pass * LEAST_PASSES * number
-    if exact < left:
+    if exact < min(left, EXACT_SECONDS):
         capacity = exact
     elif least > CLEARLY * left:
         capacity = costs["paths"]

@@ -30,9 +30,9 @@ WITH_RIDGE, WITHOUT = (3.0, 10.0), (6.0, 40.0)
 #: What work on the graph takes: forward and backward passes of all examples, as of large networks, seconds of each
 #: operator, as of small ones and recurrences, and seconds that are spent once. They are of a few networks, and rough.
 GRAPH_WORK = {
-    "channels": (1, 0.0, 0.1),
-    "paths": (8, 1e-3, 0.1),
-    "depth": (25, 4.5e-3, 0.2),
+    "channels": (0.7, 0.0, 0.02),
+    "paths": (4, 3e-4, 0.05),
+    "depth": (20, 3.5e-3, 0.1),
     "field": (20, 2.5e-3, 0.1),
     "scores": (20, 3e-3, 0.3),
 }

@@ -46,9 +46,10 @@ from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
 from capalloc.results.allocation import Allocation
 
-#: Numbers in the matrix of constraints, and rows params^2 + 10 params^3, up to which the exact answer takes half a
-#: minute of two cores: a unit of the latter took .14 ns of one, for 1300 to 2600 parameters and 5000 to 82,000 rows.
-EXACT_NUMBERS, EXACT_WORK, EXACT_SECONDS = 400_000_000, 3e11, 30.0
+#: Seconds of one core, at most, for each of rows params^2 + 6 params^3 products, and for each number that rows add up
+#: (`numbers_in_use`), of networks of 360 to 3400 parameters, 4000 to 141,000 rows and up to 160 steps; and how many of
+#: them the exact answer may take unasked.
+OF_PRODUCT, CUBES, OF_NUMBER, EXACT_SECONDS = 1e-10, 6, 6.5e-9, 30.0
 #: Parameters up to which the total is the rank of as many random combinations of constraints, in float64.
 RANKED_PARAMS = 2000
 #: What the graph's symmetries are where they are not all: some of those of the function, or those of another one.
@@ -67,8 +68,8 @@ class Count:
 
 def exact_seconds(size: Size, in_use: int) -> float:
     """Return what the exact answer takes at most, with `numbers_in_use`; infinite where its matrices are not made."""
-    work = (size.rows + 10 * size.params) * size.params**2
-    return math.inf if size.wide else EXACT_SECONDS * max(work / EXACT_WORK, size.rows * in_use / EXACT_NUMBERS)
+    products = (size.rows + CUBES * size.params) * size.params**2
+    return math.inf if size.wide else OF_PRODUCT * products + OF_NUMBER * size.rows * in_use
 
 
 def numbers_in_use(problem: Problem) -> int:
