@@ -79,6 +79,36 @@ def test_a_weight_made_entry_for_entry_is_the_plain_weight(make: Make) -> None:
     assert_same_capacity(capalloc.propagate(Made(make).eval(), x, solver="markov"), plain)
 
 
+def test_entries_that_are_zero_count_as_those_of_a_plain_weight() -> None:
+    models = [Made(make).eval() for make in (lambda m: (m.first.weight, m.first.bias), SAME["an inactive renorm"])]
+    with torch.no_grad():
+        for model in models:
+            model.first.weight[:, ::2] = 0
+    plain, made = (capalloc.propagate(model, gaussian(20, 6), solver="markov") for model in models)
+    assert_same_capacity(made, plain)
+
+
+def test_weights_that_are_rounded_to_zero_are_used() -> None:
+    """A straight-through estimator: the gradient of the weight itself."""
+    rounded = lambda m: (m.first.weight + (m.first.weight.round() - m.first.weight).detach(), m.first.bias)  # noqa: E731
+    model = Made(rounded).eval()
+    with torch.no_grad():
+        model.first.weight[:, :2] *= 0.5
+        model.first.weight[:, 2:] += torch.sign(model.first.weight[:, 2:])
+    assert int((model.first.weight.round() == 0).sum()) == 10
+    x = gaussian(40, 6)
+    found, measured = capalloc.propagate(model, x, solver="markov"), capalloc.measure(model, x)
+    assert found.attrs["unused_params"] == model.down.numel() + model.up.numel()
+    assert found.total == pytest.approx(measured.total)
+
+
+def test_a_gate_that_starts_at_zero_is_used() -> None:
+    model, x = Made(lambda m: (m.first.weight, torch.tanh(m.first.bias))).eval(), gaussian(20, 6)
+    with torch.no_grad():
+        model.first.bias.zero_()
+    assert dict(capalloc.propagate(model, x, solver="markov").by_parameter.to_series())["first.bias"] > 0
+
+
 def test_a_bias_with_zeros_beside_it_is_the_bias_of_some_units() -> None:
     x = gaussian(20, 6)
     some = lambda m: (m.first.weight, torch.cat([m.first.bias[:3], m.first.bias.new_zeros(2)]))  # noqa: E731

@@ -89,7 +89,8 @@ class Carriers:
     made: Mapping[Node, Derived] = field(default_factory=dict)  # weight made of parameters -> how
     linear: Mapping[Node, Derived] = field(default_factory=dict)  # real end of a stretch of complex numbers -> it
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
-    several: Mapping[Node, Derived] = field(default_factory=dict)  # those of one parameter that are not the same -> how
+    stretches: Mapping[Node, Derived] = field(default_factory=dict)  # function of a parameter's entries -> how
+    several: Mapping[Node, Derived] = field(default_factory=dict)  # of them, those of one parameter that differ
     steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
     in_complex: frozenset[str] = frozenset()  # parameters that weigh complex numbers, which rules take as constants
     signals: frozenset[Node] = frozenset()  # depend on the inputs
@@ -134,7 +135,7 @@ class Carriers:
 
     def reads(self, node: Node) -> set[Node]:
         """List the nodes whose values a trace needs at `node`."""
-        derived = self.derived(node) or self.several.get(node)
+        derived = self.derived(node) or self.stretches.get(node)
         return {*node.all_input_nodes, *(derived.reads() if derived else ())}
 
 
@@ -170,7 +171,7 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     stretches = {node: Derived((leaf,), structure.between(leaf, node)) for node, leaf in bent.items()}
     several = {node: stretches[node] for node in _several_ways(stretches)}
     signals = frozenset(structure.signals)
-    found = Carriers(frozenset(), frozen, self_gated, made, linear, bent, several, signals=signals)
+    found = Carriers(frozenset(), frozen, self_gated, made, linear, bent, stretches, several, signals=signals)
     carrying = _reached(graph.output, found.sources, structure.live)
     reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}

@@ -21,6 +21,8 @@ from capalloc._graph.capture import module_path
 JACOBIAN_LIMIT = 2**22
 #: Of another map, which has no such way out.
 RECTANGLE_LIMIT = 2**25
+#: An entry that is 0 where its parameter is not, such as a rounded weight, relative to the largest one.
+NEXT_TO_NOTHING = 2.0**-20
 
 
 def jacobians(derived: Derived, values: Mapping[Node, Any], free: Sequence[Node], weight: Tensor) -> dict[Node, Tensor]:
@@ -37,6 +39,12 @@ def shares(found: Mapping[Node, Tensor]) -> tuple[Tensor, ...]:
     total = torch.stack([square.sum(1, keepdim=True) for square in squares]).sum(0)
     moved = total > 0
     return (*(torch.where(moved, square / total, 0.0) for square in squares), (~moved).to(total.dtype))
+
+
+def off_zero(weight: Tensor, moved: Tensor) -> Tensor:
+    """Give a weight with next to nothing in the place of zeros that parameters move, which use these all the same."""
+    zero = (weight == 0) & moved
+    return torch.where(zero, NEXT_TO_NOTHING * (float(weight.abs().amax()) or 1.0), weight) if zero.any() else weight
 
 
 def _jacobian(derived: Derived, values: Mapping[Node, Any], root: Node, weight: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from capalloc._energy.made_ranks import (
     tie_what_cannot_be_rescaled,
     tie_what_moves_apart,
 )
-from capalloc._energy.made_weights import JACOBIAN_LIMIT, jacobians, shares
+from capalloc._energy.made_weights import JACOBIAN_LIMIT, jacobians, off_zero, shares
 from capalloc._energy.maps import Shared
 from capalloc._energy.mixed_inputs import mixed, whole
 from capalloc._energy.program import Energy, Program
@@ -159,14 +159,20 @@ class _Tracing:
         return None if energy is None else self.program.gate(energy, value.double().square())
 
     def _bent(self, node: Node, result: Tensor) -> Energy | None:
-        leaf = self.carriers.bent[node]
-        made = self._made_of(leaf, result)
-        if made is not None and node in self.carriers.several:
-            stretch = self.carriers.several[node]
-            known = {used: self.known[used].value for used in stretch.reads()}
-            rate = slope(stretch.function(known), self.known[leaf].value)
+        leaf, several = self.carriers.bent[node], node in self.carriers.several
+        if leaf not in self.leaves:
+            return None
+        rate = self._rate(node, leaf) if several or bool((result == 0).any()) else None
+        made = self._made_of(leaf, result if rate is None else off_zero(result, rate != 0))
+        if made is not None and several and rate is not None:
             self._see_way(leaf, made, result, rate)
         return made
+
+    def _rate(self, node: Node, leaf: Node) -> Tensor:
+        """Give the slope of a function of a parameter's entries."""
+        stretch = self.carriers.stretches[node]
+        known = {used: self.known[used].value for used in stretch.reads()}
+        return slope(stretch.function(known), self.known[leaf].value)
 
     def _see_way(self, leaf: Node, made: Energy, value: Tensor, rate: Tensor) -> None:
         self.several.setdefault(leaf, []).append(OneWay(made.slot, value, rate))
@@ -184,7 +190,9 @@ class _Tracing:
             program.found[key] = jacobians(stretch, known, free, weight)
         found = program.found[key]
         rest = program.squares(torch.ones_like(weight))  # of entries that no free parameter moves
-        through = Shared(weight.to(program.dtype).square(), shares(found))
+        parts = shares(found)
+        moved = (parts[-1] == 0).reshape(weight.shape).to(weight.device)
+        through = Shared(off_zero(weight.to(program.dtype), moved).square(), parts)
         made = program.step(through, [*(self.leaves[root] for root in free), rest], None)
         if all(part.shape[1] == self.known[root].value.numel() for root, part in found.items()):
             self.made.append(MadeWeight(made.slot, weight, found))
