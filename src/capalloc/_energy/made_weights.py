@@ -22,7 +22,7 @@ JACOBIAN_LIMIT = 2**22
 #: Of another map, which has no such way out.
 RECTANGLE_LIMIT = 2**25
 #: An entry that is 0 where its parameter is not, such as a rounded weight, relative to the largest one.
-NEXT_TO_NOTHING = 2.0**-20
+OFF_ZERO = 2.0**-20
 
 
 def jacobians(derived: Derived, values: Mapping[Node, Any], free: Sequence[Node], weight: Tensor) -> dict[Node, Tensor]:
@@ -44,7 +44,7 @@ def shares(found: Mapping[Node, Tensor]) -> tuple[Tensor, ...]:
 def off_zero(weight: Tensor, moved: Tensor) -> Tensor:
     """Give a weight with next to nothing in the place of zeros that parameters move, which use these all the same."""
     zero = (weight == 0) & moved
-    return torch.where(zero, NEXT_TO_NOTHING * (float(weight.abs().amax()) or 1.0), weight) if zero.any() else weight
+    return torch.where(zero, OFF_ZERO * (float(weight.abs().amax()) or 1.0), weight) if zero.any() else weight
 
 
 def _jacobian(derived: Derived, values: Mapping[Node, Any], root: Node, weight: Tensor) -> Tensor:
