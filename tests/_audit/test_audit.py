@@ -171,6 +171,17 @@ def test_what_is_not_settled() -> None:
     assert moving.what == "the total still moves with the examples: 45 on half of them, 60 on all"
     assert rough.what == "the map is a rough one: 0.04 may be missing, and 0.03 is noise of the probes"
     assert list(unsettled(known([30.0, 30.0], ("input",), half_total=59.0, missing=0.02))) == []
+    (noisy,) = unsettled(known([30.0, 30.0], ("input",), noise=0.08))
+    assert noisy.what == "the map is a rough one: 0.08 is noise of the probes"
+
+
+def test_layers_that_few_examples_limit_are_not_called_wide() -> None:
+    """What is not in use on them may be on others: as much more as the last half added, or any number."""
+    layers = pd.DataFrame(np.nan, ["a"], list(Audit.COLUMNS)).assign(parameters=100.0, capacity=40.0, use=0.4)
+    for told, found in (({}, 1), ({"half_total": 55.0}, 1), ({"half_total": 40.0}, 0), ({"limited_by_data": True}, 0)):
+        assert len(list(low_use(replace(known([30.0, 30.0], ("input",), **told), layers=layers)))) == found
+    (few,) = unsettled(known([30.0, 30.0], ("input",), limited_by_data=True))
+    assert few.what == "these examples make fewer constraints than there are parameters, and limit the total"
 
 
 def test_what_does_not_matter_is_not_found() -> None:

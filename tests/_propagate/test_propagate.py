@@ -432,3 +432,17 @@ def test_a_table_beyond_the_limit_is_made_where_asked_for(table, there):
     problem = prepare(nn.Linear(3, 2), torch.ones(4, 3), None, None, traced=True)
     found = by_markov(problem, Batches.of(problem, "unit", "auto"), layers=False, table=table, table_limit=0)
     assert (found.table is not None) == there
+
+
+@pytest.mark.parametrize("solver", ["auto", capalloc.solvers.Block(2, num_probes=4)])
+def test_a_total_that_the_examples_limit_says_so(solver):
+    """Six rows an example, all independent: 24 of four examples, and 12 of the first two, for 43 parameters."""
+    model, x = seeded_module(lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))), gaussian(4, 5)
+    found = capalloc.propagate(model, x, solver=solver)
+    assert found.total == pytest.approx(24)
+    assert "24 rows of constraints for 43 parameters: limited by the data" in found.attrs["notes"]
+    assert found.attrs["limited_by_data"]
+    half = capalloc.propagate(model, x[:2], solver=solver)
+    assert (found.attrs["half_examples"], found.attrs["half_total"]) == (2, pytest.approx(half.total))
+    many = capalloc.propagate(model, gaussian(40, 5), solver=solver)
+    assert "limited_by_data" not in many.attrs

@@ -66,7 +66,7 @@ class _Clock:
             return None
         try:
             return part()
-        except (UnsupportedOperatorError, ValueError, TypeError, NotImplementedError) as error:
+        except (UnsupportedOperatorError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             self.failed.setdefault(str(error).splitlines()[0], []).append(what)
             return None
 

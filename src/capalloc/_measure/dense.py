@@ -88,6 +88,8 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
         attrs["unused_params"] = scores.idle
     if scores.root.half_examples:
         attrs |= {"half_examples": scores.root.half_examples, "half_total": scores.root.half_capacity}
+    if ridge == 0:
+        attrs |= size.limits(scores.root.rank)[1]
     return _allocation(scores, task.problem, task.space, task.attrs() | attrs)
 
 
@@ -231,9 +233,7 @@ def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str
             f"not settled: the first {root.half_examples} of {size.examples} examples give {root.half_capacity:.5g}, "
             f"{1 - root.half_capacity / root.capacity:.1%} less; more examples would add to the total"
         )
-    if size.wide and ridge == 0:
-        notes.append(f"{size.rows} rows of constraints for {size.params} parameters: limited by the data")
-    return notes
+    return notes + (size.limits(root.rank)[0] if ridge == 0 else [])
 
 
 def _allocation(scores: Scores, problem: Problem, space: InputMetric, attrs: dict[str, Any]) -> Allocation:

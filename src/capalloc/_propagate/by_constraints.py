@@ -153,7 +153,7 @@ def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -
     """Return the total: a rank, or parameters less symmetries as far as they are known."""
     used = task.size.params - int(found.unused.sum())
     if rank is not None and (rank == used or examples.output_probes is None):  # more outputs may constrain more
-        return Count(rank, (rank, rank), exact=True)
+        return Count(rank, (rank, rank), exact=True, notes=tuple(task.size.limits(rank)[0]))
     reached = max(found.last.least_total, rank or 0)
     try:
         symmetries, note = symmetries_of(task)
@@ -206,6 +206,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
         "noise": noise,
         "total_range": list(counted.range),
         "total_exact": counted.exact,
+        **task.size.limits(counted.total)[1],
         **idle(task.size.params, int(found.unused.sum()), round(counted.total)),
         "bias_standard_error": float(errors[n:].sum()),
         "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),

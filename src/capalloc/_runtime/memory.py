@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -95,6 +96,15 @@ class Size:
     def wide(self) -> bool:
         """True for fewer rows than parameters."""
         return self.rows < self.params
+
+    def limits(self, rank: float) -> tuple[list[str], dict[str, Any]]:
+        """Say that the examples limit a rank; where all rows are independent the first half has half of them."""
+        if not self.wide:
+            return [], {}
+        notes = [f"{self.rows} rows of constraints for {self.params} parameters: limited by the data"]
+        half = self.examples // 2
+        known = {"half_examples": half, "half_total": half * self.outputs * self.slots}
+        return notes, {"limited_by_data": True} | (known if half and rank == self.rows else {})
 
     @property
     def stored_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -70,6 +71,15 @@ class Evidence:
     def unknown(self) -> float:
         """The parameters of that share: all of them may be one layer's, or one input's."""
         return 0.0 if self.allocation is None else self.missing * self.allocation.total
+
+    @property
+    def rising(self) -> float:
+        """The parameters that more examples may add: as many as the last half has; no end where the data are few."""
+        attrs = {} if self.allocation is None else self.allocation.attrs
+        if attrs.get("limited_by_data"):
+            return math.inf
+        half = attrs.get("half_total")
+        return 0.0 if self.allocation is None or half is None else max(0.0, self.allocation.total - half)
 
 
 def layer_table(

@@ -38,6 +38,8 @@ MOVED = {
 LITTLE = 1 / 3
 #: Change of the total from half of the examples to all beyond which it is not settled.
 UNSETTLED = 0.05
+#: Shares below it are shown as 0.00.
+LEAST_SHOWN = 0.005
 #: Distance to the measured map beyond which an answer is a rough one.
 ROUGH = 0.05
 #: Findings of one kind that are named one by one.
@@ -75,7 +77,7 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
 def low_use(known: Evidence) -> Iterator[Finding]:
     """Layers whose parameters are mostly not independent."""
     layers = known.layers
-    most = layers["use"] + 2 * layers["use_error"].fillna(0) + known.unknown / layers["parameters"]
+    most = layers["use"] + 2 * layers["use_error"].fillna(0) + (known.unknown + known.rising) / layers["parameters"]
     # Parameters in no use are a finding of their own. Norms have no width, and share symmetries with what they follow.
     rows = layers[(most < LOW_USE) & (layers["use"] > NO_SHARE) & ~layers.index.isin(known.vectors)]
     for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
@@ -283,22 +285,25 @@ def unsettled(known: Evidence) -> Iterator[Finding]:
     attrs, total = known.allocation.attrs, known.allocation.total
     half = attrs.get("half_total")
     moved = abs(total - half) / max(total, 1.0) if half is not None else 0.0
-    if moved > UNSETTLED:
+    if moved > UNSETTLED or attrs.get("limited_by_data"):
         yield Finding(
             "to know",
             moved,
-            f"the total still moves with the examples: {half:,.0f} on half of them, {total:,.0f} on all",
+            "these examples make fewer constraints than there are parameters, and limit the total"
+            if half is None
+            else f"the total still moves with the examples: {half:,.0f} on half of them, {total:,.0f} on all",
             "give more examples before the numbers are compared",
             "how-to/measure-or-propagate.md",
             total,
             attrs.get("total_standard_error"),
         )
     noise = float(attrs.get("noise") or 0.0)
+    lacking = f"{known.missing:.2f} may be missing, and " if known.missing >= LEAST_SHOWN else ""
     if known.missing + noise > ROUGH:
         yield Finding(
             "to know",
             known.missing + noise,
-            f"the map is a rough one: {known.missing:.2f} may be missing, and {noise:.2f} is noise of the probes",
+            f"the map is a rough one: {lacking}{noise:.2f} is noise of the probes",
             "give it more seconds",
             "how-to/measure-or-propagate.md",
             known.missing + noise,
