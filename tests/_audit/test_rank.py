@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import capalloc
 from capalloc._audit import zero_cost
@@ -348,3 +349,25 @@ def test_the_forecast_counts_the_functional_dimension():
 def test_a_dataset_that_is_ranked_by_nothing_is_refused(ranking):
     with pytest.raises(ValueError, match=r"by must be one of \['parameters', .*, and is 'speed'"):
         Ranking(ranking.data.assign_attrs(by="speed"))
+
+
+def test_the_kernel_of_a_pruned_model_is_that_of_the_entries_left() -> None:
+    """Pruning keeps the masked weight on the module, of the last run."""
+    model, x = net((4, 8, 3)), gaussian(6, 4)
+    whole = net((4, 8, 3))
+    prune.l1_unstructured(model[0], "weight", 0.25)
+    model(x)
+    with torch.no_grad():
+        whole[0].weight.copy_(model[0].weight)
+    ranked = capalloc.rank({"pruned": model, "whole": whole}, x).data.ntk_condition
+    condition = [float(ranked.sel(model=name)) for name in ("pruned", "whole")]
+    kernels = []
+    for m in (model, whole):
+        rows = []
+        for one in x:
+            m.zero_grad()
+            m(one[None]).sum().backward()
+            rows.append(torch.cat([p.grad.flatten() for p in m.parameters()]))
+        kernels.append(torch.stack(rows) @ torch.stack(rows).T)
+    np.testing.assert_allclose(condition, [float(torch.linalg.cond(kernel)) for kernel in kernels], rtol=1e-6)
+    assert condition[0] != condition[1]  # the masked entries are still

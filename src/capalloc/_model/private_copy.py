@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
@@ -53,7 +54,7 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     if isinstance(model, SavedModel) and dtype is None:
         pair_up(model)
         return model.eval()
-    kept = {id(t): torch.full_like(t, torch.nan, requires_grad=False) for t in _kept(model)}
+    kept = {id(t): torch.full(t.shape, torch.nan, dtype=t.dtype, device=t.device) for t in _kept(model)}
     own = (value for m in model.modules() for value in (*m._buffers.values(), *vars(m).values()))
     kept |= {id(t): t.detach().to_dense() for t in own if isinstance(t, Tensor) and t.layout in COMPRESSED}
     try:
@@ -197,12 +198,12 @@ def _wider(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype | None:
 
 
 def _kept(model: nn.Module) -> Iterator[Tensor]:
-    """Give the tensors with a gradient's graph that modules hold beside parameters and buffers."""
+    """Give the tensors of a run that modules hold beside parameters and buffers: with a gradient, or of a transform."""
     for module in model.modules():
         pending = [value for name, value in vars(module).items() if not name.startswith("_")]
         while pending:
             value = pending.pop()
-            if isinstance(value, Tensor) and value.grad_fn is not None:
+            if isinstance(value, Tensor) and (value.grad_fn is not None or is_functorch_wrapped_tensor(value)):
                 yield value
             elif isinstance(value, (list, tuple, Mapping)):
                 pending += value.values() if isinstance(value, Mapping) else value
