@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import capalloc
 from capalloc import linear as linear_theory
@@ -27,6 +28,10 @@ from capalloc.results import Result
 from zoo import gaussian, seeded_module
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
+
+
+def packed() -> PackedSequence:
+    return pack_padded_sequence(X.reshape(2, 2, 3), torch.tensor([2, 1]), batch_first=True)
 
 
 class Returns(nn.Module):
@@ -239,6 +244,9 @@ REFUSED = {
         TypeError,
         "inputs are a nested tensor.*to_padded_tensor",
     ),
+    "a packed sequence": (lambda: prepare(nn.GRU(3, 2), packed()), TypeError, "packed sequence.*pad_packed_sequence"),
+    "a named packed sequence": (lambda: prepare(nn.GRU(3, 2), {"input": packed()}), TypeError, "pack them in forward"),
+    "packed batches": (lambda: prepare(nn.GRU(3, 2), [packed()]), TypeError, "rows are moments of many examples"),
     "sparse outputs": (
         lambda: prepare(Returns(lambda y: y.to_sparse()), X),
         TypeError,

@@ -261,3 +261,15 @@ def test_calls_of_several_threads_wait_for_each_other(answers):
     finally:
         sys.setswitchinterval(interval)
     assert state() == before
+
+
+def test_an_allocator_that_has_no_more_is_a_memory_error_with_a_way_out() -> None:
+    class Large(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7372800 bytes")
+
+    advice = r"memory ran out: take fewer examples, a smaller batch_size= or fewer parameters .*7372800 bytes"
+    with pytest.raises(MemoryError, match=advice):
+        capalloc.measure(nn.Sequential(nn.Linear(2, 2), Large()), torch.ones(3, 2))
+    with pytest.raises(ValueError, match="inputs hold no example"):
+        capalloc.measure(nn.Linear(2, 2), torch.ones(0, 2))

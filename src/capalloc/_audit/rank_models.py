@@ -169,7 +169,7 @@ class Candidate:
         """Return what a part finds; None, with a note, where it cannot be found."""
         try:
             return part()
-        except (UnsupportedOperatorError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        except (UnsupportedOperatorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
             self.notes.append(f"{what} left out: {str(error).splitlines()[0]}")
             return None
 

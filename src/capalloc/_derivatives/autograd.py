@@ -17,6 +17,7 @@ from capalloc._derivatives.rows import Replay
 from capalloc._derivatives.tape import Twice
 from capalloc._model.input_metric import Directions
 from capalloc._model.problem import Problem
+from capalloc._runtime.memory_limits import ran_out
 from capalloc._runtime.surroundings import undisturbed
 
 
@@ -52,9 +53,9 @@ class LoopRows:
             for f in out if mix is None else mix @ out:
                 slope = torch.autograd.grad(f, x, create_graph=True, materialize_grads=True)[0]
                 rows.append(gradients_of(self.problem, at @ slope.flatten() + directions.alpha * f))
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if ran_out(error):
+                raise
             raise ValueError(
                 f"the model cannot be differentiated twice, which constraints need: {error}; write that operation in "
                 "others, or ask propagate(solver='markov'), which differentiates nothing"

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 
 def kept_inputs(inputs: Any) -> Any:
     """Refuse what is no examples, and keep what can be gone through but once: the methods need more than one pass."""
     if isinstance(inputs, Tensor):
         return inputs
+    for part in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
+        _refuse_packed(part)
     if not isinstance(inputs, Iterable):
         raise TypeError(
             f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}; an argument that holds "
@@ -33,6 +36,7 @@ def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:
     if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
         raise TypeError(f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}")
     for batch in inputs:
+        _refuse_packed(batch)
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if isinstance(x, Mapping):
             raise TypeError(f"inputs: each batch must be a tensor or an (x, y) pair, got a {_described(x)}")
@@ -46,6 +50,16 @@ def _one_tensor(batch: Tensor) -> Tensor:
     if batch.is_nested:
         raise TypeError("inputs are a nested tensor, and examples have one shape: pad them by to_padded_tensor(0.0)")
     return batch
+
+
+def _refuse_packed(batch: Any) -> None:
+    """Refuse rows that are moments of many examples."""
+    if isinstance(batch, PackedSequence):
+        raise TypeError(
+            "inputs are a packed sequence, whose rows are moments of many examples: pass them padded, "
+            "pad_packed_sequence(inputs, batch_first=True)[0], to a module that packs them in forward, with lengths "
+            "that do not depend on its input"
+        )
 
 
 def check_batch(batch: Tensor, like: Tensor) -> None:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+#: What torch says in a RuntimeError where memory is short.
+MEMORY_WORDS = ("can't allocate memory", "out of memory")
 #: Limits of a process as its `limits` file names them, and what counts against each in its `status` file.
 PROCESS_LIMITS = {"Max address space": "VmSize", "Max data size": "VmData"}
 #: Files of a control group's limits, and of what it uses, in versions 2 and 1.
@@ -17,6 +19,11 @@ GROUP_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 GROUP_USES = ("memory.current", "memory.usage_in_bytes")
 #: Entries of a group's `memory.stat`, with the groups inside, of pages that the kernel takes back when short.
 RECLAIMABLE = {"memory.current": "", "memory.usage_in_bytes": "total_"}
+
+
+def ran_out(error: BaseException) -> bool:
+    """Tell whether an error says that memory is short."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS)
 
 
 def bytes_within_limits(process: Path = Path("/proc/self")) -> float:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from capalloc._runtime.memory_limits import ran_out
+
 #: Torch's levels of forward mode, its flags of kernels, and what `torch.export` traces by, are one for all threads.
 ONE_AT_A_TIME = threading.RLock()
 
@@ -53,6 +55,8 @@ def undisturbed() -> Iterator[None]:
     """Let one call at a time run in full precision, with tensors of our own where we say, as if nothing were set.
 
     Attention is computed as its formula says: fused kernels have no second derivative and no forward mode.
+
+    Raises MemoryError where torch has none left, whose own error is one of many kinds.
     """
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
@@ -71,7 +75,15 @@ def undisturbed() -> Iterator[None]:
             token = FORWARD_DEFAULTS.set(given)
             stack.callback(FORWARD_DEFAULTS.reset, token)
             stack.enter_context(PLAIN_DEFAULTS())
-        yield
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            if ran_out(error):
+                raise MemoryError(
+                    "memory ran out: take fewer examples, a smaller batch_size= or fewer parameters with params= "
+                    f"({error})"
+                ) from error
+            raise
 
 
 def forward_defaults() -> Defaults | None:

@@ -12,14 +12,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from capalloc._runtime.memory_limits import ran_out
 from capalloc._runtime.terminal import printable
 from capalloc.app.cli.told import place_of
 
 PROGRAM = "capalloc"
 #: Errors that the user can mend: reported in one line, without a traceback.
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, NotImplementedError)
-#: What torch says in a RuntimeError where memory is short.
-MEMORY = ("can't allocate memory", "out of memory")
 #: The command that runs, as it was typed.
 TYPED: ContextVar[str | None] = ContextVar("typed", default=None)
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -57,7 +56,7 @@ class CommandGroup(TyperGroup):
 
 def is_expected(error: Exception) -> bool:
     """Tell errors that the user can mend from defects, which show their traceback."""
-    return isinstance(error, EXPECTED) or any(words in str(error) for words in MEMORY)
+    return isinstance(error, EXPECTED) or ran_out(error)
 
 
 def in_words(error: Exception) -> str:
