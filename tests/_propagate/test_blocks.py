@@ -310,16 +310,16 @@ def test_long_recurrences_are_for_the_blocks(steps, often):
 
 
 def test_time_is_forecast_from_that_of_a_pass_and_no_longer_than_there_is():
-    """Rows of blocks, and four steps and a reading of every probe; where gates stay a product is a tenth as long."""
+    """Rows of blocks, and four steps and a reading of every probe; where gates stay a product is a third as long."""
     x, net = gaussian(40, 6), nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     moving, size = prepare(net, x), Size(40, 3, 7, 83)
     still = prepare(nn.Sequential(net[0], nn.ReLU(), net[2]), x)
     rows, step = 2 * 32 * 8 + 1024, 40 * 3
-    whole = 1e-3 * (6 * rows + probes_for(size) * 4.5 * 10 * step)
+    whole = 1e-3 * (8 * rows + probes_for(size) * 4.5 * 5 * step)
     assert forecast_seconds(moving, size, 1e-3, math.inf) == pytest.approx(whole, rel=0.05)
     lighter = 1e-3 * (2 * rows + probes_for(size) * 4.5 * 1.2 * step)
     assert forecast_seconds(still, size, 1e-3, math.inf) == pytest.approx(lighter, rel=0.05)
-    assert forecast_seconds(moving, size, 1e-3, 60.0) == 60.0
+    assert forecast_seconds(moving, size, 1e-3, 40.0) == 40.0
     assert forecast_seconds(moving, size, 1e-3, 9.0) == pytest.approx(0.85 * 9)  # no step
     assert forecast_seconds(moving, size, 1e-3, 1e-3) > 3  # the blocks at least
 

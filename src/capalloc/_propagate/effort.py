@@ -51,7 +51,7 @@ ALONE, OF_EIGENVECTORS = 0.85, 10
 #: Passes of an example that a row of the blocks takes, and that a step takes for each output, where gates stay and
 #: where they move; those of a large network, and for each of its examples; its turns. They are of a few networks, and
 #: rough.
-PASSES = {True: (2.0, 1.2), False: (6.0, 10.0)}
+PASSES = {True: (2.0, 1.2), False: (8.0, 5.0)}
 PASSES_OF_LARGE, TURNS_OF_LARGE = {True: (20, 13), False: (30, 25)}, 20
 #: Vectors of a probe beside one for each step.
 OTHER_VECTORS = 6
@@ -150,7 +150,7 @@ def seconds_of_step(examples: Examples) -> float:
 def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float) -> float:
     """Forecast blocks and steps, where a pass of an example takes `of_pass` seconds.
 
-    Four steps of all probes, where these fit into the limit; else what there is time for, until it is over.
+    Four steps of all probes, where these fit into the limit; else none, of as many probes as there is time for.
     """
     if size.params > LARGE_PARAMS:
         return seconds_of_large(problem, size.examples, of_pass)
@@ -163,10 +163,10 @@ def forecast_seconds(problem: Problem, size: Size, of_pass: float, limit: float)
     blocks = of_examples + min(of_constant, CONSTANT_TIME * max(0.0, limit - of_examples))
     outputs = size.outputs if size.outputs <= ALL_OUTPUTS else OUTPUT_PROBES
     step = of_output * of_pass * size.examples * outputs + 2 * of_turn
-    of_probe = (FIRST_TOLD + STEPS_OF_A_READING) * step
+    steps = FIRST_TOLD
     if FEWEST_PROBES * (FIRST_READ + STEPS_OF_A_READING) * step > limit - blocks:
-        limit *= ALONE  # fewer probes, or outputs, stand for what there is no time for
-    return max(blocks, min(limit, blocks + probes_for(size) * of_probe))
+        steps, limit = 0, ALONE * limit  # fewer probes, or outputs, stand for what there is no time for
+    return max(blocks, min(limit, blocks + probes_for(size) * (steps + STEPS_OF_A_READING) * step))
 
 
 def seconds_of_large(problem: Problem, examples: int, of_pass: float) -> float:
