@@ -245,7 +245,7 @@ REFUSED = {
         "inputs are a nested tensor.*to_padded_tensor",
     ),
     "a packed sequence": (lambda: prepare(nn.GRU(3, 2), packed()), TypeError, "packed sequence.*pad_packed_sequence"),
-    "a named packed sequence": (lambda: prepare(nn.GRU(3, 2), {"input": packed()}), TypeError, "pack them in forward"),
+    "a named packed sequence": (lambda: prepare(nn.GRU(3, 2), {"input": packed()}), TypeError, "packs them in forward"),
     "packed batches": (lambda: prepare(nn.GRU(3, 2), [packed()]), TypeError, "rows are moments of many examples"),
     "sparse outputs": (
         lambda: prepare(Returns(lambda y: y.to_sparse()), X),
