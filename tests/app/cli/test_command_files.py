@@ -122,6 +122,7 @@ def test_files_of_one_name_are_told_apart(tmp_path):
 
 def test_models_lists_every_architecture():
     result = RUNNER.invoke(app, ["models"], env={"COLUMNS": "120"})
+    assert " 64 tokens " in result.stdout
     assert result.exit_code == 0, result.output
     rows = [line.split()[:3] for line in result.stdout.splitlines()]
     for a in map(architectures.info, architectures.names()):

@@ -18,7 +18,8 @@ def run_models(verbosity: Verbosity) -> None:
     for name in ("name", "parameters", "input", "what it is"):
         table.add_column(name, justify="right" if name == "parameters" else "left", no_wrap=name != "what it is")
     for a in found:
-        table.add_row(a.name, f"{a.num_params:,}", ",".join(map(str, a.shape)), a.description)
+        shape = f"{a.shape[0]} tokens" if a.reads_tokens else ",".join(map(str, a.shape))
+        table.add_row(a.name, f"{a.num_params:,}", shape, a.description)
     show(verbosity, {"models": [_entry(a) for a in found]}, table)
 
 
