@@ -102,6 +102,28 @@ def test_weights_that_are_rounded_to_zero_are_used() -> None:
     assert found.total == pytest.approx(measured.total)
 
 
+class Branch(nn.Module):
+    """x + gate(a) relu(W x + b), with a branch that is closed at the start."""
+
+    def __init__(self, gate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.last, self.gate = nn.Linear(3, 3), nn.Linear(3, 2), gate
+        self.opening = nn.Parameter(torch.zeros(3))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x + self.gate(self.opening) * torch.relu(self.inner(x)))
+
+
+@pytest.mark.parametrize("gate", [lambda a: a, torch.tanh, lambda a: a * 2, lambda a: torch.cat([a[:1], a[1:]])])
+def test_a_branch_that_starts_closed_has_its_gate_alone(gate: Callable[[Tensor], Tensor]) -> None:
+    model, x = Branch(gate), gaussian(30, 3)
+    found, measured = capalloc.propagate(model, x, solver="markov"), capalloc.measure(model, x)
+    assert found.total == pytest.approx(measured.total)
+    assert dict(found.by_parameter.to_series())["inner.weight"] == 0
+
+
 def test_a_gate_that_starts_at_zero_is_used() -> None:
     model, x = Made(lambda m: (m.first.weight, torch.tanh(m.first.bias))).eval(), gaussian(20, 6)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from capalloc._energy.maps import Gate, Shared
 from capalloc._energy.program import Program
 from capalloc._energy.sweep import through
 from capalloc._energy.usage import LEAST_FLOAT32, Cotangents, FirstAdjoint
@@ -49,7 +50,9 @@ def _seen(program: Program) -> dict[int, Tensor]:
     made = {step.out for step in program.steps}
     seen = {slot: value > 0 for slot, value in enumerate(program.values) if slot not in made}
     for k, step in enumerate(program.steps):
-        seen[step.out] = step.map(*(seen[slot].to(program.dtype) for slot in step.args)) > 0
+        of_zeros = isinstance(step.map, (Gate, Shared)) and not program.is_signal[step.out]  # whose zeros are put there
+        found = step.map(*(seen[slot].to(program.dtype) for slot in step.args)) > 0
+        seen[step.out] = program.values[step.out] > 0 if of_zeros else found
         for slot in (step.out, *step.args):
             if last[slot] == k and program.is_signal[slot] and slot not in program.needed:
                 seen[slot] = seen[slot].new_zeros(()).expand(seen[slot].shape)

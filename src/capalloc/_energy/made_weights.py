@@ -41,7 +41,7 @@ def shares(found: Mapping[Node, Tensor]) -> tuple[Tensor, ...]:
     return (*(torch.where(moved, square / total, 0.0) for square in squares), (~moved).to(total.dtype))
 
 
-def off_zero(weight: Tensor, moved: Tensor) -> Tensor:
+def off_zero(weight: Tensor, moved: Tensor | bool) -> Tensor:
     """Give a weight with next to nothing in the place of zeros that parameters move, which use these all the same."""
     zero = (weight == 0) & moved
     return torch.where(zero, OFF_ZERO * (float(weight.abs().amax()) or 1.0), weight) if zero.any() else weight

@@ -154,16 +154,24 @@ class _Tracing:
             self._see_way(node, seen, value, torch.ones_like(value))
         return Traced(value, seen)
 
-    def _made_of(self, leaf: Node, value: Tensor) -> Energy | None:
+    def _made_of(self, leaf: Node, value: Tensor, moved: Tensor | bool = True) -> Energy | None:
         energy = self.leaves.get(leaf)
-        return None if energy is None else self.program.gate(energy, value.double().square())
+        if energy is None:
+            return None
+        return self._zeroed(self.program.gate(energy, off_zero(value, moved).double().square()), value)
+
+    def _zeroed(self, made: Energy, weight: Tensor) -> Energy:
+        """Let no path through the entries of a weight that are 0; their parameters' own derivatives stay."""
+        if bool((weight == 0).any()):
+            self.program.values[made.slot] = torch.where(weight == 0, 0.0, self.program.values[made.slot])
+        return made
 
     def _bent(self, node: Node, result: Tensor) -> Energy | None:
         leaf, several = self.carriers.bent[node], node in self.carriers.several
         if leaf not in self.leaves:
             return None
         rate = self._rate(node, leaf) if several or bool((result == 0).any()) else None
-        made = self._made_of(leaf, result if rate is None else off_zero(result, rate != 0))
+        made = self._made_of(leaf, result, True if rate is None else rate != 0)
         if made is not None and several and rate is not None:
             self._see_way(leaf, made, result, rate)
         return made
@@ -193,7 +201,7 @@ class _Tracing:
         parts = shares(found)
         moved = (parts[-1] == 0).reshape(weight.shape).to(weight.device)
         through = Shared(off_zero(weight.to(program.dtype), moved).square(), parts)
-        made = program.step(through, [*(self.leaves[root] for root in free), rest], None)
+        made = self._zeroed(program.step(through, [*(self.leaves[root] for root in free), rest], None), weight)
         if all(part.shape[1] == self.known[root].value.numel() for root, part in found.items()):
             self.made.append(MadeWeight(made.slot, weight, found))
         else:
