@@ -102,6 +102,31 @@ def test_weights_that_are_rounded_to_zero_are_used() -> None:
     assert found.total == pytest.approx(measured.total)
 
 
+class Decomposed(nn.Module):
+    """A weight of fixed rows, changed by a low rank, with learnt lengths (DoRA)."""
+
+    def __init__(self, scale: float, base: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.base = nn.Parameter(torch.randn(3, 4), requires_grad=base)
+        self.down, self.up = nn.Parameter(torch.randn(2, 4)), nn.Parameter(scale * torch.randn(3, 2))
+        self.length, self.last = nn.Parameter(torch.rand(3, 1) + 1), nn.Linear(3, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.base + self.up @ self.down
+        return self.last(torch.relu(F.linear(x, self.length * weight / weight.norm(dim=1, keepdim=True))))
+
+
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_directions_and_lengths_of_a_weight_count_as_measured(scale: float, base: bool) -> None:
+    model, x = Decomposed(scale, base), gaussian(60, 4)
+    found, measured = capalloc.propagate(model, x, solver="markov"), capalloc.measure(model, x)
+    assert found.total == pytest.approx(measured.total)
+    assert found.attrs["unused_params"] == (0 if scale else model.down.numel())
+
+
 class Branch(nn.Module):
     """x + gate(a) relu(W x + b), with a branch that is closed at the start."""
 

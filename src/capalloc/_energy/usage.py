@@ -149,8 +149,10 @@ def shares(program: Program, usage: Usage) -> Shares:
             components, counts = _crossing(used, usage.all_used(edge.weight), component[read], component[written])
             crossing = components, counts / (uses[edge.weight] * len(edge.sides))  # each parameter counts once
             for name in names_of[edge.weight]:
-                mine[name].append(crossing)
-                total.index_add_(0, *crossing)
+                slot = program.params[name]
+                if slot in usage.through_params and usage.ends(slot)[1] > 0:
+                    mine[name].append(crossing)
+                    total.index_add_(0, *crossing)
     # A component without a parameter of its own to rescale has nothing to lose.
     freedom = usage.potentials.freedom(torch.where(total > 0, usage.through_channels, 0.0))
     counted = [_count_used(usage, slot) for slot in program.params.values()]

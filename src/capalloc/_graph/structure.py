@@ -141,6 +141,8 @@ class Structure:
             live = [a for a in nodes_in(given) if a in self.live]
             outer = len(live) > 1 and _numel(node) > max(map(_numel, live))
             made = known.kind == "contraction" or outer or any(map(self._makes_no_weight, live))
+        elif known.kind == "quotient":
+            made = given["self"] in self.products
         else:
             made = node.target in FLAT_IN_PART
         if not made or not _multiplies(node):
@@ -267,8 +269,12 @@ class Structure:
 
 def _multiplies(node: Node) -> bool:
     """Tell whether all that reads a node, moved or not, multiplies by it."""
-    kinds = [(record(user.target), user) for user in node.users]
-    return all(known.kind in MULTIPLYING or (known.moves and _multiplies(user)) for known, user in kinds)
+
+    def passes(user: Node) -> bool:
+        known = record(user.target)
+        return known.moves or (known.kind == "quotient" and arguments_of(user)["self"] is node)
+
+    return all(record(user.target).kind in MULTIPLYING or (passes(user) and _multiplies(user)) for user in node.users)
 
 
 def _numel(node: Node) -> int:
