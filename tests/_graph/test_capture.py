@@ -243,6 +243,18 @@ class Step(torch.autograd.Function):
         return grads[0] / (1 + (3 * ctx.saved_tensors[0]) ** 2)
 
 
+class Reverse(torch.autograd.Function):
+    """The identity, with the gradient reversed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return -grads[0]
+
+
 class Tanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -283,6 +295,15 @@ def test_a_custom_function_with_the_gradient_of_its_forward_is_that_function() -
     network, x = seeded_module(Spiking, Tanh.apply), gaussian(12, 3)
     plain = seeded_module(Spiking, torch.tanh)
     np.testing.assert_allclose(*(capalloc.propagate(m, x, solver="markov").capacity for m in (network, plain)))
+
+
+def test_a_reversed_gradient_is_seen_behind_units_that_are_closed_on_an_example() -> None:
+    network = seeded_module(Spiking, lambda h: Reverse.apply(torch.relu(h)))
+    x = gaussian(200, 3)
+    closed = x[(network.first(x) < 0).all(1)]
+    assert len(closed) > 1
+    with pytest.raises(ValueError, match=r"custom autograd functions \(Reverse\)"):
+        capalloc.propagate(network, closed, solver="markov")
 
 
 class Density(nn.Module):

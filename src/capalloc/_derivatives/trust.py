@@ -74,9 +74,9 @@ def _check_modes(problem: Problem, x: Tensor, direction: Tensor, weights: Tensor
     if finite and not agree(forward, reverse, size):
         raise ValueError(
             "the model's derivatives in forward and in reverse mode disagree: an operator writes several entries to "
-            "one place (scatter or index_put with repeated indices, max_unpool after windows that overlap), or a "
-            "custom function's backward is not that of its forward; write each place once, or ask "
-            "propagate(solver='markov')"
+            "one place (scatter or index_put with repeated indices, max_unpool after windows that overlap), a custom "
+            "function's backward is not that of its forward, or a hook changes gradients; write each place once, or "
+            "ask propagate(solver='markov')"
         )
 
 

@@ -15,6 +15,9 @@ from capalloc._model.custom_functions import learning
 from capalloc._model.problem import Problem, seeded
 from capalloc._operators.calls import arguments_of, invoke, mapped
 
+#: Further examples on which gradients are compared.
+DRAWN_EXAMPLES = 4
+
 
 def check_gradients(
     problem: Problem, nodes: Iterable[Node], values: Mapping[str, Any], output: Node, functions: Iterable[str]
@@ -35,17 +38,34 @@ def check_gradients(
     params = dict(problem.model.named_parameters())
     nodes = list(nodes)
     size = next(node.meta["val"].shape[0] for node in nodes if node.op == "placeholder" and node.name not in values)
-    x = problem.probe.expand(size, *problem.input_shape).clone().requires_grad_()
-    with suppress(RuntimeError), torch.enable_grad(), learning(params.values()), seeded(0, x.device):
-        leaves = [x, *(p for p in params.values() if p.requires_grad)]
-        own = _gradients(problem.select(problem.model(x)), leaves)
-        of_graph = _gradients(_run(nodes, values, params, x)[output], leaves)
-        if not all(agree(a, b) for a, b in zip(own, of_graph, strict=True)):
+    given = problem.probe.expand(size, *problem.input_shape)
+    random = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(given.shape, generator=random).to(given) * given.std() for _ in range(DRAWN_EXAMPLES)]
+    for x in (given, *drawn):  # units that are closed on one example may be open on another
+        if not _agree(problem, nodes, values, output, params, x.clone().requires_grad_()):
             raise ValueError(
                 f"the gradient of the captured graph is not the model's: custom autograd functions "
                 f"({', '.join(functions)}) have one of their own, as surrogates do, and a graph has that of their "
                 "forward; write s(x) + (f(x) - s(x)).detach() with the function s whose gradient it is"
             )
+
+
+def _agree(
+    problem: Problem,
+    nodes: list[Node],
+    values: Mapping[str, Any],
+    output: Node,
+    params: Mapping[str, Tensor],
+    x: Tensor,
+) -> bool:
+    """Tell whether the gradients are the same on examples; they are where one of them is not known."""
+    with suppress(RuntimeError), torch.enable_grad(), learning(params.values()), seeded(0, x.device):
+        leaves = [x, *(p for p in params.values() if p.requires_grad)]
+        own = _gradients(problem.select(problem.model(x)), leaves)
+        of_graph = _gradients(_run(nodes, values, params, x)[output], leaves)
+        pairs = [(a, b) for a, b in zip(own, of_graph, strict=True) if a.isfinite().all() and b.isfinite().all()]
+        return all(agree(a, b) for a, b in pairs)
+    return True
 
 
 def _gradients(y: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:

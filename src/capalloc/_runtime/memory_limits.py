@@ -23,7 +23,10 @@ RECLAIMABLE = {"memory.current": "", "memory.usage_in_bytes": "total_"}
 
 def ran_out(error: BaseException) -> bool:
     """Tell whether an error says that memory is short."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS)
+    named = (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    )  # torch's, which is not imported
+    return named or any(words in str(error) for words in MEMORY_WORDS)
 
 
 def bytes_within_limits(process: Path = Path("/proc/self")) -> float:

@@ -56,7 +56,7 @@ def undisturbed() -> Iterator[None]:
 
     Attention is computed as its formula says: fused kernels have no second derivative and no forward mode.
 
-    Raises MemoryError where torch has none left, whose own error is one of many kinds.
+    Raises MemoryError where torch's allocator of the CPU has none left, whose own error is one of many kinds.
     """
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
@@ -78,7 +78,7 @@ def undisturbed() -> Iterator[None]:
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            if ran_out(error):
+            if ran_out(error) and not isinstance(error, torch.OutOfMemoryError):  # which has a kind of its own
                 raise MemoryError(
                     "memory ran out: take fewer examples, a smaller batch_size= or fewer parameters with params= "
                     f"({error})"
