@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from capalloc import Allocation
 from capalloc._linalg.block_cg import begin, begin_fit, step, step_fit, whitened
-from capalloc._linalg.kronecker import KroneckerBlock, kronecker, merged_axes, turn
+from capalloc._linalg.inverse_root import InverseRoot
+from capalloc._linalg.kronecker import Kronecker, KroneckerBlock, kronecker, merged_axes, turn
 from capalloc._linalg.lanczos import quadrature, recurrence
 from capalloc._measure.estimates import Estimate, estimated, perturbed
 from capalloc._measure.estimators import Perturbed, Regressed
@@ -491,14 +492,53 @@ def test_a_kronecker_block_is_inverted_exactly() -> None:
     found = kronecker([(3, 4)], lambda stream: iter(draws.chunk(2)[stream].split(5000)))
     r = data(2, 12, seed=5)
     expected = torch.linalg.solve(G + 0.1 * torch.eye(12, dtype=torch.float64), r.T).T
-    torch.testing.assert_close(found.solve(r, 0.1), expected, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(InverseRoot(found, ridge=0.1).square(r), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("coordinates", ["log", "plain"])
+def test_the_preconditioner_has_the_constraints_of_the_constant(coordinates: str) -> None:
+    """All of them are the constant's part of G, in the coordinates of the solve; without an intercept there are none."""
+    task = make_task(conv_net(), IMAGES[:5])
+    examples = plan_examples(task, Stochastic(coordinates=coordinates))[0]
+    expected = torch.zeros(examples.num_params, examples.num_params, dtype=torch.float64)
+    for batch in examples():
+        for output in range(examples.num_constrained):
+            row = torch.zeros(1, examples.num_constrained, len(batch.x), examples.num_slots, dtype=torch.float64)
+            row[:, output, :, -1] = 1
+            found = batch.each(row)[0]
+            expected += found.T @ found / 5
+    rows = precondition(examples).rows
+    torch.testing.assert_close(rows.T @ rows, expected)
+    without = plan_examples(make_task(conv_net(), IMAGES[:5], intercept=False), Stochastic())[0]
+    assert len(precondition(without).rows) == 0
+
+
+def test_the_constants_constraints_save_iterations() -> None:
+    """They are the largest directions of G, across all tensors, which blocks leave to the solver."""
+    made = examples_of(conv_net(), IMAGES + 2)
+    sums, ridge = sums_of(made), 1e-4
+
+    def found_after(estimator: Perturbed) -> float:
+        now = estimator.begin(estimator.draw(0, 2), ridge, None)
+        for _ in range(8):
+            now = estimator.step(now, estimator.product, ridge)
+        return now.energy
+
+    with_rows, without = Perturbed(sums, made), Perturbed(sums, made)
+    vars(without)["preconditioner"] = replace(with_rows.preconditioner, rows=torch.zeros(0, made.num_params))
+    best = Perturbed(sums, made)
+    now = best.begin(best.draw(0, 2), ridge, None)
+    for _ in range(60):
+        now = best.step(now, best.product, ridge)
+    lacking = [now.energy - found_after(estimator) for estimator in (with_rows, without)]
+    assert 0 < lacking[0] < 0.7 * lacking[1]
 
 
 def test_axes_keep_their_places_in_a_basis() -> None:
     bases = [torch.linalg.qr(data(n, n, seed=n))[0] for n in (2, 3)]
     block = KroneckerBlock((2, 3, 5), (*bases, None), torch.zeros(2, 3, 5, dtype=torch.float64))
     r = data(4, 30)
-    torch.testing.assert_close(block.solve(r, 1.0), r)
+    torch.testing.assert_close(InverseRoot(Kronecker((block,)), ridge=1.0).square(r), r)
     turned = turn(r.reshape(4, 2, 3, 5), block.bases)
     torch.testing.assert_close(turned, torch.einsum("kabc,ax,by->kxyc", r.reshape(4, 2, 3, 5), *bases))
 
@@ -508,7 +548,7 @@ def test_long_axes_keep_their_own_basis() -> None:
     found = kronecker([(2, 4)], lambda stream: iter([draws]), longest=3)
     assert found.blocks[0].bases[1] is None
     expected = 1 / torch.linspace(1, 3, 8, dtype=torch.float64) ** 2
-    got = found.solve(torch.eye(8, dtype=torch.float64), 0.0).diagonal()
+    got = InverseRoot(found).square(torch.eye(8, dtype=torch.float64)).diagonal()
     torch.testing.assert_close(got, expected, rtol=0.3, atol=0.0)
 
 

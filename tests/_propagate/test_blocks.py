@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import capalloc
 from capalloc._derivatives import exact_derivatives
 from capalloc._derivatives.tape import ELEMENTARY
-from capalloc._linalg.inverse_root import InverseRoot, RowsBeside
+from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
 from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure import precondition
@@ -115,21 +115,30 @@ def root() -> InverseRoot:
     return InverseRoot(Kronecker((first, KroneckerBlock((4,), (None,), gaussian(4, seed=5).square() + 0.1))))
 
 
-def test_the_root_is_one_of_the_blocks_inverse(root):
-    eye = torch.eye(10, dtype=torch.float64)
+def matrix_of(blocks: Kronecker) -> torch.Tensor:
+    """The matrix that the blocks approximate."""
+    first, second = blocks.blocks
+    basis = torch.kron(*first.bases)
+    return torch.block_diag(basis @ torch.diag(first.diagonal.flatten()) @ basis.T, torch.diag(second.diagonal))
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_the_root_is_one_of_the_inverse_of_blocks_and_ridge(root, ridge):
+    eye, root = torch.eye(10, dtype=torch.float64), replace(root, ridge=ridge)
     R = root.push(eye).T
     torch.testing.assert_close(root.pull(eye), R)  # rows of R' are columns of R
-    torch.testing.assert_close(R @ R.T, root.blocks.solve(eye, 0.0).T)
+    torch.testing.assert_close(R @ R.T, torch.linalg.inv(matrix_of(root.blocks) + ridge * eye))
+    torch.testing.assert_close(root.square(eye), R @ R.T)
 
 
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
 @pytest.mark.proves("4", "rows beside the blocks", oracle="the inverse of the sum")
-def test_rows_beside_the_blocks_are_as_if_added_to_their_matrix(root):
+def test_rows_beside_the_blocks_are_as_if_added_to_their_matrix(root, ridge):
     rows, eye = gaussian(3, 10, seed=8), torch.eye(10, dtype=torch.float64)
-    both = replace(root, beside=RowsBeside(root.pull(rows)))
+    both = replace(root, ridge=ridge).with_rows(rows)
     R = both.push(eye).T
     torch.testing.assert_close(both.pull(eye), R)
-    blocks = torch.linalg.inv(root.blocks.solve(eye, 0.0))
-    torch.testing.assert_close(R @ R.T, torch.linalg.inv(blocks + rows.T @ rows))
+    torch.testing.assert_close(R @ R.T, torch.linalg.inv(matrix_of(root.blocks) + rows.T @ rows + ridge * eye))
 
 
 @pytest.mark.parametrize("count", [64, 4])

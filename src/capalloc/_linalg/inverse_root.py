@@ -1,4 +1,4 @@
-"""The inverse root of an approximation of G: R with R R' the pseudo-inverse of blocks, and of a few rows beside them.
+"""The inverse root of an approximation of G: R with R R' the inverse of blocks, and of a few rows beside them.
 
 Index convention: parameter vectors are (k, params), all tensors flattened side by side; R' takes them to the blocks'
 own coordinates, of the same number, and R takes them back.
@@ -45,10 +45,15 @@ class RowsBeside:
 
 @dataclass(frozen=True)
 class InverseRoot:
-    """R = B diag(variance)^(-1/2) for every block, B its basis; times what rows in these coordinates add."""
+    """R = B diag(variance + ridge)^(-1/2) for every block, B its basis; times what rows in these coordinates add."""
 
     blocks: Kronecker
     beside: RowsBeside | None = None
+    ridge: float = 0.0
+
+    def with_rows(self, rows: Tensor, share: float = 1.0) -> InverseRoot:
+        """Return the root for blocks and rows'rows, (m, params), which are a `share` of all such rows."""
+        return replace(self, beside=RowsBeside(self.pull(rows), share) if len(rows) else None)
 
     def completed(self, image: Tensor) -> InverseRoot:
         """Return the root with the variances of `image`, (k, params), where the samples of the blocks saw none.
@@ -67,7 +72,9 @@ class InverseRoot:
 
     @cached_property
     def scales(self) -> tuple[Tensor, ...]:
-        """Inverse roots of the variances, zero where there is none."""
+        """Inverse roots of the variances, zero where there is neither one nor a ridge."""
+        if self.ridge:
+            return tuple((block.diagonal + self.ridge).rsqrt() for block in self.blocks.blocks)
         found = []
         largest = self._largest
         for block, own in zip(self.blocks.blocks, largest, strict=True):
@@ -96,6 +103,10 @@ class InverseRoot:
             back = tuple(None if basis is None else basis.T for basis in block.bases)
             into.copy_(turn(tensor * scale, back).flatten(1))
         return found
+
+    def square(self, vectors: Tensor) -> Tensor:
+        """R R' v."""
+        return self.push(self.pull(vectors))
 
     def _by_block(self, vectors: Tensor) -> Iterator[tuple[KroneckerBlock, Tensor, Tensor]]:
         """Yield every block, its scale, and its part of the vectors, (k, *axes)."""

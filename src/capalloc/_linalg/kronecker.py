@@ -1,4 +1,4 @@
-"""A preconditioner: each parameter tensor's block of G, diagonal in a Kronecker basis.
+"""An approximation of G: each parameter tensor's block, diagonal in a Kronecker basis.
 
 The basis of a tensor is, axis by axis, the eigenvectors of the second moment of random constraints over all other
 axes; the diagonal is their second moment in that basis. Couplings between tensors are left to the solver.
@@ -39,24 +39,12 @@ class KroneckerBlock:
     bases: tuple[Tensor | None, ...]
     diagonal: Tensor
 
-    def solve(self, r: Tensor, ridge: float) -> Tensor:
-        """(G + ridge)^-1 r for r of shape (k, size)."""
-        turned = turn(r.reshape(-1, *self.shape), self.bases)
-        back = tuple(None if basis is None else basis.T for basis in self.bases)
-        return turn(turned / (self.diagonal + ridge), back).flatten(1)
-
 
 @dataclass(frozen=True)
 class Kronecker:
     """The blocks of all tensors, in order."""
 
     blocks: tuple[KroneckerBlock, ...]
-
-    def solve(self, r: Tensor, ridge: float) -> Tensor:
-        """(G + ridge)^-1 r, (k, params), for the block-diagonal approximation of G."""
-        own = r.to(self.blocks[0].diagonal)
-        parts = own.split([math.prod(b.shape) for b in self.blocks], dim=1)
-        return torch.cat([b.solve(part, ridge) for b, part in zip(self.blocks, parts, strict=True)], 1).to(r)
 
 
 def kronecker(shapes: Sequence[Sequence[int]], samples: Samples, longest: int = LONGEST) -> Kronecker:

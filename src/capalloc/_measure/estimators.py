@@ -11,18 +11,18 @@ mean of xi_i q_i over fitted values q.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
 
 from capalloc._linalg.block_cg import Apply, Iterate, begin, begin_fit, step, step_fit
-from capalloc._linalg.kronecker import Kronecker
+from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._measure.estimates import Estimates, Inner, estimated, fitted, perturbed
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples
-from capalloc._measure.precondition import precondition
+from capalloc._measure.precondition import Preconditioner, precondition
 
 #: What estimates may be told to change by at most, relative to their last change.
 MOST_MISSING = 5.0
@@ -90,11 +90,19 @@ class Perturbed:
 
     sums: ExampleSums
     sampled: Examples  # for the preconditioner
+    roots: dict[float, InverseRoot] = field(default_factory=dict)  # of it, at the last ridge
 
     @cached_property
-    def preconditioner(self) -> Kronecker:
-        """An approximate inverse of G + ridge."""
+    def preconditioner(self) -> Preconditioner:
+        """An approximate inverse of G + ridge, at any ridge."""
         return precondition(self.sampled)
+
+    def inverse(self, ridge: float) -> Apply:
+        """Return it at one ridge, of which the last one is kept."""
+        if ridge not in self.roots:
+            self.roots.clear()
+            self.roots[ridge] = self.preconditioner.at(ridge)
+        return self.roots[ridge].square
 
     def draw(self, number: int, count: int) -> Draw:
         """Return C'xi."""
@@ -103,7 +111,7 @@ class Perturbed:
     def begin(self, draw: Draw, ridge: float, known: Known | None) -> Iterate:
         """Return the best iterate that the last ridge's solutions give."""
         start = None if known is None else (known[0], known[1] + ridge * known[0])
-        return begin(self._sides(draw, ridge)[0], partial(self.preconditioner.solve, ridge=ridge), start)
+        return begin(self._sides(draw, ridge)[0], self.inverse(ridge), start)
 
     def product(self, v: Tensor) -> Tensor:
         """Return G v."""
@@ -111,7 +119,7 @@ class Perturbed:
 
     def step(self, now: Iterate, product: Apply, ridge: float) -> Iterate:
         """Return the next iterate."""
-        return step(now, lambda w: product(w) + ridge * w, partial(self.preconditioner.solve, ridge=ridge))
+        return step(now, lambda w: product(w) + ridge * w, self.inverse(ridge))
 
     def error(self, now: Iterate, ridge: float) -> float:
         """Return the error."""

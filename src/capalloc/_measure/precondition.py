@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from capalloc._derivatives.products import BatchProducts
-from capalloc._linalg.inverse_root import InverseRoot, RowsBeside
+from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._linalg.kronecker import Kronecker, kronecker
 from capalloc._measure.examples import LONGEST_APART, Examples
 from capalloc._model.problem import random_signs
@@ -23,12 +23,28 @@ SAMPLES, SAMPLED_EXAMPLES = 128, 64
 CONSTANT_TIME = 0.25
 #: From so many parameters on, fewer: each sample costs more than it brings.
 MOST_PARAMS, FEW_SAMPLES = 2_000_000, 32
+#: Constraints of the constant input in it, and numbers in these, at most.
+ROWS, MOST_NUMBERS = 1024, 2**24
 
 
-def precondition(examples: Examples) -> Kronecker:
-    """Return the preconditioner that random constraints of single examples make."""
-    shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
-    return kronecker(shapes, partial(samples, examples))
+@dataclass(frozen=True)
+class Preconditioner:
+    """(blocks + rows'rows + ridge)^-1: blocks of G, and constraints of the constant input across all of them."""
+
+    blocks: Kronecker
+    rows: Tensor
+
+    def at(self, ridge: float) -> InverseRoot:
+        """Return its root."""
+        return InverseRoot(self.blocks, ridge=ridge).with_rows(self.rows)
+
+
+def precondition(examples: Examples) -> Preconditioner:
+    """Return the preconditioner that random constraints of single examples make, and those of the constant input."""
+    most = min(ROWS, MOST_NUMBERS // examples.num_params) if examples.operator.space.intercept else 0
+    return Preconditioner(
+        kronecker(shapes_of(examples), partial(samples, examples)), scaled_constant_rows(examples, most)
+    )
 
 
 def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
@@ -60,19 +76,16 @@ def inverse_root(examples: Examples, sample: Sample, left: float = math.inf) -> 
     many as the seconds `left` allow, at the speed of the others.
     """
     began = time.perf_counter()
-    shapes = [tuple(p.shape) for p in examples.operator.problem.params.values()]
     chosen = spread(examples, sample.examples)
-    blocks = kronecker(shapes, partial(samples_of_outputs, examples, chosen, sample.each), sample.longest)
+    blocks = kronecker(shapes_of(examples), partial(samples_of_outputs, examples, chosen, sample.each), sample.longest)
     root, most = InverseRoot(blocks), min(sample.constant, LONGEST_APART // examples.num_params)
     if most and left < math.inf:
         taken, others = time.perf_counter() - began, 2 * len(chosen) * sample.each
         most = min(most, max(1, int(CONSTANT_TIME * (left - taken) / taken * others)))
     if not most:
         return root
-    rows = [*constant_rows(examples, most)]
-    count = sum(map(len, rows))
-    beside = torch.cat([root.pull(part) for part in rows]) / math.sqrt(count)
-    return replace(root, beside=RowsBeside(beside, count / (len(examples.x) * examples.num_outputs)))
+    rows = scaled_constant_rows(examples, most)
+    return root.with_rows(rows, len(rows) / (len(examples.x) * examples.num_outputs))
 
 
 def spread(examples: Examples, most: int) -> Tensor:
@@ -88,6 +101,18 @@ def samples_of_outputs(examples: Examples, chosen: Tensor, each: int, stream: in
         bound = one_combination(examples, places, signs(examples, places, 7, stream, 1, examples.num_outputs))
         for part in signs(examples, places, 8, stream, each, 1, examples.num_slots).split(vectors):
             yield bound.each(part).flatten(0, 1)
+
+
+def shapes_of(examples: Examples) -> list[tuple[int, ...]]:
+    """Return the shapes of the parameter tensors."""
+    return [tuple(p.shape) for p in examples.operator.problem.params.values()]
+
+
+def scaled_constant_rows(examples: Examples, count: int) -> Tensor:
+    """Return `constant_rows`, at most so many, (m, params), scaled so that rows'rows is the constant's part of G."""
+    rows = torch.cat([*constant_rows(examples, count)]) if count else examples.x.new_zeros(0, examples.num_params)
+    rows = rows if examples.scale is None else rows * examples.scale.to(rows)
+    return rows / math.sqrt(max(len(rows), 1))
 
 
 def constant_rows(examples: Examples, count: int) -> Iterator[Tensor]:
