@@ -497,7 +497,7 @@ def test_a_kronecker_block_is_inverted_exactly() -> None:
 
 @pytest.mark.parametrize("coordinates", ["log", "plain"])
 def test_the_preconditioner_has_the_constraints_of_the_constant(coordinates: str) -> None:
-    """All of them are the constant's part of G, in the coordinates of the solve; without an intercept there are none."""
+    """All are the constant's part of G, in the coordinates of the solve; without an intercept there are none."""
     task = make_task(conv_net(), IMAGES[:5])
     examples = plan_examples(task, Stochastic(coordinates=coordinates))[0]
     expected = torch.zeros(examples.num_params, examples.num_params, dtype=torch.float64)
