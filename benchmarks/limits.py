@@ -198,8 +198,8 @@ def run() -> Table:
     return Table(
         "Asked and found",
         f"Processor time of one thread; ratios of one run, medians of {REPEATS}, to one pass of the same model forward "
-        "and backward. Calls of seconds once, and most once more on two threads by the clock; imports included in those of "
-        "the command line.",
+        "and backward. Calls of seconds once, and most once more on two threads by the clock; of the command line, "
+        "imports included.",
         ("what", "asked, at most", "found", "two threads"),
         [(*row, "")[:4] for row in rows],
     )
