@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from capalloc._model.custom_functions import learning
 from capalloc._model.problem import Problem, seeded
 from capalloc._operators.calls import arguments_of, invoke, mapped
 
-#: Further examples on which gradients are compared.
-DRAWN_EXAMPLES = 4
+#: Batches on which gradients are compared, each beside one of random numbers.
+BATCHES_COMPARED = 4
 
 
 def check_gradients(
@@ -38,11 +39,11 @@ def check_gradients(
     params = dict(problem.model.named_parameters())
     nodes = list(nodes)
     size = next(node.meta["val"].shape[0] for node in nodes if node.op == "placeholder" and node.name not in values)
-    given = problem.probe.expand(size, *problem.input_shape)
     random = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(given.shape, generator=random).to(given) * given.std() for _ in range(DRAWN_EXAMPLES)]
-    for x in (given, *drawn):  # units that are closed on one example may be open on another
-        if not _agree(problem, nodes, values, output, params, x.clone().requires_grad_()):
+    for batch, _ in islice(problem.padded_batches(size), BATCHES_COMPARED):
+        drawn = torch.randn(batch.shape, generator=random).to(batch) * batch.std().clamp(min=1.0)
+        # Units that are closed on some examples may be open on others.
+        if not all(_agree(problem, nodes, values, output, params, x.clone().requires_grad_()) for x in (batch, drawn)):
             raise ValueError(
                 f"the gradient of the captured graph is not the model's: custom autograd functions "
                 f"({', '.join(functions)}) have one of their own, as surrogates do, and a graph has that of their "
