@@ -88,7 +88,7 @@ def run() -> Table:
     one_pass = seconds(lambda: forward_backward(model, x))
     walked = propagation_seconds(model, x)
     whole = seconds(lambda: capalloc.propagate(model, x, solver="markov"))
-    memory = {what: peak_memory(what) for what in ("pass", "propagate")}
+    memory = {what: peak_memory("propagate", what) for what in ("pass", "propagate")}
     depth = [propagation_seconds(Stack(n), image(32)) for n in BLOCKS]
     pixels = [propagation_seconds(model, image(n)) for n in PIXELS]
     rows = [
