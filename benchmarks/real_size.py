@@ -75,9 +75,10 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"ResNet-50": resnet
 def run() -> Table:
     return Table(
         "The default answer at real size, in passes of the model",
-        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; random combinations of outputs of each, two for the whole "
-        "call and one for its parts; processor time of one thread. A pass is forward and backward, timed before and after: of one example for the whole call, of "
-        "all examples for its parts. A step is one product with the constraints and one with their transpose.",
+        f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; random combinations of outputs of each, two for the "
+        "whole call and one for its parts; processor time of one thread. A pass is forward and backward, timed before "
+        "and after: of one example for the whole call, of all examples for its parts. A step is one product with the "
+        "constraints and one with their transpose.",
         ("network", "parameters", "seconds of a pass", "whole call", "factors", "blocks, a probe", "a step", "said"),
         [("asked, at most", "", "", "100", "40", "8", "8", ""), *((n, *costs(*make())) for n, make in MODELS.items())],
     )
