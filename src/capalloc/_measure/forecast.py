@@ -32,7 +32,7 @@ WITH_RIDGE, WITHOUT = (3.0, 10.0), (6.0, 40.0)
 GRAPH_WORK = {
     "channels": (0.7, 0.0, 0.02),
     "paths": (4, 3e-4, 0.05),
-    "depth": (20, 3.5e-3, 0.1),
+    "depth": (30, 4.5e-3, 0.1),
     "field": (20, 2.5e-3, 0.1),
     "scores": (20, 3e-3, 0.3),
 }
