@@ -29,6 +29,7 @@ from capalloc.results import Allocation, Audit, Finding
 from capalloc.results.audit_findings import by_weight
 from capalloc.results.evidence import Evidence
 from capalloc.results.findings import findings, low_use, regions, unsettled
+from ruleless import shifted
 
 
 def made(make: Callable[[], nn.Module]) -> nn.Module:
@@ -321,18 +322,6 @@ def test_without_a_diagnosis_there_are_no_tables_of_it(audited: tuple[Audit, int
         Audit(data.drop_vars("depth_rate"))
 
 
-@torch.library.custom_op("unruled::turned", mutates_args=())
-def turned(x: Tensor) -> Tensor:
-    return x.roll(1, -1).square()
-
-
-turned.register_fake(torch.empty_like)
-turned.register_autograd(
-    lambda ctx, g: 2 * ctx.saved_tensors[0] * g.roll(-1, -1),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
-
-
 class Unruled(nn.Module):
     """A model with an operator that has no rule."""
 
@@ -341,7 +330,7 @@ class Unruled(nn.Module):
         self.layer = nn.Linear(3, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = turned(self.layer(x))
+        found: Tensor = shifted(self.layer(x))
         return found
 
 

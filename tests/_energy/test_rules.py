@@ -16,6 +16,7 @@ from capalloc._energy.trace import trace
 from capalloc._operators.records import RECORDS
 from energies import Function, captured, energies
 from operator_cases import AFFINE, CASES, FROZEN, M, W, fractional
+from ruleless import shifted
 from zoo import gaussian
 
 aten = torch.ops.aten
@@ -77,19 +78,6 @@ def test_gaussian_gates_are_the_mean_squared_slopes():
     program = trace(captured(torch.sin, x), x, "gaussian", set())
     energy = program.values[program.output] * 2.0 ** program.exponents[program.output]
     np.testing.assert_allclose(energy, (1 + np.exp(-2)) / 2, rtol=1e-10)
-
-
-@torch.library.custom_op("ruleless::shifted", mutates_args=())
-def shifted(x: Tensor) -> Tensor:
-    """The square of the neighbour."""
-    return x.roll(1, -1).square()
-
-
-shifted.register_fake(torch.empty_like)
-shifted.register_autograd(
-    lambda ctx, g: 2 * ctx.saved_tensors[0] * g.roll(-1, -1),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
 
 
 class Outer(nn.Module):

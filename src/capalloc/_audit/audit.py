@@ -17,7 +17,6 @@ from tqdm import tqdm
 from capalloc._audit.observe_channels import observe
 from capalloc._depth.diagnose_depth import diagnose
 from capalloc._energy.carriers import Products
-from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.forecast import duration, graph_seconds, num_nodes, pass_seconds
@@ -66,7 +65,7 @@ class _Clock:
             return None
         try:
             return part()
-        except (UnsupportedOperatorError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             self.failed.setdefault(str(error).splitlines()[0], []).append(what)
             return None
 

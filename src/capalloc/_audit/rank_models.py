@@ -19,7 +19,6 @@ from capalloc._audit.zero_cost import flops, grad_norm, naswot, ntk_condition, s
 from capalloc._depth.balance_depth import scale
 from capalloc._depth.compare_gradients import shatter
 from capalloc._energy.batches import Batches
-from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.forecast import announce, graph_seconds, num_nodes, pass_seconds
@@ -169,7 +168,7 @@ class Candidate:
         """Return what a part finds; None, with a note, where it cannot be found."""
         try:
             return part()
-        except (UnsupportedOperatorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        except (ValueError, TypeError, RuntimeError, MemoryError) as error:
             self.notes.append(f"{what} left out: {str(error).splitlines()[0]}")
             return None
 

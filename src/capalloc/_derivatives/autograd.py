@@ -15,6 +15,7 @@ from torch import Tensor
 
 from capalloc._derivatives.rows import Replay
 from capalloc._derivatives.tape import Twice
+from capalloc._model.custom_functions import learning
 from capalloc._model.input_metric import Directions
 from capalloc._model.problem import Problem
 from capalloc._runtime.memory_limits import ran_out
@@ -78,13 +79,8 @@ def gradients_of(problem: Problem, values: Tensor) -> list[Tensor]:
 @contextmanager
 def differentiable(problem: Problem) -> Iterator[None]:
     """Let the private copy's selected parameters require gradients for a while."""
-    try:
-        for p in problem.params.values():
-            p.requires_grad_(True)
+    with learning(problem.params.values()):
         yield
-    finally:
-        for p in problem.params.values():
-            p.requires_grad_(False)
 
 
 @contextmanager

@@ -125,8 +125,7 @@ def capture(problem: Problem, batch_size: int) -> Graph:
                 "write it in plain Python, or use capalloc.measure"
             )
     if graph.functions:
-        values = {**{name: value for name, value in graph.constants.items() if name != graph.input}, **graph.params}
-        check_gradients(problem, graph.nodes, values, graph.output, graph.functions)
+        check_gradients(problem, graph)
     return replace(graph, nodes=weigh_by_parameters(graph.nodes, graph.input, graph.params))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.fx import Node
 
-from capalloc._graph.capture import Graph
 from capalloc._operators.calls import arguments_of, invoke, mapped
+
+if TYPE_CHECKING:  # a capture runs its own graph to check it
+    from capalloc._graph.capture import Graph
 
 Values = dict[Node, Any]
 

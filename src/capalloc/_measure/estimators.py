@@ -11,8 +11,9 @@ mean of xi_i q_i over fitted values q.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from torch import Tensor
@@ -90,19 +91,16 @@ class Perturbed:
 
     sums: ExampleSums
     sampled: Examples  # for the preconditioner
-    roots: dict[float, InverseRoot] = field(default_factory=dict)  # of it, at the last ridge
 
     @cached_property
     def preconditioner(self) -> Preconditioner:
         """An approximate inverse of G + ridge, at any ridge."""
         return precondition(self.sampled)
 
-    def inverse(self, ridge: float) -> Apply:
-        """Return it at one ridge, of which the last one is kept."""
-        if ridge not in self.roots:
-            self.roots.clear()
-            self.roots[ridge] = self.preconditioner.at(ridge)
-        return self.roots[ridge].square
+    @cached_property
+    def root(self) -> Callable[[float], InverseRoot]:
+        """Its root at a ridge, of which the last one is kept."""
+        return lru_cache(maxsize=1)(self.preconditioner.at)
 
     def draw(self, number: int, count: int) -> Draw:
         """Return C'xi."""
@@ -111,7 +109,7 @@ class Perturbed:
     def begin(self, draw: Draw, ridge: float, known: Known | None) -> Iterate:
         """Return the best iterate that the last ridge's solutions give."""
         start = None if known is None else (known[0], known[1] + ridge * known[0])
-        return begin(self._sides(draw, ridge)[0], self.inverse(ridge), start)
+        return begin(self._sides(draw, ridge)[0], self.root(ridge).square, start)
 
     def product(self, v: Tensor) -> Tensor:
         """Return G v."""
@@ -119,7 +117,7 @@ class Perturbed:
 
     def step(self, now: Iterate, product: Apply, ridge: float) -> Iterate:
         """Return the next iterate."""
-        return step(now, lambda w: product(w) + ridge * w, self.inverse(ridge))
+        return step(now, lambda w: product(w) + ridge * w, self.root(ridge).square)
 
     def error(self, now: Iterate, ridge: float) -> float:
         """Return the error."""

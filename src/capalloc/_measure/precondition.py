@@ -111,8 +111,9 @@ def shapes_of(examples: Examples) -> list[tuple[int, ...]]:
 def scaled_constant_rows(examples: Examples, count: int) -> Tensor:
     """Return `constant_rows`, at most so many, (m, params), scaled so that rows'rows is the constant's part of G."""
     rows = torch.cat([*constant_rows(examples, count)]) if count else examples.x.new_zeros(0, examples.num_params)
-    rows = rows if examples.scale is None else rows * examples.scale.to(rows)
-    return rows / math.sqrt(max(len(rows), 1))
+    if examples.scale is not None:
+        rows *= examples.scale.to(rows)
+    return rows.div_(math.sqrt(max(len(rows), 1)))
 
 
 def constant_rows(examples: Examples, count: int) -> Iterator[Tensor]:
