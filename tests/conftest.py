@@ -16,6 +16,7 @@ from hypothesis import settings
 from browsing import chromium
 from capalloc._operators.records import RECORDS
 
+gc.disable()  # until all is collected: looking through what is imported takes a third of the start
 torch.set_num_threads(1)
 settings.register_profile("steady", deadline=None)  # no test depends on a clock it does not own
 settings.load_profile("steady")
@@ -27,6 +28,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector need not look at it again with every captured graph."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 20, 100)
 
 
