@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import threading
 from functools import partial
@@ -24,6 +25,7 @@ from capalloc._model.given_examples import check_batch
 from capalloc._model.places import axis_names
 from capalloc._model.private_copy import private_copy
 from capalloc._model.problem import Problem, prepare, seeded
+from capalloc._runtime.memory import Budget
 from capalloc.results import Result
 from zoo import gaussian, seeded_module
 
@@ -497,20 +499,67 @@ def test_one_output_needs_no_axis_of_its_own(method):
         xr.testing.assert_allclose(bare.to_xarray(), kept.to_xarray())
 
 
+BATCHES = [X, X[:0], X[:1]]
+
+
 class Once:
     """Batches that are served once, by an object that is no iterator."""
 
-    def __init__(self, batches: list[Tensor]) -> None:
-        self.left = iter(batches)
+    def __init__(self) -> None:
+        self.left = iter(BATCHES)
 
     def __iter__(self):
         return self.left
 
+    def __len__(self):
+        return len(BATCHES)
 
-def test_batches_that_are_served_once_are_kept():
-    problem = prepare(linear(), Once([X, X[:1]]))
+
+class Drained:
+    """Batches that are taken off a list, which gives a new iterator each time."""
+
+    def __init__(self) -> None:
+        self.left = [*BATCHES]
+
+    def __iter__(self):
+        while self.left:
+            yield self.left.pop(0)
+
+
+def one_buffer():
+    """Yield one tensor, filled anew for each batch of one example."""
+    buffer = torch.empty_like(X[:1])
+    for row in torch.cat(BATCHES):
+        yield buffer.copy_(row)
+
+
+class Noisy:
+    """Examples drawn anew in each pass, the first of them known."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter([batch * self.passes for batch in BATCHES])
+
+
+@pytest.mark.parametrize("served", [Once, Drained, one_buffer, Noisy])
+def test_batches_of_a_first_pass_are_kept(served):
+    problem = prepare(linear(), served())
     for _ in range(2):
-        assert torch.equal(torch.cat(list(problem.batches(2))), torch.cat([X, X[:1]]))
+        assert torch.equal(torch.cat(list(problem.batches(2))), torch.cat(BATCHES))
+
+
+def test_an_empty_batch_may_stand_anywhere():
+    problem = prepare(linear(), [X[:0], X[:1], X[1:]])
+    assert torch.equal(torch.cat(list(problem.batches(2))), X)
+
+
+def test_batches_without_an_end_are_refused(monkeypatch):
+    monkeypatch.setattr("capalloc._model.given_examples.budget_of", lambda device: Budget(10 * X.nbytes))
+    with pytest.raises(MemoryError, match="batch 11 of inputs, which are kept for several passes, needs"):
+        prepare(linear(), itertools.repeat(X))
 
 
 @pytest.mark.parametrize("name", ["logits", "last_hidden_state"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -22,6 +22,7 @@ from capalloc._energy.batches import Batches
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.forecast import announce, graph_seconds, num_nodes, pass_seconds
+from capalloc._model.given_examples import kept_inputs
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.input_moments import InputMoments, still_inputs
 from capalloc._model.made_from import recorded
@@ -90,7 +91,7 @@ def rank(
     if not is_auto(solver):
         settings_of(solver, PROPAGATE_SOLVERS)
     named = _named(models)
-    examples = list(inputs) if isinstance(inputs, Iterator) else inputs
+    examples = kept_inputs(inputs)
     rows, notes = [], []
     candidates = {}
     for name, model in named.items():

@@ -8,10 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+
+from capalloc._runtime.memory import budget_of
 
 
 def kept_inputs(inputs: Any) -> Any:
-    """Refuse what is no examples, and keep what can be gone through but once: the methods need more than one pass."""
+    """Refuse what is no examples, and keep copies of batches that a later pass might not serve again.
+
+    Methods take several passes. Only tensors, lists and tuples are known to hold the same examples in each: loaders
+    shuffle and draw augmentations anew, generators end, and readers fill one buffer for all batches.
+
+    Raises:
+        TypeError: no tensors, nor batches of some.
+        MemoryError: batches that do not fit in memory, or have no end.
+
+    """
     if isinstance(inputs, Tensor):
         return inputs
     for part in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
@@ -21,8 +33,18 @@ def kept_inputs(inputs: Any) -> Any:
             f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}; an argument that holds "
             "tensors goes by its name, in a dict"
         )
-    once = not hasattr(inputs, "__len__") and iter(inputs) is iter(inputs)
-    return list(inputs) if once else inputs
+    return inputs if isinstance(inputs, (list, tuple, str, bytes, Mapping)) else _copied(inputs)
+
+
+def _copied(batches: Iterable[Any]) -> list[Any]:
+    """Keep every batch of one pass."""
+    room, kept = budget_of(torch.device("cpu")), []
+    for batch in batches:
+        taken = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, Tensor))
+        what = f"batch {len(kept) + 1} of inputs, which are kept for several passes,"
+        room = room.set_aside(taken, what, "pass fewer, such as itertools.islice(inputs, 100)")
+        kept.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), batch))
+    return kept
 
 
 def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:

@@ -214,7 +214,7 @@ def _first(inputs: Tensor | Iterable[Any]) -> Tensor:
             check_batch(batch, like=batch)
             wanted = min(max(SEVERAL_ENTRIES // batch[0].numel(), 2), SEVERAL)
             found.append(batch[: wanted - sum(map(len, found))])
-        if sum(map(len, found)) >= wanted or not len(batch):
+        if sum(map(len, found)) >= wanted:
             break
     if not found:
         raise ValueError("inputs hold no example; pass a tensor with a leading examples axis of length >= 1")
