@@ -38,7 +38,8 @@ def kept_inputs(inputs: Any) -> Any:
 
 def _copied(batches: Iterable[Any]) -> list[Any]:
     """Keep every batch of one pass."""
-    room, kept = budget_of(torch.device("cpu")), []
+    kept: list[Any] = []
+    room = budget_of(torch.device("cpu"))
     for batch in batches:
         taken = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, Tensor))
         what = f"batch {len(kept) + 1} of inputs, which are kept for several passes,"
