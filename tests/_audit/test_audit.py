@@ -494,13 +494,13 @@ def test_the_model_is_left_alone() -> None:
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    run = ["audit", "lenet", "--examples", "6", "--out", str(tmp_path / "audit.nc")]
-    done = CliRunner().invoke(app, run)
+    run = ["audit", "lenet", "--shape", "1,14,14", "--examples", "6"]
+    done = CliRunner().invoke(app, [*run, "--out", str(tmp_path / "audit.nc")])
     assert done.exit_code == 0, done.output
     assert "directions read" in done.output
     audit = capalloc.load(tmp_path / "audit.nc")
     assert isinstance(audit, Audit)
-    told = json.loads(CliRunner().invoke(app, ["audit", "lenet", "--examples", "6", "--json", "--quiet"]).output)
+    told = json.loads(CliRunner().invoke(app, [*run, "--json", "--quiet"]).output)
     assert [f["what"] for f in told["findings"]] == [f.what for f in audit.findings]
 
 

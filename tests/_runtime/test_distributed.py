@@ -23,16 +23,22 @@ from ranks import CASES, FEW, LONG_PROBES, STOCHASTIC, asked, data, line, net
 
 def said(folder: Path, size: int) -> list[dict]:
     """What each rank had to say; empty for one that died."""
-    files = [folder / str(size) / f"{rank}.json" for rank in range(size)]
+    files = [folder / f"{rank}.json" for rank in range(size)]
     return [json.loads(file.read_text()) if file.exists() else {} for file in files]
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> Path:
-    """Every case by two and by three ranks."""
-    folder = tmp_path_factory.mktemp("cases")
-    asked("run", folder, "cases", 2, 3)
+def scenarios(tmp_path_factory) -> Path:
+    """Every case by two and by three ranks, and what goes wrong."""
+    folder = tmp_path_factory.mktemp("scenarios")
+    asked("run", folder, ("cases", 2), ("cases", 3), ("errors", 3), ("leaves", 2), ("last dies", 3), ("first dies", 3))
     return folder
+
+
+@pytest.fixture
+def answers(scenarios) -> Path:
+    """The cases, in a folder for each number of ranks."""
+    return scenarios / "cases"
 
 
 @cache
@@ -70,13 +76,13 @@ def test_several_ridges_by_several_ranks(answers):
     found = measure(net(), data(31, 5), ridge=[0.1, 1.0], solver=Stochastic(num_probes=8))
     expected = [float(found[ridge].total) for ridge in (1.0, 0.1)]
     for size in (2, 3):
-        for one in said(answers, size):
+        for one in said(answers / str(size), size):
             assert one["value"]["totals"] == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_what_the_reducer_gives_back(answers, size):
-    values = [one["value"] for one in said(answers, size)]
+    values = [one["value"] for one in said(answers / str(size), size)]
     total = sum(10**rank for rank in range(size))
     for rank, value in enumerate(values):
         assert value["sum"] == [k * total for k in range(7)]
@@ -111,10 +117,9 @@ def test_one_process_is_a_reducer_of_its_own():
 # Failures
 
 
-def test_an_error_of_one_is_an_error_of_all(tmp_path):
+def test_an_error_of_one_is_an_error_of_all(scenarios):
     """And the group goes on to serve the next call."""
-    asked("run", tmp_path, "errors", 3)
-    ranks = [one["value"] for one in said(tmp_path, 3)]
+    ranks = [one["value"] for one in said(scenarios / "errors/3", 3)]
     nan = "inputs hold NaN or inf; drop or repair those examples"
     other = "all ranks must be given the same arguments (ridge: 0.25 on rank 0, 0.5 on rank 1)"
     messages = {
@@ -142,12 +147,23 @@ def test_an_error_of_one_is_an_error_of_all(tmp_path):
         assert "this process is no member of; call on its members only" in ranks[rank]["outsider"]["message"]
 
 
-def test_a_rank_that_leaves_before_the_call_is_told(tmp_path):
+def test_a_rank_that_leaves_before_the_call_is_told(scenarios):
     """The rank that holds the store, so that nothing of the group is left."""
-    asked("run", tmp_path, "leaves", 2)
-    (_, left) = said(tmp_path, 2)
+    (_, left) = said(scenarios / "leaves/2", 2)
     assert left["error"] == "RankError"
     assert "the process that holds it, rank 0 or torchrun's agent, has died" in left["message"]
+
+
+def check_death(folder: Path, victim: int, message: str) -> None:
+    """The others have an error soon after, and end; signs of life are missed after six seconds instead of ten."""
+    found = said(folder, 3)
+    assert not found[victim]
+    for rank in {0, 1, 2} - {victim}:
+        assert found[rank]["error"] == "RankError"
+        assert message in found[rank]["message"]
+        assert found[rank]["end"] - float((folder / "death").read_text()) < 25  # a busy machine adds to it
+    exits = json.loads((folder / "exits.json").read_text())
+    assert [code for rank, code in enumerate(exits) if rank != victim] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -155,29 +171,26 @@ def test_a_rank_that_leaves_before_the_call_is_told(tmp_path):
     [
         ("last dies", 2, "rank 2 has died or hangs: no sign of life for 6 seconds; look at its output"),
         ("first dies", 0, "the process that holds it, rank 0 or torchrun's agent, has died"),
-        pytest.param("hangs", 1, "rank 1 has died or hangs: no sign of life for 6 seconds", marks=pytest.mark.slow),
     ],
-    ids=["last dies", "first dies", "hangs"],
+    ids=["last dies", "first dies"],
 )
-def test_a_rank_that_dies_ends_the_run_of_all(tmp_path, scenario, victim, message):
-    """SIGKILL, or SIGSTOP, in the middle; signs of life are missed after six seconds instead of ten."""
-    asked("run", tmp_path, scenario, 3)
-    found = said(tmp_path, 3)
-    assert not found[victim]
-    for rank in {0, 1, 2} - {victim}:
-        assert found[rank]["error"] == "RankError"
-        assert message in found[rank]["message"]
-        assert found[rank]["end"] - float((tmp_path / "3" / "death").read_text()) < 25  # a busy machine adds to it
-    exits = json.loads((tmp_path / "3" / "exits.json").read_text())
-    assert [code for rank, code in enumerate(exits) if rank != victim] == [0, 0]
+def test_a_rank_that_dies_ends_the_run_of_all(scenarios, scenario, victim, message):
+    check_death(scenarios / scenario / "3", victim, message)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run_of_all(tmp_path):
+    asked("run", tmp_path, ("hangs", 3))
+    check_death(tmp_path / "hangs/3", 1, "rank 1 has died or hangs: no sign of life for 6 seconds")
 
 
 @pytest.mark.slow
 def test_a_death_is_noticed_within_twenty_seconds(tmp_path):
-    asked("run", tmp_path, "dies, as users have it", 2)
-    (survivor, _) = said(tmp_path, 2)
+    scenario = "dies, as users have it"
+    asked("run", tmp_path, (scenario, 2))
+    (survivor, _) = said(tmp_path / scenario / "2", 2)
     assert "rank 1 has died" in survivor["message"]
-    assert survivor["end"] - float((tmp_path / "2" / "death").read_text()) < 20
+    assert survivor["end"] - float((tmp_path / scenario / "2/death").read_text()) < 20
 
 
 class Broken:

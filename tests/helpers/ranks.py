@@ -1,7 +1,7 @@
 """Processes that the tests of long runs start and kill, forked from one interpreter to save its start.
 
-`asked` has an interpreter, started once for all tests of this process, call one of `TASKS`. In `run`, SIZE ranks of a
-gloo group on the loopback device run a scenario; what each rank has to say goes to a folder as JSON, its allocations as
+`asked` has an interpreter, started once for all tests of this process, call one of `TASKS`. In `run`, the ranks of a
+gloo group on the loopback device run a scenario; what each has to say goes to a folder as JSON, its allocations as
 NetCDF, its standard error as text.
 """
 
@@ -321,12 +321,12 @@ def kill_group_and_resume(folder: Path, size: int, kills: int, longest: float) -
     assert ended(start(size, "resumed", folder), 120) == [0] * size
 
 
-def run(folder: Path, scenario: str, *sizes: int) -> None:
-    """The scenario with each number of ranks, in a folder of its own, all at once."""
+def run(folder: Path, *scenarios: tuple[str, int]) -> None:
+    """Scenarios with their numbers of ranks, each in its own folder, all at once: they wait more than they work."""
     groups = []
-    for size in sizes:
-        own = folder / str(size)
-        own.mkdir()
+    for scenario, size in scenarios:
+        own = folder / scenario / str(size)
+        own.mkdir(parents=True)
         groups.append((own, start(size, scenario, own)))
     for own, ranks in groups:
         (own / "exits.json").write_text(json.dumps(ended(ranks, 60)))

@@ -90,7 +90,7 @@ def test_a_slider_moved_by_keys_changes_the_reading_and_the_address(page: sync_a
     assert "ms on the server" in page.inner_text("#a-time")
 
 
-def test_an_address_opens_two_designs_and_compares_them(page: sync_api.Page) -> None:
+def test_an_address_opens_two_designs_and_compares_them_with_a_name_for_every_control(page: sync_api.Page) -> None:
     opened(page, "/?residual=none&depth=30&b.depth=30&b.activation=gelu")
     second = read(Design(depth=30, activation="gelu"))
     expect_fact(page, "Gradient correlation", f"{second.correlation:.3g} at independent inputs", "b")
@@ -98,50 +98,20 @@ def test_an_address_opens_two_designs_and_compares_them(page: sync_api.Page) -> 
     for figure in ("profile", "gradient"):
         sync_api.expect(page.locator(f"#{figure} .scatterlayer .trace")).to_have_count(2)
     assert page.locator("#a-residual").inner_text().startswith("none")
+    unnamed = ", ".join(f"[data-label] {part}:not([aria-label])" for part in ("[role=slider]", "input[type=number]"))
+    sync_api.expect(page.locator(unnamed)).to_have_count(0)
+    for role in ("slider", "spinbutton"):
+        names = [page.get_by_role(role).nth(k).get_attribute("aria-label") for k in range(24)]
+        assert all(names)
+        assert len(set(names)) == 24  # twelve for each design, the size of the other number of axes being hidden
+    for activation in ("relu", "gelu"):
+        assert page.get_by_role("button", name=f"Activation {activation}").count() == 1
 
 
-def test_a_second_design_is_shown_when_asked_for(page: sync_api.Page) -> None:
-    opened(page)
-    assert not page.locator("#b-card").is_visible()
-    page.get_by_text("Compare with a second design").click()
-    expect_fact(page, "Parameters", f"{Design().num_params:,}", "b")
-    sync_api.expect(page).to_have_url(re.compile(r"/\?b\.depth=16$"))
-    page.locator("#b-ndim").get_by_text("1-D").click()
-    one = read(Design(ndim=1, size=129))
-    expect_fact(page, "Predicted capacity", f"{one.total:,}", "b")
-
-
-def test_the_code_that_is_copied_is_that_of_the_design(page: sync_api.Page) -> None:
-    opened(page, "/?depth=7&stride=2&activation=tanh")
-    page.get_by_text("PyTorch code").first.click()
-    page.locator("#a-copy").click()
-    sync_api.expect(page.locator("#a-copied")).to_have_text("Copied.")
-    wanted = code(Design(depth=7, stride=2, activation="tanh"))
-    assert page.evaluate("navigator.clipboard.readText()") == wanted
-    assert page.locator("#a-code").text_content() == wanted
-
-
-def test_a_bad_address_is_reported_and_the_page_works(page: sync_api.Page) -> None:
+def test_a_bad_address_is_reported_and_a_number_out_of_range_beside_its_field(page: sync_api.Page) -> None:
     opened(page, "/?depth=1000")
     assert page.inner_text("#address-error").startswith("depth must lie from 1 to 100, got 1000")
     expect_fact(page, "Parameters", f"{Design().num_params:,}")
-
-
-def test_settings_that_do_not_go_together_are_reported(page: sync_api.Page) -> None:
-    opened(page, "/?depth=4&stride=2&strided=4")
-    slider = page.get_by_role("slider", name="Depth of design A")
-    slider.focus()
-    slider.press("ArrowLeft")
-    refused = page.locator("#a-strided-refused")
-    sync_api.expect(refused).to_contain_text("strided must be at most the depth, 3, got 4")
-    sync_api.expect(page.locator("#a-error")).to_contain_text("Shown is the design before")
-    slider.press("ArrowRight")
-    sync_api.expect(page.locator("#a-error")).to_have_text("")
-    sync_api.expect(refused).to_have_text("")
-
-
-def test_a_number_out_of_range_is_refused_beside_its_field(page: sync_api.Page) -> None:
-    opened(page)
     number = page.get_by_role("spinbutton", name="Depth of design A")
     told = page.locator("#a-depth-field .range")
     number.press("ControlOrMeta+a")
@@ -161,18 +131,60 @@ def test_a_number_out_of_range_is_refused_beside_its_field(page: sync_api.Page) 
     expect_fact(page, "Predicted capacity", f"{read(Design(depth=20)).total:,}")
 
 
-def test_free_widths_are_set_by_a_list_and_refused_beside_it(page: sync_api.Page) -> None:
-    opened(page, "/?depth=4&stride=2&strided=2&size=16")
+def test_a_second_design_is_shown_and_an_architecture_started_from_when_asked_for(page: sync_api.Page) -> None:
+    opened(page)
+    assert not page.locator("#b-card").is_visible()
+    page.get_by_text("Compare with a second design").click()
+    expect_fact(page, "Parameters", f"{Design().num_params:,}", "b")
+    sync_api.expect(page).to_have_url(re.compile(r"/\?b\.depth=16$"))
+    page.locator("#b-ndim").get_by_text("1-D").click()
+    one = read(Design(ndim=1, size=129))
+    expect_fact(page, "Predicted capacity", f"{one.total:,}", "b")
+    page.locator("#start").click()
+    page.get_by_text("wavenet").click()
+    expect_fact(page, "Parameters", f"{STARTS['wavenet'].num_params:,}")
+
+
+def test_code_is_copied_and_saved_and_so_are_pictures(page: sync_api.Page) -> None:
+    opened(page, "/?depth=7&size=12&stride=2&activation=tanh")
+    wanted = code(Design(depth=7, size=12, stride=2, activation="tanh"))
+    page.get_by_text("PyTorch code").first.click()
+    page.locator("#a-copy").click()
+    sync_api.expect(page.locator("#a-copied")).to_have_text("Copied.")
+    assert page.evaluate("navigator.clipboard.readText()") == wanted
+    assert page.locator("#a-code").text_content() == wanted
+    with page.expect_download() as saved:
+        page.locator("#a-save").click()
+    assert saved.value.suggested_filename == "network.py"
+    assert saved.value.path().read_text(encoding="utf-8") == wanted
+    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg")):
+        with page.expect_download() as saved:
+            page.locator(f"#a-{kind}").click()
+        assert saved.value.suggested_filename == f"capacity.{kind}"
+        assert saved.value.path().read_bytes().startswith(begins)
+
+
+def test_settings_that_do_not_go_together_and_wrong_free_widths_are_refused(page: sync_api.Page) -> None:
+    opened(page, "/?depth=4&stride=2&strided=4&size=16")
+    slider = page.get_by_role("slider", name="Depth of design A")
+    slider.focus()
+    slider.press("ArrowLeft")
+    refused = page.locator("#a-strided-refused")
+    sync_api.expect(refused).to_contain_text("strided must be at most the depth, 3, got 4")
+    sync_api.expect(page.locator("#a-error")).to_contain_text("Shown is the design before")
+    slider.press("ArrowRight")
+    sync_api.expect(page.locator("#a-error")).to_have_text("")
+    sync_api.expect(refused).to_have_text("")
     widths = page.get_by_role("textbox", name="Free widths of design A")
-    widths.fill("4, 8")
+    widths.fill("4, 4, 8, 8")
     widths.press("Enter")
-    now = Design(depth=4, stride=2, strided=2, size=16, stages=(4, 8))
+    now = Design(depth=4, stride=2, strided=4, size=16, stages=(4, 4, 8, 8))
     expect_fact(page, "Parameters", f"{now.num_params:,}")
-    sync_api.expect(page).to_have_url(re.compile("stages=4,8"))
+    sync_api.expect(page).to_have_url(re.compile("stages=4,4,8,8"))
     widths.fill("4, 8, 9")
     widths.press("Enter")
     sync_api.expect(page.locator("#a-stages-refused")).to_contain_text(
-        "stages must be 2 widths, one for each resolution"
+        "stages must be 4 widths, one for each resolution"
     )
     expect_fact(page, "Parameters", f"{now.num_params:,}")
 
@@ -189,38 +201,6 @@ def test_a_design_is_found_by_its_target_and_opened(page: sync_api.Page) -> None
     page.get_by_text("open as A").first.click()
     expect_fact(page, "Parameters", f"{best.num_params:,}")
     expect_fact(page, "Parameters", f"{Design(depth=3).num_params:,}", "b")
-
-
-def test_an_architecture_is_started_from(page: sync_api.Page) -> None:
-    opened(page)
-    page.locator("#start").click()
-    page.get_by_text("wavenet").click()
-    expect_fact(page, "Parameters", f"{STARTS['wavenet'].num_params:,}")
-
-
-def test_code_and_pictures_are_saved(page: sync_api.Page) -> None:
-    opened(page, "/?depth=3&size=12")
-    with page.expect_download() as saved:
-        page.locator("#a-save").click()
-    assert saved.value.suggested_filename == "network.py"
-    assert saved.value.path().read_text(encoding="utf-8") == code(Design(depth=3, size=12))
-    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg")):
-        with page.expect_download() as saved:
-            page.locator(f"#a-{kind}").click()
-        assert saved.value.suggested_filename == f"capacity.{kind}"
-        assert saved.value.path().read_bytes().startswith(begins)
-
-
-def test_every_control_has_a_name(page: sync_api.Page) -> None:
-    opened(page, "/?b.depth=3")
-    page.wait_for_selector("#b-numbers td")
-    unnamed = ", ".join(f"[data-label] {part}:not([aria-label])" for part in ("[role=slider]", "input[type=number]"))
-    sync_api.expect(page.locator(unnamed)).to_have_count(0)
-    for role in ("slider", "spinbutton"):
-        names = [page.get_by_role(role).nth(k).get_attribute("aria-label") for k in range(24)]
-        assert all(names)
-        assert len(set(names)) == 24  # twelve for each design, the size of the other number of axes being hidden
-    assert page.get_by_role("button", name="Activation relu").count() == 2
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
