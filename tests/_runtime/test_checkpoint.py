@@ -613,7 +613,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 def killed_and_resumed(folder, kills: int, *names: str) -> None:
     """SIGKILL at random moments of runs of seconds; bit for bit the answer of runs that were let alone."""
-    asked("kill", folder, kills, 2.0, *names)
+    asked("kill", folder, kills, 1.4, *names)
     for name in names:
         killed, whole = (Allocation.load(folder / own / "0.nc") for own in (name, f"{name} whole"))
         assert outcome(killed) == outcome(whole)

@@ -205,7 +205,7 @@ def long_run(folder: Path, name: str, distributed: bool = False) -> None:
     solver: dict[str, Any] = {"ridge": 0.0 if name == "orthogonal" else 0.1, "batch_size": 1}
     if name == "stochastic":
         solver = {"solver": Stochastic(num_probes=LONG_PROBES), "ridge": 0.1, "batch_size": 3}
-    x = data({"wide": 4, "stochastic": 12}.get(name, 40), 5)
+    x = data({"wide": 4, "stochastic": 9}.get(name, 25), 5)
     run = Run(folder / "run.safetensors", checkpoint_seconds=0, distributed=distributed)
     found = capalloc.measure(Slow(), x, run=run, **solver)
     found.save(folder / f"{dist.get_rank() if distributed else 0}.nc")
