@@ -27,8 +27,8 @@ from capalloc.app.cli.as_json import as_dict
 from capalloc.app.report import report_html
 from capalloc.results import Allocation, Audit, Finding
 from capalloc.results.audit_findings import by_weight
-from capalloc.results.evidence import Evidence
-from capalloc.results.findings import findings, low_use, regions, unsettled
+from capalloc.results.evidence import Evidence, layer_table
+from capalloc.results.findings import findings, kernels, low_use, regions, unsettled
 from ruleless import shifted
 
 
@@ -92,6 +92,61 @@ def test_layers_that_repeat_one_another() -> None:
     assert found(audit, "directions").do.endswith("85%")
 
 
+def test_layers_are_not_called_wide_for_parameters_that_no_path_uses() -> None:
+    """Dead units leave a layer's other parameters as independent as they were."""
+    net = made(dense(6, 40, 4))
+    with torch.no_grad():
+        net[0].bias[:30] = -100.0
+    audit = capalloc.audit(net, examples(200, 6), trained=True)
+    assert float(audit.data["use"].sel(layer="0")) < 0.5
+    assert not [f for f in audit.findings if ": use" in f.what]
+    assert found(audit, "dead").value == 30
+
+
+def test_a_channel_that_repeats_another_is_named() -> None:
+    """Two units of equal weights, and one of multiplied ones, are one unit; the others are not called alike."""
+    net = made(dense(6, 14, 4))
+    with torch.no_grad():
+        for one, factor in ((5, 1.0), (7, 3.0)):
+            net[0].weight[one], net[0].bias[one] = factor * net[0].weight[2], factor * net[0].bias[2]
+    finding = found(capalloc.audit(net, examples(200, 6), trained=True), "twice")
+    assert finding.what.startswith(
+        'layer "2" reads 2 channels twice: channel 5 is channel 2 again, channel 7 is channel 2'
+    )
+    assert finding.value == 2
+
+
+def test_too_few_examples_to_compare_channels_are_told() -> None:
+    notes = capalloc.audit(made(dense(6, 40, 4)), examples(100, 6), trained=True).data.attrs["notes"]
+    assert [note for note in notes if "4 samples a channel, 160 for layer 2" in note]
+
+
+def test_kernels_that_reach_into_padding_alone_are_found() -> None:
+    """A kernel of dilation 16 on 16 places reads the middle alone; one of dilation 2 is used throughout."""
+    net = made(lambda: nn.Sequential(*(nn.Conv1d(1, 1, 3, padding=d, dilation=d, bias=False) for d in (2, 16))))
+    scores, sizes = capalloc.prune_scores(net, examples(4, 1, 16)), {"0.weight": 3, "1.weight": 3}
+    layers = layer_table(sizes, None, scores, {"0": (1, 1), "1": (1, 1)})
+    (only,) = kernels(Evidence(layers, 6, scores=scores))
+    assert only.what.startswith('layer "1": 2 of the 3 places of its kernel meet nothing but padding')
+    assert (only.value, only.weight) == (2, 2 / 6)
+
+
+def test_a_layer_that_is_never_called_is_told_apart() -> None:
+    class Forgetful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.forgotten, self.times_zero = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x) + 0.0 * self.times_zero(x)
+
+    whole = [
+        f.what for f in capalloc.audit(made(Forgetful), examples(60, 4), trained=True).findings if "layer" in f.what
+    ]
+    assert 'layer "forgotten": the model never calls it' in whole
+    assert 'layer "times_zero": no path goes through it on these examples' in whole
+
+
 def test_directions_do_not_depend_on_the_scale_of_channels() -> None:
     x = examples(500, 3).double()
     mixed = torch.cat([x, x @ torch.randn(3, 3, dtype=torch.float64), torch.ones(500, 1, dtype=torch.float64)], 1)
@@ -106,6 +161,7 @@ def test_directions_do_not_depend_on_the_scale_of_channels() -> None:
     constant = ReadChannels()
     constant.add(torch.ones(100, 2))
     assert constant.directions() == 0
+    assert constant.repeats() == few.repeats() == []
 
 
 def test_a_field_smaller_than_the_input() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from capalloc._audit.observe_channels import observe
+from capalloc._audit.observe_channels import SAMPLES_A_CHANNEL, ReadChannels, observe
 from capalloc._depth.diagnose_depth import diagnose
 from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
@@ -146,11 +146,14 @@ def audit(
     found: dict[str, Any] = {}
     for what, part in tqdm(parts.items(), disable=not progress, desc="audit"):
         found[what] = clock.run(what, 0.0 if what == "capacity" else costs[what], part)
-    read = {name: (len(one.total), one.directions()) for name, one in (found["channels"] or {}).items()}
+    channels = found["channels"] or {}
+    read = {name: (one.number, one.directions()) for name, one in channels.items()}
     layers = layer_table(problem.parameter_sizes, found["capacity"], found["paths"], read)
+    repeats = {name: pairs for name, one in channels.items() if name in layers.index and (pairs := one.repeats())}
     evidence = Evidence(
-        layers, problem.num_params, _lengths(problem), found["capacity"], found["paths"], found["depth"]
+        layers, problem.num_params, _lengths(problem), found["capacity"], found["paths"], found["depth"], repeats
     )
+    clock.notes += _too_few(channels)
     attrs = _attrs(evidence, number) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
     failed = [f"{' and '.join(parts)}{LEFT_OUT}{reason}" for reason, parts in clock.failed.items()]
     attrs["notes"] = [*clock.notes, *failed, *attrs["notes"]]
@@ -159,6 +162,19 @@ def audit(
     if evidence.diagnosis is not None:
         data = xr.merge([data, within(evidence.diagnosis)], combine_attrs="no_conflicts")
     return Audit(data)
+
+
+def _too_few(channels: Mapping[str, ReadChannels]) -> list[str]:
+    """A note where directions of some layers' channels are not known for want of samples."""
+    few = {name: len(one.total) for name, one in channels.items() if one.few}
+    if not few:
+        return []
+    widest = max(few, key=lambda name: few[name])
+    number = f"{len(few)} layer{'s read' if len(few) > 1 else ' reads'}"
+    return [
+        f"{number} too many channels for these examples to tell whether they repeat one another: it takes "
+        f"{SAMPLES_A_CHANNEL} samples a channel, {SAMPLES_A_CHANNEL * few[widest]:,} for layer {widest}"
+    ]
 
 
 def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, float], float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,9 @@ class Evidence:
     allocation: Allocation | None = None
     scores: PruneScores | None = None
     diagnosis: Diagnosis | None = None
+    repeats: Mapping[str, Sequence[tuple[int, int]]] = field(
+        default_factory=dict
+    )  # channels read, and what they repeat
 
     @classmethod
     def of_saved(cls, result: Result) -> Evidence | None:
@@ -63,6 +66,20 @@ class Evidence:
         return [name for name in scored.index[scored["share"] == 0] if held.get(name, 0.0) > NO_SHARE]
 
     @property
+    def idle(self) -> pd.Series[float]:
+        """Parameters of each tensor that no path uses, the most first."""
+        if self.scores is None:
+            return pd.Series(dtype=float)
+        unused = self.scores.to_pandas()["unused"].sort_values(ascending=False)
+        return unused[(unused > 0) & ~unused.index.isin(self.zeros)]
+
+    @property
+    def in_use(self) -> pd.Series[float]:
+        """Parameters of each layer without the idle ones."""
+        idle = self.idle.groupby([_owner(name) for name in self.idle.index]).sum()
+        return self.layers["parameters"] - idle.reindex(self.layers.index, fill_value=0.0)
+
+    @property
     def missing(self) -> float:
         """The share of the capacity that may stand elsewhere than the map says."""
         return 0.0 if self.allocation is None else float(self.allocation.attrs.get("missing") or 0.0)
@@ -86,11 +103,11 @@ def layer_table(
     sizes: Mapping[str, int],
     allocation: Allocation | None = None,
     scores: PruneScores | None = None,
-    channels: Mapping[str, tuple[int, float]] | None = None,
+    channels: Mapping[str, tuple[float, float]] | None = None,
 ) -> pd.DataFrame:
     """The modules that own parameters, in their order, with the columns of an `Audit`.
 
-    `sizes` counts the parameters of each tensor, `channels` those that a layer reads and their directions.
+    `sizes` counts the parameters of each tensor, `channels` those that a layer reads (0: never called) and their directions.
     """
     owners = pd.Series({name: _owner(name) for name in sizes}, dtype=object)
     names = list(dict.fromkeys(owners))

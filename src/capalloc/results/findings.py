@@ -48,7 +48,10 @@ MOST_NAMED = 3
 
 def findings(known: Evidence) -> list[Finding]:
     """Everything that the evidence shows."""
-    kinds = (dead_units, low_use, unused_parameters, narrower, field_of_paths, few_inputs, regions, depth, unsettled)
+    kinds = (
+        *(dead_units, low_use, unused_parameters, narrower, repeats, kernels),
+        *(field_of_paths, few_inputs, regions, depth, unsettled),
+    )
     return [found for kind in kinds for found in kind(known)]
 
 
@@ -64,6 +67,8 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
         do = f"remove {them}, or see with more examples whether {they}"
         if share == 1:
             what, do = f'layer "{name}": no path goes through it on these examples', "remove it, or give more examples"
+            if row["channels"] == 0:
+                what, do = f'layer "{name}": the model never calls it', "remove it, or use it"
         yield Finding(
             "serious" if share >= MOSTLY_DEAD else "worth a look",
             share * row["parameters"] / known.num_params,
@@ -76,18 +81,22 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
 
 def low_use(known: Evidence) -> Iterator[Finding]:
     """Layers whose parameters are mostly not independent."""
-    layers = known.layers
-    most = layers["use"] + 2 * layers["use_error"].fillna(0) + (known.unknown + known.rising) / layers["parameters"]
     # Parameters in no use are a finding of their own. Norms have no width, and share symmetries with what they follow.
-    rows = layers[(most < LOW_USE) & (layers["use"] > NO_SHARE) & ~layers.index.isin(known.vectors)]
-    for name, row in _largest(rows, rows["parameters"] - rows["capacity"]):
+    layers = known.layers.assign(in_use=known.in_use)
+    layers = layers[(layers["use"] > NO_SHARE) & (layers["in_use"] > 0) & ~layers.index.isin(known.vectors)]
+    part = layers["in_use"] / layers["parameters"]
+    layers = layers.assign(use=layers["use"] / part, use_error=layers["use_error"] / part)
+    most = layers["use"] + 2 * layers["use_error"].fillna(0) + (known.unknown + known.rising) / layers["in_use"]
+    rows = layers[most < LOW_USE]
+    for name, row in _largest(rows, rows["in_use"] - rows["capacity"]):
         error = f" ± {row['use_error']:.3f}" if row["use_error"] > 0 else ""
-        share = (row["parameters"] - row["capacity"]) / known.num_params
+        share = (row["in_use"] - row["capacity"]) / known.num_params
+        whose, used = ("its", "") if row["in_use"] == row["parameters"] else ("the", "that paths use ")
         yield Finding(
             "worth a look" if share >= SMALL else "to know",
             share,
-            f'layer "{name}": use {row["use"]:.2f}{error}, {row["capacity"]:,.0f} of its {row["parameters"]:,.0f} '
-            f"parameters are independent{known.guide}",
+            f'layer "{name}": use {row["use"]:.2f}{error}, {row["capacity"]:,.0f} of {whose} {row["in_use"]:,.0f} '
+            f"parameters {used}are independent{known.guide}",
             "make it narrower, or drop what another layer does too",
             "how-to/wasted-layers.md",
             float(row["use"]),
@@ -100,12 +109,9 @@ def unused_parameters(known: Evidence) -> Iterator[Finding]:
     number = int((known.allocation.attrs if known.allocation else {}).get("unused_params") or 0)
     share = number / known.num_params
     if number:
-        where = ""
-        if known.scores is not None:
-            idle = known.scores.to_pandas()["unused"].sort_values(ascending=False)
-            idle = idle[(idle > 0) & (idle <= number) & ~idle.index.isin(known.zeros)]
-            named = [f"{name} ({count:,})" for name, count in idle.head(MOST_NAMED).items()]
-            where = f", most in {', '.join(named)}" if named else ""
+        idle = known.idle[known.idle <= number].head(MOST_NAMED)
+        named = [f"{name} ({count:,})" for name, count in idle.items()]
+        where = f", most in {', '.join(named)}" if named else ""
         yield Finding(
             "worth a look" if share > ROUGH else "to know",
             share,
@@ -131,6 +137,44 @@ def narrower(known: Evidence) -> Iterator[Finding]:
             "how-to/wasted-layers.md",
             float(row["directions"]),
         )
+
+
+def repeats(known: Evidence) -> Iterator[Finding]:
+    """Layers that read single channels twice."""
+    for name, pairs in known.repeats.items():
+        row = known.layers.loc[name]
+        if row["directions"] <= NARROWER * row["channels"]:
+            continue  # a finding of its own
+        number = len(pairs)
+        named = ", ".join(f"channel {one} is channel {other} again" for one, other in pairs[:MOST_NAMED])
+        yield Finding(
+            "worth a look",
+            number / row["channels"] * row["parameters"] / known.num_params,
+            f'layer "{name}" reads {number} channel{"s" * (number > 1)} twice: {named} (counted from 0, but for scale '
+            f"and offset, on these examples){', and so on' * (number > MOST_NAMED)}",
+            "one of each is enough: what reads one can take the weights of the other",
+            "how-to/wasted-layers.md",
+            float(number),
+        )
+
+
+def kernels(known: Evidence) -> Iterator[Finding]:
+    """Places of kernels that meet nothing but padding."""
+    for tensor, scores in ({} if known.scores is None else known.scores.weights).items():
+        name = tensor.rpartition(".")[0]
+        if scores.ndim < 3 or name not in known.layers.index or not known.layers.loc[name, "channels"] > 0:
+            continue
+        taps = np.nansum(scores, (0, 1))
+        if (idle := int((taps == 0).sum())) and taps.any():
+            yield Finding(
+                "worth a look",
+                idle / taps.size * scores.size / known.num_params,
+                f'layer "{name}": {idle} of the {taps.size} places of its kernel meet nothing but padding, or have '
+                "weights of zero",
+                "take a smaller kernel or dilation there, or a larger input",
+                "receptive-field.md",
+                float(idle),
+            )
 
 
 def field_of_paths(known: Evidence) -> Iterator[Finding]:
@@ -257,10 +301,13 @@ def _gains(scaled: Scaling) -> Iterator[Finding]:
     if change > math.log(FAR_RATE):
         far = gains[gains > 0].sort_values(key=lambda gain: -np.abs(np.log(gain)), kind="stable").head(MOST_NAMED)
         most = ", ".join(f'"{name}" ({gain:.2g})' for name, gain in far.items())
+        number = int((gains > 0).sum())
+        mean = math.exp(float(np.log(gains[gains > 0]).mean()))
+        each = f", over {number} layers ({mean:.2g} each in the geometric mean)" if number > MOST_NAMED else ""
         yield Finding(
             "serious" if change > 2 * math.log(FAR_TOTAL) else "worth a look" if not scaled.keeps_energy else "to know",
             1.0,
-            f"{scaled.change_in_all}, most in layer{'s' * (len(far) > 1)} {most}",
+            f"{scaled.change_in_all}{each}, most in layer{'s' * (len(far) > 1)} {most}",
             "bring each layer to gain 1, as `capalloc.balance` does at the start",
             "scaling.md",
             scaled.total_gain,
