@@ -89,6 +89,15 @@ def test_operations_of_a_dense_network_and_of_a_convolution():
     assert zero_cost.flops(prepare(conv, gaussian(2, 2, 5, 5))) == 2 * 25 * 3 * 2 * 9
 
 
+def test_operations_of_fused_layers_are_those_of_their_products():
+    """Of 7 steps of an LSTM, and of attention with its two products of all pairs of 7 tokens."""
+    recurrent = capalloc.rank([nn.LSTM(4, 6, batch_first=True)], gaussian(2, 7, 4).float(), 0).to_pandas()
+    assert recurrent["flops"].to_list() == [7 * 2 * 4 * 6 * (4 + 6)]
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    attention = capalloc.rank([encoder], gaussian(2, 7, 4).float()).to_pandas()
+    assert attention["flops"].to_list() == [2 * 7 * 4 * (3 * 4 + 4 + 8 + 8) + 2 * 2 * 7 * 7 * 4]
+
+
 def test_synflow_counts_paths_once_for_each_layer_and_leaves_norms_out():
     """R = 1' |W2| |W1| 1, and every layer's scores sum to R."""
     w1, w2 = gaussian(5, 4), gaussian(3, 5, seed=2)

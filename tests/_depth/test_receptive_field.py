@@ -213,6 +213,32 @@ def test_three_dimensions():
     assert field.axes["channel"].stride == 0
 
 
+class Steps(nn.Module):
+    """A recurrence over steps; the last state's scores, or those of every step."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.cells, self.head, self.last = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 2), last
+
+    def forward(self, x):
+        h = self.cells(x)[0]
+        return self.head(h[:, -1] if self.last else h)
+
+
+def test_regions_of_a_sequence_of_vectors_are_counted_in_steps():
+    """(steps, features), as the first layer reads them: not in features, which are channels of every step."""
+    x = torch.randn(4, 9, 3)
+    field = capalloc.receptive_field(Steps(last=True), x)
+    assert field.moving == ("row",)
+    by_step = np.sort(field.map.sum("column").to_numpy())[::-1].cumsum()
+    assert field.area_95 == int((by_step < 0.95).sum()) + 1
+    assert re.search(r"95 % of energy +\d places? of step\n", str(field))
+    each = capalloc.receptive_field(Steps(last=False), x)
+    assert each.shown_position == "(4, :)"
+    assert each.axes["row"].stop == 5
+    assert capalloc.receptive_field(Steps(last=False), x, output_position=2).axes["row"].stop == 3
+
+
 def test_tokens_one_entry_for_every_axis():
     """(examples, tokens, features): each token sees itself and the one before."""
 
@@ -425,7 +451,7 @@ def test_bad_arguments_say_what_to_do():
         capalloc.receptive_field(model, x, of="gradient")
     with pytest.raises(ValueError, match="batch_size must be a positive integer"):
         capalloc.receptive_field(model, x, batch_size=0)
-    with pytest.raises(ValueError, match="output_position 6 is outside axis 3 of the outputs, of length 6"):
+    with pytest.raises(ValueError, match=r"output_position 6 is outside axis 3 of the outputs \(.* x 6\), of length 6"):
         capalloc.receptive_field(model, x, output_position=(2, 6))
     with pytest.raises(ValueError, match="give 2, after the channel axis, or 3 with None"):
         capalloc.receptive_field(model, x, output_position=2)

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class _Clock:
         """Return what a part finds; None, with a note, where there is no time for it or it cannot be found."""
         if forecast > self.left:
             left = f"{max(0.0, self.left):.0f} of {self.seconds:.0f} s are left"
-            self.notes.append(f"{what}{LEFT_OUT}about {forecast:.0f} s more, and {left}")
+            self.notes.append(f"{what}{LEFT_OUT}about {max(1.0, forecast):.0f} s more, and {left}")
             return None
         try:
             return part()
@@ -117,6 +117,7 @@ def audit(
     if isinstance(inputs, Iterator):  # the parts need more than one pass
         inputs = list(inputs)
     problem = export_once(prepare(model, inputs, outputs, None, traced=True, by_input=True))
+    problem = replace(problem, source=problem.model)  # parts keep the words for axes that it gives
     input_metric(metric, problem)  # which the parts would leave out with a note
     x, number = problem.inputs, problem.count()
     costs, exact, least = _costs(problem, number, clock)

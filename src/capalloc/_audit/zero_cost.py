@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from capalloc._derivatives.output_grams import output_gram
+from capalloc._derivatives.tape import Tape
 from capalloc._model.complex_params import cast
 from capalloc._model.problem import Problem
 from capalloc._operators.records import record
@@ -26,7 +27,7 @@ SINGULAR = 1e-14
 
 def flops(problem: Problem) -> int:
     """Operations of one forward pass of one example: two a multiplication in matrix products and convolutions."""
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
+    with FlopCounterMode(display=False) as counted, torch.no_grad(), Tape():  # which makes recurrent layers of steps
         problem(problem.probe)
     return int(counted.get_total_flops())
 
@@ -70,7 +71,7 @@ def naswot(problem: Problem, x: Tensor) -> float:
 
     The identity keeps it finite where two examples have the same signs throughout; NaN without any activation.
     """
-    with torch.no_grad(), _Codes(len(x)) as seen:
+    with torch.no_grad(), _Codes(len(x)) as seen, Tape():
         problem(x)
     if not seen.codes:
         return float("nan")

@@ -31,7 +31,7 @@ from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.forecast import announce_graph
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.layer_output import LayerOutput
-from capalloc._model.made_from import recorded
+from capalloc._model.made_from import recorded, words_for_axes
 from capalloc._model.places import Places
 from capalloc._model.problem import ModelLike, OutputSelection, prepare, seeded
 from capalloc._runtime.arguments import checked
@@ -85,8 +85,9 @@ def receptive_field(
             inputs, and token ids, as in `measure`; masks must be alike in all examples.
         outputs: (examples, channel, *positions), which the position is in; chosen as in `measure`.
         output_position: index on the axes after examples and channel; or one entry for every axis after examples,
-            None for a whole axis, as for tokens: `(7, None)`, or 7 where the inputs are token ids. By default the
-            central position; outputs (examples, classes) are taken whole.
+            None for a whole axis, as for tokens: `(7, None)`, or 7 where the inputs are token ids, or vectors of tokens
+            or steps that the first layer reads so. By default the central position; outputs (examples, classes) are
+            taken whole.
         layer: the name of a module whose output takes the place of the model's; `outputs` chooses among several.
         layers: also find the theoretical field of the central position of every layer: `ReceptiveField.layers`.
         gates: as in `propagate`; the theoretical field does not depend on them. Where no path energy reaches the
@@ -203,7 +204,8 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
             program = read(gates="unit")
         except UnsupportedOperatorError:  # an order has no gate that is open for all
             by_data, program = True, read(gates="data")
-    places = problem.places
+    words = words_for_axes(problem.model, problem.probe) or [""]  # as the view of the result has them
+    places = replace(problem.places, of_vectors=words[-1] == "feature")
     position = resolve(output_position, tuple(program.values[program.output].shape[1:]), places.tokens)
     fields = theoretical(program, position, places)
     carried, gates = _effective(batches, position, of), batches.gates

@@ -22,7 +22,7 @@ Interval = tuple[int, int]  # start, stop
 def resolve(wanted: Position, shape: tuple[int, ...], tokens: int | None = None) -> Index:
     """Complete a position to one entry for each output axis: the central one by default, all of an axis of classes.
 
-    Of outputs (examples, tokens, features) on as many token ids, one index is a token's.
+    Of outputs (examples, tokens, features) on as many tokens, or steps, one index is a token's.
     """
     by_token = tokens is not None and len(shape) > 1 and shape[0] == tokens
     if by_token and (wanted is None or isinstance(wanted, int) or len(wanted) == 1):
@@ -40,7 +40,8 @@ def resolve(wanted: Position, shape: tuple[int, ...], tokens: int | None = None)
         )
     for axis, (k, n) in enumerate(zip(given, shape, strict=True)):
         if k is not None and not -n <= k < n:
-            raise ValueError(f"output_position {k} is outside axis {axis + 1} of the outputs, of length {n}")
+            sizes = " x ".join(map(str, shape))
+            raise ValueError(f"output_position {k} is outside axis {axis + 1} of the outputs ({sizes}), of length {n}")
     return tuple(k if k is None else k % n for k, n in zip(given, shape, strict=True))
 
 
@@ -81,7 +82,8 @@ def theoretical(program: Program, position: Index, places: Places) -> dict[str, 
     fields = {}
     for name, own in places.split(seen).items():
         beside = tuple((up, _intervals(places.split(other)[name])) for up, other in neighbours)
-        fields[name] = Field(own, _intervals(own), beside, _aligned(position, shape, own.ndim))
+        aligned = _aligned(position, shape, own.ndim) if places.tokens is None else (0,)
+        fields[name] = Field(own, _intervals(own), beside, aligned)
     return fields
 
 

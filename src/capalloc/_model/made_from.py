@@ -79,7 +79,7 @@ def _made(
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        "axes": _axes(model, inputs),
+        "axes": words_for_axes(model, inputs),
     }
     return {key: value for key, value in made.items() if value is not None}
 
@@ -139,7 +139,7 @@ def _digest(inputs: Any) -> str | None:
     return digest_of_examples(inputs)
 
 
-def _axes(model: Any, inputs: Any) -> list[str] | None:
+def words_for_axes(model: Any, inputs: Any) -> list[str] | None:
     """Words for two axes of an example, where the first layer reads vectors along one and channels along the other."""
     if not isinstance(inputs, Tensor) or inputs.ndim != 3 or not isinstance(model, nn.Module):
         return None

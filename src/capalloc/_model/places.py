@@ -57,6 +57,7 @@ class Places:
     dims: tuple[str, ...]
     inputs: tuple[NamedInput, ...] = ()
     groups: Tensor | None = None  # the place of every entry
+    of_vectors: bool = False  # whether the one input is a sequence of vectors, along its first axis
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Places:
@@ -93,9 +94,9 @@ class Places:
 
     @property
     def tokens(self) -> int | None:
-        """Number of tokens, where the one input is a sequence of them."""
-        one = self.inputs[0] if len(self.inputs) == 1 else None
-        return one.shape[0] if one is not None and one.axes == ("token",) else None
+        """Number of tokens, or of steps, where the one input is a sequence of them along its first axis."""
+        ids = len(self.inputs) == 1 and self.inputs[0].axes == ("token",)
+        return self.shape[0] if ids or self.of_vectors else None
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """Give each input's part of values over the results' axes, over its own; a single tensor's without a name."""

@@ -16,7 +16,7 @@ from capalloc.results.allocation import Allocation
 #: Relative differences up to which a map is flat: rounding alone would be correlated.
 FLAT = 1e-12
 #: What the correlation with a map backwards says.
-NULL = "so much border against middle alone gives"
+NULL = "what border against middle alone would give"
 
 
 @checked

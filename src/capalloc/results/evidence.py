@@ -107,7 +107,8 @@ def layer_table(
 ) -> pd.DataFrame:
     """The modules that own parameters, in their order, with the columns of an `Audit`.
 
-    `sizes` counts the parameters of each tensor, `channels` those that a layer reads (0: never called) and their directions.
+    `sizes` counts the parameters of each tensor, `channels` those that a layer reads and their directions: 0 where it
+    is never called.
     """
     owners = pd.Series({name: _owner(name) for name in sizes}, dtype=object)
     names = list(dict.fromkeys(owners))

@@ -57,7 +57,7 @@ class Ranking(Result):
         "flops": RankedColumn("FLOPs", "of one forward pass: two a multiplication in matrix products; exact", ",.0f"),
         "capacity": RankedColumn(
             "capacity",
-            "functional dimension: parameters that count independently; exact, or estimated where a ~ stands",
+            "functional dimension: parameters that count independently; exact, but a guide where a ~ stands",
             ",.0f",
         ),
         "informative": RankedColumn("informative", "share of capacity on inputs that vary in the data; a guide", ".1%"),

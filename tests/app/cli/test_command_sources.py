@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import capalloc
 from capalloc.app.cli.image_folder import read_images
-from capalloc.app.cli.input_source import normalised, parse_integers, read_array, read_several
+from capalloc.app.cli.input_source import normalised, parse_integers, parse_position, read_array, read_several
 from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.options import ModelOptions, Verbosity
 from capalloc.app.cli.sources import read_sources
@@ -174,6 +174,8 @@ def test_normalised_by_channel():
     with pytest.raises(ValueError, match="--std must be positive, got '1,0,1'"):
         normalised(x, None, "1,0,1")
     assert parse_integers("3, 4", "--shape") == (3, 4)
+    assert parse_position("3,4") == (3, 4)
+    assert parse_position("7, :") == (7, None)
 
 
 def test_objects_in_an_array_are_not_unpickled(tmp_path):

@@ -205,7 +205,7 @@ def test_nothing_is_written_where_the_work_fails(folder):
         "propagate", "factories:net", "--shape", "2,6,6", "--out", "result.nc"
     )
     assert not (folder / "result.nc").exists()
-    assert "--position must be integers >= 0" in misused(
+    assert "--position must be integers >= 0, or : for a whole axis" in misused(
         "receptive-field", "factories:convs", "--shape", "1,9", "--position", "x"
     )
 

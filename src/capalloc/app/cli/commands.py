@@ -17,6 +17,7 @@ from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc.app.cli.declare import declared
 from capalloc.app.cli.errors import PROGRAM, CommandGroup
 from capalloc.app.cli.options import (
+    FileOptions,
     Gates,
     InputOptions,
     Metric,
@@ -105,7 +106,7 @@ def rank(
         ),
     ],
     inputs: InputOptions,
-    output: OutputOptions,
+    output: FileOptions,
     arg: Annotated[
         list[str] | None,
         model_option(
@@ -229,7 +230,8 @@ def receptive_field(
     position: Annotated[
         str | None,
         method_option(
-            metavar="N,N,...", help="Output position, such as 3,4, or 7 of tokens; by default the central one."
+            metavar="N,N,...",
+            help="Output position, such as 3,4, or 7 of tokens and steps; : is a whole axis. By default the central.",
         ),
     ] = None,
     layer: Annotated[

@@ -41,7 +41,7 @@ def run_compare(first: Path, second: Path, verbosity: Verbosity) -> None:
         *(f"{place}: {_stands(found)}" for place, found in both.items()),
         f"total variation: {shown['total_variation']}, the constant counted; {doubt(a, b)}",
         f"total variation of inputs: {shown['total_variation_of_inputs']}",
-        f"correlation: {shown['correlation']}, and {backwards} with the second map backwards: {NULL}",
+        f"correlation: {shown['correlation']}, and {backwards} with the second map backwards, {NULL}",
     ]
     if same_data(a, b) is False:
         lines.append(

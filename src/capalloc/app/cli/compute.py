@@ -26,9 +26,9 @@ from capalloc._settings import (
 )
 from capalloc.app.cli.deliver import check_outputs, check_targets, deliver
 from capalloc.app.cli.errors import UsageError
-from capalloc.app.cli.input_source import parse_integers, read_array
+from capalloc.app.cli.input_source import parse_position, read_array
 from capalloc.app.cli.lines_in_a_log import lines_in_a_log
-from capalloc.app.cli.options import InputOptions, ModelOptions, OutputOptions
+from capalloc.app.cli.options import FileOptions, InputOptions, ModelOptions, OutputOptions
 from capalloc.app.cli.several_models import arguments_of_each
 from capalloc.app.cli.sources import read_sources
 from capalloc.results.ranking import RANKED_BY, Ranking
@@ -50,7 +50,7 @@ def run_audit(
 def run_rank(
     models: list[str],
     inputs: InputOptions,
-    output: OutputOptions,
+    output: FileOptions,
     arg: list[str] | None,
     by: str | None,
     labels: Path | None,
@@ -58,8 +58,6 @@ def run_rank(
 ) -> None:
     """Run `capalloc rank`."""
     check_outputs(output)
-    if output.picture is not None:
-        raise UsageError("--picture is for maps and curves, and a ranking has none; --out keeps its table")
     if by is not None and by not in Ranking.COLUMNS:
         raise UsageError(f"--by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
     alike = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
@@ -165,7 +163,7 @@ def run_receptive_field(
     check: bool,
 ) -> None:
     """Run `capalloc receptive-field`."""
-    chosen = None if position is None else parse_integers(position, "--position", lowest=0)
+    chosen = None if position is None else parse_position(position)
     method = partial(capalloc.receptive_field, output_position=chosen, gates=gates, of=of, metric=metric, check=check)
     examples = 1 if metric == "identity" else FEW_EXAMPLES  # that it is taken from
     compute(options, output, examples, partial(method, layer=layer, layers=layers))

@@ -53,22 +53,33 @@ def _by_channel(text: str, option: str, x: Tensor) -> Tensor:
     return numbers.reshape(-1, *[1] * (x.ndim - 2))
 
 
-def parse_integers(text: str, option: str, lowest: int = 1) -> tuple[int, ...]:
+def parse_integers(text: str, option: str) -> tuple[int, ...]:
     """Read integers with commas between them.
 
     Raises:
-        ValueError: they are none, or one is too low.
+        ValueError: they are none, or one is below 1.
 
     """
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < lowest:
-        raise UsageError(
-            f"{option} must be integers >= {lowest} with commas between them, such as 3,224,224, got {text!r}"
-        )
+    if not numbers or min(numbers) < 1:
+        raise UsageError(f"{option} must be integers >= 1 with commas between them, such as 3,224,224, got {text!r}")
     return numbers
+
+
+def parse_position(text: str) -> tuple[int | None, ...]:
+    """Read an output position, in which a colon stands for a whole axis.
+
+    Raises:
+        ValueError: a part is neither a number of at least 0 nor a colon.
+
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part == ":" or (part.isascii() and part.isdigit()) for part in parts):
+        raise UsageError(f"--position must be integers >= 0, or : for a whole axis, such as 3,4 or 7,:, got {text!r}")
+    return tuple(None if part == ":" else int(part) for part in parts)
 
 
 def read_array(path: Path, number: int | None = None) -> Tensor:

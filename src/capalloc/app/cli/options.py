@@ -198,10 +198,16 @@ class Verbosity:
 
 
 @dataclass(frozen=True)
-class OutputOptions(Verbosity):
-    """The files that a result goes to."""
+class FileOptions(Verbosity):
+    """The file that a result without a picture goes to."""
 
     out: Annotated[Path | None, result_option(metavar="FILE.nc", help="Write the result as NetCDF.")] = None
+
+
+@dataclass(frozen=True)
+class OutputOptions(FileOptions):
+    """The files that a result goes to."""
+
     picture: Annotated[Path | None, result_option(metavar="FILE.png", help="Draw the result, as PNG, SVG or PDF.")] = (
         None
     )

@@ -56,7 +56,7 @@ def _pair(first: str, a: Allocation, second: str, b: Allocation) -> Pair:
         Fact(
             "correlation of the maps",
             agreed["correlation"],
-            f"1 for maps of one pattern; {agreed['correlation_backwards']} with the second map backwards: {NULL}",
+            f"1 for maps of one pattern; {agreed['correlation_backwards']} with the second map backwards, {NULL}",
         ),
         Fact(f"total of {second} over {first}", f"{b.total / a.total:.3f}" if a.total else "–"),
         *_data(a, b),
