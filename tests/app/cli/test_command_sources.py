@@ -368,7 +368,7 @@ def test_a_position_of_a_text_model_is_a_token():
     (axis,) = by_token["axes"]
     assert (axis["axis"], axis["start"], axis["stop"]) == ("token", 0, 8)
     of_vectors = json.loads(run(*asked, "9,8", "--arg", "heads=2").stdout)
-    assert of_vectors["settings"]["output_position"] == [None, 7]  # a score, of all tokens
+    assert of_vectors["settings"]["output_position"] == [7, None]
 
 
 def test_configurations_that_are_none(monkeypatch):
