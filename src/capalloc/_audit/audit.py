@@ -147,22 +147,26 @@ def audit(
     found: dict[str, Any] = {}
     for what, part in tqdm(parts.items(), disable=not progress, desc="audit"):
         found[what] = clock.run(what, 0.0 if what == "capacity" else costs[what], part)
+    evidence = _evidence(problem, found)
+    clock.notes += _too_few(found["channels"] or {})
+    attrs = _attrs(evidence, number) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
+    failed = [f"{' and '.join(parts)}{LEFT_OUT}{reason}" for reason, parts in clock.failed.items()]
+    attrs["notes"] = [*clock.notes, *failed, *attrs["notes"]]
+    columns = {name: ("layer", evidence.layers[name].to_numpy(float)) for name in Audit.COLUMNS}
+    data = xr.Dataset(columns, {"layer": list(evidence.layers.index)}, attrs)
+    if evidence.diagnosis is not None:
+        data = xr.merge([data, within(evidence.diagnosis)], combine_attrs="no_conflicts")
+    return Audit(data)
+
+
+def _evidence(problem: Problem, found: Mapping[str, Any]) -> Evidence:
+    """Everything that the parts found."""
     channels = found["channels"] or {}
     read = {name: (one.number, one.directions()) for name, one in channels.items()}
     layers = layer_table(problem.parameter_sizes, found["capacity"], found["paths"], read)
     repeats = {name: pairs for name, one in channels.items() if name in layers.index and (pairs := one.repeats())}
-    evidence = Evidence(
-        layers, problem.num_params, _lengths(problem), found["capacity"], found["paths"], found["depth"], repeats
-    )
-    clock.notes += _too_few(channels)
-    attrs = _attrs(evidence, number) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
-    failed = [f"{' and '.join(parts)}{LEFT_OUT}{reason}" for reason, parts in clock.failed.items()]
-    attrs["notes"] = [*clock.notes, *failed, *attrs["notes"]]
-    columns = {name: ("layer", layers[name].to_numpy(float)) for name in Audit.COLUMNS}
-    data = xr.Dataset(columns, {"layer": list(layers.index)}, attrs)
-    if evidence.diagnosis is not None:
-        data = xr.merge([data, within(evidence.diagnosis)], combine_attrs="no_conflicts")
-    return Audit(data)
+    parts = (found["capacity"], found["paths"], found["depth"])
+    return Evidence(layers, problem.num_params, _lengths(problem), *parts, repeats)
 
 
 def _too_few(channels: Mapping[str, ReadChannels]) -> list[str]:

@@ -21,7 +21,7 @@ NEAR = 0.03
 NO_DIRECTION = 1e-12
 POINTS_AT_ONCE = 256
 #: A point takes about so many passes of an example, in float64, and an eigenvalue as many operations as this many rows.
-PASSES_OF_POINT, ROWS_OF_EIGENVALUE = 5, 4
+PASSES_OF_POINT, ROWS_OF_EIGENVALUE = 4, 2.5
 
 
 def _num_points(size: int, x: Tensor) -> int:

@@ -46,12 +46,12 @@ class ReadChannels:
 
     @property
     def number(self) -> float:
-        """How many there are: 0 where the layer is never called, NaN where they are too many to compare."""
+        """Number of channels: 0 where the layer is never called, NaN where they are too many to compare."""
         return math.nan if self.samples and not len(self.total) else len(self.total)
 
     @property
     def few(self) -> bool:
-        """Whether there are too few samples to say anything."""
+        """True where there are too few samples to say anything."""
         return self.samples < SAMPLES_A_CHANNEL * len(self.total)
 
     def _correlations(self) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ GRAPH_WORK = {
     "paths": (4, 3e-4, 0.05),
     "depth": (30, 4.5e-3, 0.1),
     "field": (20, 2.5e-3, 0.1),
-    "scores": (20, 3e-3, 0.3),
+    "scores": (22, 2.3e-3, 0.05),
 }
 EXAMPLES_TIMED, TIMES = 64, 3
 #: Operators that each module stands for, where every part of an answer captures a graph of its own.
