@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 import capalloc
-from capalloc.app.cli.several_models import arguments_of_each
+from capalloc.app.cli.compute import arguments_of_each
 from commands import misused, refused, run
 
 

@@ -6,13 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.files import write_text
 from capalloc.app.pages import PAGES
 from capalloc.app.report.allocation_sections import allocation_sections
-from capalloc.app.report.explorer import palette
+from capalloc.app.report.charts import draw
+from capalloc.app.report.explorer import explorer_of, palette
 from capalloc.app.report.found import SHOWN_AT_ONCE, Told, told
-from capalloc.app.report.result_section import result_section
 from capalloc.app.report.section import Section, plain, sentence
 from capalloc.results.allocation import Allocation, worded
 from capalloc.results.base import Result
@@ -135,8 +137,22 @@ def _other_sections(results: Mapping[str, Result], views: Mapping[str, View]) ->
     for kind in kinds:
         names = [name for name, result in results.items() if type(result) is kind and kind is not Allocation]
         key = kind.FORMAT.removeprefix("capalloc-")
-        sections += [result_section(f"{key}-{k}", name, views[name]) for k, name in enumerate(names, 1)]
+        sections += [_section(f"{key}-{k}", name, views[name]) for k, name in enumerate(names, 1)]
     return sections
+
+
+def _section(key: str, name: str, view: View) -> Section:
+    """Show facts, advice, the map, charts and tables of the result that the page calls `name`, from its view alone."""
+    keys = [key, *(f"{key}-{k}" for k in range(2, len(view.maps) + 1))]
+    explorers = [explorer_of(one, name, shown) for one, shown in zip(keys, view.maps, strict=False)]
+    body = PAGES.render(
+        "report/result.html",
+        view=view,
+        settled=sentence(view.settled) if view.settled and not view.advice else "",
+        maps=Markup("").join(explorer.render() for explorer in explorers),
+        charts=[(chart.title, draw(chart)) for chart in view.charts],
+    )
+    return Section(key, f"{view.title}: {name}", body, {explorer.key: explorer.data() for explorer in explorers})
 
 
 def _data(sections: list[Section]) -> dict[str, Any]:
