@@ -616,6 +616,12 @@ def test_what_would_not_fit_is_refused(max_bytes, batch_size, match):
         measure(build(MODELS["relu"][0]), data(30, 4), batch_size=batch_size, run=Run(max_bytes=max_bytes))
 
 
+@pytest.mark.parametrize("max_bytes", [0, -1.0, float("nan"), float("inf")])
+def test_memory_is_a_positive_number_of_bytes(max_bytes):
+    with pytest.raises(ValueError, match="max_bytes must be a positive, finite number or None, got"):
+        measure(nn.Linear(3, 2), torch.randn(9, 3), run=Run(max_bytes=max_bytes))
+
+
 @pytest.mark.parametrize(("solver", "runs"), [("dense", 0), ("stochastic", 1)])
 def test_what_would_not_fit_is_refused_before_any_work(solver, runs):
     """Neither solver begins, nor looks for a way to the derivative; one looks at a run over one example."""

@@ -375,6 +375,19 @@ def test_what_would_not_fit_is_refused_before_it_starts(params) -> None:
         cost.plan(4, 8, Budget(1.4e9))
 
 
+@pytest.mark.parametrize(("params", "elements", "slots"), [(10**5, 10**3, 30), (4000, 10**4, 800), (4 * 10**4, 100, 9)])
+def test_plans_hold_all_that_they_count_within_the_budget(params, elements, slots) -> None:
+    """What all probes see, the bases of blocks, and sensitivities that are held, are a part of it."""
+    cost = ProductCost(elements, 10, slots, params, itemsize=4, examples=100, axes=(300, 1000, 10))
+    plain = replace(cost, axes=())
+    for num_bytes in (1.5e8, 3e8, 1e9, 1e10):
+        plan, without = (one.plan(64, "auto", Budget(num_bytes)) for one in (cost, plain))
+        assert plan.num_bytes <= num_bytes
+        assert plan.probes <= without.probes
+        assert 4 * 4 * plan.apart <= num_bytes / 2
+        assert cost.vectors(plan.probes) + cost.bases + plan.batch_size * cost.rows(plan.probes) < plan.num_bytes
+
+
 def test_forecasts_are_written_down() -> None:
     attrs = one().attrs
     assert attrs["forecast_bytes"] > 0

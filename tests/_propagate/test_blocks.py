@@ -20,7 +20,7 @@ from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
 from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure import precondition
-from capalloc._measure.examples import Examples, plan_examples
+from capalloc._measure.examples import Examples, cost_of, plan_examples
 from capalloc._measure.forecast import pass_seconds
 from capalloc._measure.precondition import Sample, constant_rows, inverse_root, samples, samples_of_outputs, spread
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, readings, refine
@@ -639,9 +639,12 @@ def test_two_combinations_of_outputs_stand_for_all_or_one_where_memory_holds_no_
     model = seeded_module(lambda: nn.Sequential(nn.Linear(300, 3), nn.Tanh(), nn.Linear(3, 9)))
     task = make_task(model, gaussian(1, 300))
     found = []
+    bases = cost_of(task, 1).bases
     for size in range(200_000, 600_000, 20_000):
         try:
-            found.append(plan_combinations(replace(task, budget=Budget(size)), Block(num_probes=2))[0].output_probes)
+            found.append(
+                plan_combinations(replace(task, budget=Budget(bases + size)), Block(num_probes=2))[0].output_probes
+            )
         except MemoryError:
             found.append(0)
     assert found == sorted(found)

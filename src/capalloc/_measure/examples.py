@@ -20,18 +20,17 @@ from capalloc._derivatives.products import BatchProducts, ConstraintOperator
 from capalloc._derivatives.still_gates import gates_stay
 from capalloc._derivatives.tape import Tape, names_of
 from capalloc._derivatives.verify import choose_operator
+from capalloc._linalg.kronecker import LONGEST, merged_axes
 from capalloc._measure.task import Task
 from capalloc._model.magnitudes import magnitudes
 from capalloc._model.problem import random_signs
-from capalloc._runtime.memory import Plan, ProductCost
+from capalloc._runtime.memory import LONGEST_APART, Plan, ProductCost
 from capalloc._settings import Block, Stochastic
 
 #: Outputs up to which every one is constrained by default, and random combinations for each example beyond that.
 ALL_OUTPUTS, OUTPUT_PROBES = 100, 32
 #: Probes solved for together, at most.
 WIDEST = 64
-#: Numbers in products of single examples that are made at a time.
-LONGEST_APART = 2**26
 #: Examples whose gates are looked at together, and the relative difference that says that they move: float32 rounding
 #: is below it.
 CHECKED, APART = 8, 1e-3
@@ -53,6 +52,7 @@ class Examples:
     offset: int = 0  # examples of the processes before this one
     ready: tuple[BatchProducts, ...] = ()  # the constraints of every batch, where memory holds them
     scale: Tensor | None = None  # (params,), units of the parameters' coordinates; None for all 1
+    longest: int = LONGEST_APART  # numbers in products of single examples that are made at a time
 
     @property
     def sizes(self) -> list[int]:
@@ -126,10 +126,10 @@ class Examples:
     def apart(self, vectors: int, outputs: int) -> tuple[int, int]:
         """Return how many examples and vectors go at a time where each example's C' r is wanted.
 
-        As many products as a batch has; together they are no longer than `LONGEST_APART`.
+        As many products as a batch has; together they are no longer than `longest`.
         """
         room = self.batch_size * self.vectors * self.num_constrained // outputs
-        most = max(1, min(room, LONGEST_APART // self.num_params))
+        most = max(1, min(room, self.longest // self.num_params))
         return max(1, most // vectors), min(vectors, most)
 
     def in_units(self, w: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ def plan_examples(task: Task, settings: Stochastic | Block) -> tuple[Examples, P
     sizes = (plan.batch_size, plan.chunk, num_outputs, combined)
     is_log = isinstance(settings, Stochastic) and settings.coordinates == "log"
     scale = magnitudes(task.problem.params) if is_log else None
-    return Examples(operator, x, *sizes, task.replay, task.seed, len(x), scale=scale), plan
+    return Examples(operator, x, *sizes, task.replay, task.seed, len(x), scale=scale, longest=plan.apart), plan
 
 
 def first_block(num_params: int) -> int:
@@ -251,7 +251,9 @@ def cost_of(task: Task, outputs: int) -> ProductCost:
         problem(problem.probe)
     elements = tape.elements + problem.probe.numel()
     itemsize = torch.finfo(task.precision).bits // 8
-    return ProductCost(elements, outputs, size.slots, size.params, itemsize, size.examples)
+    merged = [axis for p in problem.params.values() for axis in merged_axes(p.shape)]
+    axes = tuple(axis for axis in merged if axis <= LONGEST)
+    return ProductCost(elements, outputs, size.slots, size.params, itemsize, size.examples, axes)
 
 
 def gates_move(operator: ConstraintOperator, x: Tensor, replay: Callable[[int], AbstractContextManager[None]]) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from capalloc._derivatives.products import BatchProducts
 from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._linalg.kronecker import Kronecker, kronecker
-from capalloc._measure.examples import LONGEST_APART, Examples
+from capalloc._measure.examples import Examples
 from capalloc._model.problem import random_signs
 
 #: Random constraints that the preconditioner is made from, on at most so many examples.
@@ -41,7 +41,11 @@ class Preconditioner:
 
 def precondition(examples: Examples) -> Preconditioner:
     """Return the preconditioner that random constraints of single examples make, and those of the constant input."""
-    most = min(ROWS, MOST_NUMBERS // examples.num_params) if examples.operator.space.intercept else 0
+    most = (
+        min(ROWS, min(MOST_NUMBERS, examples.longest) // examples.num_params)
+        if examples.operator.space.intercept
+        else 0
+    )
     return Preconditioner(
         kronecker(shapes_of(examples), partial(samples, examples)), scaled_constant_rows(examples, most)
     )
@@ -78,7 +82,7 @@ def inverse_root(examples: Examples, sample: Sample, left: float = math.inf) -> 
     began = time.perf_counter()
     chosen = spread(examples, sample.examples)
     blocks = kronecker(shapes_of(examples), partial(samples_of_outputs, examples, chosen, sample.each), sample.longest)
-    root, most = InverseRoot(blocks), min(sample.constant, LONGEST_APART // examples.num_params)
+    root, most = InverseRoot(blocks), min(sample.constant, examples.longest // examples.num_params)
     if most and left < math.inf:
         taken, others = time.perf_counter() - began, 2 * len(chosen) * sample.each
         most = min(most, max(1, int(CONSTANT_TIME * (left - taken) / taken * others)))

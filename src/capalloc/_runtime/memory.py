@@ -5,6 +5,7 @@ Each kind of work states what it costs; a `Budget` says how much of it fits at a
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,13 @@ VECTORS = 12
 PULLED = 6
 #: Share of the budget that sensitivities of all batches may take.
 HELD_SHARE = 0.25
+#: Copies of the rows of all probes that are alive at once in a batch: in parts, joined, and in the order of slots.
+ROW_COPIES = 4
+#: Numbers in products of single examples that are made at a time, and in constraints of the constant input; and the share
+#: of the budget that one copy of them may take, of four.
+LONGEST_APART, APART_SHARE = 2**26, 1 / 8
+#: Matrices alive at once in finding the basis of an axis, in float64.
+OF_BASIS = 3
 #: Tensors of activations alive at once for each output and vector, and for each example beside.
 PER_VECTOR, PER_OUTPUT, PER_EXAMPLE = 5, 3, 4
 
@@ -63,7 +71,14 @@ class Budget:
 
 
 def budget_of(device: torch.device, max_bytes: float | None = None) -> Budget:
-    """Return `max_bytes`, or a share of the free memory of a device."""
+    """Return `max_bytes`, or a share of the free memory of a device.
+
+    Raises:
+        ValueError: no such number of bytes.
+
+    """
+    if max_bytes is not None and not 0 < max_bytes < math.inf:
+        raise ValueError(f"max_bytes must be a positive, finite number or None, got {max_bytes!r}")
     return Budget(SHARE * available_bytes(device) if max_bytes is None else max_bytes)
 
 
@@ -76,6 +91,7 @@ class Plan:
     keep: bool  # what one pass over the examples made serves the next
     num_bytes: int
     probes: int = 0  # solved for together by the stochastic solver
+    apart: int = LONGEST_APART  # numbers at a time in products of single examples
 
 
 @dataclass(frozen=True)
@@ -163,6 +179,17 @@ class ProductCost:
     params: int
     itemsize: int
     examples: int
+    axes: tuple[int, ...] = ()  # those of parameter tensors that blocks have a basis of
+
+    @property
+    def bases(self) -> int:
+        """Bytes of the bases of blocks, of the moments that they are made from, and of making the largest."""
+        squares = [axis**2 for axis in self.axes]
+        return 2 * self.itemsize * sum(squares) + OF_BASIS * FLOAT64 * max(squares, default=0)
+
+    def rows(self, probes: int) -> int:
+        """Bytes of what probes see of one example, which sums hold for all of them together."""
+        return ROW_COPIES * self.itemsize * self.outputs * self.slots * probes
 
     def product(self, batch_size: int, vectors: int) -> int:
         """Bytes of one product."""
@@ -177,7 +204,8 @@ class ProductCost:
             own = 2 * VECTORS * probes * rows + PULLED * probes * self.params
         else:
             own = (VECTORS * probes + 4) * self.params
-        return FLOAT64 * (own + 5 * self.slots * probes**2)
+        moments = 6 * self.examples * self.slots
+        return FLOAT64 * (own + moments + 5 * self.slots * probes**2)
 
     def plan(self, probes: int, batch_size: int | str, budget: Budget) -> Plan:
         """Cut the work of the stochastic solver.
@@ -191,27 +219,32 @@ class ProductCost:
             MemoryError: the solver, one example or a batch would not fit.
 
         """
-        while probes > 2 and self.vectors(probes) > budget.num_bytes / 2:
+        most = budget.num_bytes / 2 - self.bases
+        while probes > 2 and max(self.vectors(probes), 2 * self.rows(probes)) > most:
             probes //= 2
-        fixed = self.vectors(probes)
+        fixed = self.vectors(probes) + self.bases
         room = budget.set_aside(
             fixed,
             f"the stochastic solver for {self.params} parameters",
             "take fewer parameters with params=, or more memory",
         )
-        room.set_aside(
-            self.product(1, 1),
+        beside = room.set_aside(
+            self.product(1, 1) + self.rows(probes),
             f"one example with {self.outputs} constrained outputs",
             "constrain fewer outputs with outputs= or random combinations of them with output_probes=",
         )
+        held = self.examples * self.itemsize * self.elements * (PER_EXAMPLE + self.outputs)  # all sensitivities
+        hold = held < min(HELD_SHARE * budget.num_bytes, beside.num_bytes)
+        room = Budget(room.num_bytes - hold * held)
         aim = min(room.num_bytes, BATCH_BYTES)
         vectors = probes + 1  # the spectrum's comes along
         while vectors > 1 and self.product(min(self.examples, EXAMPLES_FIRST), vectors) > aim:
             vectors = (vectors + 1) // 2
-        size = room.batch_size(self.product(1, vectors), self.examples, batch_size, aim)
-        held = self.examples * self.itemsize * self.elements * (PER_EXAMPLE + self.outputs)  # all sensitivities
-        hold = held < HELD_SHARE * budget.num_bytes
-        return Plan(size, vectors, hold, fixed + self.product(size, vectors) + hold * held, probes)
+        each = self.product(1, vectors)
+        whole = each + self.rows(probes)
+        size = room.batch_size(whole, self.examples, batch_size, aim * whole / each)
+        apart = min(LONGEST_APART, int(APART_SHARE * budget.num_bytes / self.itemsize))
+        return Plan(size, vectors, hold, fixed + size * whole + hold * held, probes, apart)
 
 
 def available_bytes(device: torch.device) -> int:

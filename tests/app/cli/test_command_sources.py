@@ -239,6 +239,9 @@ def test_images_of_more_than_eight_bits_keep_their_levels(tmp_path):
     image.fromarray(np.full((4, 4), 300.0, np.float32)).save(tmp_path / "floats" / "b.tif")
     with pytest.raises(ValueError, match=r"b.tif cannot be read: its levels reach from 300 to 300 of white"):
         read_images(tmp_path / "floats")
+    image.fromarray(np.full((4, 4), 300, np.int32)).save(tmp_path / "floats" / "b.tif")
+    with pytest.raises(ValueError, match=r"b.tif cannot be read: its levels are of 32 bits"):
+        read_images(tmp_path / "floats")
 
 
 def test_a_png_whose_checksums_do_not_fit_is_refused(tmp_path):
@@ -272,6 +275,50 @@ def test_only_the_rows_that_are_asked_for_are_taken_from_an_archive(tmp_path, mo
         read_array(tmp_path / "rows.npz", 9)
     with pytest.raises(ValueError, match=r"cannot be read: the array inputs needs .*take a file of fewer"):
         read_array(tmp_path / "rows.npz")
+
+
+@pytest.mark.parametrize("ending", ["npy", "safetensors"])
+def test_only_the_rows_that_are_asked_for_are_taken_from_a_file(tmp_path, monkeypatch, ending):
+    x, path = np.arange(24.0).reshape(6, 4), tmp_path / f"x.{ending}"
+    np.save(path, x) if ending == "npy" else save_file({"x": x}, path)
+    monkeypatch.setattr("capalloc._runtime.memory.available_bytes", lambda device: 100)
+    np.testing.assert_array_equal(read_array(path, 2), x[:2])
+    with pytest.raises(ValueError, match=r"cannot be read: 6 examples needs .*take fewer with --examples"):
+        read_array(path)
+
+
+def test_numbers_of_the_other_byte_order_are_read(tmp_path):
+    x = np.arange(24, dtype=">f4").reshape(6, 4)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", inputs=x)
+    for ending in ("npy", "npz"):
+        for number in (2, None):
+            np.testing.assert_array_equal(read_array(tmp_path / f"x.{ending}", number), x[:number])
+
+
+def test_pixels_of_eight_bits_tell_a_model_its_shape(folder):
+    np.save("pixels.npy", np.random.default_rng(0).integers(0, 255, (30, 1, 4, 4)).astype(np.uint8))
+    result = run("propagate", "mlp", "--arg", "width=3", "--data", "pixels.npy", "--solver", "markov")
+    assert result.exit_code == 0, result.output
+    assert "30 examples of 1 x 4 x 4" in result.stderr
+
+
+@pytest.mark.parametrize("ending", ["gif", "tif", "webp", "png"])
+def test_several_images_in_one_file_are_refused(tmp_path, ending):
+    image = pytest.importorskip("PIL.Image")
+    frames = [image.fromarray(np.full((4, 4, 3), level, np.uint8)) for level in (0, 200)]
+    frames[0].save(tmp_path / f"x.{ending}", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"cannot be read: it holds 2 images; save each in a file of its own"):
+        read_images(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [None, (3, 40000, 40000)])
+def test_images_that_do_not_fit_are_refused_before_they_are_made(images, monkeypatch, shape):
+    folder, _ = images
+    most = 1000 if shape is None else 2**33
+    monkeypatch.setattr("capalloc._runtime.memory.available_bytes", lambda device: most)
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read: 3 images of 3 x .* take fewer with --examples"):
+        read_images(folder, shape)
 
 
 def test_a_folder_of_images_for_a_command(images):

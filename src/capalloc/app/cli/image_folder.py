@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from capalloc._runtime.extras import load_extra
+from capalloc._runtime.memory import budget_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: What Pillow may decode: it tells formats by content, and starts other programs for some.
@@ -19,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 WHITE = {"I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "F": 1.0}
 #: Pillow's names for one channel and for three.
 COLOUR_MODES = {1: "L", 3: "RGB"}
+FLOAT32 = 4
 
 
 def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int | None = None) -> Tensor:
@@ -31,7 +33,8 @@ def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int 
         number: the first ones; all by default.
 
     Raises:
-        ValueError: there is no image, one cannot be read, they differ in size, or there are not 1 or 3 channels.
+        ValueError: there is no image, one cannot be read, they differ in size or do not fit in memory, or there are not 1 or 3
+            channels.
         ModuleNotFoundError: Pillow is not installed.
 
     """
@@ -40,8 +43,9 @@ def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int 
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not paths:
         raise ValueError(f"the folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    first, *rest = (_read(path, shape) for path in islice(paths, number))
-    for path, image in zip(paths[1:], rest, strict=False):
+    paths = paths[:number]
+    first, *rest = (_read(path, shape, len(paths)) for path in paths)
+    for path, image in zip(paths[1:], rest, strict=True):
         if image.shape != first.shape:
             raise ValueError(
                 f"{path} is {_size(image)} and {paths[0]} {_size(first)}; give --shape, such as 3,224,224, to fit "
@@ -50,13 +54,17 @@ def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int 
     return torch.stack([first, *rest])
 
 
-def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
-    """Read one image, its colours in front."""
+def _read(path: Path, shape: tuple[int, ...] | None, number: int) -> Tensor:
+    """Read one image of so many, its colours in front."""
     pillow, operations = load_extra(str(path), "PIL.Image"), load_extra(str(path), "PIL.ImageOps")
     try:
         with pillow.open(path, formats=FORMATS) as file:
             file.verify()  # its checksums, where the format has some
         with pillow.open(path, formats=FORMATS) as file:
+            _check_frames(file)
+            _check_memory(shape or (3, *file.size), number)
+            if file.mode == "I" and file.format == "TIFF":
+                raise ValueError("its levels are of 32 bits, of which none is known to be white; save it with 8 or 16")
             image = operations.exif_transpose(file)
             if image.mode in WHITE:
                 image = pillow.fromarray(_levels(np.asarray(image, dtype=np.float32) / WHITE[image.mode]))
@@ -67,6 +75,19 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
         raise ValueError(f"{path} cannot be read: {error}") from error
     read = _tensor(image)
     return read if shape is None else read.expand(shape[0], -1, -1)
+
+
+def _check_frames(file: Any) -> None:
+    """Refuse several images in one, of which the first would pass for all; a photograph may hold a small copy."""
+    if file.format != "MPO" and (frames := getattr(file, "n_frames", 1)) > 1:
+        raise ValueError(f"it holds {frames} images; save each in a file of its own")
+
+
+def _check_memory(shape: tuple[int, ...], number: int) -> None:
+    """Refuse images that do not fit beside the copy that joins them."""
+    needed = 2 * FLOAT32 * number * math.prod(shape)
+    advice = "take fewer with --examples, or smaller ones with --shape"
+    budget_of(torch.device("cpu")).set_aside(needed, f"{number} images of {' x '.join(map(str, shape))}", advice)
 
 
 def _levels(values: np.ndarray) -> np.ndarray:

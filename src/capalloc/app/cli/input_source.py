@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -134,7 +134,9 @@ def read_several(path: Path, number: int | None = None) -> dict[str, Tensor]:
 
 def _read_npy(path: Path, number: int | None) -> Tensor:
     mapped = np.load(path, allow_pickle=False, mmap_mode="r")
-    return torch.from_numpy(np.array(mapped[:number] if mapped.ndim else mapped))
+    rows = mapped[:number] if mapped.ndim else mapped
+    _check_memory(rows.nbytes, rows.shape)
+    return _tensor(np.array(rows))
 
 
 def _read_npz(path: Path, number: int | None, name: str | None = None) -> Tensor:
@@ -144,9 +146,9 @@ def _read_npz(path: Path, number: int | None, name: str | None = None) -> Tensor
         with archive.open(part) as file:
             first = _first_rows(file, number)
         if first is not None:
-            return torch.from_numpy(first)
+            return _tensor(first)
         budget_of(torch.device("cpu")).set_aside(part.file_size, f"the array {name}", "take a file of fewer examples")
-        return torch.from_numpy(arrays[name][:number])
+        return _tensor(arrays[name][:number])
 
 
 def _first_rows(file: IO[bytes], number: int | None) -> np.ndarray | None:
@@ -159,14 +161,30 @@ def _first_rows(file: IO[bytes], number: int | None) -> np.ndarray | None:
         return None
     rows = min(number, shape[0])
     wanted = rows * math.prod(shape[1:]) * dtype.itemsize
-    budget_of(torch.device("cpu")).set_aside(wanted, f"{rows} examples", "take fewer with --examples")
+    _check_memory(wanted, (rows,))
     return np.frombuffer(bytearray(file.read(wanted)), dtype).reshape(rows, *shape[1:])
 
 
 def _read_safetensors(path: Path, number: int | None, name: str | None = None) -> Tensor:
     with safe_open(path, framework="pt") as tensors:
-        found: Tensor = tensors.get_tensor(name or _only(list(tensors.keys())))[:number]
-    return found
+        name = name or _only(list(tensors.keys()))
+        stored = tensors.get_slice(name)
+        if not (shape := stored.get_shape()):
+            return cast(Tensor, tensors.get_tensor(name))
+        rows = min(shape[0], number or shape[0])
+        _check_memory(torch.float64.itemsize * rows * math.prod(shape[1:]), (rows,))
+        return cast(Tensor, stored[:rows])
+
+
+def _check_memory(num_bytes: int, shape: tuple[int, ...]) -> None:
+    """Refuse examples, the first axis, that do not fit."""
+    what = f"{shape[0] if shape else 1} examples"
+    budget_of(torch.device("cpu")).set_aside(num_bytes, what, "take fewer with --examples")
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """Take numbers that another kind of machine wrote, too."""
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _only(names: list[str]) -> str:

@@ -16,6 +16,9 @@ from capalloc.app.cli.model_source import read_model, reads_tokens
 from capalloc.app.cli.named_model import InputShape, NamedModel, TorchModel
 from capalloc.app.cli.options import ModelOptions, Verbosity
 
+#: Whole numbers that may be token ids, as those of pixels are not.
+OF_IDS = (torch.int32, torch.int64)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -43,7 +46,7 @@ def read_sources(options: ModelOptions, verbosity: Verbosity, examples: int) -> 
         raise ValueError(
             f"{options.data} holds an array of shape {tuple(array.shape)}; its first axis must be examples"
         )
-    fitting = array is not None and (array.dtype.is_floating_point or reads_tokens(options.model))
+    fitting = array is not None and (array.dtype not in OF_IDS or reads_tokens(options.model))
     own = tuple(array.shape[1:]) if array is not None and fitting else None
     if own and asked and own != asked:
         raise ValueError(f"{options.data} holds inputs of shape {own}, not {asked}; leave --shape out")
@@ -140,9 +143,9 @@ def _vocabulary(model: TorchModel, shape: tuple[int, ...]) -> int | None:
 
 
 def _looks_up(model: TorchModel, array: Tensor) -> bool:
-    """Tell whether whole numbers are token ids: of 32 or 64 bits, as pixels are not, for a model with an embedding."""
+    """Tell whether whole numbers are token ids, for a model with an embedding."""
     embeds = isinstance(model, nn.Module) and any(isinstance(module, nn.Embedding) for module in model.modules())
-    return embeds and array.dtype in (torch.int32, torch.int64)
+    return embeds and array.dtype in OF_IDS
 
 
 def _tokens(vocabulary: int, ids: Tensor) -> Tensor:
