@@ -29,8 +29,8 @@ PULLED = 6
 HELD_SHARE = 0.25
 #: Copies of the rows of all probes that are alive at once in a batch: in parts, joined, and in the order of slots.
 ROW_COPIES = 4
-#: Numbers in products of single examples that are made at a time, and in constraints of the constant input; and the share
-#: of the budget that one copy of them may take, of four.
+#: Numbers in products of single examples that are made at a time, and in constraints of the constant input; and the
+#: share of the budget that one copy of them may take, of four.
 LONGEST_APART, APART_SHARE = 2**26, 1 / 8
 #: Matrices alive at once in finding the basis of an axis, in float64.
 OF_BASIS = 3

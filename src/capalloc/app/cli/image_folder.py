@@ -33,8 +33,8 @@ def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int 
         number: the first ones; all by default.
 
     Raises:
-        ValueError: there is no image, one cannot be read, they differ in size or do not fit in memory, or there are not 1 or 3
-            channels.
+        ValueError: there is no image, one cannot be read, they differ in size, there are not 1 or 3 channels, or they
+            do not fit in memory.
         ModuleNotFoundError: Pillow is not installed.
 
     """
