@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -614,6 +615,11 @@ def test_derivatives_that_are_not_finite_are_refused():
 def test_what_would_not_fit_is_refused(max_bytes, batch_size, match):
     with pytest.raises(MemoryError, match=match):
         measure(build(MODELS["relu"][0]), data(30, 4), batch_size=batch_size, run=Run(max_bytes=max_bytes))
+
+
+def test_a_program_without_a_standard_error_is_told_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert measure(nn.Linear(3, 2), torch.randn(9, 3), run=Run(progress=None)).total > 0
 
 
 @pytest.mark.parametrize("max_bytes", [0, -1.0, float("nan"), float("inf")])

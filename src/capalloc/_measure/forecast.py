@@ -18,6 +18,7 @@ from capalloc._measure.examples import Examples
 from capalloc._measure.task import Task
 from capalloc._model.problem import Problem
 from capalloc._runtime.memory import Plan, gib
+from capalloc._runtime.terminal import is_watched
 
 #: Directions along which one example is timed, at most.
 TIMED_DIRECTIONS = 64
@@ -52,14 +53,14 @@ class Forecast:
 
     def announce(self, progress: bool | None, of: str = "in all") -> None:
         """Say it on the standard error, where a progress bar is shown."""
-        if progress or (progress is None and sys.stderr.isatty()):
+        if progress or (progress is None and is_watched()):
             text = f"measure: forecast {gib(self.num_bytes)} of memory, about {duration(self.seconds)} {of}"
             tqdm.write(text, file=sys.stderr)
 
 
 def progress_bar(progress: bool | None, rank: int, **options: Any) -> tqdm[Any]:
     """Return a bar on the standard error of rank 0: shown, hidden, or (None) shown on a terminal."""
-    return tqdm(desc="measure", disable=rank > 0 or (None if progress is None else not progress), **options)
+    return tqdm(desc="measure", disable=rank > 0 or not (is_watched() if progress is None else progress), **options)
 
 
 def forecast_dense(task: Task, choice: Choice, plan: Plan, ridge: float, ranks: int) -> Forecast:

@@ -81,6 +81,13 @@ def test_help_lists_the_commands_and_the_exit_codes():
     assert RUNNER.invoke(app, ["models", "-h"]).exit_code == 0
 
 
+def test_a_standard_error_that_is_closed_stops_no_command():
+    told = ("propagate", "mlp", "--shape", "1,4,4", "--arg", "width=3", "--solver", "markov", "--json")
+    ended = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *PROGRAM, *told], capture_output=True, check=False)
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_option_is_described(command):
     described = typer.main.get_command(app).commands[command]

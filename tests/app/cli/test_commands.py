@@ -239,6 +239,15 @@ def test_columns_that_a_narrow_terminal_has_no_room_for_are_left_out(capsys, mon
         assert ("no room for spare" in text) is not there
 
 
+@pytest.mark.parametrize("width", ["0", "1"])
+def test_a_terminal_without_columns_is_shown_all(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    print_view(View("capalloc.Kind", "Kind", "short", tables=[Table("gates", ["gate", "share"], [["relu", "0.5"]])]))
+    text = capsys.readouterr().out
+    assert "relu" in text
+    assert "0.5" in text
+
+
 def test_a_ridge_and_its_coordinates(folder):
     told = ["measure", "factories:net", "--shape", "1,6,6", "--examples", "20", "--json"]
     found = [strict(run(*told, "--ridge", "auto", "--coordinates", kind).stdout) for kind in ("log", "plain")]

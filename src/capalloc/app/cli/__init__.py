@@ -15,6 +15,8 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line."""
+    if sys.stderr is None:  # closed by what started this
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         app(prog_name=PROGRAM)
     except SystemExit as ended:

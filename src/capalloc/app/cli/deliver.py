@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from capalloc._runtime.files import check_target
 from capalloc.app.cli.as_json import as_dict, print_json
 from capalloc.app.cli.errors import TYPED, UsageError
 from capalloc.app.cli.options import FileOptions, OutputOptions, Verbosity
-from capalloc.app.cli.tables import print_view
+from capalloc.app.cli.tables import print_view, terminal
 from capalloc.results.base import MADE, Result
 from capalloc.results.plots import PICTURES, save_figure
 
@@ -43,7 +43,7 @@ def show(verbosity: Verbosity, numbers: Mapping[str, Any], *shown: RenderableTyp
     if verbosity.as_json:
         print_json(numbers)
         return
-    console = Console()
+    console = terminal()
     for part in shown:
         console.print(part, highlight=False, soft_wrap=isinstance(part, str))  # a line stays one
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import TextIO
 
+from capalloc._runtime.terminal import is_watched
 from capalloc.app.cli.errors import PROGRAM
 from capalloc.app.cli.options import Verbosity
 
@@ -46,7 +47,7 @@ class Lines(io.TextIOBase):
 @contextmanager
 def lines_in_a_log(verbosity: Verbosity, every: float = EVERY) -> Iterator[None]:
     """Turn bars on the standard error into a line each half minute, unless it is a terminal or all is quiet."""
-    if verbosity.quiet or sys.stderr.isatty():
+    if verbosity.quiet or is_watched():
         yield
         return
     lines, over = Lines(sys.stderr), threading.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from capalloc._linalg.metric_names import MetricName
+from capalloc._runtime.terminal import is_watched
 from capalloc.app.cli.errors import say
 
 #: The reference architectures, for completion without importing them.
@@ -189,7 +189,7 @@ class Verbosity:
     @property
     def bars(self) -> bool:
         """True where progress bars are drawn: on a terminal, unless quiet."""
-        return not self.quiet and sys.stderr.isatty()
+        return not self.quiet and is_watched()
 
     def tell(self, text: str) -> None:
         """Write a line on stderr, unless quiet."""

@@ -16,11 +16,20 @@ from capalloc.results.view import Table, View
 LARGEST = 10
 #: Columns of a terminal that any table has room in.
 UNBOUNDED = 10_000
+#: Columns that there are at least: terminals may say that they have none.
+NARROWEST = 20
+
+
+def terminal() -> Console:
+    """Give the standard output as what tables are printed on."""
+    console = Console()
+    console.width = max(console.width, NARROWEST)
+    return console
 
 
 def print_view(view: View) -> None:
     """Print facts, tables that do not stand apart, then advice and notes on stdout."""
-    console = Console()
+    console = terminal()
     heading = RichTable(title=escape(f"{view.title}, {view.heading}"), box=box.SIMPLE, show_header=False, min_width=56)
     heading.title_justify = "left"
     for fact in view.facts:
