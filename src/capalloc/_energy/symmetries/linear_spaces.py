@@ -221,9 +221,9 @@ def _signatures(program: Program, usage: Usage, links: list[_Link], gated: Tenso
     name = draw(size)
     signature = torch.where(gated, draw(size), 0)
     for labels, index in program.apart:
-        where, side = torch.broadcast_tensors(usage.potentials.component[labels], index)
-        pairs = torch.unique(torch.stack([where.reshape(-1), side.reshape(-1)], 1), dim=0)
-        signature.index_add_(0, pairs[:, 0], draw(int(index.max()) + 1)[pairs[:, 1]])
+        sides = int(index.max()) + 1
+        pairs = torch.unique(usage.potentials.component[labels] * sides + index)  # as one number: many times faster
+        signature.index_add_(0, pairs // sides, draw(sides)[pairs % sides])
     for link in links:
         if link.kind != "scale":
             _add(signature, link.read, link.reached(name) * draw(1))
