@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 import capalloc
+from benchmarks.fresh_process import print_rows, rows_of
 from benchmarks.table import Table
 from capalloc.architectures import make
 from capalloc.architectures.recurrent import RecurrentClassifier
@@ -52,25 +52,16 @@ def row(name: str) -> tuple[str, ...]:
     return name, str(size), " x ".join(map(str, shape)), *told
 
 
-def in_fresh_process(name: str) -> tuple[str, ...]:
-    """What a call takes after others in one process is more: their memory is in pieces."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.forecasts", name], capture_output=True, text=True, check=True
-    )
-    return tuple(done.stdout.strip().split(" | "))
-
-
 def run() -> Table:
     return Table(
         "Forecasts of audits",
         "Initial weights, Gaussian inputs, 60 s allowed, each in a process of its own. Seconds of one processor, which "
         "stand for those of the clock: others on the machine do not count.",
         ("network", "parameters", "input", "forecast", "taken", "ratio"),
-        [in_fresh_process(name) for name in NETWORKS],
+        [row for name in NETWORKS for row in rows_of("forecasts", name)],
     )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for wanted in sys.argv[1:] or NETWORKS:
-        print(*row(wanted), sep=" | ", flush=True)
+    print_rows(row(wanted) for wanted in sys.argv[1:] or NETWORKS)

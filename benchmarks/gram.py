@@ -9,8 +9,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from benchmarks.fresh_process import peak_memory, report
 from benchmarks.gram_contenders import CONTENDERS, OURS, installed
-from benchmarks.memory import peak_memory, report
 from benchmarks.table import Table
 from capalloc._model.problem import seeded
 

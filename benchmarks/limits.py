@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import capalloc
 from benchmarks.architectures import CONSTRAINTS, EPOCHS, NETWORKS, SEED, built, trained
+from benchmarks.fresh_process import print_rows, rows_of
 from benchmarks.measure import problem as demo_problem
 from benchmarks.propagate import Stack, exported, forward_backward, image, resnet50
 from benchmarks.real_size import timed
@@ -189,23 +190,22 @@ def of_command(arguments: list[str], threads: int = 1) -> float:
         return processor_seconds(["-W", "ignore", "-m", "capalloc.app.cli", *arguments])
 
 
-PARTS = (walk, captures, depth, table, logging, limited, audited, small)
+PARTS = ("walk", "captures", "depth", "table", "logging", "limited", "audited", "small")
 
 
 def run() -> Table:
-    torch.set_num_threads(1)
-    rows: list[tuple[str, ...]] = [row for part in PARTS for row in part()]
+    rows = [row for part in PARTS for row in rows_of("limits", part)]
     return Table(
         "Asked and found",
         f"Processor time of one thread; ratios of one run, medians of {REPEATS}, to one pass of the same model forward "
         "and backward. Calls of seconds once, and most once more on two threads by the clock; of the command line, "
-        "imports included.",
+        "imports included. Parts in processes of their own.",
         ("what", "asked, at most", "found", "two threads"),
         [(*row, "")[:4] for row in rows],
     )
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     for wanted in sys.argv[1:]:
-        for row in globals()[wanted]():
-            print(*row, sep=" | ", flush=True)
+        print_rows(globals()[wanted]())

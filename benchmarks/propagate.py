@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import capalloc
-from benchmarks.memory import peak_memory, report
+from benchmarks.fresh_process import peak_memory, report
 from benchmarks.table import Table, median_seconds
 
 REPEATS = 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
+from benchmarks.fresh_process import print_rows, rows_of
 from benchmarks.propagate import forward_backward
 from benchmarks.table import Table
 from capalloc import architectures
@@ -76,21 +78,15 @@ def run() -> Table:
     return Table(
         "The default answer at real size, in passes of the model",
         f"{EXAMPLES} examples of 224 x 224, or {TOKENS} tokens; random combinations of outputs of each, two for the "
-        "whole call and one for its parts; processor time of one thread. A pass is forward and backward, timed before "
-        "and after: of one example for the whole call, of all examples for its parts. A step is one product with the "
-        "constraints and one with their transpose.",
+        "whole call and one for its parts; processor time of one thread, each network in a process of its own. A pass "
+        "is forward and backward, timed before and after: of one example for the whole call, of all examples for its "
+        "parts. A step is one product with the constraints and one with their transpose.",
         ("network", "parameters", "seconds of a pass", "whole call", "factors", "blocks, a probe", "a step", "said"),
-        [("asked, at most", "", "", "100", "40", "8", "8", ""), *((n, *costs(*make())) for n, make in MODELS.items())],
+        [
+            ("asked, at most", "", "", "100", "40", "8", "8", ""),
+            *(row for name in MODELS for row in rows_of("real_size", name)),
+        ],
     )
-
-
-def costs(model: nn.Module, x: Tensor) -> tuple[str, ...]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return in_passes(model.eval(), x)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def in_passes(model: nn.Module, x: Tensor) -> tuple[str, ...]:
@@ -107,7 +103,7 @@ def in_passes(model: nn.Module, x: Tensor) -> tuple[str, ...]:
         sums = ExampleSums(held, Steps(held))
         signs = random_signs((1, examples.num_params), examples.x, examples.generator(9, 0))
         alone = timed(lambda: sums.push(root.push(signs)))[1]
-        step = timed(lambda: sums.gram(signs.double()))[1]
+        step = statistics.median(timed(lambda: sums.gram(signs.double()))[1] for _ in range(3))
     params = sum(p.numel() for p in model.parameters())
     said = f"{answer.attrs['missing'] + answer.attrs['noise']:.2f}"
     parts = (f"{seconds / whole:.1f}" for seconds in (factors, alone, step))
@@ -129,3 +125,10 @@ def made(examples: Any) -> Any:
     root = inverse_root(examples, SAMPLE_OF_LARGE)
     root.push(torch.zeros(1, examples.num_params))  # its scales are made when they are used
     return root
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[1:]:
+        model, x = MODELS[name]()
+        print_rows([(name, *in_passes(model.eval(), x))])

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import capalloc
+from benchmarks.fresh_process import peak_memory, report
 from benchmarks.gram import problem
 from benchmarks.gram_contenders import jacobian
-from benchmarks.memory import peak_memory, report
 from benchmarks.propagate import image, resnet50
 from benchmarks.table import Table, median_seconds
 from capalloc._model.problem import seeded
