@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capalloc._energy.maps import ConvolutionMap, EnergyMap, OpenWhere, Product, Reshaped
+from capalloc._energy.maps import ConvolutionMap, DenseMap, EnergyMap, OpenWhere, Product, Reshaped
 from zoo import gaussian
 
 Z = gaussian(2, 3, 5, 4, seed=1)
@@ -39,6 +39,17 @@ CASES = {
         lambda x, w: F.conv2d(x, w, stride=2, groups=3),
         [Z.shape, (6, 1, 1, 1)],
     ),
+    "groups, strided and padded": (
+        conv(stride=(2, 1), padding=(1, 0), groups=3),
+        lambda x, w: F.conv2d(x, w, stride=(2, 1), padding=(1, 0), groups=3),
+        [Z.shape, (6, 1, 2, 3)],
+    ),
+    "transposed, in groups": (
+        conv(stride=(2, 2), padding=(1, 1), groups=3, transposed=True, output_padding=(1, 0)),
+        lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1, groups=3, output_padding=(1, 0)),
+        [Z.shape, (3, 2, 3, 3)],
+    ),
+    "dense": (DenseMap(), F.linear, [Z.shape, (6, 4)]),
     "samples of a line": (
         ConvolutionMap((3,), (0,), (1,)),
         lambda x, w: F.conv1d(x, w, stride=3),
@@ -59,6 +70,18 @@ def test_a_map_and_its_adjoint_are_autograds(name: str) -> None:
     for wanted in ([0], [len(args) - 1], list(range(len(args)))):
         torch.testing.assert_close(made.pull(cotangent, values, wanted), [gradients[k] for k in wanted])
     torch.testing.assert_close(rows(made, cotangent, values), torch.stack([gradients[0], -2 * gradients[0]]))
+
+
+@pytest.mark.parametrize("name", [name for name, (made, *_) in CASES.items() if hasattr(made, "spread")])
+def test_marks_spread_as_through_weights_of_one(name: str) -> None:
+    made, plain, shapes = CASES[name]
+    x, weight = (gaussian(*shape, seed=k) for k, shape in enumerate(shapes))
+    signal = torch.zeros_like(x, requires_grad=True)
+    outputs = plain(signal, torch.ones_like(weight))
+    for k in range(outputs.numel()):
+        mask = torch.zeros(outputs.numel()).index_fill_(0, torch.tensor(k), 1).view_as(outputs).to(x)
+        (through,) = torch.autograd.grad(outputs, signal, mask, retain_graph=True)
+        assert torch.equal(made.spread(mask, x, weight) > 0, through > 0)
 
 
 def rows(made: EnergyMap, cotangent: Tensor, values: list[Tensor]) -> Tensor:

@@ -158,6 +158,10 @@ class DenseMap:
         pulled = {0: lambda: cotangent @ weight, 1: lambda: cotangent.flatten(0, -2).mT @ x.flatten(0, -2)}
         return [pulled[k]() for k in wanted]
 
+    def spread(self, mask: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Give the entries of x that reach marked outputs where no weight is 0."""
+        return mask.amax(-1, keepdim=True).expand(x.shape)
+
 
 @dataclass(frozen=True)
 class ConvolutionMap:
@@ -194,6 +198,13 @@ class ConvolutionMap:
             patches = F.unfold(args[0], args[1].shape[2:], self.dilation, self.padding, self.stride)
             both[1] = torch.einsum("nop,nip->oi", cotangent.flatten(2), patches).reshape(args[1].shape)
         return [both[k] for k in wanted]
+
+    def spread(self, mask: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Give the entries of x that reach marked outputs where no weight is 0: one channel stands for a group."""
+        one = weight.new_ones(self.groups, 1, *weight.shape[2:])
+        marked = mask.unflatten(1, (self.groups, -1)).amax(2)
+        (reached,) = self.pull(marked, [x[:, : self.groups], one], [0])
+        return reached.repeat_interleave(x.shape[1] // self.groups, 1)
 
     def _samples(self, weight: Tensor) -> bool:
         """Tell whether the convolution reads single places, some of them alone."""

@@ -36,10 +36,7 @@ def support(program: Program, position: Index) -> Tensor:
         wanted = [s for s in dict.fromkeys(step.args) if program.is_signal[s] and s != program.constant]
         if arrived is None or not wanted:
             continue
-        plain = replace(step, factors=(1.0,) * len(step.args), scale=1.0)
-        for slot, back in zip(
-            wanted, pull(program, plain, arrived, wanted, _patterns(program, step, made)), strict=True
-        ):
+        for slot, back in zip(wanted, _back(program, step, arrived, wanted, made), strict=True):
             if back is not None:
                 before = waiting.get(slot)
                 waiting[slot] = ((back if before is None else back + before) > 0).to(back.dtype)
@@ -47,6 +44,15 @@ def support(program: Program, position: Index) -> Tensor:
     if reached is None:
         return torch.zeros(program.values[program.input].shape[1:], dtype=torch.bool)
     return (reached > 0).any(0).cpu()
+
+
+def _back(program: Program, step: Step, arrived: Tensor, wanted: list[int], made: Mapping[int, Tensor]) -> list[Tensor]:
+    """Give what leads to what has arrived, by each wanted argument."""
+    spread = getattr(step.map, "spread", None)
+    if spread is not None and all(slot in wanted or (program.free[slot] and slot not in made) for slot in step.args):
+        return [spread(arrived, *(program.values[slot] for slot in step.args))]
+    plain = replace(step, factors=(1.0,) * len(step.args), scale=1.0)
+    return pull(program, plain, arrived, wanted, _patterns(program, step, made))
 
 
 def _patterns(program: Program, step: Step, made: Mapping[int, Tensor]) -> dict[int, Tensor]:

@@ -240,8 +240,11 @@ def plan_examples(task: Task, settings: Stochastic | Block) -> tuple[Examples, P
 
 
 def first_block(num_params: int) -> int:
-    """Return the number of probes of the first solve: the more parameters, the less each leaves to chance."""
-    return max(4, min(WIDEST, 100_000 // num_params))
+    """Return the number of probes of the first solve: the more parameters, the less each leaves to chance.
+
+    Three have three pairs, which tell the error.
+    """
+    return max(3, min(WIDEST, 100_000 // num_params))
 
 
 def cost_of(task: Task, outputs: int) -> ProductCost:
