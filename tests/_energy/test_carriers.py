@@ -484,10 +484,11 @@ class Packed(nn.Module):
 def test_entries_of_a_packed_projection_that_steer_are_unseen():
     model = seeded_module(Packed)
     with torch.no_grad():
-        model.out.weight[:, 0] = 0  # value channel 0 is dead: 5 entries of qkv have no energy
-    allocation = capalloc.propagate(model, gaussian(2, 3, 4), solver="markov")
-    assert allocation.attrs["unseen_params"] == 2 * 20 + 5
-    assert allocation.attrs["unused_params"] == 5
+        model.out.weight[:, 0] = 0  # value channel 0 is dead: 5 entries of qkv move nothing
+    x = gaussian(2, 3, 4)
+    allocation = capalloc.propagate(model, x, solver="markov")
+    assert allocation.attrs["unseen_params"] == 2 * 20 - 4  # nor do biases of keys
+    assert allocation.attrs["unused_params"] == 5 + 5 + 4 == capalloc.measure(model, x).attrs["unused_params"]
     assert any("2 parameter tensors" in note for note in allocation.attrs["notes"])
     alone = capalloc.propagate(model, gaussian(2, 3, 4), params=["qkv.bias"], solver="markov")
     assert any("1 parameter tensors" in note for note in alone.attrs["notes"])
@@ -559,10 +560,9 @@ def test_torch_attention_and_transformer_layers():
         seeded_module(Decoder),
     ):
         allocation = capalloc.propagate(model, x, solver="markov")
-        heads = sum(
-            m.in_proj_weight.numel() + m.in_proj_bias.numel() for m in model.modules() if hasattr(m, "in_proj_bias")
-        )
-        assert allocation.attrs["unseen_params"] == heads * 2 // 3
+        heads = [m for m in model.modules() if hasattr(m, "in_proj_bias")]  # whose biases of keys move nothing
+        steering = sum(2 * m.in_proj_weight.numel() + m.in_proj_bias.numel() for m in heads)
+        assert allocation.attrs["unseen_params"] == steering // 3
         assert allocation.total == pytest.approx(counted(allocation))
 
 

@@ -134,7 +134,7 @@ def choose_parts(problem: Problem, x: Tensor) -> TappedParts | PlainParts:
     Parameters that come out wrong may have uses that no torch call shows: they are tapped at themselves. Models that
     `vmap` cannot enter may take another path through their calls for every example, and are not tapped at all.
     """
-    weights, expected = _gradients(problem, x)
+    weights, expected = plain_gradients(problem, x)
     opaque: set[str] = set()
     for _ in range(2):
         try:
@@ -310,7 +310,7 @@ def _by_autograd(
     return {name: part[0] + (rho[n] * part[1] if space.intercept else 0) for name, part in rows.items()}
 
 
-def _gradients(problem: Problem, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def plain_gradients(problem: Problem, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Random weights (examples, outputs), and the gradients of the weighted sum of outputs, by plain autograd."""
     params = list(problem.params.values())
     with torch.enable_grad(), differentiable(problem):

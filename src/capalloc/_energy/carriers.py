@@ -91,7 +91,8 @@ class Carriers:
     bent: Mapping[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     stretches: Mapping[Node, Derived] = field(default_factory=dict)  # function of a parameter's entries -> how
     several: Mapping[Node, Derived] = field(default_factory=dict)  # of them, those of one parameter that differ
-    steering: frozenset[str] = frozenset()  # parameters that only steer gates, all or some of their entries
+    steering: frozenset[str] = frozenset()  # parameters that only steer gates
+    also_steering: frozenset[str] = frozenset()  # parameters that carry, and steer gates too
     in_complex: frozenset[str] = frozenset()  # parameters that weigh complex numbers, which rules take as constants
     signals: frozenset[Node] = frozenset()  # depend on the inputs
     loose: frozenset[Node] = frozenset()  # weights whose parameters may hold fewer than there are
@@ -100,7 +101,7 @@ class Carriers:
 
     @property
     def unseen(self) -> frozenset[str]:
-        """Parameters that carry no energy, wholly or in part, but move the outputs."""
+        """Parameters that carry no energy but move the outputs."""
         return self.steering | self.in_complex
 
     @cached_property
@@ -172,19 +173,18 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     several = {node: stretches[node] for node in _several_ways(stretches)}
     signals = frozenset(structure.signals)
     found = Carriers(frozenset(), frozen, self_gated, made, linear, bent, stretches, several, signals=signals)
-    carrying = _reached(graph.output, found.sources, structure.live)
-    reachable = _reached(graph.output, lambda node: node.all_input_nodes, structure.live)
+    carrying = _reached({graph.output}, found.sources, structure.live)
+    reachable = _reached({graph.output}, lambda node: node.all_input_nodes, structure.live)
+    gates = {gate for node, args in frozen.items() for name in args for gate in nodes_in(arguments_of(node)[name])}
+    opening = _reached(gates & reachable, lambda node: node.all_input_nodes, structure.live)
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
     constants = {used for derived in linear.values() for used in derived.given if used not in signals}
     weighing = {leaf for used in constants for leaf in (used, *structure.made_of(used)[0])}
     return replace(
         found,
         carrying=frozenset(carrying),
-        steering=frozenset(
-            name
-            for node, name in names.items()
-            if node in reachable and (node not in carrying or _is_split(node, carrying, reachable, structure))
-        ),
+        steering=frozenset(name for node, name in names.items() if node in reachable - carrying),
+        also_steering=frozenset(name for node, name in names.items() if node in carrying & opening),
         in_complex=frozenset(name for node, name in names.items() if node in weighing & carrying),
         loose=frozenset(carrying & structure.loose),
         squares=tuple(n for n in graph.calls() if n in carrying and _squares(n, structure, found)),
@@ -261,33 +261,13 @@ def _gates(sides: tuple[str, str], side: GateSide) -> tuple[str, ...]:
     return {"left": sides[:1], "right": sides[1:], "both": ()}[side]
 
 
-def _reached(start: Node, towards: Callable[[Node], Iterable[Node]], among: set[Node]) -> set[Node]:
-    found, pending = {start}, [start]
+def _reached(start: set[Node], towards: Callable[[Node], Iterable[Node]], among: set[Node]) -> set[Node]:
+    found, pending = {*start}, [*start]
     while pending:
         new = [used for used in towards(pending.pop()) if used in among and used not in found]
         found.update(new)
         pending += new
     return found
-
-
-def _is_split(parameter: Node, carrying: set[Node], reachable: set[Node], structure: Structure) -> bool:
-    """Tell whether pieces of what the parameter makes go to gates alone, other pieces on."""
-    if parameter not in carrying:
-        return False
-    pending, seen = [parameter], {parameter}
-    while pending:
-        node = pending.pop()
-        for user in node.users:
-            if user in seen or user not in reachable:
-                continue
-            known = record(user.target)
-            if known.kind == "piece" and user not in carrying:
-                return True
-            seen.add(user)
-            weighs = node not in structure.signals and user in structure.signals
-            if user in carrying and (weighs or known.moves or known.pointwise or known.kind == "normalisation"):
-                pending.append(user)
-    return False
 
 
 def _check_products(graph: Graph, structure: Structure, products: Products) -> None:

@@ -46,22 +46,57 @@ class OneWay:
     slope: Tensor
 
 
-def leverages(made: Sequence[MadeWeight], direct: Set[Node], limit: int) -> dict[Node, Tensor]:
-    """Give how much of each entry of the parameters is independent, from 0 to 1; `direct` ones are used as they are.
+@dataclass(frozen=True, eq=False)
+class Making:
+    """All weights that parameters make in a program, and the parameters' own slots."""
 
-    Parameters whose Jacobians hold more than `limit` numbers side by side are left out.
-    """
-    found: dict[Node, Tensor] = {}
-    for own in _groups(made):
-        sizes = {root: part.shape[1] for piece in own for root, part in piece.jacobians.items()}
-        blocks = [_row_block(piece.jacobians, sizes) for piece in own]
-        blocks += [_row_block({root: torch.eye(sizes[root]).to(blocks[0])}, sizes) for root in sizes.keys() & direct]
-        rows = torch.cat(blocks)
-        if rows.numel() <= limit:
-            _, values, directions = torch.linalg.svd(rows, full_matrices=False)
-            kept = values > own[0].tolerance * values.max()
-            found |= dict(zip(sizes, directions[kept].square().sum(0).split(list(sizes.values())), strict=True))
-    return found
+    made: Sequence[MadeWeight]
+    direct: Set[Node]  # parameters that are used as they are too
+    slots: Mapping[Node, int]
+
+    def held(self, program: Program, through: Mapping[int, Tensor], limit: int) -> tuple[dict[int, Tensor], bool]:
+        """Give how much of each entry of the parameters is independent, from 0 to 1, and whether that is all to know.
+
+        It is of the entries of weights that paths use, by the energy `through` weights. What the others have in common
+        with them may have tied channels that are free, and of parameters whose Jacobians hold more than `limit`
+        numbers side by side nothing is said.
+        """
+        used = dict(zip(self.made, _in_use(program, self.made, through), strict=True))
+        found: dict[int, Tensor] = {}
+        whole = True
+        for own in _groups(self.made):
+            sizes = {root: part.shape[1] for piece in own for root, part in piece.jacobians.items()}
+            rows = torch.cat([_row_block(piece.jacobians, sizes) for piece in own])
+            live = torch.cat([used[piece] for piece in own])
+            if rows.numel() > limit:
+                whole = False
+                continue
+            alone = [_row_block({r: torch.eye(sizes[r]).to(rows)}, sizes) for r in sizes.keys() & self.direct]
+            directions = _directions(torch.cat([rows[live], *alone]), own[0].tolerance)
+            parts = directions.square().sum(0).split(list(sizes.values()))
+            found |= {self.slots[root]: part for root, part in zip(sizes, parts, strict=True)}
+            if not live.all():
+                ranks = [len(_directions(part, own[0].tolerance)) for part in (rows, rows[live], rows[~live])]
+                whole &= ranks[0] == ranks[1] + ranks[2]
+        return found, whole
+
+
+def _directions(rows: Tensor, tolerance: float) -> Tensor:
+    """Give an orthonormal basis of what rows span."""
+    _, values, directions = torch.linalg.svd(rows, full_matrices=False)
+    basis: Tensor = directions[values > tolerance * values.max()] if len(rows) else rows
+    return basis
+
+
+def _in_use(program: Program, made: Sequence[MadeWeight], through: Mapping[int, Tensor]) -> list[Tensor]:
+    """Tell which entries of made weights a path uses: all of those that no map reads as they are, or moved."""
+    sizes = [piece.value.numel() for piece in made]
+    read, used = torch.zeros(sum(sizes), dtype=torch.bool), torch.zeros(sum(sizes), dtype=torch.bool)
+    for edge, places in _uses(program, made):
+        read[places] = True
+        if edge.weight in through:
+            used[places[(through[edge.weight] > 0).cpu()]] = True
+    return list((used | ~read).split(sizes))
 
 
 def tie_what_cannot_be_rescaled(program: Program, made: Sequence[MadeWeight], limit: int) -> None:

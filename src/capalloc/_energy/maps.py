@@ -244,6 +244,7 @@ class Shared:
 
     squares: Tensor
     shares: tuple[Tensor, ...]  # (entries of the weight, entries of the parameter), or (entries, 1): one by one
+    possible: Tensor | None = None  # which entries can be other than 0; all where it is None
 
     def __call__(self, *args: Tensor) -> Tensor:
         parts = (

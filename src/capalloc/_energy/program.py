@@ -133,7 +133,7 @@ class Program:
     constant: int = -1
     output: int = -1
     found: dict[Any, Any] = field(default_factory=dict)  # matrices of operators without a rule of their own
-    held: dict[int, Tensor] = field(default_factory=dict)  # parameter slot -> how much of each entry is independent
+    making: Callable[[Mapping[int, Tensor]], tuple[dict[int, Tensor], bool]] | None = None  # `Making.held`
     powers: dict[int, Tensor] = field(default_factory=dict)  # weight slot -> d log(weight) / d theta, where not alike
     needed: set[int] = field(default_factory=set)  # signals whose energies the sweeps read
     # What linear segments ask of channels (spaces.py): signals that enter a gate, labels of those that a fixed

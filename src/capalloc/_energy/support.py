@@ -74,7 +74,8 @@ def _made(program: Program) -> dict[int, Tensor]:
         if program.is_signal[step.out]:
             continue
         if isinstance(step.map, Shared):  # whose shares depend on the values of the parameters
-            made[step.out] = torch.ones_like(program.values[step.out])
+            every, possible = torch.ones_like(program.values[step.out]), step.map.possible
+            made[step.out] = every if possible is None else every * possible
             continue
         patterns = _patterns(program, step, made)
         plain = replace(step, factors=(1.0,) * len(step.args), scale=1.0)

@@ -232,8 +232,9 @@ class _Duals:
     def _inverse(self, slot: int) -> Tensor:
         """1 / (dE/d theta^2) where that is positive, 0 elsewhere."""
         used = self.usage.through_params[slot]
-        held = self.program.held.get(slot)
+        held = self.usage.held.get(slot)
+        held = None if held is None else held.to(used).reshape(used.shape)
         if self.usage.all_used(slot):
-            return used.reciprocal() if held is None else held.to(used) / used
+            return used.reciprocal() if held is None else held / used
         inverse = torch.threshold(used, 0.0, torch.inf).reciprocal_()
-        return inverse if held is None else held.to(used) * inverse
+        return inverse if held is None else held * inverse

@@ -18,12 +18,12 @@ from capalloc._energy.carriers import NO_PATH, Carriers, find, used_as_it_is
 from capalloc._energy.gate_sources import GateSource
 from capalloc._energy.made_ranks import (
     MadeWeight,
+    Making,
     OneWay,
-    leverages,
     tie_what_cannot_be_rescaled,
     tie_what_moves_apart,
 )
-from capalloc._energy.made_weights import JACOBIAN_LIMIT, jacobians, off_zero, shares
+from capalloc._energy.made_weights import JACOBIAN_LIMIT, jacobians, off_zero, possible, shares
 from capalloc._energy.maps import Shared
 from capalloc._energy.mixed_inputs import mixed, whole
 from capalloc._energy.program import Energy, Program
@@ -195,12 +195,12 @@ class _Tracing:
         key = (node, *free)
         if key not in program.found:
             known = {used: self.known[used].value for used in stretch.reads()}
-            program.found[key] = jacobians(stretch, known, free, weight)
-        found = program.found[key]
+            program.found[key] = jacobians(stretch, known, free, weight), possible(stretch, known, free, weight)
+        found, can_be = program.found[key]
         rest = program.squares(torch.ones_like(weight))  # of entries that no free parameter moves
         parts = shares(found)
         moved = (parts[-1] == 0).reshape(weight.shape).to(weight.device)
-        through = Shared(off_zero(weight.to(program.dtype), moved).square(), parts)
+        through = Shared(off_zero(weight.to(program.dtype), moved).square(), parts, can_be)
         made = self._zeroed(program.step(through, [*(self.leaves[root] for root in free), rest], None), weight)
         if all(part.shape[1] == self.known[root].value.numel() for root, part in found.items()):
             self.made.append(MadeWeight(made.slot, weight, found))
@@ -209,7 +209,7 @@ class _Tracing:
         return made
 
     def settle_made_weights(self) -> None:
-        """Say how much of the parameters is independent that make weights, and what these cannot rescale."""
+        """Say what the parameters that make weights cannot rescale."""
         program = self.program
         program.channels.exact &= not self.carriers.loose
         for ways in self.several.values():
@@ -217,13 +217,8 @@ class _Tracing:
         if not self.made:
             return
         bent = {leaf for node, leaf in self.carriers.bent.items() if node in self.carriers.carrying}
-        used_as_they_are = self.direct | bent
-        if "leverages" not in program.found:
-            program.found["leverages"] = leverages(self.made, used_as_they_are, JACOBIAN_LIMIT)
-        if not program.found["leverages"].keys() >= {root for piece in self.made for root in piece.jacobians}:
-            program.channels.exact = False
-        for root, held in program.found["leverages"].items():
-            program.held[self.leaves[root].slot] = held.reshape(self.leaves[root].shape)
+        slots = {root: leaf.slot for root, leaf in self.leaves.items()}
+        program.making = partial(Making(self.made, self.direct | bent, slots).held, program, limit=JACOBIAN_LIMIT)
         tie_what_cannot_be_rescaled(program, self.made, JACOBIAN_LIMIT)
 
     def call(self, node: Node, arguments: dict[str, Any]) -> Traced:

@@ -38,6 +38,7 @@ class Usage:
     channels: Channels | None = None  # with the ties of all batches
     through_params: Cotangents = field(default_factory=dict)  # slot -> dE/d theta^2
     through_labels: Tensor = field(default_factory=lambda: torch.zeros(0))
+    held: dict[int, Tensor] = field(default_factory=dict)  # slot -> how much of each parameter is independent
     reference: int | None = None
     live: list[Tensor] = field(default_factory=list)  # outputs that a path leaves, for each partial mixture
     extremes: dict[int, tuple[float, float]] = field(default_factory=dict)  # slot -> least and largest dE/d theta^2
@@ -142,23 +143,28 @@ def shares(program: Program, usage: Usage) -> Shares:
     mine: dict[str, list[Rescaled]] = {name: [] for name in names}
     edges = [edge for edge in program.edges if edge.weight in usage.through_params and not edge.again]
     uses = Counter(edge.weight for edge in edges)
+    counted = [_count_used(usage, slot) for slot in program.params.values()]
+    if program.making is not None and usage.channels is not None:
+        usage.held, whole = program.making(usage.through_params)
+        usage.channels.exact &= whole
+    unmoved = [_count_idle(usage, slot) for slot in program.params.values()]
+    held = {name: alive - idle for name, alive, idle in zip(names, counted, unmoved, strict=True)}
     for edge in edges:
         used = usage.through_params[edge.weight]
         component = usage.potentials.component
         for read, written in edge.sides:
             components, counts = _crossing(used, usage.all_used(edge.weight), component[read], component[written])
-            crossing = components, counts / (uses[edge.weight] * len(edge.sides))  # each parameter counts once
+            counts = counts / (uses[edge.weight] * len(edge.sides))  # each parameter counts once
+            makers = sum(held[name] for name in names_of[edge.weight])
             for name in names_of[edge.weight]:
-                slot = program.params[name]
-                if slot in usage.through_params and usage.ends(slot)[1] > 0:
+                if held[name] > 0:
+                    crossing = components, counts * (held[name] / makers)
                     mine[name].append(crossing)
                     total.index_add_(0, *crossing)
     # A component without a parameter of its own to rescale has nothing to lose.
     freedom = usage.potentials.freedom(torch.where(total > 0, usage.through_channels, 0.0))
-    counted = [_count_used(usage, slot) for slot in program.params.values()]
     none = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64))
     rescaled = tuple(_concatenate([*mine[name], none]) for name in names)
-    unmoved = [_count_idle(usage, slot, program.held.get(slot)) for slot in program.params.values()]
     alive, idle = (torch.tensor(counts, dtype=torch.float64) for counts in (counted, unmoved))
     return Shares(names, alive, freedom, rescaled, total, idle)
 
@@ -174,9 +180,9 @@ def _count_used(usage: Usage, slot: int) -> float:
     return float(used.numel() if usage.all_used(slot) else _counts(used, torch.atleast_1d(used)[:1]).double().sum())
 
 
-def _count_idle(usage: Usage, slot: int, held: Tensor | None) -> float:
-    used = usage.through_params.get(slot)
-    return 0.0 if used is None or held is None else float((1 - held)[used > 0].sum())
+def _count_idle(usage: Usage, slot: int) -> float:
+    used, held = usage.through_params.get(slot), usage.held.get(slot)
+    return 0.0 if used is None or held is None else float((1 - held.reshape(used.shape))[used > 0].sum())
 
 
 def _crossing(used: Tensor, whole: bool, read: Tensor, written: Tensor) -> Rescaled:

@@ -22,6 +22,7 @@ from capalloc._model.problem import Problem
 from capalloc._operators.calls import arguments_of
 from capalloc._operators.records import BLOCKING, record
 from capalloc._propagate import segments
+from capalloc._propagate.gate_moves import moved_by_gates
 from capalloc._settings import Hessian, Segments
 from capalloc.results.allocation import Allocation
 from capalloc.results.view import named
@@ -173,11 +174,17 @@ def by_hessian(problem: Problem, batches: Batches, settings: Hessian, metric: In
 
 def _count_params(problem: Problem, batches: Batches, result: markov.MarkovCapacity, attrs: Counts) -> None:
     """Count the parameters that no path uses, those that steer gates apart from those in no use."""
-    unseen: dict[str, int] = {}
-    for name, alive in zip(result.names, result.alive.tolist(), strict=True):
-        idle = problem.params[name].numel() - round(alive)
-        if idle and name in batches.carriers.unseen:
-            unseen[name] = idle
+    idle = {
+        name: problem.params[name].numel() - round(alive)
+        for name, alive in zip(result.names, result.alive.tolist(), strict=True)
+    }
+    moved = moved_by_gates(problem, batches, [name for name, number in idle.items() if number])
+    still = {name: int((~by_entry).sum()) for name, by_entry in moved.items()}
+    unseen = {
+        name: number - still.get(name, 0)
+        for name, number in idle.items()
+        if number > still.get(name, 0) and (name in moved or name in batches.carriers.unseen)
+    }
     number = sum(unseen.values())
     attrs["unseen_params"] = number
     attrs["unseen_share"], attrs["unseen_by_parameter"] = number / problem.num_params, unseen

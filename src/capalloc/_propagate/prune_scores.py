@@ -18,6 +18,7 @@ from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._model.selected_params import ParamSelection
+from capalloc._propagate.gate_moves import moved_by_gates
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.pruning import PruneScores
@@ -83,11 +84,12 @@ def prune_scores(
     for name, slot in program.params.items():
         values, used = program.values[slot], usage.through_params.get(slot)
         share = torch.zeros_like(values) if used is None else values.cpu() * used.cpu() / energy
-        share = share.clamp(max=1).reshape(problem.params[name].shape)
-        if name in batches.carriers.unseen:  # all or some of it: what carries nothing may steer
-            share = torch.where(share > 0, share, torch.nan)
-        if not share.isnan().all():
-            scores[name] = share
+        scores[name] = share.clamp(max=1).reshape(problem.params[name].shape)
+    idle = [name for name, share in scores.items() if not (share > 0).all()]
+    steers = dict.fromkeys(batches.carriers.unseen & {*idle}, torch.tensor(True))
+    for name, moves in (steers | moved_by_gates(problem, batches, idle)).items():
+        scores[name] = torch.where((scores[name] > 0) | ~moves.cpu(), scores[name], torch.nan)
+    scores = {name: share for name, share in scores.items() if not share.isnan().all()}
     unscored = [name for name in problem.params if name not in scores or bool(scores[name].isnan().any())]
     notes = [*batches.graph.notes, *problem.notes]
     if unscored:

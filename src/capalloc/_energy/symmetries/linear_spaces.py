@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import Gate, Product, Sum
-from capalloc._energy.program import Edge, Program
+from capalloc._energy.program import Edge, Program, Step
 from capalloc._energy.usage import Usage, sum_to
 
 
@@ -93,7 +93,7 @@ def find(program: Program, usage: Usage) -> Spaces:
         gated[usage.potentials.component[energy.labels]] = True
     alive = usage.through_channels > 0
     unknown = _reused_in_a_row(program, links, alive & ~gated) or _biased_maxima(program, usage, links, alive)
-    unknown = unknown or _written_between(program, links)
+    unknown = unknown or _written_between(program, links) or _biases_meet(program, links)
     shared = [link for link in links if uses[link.edge.weight] > 1 or link.edge.others]
     for link in shared:  # what one use, or one class of positions, asks of them binds the others
         gated[link.read] = gated[link.written] = True
@@ -182,6 +182,26 @@ def _biased_maxima(program: Program, usage: Usage, links: list[_Link], alive: Te
     shifted[0] = False
     entering = (usage.potentials.component[energy.labels] for energy in program.pooled if energy.labels is not None)
     return any(bool(shifted[components].any()) for components in entering)
+
+
+def _biases_meet(program: Program, links: list[_Link]) -> bool:
+    """Tell whether biases are added up before anything reads them, moved about or used again as they may be."""
+    users: dict[int, list[Step]] = defaultdict(list)
+    for step in program.steps:
+        for slot in step.args:
+            users[slot].append(step)
+    passing = lambda step: step.moves or isinstance(step.map, (Gate, Sum))  # noqa: E731
+    stops = {energy.slot for energy in program.decoupled}
+    biased = {program.steps[link.edge.step].out for link in links if link.kind == "bias"}
+    for step in program.steps:
+        met = sum(slot in biased for slot in step.args) if passing(step) else 0
+        if met > 1 and isinstance(step.map, Sum):
+            return True
+        if met:
+            biased.add(step.out)
+        if step.out in stops or not all(map(passing, users[step.out])):
+            biased.discard(step.out)
+    return False
 
 
 def _share(lost: dict[str, float], names: Collection[str], amount: float) -> None:
