@@ -494,6 +494,27 @@ def test_entries_of_a_packed_projection_that_steer_are_unseen():
     assert any("1 parameter tensors" in note for note in alone.attrs["notes"])
 
 
+class Shown(nn.Module):
+    """Attention of which a few weights are outputs too: queries and keys carry there, and steer elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, weights = self.attention(x, x, x, average_attn_weights=False)
+        return self.last(out.flatten(1)) + weights.flatten(1)[:, :2]
+
+
+def test_entries_that_carry_nowhere_but_steer_are_no_unused_ones():
+    model, x = seeded_module(Shown), gaussian(6, 3, 4)
+    found = capalloc.propagate(model, x, solver="markov")
+    assert found.attrs["unused_params"] <= capalloc.measure(model, x).attrs["unused_params"]
+    assert found.attrs["unseen_params"] >= 2 * 2 * 4  # queries and keys of the other head
+    scores = capalloc.prune_scores(model, x).data
+    assert "not scored, wholly or in part" in " ".join(scores.attrs["notes"])
+
+
 class SpatialGate(nn.Module):
     """u * p(norm(v)) for (u, v) = act(f(x)), as in gMLP: u ends like a gate where it comes from an activation."""
 

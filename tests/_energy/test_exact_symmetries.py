@@ -151,7 +151,18 @@ class Slopes(nn.Sequential):
         super().__init__(nn.Linear(5, 9), nn.PReLU(9), nn.Linear(9, 1))
 
 
-@pytest.mark.parametrize("kind", [Recurrence, Siamese, Shifts, Bottleneck, Slopes])
+class Recurrent(nn.Module):
+    """A recurrent layer with two biases, which every step adds up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.RNN(1, 3, nonlinearity="relu", batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x[..., None])[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [Recurrence, Siamese, Shifts, Bottleneck, Slopes, Recurrent])
 def test_where_linear_parts_have_more_symmetries_they_are_not_called_exact(kind: type[nn.Module]) -> None:
     model, x = seeded_module(kind), gaussian(200, 5)
     found = capalloc.propagate(model, x, solver="markov")

@@ -14,7 +14,7 @@ import capalloc
 from capalloc._energy import made_weights
 from capalloc._graph import structure
 from energies import counted
-from zoo import gaussian
+from zoo import gaussian, seeded_module
 
 Make = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
@@ -100,6 +100,48 @@ def test_weights_that_are_rounded_to_zero_are_used() -> None:
     found, measured = capalloc.propagate(model, x, solver="markov"), capalloc.measure(model, x)
     assert found.attrs["unused_params"] == model.down.numel() + model.up.numel()
     assert found.total == pytest.approx(measured.total)
+
+
+def inverse(m: nn.Module) -> Tensor:
+    square = torch.cat([m.first.weight, m.up[:1].repeat(1, 3)])
+    return torch.linalg.inv(square + 4 * torch.eye(6).to(square))
+
+
+IN_PART: dict[str, Callable[[nn.Module], Tensor]] = {
+    "rows of an inverse": lambda m: inverse(m)[:5],
+    "kernels in proportions": lambda m: torch.einsum(
+        "k,kij->ij", m.down[0, :5].softmax(0), m.first.weight.expand(5, 5, 6)
+    ),
+    "a mixture of kernels": lambda m: torch.einsum(
+        "k,kij->ij", m.up[:3, 0].softmax(0), torch.stack([m.first.weight, m.first.weight.flip(0), m.up @ m.down])
+    ),
+    "a network's": lambda m: torch.relu(m.up[:, :1] * m.first.weight + m.down[:1]),
+}
+
+
+@pytest.mark.parametrize("make", IN_PART.values(), ids=IN_PART)
+def test_parameters_hold_as_many_as_the_entries_that_paths_use(make: Callable[[nn.Module], Tensor]) -> None:
+    model, x = Made(lambda m: (make(m), m.first.bias)).eval(), gaussian(80, 6)
+    found, measured = capalloc.propagate(model, x, solver="markov", table=True), capalloc.measure(model, x)
+    assert found.total == pytest.approx(measured.total)
+    assert bool((found.by_parameter >= 0).all())
+
+
+class Sparse(nn.Module):
+    """A weight with holes, made of entries, before whose reading nothing mixes channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.tensor([0, 1, 2, 2]), torch.tensor([1, 1, 0, 3])
+        return x @ x.new_zeros(3, 5).index_put(places, self.entries).T
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = nn.Parameter(gaussian(4))
+
+
+def test_fields_keep_the_holes_of_a_made_weight() -> None:
+    field = capalloc.receptive_field(seeded_module(Sparse), gaussian(3, 5))
+    assert field.support.values.tolist() == field.influence.values.tolist() == [True, True, False, True, False]
 
 
 class Decomposed(nn.Module):

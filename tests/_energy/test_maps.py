@@ -20,6 +20,7 @@ def conv(**settings: object) -> ConvolutionMap:
 
 CASES = {
     "gates of ReLU": (OpenWhere(Z), lambda x: x * (Z > 0), [Z.shape]),
+    "a dense layer on one example": (DenseMap(), F.linear, [(4,), (2, 4)]),
     "reshaped": (Reshaped((-1, 1, 1)), lambda w: w.reshape(-1, 1, 1), [(3,)]),
     "product of channels": (Product(), lambda x, w: x * w, [Z.shape, (3, 1, 1)]),
     "product of channels, with examples": (Product(), lambda x, w: x * w, [Z.shape, (1, 3, 1, 1)]),

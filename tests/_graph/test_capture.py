@@ -31,21 +31,51 @@ class Frozen(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.told_by == "detach":
             return self.c(torch.relu(self.a(x)).detach()) + self.b(x)
-        with torch.no_grad():
+        with getattr(torch, self.told_by)():
             features = torch.relu(self.a(x))
-        return self.c(features) + self.b(x)
+        return self.c(features.clone()) + self.b(x)
 
 
-def test_parts_without_gradient_end_paths_as_detached_ones_do():
+@pytest.mark.parametrize("how", ["no_grad", "inference_mode"])
+def test_parts_without_gradient_end_paths_as_detached_ones_do(how: str):
     x = gaussian(12, 4).float()
-    found = {
-        how: capalloc.propagate(seeded_module(Frozen, how).float(), x, solver="markov") for how in ("no_grad", "detach")
-    }
-    np.testing.assert_allclose(found["no_grad"].capacity, found["detach"].capacity, rtol=1e-12)
-    assert float(found["no_grad"].by_parameter.sel(parameter=["a.weight", "a.bias"]).sum()) == 0
-    assert found["no_grad"].attrs["unused_params"] == 25
-    measured = capalloc.measure(seeded_module(Frozen, "no_grad").float(), x)
+    found, detached = (
+        capalloc.propagate(seeded_module(Frozen, told).float(), x, solver="markov") for told in (how, "detach")
+    )
+    np.testing.assert_allclose(found.capacity, detached.capacity, rtol=1e-12)
+    assert float(found.by_parameter.sel(parameter=["a.weight", "a.bias"]).sum()) == 0
+    assert found.attrs["unused_params"] == 25
+    measured = capalloc.measure(seeded_module(Frozen, how).float(), x)
     assert float(measured.by_parameter.sel(parameter=["a.weight", "a.bias"]).sum()) == pytest.approx(0, abs=1e-9)
+
+
+class Clamped(nn.Module):
+    """Writes to its weights where no gradient sees it, as a constraint of the weights does."""
+
+    def __init__(self, write: Callable[[nn.Module], object]) -> None:
+        super().__init__()
+        self.a, self.b, self.write = nn.Linear(4, 5), nn.Linear(5, 2), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.write(self.a)
+        return self.b(torch.relu(self.a(x)))
+
+
+WRITES: dict[str, Callable[[nn.Module], object]] = {
+    "clamp": lambda a: a.weight.clamp_(-0.3, 0.3),
+    "one row": lambda a: a.weight[0].clamp_(min=0.1),
+    "lengths": lambda a: a.weight.div_(a.weight.norm(dim=1, keepdim=True)),
+    "copy": lambda a: a.weight.copy_(a.weight.clamp(-0.3, 0.3)),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_parameters_that_forward_writes_to_are_in_use(write: Callable[[nn.Module], object]):
+    model, x = seeded_module(Clamped, write), gaussian(60, 4)
+    found, measured = capalloc.propagate(model, x, solver="markov"), capalloc.measure(model, x)
+    assert found.attrs["unused_params"] == 0
+    assert found.total == pytest.approx(measured.total)
 
 
 def test_a_program_with_parts_without_gradient_stays_as_it_was():

@@ -39,6 +39,24 @@ class Branching(nn.Module):
         return self.b(h)
 
 
+class ByData(nn.Module):
+    """Cuts a gradient by `.data`, before units that are closed on the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x).data + x[:, :3] - 1.0))
+
+
+def test_what_forward_takes_out_of_the_graph_is_no_number_of_the_example() -> None:
+    model, x = seeded_module(ByData), 0.1 * gaussian(5, 4)
+    field = capalloc.receptive_field(model, x)
+    assert field.support.values.tolist() == [True, True, True, False]
+    assert bool(field.influence.all())
+
+
 @pytest.mark.parametrize("where", ["buffer", "parameter", "made"])
 def test_branches_on_what_does_not_depend_on_the_inputs_are_taken_as_they_are(where: str) -> None:
     x = gaussian(7, 4)

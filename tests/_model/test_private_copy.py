@@ -61,6 +61,24 @@ def test_every_run_meets_the_buffers_of_the_model():
     assert model.scale is own
 
 
+class Replaces(nn.Module):
+    """Puts another tensor in the place of a weight's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.weight.data = self.a.weight.data / self.a.weight.data.norm(dim=1, keepdim=True)
+        return self.a(x)
+
+
+@pytest.mark.parametrize("method", [capalloc.measure, capalloc.output_gram, capalloc.receptive_field])
+def test_parameters_that_forward_replaces_are_refused_by_name(method: Callable[..., object]):
+    with pytest.raises(ValueError, match=r"another tensor in the place of parameter 'a.weight' \(.data = ...\)"):
+        method(seeded_module(Replaces), gaussian(8, 3))
+
+
 def test_old_weight_norm_makes_its_weight_anew():
     with pytest.warns(FutureWarning, match="weight_norm"):
         net = nn.utils.weight_norm(nn.Linear(3, 2)).double()

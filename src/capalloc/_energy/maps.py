@@ -155,7 +155,8 @@ class DenseMap:
 
     def pull(self, cotangent: Tensor, args: Sequence[Tensor], wanted: Sequence[int]) -> Pulled:
         x, weight = args
-        pulled = {0: lambda: cotangent @ weight, 1: lambda: cotangent.flatten(0, -2).mT @ x.flatten(0, -2)}
+        rows = lambda t: t.reshape(-1, t.shape[-1])  # noqa: E731
+        pulled = {0: lambda: cotangent @ weight, 1: lambda: rows(cotangent).mT @ rows(x)}
         return [pulled[k]() for k in wanted]
 
     def spread(self, mask: Tensor, x: Tensor, weight: Tensor) -> Tensor:

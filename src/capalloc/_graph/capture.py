@@ -175,7 +175,7 @@ def _ends_without_gradient(program: ExportedProgram) -> Iterator[None]:
         part = getattr(program.graph_module, node.args[1].target).graph
         last = part.output_node()
         for made in last.all_input_nodes:
-            if isinstance(made.meta.get("val"), Tensor):
+            if isinstance(made.meta.get("val"), Tensor) and not _writes_to_given(made):
                 with part.inserting_before(last):
                     detached = part.call_function(torch.ops.aten.detach.default, (made,))
                 detached.meta.update(made.meta)
@@ -187,6 +187,12 @@ def _ends_without_gradient(program: ExportedProgram) -> Iterator[None]:
         for part, detached in added:
             detached.replace_all_uses_with(detached.all_input_nodes[0])
             part.erase_node(detached)
+
+
+def _writes_to_given(made: Node) -> bool:
+    """Tell whether a node of a part writes in place to what the part was given, such as a parameter."""
+    writes = isinstance(made.target, OpOverload) and made.target._schema.is_mutable
+    return writes and isinstance(made.args[0], Node) and made.args[0].op == "placeholder"
 
 
 def _is_constant(value: Any) -> bool:
@@ -227,7 +233,7 @@ def _exported(problem: Problem, batch_size: int, *, strict: bool = False) -> Gra
         program = decomposed(program)
     params, constants, replaced = _values(program)
     nodes = {node.name: node for node in program.graph.nodes}
-    for name, first in replaced.items():
+    for name, first in (replaced | _written(program, params)).items():
         nodes[name].replace_all_uses_with(nodes[first])
     output = nodes["output"].args[0][-1]  # type: ignore[index, unused-ignore]
     assert isinstance(output, Node)
@@ -286,7 +292,8 @@ def _own(problem: Problem, program: ExportedProgram, batch_size: int) -> Graph:
         node.meta["val"] = mapped(lambda v: _concrete(v, sizes), node.meta.get("val"))
         stack = node.meta.get("nn_module_stack") or {}
         node.meta["nn_module_stack"] = {key: (PREFIX + path, kind) for key, (path, kind) in stack.items()}
-    for tied, first in replaced.items():
+    written = {} if isinstance(problem.model, SavedModel) else _written(program, params)
+    for tied, first in (replaced | written).items():
         nodes[tied].replace_all_uses_with(nodes[first])
     output = _choose(problem, graph, list(returned), constants, batch_size)
     graph.output((output,))
@@ -315,6 +322,16 @@ def _values(program: ExportedProgram) -> tuple[dict[str, str], dict[str, Any], d
             else:
                 replaced[name] = owner
     return params, constants, replaced
+
+
+def _written(program: ExportedProgram, params: dict[str, str]) -> dict[str, str]:
+    """Name the nodes that a parameter is overwritten by, as by a clamp without gradient, with its placeholder.
+
+    A private copy that has run holds what was written already, and gradients go to the parameter.
+    """
+    placeholders = {path: name for name, path in params.items()}
+    outputs = [spec for spec in program.graph_signature.output_specs if spec.kind.name == "PARAMETER_MUTATION"]
+    return {spec.arg.name: placeholders[spec.target] for spec in outputs if spec.target in placeholders}
 
 
 def _sizes(symbolic: Sequence[Any], shape: Sequence[int]) -> dict[Any, int]:

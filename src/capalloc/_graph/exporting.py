@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 
 import torch
 from torch.distributions import Distribution
@@ -26,6 +26,7 @@ def exporting(problem: Problem) -> Iterator[None]:
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),
         _unvalidated(),
+        _inferring_without_gradient(),
     ):
         warnings.simplefilter("ignore")
         yield
@@ -40,6 +41,17 @@ def _unvalidated() -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def _inferring_without_gradient() -> Iterator[None]:
+    """Let `torch.inference_mode` in forward turn off gradients, which leaves a trace."""
+    before = torch._C._InferenceMode
+    torch._C._InferenceMode = lambda mode: torch.no_grad() if mode else nullcontext()  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch._C._InferenceMode = before  # type: ignore[misc]
 
 
 @contextmanager

@@ -78,6 +78,21 @@ def keeps_tensors(model: nn.Module) -> bool:
     return any(True for _ in _kept(model))
 
 
+def check_places(params: Mapping[str, Tensor], places: Mapping[str, int]) -> None:
+    """Refuse a model whose forward gave parameters another tensor than they had: derivatives would read what is gone.
+
+    Raises:
+        ValueError: some have one.
+
+    """
+    for name, parameter in params.items():
+        if parameter.data_ptr() != places[name]:
+            raise ValueError(
+                f"forward puts another tensor in the place of parameter {name!r} (.data = ...), which derivatives do "
+                "not follow: write to it in place under torch.no_grad(), or compute the weight in forward"
+            )
+
+
 def _keep_buffers(model: nn.Module) -> None:
     """Let every forward pass of the copy leave the buffers that it met, where it puts others in their place."""
     met: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []

@@ -24,6 +24,7 @@ from capalloc._model.places import Places
 from capalloc._model.private_copy import (
     Rounding,
     TakenBranches,
+    check_places,
     keeps_tensors,
     private_copy,
     spare_inputs,
@@ -172,7 +173,9 @@ def prepare(
         with _shape_errors(problem):
             cast(SavedModel, frozen).check_examples(pair[:1])
         return problem
+    places = {name: p.data_ptr() for name, p in own.items()}
     returned, said = _adapted(problem, pair, given, cast=dtype is not None)
+    check_places(own, places)
     problem = replace(problem, notes=notes + said)
     if keeps_tensors(model) and not bool(torch.isfinite(problem.select(returned)).all()):
         raise ValueError(
