@@ -187,6 +187,9 @@ FIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "repeated gates": lambda z: F.relu(z).repeat_interleave(2, -1),
     "gates in four windows": lambda z: F.avg_pool1d(F.relu(z)[:, None], 2, 1, 1)[:, 0],
     "gates beside their linear map": lambda z: F.relu(z) + F.relu(z) @ z.new_tensor([[1.0, 2, 0]] * 3),
+    "one unit picked twice": lambda z: F.relu(z)[:, [0, 0, 1, 2]],
+    "one unit gathered twice": lambda z: F.relu(z).gather(1, torch.tensor([0, 0, 1, 2]).expand(len(z), -1)),
+    "one constant unit": lambda z: F.relu(z).masked_fill(torch.arange(3) == 0, 2.0),
     "gates twice": lambda z: torch.cat([h := F.relu(z), h], -1),
 }
 

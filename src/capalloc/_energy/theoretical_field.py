@@ -71,7 +71,10 @@ def theoretical(program: Program, position: Index, places: Places) -> dict[str, 
     shape = program.values[program.output].shape[1:]
     seen = places.holds(support(program, position))
     if not bool(seen.any()):
-        raise ValueError(f"no path leads from the inputs to {shown(position)}: its field is empty")
+        raise ValueError(
+            f"no path leads from the inputs to {shown(position)}: its field is empty, or what the first example "
+            "chooses closes it (a comparison, an order)"
+        )
     neighbours: list[tuple[int, Tensor]] = []
     for axis, (k, n) in enumerate(zip(position, shape, strict=True)):
         for up in (1, -1):

@@ -114,6 +114,8 @@ def _alike(call: Call, out: Energy) -> Energy:
 def _with_offset(call: Call, out: Energy, offset: Tensor) -> Energy:
     assert out.labels is not None
     started = torch.where(offset != 0, GROUND, NOTHING)
+    if bool(((out.labels == NOTHING) & (started > NOTHING)).any()):  # what reads a constant alone is one more bias
+        call.program.channels.exact = False
     call.program.channels.shift(out.labels, started)
     labels = torch.maximum(*torch.broadcast_tensors(out.labels, started))
     return call.program.step(torch.add, [out, call.program.fixed(offset)], labels)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from capalloc._energy.program import Energy
 from capalloc._energy.rules.any_linear_operator import linear_operator
-from capalloc._energy.rules.registration import Call, rule
+from capalloc._energy.rules.registration import Call, Traced, rule
 
 aten = torch.ops.aten
 
@@ -47,13 +47,22 @@ def view(call: Call) -> Energy:
     aten.select.int,
     aten.flip.default,
     aten.roll.default,
-    aten.index.Tensor,
 )
 def move(call: Call) -> Energy:
     """The same movement on energies and on channel labels."""
     energy = call.energy("self")
     assert energy is not None
     return call.program.move(call.replaced("self"), energy)
+
+
+@rule(aten.index.Tensor, aten.gather.default, aten.index_select.default)
+def pick(call: Call) -> Any:
+    """Entries by their places: one that is picked twice is one unit to what reads it, which labels do not tell."""
+    read: Traced = call.args["self"]
+    picked = call.replaced("self")(torch.arange(read.value.numel()).reshape(read.value.shape))
+    if read.energy is not None and read.energy.is_signal and len(picked.unique()) < picked.numel():
+        call.program.channels.exact = False
+    return move(call) if call.op is aten.index.Tensor else linear_operator(call)
 
 
 @rule(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default)
