@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 
 import torch
 from torch.distributions import Distribution
@@ -47,11 +47,15 @@ def _unvalidated() -> Iterator[None]:
 def _inferring_without_gradient() -> Iterator[None]:
     """Let `torch.inference_mode` in forward turn off gradients, which leaves a trace."""
     before = torch._C._InferenceMode
-    torch._C._InferenceMode = lambda mode: torch.no_grad() if mode else nullcontext()  # type: ignore[assignment, misc]
+    torch._C._InferenceMode = _without_gradient  # type: ignore[assignment, misc]
     try:
         yield
     finally:
         torch._C._InferenceMode = before  # type: ignore[misc]
+
+
+def _without_gradient(mode: bool) -> AbstractContextManager[object]:
+    return torch.no_grad() if mode else nullcontext()
 
 
 @contextmanager
