@@ -24,7 +24,7 @@ RECTANGLE_LIMIT = 2**25
 #: An entry that is 0 where its parameter is not, such as a rounded weight, relative to the largest one.
 OFF_ZERO = 2.0**-20
 #: Parameters that are drawn to see which entries of a weight are 0 whatever they are.
-DRAWS = 3
+DRAWS_OF_HOLES = 3
 
 
 def jacobians(derived: Derived, values: Mapping[Node, Any], free: Sequence[Node], weight: Tensor) -> dict[Node, Tensor]:
@@ -46,7 +46,7 @@ def shares(found: Mapping[Node, Tensor]) -> tuple[Tensor, ...]:
 def possible(derived: Derived, values: Mapping[Node, Any], free: Sequence[Node], weight: Tensor) -> Tensor:
     """Tell which entries of a weight are other than 0 at these parameters or at some that are drawn."""
     generator, found = torch.Generator().manual_seed(0), weight != 0
-    for _ in range(0 if found.all() else DRAWS):
+    for _ in range(0 if found.all() else DRAWS_OF_HOLES):
         drawn = {root: torch.randn(values[root].shape, generator=generator).to(values[root]) for root in free}
         try:
             found = found | (derived.function(values)(*(drawn.get(r, values[r]) for r in derived.roots)) != 0)

@@ -1,4 +1,4 @@
-"""What parameters do by gates: paths carry through some of their entries, and others only steer."""
+"""What parameters do by gates, beside what they carry."""
 
 from __future__ import annotations
 
