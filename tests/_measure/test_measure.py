@@ -25,6 +25,7 @@ from capalloc._runtime.memory import Size, available_bytes
 from capalloc._settings import Dense, Run, Stochastic
 from measured import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 from reference import by_tensor, capacity_table, constraints, dense_markov, whiten
+from zoo import gaussian, seeded_module
 
 
 def slots(allocation) -> np.ndarray:
@@ -687,6 +688,6 @@ def test_biases_before_a_norm_hold_nothing_however_little_varies(size):
     )
     with torch.no_grad():
         model[0].weight[0] *= size
-    found = capalloc.measure(model, gaussian(10, 1, 2, 2, 2))
+    found = measure(model, gaussian(10, 1, 2, 2, 2))
     assert found.attrs["unused_params"] == 2
     assert float(found.by_parameter.sel(parameter="0.bias")) == pytest.approx(0, abs=1e-9)
