@@ -25,7 +25,6 @@ from capalloc._runtime.memory import Size, available_bytes
 from capalloc._settings import Dense, Run, Stochastic
 from measured import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 from reference import by_tensor, capacity_table, constraints, dense_markov, whiten
-from zoo import gaussian, seeded_module
 
 
 def slots(allocation) -> np.ndarray:
@@ -679,15 +678,3 @@ def test_durations_are_said_in_their_unit(seconds, text):
 
 def test_available_memory_is_a_plausible_number():
     assert 2**24 < available_bytes(torch.device("cpu")) < 2**50
-
-
-@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-3])
-def test_biases_before_a_norm_hold_nothing_however_little_varies(size):
-    model = seeded_module(
-        lambda: nn.Sequential(nn.Conv3d(1, 2, 1), nn.InstanceNorm3d(2), nn.ReLU(), nn.Conv3d(2, 1, 2))
-    )
-    with torch.no_grad():
-        model[0].weight[0] *= size
-    found = measure(model, gaussian(10, 1, 2, 2, 2))
-    assert found.attrs["unused_params"] == 2
-    assert float(found.by_parameter.sel(parameter="0.bias")) == pytest.approx(0, abs=1e-9)

@@ -28,10 +28,9 @@ from torch import Tensor
 
 from capalloc._linalg.fold import Fold, Total
 from capalloc._linalg.gram_root import Root
+from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING
 from capalloc._linalg.row_block import RowBlock
 
-#: Length of a column that is rounding, in roundings of the longest: that of a bias before a norm of little variance.
-COLUMN_ROUNDINGS = 64
 #: Share of the largest singular value above which those that count leave 8 digits of their vectors.
 WELL_ABOVE_ROUNDING = 1e-8
 #: Steps of the power method that bound a largest singular value, to a tenth or so.
@@ -169,7 +168,7 @@ class ParamUnits:
 def column_lengths(C: Tensor, units: ParamUnits | None, eps: float | None = None) -> Tensor:
     """Lengths of the columns of C, or of its triangular factor: 0 where they are but rounding."""
     lengths = torch.linalg.vector_norm(C, dim=0)
-    rounding = COLUMN_ROUNDINGS * (torch.finfo(C.dtype).eps if eps is None else eps)
+    rounding = UNITS_OF_ROUNDING * (torch.finfo(C.dtype).eps if eps is None else eps)
     seen = torch.zeros_like(lengths, dtype=torch.bool)
     for told in (lengths, lengths if units is None else lengths * units.magnitude):
         seen |= told > rounding * told.amax() if len(told) else seen

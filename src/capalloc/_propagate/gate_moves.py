@@ -1,4 +1,4 @@
-"""What parameters do by gates, beside what they carry."""
+"""Parameters that move the outputs by gates, beside what they carry."""
 
 from __future__ import annotations
 
