@@ -58,6 +58,7 @@ PIECES: dict[str, Callable[[Any], object]] = {
     "nulls": lambda module: module.equal_magnitudes(net()),
     "propagate": lambda module: module.propagation_seconds(net(), images()),
     "real_size": lambda module: module.seconds_of_pass(net(), images()),
+    "fresh_process": lambda module: module.rows_of("forecasts", "MLP, small"),
     "scale": lambda module: module.product_seconds(2, 2),
     "segments": lambda module: module.compared([net().double(), net().double()], images(30).double(), None),
     "start": lambda module: module.processor_seconds(["-c", "pass"]),
@@ -69,7 +70,7 @@ WHOLE = {
     **dict.fromkeys(("correction", "few_constraints", "metric", "networks"), "train networks first"),
     **dict.fromkeys(("models", "limits", "depth", "side_by_side", "at_size"), "models of real size"),
     **dict.fromkeys(("gram", "gram_contenders"), "contenders of other packages, timed together"),
-    **dict.fromkeys(("forecasts", "memory"), "each figure is a process of its own"),
+    "forecasts": "each figure is a process of its own",
     **dict.fromkeys(("coverage", "coverage_zoo"), "have tests of their own, in test_coverage.py"),
     "table": "what the others return",
 }
