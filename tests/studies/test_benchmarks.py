@@ -58,7 +58,7 @@ PIECES: dict[str, Callable[[Any], object]] = {
     "nulls": lambda module: module.equal_magnitudes(net()),
     "propagate": lambda module: module.propagation_seconds(net(), images()),
     "real_size": lambda module: module.seconds_of_pass(net(), images()),
-    "fresh_process": lambda module: module.rows_of("forecasts", "MLP, small"),
+    "fresh_process": lambda module: module.print_rows([tuple(module._printed("-c", "print(1, 2)").split())]),
     "scale": lambda module: module.product_seconds(2, 2),
     "segments": lambda module: module.compared([net().double(), net().double()], images(30).double(), None),
     "start": lambda module: module.processor_seconds(["-c", "pass"]),
