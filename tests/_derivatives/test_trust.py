@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -196,3 +197,24 @@ def test_blocks_do_without_forward_mode() -> None:
     own, plain = (seeded_module(Rectified, f) for f in (Forwardless.apply, torch.relu))
     found, expected = (capalloc.propagate(m, gaussian(30, 3), solver="block") for m in (own, plain))
     torch.testing.assert_close(torch.tensor(found.capacity.values), torch.tensor(expected.capacity.values))
+
+
+class Products(nn.Module):
+    """Products of pairs of units, as a reduction that writes to places or written out."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.written = nn.Linear(3, 4), nn.Linear(2, 2), written
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        places = torch.tensor([0, 1, 1, 0]).expand(len(x), -1)
+        pairs = torch.stack([h[:, 0] * h[:, 3], h[:, 1] * h[:, 2]], 1)
+        return self.last(pairs if self.written else h.new_ones(len(x), 2).scatter_reduce(1, places, h, "prod"))
+
+
+def test_where_forward_mode_alone_is_wrong_reverse_mode_answers() -> None:
+    x = gaussian(12, 3)
+    found, expected = (capalloc.measure(seeded_module(Products, written), x) for written in (False, True))
+    assert found.total == pytest.approx(expected.total)
+    np.testing.assert_allclose(found.capacity, expected.capacity, rtol=1e-6)
