@@ -81,6 +81,19 @@ def test_dead_units_are_counted_by_layer() -> None:
     assert audit.findings[0] == finding
 
 
+def test_a_frozen_layer_is_named_and_counted_if_asked_for() -> None:
+    net, x = made(dense(6, 10, 4)), examples(80, 6)
+    with torch.no_grad():
+        net[0].bias[:7] = -100.0
+    net[0].requires_grad_(False)
+    audit = capalloc.audit(net, x, trained=True)
+    assert any("fixed: 0.weight, 0.bias; params='all'" in note for note in audit.data.attrs["notes"])
+    assert audit.data["layer"].to_numpy().tolist() == ["2"]
+    whole = capalloc.audit(net, x, params="all", trained=True)
+    assert found(whole, "dead").what.startswith('layer "0": 7 of 10 units are dead')
+    assert whole.total == capalloc.measure(net, x, params="all").total
+
+
 def test_layers_that_repeat_one_another() -> None:
     """Two linear layers in a row are one of rank 3: the second reads 20 channels in 3 directions."""
     audit = capalloc.audit(

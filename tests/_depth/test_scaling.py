@@ -802,6 +802,7 @@ def test_where_nothing_asks_for_a_change_it_says_what_was_looked_at():
     )
     assert Scaling(dataset(gain=[1.1, 0.9])).view().settled == settled
     assert Scaling(dataset(rate=[0.5, 0.5])).view().settled == "no rate of the 2 residual blocks asks for a change"
+    assert Scaling(dataset(rate=[0.5])).view().settled == "no rate of the 1 residual block asks for a change"
     assert Scaling(dataset(gain=[1.1]).assign_attrs(trained=True)).view().settled == ""
 
 

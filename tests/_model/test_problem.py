@@ -394,7 +394,7 @@ def test_frozen_parameters_are_fixed_unless_all_are_asked_for():
     net[0].requires_grad_(False)
     found, named = capalloc.measure(net, x), capalloc.measure(net, x, params=["2.weight", "2.bias"])
     assert torch.equal(torch.as_tensor(found.capacity.values), torch.as_tensor(named.capacity.values))
-    note = "16 of 26 parameters are frozen (requires_grad=False) and fixed; params='all' counts them"
+    note = "16 of 26 parameters are frozen (requires_grad=False) and fixed: 0.weight, 0.bias; params='all' counts them"
     assert note in found.attrs["notes"]
     assert note in capalloc.propagate(net, x, solver="markov").attrs["notes"]
     assert note in repr(capalloc.effective_parameters(net, x, ridge=0.1))

@@ -161,6 +161,10 @@ def test_every_result_says_how_far_its_numbers_may_be_trusted(name):
             {"solver": "block", "missing": 0.02, "noise": 0.01, "total_range": [6, 9]},
             "estimated (the map within about 0.03 of the exact one; the total from 6 to 9)",
         ),
+        (
+            {"solver": "block", "missing": 0.1, "noise": 0.0, "total_range": [0, 9]},
+            "estimated (the map within about 0.10 of the exact one; the total up to 9)",
+        ),
         ({"solver": "markov"}, "a guide (gates are taken to decouple totally; no error is known)"),
     ],
 )

@@ -23,6 +23,7 @@ from capalloc._measure.forecast import duration, graph_seconds, num_nodes, pass_
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
+from capalloc._model.selected_params import ParamSelection
 from capalloc._propagate.by_constraints import EXACT_SECONDS, exact_seconds, numbers_in_use
 from capalloc._propagate.effort import LARGE_PARAMS, forecast_seconds, seconds_of_large
 from capalloc._propagate.propagate import propagate
@@ -78,6 +79,7 @@ def audit(
     inputs: Tensor | Iterable[Any],
     outputs: OutputSelection = None,
     *,
+    params: ParamSelection = None,
     metric: InputMetricLike = DEFAULT_METRIC,
     seconds: float = 60.0,
     generator: torch.Generator | None = None,
@@ -96,6 +98,7 @@ def audit(
         inputs: examples (examples, *inputs), at least two, or an iterable of such batches; labels are ignored. Several
             inputs, and token ids, as in `measure`.
         outputs: the constraint outputs, as in `measure`.
+        params: the parameters that count, as in `measure`; layers without any are left out.
         metric: energies of the inputs, as in `propagate`.
         seconds: how long it may take. Parts that would take longer by the forecast are left out with a note.
         generator: as in `shattering`.
@@ -116,7 +119,7 @@ def audit(
     clock = _Clock(float(seconds), time.perf_counter())
     if isinstance(inputs, Iterator):  # the parts need more than one pass
         inputs = list(inputs)
-    problem = export_once(prepare(model, inputs, outputs, None, traced=True, by_input=True))
+    problem = export_once(prepare(model, inputs, outputs, params, traced=True, by_input=True))
     problem = replace(problem, source=problem.model)  # parts keep the words for axes that it gives
     input_metric(metric, problem)  # which the parts would leave out with a note
     x, number = problem.inputs, problem.count()
@@ -133,7 +136,8 @@ def audit(
             clock.notes.append(f"capacity by the rule of total decoupling, a guide: {left}")
             return propagate(problem, x, solver="markov", metric=metric)
         solver: Any = "auto" if there_are > min(CAPACITY, exact) else Block(max_seconds=max(1.0, there_are / 2))
-        return propagate(model, x if problem.layout is None else inputs, outputs, solver=solver, metric=metric)
+        given = x if problem.layout is None else inputs
+        return propagate(model, given, outputs, params=params, solver=solver, metric=metric)
 
     early = costs["depth"] < costs["capacity"]  # the capacity takes what is left, and would take its time too
     parts: dict[str, Callable[[], Any]] = {

@@ -26,10 +26,9 @@ def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, n
         selected = {name: p for name, p in named.items() if p.requires_grad} or named
         frozen = count_reals(p for name, p in named.items() if name not in selected)
         if frozen:
-            all_ = count_reals(named.values())
-            notes = (
-                f"{frozen} of {all_} parameters are frozen (requires_grad=False) and fixed; params='all' counts them",
-            )
+            all_, which = count_reals(named.values()), listed([name for name in named if name not in selected])
+            held = f"{frozen} of {all_} parameters are frozen (requires_grad=False) and fixed: {which}"
+            notes = (f"{held}; params='all' counts them",)
     elif params == "all":
         selected = named
     elif callable(params):

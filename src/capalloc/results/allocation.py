@@ -252,8 +252,9 @@ class Allocation(Result):
             "a guide": "(gates are taken to decouple totally; no error is known)",
         }
         if "missing" in attrs:
-            ends = " to ".join(map(counted, attrs.get("total_range", ())))
-            total = "the total is exact" if attrs.get("total_exact") else f"the total from {ends}" if ends else ""
+            low, high = attrs.get("total_range", (0.0, 0.0))
+            total = f"the total from {counted(low)} to {counted(high)}" if low else f"the total up to {counted(high)}"
+            total = "the total is exact" if attrs.get("total_exact") else total if high else ""
             distance = f"{attrs['missing'] + attrs.get('noise', 0.0):.2f}"
             more["estimated"] = (
                 f"({'; '.join(filter(None, (f'the map within about {distance} of the exact one', total)))})"

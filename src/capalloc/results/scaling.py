@@ -150,7 +150,7 @@ class Scaling(Result):
 
     def _phase_advice(self) -> Iterator[tuple[str, float]]:
         number, share = self.data.sizes["block"], self.skip_share
-        found = f"T = {self.T:.3g} over {number} residual blocks"
+        found = f"T = {self.T:.3g} over {number} residual block{'s' * (number != 1)}"
         to_rate = f"to a rate of about 1/{number} each: {SCOPE}"
         closed = int(self._closed().sum())
         lines = {
@@ -219,7 +219,7 @@ class Scaling(Result):
         if self.trained:
             return ""
         if number:
-            return f"no rate of the {number} residual blocks asks for a change"
+            return f"no rate of the {number} residual block{'s' * (number != 1)} asks for a change"
         return (
             f"none of {layers} layers changes the energy of paths by more than a factor of {FAR_GAIN:g}, nor all of "
             f"them together by {FAR_TOTAL:,.0f}"
@@ -270,7 +270,7 @@ class Scaling(Result):
         written = "–" if math.isnan(share) else f"{share:.2g}" if share < 1e-3 else f"{share:.1%}"
         return [
             *facts,
-            Fact("T, the sum of log(1 + λ)", f"{self.T:.3g}", f"over {number} residual blocks"),
+            Fact("T, the sum of log(1 + λ)", f"{self.T:.3g}", f"over {number} residual block{'s' * (number != 1)}"),
             Fact("path energy that takes no branch", written, "(e^−T)"),
         ]
 

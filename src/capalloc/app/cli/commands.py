@@ -89,6 +89,7 @@ def audit(
         float,
         method_option(min=1, help="Time for all: what does not fit, by the forecast, is left out."),
     ] = 60.0,
+    params: Params = None,
     trained: Trained = None,
 ) -> None:
     """Everything at once: what is wrong with a model, what it does not need or see, the most serious first."""

@@ -39,11 +39,16 @@ Method = Callable[..., Any]  # (model, inputs, outputs) -> result
 
 
 def run_audit(
-    options: ModelOptions, output: OutputOptions, metric: MetricName, seconds: float, trained: bool | None
+    options: ModelOptions,
+    output: OutputOptions,
+    metric: MetricName,
+    seconds: float,
+    params: str | None,
+    trained: bool | None,
 ) -> None:
     """Run `capalloc audit`."""
     method = partial(capalloc.audit, metric=metric, seconds=seconds, trained=trained, generator=generator(options))
-    compute(options, output, MANY_EXAMPLES, method)
+    compute(options, output, MANY_EXAMPLES, method, params=params)
 
 
 def run_rank(
