@@ -232,7 +232,7 @@ def receptive_field(
         str | None,
         method_option(
             metavar="N,N,...",
-            help="Output position, such as 3,4, or 7 of tokens and steps; : is a whole axis. By default the central.",
+            help="Output position: 3,4, or 7 of tokens and steps; : is a whole axis. By default central.",
         ),
     ] = None,
     layer: Annotated[
