@@ -230,10 +230,7 @@ def receptive_field(
     output: OutputOptions,
     position: Annotated[
         str | None,
-        method_option(
-            metavar="N,N,...",
-            help="Output position: 3,4, or 7 of tokens and steps; : is a whole axis. By default central.",
-        ),
+        method_option(metavar="N,N,...", help="Output position: 3,4, or 7 of tokens and steps; : is a whole axis."),
     ] = None,
     layer: Annotated[
         str | None,
