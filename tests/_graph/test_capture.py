@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -353,3 +354,22 @@ def test_checks_of_distributions_are_no_branches_of_the_model() -> None:
     assert "strict" not in str(found.attrs["notes"])
     with pytest.raises(ValueError, match="scale"):
         torch.distributions.Normal(0.0, -1.0)
+
+
+def test_an_interrupt_waits_for_the_end_of_an_export():
+    """What Python raises inside of some calls of torch's tracer ends the process."""
+
+    class Interrupted(nn.Linear):
+        ended = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.compiler.is_exporting():
+                signal.raise_signal(signal.SIGINT)
+                Interrupted.ended = True
+            return super().forward(x)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        capalloc.propagate(Interrupted(3, 2).double(), gaussian(9, 3), solver="markov")
+    assert Interrupted.ended
+    assert signal.getsignal(signal.SIGINT) is before

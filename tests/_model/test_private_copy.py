@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -34,6 +35,40 @@ def test_what_a_run_leaves_on_a_module_is_not_in_the_way():
     assert capalloc.measure(model, x).total == pytest.approx(before)
     assert model.all["hidden"] is kept
     assert kept[0].requires_grad
+
+
+class Shares(nn.Module):
+    """Holds a module of Python and a lock, which have no copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.torch, self.lock = nn.Linear(3, 2), torch, threading.RLock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return self.torch.relu(self.a(x))
+
+
+def test_modules_of_python_and_locks_are_shared():
+    model, x = seeded_module(Shares), gaussian(30, 3)
+    plain = capalloc.measure(nn.Sequential(model.a, nn.ReLU()), x)
+    assert capalloc.measure(model, x).total == pytest.approx(plain.total)
+
+
+class Alone(nn.Linear):
+    """A layer that claims to be a copy of its own."""
+
+    def __deepcopy__(self, memo: dict) -> Alone:
+        return self
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, nn.Sequential])
+def test_a_model_whose_copy_is_itself_is_refused_and_stays_as_it_was(wrap):
+    model = wrap(Alone(3, 2)).double().train()
+    with pytest.raises(ValueError, match=r"model cannot be copied.*: __deepcopy__ of a Alone in it gives that itself"):
+        capalloc.measure(model, gaussian(30, 3))
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
 
 
 class Follows(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
@@ -19,6 +21,7 @@ from capalloc._model.problem import Problem, seeded
 def exporting(problem: Problem) -> Iterator[None]:
     """Prepare torch for an export, with gradients, or what a model does without them would leave no trace."""
     with (
+        _uninterrupted(),
         _unprinted(),
         _untraced(),
         warnings.catch_warnings(),
@@ -30,6 +33,22 @@ def exporting(problem: Problem) -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait for the end: what Python raises inside of some calls of torch's tracer ends the process."""
+    handler, came = signal.getsignal(signal.SIGINT), []
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *told: came.append(told))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
 
 
 @contextmanager

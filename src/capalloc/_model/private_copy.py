@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,6 +34,8 @@ MAKING = frozenset(
 )
 #: Layouts of sparse tensors that copies and derivatives do not know, which are dense in the copy.
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+#: What modules may hold that copies share: it has no state that a call changes.
+SHARED = (ModuleType, type(threading.Lock()), type(threading.RLock()))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -57,10 +61,18 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     kept = {id(t): torch.full(t.shape, torch.nan, dtype=t.dtype, device=t.device) for t in _kept(model)}
     own = (value for m in model.modules() for value in (*m._buffers.values(), *vars(m).values()))
     kept |= {id(t): t.detach().to_dense() for t in own if isinstance(t, Tensor) and t.layout in COMPRESSED}
+    kept |= {id(value): value for m in model.modules() for value in vars(m).values() if isinstance(value, SHARED)}
     try:
         copied = copy.deepcopy(model, dict(kept))
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"model cannot be copied, and the methods work on a copy: {error}") from error
+    own_parts = {id(part) for part in model.modules()}
+    for part in () if isinstance(model, SavedModel) else copied.modules():
+        if id(part) in own_parts:
+            raise ValueError(
+                "model cannot be copied, and the methods work on a copy: __deepcopy__ of a "
+                f"{type(part).__name__} in it gives that itself"
+            )
     frozen = copied.eval().requires_grad_(False)
     pair_up(frozen)
     for part in frozen.modules():
