@@ -58,7 +58,7 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     if isinstance(model, SavedModel) and dtype is None:
         pair_up(model)
         return model.eval()
-    kept = {id(t): torch.full(t.shape, torch.nan, dtype=t.dtype, device=t.device) for t in _kept(model)}
+    kept: dict[int, Any] = {id(t): torch.full(t.shape, torch.nan, dtype=t.dtype, device=t.device) for t in _kept(model)}
     own = (value for m in model.modules() for value in (*m._buffers.values(), *vars(m).values()))
     kept |= {id(t): t.detach().to_dense() for t in own if isinstance(t, Tensor) and t.layout in COMPRESSED}
     kept |= {id(value): value for m in model.modules() for value in vars(m).values() if isinstance(value, SHARED)}
