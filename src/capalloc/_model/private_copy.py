@@ -35,7 +35,7 @@ MAKING = frozenset(
 #: Layouts of sparse tensors that copies and derivatives do not know, which are dense in the copy.
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 #: What modules may hold that copies share: it has no state that a call changes.
-SHARED = (ModuleType, type(threading.Lock()), type(threading.RLock()))
+WITHOUT_COPIES = (ModuleType, type(threading.Lock()), type(threading.RLock()))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -61,7 +61,9 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     kept: dict[int, Any] = {id(t): torch.full(t.shape, torch.nan, dtype=t.dtype, device=t.device) for t in _kept(model)}
     own = (value for m in model.modules() for value in (*m._buffers.values(), *vars(m).values()))
     kept |= {id(t): t.detach().to_dense() for t in own if isinstance(t, Tensor) and t.layout in COMPRESSED}
-    kept |= {id(value): value for m in model.modules() for value in vars(m).values() if isinstance(value, SHARED)}
+    kept |= {
+        id(value): value for m in model.modules() for value in vars(m).values() if isinstance(value, WITHOUT_COPIES)
+    }
     try:
         copied = copy.deepcopy(model, dict(kept))
     except (RuntimeError, TypeError) as error:
