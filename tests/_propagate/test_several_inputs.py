@@ -516,6 +516,20 @@ def test_a_bag_of_tokens_is_the_sum_or_mean_of_their_vectors(mode):
     np.testing.assert_allclose(*found)
 
 
+class Copied(Bag):
+    """It looks up a copy of its ids, in memory of its own."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids.clone())
+
+
+def test_copies_of_ids_are_known_by_their_values():
+    found = [
+        capalloc.propagate(make(partial(kind, "sum", at_once=False)), IDS, solver="markov") for kind in (Bag, Copied)
+    ]
+    np.testing.assert_array_equal(found[1].capacity, found[0].capacity)
+
+
 def test_the_largest_of_a_bag_is_no_look_up():
     with pytest.raises(TypeError, match="no embedding of the model looks up"):
         measure(make(partial(Bag, "max", at_once=True)), IDS)

@@ -559,6 +559,15 @@ def test_a_checkpoint_of_another_measurement_is_refused(tmp_path, name):
         measure(**(arguments | change), run=Run(path))
 
 
+def test_many_outputs_are_told_apart_by_combinations_of_them(tmp_path):
+    """320 numbers of eight examples."""
+    run, x, model = Run(tmp_path / "run.safetensors"), data(8, 3), nn.Linear(3, 40).double()
+    total = measure(model, x, run=run).total
+    assert measure(model, x, run=run).total == total
+    with pytest.raises(ValueError, match=r"belongs to another run \(.*outputs: \[40.0, "):
+        measure(model, x, lambda y: 2 * y, run=run)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "match"),
     [

@@ -249,6 +249,23 @@ def test_jacobian_of_any_torch_model():
     assert only.sizes["params"] == 24
 
 
+class Scaled(nn.Module):
+    """s v'x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s, self.v = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.tensor([1.0, 2.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.s * (x @ self.v)[:, None]
+
+
+def test_a_parameter_of_one_number_has_its_name_alone():
+    J = model_jacobian(Scaled(), [2])
+    assert list(J["params"].values) == ["s", "v[0]", "v[1]"]
+    np.testing.assert_allclose(J.values.reshape(2, 3), [[1, 3, 0], [2, 0, 3]])
+
+
 @pytest.mark.parametrize(("n", "p", "rank"), [(6, 4, 1), (10, 6, 2), (30, 12, 3)])
 def test_directions_of_rounding_in_a_singular_covariance_hold_nothing(n, p, rank):
     B = rng().normal(size=(n, rank))

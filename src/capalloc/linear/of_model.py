@@ -56,7 +56,8 @@ def model_jacobian(
         return linear_map(problem, values)
 
     jacobian = jacfwd(w)(own)
-    flat = torch.cat([part.flatten(1 + len(input_shape)) for part in jacobian.values()], -1)
+    parts = [part.reshape(*part.shape[: 1 + len(input_shape)], own[name].numel()) for name, part in jacobian.items()]
+    flat = torch.cat(parts, -1)
     axes = ("lag",) if lags else axis_names(len(input_shape))
     coords: dict[str, object] = {"params": [name for key, p in own.items() for name in _names(key, p.shape)]}
     if lags:
