@@ -17,7 +17,7 @@ from torch import nn
 import capalloc
 from allocations import allocation
 from capalloc import Allocation, depth_limit
-from capalloc._runtime.files import atomically, write_dataset
+from capalloc._runtime.files import atomically, write_dataset, write_text
 from capalloc._runtime.netcdf import encode_file
 from capalloc.depth_limit import Evolution
 from capalloc.results import Diagnosis, ReceptiveField, Scaling, Shattering
@@ -369,3 +369,14 @@ print(heavy(), sorted(n for n in sys.modules if n.startswith("capalloc._") and n
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "agg"}
     )
     assert done.stdout == "[]\n['jinja2', 'matplotlib'] []\n", done.stderr
+
+
+def test_a_text_is_not_written_over_a_saved_result(tmp_path):
+    found = allocation()
+    found.save(tmp_path / "a.nc")
+    with pytest.raises(ValueError, match=r"a\.nc holds a saved result, which the text would replace"):
+        capalloc.write_report(tmp_path / "a.nc", {"a": found})
+    assert capalloc.load(tmp_path / "a.nc").total == found.total
+    write_text(tmp_path / "a.txt", "old")
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from capalloc._runtime.netcdf import decode, encode
+from capalloc._runtime.netcdf import MAGIC, decode, encode
 from capalloc._runtime.old_files import HDF5_MAGIC, converted
 
 
@@ -61,7 +61,17 @@ def _flush(path: Path, mode: int) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file as UTF-8, whole or not at all."""
+    """Write a text file as UTF-8, whole or not at all.
+
+    Raises:
+        ValueError: a saved result is there.
+
+    """
+    target = Path(path)
+    if target.is_file():
+        with target.open("rb") as old:
+            if old.read(len(MAGIC)) == MAGIC:
+                raise ValueError(f"{path} holds a saved result, which the text would replace; give another name")
     with atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

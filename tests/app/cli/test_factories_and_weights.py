@@ -119,6 +119,9 @@ def test_weights_that_are_none(file: str, tmp_path: Path, capsys: pytest.Capture
     assert "it lacks 0.bias" in told({name: value for name, value in state.items() if name != "0.bias"})
     assert "it has besides extra" in told({**state, "extra": torch.zeros(1)})
     assert "0.weight is (3, 5) for (3, 4)" in told({**state, "0.weight": torch.zeros(3, 5)})
+    assert "0.weight is torch.int32 for torch.float32" in told({**state, "0.weight": torch.ones(3, 4).int()})
+    assert "0.weight is torch.complex64 for torch.float32" in told({**state, "0.weight": torch.ones(3, 4) * 1j})
+    assert "w.pt does not fit: While copying the parameter" in told({**state, "0.weight": torch.ones(3, 4).to_sparse()})
     assert "holds no state_dict" in told([1, 2])
     assert "would have to be executed" in told({"0.weight": Evil()})
     assert "run" not in capsys.readouterr().out
@@ -249,3 +252,13 @@ def test_a_long_table_of_many_columns_sums_the_rest() -> None:
     )
     assert largest(table)[-1] == ["4 more", "6", "", ""]
     assert largest(replace(table, head=["a", "b", "share", "d"]))[-1] == ["4 more", "6.00", "6.6%", ""]
+
+
+def test_weights_that_changed_since_they_were_written_are_refused(file: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(weights(), path)
+    content = bytearray(path.read_bytes())
+    content[content.index(weights()["0.weight"].numpy().tobytes()) + 3] ^= 64
+    path.write_bytes(content)
+    told = refused("propagate", f"{file}:net", "--shape", "4", "--weights", str(path))
+    assert "w.pt is damaged, or no file of weights: the checksum of w/data/" in told

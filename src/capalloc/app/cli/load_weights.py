@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,20 +43,37 @@ def load_weights(model: TorchModel, path: Path) -> None:
         for name, value in own.items()
         if name in state and state[name].shape != value.shape
     ]
+    wrong += [
+        f"{name} is {state[name].dtype} for {value.dtype}"
+        for name, value in own.items()
+        if name in state and value.is_floating_point() and not state[name].is_floating_point()
+    ]  # a cast would leave out imaginary parts, and round weights to whole numbers
     for what, names in (("lacks", own.keys() - state), ("has besides", state.keys() - own), ("does not fit:", wrong)):
         if names:
             raise ValueError(f"--weights {path} is of another model: it {what} {named(sorted(names))}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # of tensors without values, or sparse ones
+        raise ValueError(f"--weights {path} does not fit: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _check_parts(path: Path) -> None:
+    """Refuse an archive that was changed since it was written: torch reads it without its checksums."""
+    with zipfile.ZipFile(path) as archive:
+        if (changed := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {changed} differs")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        if zipfile.is_zipfile(path):
+            _check_parts(path)
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"--weights {path} holds more than tensors, which would have to be executed: save model.state_dict()"
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"--weights {path} is damaged, or no file of weights: {first}") from error
     for key in KEYS:

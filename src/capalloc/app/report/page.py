@@ -33,7 +33,8 @@ def write_report(
 
     Raises:
         FileNotFoundError, IsADirectoryError: `path` is no place for a file.
-        ValueError, TypeError: as `report_html`.
+        ValueError: a saved result is there, or there is none to report.
+        TypeError: as `report_html`.
 
     """
     write_text(path, report_html(results, title, facts))
