@@ -123,6 +123,23 @@ def test_walk_and_layers_give_what_the_live_model_gives(net, images, program, tm
         np.testing.assert_allclose(saved.layers[name], live.layers[name], atol=1e-10)
 
 
+class Empty(nn.Module):
+    """A layer, and a buffer that holds nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("nothing", torch.zeros(0, 2))
+
+    def forward(self, x):
+        return self.layer(x).relu() + self.nothing.sum(0)
+
+
+def test_tensors_of_no_number_are_read(tmp_path):
+    model, x = seeded_module(Empty), gaussian(4, 3)
+    assert capalloc.measure(file_of(export(model, (x,)), tmp_path), x).total == capalloc.measure(model, x).total
+
+
 def test_receptive_field_gives_what_the_live_model_gives(tmp_path):
     model = seeded_module(nn.Sequential, nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Conv1d(2, 1, 3, stride=2))
     x = gaussian(4, 1, 20)
