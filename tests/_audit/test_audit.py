@@ -243,6 +243,8 @@ def test_what_is_not_settled() -> None:
     assert list(unsettled(known([30.0, 30.0], ("input",), half_total=59.0, missing=0.02))) == []
     (noisy,) = unsettled(known([30.0, 30.0], ("input",), noise=0.08))
     assert noisy.what == "the map is a rough one: 0.08 is noise of the probes"
+    (lacking,) = unsettled(known([30.0, 30.0], ("input",), missing=0.12, noise=0.001))
+    assert lacking.what == "the map is a rough one: 0.12 may be missing"
 
 
 def test_layers_that_few_examples_limit_are_not_called_wide() -> None:

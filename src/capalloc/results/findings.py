@@ -345,12 +345,13 @@ def unsettled(known: Evidence) -> Iterator[Finding]:
             attrs.get("total_standard_error"),
         )
     noise = float(attrs.get("noise") or 0.0)
-    lacking = f"{known.missing:.2f} may be missing, and " if known.missing >= LEAST_SHOWN else ""
+    doubts = ((known.missing, "may be missing"), (noise, "is noise of the probes"))
+    rough = ", and ".join(f"{part:.2f} {what}" for part, what in doubts if part >= LEAST_SHOWN)
     if known.missing + noise > ROUGH:
         yield Finding(
             "to know",
             known.missing + noise,
-            f"the map is a rough one: {lacking}{noise:.2f} is noise of the probes",
+            f"the map is a rough one: {rough}",
             "give it more seconds",
             "how-to/measure-or-propagate.md",
             known.missing + noise,
