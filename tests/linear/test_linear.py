@@ -51,6 +51,13 @@ def assert_svd_map(allocation: Allocation, C: np.ndarray, n: int, atol: float = 
     assert allocation.total == pytest.approx(U.shape[1], abs=atol * n)
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e200, 1e300])
+def test_units_beyond_the_range_of_squares_change_nothing(unit):
+    J = rng().normal(size=(6, 4))
+    np.testing.assert_allclose(linear_capacity(unit * J).capacity, linear_capacity(J).capacity, rtol=1e-12)
+    assert linear_capacity(0 * J).total == 0
+
+
 @pytest.mark.proves("1", "kappa_i is a leverage score of C", oracle="an orthonormal basis of scipy, the hat matrix")
 def test_identity_gives_scipys_leverage_scores():
     J = rng().normal(size=(12, 4))

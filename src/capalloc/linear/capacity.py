@@ -75,6 +75,8 @@ def linear_capacity(
     metric = _checked_metric(covariance, len(flat))
     _check_settings(ridge, root, basis, len(flat))
     C = metric.whiten(flat.flatten(1), root).reshape(-1, J.sizes["params"])
+    if not ridge:  # then units change nothing, and squares keep to the range of floating point
+        C = C * 2.0 ** min(-math.frexp(float(C.abs().max()))[1], 1000)
     polar, solved = polar_factor(C, ridge, torch.finfo(values.dtype).eps)
     shares = _shares(polar.reshape(len(flat), -1, J.sizes["params"]), basis)
     return _allocation(
