@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -22,6 +21,7 @@ from capalloc._derivatives.affine import AffineRule
 from capalloc._derivatives.recognise import recognise
 from capalloc._derivatives.sweeps import AffineSweep
 from capalloc._model.problem import Problem
+from capalloc._model.replaced_params import call_with
 from capalloc._operators.decompositions import RECURRENT
 
 
@@ -181,7 +181,7 @@ def names_of(problem: Problem, beyond: Collection[str] = ()) -> dict[int, str]:
 
 def outputs_with(problem: Problem, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Constraint outputs, (examples, outputs), with some parameters replaced by `values`."""
-    return problem.select(functional_call(problem.model, dict(values), (x,))).reshape(len(x), -1)
+    return problem.select(call_with(problem.model, values, (x,))).reshape(len(x), -1)
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:

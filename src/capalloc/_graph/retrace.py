@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from capalloc._model.agree import agree
 from capalloc._model.noticing import Noticing
 from capalloc._model.problem import seeded
+from capalloc._model.replaced_params import call_with
 from capalloc._operators.decompositions import PACKED
 
 #: Said in the results of a graph that was made this way.
@@ -32,7 +33,7 @@ def retrace(model: nn.Module, example: Tensor, *, below: bool = False) -> tuple[
     the graph holds numbers of the run itself, as those do that autograd saved while forward took derivatives.
     """
     params = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    run: Callable[..., Tensor] = lambda params, x: torch.func.functional_call(model, params, (x,))  # noqa: E731
+    run: Callable[..., Tensor] = lambda params, x: call_with(model, params, (x,))  # noqa: E731
     given = example.clone().requires_grad_().clone()  # as `measure` runs it
     written = make_fx(run, PACKED, pre_dispatch=not below, _error_on_data_dependent_ops=False)
     traced: GraphModule = written(params, given)

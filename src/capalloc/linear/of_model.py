@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, jacrev
+from torch.func import jacfwd, jacrev
 
 from capalloc._model.places import axis_names
 from capalloc._model.problem import Problem, prepare
+from capalloc._model.replaced_params import call_with
 from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
@@ -71,7 +72,7 @@ def linear_map(problem: Problem, values: dict[str, Tensor]) -> Tensor:
     """Return w(theta), (outputs, *inputs), a differentiable function of the parameters."""
 
     def f(x: Tensor) -> Tensor:
-        returned = functional_call(problem.model, values, (x[None],))
+        returned = call_with(problem.model, values, (x[None],))
         return problem.select(returned).reshape(-1)
 
     weights: Tensor = jacrev(f)(problem.probe[0])
@@ -108,6 +109,6 @@ def _check_linear(problem: Problem) -> None:
 def _parameter_gradients(problem: Problem, point: Tensor) -> list[Tensor]:
     values = {name: p.detach().clone().requires_grad_() for name, p in problem.params.items()}
     with torch.enable_grad():
-        total = problem.select(functional_call(problem.model, values, (point,))).sum()
+        total = problem.select(call_with(problem.model, values, (point,))).sum()
         grads = torch.autograd.grad(total, list(values.values()), materialize_grads=True)
     return list(grads)
