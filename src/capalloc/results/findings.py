@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from capalloc.results.allocation import worded
-from capalloc.results.audit_findings import Finding, Level
+from capalloc.results.audit_findings import Finding, Level, by_weight
 from capalloc.results.base import words_for
 from capalloc.results.evidence import NO_SHARE, Evidence
 from capalloc.results.regions import named_parts, parts_each
@@ -160,21 +160,19 @@ def repeats(known: Evidence) -> Iterator[Finding]:
 
 def kernels(known: Evidence) -> Iterator[Finding]:
     """Places of kernels that meet nothing but padding."""
+    found = []
     for tensor, scores in ({} if known.scores is None else known.scores.weights).items():
         name = tensor.rpartition(".")[0]
         if scores.ndim < 3 or name not in known.layers.index or not known.layers.loc[name, "channels"] > 0:
             continue
         taps = np.nansum(scores, (0, 1))
         if (idle := int((taps == 0).sum())) and taps.any():
-            yield Finding(
-                "worth a look",
-                idle / taps.size * scores.size / known.num_params,
-                f'layer "{name}": {idle} of the {taps.size} places of its kernel meet nothing but padding, or have '
-                "weights of zero",
-                "take a smaller kernel or dilation there, or a larger input",
-                "receptive-field.md",
-                float(idle),
-            )
+            what = f'layer "{name}": {idle} of the {taps.size} places of its kernel meet nothing but padding'
+            share = idle / taps.size * scores.size / known.num_params
+            do = "take a smaller kernel or dilation there, fewer strides before it, or a larger input"
+            what = f"{what}, or have weights of zero"
+            found.append(Finding("worth a look", share, what, do, "receptive-field.md", float(idle)))
+    yield from by_weight(found)[:MOST_NAMED]
 
 
 def field_of_paths(known: Evidence) -> Iterator[Finding]:
