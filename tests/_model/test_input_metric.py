@@ -96,3 +96,12 @@ def test_the_note_names_the_first_few():
     (note,) = note_of_still(x, torch.eye(3), Places.of((3, 3)))
     assert note.startswith("1 input never varies in these examples and holds 33.3% of the map: (0, 0);")
     assert not note_of_still(x, torch.zeros(3, 3), Places.of((3, 3)))
+
+
+def test_empty_batches_stand_in_the_way_of_no_method():
+    model, x = seeded_module(lambda: torch.nn.Linear(3, 2)), gaussian(9, 3)
+    batches = [x[:0], x[:4], x[:0], x[4:]]
+    np.testing.assert_array_equal(still_inputs(batches), still_inputs(x))
+    for solver in ("markov", "block", "segments"):
+        found, whole = (capalloc.propagate(model, given, solver=solver) for given in (batches, x))
+        np.testing.assert_allclose(found.capacity, whole.capacity)

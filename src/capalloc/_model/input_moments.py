@@ -80,7 +80,7 @@ class InputMoments:
 def still_inputs(inputs: Tensor | Iterable[Any]) -> Tensor | None:
     """Tell which inputs have one value in all examples: boolean, of one example's shape; None for a single example."""
     count, first, still = 0, torch.empty(0), torch.empty(0)
-    for x in iterate_batches(inputs):
+    for x in (batch for batch in iterate_batches(inputs) if len(batch)):
         if not count:
             first, still = x[:1], torch.ones_like(x[0], dtype=torch.bool)
         count += len(x)
