@@ -51,6 +51,10 @@ class BatchProducts(ABC):
     def adjoint(self, r: Tensor) -> Tensor:
         """C' r: (k, o, e, s) to (k, params)."""
 
+    def pieces(self, r: Tensor) -> Sequence[Tensor]:
+        """C' r as pieces side by side, (k, some of the params) each."""
+        return [self.adjoint(r)]
+
     def each(self, r: Tensor) -> Tensor:
         """C' r of every example apart: (k, o, e, s) to (k, e, params)."""
         one_by_one = zip(self.x.split(1), self.units.split(1, 1), r.split(1, 2), strict=True)
@@ -101,6 +105,10 @@ class ForwardProducts(BatchProducts):
 
     def adjoint(self, r: Tensor) -> Tensor:
         """C' r."""
+        return torch.cat(self.pieces(r), 1)
+
+    def pieces(self, r: Tensor) -> tuple[Tensor, ...]:
+        """C' r by parameter: of a large network no vector is made of them."""
         with self.replay(), Tape():
             return self._back(self.x, self.units, *self.space.directions(r, self.x))
 
@@ -110,13 +118,13 @@ class ForwardProducts(BatchProducts):
         sides = self.x[:, None], self.units[:, :, None], v[:, :, :, None], constant[:, :, :, None]
         try:
             with self.replay(), Tape():
-                vectors: Tensor = vmap(self._back, (0, 1, 2, 2), 1, randomness="same")(*sides)
+                pieces = vmap(self._back, (0, 1, 2, 2), 1, randomness="same")(*sides)
         except RuntimeError:
             return super().each(r)
-        return vectors
+        return torch.cat(pieces, 2)
 
-    def _back(self, x: Tensor, units: Tensor, v: Tensor, constant: Tensor) -> Tensor:
-        """C' r of directions and constants (k, o, e, ...), summed over examples: (k, params)."""
+    def _back(self, x: Tensor, units: Tensor, v: Tensor, constant: Tensor) -> tuple[Tensor, ...]:
+        """C' r of directions and constants (k, o, e, ...), summed over examples: (k, entries) of each parameter."""
 
         def combined(params: dict[str, Tensor], v: Tensor, constant: Tensor) -> Tensor:
             def derivative(u: Tensor, v: Tensor, constant: Tensor) -> Tensor:
@@ -127,12 +135,12 @@ class ForwardProducts(BatchProducts):
             total: Tensor = vmap(derivative, randomness="same")(units, v, constant).sum()
             return total
 
-        def back(v: Tensor, constant: Tensor) -> Tensor:
+        def back(v: Tensor, constant: Tensor) -> tuple[Tensor, ...]:
             gradient = grad(combined)(own_values(self.problem), v, constant)
-            return torch.cat([g.flatten() for g in gradient.values()])
+            return tuple(g.flatten() for g in gradient.values())
 
-        vectors: Tensor = vmap(back, randomness="same")(v, constant)
-        return vectors
+        pieces: tuple[Tensor, ...] = vmap(back, randomness="same")(v, constant)
+        return pieces
 
 
 @dataclass(frozen=True)

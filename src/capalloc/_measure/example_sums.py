@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from capalloc._linalg.fold import Total, add_to
+from capalloc._linalg.fold import Total
 from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure.examples import Batch, Examples
 from capalloc._runtime.steps import Steps
@@ -36,7 +36,7 @@ class NoiseSum(Total):
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
         for part, into in block.split(block.normal_rows(self.count, 0, self.number), state[0]):
-            add_to(into, block.adjoint(part))
+            block.add_adjoint(into, part)
         return state
 
 
@@ -76,7 +76,7 @@ class ProductSum(Total):
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
         for part, into in block.split(self.w, state[0]):
-            add_to(into, block.adjoint(block.apply(part)))
+            block.add_adjoint(into, block.apply(part))
         return state
 
 
@@ -99,7 +99,7 @@ class InnerSum(Total):
         rows = []
         for part, into in block.split(self.w, product):
             rows.append(block.apply(part))
-            add_to(into, block.adjoint(rows[-1]))
+            block.add_adjoint(into, rows[-1])
         add_inner(inner, rows)
         if len(self.others):
             add_inner(other_inner, (block.apply(part) for (part,) in block.split(self.others)))
@@ -126,7 +126,7 @@ class PullSum(Total):
         """Add the examples of a batch."""
         own = block.source.by_example(self.rows)[:, :, block.place].to(block.x.dtype)
         for part, into in block.split(own, state[0]):
-            add_to(into, block.adjoint(part))
+            block.add_adjoint(into, part)
         return state
 
 

@@ -20,6 +20,7 @@ from capalloc._derivatives.products import BatchProducts, ConstraintOperator
 from capalloc._derivatives.still_gates import gates_stay
 from capalloc._derivatives.tape import Tape, names_of
 from capalloc._derivatives.verify import choose_operator
+from capalloc._linalg.fold import add_to
 from capalloc._linalg.kronecker import LONGEST, merged_axes
 from capalloc._measure.task import Task
 from capalloc._model.magnitudes import magnitudes
@@ -204,6 +205,14 @@ class Batch:
         """Return C' rows, undivided; in float64 with a scale, else in the precision of products."""
         found, scale = self.bound.adjoint(rows), self.source.scale
         return found if scale is None else found * scale
+
+    def add_adjoint(self, into: Tensor, rows: Tensor) -> None:
+        """Add C' rows, undivided."""
+        pieces, scale = self.bound.pieces(rows), self.source.scale
+        sizes = [piece.shape[1] for piece in pieces]
+        scales = [None] * len(sizes) if scale is None else scale.split(sizes)
+        for place, piece, own in zip(into.split(sizes, 1), pieces, scales, strict=True):
+            add_to(place, piece if own is None else piece * own)
 
     def each(self, rows: Tensor) -> Tensor:
         """Return C' rows of every example apart, (k, e, params), in the precision of products."""
