@@ -269,6 +269,8 @@ CASES |= {
     aten.embedding.default: (lambda x: x + F.embedding(torch.tensor([1, 0, 1]), M), (2, 3, 4)),
     aten.native_dropout.default: (lambda x: aten.native_dropout(x, 0.5, False)[0], (2, 4)),
     aten.index.Tensor: (lambda x: x[:, torch.tensor([2, 0, 2])], (2, 4)),
+    aten.index_select.default: (lambda x: x.index_select(1, torch.tensor([2, 0, 2])), (2, 4)),
+    aten.gather.default: (lambda x: x.gather(1, torch.tensor([[2, 0], [3, 3]])), (2, 4)),
     aten._unsafe_view.default: (lambda x: aten._unsafe_view(x.transpose(0, 1).contiguous(), [8]) * 2, (2, 4)),
 }
 #: operator -> the function of its case with the gates frozen at x, of z.

@@ -59,7 +59,8 @@ def move(call: Call) -> Energy:
 def pick(call: Call) -> Any:
     """Entries by their places: one that is picked twice is one unit to what reads it, which labels do not tell."""
     read: Traced = call.args["self"]
-    picked = call.replaced("self")(torch.arange(read.value.numel()).reshape(read.value.shape))
+    places = torch.arange(read.value.numel(), device=read.value.device).reshape(read.value.shape)
+    picked = call.replaced("self")(places)
     if read.energy is not None and read.energy.is_signal and len(picked.unique()) < picked.numel():
         call.program.channels.exact = False
     return move(call) if call.op is aten.index.Tensor else linear_operator(call)
