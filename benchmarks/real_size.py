@@ -96,7 +96,7 @@ def in_passes(model: nn.Module, x: Tensor) -> tuple[str, ...]:
     whole = seconds_of_pass(model, x)
     with exact_derivatives():
         task = make_task(model, x)
-        examples, plan = plan_examples(task, Block(num_probes=2, output_probes=1))
+        examples, plan = plan_examples(task, Block(output_probes=1), 1, SAMPLE_OF_LARGE.longest)
         examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
         root, factors = timed(lambda: made(examples))
         held = examples.prepared()

@@ -17,7 +17,7 @@ import capalloc
 from capalloc._derivatives import exact_derivatives
 from capalloc._derivatives.tape import ELEMENTARY
 from capalloc._linalg.inverse_root import InverseRoot
-from capalloc._linalg.kronecker import Kronecker, KroneckerBlock
+from capalloc._linalg.kronecker import LONGEST, Kronecker, KroneckerBlock
 from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure import precondition
 from capalloc._measure.examples import Examples, cost_of, plan_examples
@@ -642,13 +642,20 @@ def test_two_combinations_of_outputs_stand_for_all_or_one_where_memory_holds_no_
     bases = cost_of(task, 1).bases
     for size in range(200_000, 600_000, 20_000):
         try:
-            found.append(
-                plan_combinations(replace(task, budget=Budget(bases + size)), Block(num_probes=2))[0].output_probes
-            )
+            limited = replace(task, budget=Budget(bases + size))
+            found.append(plan_combinations(limited, Block(), 2, LONGEST)[0].output_probes)
         except MemoryError:
             found.append(0)
     assert found == sorted(found)
     assert set(found) == {0, 1, 2}
+
+
+def test_a_plan_counts_the_vectors_and_bases_that_are_held():
+    model = seeded_module(lambda: nn.Sequential(nn.Linear(300, 40), nn.Tanh(), nn.Linear(40, 9)))
+    task = make_task(model, gaussian(1, 300))
+    assert cost_of(task, 1, 40).bases == 2 * 8 * (3 * 40**2 + 2 * 9**2) + 3 * 8 * 40**2
+    two, one = (plan_examples(task, Block(), number, 40)[1].num_bytes for number in (2, 1))
+    assert two - one > 6 * 8 * task.size.params / 2  # vectors in float64
 
 
 @pytest.mark.parametrize("name", ["relu", "attention"])

@@ -110,17 +110,19 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     phases = Phases()
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
     probes = probes_for(task.size) if settings.num_probes == "auto" else settings.num_probes
-    together = replace(settings, num_probes=2 if large else probes)  # large networks hold few vectors at a time
+    sample = SAMPLE_OF_LARGE if large else SAMPLE
+    together = (1 if settings.num_steps in ("auto", 0) else 2) if large else probes  # large ones hold few vectors
     if large and settings.output_probes is None:
-        examples, plan = plan_combinations(task, together)
+        examples, plan = plan_combinations(task, settings, together, sample.longest)
     else:
-        examples, plan = plan_examples(replace(task, precision=torch.float64) if ranked else task, together)
+        task_of_rank = replace(task, precision=torch.float64) if ranked else task
+        examples, plan = plan_examples(task_of_rank, settings, together, sample.longest)
     examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
     if plan.keep:
         examples = examples.prepared()
     phases("derivatives")
     ends = Enough(settings, task.started)
-    root = inverse_root(examples, SAMPLE_OF_LARGE if large or ends.late else SAMPLE, ends.left)
+    root = inverse_root(examples, SAMPLE_OF_LARGE if ends.late else sample, ends.left)
     phases("blocks")
     effort = Effort(examples, probes, steps_for(settings, examples))
     if not large and settings.num_probes == "auto" and ends.limit is not None:
@@ -141,12 +143,12 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     return answer.replace(attrs=answer.attrs | {"phases": phases.shares(), "notes": notes})
 
 
-def plan_combinations(task: Task, settings: Block) -> tuple[Examples, Plan]:
+def plan_combinations(task: Task, settings: Block, together: int, longest: int) -> tuple[Examples, Plan]:
     """Return the examples of a large network with two combinations of outputs each, or one if memory holds no more."""
     try:
-        return plan_examples(task, replace(settings, output_probes=2))
+        return plan_examples(task, replace(settings, output_probes=2), together, longest)
     except MemoryError:
-        return plan_examples(task, replace(settings, output_probes=1))
+        return plan_examples(task, replace(settings, output_probes=1), together, longest)
 
 
 def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -> Count:

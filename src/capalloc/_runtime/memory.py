@@ -211,7 +211,7 @@ class ProductCost:
         """Cut the work of the stochastic solver.
 
         Args:
-            probes: to be solved for together, if memory allows; two or more.
+            probes: to be solved for together, if memory allows.
             batch_size: examples at a time, or "auto".
             budget: bytes that may be filled.
 
