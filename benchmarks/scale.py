@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import resource
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.fresh_process import print_rows, rows_of
 from benchmarks.table import Table
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import plan_examples
@@ -92,7 +92,7 @@ def run() -> Table:
         f"time of one product with G and four vectors at {EXAMPLES} examples, and of the CNN at widths {WIDTHS} on 16."
     )
     header = ("network", "parameters", "inputs", "examples", "total", "probes", "iterations", "error", "time", "memory")
-    rows = [in_fresh_process(*one) for one in CASES]
+    rows = [row for name, *_ in CASES for row in rows_of("scale", name)]
     rows += [growth("examples", [(64, n) for n in EXAMPLES]), growth("parameters", [(w, 16) for w in WIDTHS])]
     return Table("Measured capacity at scale", about, header, rows)
 
@@ -148,17 +148,13 @@ def product_seconds(width: int, examples: int) -> tuple[int, float]:
     return found.num_params, min(seconds)
 
 
-def in_fresh_process(*arguments: object) -> tuple[str, ...]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        row: tuple[str, ...] = pool.apply(case, arguments)
-        pool.close()
-        pool.join()
-    return row
-
-
 def peak_mib() -> float:
     """Peak resident memory of this process."""
     with contextlib.suppress(OSError):  # Linux: ru_maxrss would include the parent's peak
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
         return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / (1024 if sys.platform == "darwin" else 1)
+
+
+if __name__ == "__main__":
+    print_rows(case(*one) for one in CASES if one[0] in sys.argv[1:])

@@ -230,7 +230,7 @@ class Batch:
 
 
 def plan_examples(
-    task: Task, settings: Stochastic | Block, together: int | None = None, longest: int = LONGEST
+    task: Task, settings: Stochastic | Block, together: int | None = None, longest_axis: int = LONGEST
 ) -> tuple[Examples, Plan]:
     """Return all examples with the way to their products that is right for the model, and how the work is cut.
 
@@ -238,13 +238,13 @@ def plan_examples(
         task: the model and its examples.
         settings: those of the solver.
         together: vectors that are held at a time; by default as many as there are probes.
-        longest: axis of a parameter tensor whose basis may be another than its own.
+        longest_axis: axis of a parameter tensor whose basis may be another than its own.
 
     """
     x, num_outputs = task.x.to(task.precision), task.size.outputs
     probes = settings.output_probes or (OUTPUT_PROBES if num_outputs > ALL_OUTPUTS else num_outputs)
     wanted = first_block(task.size.params) if isinstance(settings.num_probes, str) else settings.num_probes
-    cost = cost_of(task, min(probes, num_outputs), longest)
+    cost = cost_of(task, min(probes, num_outputs), longest_axis)
     most = wanted if isinstance(settings, Block) else max(2, min(wanted, WIDEST, cost.params))
     plan = cost.plan(together or most, task.batch_size, task.budget)
     first = x[:1].to(task.problem.dtype)
@@ -266,7 +266,7 @@ def first_block(num_params: int) -> int:
     return max(3, min(WIDEST, 100_000 // num_params))
 
 
-def cost_of(task: Task, outputs: int, longest: int = LONGEST) -> ProductCost:
+def cost_of(task: Task, outputs: int, longest_axis: int = LONGEST) -> ProductCost:
     """Return what a product costs, by one run over one example."""
     problem, size = task.problem, task.size
     with Tape(names_of(problem)) as tape:
@@ -274,7 +274,7 @@ def cost_of(task: Task, outputs: int, longest: int = LONGEST) -> ProductCost:
     elements = tape.elements + problem.probe.numel()
     itemsize = torch.finfo(task.precision).bits // 8
     merged = [axis for p in problem.params.values() for axis in merged_axes(p.shape)]
-    axes = tuple(axis for axis in merged if axis <= longest)
+    axes = tuple(axis for axis in merged if axis <= longest_axis)
     return ProductCost(elements, outputs, size.slots, size.params, itemsize, size.examples, axes)
 
 

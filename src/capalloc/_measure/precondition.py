@@ -41,11 +41,8 @@ class Preconditioner:
 
 def precondition(examples: Examples) -> Preconditioner:
     """Return the preconditioner that random constraints of single examples make, and those of the constant input."""
-    most = (
-        min(ROWS, min(MOST_NUMBERS, examples.longest) // examples.num_params)
-        if examples.operator.space.intercept
-        else 0
-    )
+    numbers = min(MOST_NUMBERS, examples.longest)
+    most = min(ROWS, numbers // examples.num_params) if examples.operator.space.intercept else 0
     return Preconditioner(
         kronecker(shapes_of(examples), partial(samples, examples)), scaled_constant_rows(examples, most)
     )

@@ -143,12 +143,12 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     return answer.replace(attrs=answer.attrs | {"phases": phases.shares(), "notes": notes})
 
 
-def plan_combinations(task: Task, settings: Block, together: int, longest: int) -> tuple[Examples, Plan]:
+def plan_combinations(task: Task, settings: Block, together: int, longest_axis: int) -> tuple[Examples, Plan]:
     """Return the examples of a large network with two combinations of outputs each, or one if memory holds no more."""
     try:
-        return plan_examples(task, replace(settings, output_probes=2), together, longest)
+        return plan_examples(task, replace(settings, output_probes=2), together, longest_axis)
     except MemoryError:
-        return plan_examples(task, replace(settings, output_probes=1), together, longest)
+        return plan_examples(task, replace(settings, output_probes=1), together, longest_axis)
 
 
 def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -> Count:

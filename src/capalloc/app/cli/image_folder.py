@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from capalloc._runtime.extras import load_extra
-from capalloc._runtime.memory import budget_of
+from capalloc._runtime.memory import Budget, budget_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 #: What Pillow may decode: it tells formats by content, and starts other programs for some.
@@ -44,7 +44,8 @@ def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int 
     if not paths:
         raise ValueError(f"the folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     paths = paths[:number]
-    first, *rest = (_read(path, shape, len(paths)) for path in paths)
+    room = budget_of(torch.device("cpu"))  # for all of them together
+    first, *rest = (_read(path, shape, len(paths), room) for path in paths)
     for path, image in zip(paths[1:], rest, strict=True):
         if image.shape != first.shape:
             raise ValueError(
@@ -54,7 +55,7 @@ def read_images(folder: Path, shape: tuple[int, ...] | None = None, number: int 
     return torch.stack([first, *rest])
 
 
-def _read(path: Path, shape: tuple[int, ...] | None, number: int) -> Tensor:
+def _read(path: Path, shape: tuple[int, ...] | None, number: int, room: Budget) -> Tensor:
     """Read one image of so many, its colours in front."""
     pillow, operations = load_extra(str(path), "PIL.Image"), load_extra(str(path), "PIL.ImageOps")
     try:
@@ -62,7 +63,7 @@ def _read(path: Path, shape: tuple[int, ...] | None, number: int) -> Tensor:
             file.verify()  # its checksums, where the format has some
         with pillow.open(path, formats=FORMATS) as file:
             _check_frames(file)
-            _check_memory(shape or (3, *file.size), number)
+            _check_memory(shape or (3, *file.size), number, room)
             if file.mode == "I" and file.format == "TIFF":
                 raise ValueError("its levels are of 32 bits, of which none is known to be white; save it with 8 or 16")
             image = operations.exif_transpose(file)
@@ -83,11 +84,11 @@ def _check_frames(file: Any) -> None:
         raise ValueError(f"it holds {frames} images; save each in a file of its own")
 
 
-def _check_memory(shape: tuple[int, ...], number: int) -> None:
+def _check_memory(shape: tuple[int, ...], number: int, room: Budget) -> None:
     """Refuse images that do not fit beside the copy that joins them."""
     needed = 2 * FLOAT32 * number * math.prod(shape)
     advice = "take fewer with --examples, or smaller ones with --shape"
-    budget_of(torch.device("cpu")).set_aside(needed, f"{number} images of {' x '.join(map(str, shape))}", advice)
+    room.set_aside(needed, f"{number} images of {' x '.join(map(str, shape))}", advice)
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
