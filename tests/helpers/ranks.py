@@ -33,6 +33,9 @@ from capalloc import Run
 from capalloc._runtime.distributed import joined
 from capalloc.solvers import Dense, Stochastic
 
+#: Seconds that what must come may take.
+PATIENCE = 240.0
+
 
 def net(seed: int = 0) -> nn.Module:
     """50 parameters, 6 slots, 2 outputs."""
@@ -82,6 +85,11 @@ class Mortal(Slow):
         return super().forward(x)
 
 
+def together(checkpoint: Path | None = None, **settings: Any) -> Run:
+    """A run of all ranks in which none is late or taken for dead, however busy the machine is."""
+    return Run(checkpoint, **{"distributed": True, "silence": 30.0, "arrival": PATIENCE} | settings)
+
+
 STOCHASTIC = {"solver": Stochastic(num_probes=16), "ridge": 0.1}
 #: Measurements whose answer must not depend on the number of ranks.
 CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
@@ -110,15 +118,15 @@ def cases(rank: int, folder: Path) -> dict[str, Any]:
     """Every case (by two ranks: a few), two again with rows that are not kept, several ridges, and the reducer."""
     for name in CASES if dist.get_world_size() > 2 else FEW:
         make, inputs, settings = CASES[name]
-        found = capalloc.measure(make(), inputs, run=Run(distributed=True, progress=name in FEW), **settings)
+        found = capalloc.measure(make(), inputs, run=together(progress=name in FEW), **settings)
         found.save(folder / f"{name}.{rank}.nc")
     for name in ("orthogonal", "gram"):
         make, inputs, settings = CASES[name]
         again = Dense(kept_share=0)
-        found = capalloc.measure(make(), inputs, solver=again, run=Run(distributed=True), batch_size=4, **settings)
+        found = capalloc.measure(make(), inputs, solver=again, run=together(), batch_size=4, **settings)
         found.save(folder / f"{name} again.{rank}.nc")
     found = capalloc.measure(
-        net(), data(31, 5), ridge=[0.1, 1.0], solver=Stochastic(num_probes=8), run=Run(distributed=dist.group.WORLD)
+        net(), data(31, 5), ridge=[0.1, 1.0], solver=Stochastic(num_probes=8), run=together(distributed=dist.group.WORLD)
     )
     return reducer(rank) | {"totals": [float(found[ridge].total) for ridge in (1.0, 0.1)]}
 
@@ -144,19 +152,18 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
     broken = data(31, 5)
     broken[3, 3] = torch.nan
     alone = dist.new_group([0])
-    together = Run(distributed=True, arrival=60.0)  # none is late, whatever else the machine does
     calls: dict[str, Callable[[], Any]] = {
-        "invalid": lambda: capalloc.measure(net(), broken if rank == 1 else data(31, 5), run=together),
-        "unequal": lambda: capalloc.measure(net(), data(31, 5), ridge=0.5 if rank == 1 else 0.25, run=together),
-        "impossible": lambda: capalloc.measure(net(), data(31, 5), ridge=-1.0 if rank == 1 else 0.25, run=together),
-        "another function": lambda: capalloc.measure(net(), data(31, 5), scaled if rank == 1 else None, run=together),
+        "invalid": lambda: capalloc.measure(net(), broken if rank == 1 else data(31, 5), run=together()),
+        "unequal": lambda: capalloc.measure(net(), data(31, 5), ridge=0.5 if rank == 1 else 0.25, run=together()),
+        "impossible": lambda: capalloc.measure(net(), data(31, 5), ridge=-1.0 if rank == 1 else 0.25, run=together()),
+        "another function": lambda: capalloc.measure(net(), data(31, 5), scaled if rank == 1 else None, run=together()),
         "a file": lambda: capalloc.measure(
-            net(), data(31, 5), run=Run(folder / "run.safetensors" if rank == 1 else None, distributed=True)
+            net(), data(31, 5), run=together(folder / "run.safetensors" if rank == 1 else None)
         ),
         "outsider": lambda: capalloc.measure(
             net(), data(31, 5), run=Run(distributed=alone if rank == 0 else dist.GroupMember.NON_GROUP_MEMBER)
         ),
-        "valid": lambda: capalloc.measure(net(), data(31, 5), run=together),
+        "valid": lambda: capalloc.measure(net(), data(31, 5), run=together()),
     }
     found = {name: raised(call) for name, call in calls.items()}
     hasty = Run(distributed=True, arrival=2.5)
@@ -181,9 +188,13 @@ def raised(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def leaving(rank: int, folder: Path) -> dict[str, Any]:
-    """The rank that holds the store ends without a call."""
+    """The rank that holds the store ends without a call, once the other has joined the group."""
+    joined_file = folder / "joined"
     if rank == 0:
+        while not joined_file.exists():
+            time.sleep(0.01)
         os._exit(0)
+    joined_file.touch()
     time.sleep(0.5)
     capalloc.measure(net(), data(31, 5), run=Run(distributed=True))
     return {}
@@ -194,7 +205,7 @@ def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 6.0, **setti
 
     def scenario(rank: int, folder: Path) -> dict[str, Any]:
         model = Mortal(victim, sign, folder / "death")
-        capalloc.measure(model, data(2000, 5), run=Run(distributed=True, silence=silence), batch_size=2, **settings)
+        capalloc.measure(model, data(2000, 5), run=together(silence=silence), batch_size=2, **settings)
         return {}
 
     return scenario
@@ -206,7 +217,7 @@ def long_run(folder: Path, name: str, distributed: bool = False) -> None:
     if name == "stochastic":
         solver = {"solver": Stochastic(num_probes=LONG_PROBES), "ridge": 0.1, "batch_size": 3}
     x = data({"wide": 4, "stochastic": 9}.get(name, 25), 5)
-    run = Run(folder / "run.safetensors", checkpoint_seconds=0, distributed=distributed)
+    run = together(folder / "run.safetensors", checkpoint_seconds=0, distributed=distributed)
     found = capalloc.measure(Slow(), x, run=run, **solver)
     found.save(folder / f"{dist.get_rank() if distributed else 0}.nc")
 
@@ -234,7 +245,7 @@ def child(rank: int, size: int, port: int, scenario: str, folder: Path) -> None:
     """One rank, from birth to exit."""
     os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
     try:
         said = {"value": SCENARIOS[scenario](rank, folder)}
     except Exception as error:
@@ -306,7 +317,7 @@ def kill_and_resume(folder: Path, kills: int, longest: float, *names: str) -> No
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     resumed = [fork(partial(long_run, folder / name, name)) for name in names]
-    assert ended(whole + resumed, 120) == [0] * len(whole + resumed)
+    assert ended(whole + resumed, PATIENCE) == [0] * len(whole + resumed)
 
 
 def kill_group_and_resume(folder: Path, size: int, kills: int, longest: float) -> None:
@@ -318,7 +329,7 @@ def kill_group_and_resume(folder: Path, size: int, kills: int, longest: float) -
         for pid in ranks:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-    assert ended(start(size, "resumed", folder), 120) == [0] * size
+    assert ended(start(size, "resumed", folder), PATIENCE) == [0] * size
 
 
 def run(folder: Path, *scenarios: tuple[str, int]) -> None:
@@ -329,7 +340,7 @@ def run(folder: Path, *scenarios: tuple[str, int]) -> None:
         own.mkdir(parents=True)
         groups.append((own, start(size, scenario, own)))
     for own, ranks in groups:
-        (own / "exits.json").write_text(json.dumps(ended(ranks, 60)))
+        (own / "exits.json").write_text(json.dumps(ended(ranks, PATIENCE)))
 
 
 TASKS: dict[str, Callable[..., None]] = {

@@ -67,6 +67,7 @@ def opened(page: sync_api.Page, query: str = "") -> sync_api.Page:
     page.goto(query or "/")
     page.wait_for_selector("#a-map .main-svg")
     page.wait_for_selector("#a-numbers td")
+    page.wait_for_selector("#profile .scatterlayer .trace")  # the last that the server fills in, with the query
     return page
 
 
