@@ -96,7 +96,7 @@ def test_links_between_pages_lead_somewhere(built):
     """The build checks links of docs/, and not those of files that pages include."""
     for page in built.rglob("*.html"):
         for target in re.findall(r'<a [^>]*href="([^"#:]+)(?:#[^"]*)?"', page.read_text(encoding="utf-8")):
-            assert page.name == "404.html" or (page.parent / target).exists(), f"{page.name} links to {target}"
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_pages_fetch_their_own_files_alone(built):
@@ -167,8 +167,34 @@ def test_the_site_is_searched_from_a_disk(built, tab):
     check_search(tab, f"{built.as_uri()}/")
 
 
+@pytest.mark.parametrize("stray", ["nowhere.html", "no/such/page.html"])
+def test_an_address_without_a_page_leads_home_below_any_path(built, browser, stray):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(built.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    home = f"http://127.0.0.1:{server.server_port}/site/"
+    context = new_context(browser)
+    try:
+        page = context.new_page()
+        assert page.goto(home + stray).status == 404
+        page.wait_for_function("document.querySelector('a').href.endsWith('/site/index.html')")
+        page.click("a")
+        page.wait_for_selector(".md-search__button")
+        assert page.url == f"{home}index.html"
+    finally:
+        context.close()
+        server.shutdown()
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, without a line for each request."""
+    """Serves a folder as hosts of sites do, with the site's own page for what is not there, and no line for a request."""
+
+    def send_error(self, code: int, *_: object, **__: object) -> None:
+        """Answer with the site's page."""
+        body = next(Path(self.directory).rglob("404.html")).read_bytes()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
