@@ -186,7 +186,7 @@ def test_an_address_without_a_page_leads_home_below_any_path(built, browser, str
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder as hosts of sites do, with the site's own page for what is not there, and no line for a request."""
+    """Serves a folder as hosts of sites do, with the site's own page for what is not there, and says nothing."""
 
     def send_error(self, code: int, *_: object, **__: object) -> None:
         """Answer with the site's page."""

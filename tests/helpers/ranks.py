@@ -126,7 +126,11 @@ def cases(rank: int, folder: Path) -> dict[str, Any]:
         found = capalloc.measure(make(), inputs, solver=again, run=together(), batch_size=4, **settings)
         found.save(folder / f"{name} again.{rank}.nc")
     found = capalloc.measure(
-        net(), data(31, 5), ridge=[0.1, 1.0], solver=Stochastic(num_probes=8), run=together(distributed=dist.group.WORLD)
+        net(),
+        data(31, 5),
+        ridge=[0.1, 1.0],
+        solver=Stochastic(num_probes=8),
+        run=together(distributed=dist.group.WORLD),
     )
     return reducer(rank) | {"totals": [float(found[ridge].total) for ridge in (1.0, 0.1)]}
 

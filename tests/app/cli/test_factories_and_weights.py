@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from capalloc._measure import forecast
-from capalloc.app.cli.errors import UsageError
+from capalloc.app.cli.errors import UsageError, in_words
 from capalloc.app.cli.lines_in_a_log import lines_in_a_log
 from capalloc.app.cli.model_source import read_model
 from capalloc.app.cli.named_model import NamedModel
@@ -47,7 +47,8 @@ class Forward(torch.nn.Module):
         self.one, self.wrong = torch.nn.Linear(4, 2), wrong
 
     def forward(self, x):
-        raise {"KeyError": KeyError, "RuntimeError": RuntimeError}[self.wrong]("of the user's")
+        raise {"KeyError": KeyError, "RuntimeError": RuntimeError, "ValueError": ValueError}[self.wrong](
+            "of the user's: give outputs= or outputs='one'")
 
 def program():
     return torch.export.export(net(), (torch.zeros(2, 4),))
@@ -75,6 +76,33 @@ def test_a_factory_in_a_file(file: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert made[0].weight.shape == (5, 4)
     monkeypatch.chdir(tmp_path)
     assert "capacity" in run("propagate", "deep/net.py:net", "--shape", "4").stdout
+
+
+def test_arguments_of_the_library_are_told_as_the_options_that_the_command_has():
+    options = {"outputs": "--output", "params": "--params", "picture": "--picture"}
+
+    def told(text: str, cause: Exception | None = None) -> str:
+        error = ValueError(text)
+        error.__cause__ = cause
+        return in_words(error, options)
+
+    assert told("fewer with params= or outputs=, batch_size= too") == "fewer with --params or --output, batch_size= too"
+    assert told("for example outputs='one'; or outputs=1.") == "for example --output 'one'; or --output 1."
+    for whole in (
+        "f(outputs=1)",
+        "my_outputs=1 x.params= (params=)",
+        "outputs=x[0] outputs=1e-3 params=a/b",
+        "a=outputs=1",
+    ):
+        assert told(whole) == whole
+    user = KeyError("no params= here")
+    assert told(f"forward said {user}; leave out params=", user) == f"forward said {user}; leave out --params"
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "RuntimeError"])
+def test_what_users_say_in_their_errors_stays_as_it_is(file: str, kind: str) -> None:
+    line = refused("propagate", f"{file}:Forward", "--shape", "4", "--arg", f"wrong={kind}")
+    assert "of the user's: give outputs= or outputs='one'" in line
 
 
 def test_what_fails_in_a_factory_is_told_with_its_place(file: str, tmp_path: Path) -> None:

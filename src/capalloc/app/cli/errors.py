@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -22,6 +23,8 @@ EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, No
 #: The command that runs, as it was typed.
 TYPED: ContextVar[str | None] = ContextVar("typed", default=None)
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+#: An argument as messages of the library name it, with its value or without one, and no part of an expression.
+ARGUMENT = re.compile(r"(?<!\S)([a-z_]+)=('[^'\s]*'|\d+)?(?=[\s,;.:)]|$)")
 
 
 class UsageError(ValueError):
@@ -50,7 +53,7 @@ class CommandGroup(TyperGroup):
         except Exception as error:
             if debug or not (is_expected(error) or place_of(error)):
                 raise
-            say(in_words(error))
+            say(in_words(error, options_of(self.get_command(ctx, ctx.invoked_subcommand or ""))))
             raise typer.Exit(WRONG_USAGE if isinstance(error, UsageError) else FAILED) from None
 
 
@@ -59,9 +62,21 @@ def is_expected(error: Exception) -> bool:
     return isinstance(error, EXPECTED) or ran_out(error)
 
 
-def in_words(error: Exception) -> str:
-    """Return the message of an error, with its place in the user's code, or advice where memory is short."""
-    text = (str(error) or type(error).__name__).replace("for example outputs=", "for example --output ")
+def options_of(command: Any) -> dict[str, str]:
+    """Return the options of a command by the arguments of the library that they are."""
+    named = {} if command is None else {p.name: p.opts[0] for p in command.params if p.opts[0].startswith("--")}
+    return named | ({"outputs": named["output"]} if "output" in named else {})
+
+
+def in_words(error: Exception, options: Mapping[str, str]) -> str:
+    """Return the message of an error, with its place in the user's code, or advice where memory is short.
+
+    Arguments that it speaks of are named as the command's options; what the user's own code said stays as it is.
+    """
+    text = str(error) or type(error).__name__
+    if not place_of(error):
+        said = str(error.__cause__ or "") or text + " "  # which the text does not hold
+        text = said.join(ARGUMENT.sub(lambda m: _option(m, options), part) for part in text.split(said))
     if not is_expected(error):
         told = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
         return f"{told}{type(error).__name__}: {text} ({place_of(error)})"
@@ -71,6 +86,12 @@ def in_words(error: Exception) -> str:
     if isinstance(error, RuntimeError) and not isinstance(error, EXPECTED):
         return f"memory is short; take a smaller --shape, fewer --examples or a smaller model ({text})"
     return text
+
+
+def _option(argument: re.Match[str], options: Mapping[str, str]) -> str:
+    """Return an argument as an option; as it stands where the command has none such."""
+    name, value = argument.groups()
+    return " ".join(filter(None, (options[name], value))) if name in options else argument[0]
 
 
 def say(text: str) -> None:
