@@ -6,9 +6,11 @@ import itertools
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -524,6 +526,43 @@ def test_what_takes_too_long_is_left_out_with_a_note() -> None:
     assert audit.view().heading == "nothing found, in a part of what there is to see"
     assert "Nothing found.</strong> Parts were left out" in report_html({"audit": audit})
     assert "capacity" not in str(audit).split("layers")[0]
+
+
+def test_parts_that_take_longer_than_forecast_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine: the first part takes what there is, and what is left out says so, as does the end."""
+    observed = audit_module.observe
+
+    def slow(problem: Any, batches: Any) -> Any:
+        time.sleep(4.5)
+        return observed(problem, batches)
+
+    monkeypatch.setattr(audit_module, "observe", slow)
+    notes = capalloc.audit(made(dense(6, 5, 3)), examples(50, 6), seconds=3).data.attrs["notes"]
+    (depth,) = [note for note in notes if note.startswith("depth left out: ")]
+    assert re.search(r"0 of 3 s are left \(what came before took \d+ s, [01] were forecast\)$", depth)
+    assert any(re.fullmatch(r"seconds=3 was not held: it took \d+ s", note) for note in notes)
+
+
+def test_layers_beyond_those_named_are_counted() -> None:
+    """Five dead layers: three are named, and the last of them says that there are two more; none is called wide."""
+
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(6, 3), nn.ModuleList(nn.Linear(6, 3) for _ in range(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x) + 0 * sum(layer(x[:, [0, 0, 0, 1, 1, 1]]) for layer in self.idle)
+
+    told = [f.what for f in capalloc.audit(made(Idle), examples(60, 6), trained=True).findings]
+    dead = [what for what in told if "no path goes through it" in what]
+    assert len(dead) == 3
+    assert [what.endswith(" (and 2 more layers with dead units: see the table)") for what in dead] == [
+        False,
+        False,
+        True,
+    ]
+    assert not [what for what in told if "directions" in what]
 
 
 def test_many_small_operators_are_forecast_by_their_number() -> None:

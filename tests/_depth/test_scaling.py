@@ -394,16 +394,35 @@ def test_skips_without_energy_have_infinite_rates():
     class Cut(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = linear(signs(8, 1))
+            self.layer, self.kept = linear(signs(8, 1)), nn.Parameter(torch.zeros((), dtype=torch.float64))
 
         def forward(self, x: Tensor) -> Tensor:
-            return 0.0 * x + self.layer(x.abs())
+            return self.kept * x + self.layer(x.abs())
 
     found = capalloc.scaling(Cut(), gaussian(2, 8))
     assert found.data["rate"].item() == math.inf
     assert (found.phase, found.skip_share, found.T) == ("strong", 0.0, math.inf)
     assert math.isnan(found.data["multiplier"].item())
     assert found.advice[1] == 'block "layer": its skip passes nothing; nothing to balance the branch with'
+
+
+def test_what_is_multiplied_by_zero_is_no_branch_and_no_skip():
+    """A layer times 0 is a constant: the network is that without it, bit by bit, blocks and gains alike."""
+
+    class Idle(nn.Module):
+        def __init__(self, idle: bool) -> None:
+            super().__init__()
+            self.idle, self.used = idle, linear(signs(8, 1))
+            self.other = nn.Sequential(linear(signs(8, 2)), nn.ReLU(), linear(signs(8, 3)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x) + 0 * self.other(x) if self.idle else self.used(x)
+
+    x = gaussian(4, 8)
+    with_it, without = (capalloc.scaling(Idle(idle), x) for idle in (True, False))
+    assert with_it.data.sizes["block"] == 0
+    assert with_it.phase == "plain"
+    assert with_it.data.equals(without.data)
 
 
 # -- multipliers --------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ CAPACITY = 40.0
 #: so many times the time that there is will not be done in it.
 LEAST_PASSES, CLEARLY = 1000, 2.0
 EXAMPLES_AT_ONCE = 64
+#: Times its forecast, or the limit, beyond which what was taken is told.
+LATE = 1.25
 
 
 @dataclass
@@ -53,22 +55,34 @@ class _Clock:
     started: float
     notes: list[str] = field(default_factory=list)
     failed: dict[str, list[str]] = field(default_factory=dict)  # parts, by the reason
+    planned: float = 0.0  # what was forecast of the parts so far
+    taken: float = 0.0  # what they took
 
     @property
     def left(self) -> float:
         return self.seconds - (time.perf_counter() - self.started)
 
-    def run(self, what: str, forecast: float, part: Callable[[], Any]) -> Any:
+    def run(self, what: str, forecast: float, part: Callable[[], Any], *, fits: bool) -> Any:
         """Return what a part finds; None, with a note, where there is no time for it or it cannot be found."""
-        if forecast > self.left:
+        if self.left < 0 or (not fits and forecast > self.left):
             left = f"{max(0.0, self.left):.0f} of {self.seconds:.0f} s are left"
-            self.notes.append(f"{what}{LEFT_OUT}about {max(1.0, forecast):.0f} s more, and {left}")
+            slow = f" (what came before took {self.taken:.0f} s, {self.planned:.0f} were forecast)"
+            late = slow * (self.taken > LATE * self.planned + 1)
+            self.notes.append(f"{what}{LEFT_OUT}about {max(1.0, forecast):.0f} s more, and {left}{late}")
             return None
+        started = time.perf_counter()
         try:
             return part()
         except (ValueError, TypeError, RuntimeError) as error:
             self.failed.setdefault(str(error).splitlines()[0], []).append(what)
             return None
+        finally:
+            self.planned, self.taken = self.planned + forecast, self.taken + time.perf_counter() - started
+
+    def overrun(self) -> list[str]:
+        """A note where it took longer than it may."""
+        took = self.seconds - self.left
+        return [f"seconds={self.seconds:g} was not held: it took {took:.0f} s"] * (took > LATE * self.seconds)
 
 
 @checked
@@ -150,9 +164,9 @@ def audit(
         parts["capacity"] = parts.pop("capacity")  # the last one
     found: dict[str, Any] = {}
     for what, part in tqdm(parts.items(), disable=not progress, desc="audit"):
-        found[what] = clock.run(what, 0.0 if what == "capacity" else costs[what], part)
+        found[what] = clock.run(what, costs[what], part, fits=what == "capacity")
     evidence = _evidence(problem, found)
-    clock.notes += _too_few(found["channels"] or {})
+    clock.notes += [*_too_few(found["channels"] or {}), *clock.overrun()]
     attrs = _attrs(evidence, number) | {"forecast_seconds": forecast, "seconds": time.perf_counter() - clock.started}
     failed = [f"{' and '.join(parts)}{LEFT_OUT}{reason}" for reason, parts in clock.failed.items()]
     attrs["notes"] = [*clock.notes, *failed, *attrs["notes"]]
@@ -215,7 +229,7 @@ def _attrs(known: Evidence, num_examples: int) -> dict[str, Any]:
         "total": None if a is None else a.total,
         "total_standard_error": None if a is None else a.attrs.get("total_standard_error"),
         "certainty": None if a is None else a.certainty,
-        "notes": [] if a is None else a.attrs["notes"],
+        "notes": [] if a is None else [note for note in a.attrs["notes"] if not note.startswith("max_seconds=")],
     }
 
 

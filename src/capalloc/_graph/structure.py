@@ -32,7 +32,8 @@ class Structure:
 
     signals: set[Node] = field(default_factory=set)  # depend on the inputs through floating point
     live: set[Node] = field(default_factory=set)  # those, and what is made of parameters
-    zeros: set[Node] = field(default_factory=set)  # 0 whatever the inputs, such as the state that a scan starts from
+    #: 0 whatever the inputs, such as the state that a scan starts from, or a signal times 0
+    zeros: set[Node] = field(default_factory=set)
     ranks: dict[Node, GateRank] = field(default_factory=dict)
     bent: dict[Node, Node] = field(default_factory=dict)  # function of a parameter's entries -> the parameter
     weights: set[Node] = field(default_factory=set)  # made of parameters, with energies that are a weight's
@@ -202,7 +203,7 @@ class Structure:
             return not given.get("fill_value", 0)
         if known.factors:
             numerators = known.factors[:1] if known.kind == "quotient" else known.factors
-            return any(given[name] in self.zeros for name in numerators)
+            return any(given[name] == 0 or given[name] in self.zeros for name in numerators)
         moved = known.moves and node.all_input_nodes and not given.get("value")  # what it is padded with
         return bool(moved) and self.zeros.issuperset(node.all_input_nodes)
 

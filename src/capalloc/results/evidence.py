@@ -63,7 +63,8 @@ class Evidence:
         if self.scores is None or self.allocation is None:
             return []
         scored, held = self.scores.to_pandas(), self.allocation.by_parameter.to_series()
-        return [name for name in scored.index[scored["share"] == 0] if held.get(name, 0.0) > NO_SHARE]
+        silent = scored.loc[scored["share"] == 0, "parameters"]
+        return [str(name) for name, size in silent.items() if held.get(name, 0.0) > NO_SHARE * size]
 
     @property
     def idle(self) -> pd.Series[float]:

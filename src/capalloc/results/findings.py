@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ def findings(known: Evidence) -> list[Finding]:
 def dead_units(known: Evidence) -> Iterator[Finding]:
     """Units that no path goes through on any example."""
     rows = known.layers[known.layers["dead"] > 0]
-    for name, row in _largest(rows, rows["dead"] / rows["units"]):
+    for name, row, more in _largest(rows, rows["dead"] / rows["units"], "with dead units"):
         share = row["dead"] / row["units"]
         what = (
             f'layer "{name}": {row["dead"]:.0f} of {row["units"]:.0f} units {_are(row["dead"])} dead on these examples'
@@ -72,7 +73,7 @@ def dead_units(known: Evidence) -> Iterator[Finding]:
         yield Finding(
             "serious" if share >= MOSTLY_DEAD else "worth a look",
             share * row["parameters"] / known.num_params,
-            what,
+            what + more,
             do,
             "how-to/prune.md",
             float(row["dead"]),
@@ -88,7 +89,7 @@ def low_use(known: Evidence) -> Iterator[Finding]:
     layers = layers.assign(use=layers["use"] / part, use_error=layers["use_error"] / part)
     most = layers["use"] + 2 * layers["use_error"].fillna(0) + (known.unknown + known.rising) / layers["in_use"]
     rows = layers[most < LOW_USE]
-    for name, row in _largest(rows, rows["in_use"] - rows["capacity"]):
+    for name, row, more in _largest(rows, rows["in_use"] - rows["capacity"], f"with a use below {LOW_USE}"):
         error = f" ± {row['use_error']:.3f}" if row["use_error"] > 0 else ""
         share = (row["in_use"] - row["capacity"]) / known.num_params
         whose, used = ("its", "") if row["in_use"] == row["parameters"] else ("the", "that paths use ")
@@ -96,7 +97,7 @@ def low_use(known: Evidence) -> Iterator[Finding]:
             "worth a look" if share >= SMALL else "to know",
             share,
             f'layer "{name}": use {row["use"]:.2f}{error}, {row["capacity"]:,.0f} of {whose} {row["in_use"]:,.0f} '
-            f"parameters {used}are independent{known.guide}",
+            f"parameters {used}are independent{known.guide}{more}",
             "make it narrower, or drop what another layer does too",
             "how-to/wasted-layers.md",
             float(row["use"]),
@@ -124,15 +125,17 @@ def unused_parameters(known: Evidence) -> Iterator[Finding]:
 
 def narrower(known: Evidence) -> Iterator[Finding]:
     """Layers that read channels which repeat one another."""
-    directions = known.layers["directions"]
-    rows = known.layers[(directions > 0) & (directions <= NARROWER * known.layers["channels"])]  # none: nothing varies
-    for name, row in _largest(rows, rows["parameters"] * (1 - rows["directions"] / rows["channels"])):
+    layers = known.layers[~(known.layers["dead"] >= known.layers["units"])]  # those are a finding of their own
+    directions = layers["directions"]
+    rows = layers[(directions > 0) & (directions <= NARROWER * layers["channels"])]  # none: nothing varies
+    spared = rows["parameters"] * (1 - rows["directions"] / rows["channels"])
+    for name, row, more in _largest(rows, spared, "that read such channels"):
         spare = 1 - row["directions"] / row["channels"]
         yield Finding(
             "worth a look",
             spare * row["parameters"] / known.num_params,
             f'layer "{name}" reads {row["channels"]:.0f} channels, and {row["directions"]:.0f} directions hold 99 % of '
-            "their variance (a guide: each channel at variance 1)",
+            f"their variance (a guide: each channel at variance 1){more}",
             f"the layers before it could be narrower by up to {spare:.0%}",
             "how-to/wasted-layers.md",
             float(row["directions"]),
@@ -172,7 +175,11 @@ def kernels(known: Evidence) -> Iterator[Finding]:
             do = "take a smaller kernel or dilation there, fewer strides before it, or a larger input"
             what = f"{what}, or have weights of zero"
             found.append(Finding("worth a look", share, what, do, "receptive-field.md", float(idle)))
-    yield from by_weight(found)[:MOST_NAMED]
+    named, more = by_weight(found)[:MOST_NAMED], len(found) - MOST_NAMED
+    if more > 0:
+        last = named.pop()
+        named.append(replace(last, what=f"{last.what} (and {more} more layer{'s' * (more > 1)} with such places)"))
+    yield from named
 
 
 def field_of_paths(known: Evidence) -> Iterator[Finding]:
@@ -360,8 +367,10 @@ def _error(value: xr.DataArray) -> float:
     return float(value["standard_error"]) if "standard_error" in value.coords else 0.0
 
 
-def _largest(rows: pd.DataFrame, by: pd.Series[float]) -> Iterator[tuple[str, pd.Series[float]]]:
-    """The rows in which something is largest."""
-    order = np.argsort(-by.to_numpy(), kind="stable")[:MOST_NAMED]
-    for k in order:
-        yield str(rows.index[k]), rows.iloc[k]
+def _largest(rows: pd.DataFrame, by: pd.Series[float], alike: str) -> Iterator[tuple[str, pd.Series[float], str]]:
+    """The rows in which something is largest; the last says how many more there are."""
+    order = np.argsort(-by.to_numpy(), kind="stable")
+    more = len(order) - MOST_NAMED
+    rest = f" (and {more} more layer{'s' * (more > 1)} {alike}: see the table)"
+    for place, k in enumerate(order[:MOST_NAMED], 1):
+        yield str(rows.index[k]), rows.iloc[k], rest * (place == MOST_NAMED and more > 0)
