@@ -138,11 +138,11 @@ def test_tokens_that_can_change_a_token(mix, expected):
 
 
 def test_what_the_examples_choose_is_said():
-    """A gate that chooses by sign closes paths on the examples, and its gradient is zero: the bound holds it."""
+    """A gate that chooses by sign opens on some example, and its gradient is zero: the bound holds it."""
     net, x, position = images("spatial gate")
     net[1].function = opened
     field = capalloc.receptive_field(net, x, output_position=position, check=True)
-    assert field.paths_status == "depends on data"
+    assert field.paths_status == "upper bound"
     assert field.influence_status == "upper bound"
     assert field.influence.sum() > field.support.sum()
     assert bool(torch.from_numpy(field.influence.values)[reached(net, x, position)].all())

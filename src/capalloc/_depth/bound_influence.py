@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from capalloc._depth.trace_fields import FieldPrograms
 from capalloc._energy.batches import Batches
-from capalloc._energy.influence import Influence, closes_paths, gates_add_nothing, gradient_reach, influence
+from capalloc._energy.influence import Influence, gates_add_nothing, gradient_reach, influence
 from capalloc._graph.capture import Graph
 from capalloc._model.problem import seeded
 from capalloc.results.receptive_field import Index, Status
@@ -27,8 +28,8 @@ class Bound:
     notes: list[str] = field(default_factory=list)
 
 
-def bound(batches: Batches, position: Index, paths: Tensor, *, by_data: bool, check: bool) -> Bound:
-    """Find all that can change the position, where `paths` start (`by_data`: on the examples), and compare gradients.
+def bound(batches: Batches, position: Index, paths: Tensor, *, programs: FieldPrograms, check: bool) -> Bound:
+    """Find all that can change the position, where `paths` start in the `programs`, and compare gradients.
 
     Raises:
         ValueError: an input outside the bound has a gradient.
@@ -36,7 +37,7 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, by_data: bool, ch
     """
     graph, random = batches.graph, torch.Generator().manual_seed(0)
     like = batches.problem.probe.expand(graph.batch_size, *batches.problem.input_shape)
-    plain, reached = not by_data and gates_add_nothing(graph, batches.carriers), torch.zeros_like(paths)
+    plain, reached = programs.gates == "unit" and gates_add_nothing(graph, batches.carriers), torch.zeros_like(paths)
     with seeded(0, like.device):
         found = Influence(paths) if plain else _swept(graph, position, like, random)
         draws = DRAWS_OF_CHECK if check else 0 if plain else DRAWS
@@ -45,12 +46,13 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, by_data: bool, ch
                 break
             with seeded(0, like.device):  # what the model draws is what the sweeps met
                 reached = reached | gradient_reach(graph, position, like, random)
-        closed = not plain and (by_data or found.chosen or closes_paths(graph, batches.carriers, like, random))
     if outside := int((reached & ~found.seen).sum()):
         raise ValueError(
             f"{outside} inputs beyond the field of influence have a gradient: the kind declared for an operator of "
             "this model is wrong (capalloc.rule), or that of capalloc is"
         )
+    narrower = not torch.equal(paths, found.seen)
+    closed, opened = programs.chosen or found.chosen, programs.opens and narrower
     beyond = bool((paths & ~found.seen).any())
     found.seen = found.seen | paths
     places = batches.problem.places
@@ -58,7 +60,7 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, by_data: bool, ch
     bounds: Status = "whole input" if found.seen.all() else "upper bound"
     return Bound(
         places.holds(found.seen),
-        "upper bound" if beyond else "depends on data" if closed and not torch.equal(paths, found.seen) else "exact",
+        "depends on data" if closed and narrower and not beyond else "upper bound" if beyond or opened else "exact",
         "exact" if plain or equal else "depends on data" if found.chosen else bounds,
         _notes(found, places.holds(paths), places.holds(reached), places.holds(found.seen), draws if check else 0),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,22 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from capalloc._depth.bound_influence import bound
+from capalloc._depth.trace_fields import FieldPrograms
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches
 from capalloc._energy.gate_sources import GATE_SOURCES, GateSource
 from capalloc._energy.program import Program
-from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._energy.support import at_position, support
 from capalloc._energy.theoretical_field import Field, Position, resolve, theoretical
-from capalloc._energy.trace import trace
-from capalloc._graph.capture import capture
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.forecast import announce_graph
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.layer_output import LayerOutput
 from capalloc._model.made_from import recorded, words_for_axes
 from capalloc._model.places import Places
-from capalloc._model.problem import ModelLike, OutputSelection, prepare, seeded
+from capalloc._model.problem import ModelLike, OutputSelection, prepare
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.surroundings import undisturbed
 from capalloc.results.images import smallest_region
@@ -127,7 +124,7 @@ def receptive_field(
     announce_graph("receptive-field", "field", problem, len(batches.graph.nodes), batches.examples, progress)
     located = locate(batches, output_position, of, layers=layers)
     position, places = located.position, problem.places
-    reach = bound(batches, position, located.seen, by_data=located.by_data, check=check)
+    reach = bound(batches, position, located.seen, programs=located.programs, check=check)
     extents, moving = located.extents, located.moving
     found = {"map": located.found, "support": places.holds(located.seen), "influence": reach.influence}
     maps = {name: (places.dims, values.numpy()) for name, values in found.items()}
@@ -172,7 +169,7 @@ class Located:
     places: Places
     seen: Tensor  # the entries where paths start
     fields: dict[str, Field]  # by input
-    by_data: bool  # whether the field is that of the examples' gates
+    programs: FieldPrograms
     found: Tensor  # the map
     gates: GateSource  # those of the map
     layers: dict[str, dict[str, Extent]]  # the extent of layers along each axis
@@ -195,23 +192,16 @@ class Located:
 def locate(batches: Batches, output_position: Position, of: str, *, layers: bool = False) -> Located:
     """Find where paths to a position start, and what they carry of "energy" or "capacity"; fields of all `layers`."""
     problem = batches.problem
-    with seeded(0, problem.probe.device):
-        # The field of paths is alike for all examples: two of a program that takes any number tell it.
-        graph = batches.graph if problem.program is None else capture(problem, min(2, batches.graph.batch_size))
-        like = problem.probe.expand(graph.batch_size, *problem.input_shape)
-        by_data, read = False, partial(trace, graph, like, selected=set(problem.params), layers=layers)
-        try:
-            program = read(gates="unit")
-        except UnsupportedOperatorError:  # an order has no gate that is open for all
-            by_data, program = True, read(gates="data")
+    programs = FieldPrograms.of(batches, layers=layers)
+    program, by_data = programs.first, programs.gates == "data"
     words = words_for_axes(problem.model, problem.probe) or [""]  # as the view of the result has them
     places = replace(problem.places, of_vectors=words[-1] == "feature")
     position = resolve(output_position, tuple(program.values[program.output].shape[1:]), places.tokens)
-    fields = theoretical(program, position, places)
+    seen, fields = theoretical(programs, position, places)
     carried, gates = _effective(batches, position, of), batches.gates
     if not float(carried.sum()) > 0 and gates == "data" and not by_data:
         gates = "unit"  # the gates are closed on these examples, and paths are there all the same
-        carried = _effective(replace(batches, gates=gates, examples=1), position, of)
+        carried = _effective(replace(programs.batches, gates=gates, examples=1, start=batches.start), position, of)
     if not float(carried.sum()) > 0:
         zero = [name for name, p in problem.params.items() if not name.endswith("bias") and not bool(p.any())]
         why = "its gates are closed: use other examples or gates='unit'"
@@ -219,8 +209,8 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
             why = f"its gates are closed, or weights of zero cut its paths ({', '.join(zero[:3])}, {len(zero)} in all)"
         raise ValueError(f"no path energy reaches {shown(position)} on these examples; {why}")
     found = places.pooled(carried / (carried.sum() if of == "energy" else 1)).reshape(places.shape)
-    seen, below = support(program, position), _of_layers(program, places) if layers else {}
-    return Located(position, places, seen, fields, by_data, found, gates, below)
+    below = _of_layers(program, places) if layers else {}
+    return Located(position, places, seen, fields, programs, found, gates, below)
 
 
 def _extents(fields: dict[str, Field], places: Places, found: Tensor | None) -> dict[str, Extent]:
@@ -242,7 +232,7 @@ def _of_layers(program: Program, places: Places) -> dict[str, dict[str, Extent]]
         position = resolve(None, shape, places.tokens)
         if len(shape) < 2 or not bool(support(ending, position).any()):
             continue
-        own = _extents(theoretical(ending, position, places), places, None)
+        own = _extents(theoretical([ending], position, places)[1], places, None)
         known = [(e.size, e.stride) for e in own.values()]
         if repr(known) != last:  # NaN, where there is no stride, is unlike itself
             found[name] = own

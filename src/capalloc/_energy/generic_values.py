@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from capalloc._graph.capture import Graph
 from capalloc._graph.interpret import Values, fill, placeholders
 from capalloc._operators.calls import arguments_of, invoke
 from capalloc._operators.records import record
+
+#: Operators entry by entry that torch does not say are.
+UNTAGGED = tuple(getattr(torch.ops.aten, name) for name in ("where", "__and__", "__or__", "__xor__"))
 
 
 def reached_from(graph: Graph, names: Iterable[str]) -> set[Node]:
@@ -38,10 +41,16 @@ def calls_into(output: Node) -> set[Node]:
 def same_places(node: Node) -> bool:
     """Tell whether an entry of the result depends on the same entry of each argument alone, up to broadcasting."""
     op = node.target
-    tagged = (
-        torch.Tag.pointwise in getattr(op, "tags", ()) or getattr(op, "overloadpacket", None) is torch.ops.aten.where
-    )
+    tagged = torch.Tag.pointwise in getattr(op, "tags", ()) or getattr(op, "overloadpacket", None) in UNTAGGED
     return record(op).pointwise or tagged
+
+
+def compares(node: Node) -> bool:
+    """Tell whether a call makes yes and no of numbers."""
+    made = node.meta.get("val")
+    read = [used.meta.get("val") for used in node.all_input_nodes]
+    of_numbers = all(not isinstance(value, Tensor) or value.dtype != torch.bool for value in read)
+    return isinstance(made, Tensor) and made.dtype == torch.bool and of_numbers
 
 
 def is_floating(value: Any) -> bool:
@@ -58,7 +67,13 @@ def double(value: Any) -> Any:
 
 
 def evaluated(
-    graph: Graph, batch: Tensor, generator: torch.Generator | None = None, *, learn: bool = False, fills: bool = False
+    graph: Graph,
+    batch: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    learn: bool = False,
+    fills: bool = False,
+    decide: Callable[[Node, Tensor], Tensor] | None = None,
 ) -> Values:
     """Give the value of every node.
 
@@ -68,6 +83,7 @@ def evaluated(
         generator: draws other inputs and parameters.
         learn: whether the inputs require a gradient.
         fills: whether an activation that is 0, such as a closed gate, counts as open.
+        decide: what comparisons answer, given the call and what it answered.
 
     """
     values = placeholders(graph, batch)
@@ -90,6 +106,8 @@ def evaluated(
         if not node.users and node is not graph.output:
             continue  # such as a check that a tensor has another precision
         values[node] = _call(node, arguments, batch.dtype)
+        if decide is not None and node in changing and compares(node):
+            values[node] = decide(node, values[node])
         if fills and node in changing and isinstance(values[node], Tensor):
             assert generator is not None
             values[node] = _filled(node, values, changing, generator)

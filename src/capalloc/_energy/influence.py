@@ -110,20 +110,6 @@ def gradient_reach(graph: Graph, position: Index, like: Tensor, generator: torch
     return reached
 
 
-def closes_paths(graph: Graph, carriers: Carriers, batch: Tensor, generator: torch.Generator) -> bool:
-    """Tell whether the examples close paths: by what they choose, or by frozen factors that are 0 for them alone."""
-    live = reached_from(graph, (graph.input,))
-    for node in carriers.carrying & live:
-        read = (a.meta.get("val") for a in node.all_input_nodes if a in live)
-        if any(isinstance(value, Tensor) and not is_floating(value) for value in read):
-            return True
-    gates = [a for node, names in carriers.frozen.items() for name in names for a in _nodes(arguments_of(node)[name])]
-    if not gates:
-        return False
-    own, other = evaluated(graph, batch), generic(graph, batch, generator)
-    return any(bool(((own[g] == 0) & (other[g] != 0)).any()) for g in gates if isinstance(own[g], Tensor))
-
-
 @dataclass
 class _Sweep:
     graph: Graph

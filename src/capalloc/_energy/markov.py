@@ -119,6 +119,8 @@ def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         adjoint = sweep.law(program, seed * usage.output_weight(program), tuple(slots)).at_slots
         for slot in slots & adjoint.keys():
             _hold(held, varying, slot, _over_examples((program.values[slot] * adjoint[slot])[None], len(seed))[0])
+        if program.input not in held:  # paths from the constant alone
+            held[program.input] = torch.zeros_like(program.values[program.input][0], device="cpu")
         program.forget()
     inputs = held[program.input]
     constant = held.get(program.constant, inputs.new_zeros(()))

@@ -5,7 +5,7 @@ Index convention: an output is (examples, *output axes), an input (examples, *in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -66,28 +66,42 @@ class Field:
         return [(up, up * (n[axis][0] - a), up * (n[axis][1] - b)) for up, n in self.neighbours]
 
 
-def theoretical(program: Program, position: Index, places: Places) -> dict[str, Field]:
-    """Find the field of a position in each input, exact whatever the weights, and those of its neighbours."""
-    shape = program.values[program.output].shape[1:]
-    seen = places.holds(support(program, position))
+def theoretical(programs: Iterable[Program], position: Index, places: Places) -> tuple[Tensor, dict[str, Field]]:
+    """Find where paths to a position start, and by input the field, exact whatever the weights, with its neighbours'.
+
+    What examples choose (an entry, an order) is open where any of the `programs` opens it.
+    """
+    first = next(iter(programs))
+    shape = first.values[first.output].shape[1:]
+    around = [
+        (up, (*position[:axis], k + up, *position[axis + 1 :]))
+        for axis, (k, n) in enumerate(zip(position, shape, strict=True))
+        for up in (1, -1)
+        if k is not None and 0 <= k + up < n
+    ]
+    starts, *beside = _supports(programs, [position, *(other for _, other in around)])
+    seen, others = places.holds(starts), map(places.holds, beside)
     if not bool(seen.any()):
         raise ValueError(
-            f"no path leads from the inputs to {shown(position)}: its field is empty, or what the first example "
-            "chooses closes it (a comparison, an order)"
+            f"no path leads from the inputs to {shown(position)}: its field is empty, or what the examples choose "
+            "closes it (an order)"
         )
-    neighbours: list[tuple[int, Tensor]] = []
-    for axis, (k, n) in enumerate(zip(position, shape, strict=True)):
-        for up in (1, -1):
-            if k is not None and 0 <= k + up < n:
-                other = places.holds(support(program, (*position[:axis], k + up, *position[axis + 1 :])))
-                if bool(other.any()):
-                    neighbours.append((up, other))
+    neighbours = [(up, other) for (up, _), other in zip(around, others, strict=True) if bool(other.any())]
     fields = {}
     for name, own in places.split(seen).items():
-        beside = tuple((up, _intervals(places.split(other)[name])) for up, other in neighbours)
+        moved = tuple((up, _intervals(places.split(other)[name])) for up, other in neighbours)
         aligned = _aligned(position, shape, own.ndim) if places.tokens is None else (0,)
-        fields[name] = Field(own, _intervals(own), beside, aligned)
-    return fields
+        fields[name] = Field(own, _intervals(own), moved, aligned)
+    return starts, fields
+
+
+def _supports(programs: Iterable[Program], positions: Sequence[Index]) -> list[Tensor]:
+    """Find the inputs where paths to each position start, in any of the programs."""
+    found: list[Tensor] = []
+    for program in programs:
+        own = [support(program, position) for position in positions]
+        found = [a | b for a, b in zip(found, own, strict=True)] if found else own
+    return found
 
 
 def _intervals(seen: Tensor) -> tuple[Interval, ...]:

@@ -43,6 +43,7 @@ class Watch:
 
     nodes: frozenset[Node] = frozenset()  # nodes whose slots are noted in `Program.nodes`
     multipliers: Mapping[Node, float] = field(default_factory=dict)  # of the values of some nodes
+    opened: Mapping[Node, Mapping[str, Tensor]] = field(default_factory=dict)  # gates in the place of the examples'
 
 
 NOTHING_WATCHED = Watch()
@@ -289,6 +290,7 @@ class _Tracing:
             self._see_gate(node, call)  # |z| is no linear end
             return linearised(call)
         arguments |= {name: _frozen(arguments[name]) for name in carriers.frozen.get(node, ())}
+        arguments |= {name: Traced(gate) for name, gate in self.watch.opened.get(node, {}).items()}
         call = Call(node.target, arguments, self.program, self.gates, module_path(node), result)  # type: ignore[arg-type]
         if carriers.decouples(node):
             self._see_gate(node, call)

@@ -67,7 +67,8 @@ def where(call: Call) -> Energy:
     left, right = call.signal("self"), call.signal("other")
     # What both have in common is linear, and parameters of either may make up for it.
     call.program.bent |= call.energy("self") is not None and call.energy("other") is not None
-    return call.program.add(call.program.gate(left, chosen), call.program.gate(right, ~chosen))
+    first, second = chosen > 0, chosen < 1  # of an open choice, as fields have it, both go through
+    return call.program.add(call.program.gate(left, first), call.program.gate(right, second))
 
 
 def _one_signal(left: Any, right: Any) -> Energy | None:
