@@ -21,7 +21,10 @@ from capalloc._operators.records import named, record
 #: Values of gates by the call that they steer and the argument's name.
 Opened = Mapping[Node, Mapping[str, Tensor]]
 Decide = Callable[[Node, Tensor], Tensor]
-CHOICES, FILLS = named("where.self where.ScalarSelf where.ScalarOther"), named("masked_fill.Scalar masked_fill.Tensor")
+CONDITIONAL, FILLS = (
+    named("where.self where.ScalarSelf where.ScalarOther"),
+    named("masked_fill.Scalar masked_fill.Tensor"),
+)
 #: Comparisons whose answers are all tried, each alike for all entries, and draws with answers for each entry.
 TRIED_TOGETHER, DRAWN_BY_ENTRY = 4, 8
 #: Logits that a mask adds below which a key is closed, whether it is written as -1e4, -1e9 or infinity.
@@ -37,7 +40,7 @@ def open_gates(graph: Graph, carriers: Carriers, batch: Tensor, generator: torch
     with seeded(0, batch.device):  # a model that draws numbers draws the same throughout
         own = evaluated(graph, batch)
     found = {key: _as_gate(key[0], own[gate]) for key, gate in places.items()}
-    if all(key[0].target not in CHOICES and _is_open(key[0], value) for key, value in found.items()):
+    if all(key[0].target not in CONDITIONAL and _is_open(key[0], value) for key, value in found.items()):
         return {}
     draws = 1
     for values in _draws(graph, batch, generator):
@@ -46,7 +49,7 @@ def open_gates(graph: Graph, carriers: Carriers, batch: Tensor, generator: torch
             found[key] = _opened(key[0], found[key], _as_gate(key[0], values[gate]))
     opened: dict[Node, dict[str, Tensor]] = {}
     for (node, name), value in found.items():
-        opened.setdefault(node, {})[name] = value / draws if node.target in CHOICES else value
+        opened.setdefault(node, {})[name] = value / draws if node.target in CONDITIONAL else value
     return opened
 
 
@@ -67,7 +70,7 @@ def _steering(graph: Graph, carriers: Carriers) -> Iterator[tuple[tuple[Node, st
                 continue
             frozen = gate not in carriers.carrying or name in carriers.frozen.get(node, ())
             steers = name == "attn_mask" or name in (known.factors or ()) or known.kind in ("dense", "convolution")
-            chooses = (node.target in CHOICES and name == "condition") or (node.target in FILLS and name == "mask")
+            chooses = (node.target in CONDITIONAL and name == "condition") or (node.target in FILLS and name == "mask")
             if chooses or (frozen and steers):
                 yield (node, name), gate
 
@@ -85,7 +88,7 @@ def _draws(graph: Graph, batch: Tensor, generator: torch.Generator) -> Iterator[
 
 
 def _as_gate(node: Node, value: Tensor) -> Tensor:
-    if node.target in CHOICES:
+    if node.target in CONDITIONAL:
         return value.double()
     return value.nan_to_num() if record(node.target).kind != "attention" and is_floating(value) else value
 
@@ -98,7 +101,7 @@ def _is_open(node: Node, gate: Tensor) -> bool:
 
 def _opened(node: Node, first: Tensor, other: Tensor) -> Tensor:
     """Join two values of a gate."""
-    if node.target in CHOICES:
+    if node.target in CONDITIONAL:
         return first + other
     if node.target in FILLS:
         return first & other
