@@ -53,7 +53,7 @@ class FieldPrograms:
 
     @property
     def opens(self) -> bool:
-        """Whether gates are open that the examples close."""
+        """Tell whether gates are open that the examples close."""
         return bool(self.batches.watch.opened)
 
     def __iter__(self) -> Iterator[Program]:
