@@ -25,7 +25,7 @@ GROUPS = {
         *("propagate", "models", "limits", "real_size", "stated", "scale", "measure", "dense", "gram", "side_by_side"),
         *("linear", "depth", "design", "start", "forecasts"),
     ),
-    "accuracy": ("architectures", "correction", "steps", "few_constraints", "metric", "segments"),
+    "accuracy": ("architectures", "correction", "steps", "few_constraints", "metric", "segments", "calibration"),
 }
 #: In no group: they take an hour and more, and the first needs packages that nothing else does.
 ON_REQUEST = ("coverage", "at_size")

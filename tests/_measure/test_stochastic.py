@@ -97,10 +97,10 @@ def one() -> Allocation:
 
 
 @cache
-def repeats(rtol: float = 0.01, examples: int = 24, number: int = 40) -> list[Allocation]:
+def repeats(rtol: float = 0.01, examples: int = 24, number: int = 40, probes: int = 6) -> list[Allocation]:
     """Answers from many seeds, the preconditioner shared; 2 examples have fewer rows than there are parameters."""
     make, ridge = OF[examples]
-    settings = Stochastic(rtol=rtol, num_probes=6, spectrum=False)
+    settings = Stochastic(rtol=rtol, num_probes=probes, spectrum=False)
     found = []
     with torch.no_grad():
         task = make_task(make(), IMAGES[:examples])
@@ -159,6 +159,14 @@ def test_standard_errors_of_patches_are_calibrated() -> None:
     relative = np.abs(found / exact - 1).max(1)
     claimed = np.mean([a.attrs["relative_standard_error"] for a in repeats()])
     assert 0.4 < np.median(relative) / claimed < 2.5
+
+
+@pytest.mark.parametrize("examples", [24, 2])
+def test_errors_of_inputs_are_calibrated_from_a_few_probes(examples) -> None:
+    """Three pairs say next to nothing of one input: taken alone, its error is often far too small (z of 3 and more)."""
+    exact, found = exact_of(examples).capacity.values, repeats(0.02, examples, 12, probes=3)
+    z = np.stack([(a.capacity.values - exact) / a.capacity.standard_error.values for a in found])
+    assert 0.7 < np.sqrt(np.mean(z**2)) < 1.4
 
 
 @pytest.mark.parametrize("examples", [24, 2])
@@ -673,3 +681,30 @@ def test_noise_has_the_covariance_of_the_constraints() -> None:
         w = torch.eye(3, dtype=torch.float64)
         drawn = made.noise(0, 20_000)
     torch.testing.assert_close(drawn.T @ drawn / 20_000, made.gram(w), rtol=0.05, atol=0.05)
+
+
+def test_squares_are_drawn_towards_what_all_share_and_no_further() -> None:
+    """Of B = share x (a projection): nearer to tr B^2 from 3 pairs, as they were from 10^6 that know each share."""
+    generator = torch.Generator().manual_seed(0)
+    shares = 0.2 + 0.05 * torch.randn(200, generator=generator, dtype=torch.float64)
+    ranks = torch.arange(200, dtype=torch.float64) % 7 + 5
+    sizes, truth = shares * ranks, shares.square() * ranks
+
+    def found(pairs: int, number: int = 200) -> tuple[Tensor, Tensor]:
+        chance = torch.randn(pairs, 200, generator=generator, dtype=torch.float64).square().mean(0)
+        raw = Estimate(sizes, truth * chance * pairs, torch.zeros(200), torch.zeros(200), 1, pairs)
+        return raw.squares / pairs, raw.drawn_together(number).squares / pairs
+
+    raw, drawn = found(3)
+    assert float((drawn - truth).square().mean()) < 0.2 * float((raw - truth).square().mean())
+    assert float(drawn.mean()) == pytest.approx(float(raw.mean()), rel=0.02)
+    raw, drawn = found(100_000)
+    torch.testing.assert_close(drawn, raw, rtol=2e-3, atol=0.0)
+    raw, drawn = found(3, 100)
+    assert bool((drawn[:100] != raw[:100]).all())
+    assert torch.equal(drawn[100:], raw[100:])
+
+
+def test_squares_are_no_larger_than_eigenvalues_of_one_allow() -> None:
+    one = Estimate(torch.tensor([4.0, 0.0, 2.0]), torch.tensor([90.0, 0.0, 45.0]), torch.zeros(3), torch.zeros(3), 2, 3)
+    torch.testing.assert_close(one.drawn_together(3).squares, torch.tensor([6.0, 0.0, 3.0]))

@@ -55,6 +55,7 @@ PIECES: dict[str, Callable[[Any], object]] = {
         rows(net().double(), images(1).double())
         for rows in (module.capacity, module.capalloc_rows, module.naive_rows, module.forward_over_reverse_rows)
     ],
+    "calibration": lambda module: module.calibrated(net().double(), images(4).double(), 3, 2),
     "nulls": lambda module: module.equal_magnitudes(net()),
     "propagate": lambda module: module.propagation_seconds(net(), images()),
     "real_size": lambda module: module.seconds_of_pass(net(), images()),

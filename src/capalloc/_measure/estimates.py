@@ -14,6 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from capalloc._linalg.credibility import credible
 from capalloc._model.places import Places
 
 #: Least share of trace B^2 that a variance is put at: the difference above is an estimate and may come out negative.
@@ -53,6 +54,17 @@ class Estimate(Additive):
         squares = above(inner.square())
         known = torch.zeros_like(squares) if diagonal is None else above(diagonal)
         return cls(inner.diagonal(dim1=1, dim2=2).sum(1), squares, known, drift, k, k * (k - 1) // 2)
+
+    def drawn_together(self, number: int) -> Estimate:
+        """Draw each trace B^2 of the first `number`, of inputs or of parts of them, towards what these have in common.
+
+        It is the mean of squares of about normal numbers, one for each pair. Eigenvalues of B are at most 1, so that it
+        is at most trace B.
+        """
+        sizes = self.mean[:number].clamp(min=0)
+        drawn = credible(self.squares[:number] / self.pairs, sizes, 2 / self.pairs)
+        drawn = torch.where(sizes > 0, drawn.minimum(sizes), drawn)
+        return replace(self, squares=torch.cat([drawn * self.pairs, self.squares[number:]]))
 
     def unsettled(self, missing: float, sizes: Sequence[int]) -> Estimate:
         """Count what all solves miss among the errors of each B, but no more than half of its size for each probe.
@@ -98,8 +110,8 @@ class Estimates(Additive):
 
     def relative_error(self, dimension: float, sampling: bool = False) -> float:
         """Return the largest relative error of a part that has any capacity; of sampling alone if so asked."""
-        mean = self.parts.mean
-        error = self.parts.sampling_error(dimension) if sampling else self.parts.standard_error(dimension)
+        parts, mean = self.parts.drawn_together(len(self.parts.sums)), self.parts.mean
+        error = parts.sampling_error(dimension) if sampling else parts.standard_error(dimension)
         used = mean > 0
         return float((error[used] / mean[used]).max()) if bool(used.any()) else 0.0
 

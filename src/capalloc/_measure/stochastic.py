@@ -169,8 +169,8 @@ def allocation(found: Measured, index: int, attrs: dict[str, Any]) -> Allocation
     account, dimension = found.state.accounts[index], found.probing.examples.dimension
     problem = found.probing.examples.operator.problem
     places = problem.places
-    n, axes = places.number, places.dims
-    errors = _numpy(account.estimates.slots.standard_error(dimension))
+    n, axes = places.number, places.dims  # the constant is of another kind than these
+    errors = _numpy(account.estimates.slots.drawn_together(n).standard_error(dimension))
     tensor_errors = _numpy(account.estimates.tensors.standard_error(math.inf))
     values, tensors = means_of(account.estimates, tensor_errors)
     shaped = (axes, errors[:n].reshape(places.shape))

@@ -14,6 +14,7 @@ from torch import Tensor
 from capalloc._derivatives.tape import Tape, names_of
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches, solve_in_range
+from capalloc._linalg.credibility import credible
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
@@ -188,7 +189,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     places = task.problem.places
     held = capped(last.held(counted.total).cpu().numpy(), task.size.examples * task.size.outputs)
     slots = places.pooled(torch.as_tensor(held)).numpy()
-    seen, errors = scaled(places.pooled(last.slots), counted.total)
+    seen, errors = scaled(places.pooled(last.slots), counted.total, places.number)
     errors *= slots / np.maximum(seen, np.finfo(float).tiny)
     tensors, tensor_errors = scaled(last.tensors, counted.total)
     sizes = np.array([p.numel() for p in task.problem.params.values()], float)
@@ -223,16 +224,19 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     )
 
 
-def scaled(values: Tensor, total: float) -> tuple[np.ndarray, np.ndarray]:
+def scaled(values: Tensor, total: float, alike: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the means over probes, (k, n) to (n,), none below zero and summing to `total`, and their standard errors.
 
-    A probe's whole moves all its columns, and the total is known: errors are those of shares.
+    A probe's whole moves all its columns, and the total is known: errors are those of shares. The first columns, so
+    many, are `alike`: of inputs.
     """
     mean = values.mean(0).clamp(min=0)
     whole = mean.sum().clamp(min=torch.finfo(values.dtype).tiny)
     beside = values - values.sum(1, keepdim=True) * (mean / whole)
     unit = total / whole
-    return (unit * mean).cpu().numpy(), (unit * beside.std(0) / math.sqrt(len(values))).cpu().numpy()
+    variance = beside.var(0)
+    variance[:alike] = credible(variance[:alike], mean[:alike], 2 / (len(values) - 1))
+    return (unit * mean).cpu().numpy(), (unit * (variance / len(values)).sqrt()).cpu().numpy()
 
 
 def capped(values: np.ndarray, most: float | np.ndarray) -> np.ndarray:
