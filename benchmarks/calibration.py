@@ -28,7 +28,8 @@ def run() -> Table:
         f'Initial weights, digits, the ridge "auto", solves to the accuracy of rtol .02, {SEEDS} seeds, beside the '
         "dense answer at the same ridge. Share of the errors made that are within two of the standard errors given, "
         "95 % or so where these are right: of single inputs, the constant, tensors (whose errors count all that solves "
-        "miss) and the total. Then the largest relative error of a patch of 2 x 2 that was made, and that was told: medians.",
+        "miss) and the total. Then the largest relative error of a patch of 2 x 2 that was made, and that was told: "
+        "medians.",
         (
             *("network", "images", "parameters", "probes", "inputs", "constant", "tensors", "total"),
             *("worst patch: made", "told"),

@@ -219,6 +219,13 @@ def test_half_the_steps_are_kept(sums, root):
     assert (found.last.steps, found.half.steps, int(found.unused.sum())) == (5, 2, 0)
 
 
+def test_the_last_step_that_there_is_time_for_is_read_as_one_that_was_asked_for(sums, root):
+    z = gaussian(3, 10)
+    hasty = refine(sums, root, z, (2, 4, 8), lambda _: False, lambda steps, _: steps == 3).readings
+    assert [reading.steps for reading in hasty] == [2, 3]
+    torch.testing.assert_close(hasty[-1].slots, refine(sums, root, z, (3,), lambda _: False).last.slots)
+
+
 @pytest.mark.parametrize(
     ("asked", "most", "at"), [(5, 5, (2, 5)), ("auto", 16, (2, 4, 8, 16)), ("auto", 2, (2,)), (1, 1, (0, 1))]
 )
@@ -529,6 +536,15 @@ def test_steps_end_when_the_map_is_near_or_there_is_no_time_for_twice_as_many(ch
     enough = Enough(Block(max_seconds=30.0), time.perf_counter() - seconds)
     assert enough(found) == ends
     assert not enough(Refinement(found.readings[:1], found.unused))
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "late"), [(1, 30.0, False), (2, 6.0, False), (2, 8.0, True), (5, 8.0, True)]
+)
+def test_a_step_is_not_taken_where_it_would_end_late(steps, seconds, late):
+    """Ten seconds are left, for the step and half as long for its reading; two steps are taken in any case."""
+    assert Enough(Block(max_seconds=30.0), time.perf_counter() - 20).after(steps, seconds) == late
+    assert not Enough(Block(max_seconds=30.0, num_steps=4), time.perf_counter() - 20).after(steps, seconds)
 
 
 def after_steps(before: float, seen: float, change: float) -> Refinement:

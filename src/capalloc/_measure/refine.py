@@ -14,6 +14,7 @@ Index convention: k probes, s slots, t tensors; vectors are (k, params).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -73,14 +74,27 @@ class Refinement:
         return [reading for reading in self.readings if 2 * reading.steps <= self.last.steps][-1]
 
 
+def never_late(steps: int, seconds: float) -> bool:
+    """Return False: there is all the time for another step."""
+    return False
+
+
 def refine(
-    sums: ExampleSums, root: InverseRoot, z: Tensor, at: Collection[int], enough: Callable[[Refinement], bool]
+    sums: ExampleSums,
+    root: InverseRoot,
+    z: Tensor,
+    at: Collection[int],
+    enough: Callable[[Refinement], bool],
+    late: Callable[[int, float], bool] = never_late,
 ) -> Refinement:
-    """Take steps until `enough` says so, to the last of `at` at most, and read after those numbers of them."""
+    """Take steps until `enough` says so, to the last of `at` at most, and read after those numbers of them.
+
+    They also end, with a reading, where another step would be `late`, by their number and the seconds of the last.
+    """
     image = sums.noise(0, IMAGES)
     unused, root = unmoved(image, sums.examples.x.dtype), root.completed(image)
     found: list[ProbeReading] = []
-    for reading in readings(sums, root, z, at):
+    for reading in readings(sums, root, z, at, late):
         found.append(reading)
         if enough(Refinement(tuple(found), unused)):
             break
@@ -117,17 +131,27 @@ def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tens
     return Refinement((reading,), unused)
 
 
-def readings(sums: ExampleSums, root: InverseRoot, z: Tensor, at: Collection[int]) -> Iterator[ProbeReading]:
+def readings(
+    sums: ExampleSums,
+    root: InverseRoot,
+    z: Tensor,
+    at: Collection[int],
+    late: Callable[[int, float], bool] = never_late,
+) -> Iterator[ProbeReading]:
     """Yield readings after so many steps, each step from one more product with G and each reading from one with C."""
     space = KrylovSpace.of(z, UNITS_OF_ROUNDING * torch.finfo(sums.examples.x.dtype).eps)
     if 0 in at:
         yield read(sums, root, z, 0, z * root.pull(sums.gram(root.push(z))))
     for steps in range(1, max(at) + 1):
+        began = time.perf_counter()
         if len(space.next):
             space = space.step(root.pull(sums.gram(root.push(space.next))))
-        if steps in at:
+        last = late(steps, time.perf_counter() - began)
+        if last or steps in at:
             y = space.inverse_sqrt(z)
             yield read(sums, root, y, steps, space.sqrt(y).square())
+        if last:
+            return
 
 
 def read(sums: ExampleSums, root: InverseRoot, y: Tensor, steps: int, energy: Tensor) -> ProbeReading:

@@ -133,7 +133,8 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     sums = ExampleSums(examples, Steps(examples))
     if effort.steps and not ends.late:
         z = probe_vectors(examples, *numbers).double()
-        found = refine(sums, root, z, in_memory(readings_at(settings, effort.steps), settings, z, task.budget), ends)
+        at = in_memory(readings_at(settings, effort.steps), settings, z, task.budget)
+        found = refine(sums, root, z, at, ends, ends.after)
     else:  # one at a time: each is as long as the model is large
         found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in numbers), together=not large)
     phases("steps")

@@ -217,6 +217,10 @@ class Enough:
             return False  # two steps say little of networks that have the constraints for more
         return self.late or missing(found) < (ENOUGH if self.left >= self.taken else NEAR_ENOUGH)
 
+    def after(self, steps: int, seconds: float) -> bool:
+        """Return True where the time is over before another step, of so many seconds, and its reading."""
+        return steps >= FIRST_READ and self.left < (1 + STEPS_OF_A_READING) * seconds
+
     @property
     def taken(self) -> float:
         """Seconds since the beginning."""
