@@ -16,6 +16,7 @@ import capalloc
 from capalloc._energy.batches import Batches
 from capalloc._model.problem import prepare
 from capalloc._propagate.by_solver import by_markov
+from capalloc._runtime.memory import Budget
 from zoo import (
     REFERENCE_CAPACITY,
     SCALED_REFERENCE_CAPACITY,
@@ -446,3 +447,22 @@ def test_a_total_that_the_examples_limit_says_so(solver):
     assert (found.attrs["half_examples"], found.attrs["half_total"]) == (2, pytest.approx(half.total))
     many = capalloc.propagate(model, gaussian(40, 5), solver=solver)
     assert "limited_by_data" not in many.attrs
+
+
+@pytest.mark.parametrize(("batch_size", "advice"), [("auto", "take smaller inputs"), (3, "lower batch_size")])
+def test_a_walk_that_does_not_fit_is_refused_beforehand(monkeypatch, batch_size, advice):
+    """Energies of 4 + 4 + 3 + 3 + 2 numbers or so an example, of which a hundred bytes hold none."""
+    monkeypatch.setattr("capalloc._energy.batches.available_bytes", lambda _: 100)
+    net, x = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2)), torch.randn(5, 3)
+    for ask in (capalloc.propagate, capalloc.walk):
+        keywords = {"solver": "markov"} if ask is capalloc.propagate else {}
+        with pytest.raises(MemoryError, match=rf"path energies of .* may be used; {advice}"):
+            ask(net, x, batch_size=batch_size, **keywords)
+
+
+def test_steps_have_the_memory_that_is_left(monkeypatch):
+    """Of the blocks' own memory nothing is left here; four steps are asked for."""
+    monkeypatch.setattr("capalloc._propagate.by_constraints.budget_of", lambda device: Budget(1000))
+    net, x = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2)), torch.randn(9, 3)
+    with pytest.raises(MemoryError, match=r"4 steps of .* probes of 242 parameters needs"):
+        capalloc.propagate(net, x, solver=capalloc.solvers.Block(num_steps=4))

@@ -20,13 +20,15 @@ from capalloc._graph.capture import Graph, capture
 from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, seeded
-from capalloc._runtime.memory import available_bytes
+from capalloc._runtime.memory import SHARE, Budget, available_bytes
 
 #: Examples walked at once by default, where memory allows: enough to fill two cores on small networks.
 DEFAULT_BATCH = 64
 #: Numbers kept for each that the graph computes: an energy, its gate and two adjoints; and for each row of a table
 #: at the inputs: what arrives there, alone and beside other rows.
 KEPT, KEPT_OF_ROWS = 4, 3
+#: Of these, what a walk takes whatever is let go early: stacks of 4 and 12 convolutions took 2.3.
+LEAST_KEPT = 2
 #: Numbers of one example above which a float32 model's energies are float32 too. Sums of positive terms lose nothing
 #: to cancellation: on ResNets, a stack of 40 convolutions and a GPT the two precisions agree to 1e-7 of the total.
 FLOAT64_LIMIT = 2**16
@@ -87,6 +89,13 @@ class Batches:
         fitting = (available_bytes(problem.probe.device) // 2 * size) // kept
         if table_rows:  # many sweeps, of tensors that are quick to have anew, rather than few
             fitting = min(fitting, BYTES_OF_ROWS * size // (dtype.itemsize * max(1, *graph.sizes())))
+        least = dtype.itemsize * LEAST_KEPT * graph.entries() / size
+        together = graph.batch_size if isinstance(batch_size, int) else 1
+        Budget(SHARE * available_bytes(problem.probe.device)).set_aside(
+            together * least,
+            f"a walk with the path energies of {together} example{'s' * (together > 1)}",
+            "lower batch_size" if together > 1 else "take smaller inputs, or capalloc.measure with params=",
+        )
         if batch_size == "auto" and fitting < size:
             graph = capture(problem, max(1, fitting))
         products = products or NO_PRODUCTS

@@ -150,9 +150,9 @@ def spare_inputs(model: nn.Module) -> None:
 
 
 class Rounding(TorchFunctionMode):
-    """Notes whether calls return numbers of a lower precision than `wide`."""
+    """Notes whether calls return numbers of a lower precision than `wide`, and whether forward hooks gradients."""
 
-    seen = False
+    seen = hooks = False
 
     def __init__(self, wide: torch.dtype) -> None:
         super().__init__()
@@ -160,6 +160,7 @@ class Rounding(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call of torch."""
+        self.hooks |= func is Tensor.register_hook
         returned = func(*args, **(kwargs or {}))
         self.seen |= any(isinstance(t, Tensor) and _wider(t.dtype, self.wide) for t in pytree.tree_leaves(returned))
         return returned

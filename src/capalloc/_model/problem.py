@@ -20,6 +20,7 @@ from capalloc._model.archive import load_program
 from capalloc._model.exported import SavedModel
 from capalloc._model.given_arguments import Signature, read_arguments
 from capalloc._model.given_examples import check_batch, iterate_batches, kept_inputs
+from capalloc._model.gradient_hooks import leave_hooks_out
 from capalloc._model.places import Places
 from capalloc._model.private_copy import (
     Rounding,
@@ -318,6 +319,7 @@ def _adapted(problem: Problem, x: Tensor, given: torch.dtype, *, cast: bool) -> 
         ran = _try(problem, x)
     if branches.seen:
         surround(problem.model, lambda x: TakenBranches())
+    leave_hooks_out(problem.model, lambda x: problem.select(_try(problem, x)[0]), x, in_forward=rounding.hooks)
     if cast and (ran is None or rounding.seen):
         handles = widen(problem.model, x.dtype)
         try:

@@ -45,6 +45,10 @@ def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, n
             raise ValueError(f"parameter {name!r} has no shape yet; run the lazy model on a batch once")
         if not p.is_meta and p.numel() and not all(math.isfinite(end) for end in as_pairs(p).aminmax()):
             raise ValueError(f"parameter {name!r} holds NaN or inf; capacity needs a finite model")
+    if hooked := [name for name, p in selected.items() if p._backward_hooks]:  # such as those that hold a part fixed
+        notes += (
+            f"hooks on the gradients of parameters are left out, and what they hold fixed counts: {listed(hooked)}",
+        )
     return selected, notes
 
 

@@ -41,7 +41,7 @@ from capalloc._propagate.effort import (
     readings_at,
     steps_for,
 )
-from capalloc._runtime.memory import Plan, Size
+from capalloc._runtime.memory import Plan, Size, budget_of
 from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
@@ -133,7 +133,8 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     sums = ExampleSums(examples, Steps(examples))
     if effort.steps and not ends.late:
         z = probe_vectors(examples, *numbers).double()
-        at = in_memory(readings_at(settings, effort.steps), settings, z, task.budget)
+        left = budget_of(z.device)  # beside the blocks, and the constraints that are held
+        at = in_memory(readings_at(settings, effort.steps), settings, z, left)
         found = refine(sums, root, z, at, ends, ends.after)
     else:  # one at a time: each is as long as the model is large
         found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in numbers), together=not large)
@@ -161,7 +162,7 @@ def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -
     reached = max(found.last.least_total, rank or 0)
     try:
         symmetries, note = symmetries_of(task)
-    except (NotImplementedError, ValueError, TypeError) as error:
+    except (NotImplementedError, ValueError, TypeError, MemoryError) as error:
         symmetries, note = 0, f"symmetries are not counted: {str(error).splitlines()[0]}"
     total, upper = float(used - symmetries), float(used if note == AS_HELD else used - symmetries)
     notes = [note] if note else []
