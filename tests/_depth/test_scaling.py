@@ -600,7 +600,7 @@ def test_default_initialisation_loses_five_sixths():
         f'layer "0": energy falls to {gain:.2g}, where He\'s variance 2 / fan-in keeps it; '
         f"multiply its weights by {gain**-0.5:.2g}"
     )
-    assert found.advice[-1] == "and 1 more layers, in the table"
+    assert found.advice[-1] == "and 1 more layer, in the table"
 
 
 @pytest.mark.parametrize("act", [nn.Identity, nn.Tanh])
@@ -652,6 +652,15 @@ def test_dead_layers_have_no_gain():
     np.testing.assert_array_equal(rows(found, "gain")[1:], [0, np.nan])
     assert found.total_gain == 0
     assert 'layer "2": passes nothing (weights of zero, or gates that are all closed)' in found.advice
+    assert found.change_in_all == "no energy gets from inputs to outputs"
+
+
+def test_a_layer_that_passes_nothing_is_named_before_those_that_pass_little():
+    model = plain(8, 9, 1e-3)
+    model[14].weight.data.zero_()
+    first, *others = capalloc.scaling(model, gaussian(4, 8)).advice
+    assert first == 'layer "14": passes nothing (weights of zero, or gates that are all closed)'
+    assert others[0].startswith('layer "0": energy falls to')
 
 
 # -- what the answer does not depend on ---------------------------------------------------------------------

@@ -130,8 +130,10 @@ class Scaling(Result):
 
     @property
     def change_in_all(self) -> str:
-        """Words for the change of path energy by all layers together; for a total gain above 0."""
+        """Words for the change of path energy by all layers together."""
         total, layers = self.total_gain, "" if self.phase == "plain" else ", along the layers outside residual blocks"
+        if total == 0:
+            return f"no energy gets from inputs to outputs{layers}"
         beyond = abs(math.log(total)) > math.log(RANGE_OF_ENERGY)
         become = "leave the range of numbers" if beyond else f"change by a factor of {total**0.5:.2g}"
         return f"energy {factor(total)} from inputs to outputs{layers}: activations and gradients {become}"
@@ -186,7 +188,7 @@ class Scaling(Result):
                 last = f"its last layer ({row['last_layer']})" if row["last_layer"] else "the branch"
                 what = f"multiply {last} by {row['multiplier']:.2g}"
                 lines.append((f"{name}: branch {rate:.3g} times the skip; {what}", rate))
-        yield from _first(lines, "more blocks, in the table")
+        yield from _first(lines, "block")
 
     def _layer_advice(self) -> Iterator[tuple[str, float]]:
         total = self.total_gain
@@ -210,7 +212,7 @@ class Scaling(Result):
         if lost and not lines:
             each = total ** (-0.5 / number)
             yield f"no layer alone is far from gain 1; multiply the weights of each by {each:.3g}", each
-        yield from _first(lines, "more layers, in the table")
+        yield from _first(sorted(lines, key=lambda line: line[1] > 0), "layer")
 
     @property
     def settled(self) -> str:
@@ -336,7 +338,7 @@ def _rule(mean_squared_gate: float) -> str:
     return f"a variance of {1 / mean_squared_gate:.3g} / fan-in"
 
 
-def _first(lines: list[tuple[str, float]], rest: str) -> Iterator[tuple[str, float]]:
+def _first(lines: list[tuple[str, float]], of: str) -> Iterator[tuple[str, float]]:
     yield from lines[:MOST_ADVICE]
     if (more := len(lines) - MOST_ADVICE) > 0:
-        yield f"and {more} {rest}", float(more)
+        yield f"and {more} more {of}{'s' * (more > 1)}, in the table", float(more)
