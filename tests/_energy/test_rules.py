@@ -15,7 +15,7 @@ from capalloc._energy.rules import Call, UnsupportedOperatorError, linearised, r
 from capalloc._energy.trace import trace
 from capalloc._operators.records import RECORDS
 from energies import Function, captured, energies
-from operator_cases import AFFINE, CASES, FROZEN, M, W, fractional
+from operator_cases import AFFINE, CASES, FROZEN, M, fractional
 from ruleless import shifted
 from zoo import gaussian
 
@@ -110,7 +110,6 @@ def test_a_registered_rule_is_used():
 @pytest.mark.parametrize(
     ("function", "shape", "message"),
     [
-        (lambda x: F.conv1d(x, W[:, :, 0]), (3, 6), "without an axis of examples"),
         (lambda x: F.batch_norm(x, None, None, training=True), (4, 3), "statistics of the batch let examples interact"),
         (lambda x: F.linear(x, M, bias=x[0, :1]), (2, 4), "argument 'bias' depends on the inputs"),
     ],

@@ -197,7 +197,9 @@ POINTWISE |= {
 }
 CASES |= {op: (fn, (2, 5)) for op, fn in POINTWISE.items()}
 #: Steps, whose slope is zero, times the signal itself.
-CASES |= {op: (lambda x, op=op: x * (2 + op(x)), (2, 5)) for op in named(STEP_FUNCTIONS)}
+STEPS = {op: (lambda x, op=op: op(x)) for op in named(STEP_FUNCTIONS)}
+STEPS[aten.heaviside.default] = lambda x: torch.heaviside(x, x.new_ones(()))
+CASES |= {op: (lambda x, step=step: x * (2 + step(x)), (2, 5)) for op, step in STEPS.items()}
 
 #: Selections and statistics, which go by their Jacobian.
 GROUPS = torch.tensor([0, 1, 0, 2, 1]).expand(2, 5)
@@ -283,7 +285,7 @@ FROZEN: dict[object, Callable[[Tensor, Tensor], Tensor]] = {
     aten.instance_norm.default: lambda x, z: standardised(x, (2,), GAMMA[:, None], BETA[:, None], z),
     aten.rms_norm.default: lambda x, z: z * (x.square().mean(-1, keepdim=True) + 0.1).rsqrt() * GAMMA,
     aten.detach.default: lambda x, z: x * z,
-    **{op: lambda x, z, op=op: z * (2 + op(x)) for op in named(STEP_FUNCTIONS)},
+    **{op: lambda x, z, step=step: z * (2 + step(x)) for op, step in STEPS.items()},
 }
 #: Cases that start paths at the constant input.
 AFFINE = ("linear", "conv", "_norm", "addmm", "baddbmm", "embedding")

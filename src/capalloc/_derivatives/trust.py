@@ -26,6 +26,8 @@ from capalloc._model.problem import Problem
 DIFFERENCE_STEPS = (1e-4, 3e-5)
 #: Relative difference between autograd and differences that is no rounding.
 WRONG = 1e-4
+#: Functions of torch's own calls that take functions: their derivatives are themselves not differentiated.
+LOOPS_OF_TORCH = {"ScanAutogradOp": "scan", "WhileLoopAutogradOp": "while_loop", "MapAutogradOp": "map"}
 #: Calls by which a model cuts gradients.
 CUTS = (Tensor.detach, torch.detach, torch._C._set_grad_enabled)
 
@@ -125,11 +127,17 @@ def _check_by_differences(
     coarse, fine = ((slope(step) - slope(-step)) / (2 * step) for step in DIFFERENCE_STEPS)
     off = abs(by_autograd - fine)
     if off > WRONG * (abs(fine) + abs(by_autograd)) and abs(coarse - fine) < 0.1 * off:
+        of_torch = [name for name in custom if name in LOOPS_OF_TORCH]
+        way_out = (
+            f"write torch's {LOOPS_OF_TORCH[of_torch[0]]} as a loop of Python"
+            if of_torch
+            else "write its backward in differentiable operations on saved tensors, or its forward in plain torch; of "
+            "a surrogate write s(x) + (f(x) - s(x)).detach(), with the function s whose gradient it is"
+        )
         raise ValueError(
-            f"second derivatives through the custom autograd function {', '.join(custom)} are wrong: the mixed "
-            f"derivative along a random direction is {by_autograd:.6g} by autograd and {fine:.6g} by differences of "
-            "the gradient; write its backward in differentiable operations on saved tensors, or its forward in plain "
-            "torch; of a surrogate write s(x) + (f(x) - s(x)).detach(), with the function s whose gradient it is"
+            f"second derivatives through the custom autograd function {', '.join(of_torch or custom)} are wrong: the "
+            f"mixed derivative along a random direction is {by_autograd:.6g} by autograd and {fine:.6g} by differences "
+            f"of the gradient; {way_out}"
         )
 
 

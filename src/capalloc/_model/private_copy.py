@@ -6,12 +6,14 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
@@ -19,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from capalloc._model.complex_params import cast, pair_up
 from capalloc._model.exported import SavedModel
+from capalloc._operators.decompositions import distances, length, pairs, step
 from capalloc._operators.records import take_branch
 from capalloc._runtime.surroundings import forward_defaults
 
@@ -34,6 +37,13 @@ MAKING = frozenset(
 )
 #: Layouts of sparse tensors that copies and derivatives do not know, which are dense in the copy.
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+#: Calls that derivatives do not enter, or not twice, and what is run in their place.
+WRITTEN_OUT: dict[tuple[Any, str], Callable[..., Any]] = {
+    (torch, "cond"): take_branch,
+    (torch, "cdist"): distances(length),
+    **dict.fromkeys([(torch, "pdist"), (functional, "pdist")], pairs(length)),
+    **dict.fromkeys([(torch, "heaviside"), (Tensor, "heaviside")], step),
+}
 #: What modules may hold that copies share: it has no state that a call changes.
 WITHOUT_COPIES = (ModuleType, type(threading.Lock()), type(threading.RLock()))
 
@@ -167,29 +177,43 @@ class Rounding(TorchFunctionMode):
 
 
 class TakenBranches:
-    """Lets `torch.cond` run the branch it takes, and reentrant checkpoints, which autograd.grad refuses, run."""
+    """Lets derivatives enter reentrant checkpoints, the branch that `torch.cond` takes, distances and steps."""
 
     def __init__(self) -> None:
-        self.seen, self.own, self.checkpoint = False, torch.cond, checkpoint.CheckpointFunction
+        self.seen = False
+        self.instead: dict[tuple[Any, str], Any] = {place: self._note(*place) for place in WRITTEN_OUT}
+        self.instead[checkpoint, "CheckpointFunction"] = _Checkpoint(self)
+        self.own = {place: getattr(*place) for place in self.instead}
 
     def __enter__(self) -> TakenBranches:
-        torch.cond = self
-        checkpoint.CheckpointFunction = self  # type: ignore[assignment, misc]
+        for (place, name), function in self.instead.items():
+            setattr(place, name, function)
         return self
 
     def __exit__(self, *error: object) -> None:
-        torch.cond = self.own
-        checkpoint.CheckpointFunction = self.checkpoint  # type: ignore[misc]
+        for (place, name), function in self.own.items():
+            setattr(place, name, function)
+
+    def _note(self, place: Any, name: str) -> Callable[..., Any]:
+        own, function = getattr(place, name), WRITTEN_OUT[place, name]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.seen = True
+            captured = torch.compiler.is_exporting() and name != "cond"  # a graph has decompositions of its own
+            return (own if captured else function)(*args, **kwargs)
+
+        return run
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Runs what a checkpoint keeps nothing of."""
+
+    noting: TakenBranches
 
     def apply(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        """Run what a checkpoint keeps nothing of."""
-        self.seen = True
+        self.noting.seen = True
         return function(*args)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one branch."""
-        self.seen = True
-        return take_branch(*args, **kwargs)
 
 
 class Widened(TorchFunctionMode):

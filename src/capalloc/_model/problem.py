@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from capalloc._model.agree import agree
+from capalloc._model.agree import agree, check_size
 from capalloc._model.archive import load_program
 from capalloc._model.exported import SavedModel
 from capalloc._model.given_arguments import Signature, read_arguments
@@ -334,10 +334,9 @@ def _adapted(problem: Problem, x: Tensor, given: torch.dtype, *, cast: bool) -> 
     if ran is None:
         with _shape_errors(problem):
             ran = _try(problem, x)
-    returned, wrote = ran
-    if wrote:
+    if ran[1]:
         spare_inputs(problem.model)
-    return returned, notes
+    return ran[0], notes
 
 
 def _try(problem: Problem, x: Tensor, seed: int = 0) -> tuple[Any, bool]:
@@ -372,6 +371,7 @@ def _check_outputs(problem: Problem, first: Tensor, y: Tensor) -> None:
         raise ValueError("outputs do not depend on inputs; choose other outputs or check for .detach() in the model")
     if not torch.isfinite(y).all():
         raise ValueError("the model's outputs hold NaN or inf on the first example")
+    check_size(y.detach())
     together = y.detach().reshape(len(x), -1)
     apart = torch.stack([one.detach().reshape(-1) for one in singles])
     _check_alone(problem, x, together, apart)

@@ -57,10 +57,35 @@ def _tensordot(left: Tensor, right: Tensor, dims_self: Sequence[int], dims_other
     return torch.einsum(left, own, right, other, [k for k in own + other if (own + other).count(k) == 1])
 
 
-def _distances(left: Tensor, right: Tensor, p: float, compute_mode: int | None) -> Tensor:
-    """Norms of all differences of two sets of points."""
-    distances: Tensor = torch.linalg.vector_norm(left.unsqueeze(-2) - right.unsqueeze(-3), p, -1)
-    return distances
+def distances(lengths: Callable[[Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    """Make the lengths of all differences of two sets of points."""
+    return lambda left, right, p=2.0, compute_mode=None: lengths(left.unsqueeze(-2) - right.unsqueeze(-3), p)
+
+
+def pairs(lengths: Callable[[Tensor, float], Tensor]) -> Callable[..., Tensor]:
+    """Make the lengths of the differences of each two points of one set."""
+
+    def run(x: Tensor, p: float = 2.0) -> Tensor:
+        first, second = torch.triu_indices(len(x), len(x), 1, device=x.device)
+        return lengths(x[first] - x[second], p)
+
+    return run
+
+
+def _length(x: Tensor, p: float) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(x, p, -1)
+    return lengths
+
+
+def length(x: Tensor, p: float) -> Tensor:
+    """The norm over the last axis, with derivatives of 0 where it is 0, the second ones too."""
+    none = (x == 0).all(-1, keepdim=True)
+    return torch.where(none.squeeze(-1), 0.0, _length(torch.where(none, 1.0, x), p))
+
+
+def step(x: Tensor, at_zero: Tensor) -> Tensor:
+    """1 above 0, 0 below, without a derivative."""
+    return torch.where(x == 0, at_zero, (x > 0).to(x.dtype))
 
 
 def _stacked(reduce: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -273,8 +298,10 @@ for _op in (aten.minimum.default, aten.min.other):
 extend(aten.prelu.default, made_of=_prelu)
 extend(aten.bilinear.default, made_of=_bilinear)
 extend(aten.tensordot.default, made_of=_tensordot)
-extend(aten._cdist_forward.default, made_of=_distances)
-extend(aten.cdist.default, made_of=lambda left, right, p=2.0, compute_mode=None: _distances(left, right, p, None))
+for _op in (aten._cdist_forward.default, aten.cdist.default):
+    extend(_op, made_of=distances(_length))
+for _op in (aten.pdist.default, aten._pdist_forward.default):
+    extend(_op, made_of=pairs(_length))
 extend(aten.hypot.default, made_of=_stacked(lambda x: torch.linalg.vector_norm(x, dim=0)))
 extend(aten.logaddexp.default, made_of=_stacked(lambda x: torch.logsumexp(x, 0)))
 extend(aten.copy.default, made_of=_copy)

@@ -107,7 +107,7 @@ def propagate(
         `attrs["symmetries_exact"]` says whether these are all that it has if gates move apart (a note says why not);
         one from constraints counts the directions of used parameters that change nothing on these examples.
         `attrs["unseen_params"]` and `attrs["unseen_share"]` count the parameters that only steer gates,
-        `attrs["unused_params"]` those in no use.
+        `attrs["unused_params"]` those in no use on these examples, whose units are closed or saturated on all of them.
         `attrs["phases"]` says what shares of the time went where (capturing the model is one: `capalloc.export`).
         With gates of data `attrs["data_digest"]` marks the examples, in any order, as in `measure`.
 

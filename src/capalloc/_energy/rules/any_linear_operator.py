@@ -208,6 +208,8 @@ class Operator:
         maps: list[list[LinearMap] | None] = [None] * len(offsets)
         for k, offset in enumerate(offsets):
             if isinstance(offset, Tensor) and offset.is_floating_point():
+                if bool(offset.isnan().any()):
+                    raise self.call.unsupported("it has none, and the operator is not known at 0: its result is NaN")
                 offsets[k] = _finite(offset)
                 parts = [self._part(j, k, offsets[k]) for j in range(len(self.carried))]
                 try:

@@ -18,6 +18,8 @@ from capalloc._operators.calls import per_axis
 from capalloc._operators.records import of_kind
 
 aten = torch.ops.aten
+#: Size of a constant from which on, and the inverse up to which, its square is a number.
+LEAST_TO_SQUARE = 1e-150
 
 
 @rule(aten.linear.default)
@@ -34,10 +36,10 @@ def convolution(call: Call) -> Energy:
     """A convolution with squared weights, transposed or not; a channel rescales at all positions alike."""
     program, x, weight = call.program, call.signal("input"), call.weight("weight")
     assert weight is not None
+    groups, fn, alone = call["groups"], _convolution_map(call, len(weight.shape) - 2), len(x.shape) < len(weight.shape)
+    if alone:  # one image without an axis of examples
+        x = program.move(lambda e: e[None], x)
     assert x.labels is not None
-    groups, ndim, fn = call["groups"], len(weight.shape), _convolution_map(call)
-    if len(x.shape) != ndim:
-        raise call.unsupported("a convolution without an axis of examples is not known: give it one by x[None]")
 
     def run(x: Tensor, w: Tensor, groups: int) -> Tensor:
         found: Tensor = call.replaced("input", "weight", bias=None, groups=groups)(x, w)
@@ -46,13 +48,13 @@ def convolution(call: Call) -> Energy:
     convolved = Convolved(run, program.values[weight.slot], groups, isinstance(fn, ConvolutionMap) and fn.transposed)
     sides, out_labels = convolved.around(program.channels, x.labels, x.shape)
     out = program.weigh(fn, x, weight, *sides[0], out_labels, sides[1:])
-    return add_bias(call, out, channel_axis=1)
+    out = add_bias(call, out, channel_axis=1)
+    return program.move(lambda e: e[0], out) if alone else out
 
 
-def _convolution_map(call: Call) -> ConvolutionMap | Callable[..., Tensor]:
+def _convolution_map(call: Call, ndim: int) -> ConvolutionMap | Callable[..., Tensor]:
     if isinstance(call["padding"], str):  # "same" may pad one side more than the other
         return call.replaced("input", "weight", bias=None)
-    ndim = len(call.result.shape) - 2
     transposed = bool(call.args.get("transposed", "output_padding" in call.args))
     names = ("stride", "padding", "dilation", *(["output_padding"] if transposed else []))
     stride, padding, dilation, *more = (tuple(per_axis(call[name], ndim)) for name in names)
@@ -137,6 +139,8 @@ def _made_by(program: Program, weight: Energy, product: Callable[..., Tensor]) -
 
 
 def times_constant(call: Call, energy: Energy, constant: Tensor | float) -> Energy:
-    """Energy times the square of a constant."""
-    squared = constant.double().square() if isinstance(constant, Tensor) else float(constant) ** 2
-    return call.program.gate(energy, squared)
+    """Energy times the square of a constant, in two steps: a square may leave the range of numbers."""
+    size = constant.double().abs() if isinstance(constant, Tensor) else abs(float(constant))
+    if isinstance(size, Tensor) or size == 0 or LEAST_TO_SQUARE < size < 1 / LEAST_TO_SQUARE:
+        return call.program.gate(energy, size * size)
+    return call.program.gate(call.program.gate(energy, size), size)
