@@ -186,10 +186,10 @@ def recovered_constant(data: xr.Dataset) -> tuple[float, float]:
 # -- tables -------------------------------------------------------------------------------------------------
 
 RULES = {
-    "residual": ("residual branches × L^-α", "T over L"),
-    "recurrent": ("recurrent branches × M^-α", "T over M"),
-    "residual biases": ("residual biases ~ L^-β", "odds of biases over L"),
-    "recurrent biases": ("recurrent biases ~ M^-β", "odds of biases over M"),
+    "residual": (r"residual branches × $L^{-\alpha}$", "T over L"),
+    "recurrent": (r"recurrent branches × $M^{-\alpha}$", "T over M"),
+    "residual biases": (r"residual biases ~ $L^{-\beta}$", "odds of biases over L"),
+    "recurrent biases": (r"recurrent biases ~ $M^{-\beta}$", "odds of biases over M"),
 }
 
 
@@ -202,10 +202,12 @@ def rules_table(sweeps: dict[str, xr.Dataset], by_channels: xr.Dataset, gains: d
         exact = float(critical(data["exact"]))
         rows.append([*RULES[name], plus_minus(value, error), f"{exact:.4f}", "1/2"])
     found = plus_minus(*with_error(critical(by_channels["measured"])))
-    rows.append(["variance c C^-γ of residual convolutions: γ", "T over C", found, "1", "1"])
+    rows.append([r"variance $c C^{-\gamma}$ of residual convolutions: γ", "T over C", found, "1", "1"])
     for activation, data in gains.items():
         value, error = with_error(critical(data["measured"]))
-        rows.append([f"variance c n^-γ, {activation}: γ", "gain over n", plus_minus(value, error), "1", "1"])
+        rows.append(
+            [rf"variance $c n^{{-\gamma}}$, {activation}: γ", "gain over n", plus_minus(value, error), "1", "1"]
+        )
     for activation, data in gains.items():
         constant = data.attrs["constant"]
         name = f"variance c / n, {activation}: c"
@@ -233,7 +235,7 @@ def slopes_table(sweeps: dict[str, xr.Dataset], gains: dict[str, xr.Dataset]) ->
         value, error = with_error(slopes(data["measured"]))
         rows.append([RULES[name][0], *(plus_minus(v, e) for v, e in zip(value, error, strict=True))])
         rows.append(["exact", *(f"{float(s):.4f}" for s in slopes(data["exact"]))])
-    exponents = [f"variance n^-γ, γ = {a:g}" for a in WIDTH_EXPONENTS]
+    exponents = [rf"variance $n^{{-\gamma}}$, γ = {a:g}" for a in WIDTH_EXPONENTS]
     rows.append(["**by width**", *(f"**{name}**" for name in exponents)])
     for activation, data in gains.items():
         value, error = with_error(slopes(data["measured"]))

@@ -17,13 +17,13 @@ def plot_scaling(sweeps: dict[str, xr.Dataset], gains: dict[str, xr.Dataset]) ->
     """Four panels: T by depth and by memory, odds of biases, gains by width."""
     figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     by_size(axes[0, 0], sweeps["residual"], "α", "depth L, blocks")
-    axes[0, 0].set(ylabel="T = Σ log(1 + λ)", title="Residual branches × L^-α")
+    axes[0, 0].set(ylabel="T = Σ log(1 + λ)", title=r"Residual branches × $L^{-\alpha}$")
     by_size(axes[0, 1], sweeps["recurrent"], "α", "memory M, steps")
-    axes[0, 1].set(ylabel="T = Σ log(1 + λ)", title="Recurrent branches × M^-α")
+    axes[0, 1].set(ylabel="T = Σ log(1 + λ)", title=r"Recurrent branches × $M^{-\alpha}$")
     by_size(axes[1, 0], sweeps["residual biases"], "β", "depth L, blocks")
-    axes[1, 0].set(ylabel="odds of ending at a bias", title="Residual biases ~ L^-β, branches × L^-1/2")
+    axes[1, 0].set(ylabel="odds of ending at a bias", title=r"Residual biases ~ $L^{-\beta}$, branches × $L^{-1/2}$")
     by_width(axes[1, 1], gains)
-    axes[1, 1].set(ylabel="gain of path energy", title="Plain layers, variance n^-γ / E[a²]")
+    axes[1, 1].set(ylabel="gain of path energy", title=r"Plain layers, variance $n^{-\gamma}$ / E[a²]")
     figure.suptitle(
         "Scaling rules: random networks (points, mean over seeds) and exact sums (lines)", fontsize="medium"
     )

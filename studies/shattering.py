@@ -95,7 +95,7 @@ def extrapolation_table(data: xr.Dataset) -> str:
     some = data.isel(pair=0, depth=slice(None, None, 2))
     widths = data["width"].to_numpy()
     middle = int(widths[len(widths) // 2])
-    head = ["family", "depth", *(f"width {n}" for n in widths), "infinite width", "predicted", "chi² / freedom"]
+    head = ["family", "depth", *(f"width {n}" for n in widths), "infinite width", "predicted", "χ² / freedom"]
     head += [f"excess at {middle}, in T²/n"]
     rows = []
     for family in some["family"].to_numpy():

@@ -19,7 +19,7 @@ ADAM_RATES = (1e-3, 3e-3, 1e-2)
 #: Theory is that of wide networks; these fail at width 32, with and without having been predicted to.
 WIDTHS, WIDE_DEPTHS, WIDE_FAMILIES = (64, 128), (20, 50), ("plain, He", "plain tanh, 1/n", "divided, 1")
 #: Steps of Adam do not shrink with a branch's factor: can it wake branches that carry nothing?
-SLEEPING_DEPTHS, SLEEPING = (20, 50), ("residual, L^-1/2", "residual, L^-1", "residual, L^-2", "no blocks")
+SLEEPING_DEPTHS, SLEEPING = (20, 50), ("residual, $L^{-1/2}$", "residual, $L^{-1}$", "residual, $L^{-2}$", "no blocks")
 
 
 def run(quick: bool = False) -> Study:

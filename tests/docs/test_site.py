@@ -123,6 +123,9 @@ def test_formulas_and_pictures_are_drawn_and_none_is_left_as_it_was_written(buil
         assert "$" not in prose, f"{page.name}: {prose[prose.index('$') - 80 :][:160]}"
         assert not re.search(r"language-math|<code>math\s*\\", text), page.name
         assert "&lt;img" not in prose, f"{page.name} shows HTML that it was to draw"
+        shown = re.sub(r"<math\b.*?</math>|<[^>]+>", "", prose, flags=re.S)
+        bare = re.search(r".{0,30}(?:\w\^-?[\w(]|\bsqrt\().{0,20}", shown)
+        assert bare is None or page.parent.name == "reference", f"{page.name}: {bare[0]}"  # docstrings are text
     assert drawn > 500
 
 

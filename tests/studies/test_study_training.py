@@ -314,6 +314,6 @@ def test_means_and_errors_are_those_of_the_seeds():
 def test_the_study_runs():
     study = training.run(quick=True)
     (text,) = study.tables.values()
-    assert text.count("residual, L^-1/2 |") == 4  # three settings and the table of T
+    assert text.count("residual, $L^{-1/2}$ |") == 4  # three settings and the table of T
     assert len(study.pictures["training"].axes) == 6
     plt.close(study.pictures["training"])
