@@ -98,7 +98,7 @@ def in_passes(model: nn.Module, x: Tensor) -> tuple[str, ...]:
         task = make_task(model, x)
         examples, plan = plan_examples(task, Block(output_probes=1), 1, SAMPLE_OF_LARGE.longest)
         examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
-        root, factors = timed(lambda: made(examples))
+        root, factors = timed(lambda: inverse_root(examples, SAMPLE_OF_LARGE))
         held = examples.prepared()
         sums = ExampleSums(held, Steps(held))
         signs = random_signs((1, examples.num_params), examples.x, examples.generator(9, 0))
@@ -119,12 +119,6 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def seconds_of_pass(model: nn.Module, x: Tensor) -> float:
     return statistics.median(timed(lambda: forward_backward(model, x))[1] for _ in range(3))
-
-
-def made(examples: Any) -> Any:
-    root = inverse_root(examples, SAMPLE_OF_LARGE)
-    root.push(torch.zeros(1, examples.num_params))  # its scales are made when they are used
-    return root
 
 
 if __name__ == "__main__":

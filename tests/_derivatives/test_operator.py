@@ -284,6 +284,75 @@ def test_what_single_precision_does_not_make_clear_is_decided_in_double(bias, mo
     assert found.problem.dtype == torch.float32
 
 
+def test_a_model_of_our_own_goes_to_the_precision_of_products_if_that_loses_nothing() -> None:
+    net, x = build(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), data(1, 3)
+    for exact in (True, False):
+        problem = prepare(net.float() if exact else net.double(), x.float() if exact else x, dtype=torch.float64)
+        space = input_metric(None, problem, True)
+        with exact_derivatives(), torch.no_grad():
+            if not exact:
+                next(iter(problem.params.values())).fill_(0.1)
+            found = choose_operator(problem, space, problem.probe, replay, torch.float32, own=True)
+        assert (found.problem.model is problem.model) == exact
+        assert found.problem.dtype == torch.float32
+        assert next(iter(problem.params.values())).dtype == (torch.float32 if exact else torch.float64)
+
+
+def test_a_model_of_our_own_is_in_double_again_where_that_decides() -> None:
+    problem = prepare(build(lambda: nn.Linear(3, 2)).float(), data(1, 3).float(), dtype=torch.float64)
+    given = [p.clone() for p in problem.params.values()]
+    for name in PRODUCT_WAYS:
+        with exact_derivatives(), torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            seen: list[torch.dtype] = []
+            patch.setattr("capalloc._derivatives.verify.is_clear", lambda trial: False)
+            patch.setattr(
+                "capalloc._derivatives.verify.disagreement",
+                lambda trial, name=name, seen=seen: (
+                    seen.extend(p.dtype for p in trial.operator.problem.params.values())
+                    or ("" if trial.operator.name == name else "is another")
+                ),
+            )
+            space = input_metric(None, problem, True)
+            found = choose_operator(problem, space, problem.probe, replay, torch.float32, own=True)
+            found.recast(torch.float64, own=True)
+        assert set(seen) == {torch.float64}
+        assert found.name == name
+        torch.testing.assert_close([*problem.params.values()], given, rtol=0, atol=0)
+
+
+class Overwriting(nn.Module):
+    """Writes to what entered a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        out = self.second(h)
+        return self.third(out - h.neg_())
+
+
+class Keeping(Overwriting):
+    """The same function with a copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.third(self.second(h) + h)
+
+
+def test_what_enters_a_layer_is_copied_where_the_model_overwrites_it() -> None:
+    x, units = data(2, 3), data(2, 2, 2, seed=5)
+    r, w = data(2, 2, 2, 4, seed=6), data(2, 46, seed=7)
+    found = []
+    for model in (Overwriting, Keeping):
+        problem = prepare(build(model), x, dtype=torch.float64)
+        products = ConstraintOperator(problem, input_metric(None, problem, True), "piecewise").at(x, units, replay)
+        with torch.no_grad():
+            found.append((products.adjoint(r), products.apply(w)))
+    torch.testing.assert_close(found[0], found[1])
+
+
 #: Linear algebra of 2 x 2 matrices, (e, 2, 2).
 DECOMPOSED = {
     "det": lambda A: torch.linalg.det(A)[:, None],

@@ -20,6 +20,7 @@ from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._linalg.kronecker import LONGEST, Kronecker, KroneckerBlock
 from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure import precondition
+from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, cost_of, plan_examples
 from capalloc._measure.forecast import pass_seconds
 from capalloc._measure.precondition import Sample, constant_rows, inverse_root, samples, samples_of_outputs, spread
@@ -42,6 +43,7 @@ from capalloc._propagate.effort import (
     readings_at,
 )
 from capalloc._runtime.memory import Budget, Size
+from capalloc._runtime.steps import Steps
 from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module
 
@@ -86,7 +88,7 @@ class MatrixSums:
     def rows(self, w: Tensor) -> Tensor:
         return torch.einsum("rsp,kp->krs", self.C, w)
 
-    def noise(self, number: int, count: int) -> Tensor:
+    def noise(self, number: int, count: int, precision: torch.dtype = torch.float64) -> Tensor:
         return gaussian(count, self.C.shape[0] * self.C.shape[1], seed=number) @ self.C.flatten(0, 1)
 
     def push(self, w: Tensor) -> Tensor:
@@ -194,7 +196,7 @@ def test_no_step_is_the_answer_of_the_blocks(sums, root):
     (only,) = readings(sums, root, signs, (0,))
     torch.testing.assert_close(only.slots.mean(0), expected)
     for together in (False, True):
-        found = blocks_alone(sums, root, signs.split(100), together)
+        found = blocks_alone(sums, root, signs.clone().split(100), together)
         torch.testing.assert_close(found.last.slots, only.slots)
         torch.testing.assert_close(found.last.held(8.0), only.held(8.0))
         assert found.last.tensors.shape == (2, 2)
@@ -641,6 +643,22 @@ def test_blocks_of_few_outputs_are_as_near_as_they_say():
     assert found.total == pytest.approx(measured.total)
 
 
+@pytest.mark.parametrize("name", ["conv", "attention"])
+def test_products_of_one_output_and_vector_at_a_time_are_those_of_all(name):
+    conv = (lambda: nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)), (5, 1, 10))
+    build, shape = NETWORKS.get(name, conv)
+    with exact_derivatives():
+        task = make_task(seeded_module(lambda: build()).double(), gaussian(*shape))
+        examples, _ = plan_examples(task, Block(num_probes=3))
+        images, rows = [], []
+        for made in (examples, replace(examples, lean=True)):
+            sums = ExampleSums(made, Steps(made))
+            images.append(sums.noise(0, 3))
+            rows.append(sums.push(images[0]))
+    torch.testing.assert_close(images[1], images[0])
+    torch.testing.assert_close(rows[1], rows[0])
+
+
 def test_steps_are_as_many_as_memory_holds():
     z, ladder = torch.ones(2, 10).double(), (2, 4, 8, 16)
     assert in_memory(ladder, Block(), z, Budget(22 * 160)) == ladder
@@ -684,7 +702,8 @@ def test_samples_are_the_same_however_they_are_cut(name, monkeypatch):
         examples, _ = plan_examples(task, Block(num_probes=2))
         for cut in ((1, 2), (3, 2), (8, 2)):
             monkeypatch.setattr(Examples, "apart", lambda *_, cut=cut: cut)
-            found = torch.cat([*samples_of_outputs(examples, spread(examples, 5), 4, 1), *samples(examples, 0)])
+            drawn = (*samples_of_outputs(examples, spread(examples, 5), 4, 1), *samples(examples, 0))
+            found = torch.cat([torch.cat([*pieces], 1) for pieces in drawn])
             moments.append(found.T @ found)
     for other in moments[1:]:
         torch.testing.assert_close(other, moments[0], rtol=1e-10, atol=1e-10)

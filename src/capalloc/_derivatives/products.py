@@ -17,12 +17,13 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.func import grad, vmap
 
 from capalloc._derivatives.autograd import differentiable
@@ -51,14 +52,19 @@ class BatchProducts(ABC):
     def adjoint(self, r: Tensor) -> Tensor:
         """C' r: (k, o, e, s) to (k, params)."""
 
-    def pieces(self, r: Tensor) -> Sequence[Tensor]:
-        """C' r as pieces side by side, (k, some of the params) each."""
-        return [self.adjoint(r)]
+    def pieces(self, r: Tensor) -> Iterable[Tensor]:
+        """C' r as pieces for all tensors in order, (k, entries) each."""
+        return list(self.adjoint(r).split([p.numel() for p in self.problem.params.values()], 1))
 
     def each(self, r: Tensor) -> Tensor:
         """C' r of every example apart: (k, o, e, s) to (k, e, params)."""
+        return torch.cat([*self.each_by_tensor(r)], 2)
+
+    def each_by_tensor(self, r: Tensor) -> Iterable[Tensor]:
+        """C' r of every example apart, as pieces for all tensors in order, (k, e, entries)."""
         one_by_one = zip(self.x.split(1), self.units.split(1, 1), r.split(1, 2), strict=True)
-        return torch.stack([replace(self, x=x, units=units).adjoint(part) for x, units, part in one_by_one], 1)
+        found = torch.stack([replace(self, x=x, units=units).adjoint(part) for x, units, part in one_by_one], 1)
+        return list(found.split([p.numel() for p in self.problem.params.values()], 2))
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,13 @@ class ConstraintOperator:
         """Those of a batch; `units` (o, e, outputs) are the combinations of outputs."""
         return PRODUCT_WAYS[self.name](self.problem, self.space, x, units, replay)
 
-    def recast(self, dtype: torch.dtype) -> ConstraintOperator:
-        """The same in another precision."""
+    def recast(self, dtype: torch.dtype, own: bool = False) -> ConstraintOperator:
+        """The same in another precision; a model that is our `own` is in no other from then on."""
         problem, space = self.problem, self.space
-        model = cast(copy.deepcopy(problem.model), dtype)
-        own = dict(model.named_parameters())
+        model = cast(problem.model if own else copy.deepcopy(problem.model), dtype)
+        named = dict(model.named_parameters())
         probe = problem.probe.to(dtype)
-        moved = replace(problem, model=model, params={name: own[name] for name in problem.params}, probe=probe)
+        moved = replace(problem, model=model, params={name: named[name] for name in problem.params}, probe=probe)
         return ConstraintOperator(moved, space.to(probe), self.name)
 
 
@@ -105,23 +111,23 @@ class ForwardProducts(BatchProducts):
 
     def adjoint(self, r: Tensor) -> Tensor:
         """C' r."""
-        return torch.cat(self.pieces(r), 1)
+        return torch.cat([*self.pieces(r)], 1)
 
-    def pieces(self, r: Tensor) -> tuple[Tensor, ...]:
+    def pieces(self, r: Tensor) -> Iterable[Tensor]:
         """C' r by parameter: of a large network no vector is made of them."""
         with self.replay(), Tape():
             return self._back(self.x, self.units, *self.space.directions(r, self.x))
 
-    def each(self, r: Tensor) -> Tensor:
+    def each_by_tensor(self, r: Tensor) -> Iterable[Tensor]:
         """C' r of every example apart, side by side where the model's calls batch: a recurrence has no more of them."""
         v, constant = self.space.directions(r, self.x)
         sides = self.x[:, None], self.units[:, :, None], v[:, :, :, None], constant[:, :, :, None]
         try:
             with self.replay(), Tape():
-                pieces = vmap(self._back, (0, 1, 2, 2), 1, randomness="same")(*sides)
+                pieces: tuple[Tensor, ...] = vmap(self._back, (0, 1, 2, 2), 1, randomness="same")(*sides)
         except RuntimeError:
-            return super().each(r)
-        return torch.cat(pieces, 2)
+            return super().each_by_tensor(r)
+        return pieces
 
     def _back(self, x: Tensor, units: Tensor, v: Tensor, constant: Tensor) -> tuple[Tensor, ...]:
         """C' r of directions and constants (k, o, e, ...), summed over examples: (k, entries) of each parameter."""
@@ -216,39 +222,44 @@ class PiecewiseProducts(BatchProducts):
                     back.append(sent.flatten(0, 1))
             if call.bias is not None:
                 value = value + torch.einsum("oec,kc->koe", bias_gradients(call, delta), parts[call.bias].flatten(1))
-        (slope,) = batched_gradients(moving, [self.x], back, len(w) * num_outputs)
+        (slope,) = batched_gradients(moving, [self.x], back, len(w) * num_outputs, [self.x])
         return self.space.rows(slope.unflatten(0, (len(w), num_outputs)), value, self.x.detach())
 
     def adjoint(self, r: Tensor) -> Tensor:
         """C' r: (k, o, e, s) to (k, params)."""
-        return self._along(r, [slice(None)])[:, 0]
+        return torch.cat([*self.pieces(r)], 1)
 
-    def each(self, r: Tensor) -> Tensor:
+    def pieces(self, r: Tensor) -> Iterable[Tensor]:
+        """C' r tensor by tensor."""
+        return (piece[:, 0] for piece in self._along(r, [slice(None)]))
+
+    def each_by_tensor(self, r: Tensor) -> Iterable[Tensor]:
         """C' r of every example apart: one sweep for all, then the products of each."""
         return self._along(r, [slice(k, k + 1) for k in range(len(self.x))])
 
-    def _along(self, r: Tensor, groups: list[slice]) -> Tensor:
-        """C' r of groups of examples: (k, groups, params)."""
+    def _along(self, r: Tensor, groups: list[slice]) -> Iterator[Tensor]:
+        """C' r of groups of examples, tensor by tensor: (k, groups, entries)."""
         v, constant = self.space.directions(r, self.x.detach())
-        params = self.problem.params
-        found = r.new_zeros(len(r), len(groups), self.problem.num_params)
-        into = dict(zip(params, found.split([p.numel() for p in params.values()], 2), strict=True))
-        for call, delta, dh in zip(self.calls, self.deltas, self._moved(v), strict=True):
-            if call.weight is not None:
-                weights = constant.reshape(*constant.shape, *(1,) * (dh.ndim - 3))
-                along = torch.addcmul(dh, call.input.detach(), weights)
-                for k, part in enumerate(groups):
-                    into[call.weight][:, k] += call.rule.to_weight(along[:, :, part], delta[:, part]).flatten(1)
-            if call.bias is not None:
-                gradients = bias_gradients(call, delta)
-                for k, part in enumerate(groups):
-                    into[call.bias][:, k] += torch.einsum("oec,koe->kc", gradients[:, part], constant[:, :, part])
-        return found
+        moved = dict(enumerate(self._moved(v)))
+        for name, p in self.problem.params.items():
+            found = r.new_zeros(len(r), len(groups), p.numel())
+            for place, (call, delta) in enumerate(zip(self.calls, self.deltas, strict=True)):
+                if call.weight == name:
+                    dh = moved.pop(place)  # each is as large as a layer, and used once
+                    weights = constant.reshape(*constant.shape, *(1,) * (dh.ndim - 3))
+                    along = torch.addcmul(dh, call.input.detach(), weights)
+                    for k, part in enumerate(groups):
+                        found[:, k] += call.rule.to_weight(along[:, :, part], delta[:, part]).flatten(1)
+                if call.bias == name:
+                    gradients = bias_gradients(call, delta)
+                    for k, part in enumerate(groups):
+                        found[:, k] += torch.einsum("oec,koe->kc", gradients[:, part], constant[:, :, part])
+            yield found
 
     def _moved(self, v: Tensor) -> list[Tensor]:
         """Changes of what enters each call along input directions (k, o, e, *inputs): (k, o, e, *in)."""
         cotangents, slope = self._pulled
-        found = iter(batched_gradients([slope], cotangents, [v.flatten(0, 1)], math.prod(v.shape[:2])))
+        found = iter(batched_gradients([slope], cotangents, [v.flatten(0, 1)], math.prod(v.shape[:2]), cotangents))
         still = (call.input.new_zeros(()).expand(*v.shape[:2], *call.input.shape) for call in self.calls)
         return [
             next(found).unflatten(0, v.shape[:2]) if call.input.requires_grad else none
@@ -274,27 +285,35 @@ def piecewise_products(
         NotImplementedError: a parameter enters another call, or one whose leading axis is not the examples.
 
     """
-    at = x.clone().requires_grad_()
-    with torch.enable_grad(), replay(), Tape(names_of(problem), marked=True) as tape:
-        out = problem.select(problem.model(at)).reshape(len(x), -1)
+    for copied in (False, True):  # layers are large, and few models overwrite what entered them
+        at = x.clone().requires_grad_()
+        with torch.enable_grad(), replay(), Tape(names_of(problem), marked=True, copied=copied) as tape:
+            out = problem.select(problem.model(at)).reshape(len(x), -1)
+        if not tape.overwritten:
+            break
     for name, function in tape.opaque.items():
         raise NotImplementedError(f"{name} enters {function}, for which there is no rule")
     if any(len(call.input) != len(x) for call in tape.calls):
         raise NotImplementedError("what enters a call has no leading axis of examples")
-    deltas = batched_gradients([out], tape.outputs, [units], len(units))
+    like = [x.new_zeros(()).expand(call.shape) for call in tape.calls]
+    deltas = batched_gradients([out], tape.outputs, [units], len(units), like)
     return PiecewiseProducts(problem, space, at, units, replay, tuple(tape.calls), tuple(deltas))
 
 
 def batched_gradients(
-    values: Sequence[Tensor], at: Sequence[Tensor], cotangents: Sequence[Tensor], count: int
+    values: Sequence[Tensor],
+    at: Sequence[Tensor] | Sequence[GradientEdge],
+    cotangents: Sequence[Tensor],
+    count: int,
+    like: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Gradients of `values` at tensors for `count` cotangents side by side, (count, *own) each; the graph stays."""
+    """Gradients of `values` at places `like` tensors for `count` cotangents, (count, *own) each; the graph stays."""
     if not any(value.requires_grad for value in values):
-        return [t.new_zeros(count, *t.shape) for t in at]
+        return [t.new_zeros(count, *t.shape) for t in like]
 
     def along(own: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         found = torch.autograd.grad(values, at, own, retain_graph=True, allow_unused=True)
-        return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(at, found, strict=True))
+        return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(like, found, strict=True))
 
     if count == 1:  # vmap around few and small calls takes longer than these
         return [g.detach()[None] for g in along(tuple(c[0] for c in cotangents))]

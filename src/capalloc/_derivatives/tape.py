@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -83,18 +84,25 @@ class Tape(TorchFunctionMode):
     """Runs a model in elementary operations, and notes the calls that use parameters of `names`.
 
     `zeros[k]` is added to the output of the k-th call with a rule, so that its derivative is the call's sensitivity;
-    or outputs are `marked`: kept, for autograd to find them, while the model goes on with copies.
+    or outputs are `marked`: their places in the graph are kept, for autograd to find them. What enters is `copied`, as
+    the model may overwrite it later, or is seen to be overwritten.
     """
 
     def __init__(
-        self, names: Mapping[int, str] | None = None, zeros: Sequence[Tensor] | None = None, *, marked: bool = False
+        self,
+        names: Mapping[int, str] | None = None,
+        zeros: Sequence[Tensor] | None = None,
+        *,
+        marked: bool = False,
+        copied: bool = True,
     ) -> None:
         super().__init__()
         self.names = names or {}  # id of a parameter -> its name
         self.zeros = zeros
-        self.marked = marked
-        self.outputs: list[Tensor] = []  # of the calls, where marked
+        self.marked, self.copied = marked, copied
+        self.outputs: list[GradientEdge] = []  # of the calls, where marked
         self.calls: list[TappedCall] = []
+        self.versions: list[int] = []  # of what entered them
         self.seen: set[str] = set()
         self.opaque: dict[str, str] = {}  # parameter -> a function without a rule that it enters
         self.elements = 0  # in all tensors that calls return, counted where there are names
@@ -127,12 +135,18 @@ class Tape(TorchFunctionMode):
         if call is None or (weight is None and bias is None):
             return out
         zero = None if self.zeros is None else self.zeros[len(self.calls)]
-        entered = call.input.clone()  # the model may overwrite it later
+        entered = call.input.clone() if self.copied else call.input
         self.calls.append(TappedCall(weight, bias, call.rule, entered, tuple(out.shape)))
+        self.versions.append(entered._version)
         if self.marked:
-            self.outputs.append(out if out.requires_grad else out.requires_grad_())
-            return out.clone()
+            self.outputs.append(get_gradient_edge(out.requires_grad_()))
+            return out.clone() if out.is_leaf else out  # no model may overwrite a leaf
         return out if zero is None else out + zero
+
+    @property
+    def overwritten(self) -> bool:
+        """True where something that entered a call is no longer what it was."""
+        return any(call.input._version != v for call, v in zip(self.calls, self.versions, strict=True))
 
 
 @dataclass(frozen=True)

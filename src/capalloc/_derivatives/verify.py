@@ -93,12 +93,18 @@ def _no_rows(x: Tensor, directions: Directions, replay: Replay) -> dict[str, Ten
 
 
 def choose_operator(
-    problem: Problem, space: InputMetric, x: Tensor, replay: Replay, dtype: torch.dtype | None = None
+    problem: Problem,
+    space: InputMetric,
+    x: Tensor,
+    replay: Replay,
+    dtype: torch.dtype | None = None,
+    own: bool = False,
 ) -> ConstraintOperator:
     """The first operator that serves on an example of `x`, in the precision of products, `dtype` or that of `x`.
 
     Ways are tried in that precision first: float32 takes a third of the time of float64. What forward mode does not
-    make clear there is decided in the precision of `x`.
+    make clear there is decided in the precision of `x`. A model that is our `own` goes to the precision of products if
+    that loses nothing: a large one has no room beside another.
 
     Raises:
         TypeError: none does; the message says why.
@@ -107,12 +113,17 @@ def choose_operator(
     """
     dtype = dtype or x.dtype
     if dtype != x.dtype:
-        recast = ConstraintOperator(problem, space, "").recast(dtype)
+        held = [t for t in problem.model.state_dict().values() if t.is_floating_point() or t.is_complex()]
+        own = own and not any(t.is_complex() or not torch.equal(t, t.to(dtype).to(t.dtype)) for t in held)
+        recast = ConstraintOperator(problem, space, "").recast(dtype, own)
         for name in PRODUCT_WAYS:
             operator = replace(recast, name=name)
             if is_clear(Trial(operator, x[:1].to(dtype), replay)):
-                check_derivatives(problem, x[:1], replay, modes=False)
+                wide = operator.recast(x.dtype).problem if own else problem
+                check_derivatives(wide, x[:1], replay, modes=False)
                 return operator
+        if own:
+            recast.recast(x.dtype, own)
     reasons = []
     for name in PRODUCT_WAYS:
         operator = ConstraintOperator(problem, space, name)
@@ -120,7 +131,7 @@ def choose_operator(
         failure = disagreement(trial)
         if not failure:
             check_derivatives(problem, x[:1], replay, modes=not trial.is_as_forward)
-            return operator.recast(dtype) if dtype != x.dtype else operator
+            return operator.recast(dtype, own) if dtype != x.dtype else operator
         reasons.append(f"{name} mode {failure}")
     raise TypeError(
         f"model allows no products with its constraints ({'; '.join(reasons)}); "

@@ -55,50 +55,56 @@ class InverseRoot:
         """Return the root for blocks and rows'rows, (m, params), which are a `share` of all such rows."""
         return replace(self, beside=RowsBeside(self.pull(rows), share) if len(rows) else None)
 
-    def completed(self, image: Tensor) -> InverseRoot:
-        """Return the root with the variances of `image`, (k, params), where the samples of the blocks saw none.
+    def completed(self, turned: Tensor) -> InverseRoot:
+        """Return the root with the variances of an image, `turned`, where the samples of the blocks saw none.
 
-        The image is C' xi of all examples, whose squares have the mean diag(G) in any basis: a unit that none of the
-        sampled examples opens is in it. With few images each variance is drawn to the mean of those of its tensor.
+        The image is C' xi of all examples, (k, params), whose squares have the mean diag(G) in any basis: a unit that
+        none of the sampled examples opens is in it. With few images each variance is drawn to the mean of those of its
+        tensor. Variances are filled in where they stand.
         """
-        filled, largest = [], max(self._largest)
-        for block, scale, tensor in self._by_block(image):
-            squares = turn(tensor, block.bases).square().mean(0)
+        largest = max(self._largest)
+        for block, scale, tensor in self._by_block(turned):
+            squares = tensor.square().mean(0)
             unseen = (scale == 0) & (squares > (UNITS_OF_ROUNDING * torch.finfo(scale.dtype).eps) ** 2 * largest)
             mean = squares[unseen].mean() if bool(unseen.any()) else squares.new_zeros(())
-            drawn = (len(image) * squares + mean) / (len(image) + 1)
-            filled.append(replace(block, diagonal=torch.where(unseen, drawn, block.diagonal)))
-        return replace(self, blocks=Kronecker(tuple(filled)))
+            drawn = (len(turned) * squares + mean) / (len(turned) + 1)
+            torch.where(unseen, drawn, block.diagonal, out=block.diagonal)
+        return replace(self)  # which looks for the largest anew
 
     @cached_property
-    def scales(self) -> tuple[Tensor, ...]:
-        """Inverse roots of the variances, zero where there is neither one nor a ridge."""
-        if self.ridge:
-            return tuple((block.diagonal + self.ridge).rsqrt() for block in self.blocks.blocks)
-        found = []
-        largest = self._largest
-        for block, own in zip(self.blocks.blocks, largest, strict=True):
-            limits = torch.finfo(block.diagonal.dtype)
-            # Beside the largest of all, the squares of rounding: of a bias before a norm there is nothing else.
-            kept = block.diagonal > max(SMALLEST * own, limits.eps**2 * max(largest), limits.tiny)
-            found.append(torch.where(kept, block.diagonal, 1.0).rsqrt() * kept)
-        return tuple(found)
-
-    @property
     def _largest(self) -> list[float]:
         return [float(block.diagonal.max()) if block.diagonal.numel() else 0.0 for block in self.blocks.blocks]
 
+    def _scale(self, block: KroneckerBlock, largest: float) -> Tensor:
+        """Inverse roots of variances, zero where there is neither one nor a ridge: soon made, so not held."""
+        if self.ridge:
+            return (block.diagonal + self.ridge).rsqrt_()
+        limits = torch.finfo(block.diagonal.dtype)
+        # Beside the largest of all, the squares of rounding: of a bias before a norm there is nothing else.
+        kept = block.diagonal > max(SMALLEST * largest, limits.eps**2 * max(self._largest), limits.tiny)
+        return torch.where(kept, block.diagonal, 1.0).rsqrt_().mul_(kept)
+
+    def turned(self, vectors: Tensor) -> Tensor:
+        """Turn vectors, (k, params), into the bases of the blocks, where they stand."""
+        for into, block in zip(self._split(vectors), self.blocks.blocks, strict=True):
+            if any(basis is not None for basis in block.bases):
+                into.copy_(turn(into.to(block.diagonal).reshape(-1, *block.shape), block.bases).flatten(1))
+        return vectors
+
+    def whitened(self, turned: Tensor) -> Tensor:
+        """Divide vectors in the bases of the blocks by the roots of variances, where they stand."""
+        for into, (_, scale, tensor) in zip(self._split(turned), self._by_block(turned), strict=True):
+            into.copy_((tensor * scale).flatten(1))
+        return turned if self.beside is None else self.beside(turned)
+
     def pull(self, vectors: Tensor) -> Tensor:
         """R' v."""
-        found = vectors.new_empty(vectors.shape)
-        for into, (block, scale, tensor) in zip(self._split(found), self._by_block(vectors), strict=True):
-            into.copy_((turn(tensor, block.bases) * scale).flatten(1))
-        return found if self.beside is None else self.beside(found)
+        return self.whitened(self.turned(vectors.clone()))
 
-    def push(self, vectors: Tensor) -> Tensor:
-        """R v."""
+    def push(self, vectors: Tensor, own: bool = False) -> Tensor:
+        """R v, in the place of v where it is our `own`."""
         turned = vectors if self.beside is None else self.beside(vectors)
-        found = turned.new_empty(turned.shape)
+        found = turned if own else turned.new_empty(turned.shape)
         for into, (block, scale, tensor) in zip(self._split(found), self._by_block(turned), strict=True):
             back = tuple(None if basis is None else basis.T for basis in block.bases)
             into.copy_(turn(tensor * scale, back).flatten(1))
@@ -110,8 +116,8 @@ class InverseRoot:
 
     def _by_block(self, vectors: Tensor) -> Iterator[tuple[KroneckerBlock, Tensor, Tensor]]:
         """Yield every block, its scale, and its part of the vectors, (k, *axes)."""
-        for block, scale, part in zip(self.blocks.blocks, self.scales, self._split(vectors), strict=True):
-            yield block, scale, part.to(scale).reshape(-1, *block.shape)
+        for block, largest, part in zip(self.blocks.blocks, self._largest, self._split(vectors), strict=True):
+            yield block, self._scale(block, largest), part.to(block.diagonal).reshape(-1, *block.shape)
 
     def _split(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """The blocks' parts of vectors, (k, params)."""

@@ -12,7 +12,7 @@ samples' precision, for a preconditioner only has to be near.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,8 +27,8 @@ LONGEST = 2048
 #: How many samples the product of the factors counts for beside the sampled diagonal.
 PRIOR = 4.0
 
-#: A stream of samples, by number.
-Samples = Callable[[int], Iterator[Tensor]]
+#: A stream of samples, by number: of each batch the parts of all tensors, (n, size), in order.
+Samples = Callable[[int], Iterator[Iterable[Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,12 @@ def kronecker(shapes: Sequence[Sequence[int]], samples: Samples, longest: int = 
     An axis longer than `longest` keeps its own basis.
     """
     moments = [Moments(merged_axes(shape), longest) for shape in shapes]
-    sizes = [math.prod(m.shape) for m in moments]
     for batch in samples(0):
-        for m, part in zip(moments, batch.split(sizes, dim=1), strict=True):
+        for m, part in zip(moments, batch, strict=True):
             m.add(part)
     diagonals = [Diagonal(m.shape, *m.factored()) for m in moments]
     for batch in samples(1):
-        for d, part in zip(diagonals, batch.split(sizes, dim=1), strict=True):
+        for d, part in zip(diagonals, batch, strict=True):
             d.add(part)
     return Kronecker(tuple(d.block() for d in diagonals))
 
@@ -83,13 +82,11 @@ class Moments:
         self.trace += float(squares.sum())
         self.count += len(part)
 
-    def factored(self) -> tuple[tuple[Tensor | None, ...], Tensor]:
-        """The basis of every axis, and the product of the factors' eigenvalues with the trace that each of them has."""
+    def factored(self) -> tuple[tuple[Tensor | None, ...], tuple[Tensor, ...]]:
+        """The basis of every axis, and the factors' eigenvalues, whose product has the trace that each of them has."""
         values, bases = zip(*map(eigenbasis, self.sums), strict=True)
-        product = values[0] / self.count
-        for v in values[1:]:
-            product = product[..., None] * (v / self.trace if self.trace > 0 else v)
-        return bases, product
+        shares = [v / self.trace if self.trace > 0 else v for v in values[1:]]
+        return bases, (values[0] / self.count, *shares)
 
 
 @dataclass
@@ -98,12 +95,12 @@ class Diagonal:
 
     shape: tuple[int, ...]
     bases: tuple[Tensor | None, ...]
-    product: Tensor
+    values: tuple[Tensor, ...]  # of the factors, whose product is never held beside the squares
     squares: Tensor = field(init=False)
     count: int = 0
 
     def __post_init__(self) -> None:
-        self.squares = torch.zeros_like(self.product)
+        self.squares = self.values[0].new_zeros(self.shape)
 
     def add(self, part: Tensor) -> None:
         """Take in samples, (n, size)."""
@@ -113,7 +110,10 @@ class Diagonal:
 
     def block(self) -> KroneckerBlock:
         """Build the block, with the product of the factors as a prior."""
-        diagonal = (self.squares + PRIOR * self.product) / (self.count + PRIOR)
+        product = self.values[0]
+        for v in self.values[1:]:
+            product = product[..., None] * v
+        diagonal = self.squares.add_(product, alpha=PRIOR).div_(self.count + PRIOR)
         return KroneckerBlock(self.shape, self.bases, diagonal)
 
 

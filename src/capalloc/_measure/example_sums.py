@@ -28,10 +28,11 @@ class NoiseSum(Total):
 
     number: int
     count: int
+    precision: torch.dtype = torch.float64
 
     def begin(self, source: Examples) -> Tensors:
         """Return zeros."""
-        return (torch.zeros(self.count, source.num_params, dtype=torch.float64, device=source.x.device),)
+        return (torch.zeros(self.count, source.num_params, dtype=self.precision, device=source.x.device),)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
         """Add the examples of a batch."""
@@ -154,9 +155,9 @@ class ExampleSums:
     examples: Examples
     steps: Steps
 
-    def noise(self, number: int, count: int) -> Tensor:
+    def noise(self, number: int, count: int, precision: torch.dtype = torch.float64) -> Tensor:
         """Return C' xi for `count` draws of standard normal rows: N(0, G) each."""
-        return self._total(NoiseSum(number, count)).div_(math.sqrt(self.examples.num_examples))
+        return self._total(NoiseSum(number, count, precision)).div_(math.sqrt(self.examples.num_examples))
 
     def read(self, w: Tensor) -> tuple[Tensor, BlockMoments]:
         """Return the squares of C w, summed by slot, (k, s), and the moments of every example's rows."""

@@ -8,7 +8,7 @@ products run in. With a `scale` columns of C are derivatives along coordinates o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -54,6 +54,7 @@ class Examples:
     ready: tuple[BatchProducts, ...] = ()  # the constraints of every batch, where memory holds them
     scale: Tensor | None = None  # (params,), units of the parameters' coordinates; None for all 1
     longest: int = LONGEST_APART  # numbers in products of single examples that are made at a time
+    lean: bool = False  # layers are held for one output and vector at a time
 
     @property
     def sizes(self) -> list[int]:
@@ -197,9 +198,22 @@ class Batch:
         """Yield the parts of several blocks of vectors that go at a time."""
         return zip(*(v.split(self.source.vectors) for v in vectors), strict=True)
 
+    def by_output(self) -> Iterator[tuple[slice, BatchProducts]]:
+        """Yield the outputs whose constraints are held together, and these."""
+        if not self.source.lean:
+            yield slice(None), self.bound
+            return
+        for k in range(len(self.units)):
+            own = slice(k, k + 1)
+            yield own, self.source.operator.at(self.x, self.units[own], partial(self.source.replay, self.index))
+
     def apply(self, w: Tensor) -> Tensor:
         """Return the rows of C w, undivided, for w as `Examples.in_units` gives it."""
-        return self.bound.apply(w)
+        at_once, rows = 1 if self.source.lean else len(w), []
+        for _, bound in self.by_output():
+            rows.append(torch.cat([bound.apply(part) for part in w.split(at_once)]))
+            del bound  # before the next is made
+        return torch.cat(rows, 1)
 
     def adjoint(self, rows: Tensor) -> Tensor:
         """Return C' rows, undivided; in float64 with a scale, else in the precision of products."""
@@ -208,16 +222,24 @@ class Batch:
 
     def add_adjoint(self, into: Tensor, rows: Tensor) -> None:
         """Add C' rows, undivided."""
-        pieces, scale = self.bound.pieces(rows), self.source.scale
-        sizes = [piece.shape[1] for piece in pieces]
-        scales = [None] * len(sizes) if scale is None else scale.split(sizes)
-        for place, piece, own in zip(into.split(sizes, 1), pieces, scales, strict=True):
-            add_to(place, piece if own is None else piece * own)
+        at_once = 1 if self.source.lean else len(rows)
+        for outputs, bound in self.by_output():
+            for total, part in zip(into.split(at_once), rows[:, outputs].split(at_once), strict=True):
+                places = total.split(self.source.sizes, 1)
+                for place, piece, own in zip(places, bound.pieces(part), self._scales, strict=True):
+                    add_to(place, piece if own is None else piece * own)
+            del bound
 
-    def each(self, rows: Tensor) -> Tensor:
-        """Return C' rows of every example apart, (k, e, params), in the precision of products."""
-        found, scale = self.bound.each(rows), self.source.scale
-        return found if scale is None else found * scale.to(found)
+    def each(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield C' rows of every example apart, tensor by tensor, (k e, entries), in the precision of products."""
+        for piece, own in zip(self.bound.each_by_tensor(rows), self._scales, strict=True):
+            yield (piece if own is None else piece * own.to(piece)).flatten(0, 1)
+
+    @property
+    def _scales(self) -> Sequence[Tensor | None]:
+        """The units of every tensor, if any."""
+        scale, sizes = self.source.scale, self.source.sizes
+        return [None] * len(sizes) if scale is None else scale.split(sizes)
 
     def normal_rows(self, count: int, *stream: int) -> Tensor:
         """Return standard normal rows: each example's own whatever batch it is in, the same in every precision."""
@@ -230,7 +252,11 @@ class Batch:
 
 
 def plan_examples(
-    task: Task, settings: Stochastic | Block, together: int | None = None, longest_axis: int = LONGEST
+    task: Task,
+    settings: Stochastic | Block,
+    together: int | None = None,
+    longest_axis: int = LONGEST,
+    own: bool = False,
 ) -> tuple[Examples, Plan]:
     """Return all examples with the way to their products that is right for the model, and how the work is cut.
 
@@ -239,6 +265,7 @@ def plan_examples(
         settings: those of the solver.
         together: vectors that are held at a time; by default as many as there are probes.
         longest_axis: axis of a parameter tensor whose basis may be another than its own.
+        own: the task's model is for these examples alone, and may be in the precision of products from then on.
 
     """
     x, num_outputs = task.x.to(task.precision), task.size.outputs
@@ -248,7 +275,7 @@ def plan_examples(
     most = wanted if isinstance(settings, Block) else max(2, min(wanted, WIDEST, cost.params))
     plan = cost.plan(together or most, task.batch_size, task.budget)
     first = x[:1].to(task.problem.dtype)
-    operator = choose_operator(task.problem, task.space, first, lambda: task.replay(0), x.dtype)
+    operator = choose_operator(task.problem, task.space, first, lambda: task.replay(0), x.dtype, own)
     if gates_move(operator, x, task.replay):
         operator = replace(operator, name="forward")
     combined = probes if probes < num_outputs else None

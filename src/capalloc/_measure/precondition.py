@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -48,15 +48,15 @@ def precondition(examples: Examples) -> Preconditioner:
     )
 
 
-def samples(examples: Examples, stream: int) -> Iterator[Tensor]:
-    """Yield C'xi of single examples, whose second moment is G."""
+def samples(examples: Examples, stream: int) -> Iterator[Iterable[Tensor]]:
+    """Yield C'xi of single examples, whose second moment is G, tensor by tensor."""
     chosen = spread(examples, SAMPLED_EXAMPLES)
     wanted = SAMPLES if examples.num_params < MOST_PARAMS else FEW_SAMPLES
     each = max(1, wanted // len(chosen))
     size, vectors = examples.apart(each, examples.num_constrained)
     for batch in replace(examples, x=examples.x[chosen.to(examples.x.device)], batch_size=size)():
         for part in torch.arange(each).split(vectors):
-            yield batch.each(batch.normal_rows(len(part), 3, stream, int(part[0]))).flatten(0, 1)
+            yield batch.each(batch.normal_rows(len(part), 3, stream, int(part[0])))
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ def spread(examples: Examples, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-def samples_of_outputs(examples: Examples, chosen: Tensor, each: int, stream: int) -> Iterator[Tensor]:
-    """Yield random constraints of one random combination of each example's outputs: cheaper than of all."""
+def samples_of_outputs(examples: Examples, chosen: Tensor, each: int, stream: int) -> Iterator[Iterable[Tensor]]:
+    """Yield random constraints of one random combination of each example's outputs, tensor by tensor: few for all."""
     size, vectors = examples.apart(each, 1)
     for places in chosen.split(size):
         bound = one_combination(examples, places, signs(examples, places, 7, stream, 1, examples.num_outputs))
         for part in signs(examples, places, 8, stream, each, 1, examples.num_slots).split(vectors):
-            yield bound.each(part).flatten(0, 1)
+            yield (piece.flatten(0, 1) for piece in bound.each_by_tensor(part))
 
 
 def shapes_of(examples: Examples) -> list[tuple[int, ...]]:

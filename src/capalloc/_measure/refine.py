@@ -25,6 +25,7 @@ from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING, InverseRoot
 from capalloc._linalg.krylov import KrylovSpace
 from capalloc._linalg.saturation import BlockMoments
 from capalloc._measure.example_sums import ExampleSums
+from capalloc._runtime.memory import give_back
 
 #: Images C' xi of random rows, which tell the parameters that move, variances that no sample saw, and the parts of
 #: tensors in the blocks' answer. Slots need more of them.
@@ -92,7 +93,7 @@ def refine(
     They also end, with a reading, where another step would be `late`, by their number and the seconds of the last.
     """
     image = sums.noise(0, IMAGES)
-    unused, root = unmoved(image, sums.examples.x.dtype), root.completed(image)
+    unused, root = unmoved(image, sums.examples.x.dtype), root.completed(root.turned(image))
     found: list[ProbeReading] = []
     for reading in readings(sums, root, z, at, late):
         found.append(reading)
@@ -116,16 +117,19 @@ def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tens
     """Read the blocks' answer off C R z for random signs z, (k, params) each: E |(C R z)_s|^2 is R' G_s R's trace.
 
     Few images C' xi tell the tensors' parts, which need no more. Signs are held `together`, or their rows are: of a
-    large network these are fewer.
+    large network these are fewer, and its images are in the precision of products and change where they stand.
     """
-    image = sums.noise(0, FEWEST_IMAGES)
-    root, unused = root.completed(image), unmoved(image, sums.examples.x.dtype)
-    tensors = _by_tensor(root.pull(image).square_(), sums.examples.sizes)
-    del image  # as long as the model is large, in float64, like the squares above
+    image = sums.noise(0, FEWEST_IMAGES, torch.float64 if together else sums.examples.x.dtype)
+    unused = unmoved(image, sums.examples.x.dtype)
+    image = root.turned(image)
+    root = root.completed(image)
+    tensors = _by_tensor(root.whitened(image).square_(), sums.examples.sizes).double()
+    del image
+    give_back()
     if together:
         slots, moments = sums.read(root.push(torch.cat([*directions])))
     else:
-        rows = sums.examples.by_example(torch.cat([sums.push(root.push(z)) for z in directions]))
+        rows = sums.examples.by_example(torch.cat([sums.push(root.push(z, own=True)) for z in directions]))
         slots, moments = rows.square().sum((1, 2)), BlockMoments.of(rows, sums.examples.num_outputs)
     reading = ProbeReading(0, slots, tensors, moments, _constant(root))
     return Refinement((reading,), unused)

@@ -175,16 +175,16 @@ def prepare(
             cast(SavedModel, frozen).check_examples(pair[:1])
         return problem
     places = {name: p.data_ptr() for name, p in own.items()}
-    returned, said = _adapted(problem, pair, given, cast=dtype is not None)
+    y, depends, said = _adapted(problem, pair, given, cast=dtype is not None)
     check_places(own, places)
     problem = replace(problem, notes=notes + said)
-    if keeps_tensors(model) and not bool(torch.isfinite(problem.select(returned)).all()):
+    if keeps_tensors(model) and not bool(torch.isfinite(y).all()):
         raise ValueError(
             "model cannot be copied, and the methods work on a copy: a forward pass reads tensors computed from "
             "parameters earlier and kept on a module; compute them in forward, or register them with "
             "torch.nn.utils.parametrize"
         )
-    _check_outputs(problem, first, problem.select(returned))
+    _check_outputs(problem, first, y, depends)
     return problem
 
 
@@ -308,8 +308,8 @@ def _shape_errors(problem: Problem) -> Iterator[None]:
         ) from error
 
 
-def _adapted(problem: Problem, x: Tensor, given: torch.dtype, *, cast: bool) -> tuple[Any, tuple[str, ...]]:
-    """Give what the copy returns, made to run as the user's model does: with inputs to write to, in one precision.
+def _adapted(problem: Problem, x: Tensor, given: torch.dtype, *, cast: bool) -> tuple[Tensor, bool, tuple[str, ...]]:
+    """Give outputs of the copy, made to run as the user's model does, in one precision; and if they depend on inputs.
 
     A copy that was `cast` to a precision has it throughout, whatever forward names, or a note says that it does not.
     """
@@ -336,7 +336,8 @@ def _adapted(problem: Problem, x: Tensor, given: torch.dtype, *, cast: bool) -> 
             ran = _try(problem, x)
     if ran[1]:
         spare_inputs(problem.model)
-    return ran[0], notes
+    y = problem.select(ran[0])
+    return y.detach(), y.requires_grad, notes  # a graph would hold what every layer made
 
 
 def _try(problem: Problem, x: Tensor, seed: int = 0) -> tuple[Any, bool]:
@@ -347,14 +348,14 @@ def _try(problem: Problem, x: Tensor, seed: int = 0) -> tuple[Any, bool]:
     return returned, own._version > 0
 
 
-def _check_outputs(problem: Problem, first: Tensor, y: Tensor) -> None:
+def _check_outputs(problem: Problem, first: Tensor, y: Tensor, depends: bool) -> None:
     """Refuse outputs `y` of the first two examples that no method can use, and examples that see each other.
 
     Two may be equal, and more be needed before one sees another: the others stand beside them, in both orders.
     """
     x = first[:2]
     try:
-        singles = [y] if len(x) == 1 else [problem.select(_try(problem, one[None])[0]) for one in x]
+        singles = [y] if len(x) == 1 else [problem.select(_try(problem, one[None])[0]).detach() for one in x]
     except Exception as error:  # the model's own code may raise anything
         raise ValueError(f"examples interact: the model runs on two examples, but not on one alone: {error}") from error
     alone = singles[0]
@@ -367,14 +368,13 @@ def _check_outputs(problem: Problem, first: Tensor, y: Tensor) -> None:
         raise TypeError(f"outputs are {y.layout}, and every entry is a constraint: pass outputs=torch.Tensor.to_dense")
     if y.is_complex():
         raise TypeError("outputs are complex, and constraints are real: pass outputs=torch.view_as_real")
-    if not y.dtype.is_floating_point or not y.requires_grad:
+    if not y.dtype.is_floating_point or not depends:
         raise ValueError("outputs do not depend on inputs; choose other outputs or check for .detach() in the model")
     if not torch.isfinite(y).all():
         raise ValueError("the model's outputs hold NaN or inf on the first example")
-    check_size(y.detach())
-    together = y.detach().reshape(len(x), -1)
-    apart = torch.stack([one.detach().reshape(-1) for one in singles])
-    _check_alone(problem, x, together, apart)
+    check_size(y)
+    together = y.reshape(len(x), -1)
+    _check_alone(problem, x, together, torch.stack([one.reshape(-1) for one in singles]))
     if len(first) > 2:
         beside = _again(problem, first, seed=0)
         _check_alone(problem, x, together, beside[:2])

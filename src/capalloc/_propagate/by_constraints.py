@@ -41,7 +41,7 @@ from capalloc._propagate.effort import (
     readings_at,
     steps_for,
 )
-from capalloc._runtime.memory import Plan, Size, budget_of
+from capalloc._runtime.memory import Plan, Size, budget_of, give_back
 from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
@@ -106,38 +106,70 @@ def idle(params: int, unused: int, rank: int) -> dict[str, Any]:
     return {**counts, "symmetries": params - unused - rank, "symmetries_exact": False}
 
 
-def by_blocks(task: Task, settings: Block) -> Allocation:
-    """Return the answer of the blocks, and of as many steps as were asked for or help."""
+@dataclass(frozen=True)
+class Planned:
+    """The work on a task as it is cut; that of a large network has the model in the precision of products alone."""
+
+    task: Task
+    examples: Examples
+    probes: int
+    keep: bool
+    phases: Phases
+
+
+def planned(task: Task, settings: Block) -> Planned:
+    """Return the plan of `by_blocks`, which takes the model of a large task over."""
     phases = Phases()
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
     probes = probes_for(task.size) if settings.num_probes == "auto" else settings.num_probes
     sample = SAMPLE_OF_LARGE if large else SAMPLE
-    together = (1 if settings.num_steps in ("auto", 0) else 2) if large else probes  # large ones hold few vectors
+    alone = large and settings.num_steps in ("auto", 0)
+    together = (1 if alone else 2) if large else probes  # large ones hold few vectors
+    if large:
+        give_back()
     if large and settings.output_probes is None:
-        examples, plan = plan_combinations(task, settings, together, sample.longest)
+        examples, plan = plan_combinations(task, settings, together, sample.longest, own=True)
     else:
         task_of_rank = replace(task, precision=torch.float64) if ranked else task
-        examples, plan = plan_examples(task_of_rank, settings, together, sample.longest)
+        examples, plan = plan_examples(task_of_rank, settings, together, sample.longest, own=large)
+    if large:
+        task = replace(task, problem=examples.operator.problem)
+        examples = replace(examples, replay=task.replay)
     examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk)
+    if alone and examples.operator.name == "piecewise":
+        examples = replace(examples, lean=True, vectors=2, longest=1)  # two share what an output's layers tell
+    phases("derivatives")
+    return Planned(task, examples, probes, plan.keep and not alone, phases)  # two passes are no reason to hold layers
+
+
+def by_blocks(plan: Planned, settings: Block) -> Allocation:
+    """Return the answer of the blocks, and of as many steps as were asked for or help."""
+    task, examples, probes, phases = plan.task, plan.examples, plan.probes, plan.phases
+    give_back()
+    ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
+    sample = SAMPLE_OF_LARGE if large else SAMPLE
     if plan.keep:
         examples = examples.prepared()
-    phases("derivatives")
     ends = Enough(settings, task.started)
     root = inverse_root(examples, SAMPLE_OF_LARGE if ends.late else sample, ends.left)
+    give_back()
     phases("blocks")
     effort = Effort(examples, probes, steps_for(settings, examples))
     if not large and settings.num_probes == "auto" and ends.limit is not None:
         fixed = ranked or settings.output_probes is not None  # a rank is of all outputs
         effort = in_time(effort, ends.left, fixed, plan.keep)
-    examples, numbers = effort.examples, range(effort.probes)
+    examples, numbers = effort.examples, torch.arange(effort.probes)
     sums = ExampleSums(examples, Steps(examples))
     if effort.steps and not ends.late:
-        z = probe_vectors(examples, *numbers).double()
+        z = probe_vectors(examples, *numbers.tolist()).double()
         left = budget_of(z.device)  # beside the blocks, and the constraints that are held
         at = in_memory(readings_at(settings, effort.steps), settings, z, left)
         found = refine(sums, root, z, at, ends, ends.after)
-    else:  # one at a time: each is as long as the model is large
-        found = blocks_alone(sums, root, (probe_vectors(examples, k) for k in numbers), together=not large)
+    else:  # few at a time: each is as long as the model is large
+        directions = (probe_vectors(examples, *part.tolist()) for part in numbers.split(2 if examples.lean else 1))
+        found = blocks_alone(sums, root, directions, together=not large)
+    del root
+    give_back()
     phases("steps")
     counted = count(task, examples, found, rank_of(sums) if ranked else None)
     phases("total")
@@ -146,12 +178,14 @@ def by_blocks(task: Task, settings: Block) -> Allocation:
     return answer.replace(attrs=answer.attrs | {"phases": phases.shares(), "notes": notes})
 
 
-def plan_combinations(task: Task, settings: Block, together: int, longest_axis: int) -> tuple[Examples, Plan]:
+def plan_combinations(
+    task: Task, settings: Block, together: int, longest_axis: int, own: bool = False
+) -> tuple[Examples, Plan]:
     """Return the examples of a large network with two combinations of outputs each, or one if memory holds no more."""
     try:
-        return plan_examples(task, replace(settings, output_probes=2), together, longest_axis)
+        return plan_examples(task, replace(settings, output_probes=2), together, longest_axis, own)
     except MemoryError:
-        return plan_examples(task, replace(settings, output_probes=1), together, longest_axis)
+        return plan_examples(task, replace(settings, output_probes=1), together, longest_axis, own)
 
 
 def count(task: Task, examples: Examples, found: Refinement, rank: int | None) -> Count:

@@ -59,8 +59,10 @@ OTHER_VECTORS = 6
 
 def probe_vectors(examples: Examples, *numbers: int) -> Tensor:
     """Return random signs, one for each parameter, (numbers, params), in the precision of products."""
-    shape = (1, examples.num_params)
-    return torch.cat([random_signs(shape, examples.x, examples.generator(9, k)) for k in numbers])
+    found = examples.x.new_empty(len(numbers), examples.num_params)
+    for row, k in zip(found, numbers, strict=True):
+        row.copy_(random_signs(row.shape, examples.x, examples.generator(9, k)))
+    return found
 
 
 def readings_at(settings: Block, steps: int) -> tuple[int, ...]:

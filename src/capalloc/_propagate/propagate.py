@@ -25,7 +25,7 @@ from capalloc._model.input_metric import InputMetric, InputMetricLike, input_met
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
 from capalloc._model.selected_params import ParamSelection
-from capalloc._propagate.by_constraints import by_blocks, exact_seconds, exactly, is_small, numbers_in_use
+from capalloc._propagate.by_constraints import by_blocks, exact_seconds, exactly, is_small, numbers_in_use, planned
 from capalloc._propagate.by_solver import by_hessian, by_markov, by_segments, unit_names
 from capalloc._propagate.effort import forecast_seconds
 from capalloc._runtime.arguments import checked
@@ -224,7 +224,12 @@ def _by_constraints(
                 limit = (settings.num_steps == "auto" and settings.max_seconds) or math.inf
                 seconds = forecast_seconds(task.problem, task.size, pass_seconds(task.problem)[0], limit)
             announce("propagate", seconds, progress)
-        found = exactly(task) if exact else by_blocks(task, settings)
+        if exact:
+            found = exactly(task)
+        else:
+            plan = planned(task, settings)
+            task = plan.task
+            found = by_blocks(plan, settings)
         return with_notes(found, task.problem, task.x)
 
 
