@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from capalloc import Allocation
 from capalloc._linalg.block_cg import begin, begin_fit, step, step_fit, whitened
+from capalloc._linalg.credibility import students_factor
 from capalloc._linalg.inverse_root import InverseRoot
 from capalloc._linalg.kronecker import Kronecker, KroneckerBlock, kronecker, merged_axes, turn
 from capalloc._linalg.lanczos import quadrature, recurrence
@@ -708,3 +709,27 @@ def test_squares_are_drawn_towards_what_all_share_and_no_further() -> None:
 def test_squares_are_no_larger_than_eigenvalues_of_one_allow() -> None:
     one = Estimate(torch.tensor([4.0, 0.0, 2.0]), torch.tensor([90.0, 0.0, 45.0]), torch.zeros(3), torch.zeros(3), 2, 3)
     torch.testing.assert_close(one.drawn_together(3).squares, torch.tensor([6.0, 0.0, 3.0]))
+
+
+@pytest.mark.parametrize("probes", [3, 200])
+def test_a_single_variance_is_between_what_pairs_tell_and_what_eigenvalues_allow(probes) -> None:
+    """Three pairs that happen to be orthogonal tell of no variance: the bound counts as two more."""
+    n = 40
+    B = torch.diag(torch.linspace(0, 1, n, dtype=torch.float64))
+    z = sphere(probes, n, torch.Generator().manual_seed(0))
+    inner = (z @ B @ z.mT)[None]
+    found = Estimate.of(inner * torch.eye(probes) if probes == 3 else inner, torch.zeros(1, dtype=torch.float64))
+    bound = (found.mean - found.mean.square() / n) * 2 / (1 + 2 / n)
+    if probes == 3:
+        torch.testing.assert_close(found.bounded_variance(n), bound * 2 / 5)
+    else:
+        assert float(found.bounded_variance(n)) == pytest.approx(float(found.variance(n)), rel=0.01)
+
+
+def test_students_factor() -> None:
+    """By the closed form of the quantiles of one and two degrees of freedom."""
+    assert students_factor(1) * 1.959964 == pytest.approx(math.tan(math.pi * 0.475), rel=1e-6)
+    assert students_factor(2) * 1.959964 == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), rel=1e-6)
+    assert students_factor(10**6) == pytest.approx(1, rel=1e-5)
+    one = Estimate(torch.ones(2), torch.ones(2), torch.zeros(2), torch.zeros(2), 2, 1)
+    torch.testing.assert_close(one.widened().variance(math.inf), one.variance(math.inf) * students_factor(1) ** 2)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import torch
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
+
+#: Share of errors within two standard errors, whose quantiles Student's factor compares: one tail is left out.
+QUANTILE = 0.975
 
 
 def credible(variances: Tensor, sizes: Tensor, chance: float) -> Tensor:
@@ -25,3 +29,8 @@ def credible(variances: Tensor, sizes: Tensor, chance: float) -> Tensor:
     own = (spread - chance * common.square()).clamp(min=0) / (1 + chance)
     kept = own / spread if spread > 0 else own
     return torch.where(used, sizes * (common + kept * (shares - common)), variances)
+
+
+def students_factor(freedom: int) -> float:
+    """Return how much wider 95 % of errors lie where a variance is known from so many squares of normal numbers."""
+    return float(stdtrit(freedom, QUANTILE) / ndtri(QUANTILE))

@@ -14,11 +14,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from capalloc._linalg.credibility import credible
+from capalloc._linalg.credibility import credible, students_factor
 from capalloc._model.places import Places
 
 #: Least share of trace B^2 that a variance is put at: the difference above is an estimate and may come out negative.
 FLOOR = 0.1
+#: Pairs that the bound on a variance counts as, where it stands beside what pairs tell of a single B.
+PAIRS_OF_BOUND = 2
 
 
 class Additive:
@@ -66,6 +68,10 @@ class Estimate(Additive):
         drawn = torch.where(sizes > 0, drawn.minimum(sizes), drawn)
         return replace(self, squares=torch.cat([drawn * self.pairs, self.squares[number:]]))
 
+    def widened(self) -> Estimate:
+        """Widen each trace B^2 as Student's distribution does, where few pairs tell it and nothing bounds it."""
+        return replace(self, squares=self.squares * students_factor(self.pairs) ** 2)
+
     def unsettled(self, missing: float, sizes: Sequence[int]) -> Estimate:
         """Count what all solves miss among the errors of each B, but no more than half of its size for each probe.
 
@@ -85,13 +91,25 @@ class Estimate(Additive):
         inner = torch.maximum(second - self.known / self.pairs - self.mean.square() / dimension, FLOOR * second)
         return inner * (2 / (1 + 2 / dimension))
 
+    def bounded_variance(self, dimension: float) -> Tensor:
+        """Return that of one probe where eigenvalues of B are at most 1, so that trace B^2 is at most trace B.
+
+        Few pairs may tell far too little of a single B: the bound counts as some more of them.
+        """
+        unit, least = 2 / (1 + 2 / dimension), self.known / self.pairs + self.mean.square() / dimension
+        most = torch.maximum(self.mean - least, FLOOR * self.mean).clamp(min=0) * unit
+        return (self.pairs * self.variance(dimension).minimum(most) + PAIRS_OF_BOUND * most) / (
+            self.pairs + PAIRS_OF_BOUND
+        )
+
     def sampling_error(self, dimension: float) -> Tensor:
         """Return the standard error of the mean over probes, were the solves exact."""
         return (self.variance(dimension) / self.probes).sqrt()
 
-    def standard_error(self, dimension: float) -> Tensor:
+    def standard_error(self, dimension: float, bounded: bool = False) -> Tensor:
         """Return that of sampling and solves together."""
-        return (self.variance(dimension) / self.probes + (self.drift / self.probes).square()).sqrt()
+        variance = self.bounded_variance(dimension) if bounded else self.variance(dimension)
+        return (variance / self.probes + (self.drift / self.probes).square()).sqrt()
 
 
 def above(inner: Tensor) -> Tensor:

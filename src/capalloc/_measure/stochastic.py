@@ -169,9 +169,10 @@ def allocation(found: Measured, index: int, attrs: dict[str, Any]) -> Allocation
     account, dimension = found.state.accounts[index], found.probing.examples.dimension
     problem = found.probing.examples.operator.problem
     places = problem.places
-    n, axes = places.number, places.dims  # the constant is of another kind than these
-    errors = _numpy(account.estimates.slots.drawn_together(n).standard_error(dimension))
-    tensor_errors = _numpy(account.estimates.tensors.standard_error(math.inf))
+    n, axes, slots = places.number, places.dims, account.estimates.slots
+    errors = _numpy(slots.drawn_together(n).standard_error(dimension))
+    errors[n:] = _numpy(slots.standard_error(dimension, bounded=True))[n:]  # the constant is of another kind
+    tensor_errors = _numpy(account.estimates.tensors.widened().standard_error(math.inf))
     values, tensors = means_of(account.estimates, tensor_errors)
     shaped = (axes, errors[:n].reshape(places.shape))
     names = list(problem.params)
@@ -219,7 +220,7 @@ def facts(found: Measured, account: Account, ridge: float, density: Quadrature |
         "batch_size": found.plan.batch_size,
         "num_probes": total.probes,
         "output_probes": examples.output_probes,
-        "total_standard_error": float(total.standard_error(dimension)[0]),
+        "total_standard_error": float(total.standard_error(dimension, bounded=True)[0]),
         "relative_standard_error": reached,
         "stopped_by": found.state.reason,
         "iterations": account.iterations,
