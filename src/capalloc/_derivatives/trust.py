@@ -119,7 +119,7 @@ def _check_by_differences(
     by_autograd = float(sum((mixed[name][0] * move).sum() for name, move in moves.items()))
 
     def slope(step: float) -> float:
-        with torch.enable_grad(), _moved(problem, moves, step), replay():
+        with torch.enable_grad(), moved(problem, moves, step), replay():
             at = x.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(problem(at)[0] @ weights, at, materialize_grads=True)
         return float((gradient * direction).sum())
@@ -142,7 +142,7 @@ def _check_by_differences(
 
 
 @contextmanager
-def _moved(problem: Problem, moves: dict[str, Tensor], step: float) -> Iterator[None]:
+def moved(problem: Problem, moves: dict[str, Tensor], step: float) -> Iterator[None]:
     """Move the private copy's parameters for a while."""
     own = {name: p.detach().clone() for name, p in problem.params.items()}
     try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from capalloc._derivatives.autograd import LoopRows, differentiable
 from capalloc._derivatives.gram_factors import PlainParts, TappedParts
 from capalloc._derivatives.products import PRODUCT_WAYS, ConstraintOperator, own_values, split
+from capalloc._derivatives.rounding import beyond_rounding, nudged
 from capalloc._derivatives.rows import (
     FactoredRows,
     GradientRows,
@@ -191,7 +192,15 @@ def row_errors(rows: RowMaker, loop: LoopRows, x: Tensor, replay: Replay) -> str
     wrong: set[str] = set()
     for k, one in enumerate(x):
         mixed = {name: torch.tensordot(weights, part[k], 1) for name, part in found.items()}
-        wrong |= wrong_names(mixed, loop.mixed(one, directions, weights, replay))
+        expected = loop.mixed(one, directions, weights, replay)
+        if off := wrong_names(mixed, expected):
+            with nudged(loop.problem, x) as near:
+                moved = rows(near, directions, replay)
+                other = loop.mixed(near[k], directions, weights, replay)
+            by_rows = {name: torch.tensordot(weights, moved[name][k], 1) for name in off}
+            wrong |= {
+                name for name in off if beyond_rounding(mixed[name], expected[name], (by_rows[name], other[name]))
+            }
     return f"gives wrong derivatives for {', '.join(sorted(wrong))}" if wrong else ""
 
 

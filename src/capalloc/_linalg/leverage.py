@@ -163,6 +163,7 @@ class ParamUnits:
 
     scale: Tensor  # of the coordinates theta / scale that joint entries belong to
     magnitude: Tensor  # |theta| or what is usual: with it columns of C that rounding fills are told from small ones
+    filled: Tensor | None = None  # columns that are known to be but rounding
 
 
 def column_lengths(C: Tensor, units: ParamUnits | None, eps: float | None = None) -> Tensor:
@@ -172,6 +173,8 @@ def column_lengths(C: Tensor, units: ParamUnits | None, eps: float | None = None
     seen = torch.zeros_like(lengths, dtype=torch.bool)
     for told in (lengths, lengths if units is None else lengths * units.magnitude):
         seen |= told > rounding * told.amax() if len(told) else seen
+    if units is not None and units.filled is not None:
+        seen &= ~units.filled
     found: Tensor = lengths.where(seen, 0.0)
     return found
 

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from capalloc._derivatives import Choice, Constraints, choose_jacobian
+from capalloc._derivatives.rounding import Rounded, rounded
 from capalloc._linalg.gram_root import GramPass, GramSum, Root, gram_passes, root_of_gram
 from capalloc._linalg.halves import Halved, Halves, half_total
 from capalloc._linalg.leverage import (
@@ -36,6 +37,7 @@ from capalloc._runtime.memory import Size
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Dense, Run
 from capalloc.results.allocation import Allocation
+from capalloc.results.view import named as listed
 
 #: Examples on which a way to the mixed derivative is tried and checked.
 TRIAL_EXAMPLES = 3
@@ -52,7 +54,8 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
     """Return the exact capacity."""
     size, x, reducer = task.size, task.x, steps.reducer
     size.beside_solver(task.budget)
-    choice = choose_jacobian(task.problem, x[: 1 if task.draws else TRIAL_EXAMPLES], partial(task.replay, 0))
+    few, replay = x[: 1 if task.draws else TRIAL_EXAMPLES], partial(task.replay, 0)
+    choice = choose_jacobian(task.problem, few, replay)
     numbers = choice.forecast(size.outputs, size.params)
     plan = steps.agree("plan", lambda: size.plan(numbers, task.batch_size, task.budget, settings.kept_share))
     expected = steps.agree("forecast", lambda: forecast_dense(task, choice, plan, ridge, reducer.size))
@@ -65,7 +68,8 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
         num_examples=size.examples,
         scale=magnitudes(task.problem.params) if ridge and is_log else None,
     )
-    units = None if ridge else units_of(task.problem.params, is_log)
+    digits = None if ridge else rounded(task.problem, choice.jacobian, x, len(few), task.replay)
+    units = None if digits is None else replace(units_of(task.problem.params, is_log), filled=digits.filled)
     total = (1 if plan.keep else 2) * len(constraints)
     with progress_bar(run.progress, reducer.rank, total=total) as bar:
         steps = steps.over(Rows(constraints, plan.keep and not size.wide, bar.update))
@@ -82,7 +86,7 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
         "batch_size": plan.batch_size,
         "forecast_bytes": expected.num_bytes,
         "forecast_seconds": expected.seconds,
-        "notes": _notes(choice, scores, size, ridge) + notes_of_zeros(constraints.scale),
+        "notes": _notes(choice, scores, size, digits) + notes_of_zeros(constraints.scale),
     }
     if scores.idle is not None:
         attrs["unused_params"] = scores.idle
@@ -219,11 +223,21 @@ def _with_half(
     return replace(root, half_examples=found.examples, half_capacity=half_total(half, ridge, scale, size, units))
 
 
-def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str]:
+def _notes(choice: Choice, scores: Scores, size: Size, digits: Rounded | None) -> list[str]:
     notes = list(choice.reasons)
     root = scores.root
     least, largest = root.edge
-    if root.rank and ridge == 0 and root.dropped * CLEAR_GAP > least:
+    if digits is not None and digits.names:
+        notes.append(
+            f"constraints of {listed(digits.names)} are rounding in part, which a change in the last digit changes: "
+            "that counts for nothing"
+        )
+    if digits is not None and root.rank and 0 < least < digits.known_to * largest:
+        notes.append(
+            f"the numerical rank is unclear: singular values down to {least / largest:.2g} of the largest count, and "
+            f"rounding moves them by {digits.known_to:.2g}; a small ridge makes it smooth"
+        )
+    elif root.rank and digits is not None and root.dropped * CLEAR_GAP > least:
         notes.append(
             f"the numerical rank is unclear: singular values {least:.2g} (counted) and "
             f"{root.dropped:.2g} (not), largest {largest:.2g}; a small ridge makes it smooth"
@@ -233,7 +247,7 @@ def _notes(choice: Choice, scores: Scores, size: Size, ridge: float) -> list[str
             f"not settled: the first {root.half_examples} of {size.examples} examples give {root.half_capacity:.5g}, "
             f"{1 - root.half_capacity / root.capacity:.1%} less; more examples would add to the total"
         )
-    return notes + (size.limits(root.rank)[0] if ridge == 0 else [])
+    return notes + ([] if digits is None else size.limits(root.rank)[0])
 
 
 def _allocation(scores: Scores, problem: Problem, space: InputMetric, attrs: dict[str, Any]) -> Allocation:

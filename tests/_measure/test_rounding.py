@@ -1,0 +1,72 @@
+"""Constraints that are nothing but rounding count for nothing, however large a small deviation makes them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import capalloc
+
+
+class Normed(nn.Module):
+    """Two channels of one input before an instance norm, the first of which hardly varies."""
+
+    def __init__(self, weight):
+        super().__init__()
+        torch.manual_seed(0)
+        self.c, self.b = nn.Conv1d(1, 2, 1), nn.Linear(12, 1)
+        self.c.weight.data[0] = weight
+
+    def forward(self, x):
+        return self.b(F.instance_norm(self.c(x)).flatten(1))
+
+
+def gaussian(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.proves("2", "rank", oracle="by hand: entries of a channel sum to 0, and its bias is taken away")
+@pytest.mark.parametrize("weight", [1.0, 0.1, 0.03, 0.007, -0.004])
+@pytest.mark.parametrize("method", [capalloc.measure, capalloc.propagate])
+def test_a_bias_that_a_norm_takes_away_holds_nothing(weight, method):
+    """Weights of two channels, five directions of six weights for each channel that read it, a bias."""
+    found = method(Normed(weight).double(), gaussian(60, 1, 6))
+    assert found.total == pytest.approx(2 + 2 * 5 + 1, abs=1e-6)
+    assert float(found.by_parameter.sel(parameter="c.bias")) < 1e-15
+    assert found.attrs["notes"] == []  # no way to derivatives is called wrong for it
+
+
+def test_a_rank_within_rounding_is_said_to_be_unclear():
+    found = capalloc.measure(Normed(1e-3).double(), gaussian(60, 1, 6))
+    assert any("the numerical rank is unclear: singular values down to" in n for n in found.attrs["notes"])
+
+
+class Correlated(nn.Module):
+    """Correlations of two rows of `points` numbers, 1 or -1 of two points."""
+
+    def __init__(self, points):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(3, 2 * points), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(torch.stack([torch.corrcoef(e.reshape(2, -1)) for e in self.a(x)]).flatten(1))
+
+
+@pytest.mark.proves("2", "rank", oracle="a sign and a constant, for two outputs")
+def test_a_correlation_of_two_points_has_no_derivative():
+    found = capalloc.measure(Correlated(2).double(), gaussian(30, 3))
+    assert found.total == pytest.approx(4, abs=1e-6)
+    assert "constraints of a.weight, a.bias are rounding in part" in found.attrs["notes"][-1]
+    assert capalloc.measure(Correlated(3).double(), gaussian(30, 3)).attrs["notes"] == []
+
+
+def test_a_unit_that_is_saturated_on_the_first_examples_is_alive_on_others():
+    """There its slope is rounding, which must not stand for all."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), gaussian(30, 3)
+    x[:6] *= 60
+    for given in (x, x.flip(0)):
+        found = capalloc.measure(net, given)
+        assert found.total == pytest.approx(4 * 4 + 5 * 2, abs=1e-6)
+        assert found.attrs["unused_params"] == 0
