@@ -22,12 +22,12 @@ from capalloc._model.input_metric import Directions
 from capalloc._model.problem import Problem
 
 #: Units of rounding by which numbers change, and the relative change of a column that rounding fills.
-UNITS, FILLED_FROM = 4, 0.1
+UNITS, FILLED_FROM = 64, 0.1
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """What a change in the last digits tells of constraints."""
+    """Columns that a change in the last digits changes by a tenth, and what it does to the others."""
 
     filled: Tensor  # (params,), columns that rounding fills
     names: tuple[str, ...]  # of the tensors with some that would be told from rounding by no size
@@ -72,7 +72,7 @@ def rounded(
 
 
 def _side_by_side(problem: Problem, parts: Mapping[str, Tensor]) -> Tensor:
-    """All rows of a few examples, (rows, params)."""
+    """Join the rows of a few examples, (rows, params)."""
     return torch.cat([parts[name].flatten(0, 2).flatten(1) for name in problem.params], 1)
 
 
