@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -422,6 +423,25 @@ def test_standard_errors_are_those_of_repetitions():
     spread = np.std([f.capacity.to_numpy() for f in found], axis=0, ddof=1)
     claimed = np.mean([f.capacity.standard_error.to_numpy() for f in found], axis=0)
     np.testing.assert_allclose(claimed, spread, rtol=0.6)  # 12 repetitions know a deviation to a fifth, three slots
+
+
+@pytest.mark.parametrize(("probes", "steps"), [(2, 4), (4, 0)])
+def test_two_standard_errors_cover_what_few_probes_miss(probes, steps):
+    """By two variances of one square each: what stands alone is told with Student's factor, inputs together."""
+    model, x = seeded_module(lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))), gaussian(16, 6)
+    solver = partial(Block, steps, num_probes=probes, max_seconds=None)
+    found = [capalloc.propagate(model, x, solver=solver(seed=seed)) for seed in range(20)]
+
+    def missed(values, errors):
+        return np.abs(values - np.mean(values, 0)) / np.maximum(errors, 1e-12)
+
+    tensors = [list(f.attrs["by_parameter_standard_error"].values()) for f in found]
+    shares = [
+        missed([f.capacity.to_numpy() for f in found], [f.capacity.standard_error.to_numpy() for f in found]),
+        missed([f.bias for f in found], [f.attrs["bias_standard_error"] for f in found]),
+        missed([f.by_parameter.to_numpy() for f in found], tensors),
+    ]
+    assert [float((one <= 2).mean()) for one in shares] == pytest.approx([0.95] * 3, abs=0.08)
 
 
 def test_float32_models_give_the_map_of_float64():

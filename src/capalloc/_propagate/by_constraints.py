@@ -14,7 +14,7 @@ from torch import Tensor
 from capalloc._derivatives.tape import Tape, names_of
 from capalloc._energy import markov
 from capalloc._energy.batches import Batches, solve_in_range
-from capalloc._linalg.credibility import credible
+from capalloc._linalg.credibility import credible, students_factor
 from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
@@ -228,6 +228,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     seen, errors = scaled(places.pooled(last.slots), counted.total, places.number)
     errors *= slots / np.maximum(seen, np.finfo(float).tiny)
     tensors, tensor_errors = scaled(last.tensors, counted.total)
+    tensor_errors *= students_factor(len(last.tensors) - 1)  # each stands alone, as the constant does
     sizes = np.array([p.numel() for p in task.problem.params.values()], float)
     tensors = capped(tensors, sizes)
     n, shape, axes = places.number, places.shape, places.dims
@@ -247,7 +248,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
         "total_exact": counted.exact,
         **task.size.limits(counted.total)[1],
         **idle(task.size.params, int(found.unused.sum()), round(counted.total)),
-        "bias_standard_error": float(errors[n:].sum()),
+        "bias_standard_error": float(errors[n:].sum()) * students_factor(probes - 1),
         "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),
         "notes": [stated(lacking, noise, last.steps), *counted.notes],
     }
