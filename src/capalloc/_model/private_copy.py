@@ -23,6 +23,7 @@ from capalloc._model.complex_params import cast, pair_up
 from capalloc._model.exported import SavedModel
 from capalloc._operators.decompositions import distances, length, pairs, step
 from capalloc._operators.records import take_branch
+from capalloc._operators.written_once import WRITES
 from capalloc._runtime.surroundings import forward_defaults
 
 #: Methods that name a precision.
@@ -177,11 +178,12 @@ class Rounding(TorchFunctionMode):
 
 
 class TakenBranches:
-    """Lets derivatives enter reentrant checkpoints, the branch that `torch.cond` takes, distances and steps."""
+    """Lets derivatives enter checkpoints, the branch of `torch.cond`, distances, steps and writes to one place."""
 
     def __init__(self) -> None:
-        self.seen = False
+        self.seen, self.writes = False, True
         self.instead: dict[tuple[Any, str], Any] = {place: self._note(*place) for place in WRITTEN_OUT}
+        self.instead |= {place: self._written(*place) for place in WRITES}
         self.instead[checkpoint, "CheckpointFunction"] = _Checkpoint(self)
         self.own = {place: getattr(*place) for place in self.instead}
 
@@ -201,6 +203,22 @@ class TakenBranches:
             self.seen = True
             captured = torch.compiler.is_exporting() and name != "cond"  # a graph has decompositions of its own
             return (own if captured else function)(*args, **kwargs)
+
+        return run
+
+    def _written(self, place: Any, name: str) -> Callable[..., Any]:
+        own, (write, in_place) = getattr(place, name), WRITES[place, name]
+
+        def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_exporting() or not self.writes or not isinstance(x, Tensor):
+                return own(x, *args, **kwargs)
+            self.writes = False  # what writes once may write by the same calls
+            try:
+                found, twice = write(own, x, *args, **kwargs)
+                self.seen |= twice
+                return x.copy_(found) if in_place and found is not x else found
+            finally:
+                self.writes = True
 
         return run
 
