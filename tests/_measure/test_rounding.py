@@ -70,3 +70,25 @@ def test_a_unit_that_is_saturated_on_the_first_examples_is_alive_on_others():
         found = capalloc.measure(net, given)
         assert found.total == pytest.approx(4 * 4 + 5 * 2, abs=1e-6)
         assert found.attrs["unused_params"] == 0
+
+
+@pytest.mark.parametrize("gap", [0.0, -0.4242])
+def test_equal_pixels_are_no_rounding(gap):
+    """One of several equal entries wins a maximum; parametrisations read whole numbers of parameters."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 2), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).double()
+    x = gaussian(40, 1, 5, 5)
+    x = torch.where(x > 0.3, x.round(), gap)
+    found = capalloc.measure(net, x)
+    near = capalloc.measure(net, x, ridge=1e-12)
+    assert found.total == pytest.approx(near.total, abs=0.01)
+    assert not any("rounding" in note for note in found.attrs["notes"])
+
+
+def test_an_orthogonal_weight_is_no_rounding():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    nn.utils.parametrizations.orthogonal(net[2])
+    found = capalloc.measure(net, gaussian(30, 4))
+    assert found.total == pytest.approx(32, abs=1e-6)
+    assert found.attrs["notes"] == []

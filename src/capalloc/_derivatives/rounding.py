@@ -21,8 +21,9 @@ from capalloc._linalg.inverse_root import UNITS_OF_ROUNDING
 from capalloc._model.input_metric import Directions
 from capalloc._model.problem import Problem
 
-#: Units of rounding by which numbers change, and the relative change of a column that rounding fills.
-UNITS, FILLED_FROM = 64, 0.1
+#: Units of rounding by which numbers change, the relative change of a column that rounding fills, and its largest size
+#: beside that of the largest column.
+UNITS, FILLED_FROM, FILLED_UP_TO = 64, 0.1, 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,15 @@ class Rounded:
 
 
 @contextmanager
-def nudged(problem: Problem, x: Tensor) -> Iterator[Tensor]:
-    """Change parameters in their last digits for a while, and give examples changed so."""
-    random, step = torch.Generator().manual_seed(7), UNITS * torch.finfo(x.dtype).eps
-    draw = lambda like: torch.randn(like.shape, generator=random, dtype=like.dtype).to(like) * like.abs()  # noqa: E731
-    with moved(problem, {name: draw(p.detach()) for name, p in problem.params.items()}, step):
-        yield x + step * draw(x)
+def nudged(problem: Problem, x: Tensor, seed: int = 0) -> Iterator[Tensor]:
+    """Let parameters grow in their last digits for a while, each tensor alike, and give examples that have grown so.
+
+    What is equal stays equal, so that the same entry of several wins a maximum, and no number falls below a whole one.
+    """
+    random, step = torch.Generator().manual_seed(seed), UNITS * torch.finfo(x.dtype).eps
+    draw = lambda: 1 + float(torch.rand((), generator=random))  # noqa: E731
+    with moved(problem, {name: draw() * p.detach() for name, p in problem.params.items()}, step):
+        yield x * (1 + step * draw())
 
 
 def rounded(
@@ -57,12 +61,16 @@ def rounded(
     for first in range(0, len(x), few):
         part, again = x[first : first + few], partial(replay, first)
         own = _side_by_side(problem, rows(part, directions, again))
-        with nudged(problem, part) as near:
-            other = _side_by_side(problem, rows(near, directions, again))
-        found = own.square().sum(0), (other - own).square().sum(0)
+        near = []
+        for seed in range(2):
+            with nudged(problem, part, seed) as at:
+                near.append(_side_by_side(problem, rows(at, directions, again)))
+        # A derivative that jumps here, as at a kink, is the same near by.
+        changes = [(a - b).square().sum(0) for a, b in ((own, near[0]), (near[0], near[1]))]
+        found = own.square().sum(0), torch.minimum(*changes)
         size, change = found if not first else (size + found[0], change + found[1])
         every = torch.where(size > 0, change / torch.where(size > 0, size, 1.0), 0.0).sqrt()
-        filled = every > FILLED_FROM
+        filled = (every > FILLED_FROM) & (size < FILLED_UP_TO**2 * size.amax())
         if not bool(filled.any()):
             break
     sizes = [p.numel() for p in problem.params.values()]
