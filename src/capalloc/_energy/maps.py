@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from capalloc._operators.records import quick_dilation
+
 Pulled = list[Tensor]
 #: Functions that multiply entries of their arguments by nothing else.
 PRODUCTS = (torch.mul, torch.matmul)
@@ -229,12 +231,8 @@ class ConvolutionMap:
         return plain and weight[0, 0].numel() > 1 and cotangent[0, 0].numel() <= FEW_PLACES
 
     def _quick(self, weight: Tensor) -> tuple[Any, ...]:
-        """Settings of the same convolution for which torch takes its quicker kernel.
-
-        On one thread it takes a matrix product for a kernel of one place, half as quick; a dilation does nothing to it.
-        """
-        single = weight.shape[2:].numel() == 1 and weight.dtype == torch.float32 and not weight.is_cuda
-        dilation = (2,) * len(self.stride) if single and not self.transposed else self.dilation
+        """Settings of the same convolution for which torch takes its quicker kernel."""
+        dilation = self.dilation if self.transposed else quick_dilation(weight, self.dilation)
         output_padding = self.output_padding or (0,) * len(self.stride)
         return self.stride, self.padding, dilation, self.transposed, output_padding, self.groups
 

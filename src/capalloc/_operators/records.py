@@ -146,6 +146,21 @@ def _frozen_batch_norm(
     return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), statistics, statistics
 
 
+def quick_dilation(weight: Tensor, dilation: Any) -> Any:
+    """Give a dilation that does the same, for which torch takes its quicker kernel.
+
+    On one thread it takes a matrix product for a kernel of one place, half as quick; a dilation does nothing to it.
+    """
+    single = weight.shape[2:].numel() == 1 and weight.dtype == torch.float32 and not weight.is_cuda
+    return (2,) * (weight.ndim - 2) if single else dilation
+
+
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    return torch.conv2d(x, weight, bias, stride, padding, quick_dilation(weight, dilation), groups)
+
+
 def _embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: bool, **__: bool) -> Tensor:
     return F.embedding(indices, weight, None if padding_idx < 0 else padding_idx)
 
@@ -217,7 +232,7 @@ _declare("contraction", "addmm", factors=("mat1", "mat2"))
 _declare("contraction", "baddbmm", factors=("batch1", "batch2"))
 _declare("dense", "linear", function=F.linear)
 _declare("convolution", "conv1d", function=torch.conv1d)
-_declare("convolution", "conv2d", function=torch.conv2d)
+_declare("convolution", "conv2d", function=_conv2d)
 _declare("convolution", "conv3d", function=torch.conv3d)
 _declare(
     "convolution",
