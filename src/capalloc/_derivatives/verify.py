@@ -35,6 +35,7 @@ from capalloc._model.checks import run
 from capalloc._model.input_metric import Directions, InputMetric
 from capalloc._model.noticing import Noticing
 from capalloc._model.problem import Problem, seeded
+from capalloc._runtime.memory import give_back
 
 P = ParamSpec("P")
 #: Numbers that differ by less than rounding of this size are equal: gradients that should be zero may have rounding.
@@ -231,6 +232,7 @@ class Trial:
         problem = self.operator.problem
         at = self.operator.at(self.x, weights[None, None], self.replay)
         back = at.adjoint(rho[None, None, None])[0]
+        give_back(len(back))
         norms = {name: part.norm() for name, part in split(problem, back).items()}
         least = TENSOR_FLOOR * max(float(norm) for norm in norms.values()) + LEAST_SCALE
         w = torch.randn(back.shape, generator=torch.Generator().manual_seed(1), dtype=back.dtype).to(back)

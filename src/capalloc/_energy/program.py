@@ -86,6 +86,7 @@ class Edge:
     out_labels: Tensor  # broadcastable to the step's output
     others: tuple[tuple[Tensor, Tensor], ...] = ()  # (read, written) for each further class of positions
     again: bool = False  # a use that another edge stands for, seen a second time by the constant's own paths
+    by_signal: bool = False  # a channel's energy is read off the output: no sum over its weights, or a longer one
 
     @property
     def sides(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -287,10 +288,10 @@ class Program:
             return out
         if self.free[weight.slot]:
             again = self.side == "constant" and signal.slot != self.constant
-            self.edges.append(Edge(len(self.steps) - 1, weight.slot, read, written, out_labels, others, again))
-            self.needed.add(signal.slot)
-            if out_labels.numel() != written.numel():  # then a unit's energy is not the sum over its weights
-                self.needed.add(out.slot)
+            by_signal = out_labels.numel() != written.numel() or math.prod(out.shape) < math.prod(weight.shape)
+            edge = Edge(len(self.steps) - 1, weight.slot, read, written, out_labels, others, again, by_signal)
+            self.edges.append(edge)
+            self.needed |= {signal.slot, out.slot} if by_signal else {signal.slot}
         else:
             carried = self.values[weight.slot] > 0
             for side, other in ((read, written), *others):

@@ -62,8 +62,8 @@ def law(program: Program, seed: Tensor, keep: Sequence[int] = ()) -> FirstAdjoin
 
 
 def through(values: Values, out: int, edge: Edge, g: Tensor, at_weight: Tensor) -> Tensor:
-    """Give path energy through every channel that an edge writes: theta^2 dE/d theta^2, or e g where labels ask it."""
-    if edge.out_labels.numel() != edge.written.numel():
+    """Give path energy through every channel that an edge writes: theta^2 dE/d theta^2, or e g at its output."""
+    if edge.by_signal:
         return sum_to(values[out] * g, edge.out_labels)
     weight = values[edge.weight]
     if weight.ndim > 1 and edge.written.numel() == weight.shape[0] == edge.written.shape[0]:

@@ -125,7 +125,7 @@ def blocks_alone(sums: ExampleSums, root: InverseRoot, directions: Iterable[Tens
     root = root.completed(image)
     tensors = _by_tensor(root.whitened(image).square_(), sums.examples.sizes).double()
     del image
-    give_back()
+    give_back(len(unused))
     if together:
         slots, moments = sums.read(root.push(torch.cat([*directions])))
     else:

@@ -125,8 +125,7 @@ def planned(task: Task, settings: Block) -> Planned:
     sample = SAMPLE_OF_LARGE if large else SAMPLE
     alone = large and settings.num_steps in ("auto", 0)
     together = (1 if alone else 2) if large else probes  # large ones hold few vectors
-    if large:
-        give_back()
+    give_back(task.size.params)
     if large and settings.output_probes is None:
         examples, plan = plan_combinations(task, settings, together, sample.longest, own=True)
     else:
@@ -145,14 +144,14 @@ def planned(task: Task, settings: Block) -> Planned:
 def by_blocks(plan: Planned, settings: Block) -> Allocation:
     """Return the answer of the blocks, and of as many steps as were asked for or help."""
     task, examples, probes, phases = plan.task, plan.examples, plan.probes, plan.phases
-    give_back()
+    give_back(task.size.params)
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
     sample = SAMPLE_OF_LARGE if large else SAMPLE
     if plan.keep:
         examples = examples.prepared()
     ends = Enough(settings, task.started)
     root = inverse_root(examples, SAMPLE_OF_LARGE if ends.late else sample, ends.left)
-    give_back()
+    give_back(task.size.params)
     phases("blocks")
     effort = Effort(examples, probes, steps_for(settings, examples))
     if not large and settings.num_probes == "auto" and ends.limit is not None:
@@ -169,7 +168,7 @@ def by_blocks(plan: Planned, settings: Block) -> Allocation:
         directions = (probe_vectors(examples, *part.tolist()) for part in numbers.split(2 if examples.lean else 1))
         found = blocks_alone(sums, root, directions, together=not large)
     del root
-    give_back()
+    give_back(task.size.params)
     phases("steps")
     counted = count(task, examples, found, rank_of(sums) if ranked else None)
     phases("total")

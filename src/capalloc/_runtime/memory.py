@@ -38,6 +38,8 @@ LONGEST_APART, APART_SHARE = 2**26, 1 / 8
 OF_BASIS = 3
 #: Tensors of activations alive at once for each output and vector, and for each example beside.
 PER_VECTOR, PER_OUTPUT, PER_EXAMPLE = 5, 3, 4
+#: Numbers in a model from which on it is worth some hundredths of a second to return what is free.
+LEAST_GIVEN_BACK = 2**21
 
 
 @dataclass(frozen=True)
@@ -268,10 +270,14 @@ def _available_linux() -> int:
         return 0
 
 
-def give_back() -> None:
-    """Return freed memory to the system, where the C library keeps what layers leave in pieces: glibc alone does."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+def give_back(numbers: int) -> None:
+    """Return freed memory to the system beside vectors of so many numbers, where they are long.
+
+    The C library, glibc, keeps what layers leave in pieces, and grows for the next that fits into none of them.
+    """
+    if numbers >= LEAST_GIVEN_BACK:
+        with suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def gib(num_bytes: float) -> str:
