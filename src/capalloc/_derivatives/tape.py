@@ -132,7 +132,7 @@ class Tape(TorchFunctionMode):
         self.seen |= used
         for name in used - {weight, bias}:
             self.opaque[name] = getattr(func, "__name__", str(func))
-        if call is None or (weight is None and bias is None):
+        if call is None or (weight is None and bias is None) or torch.is_inference_mode_enabled():
             return out
         zero = None if self.zeros is None else self.zeros[len(self.calls)]
         entered = call.input.clone() if self.copied else call.input
