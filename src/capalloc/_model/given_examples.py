@@ -30,7 +30,8 @@ def kept_inputs(inputs: Any) -> Any:
         _refuse_packed(part)
     if not isinstance(inputs, Iterable):
         raise TypeError(
-            f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}; an argument that holds "
+            f"inputs must be a tensor or an iterable of batches, got {type(inputs).__name__}; a dataset is one as "
+            "torch.utils.data.DataLoader(dataset, batch_size=64), and an argument that holds "
             "tensors goes by its name, in a dict"
         )
     return inputs if isinstance(inputs, (list, tuple, str, bytes, Mapping)) else _copied(inputs)
@@ -64,7 +65,10 @@ def iterate_batches(inputs: Tensor | Iterable[Any]) -> Iterator[Tensor]:
         if isinstance(x, Mapping):
             raise TypeError(f"inputs: each batch must be a tensor or an (x, y) pair, got a {_described(x)}")
         if not isinstance(x, Tensor):
-            raise TypeError(f"inputs: each batch must be a tensor or an (x, y) pair, got {type(batch).__name__}")
+            raise TypeError(
+                f"inputs: each batch must be a tensor or an (x, y) pair, got {type(batch).__name__}; make tensors of "
+                "numbers by torch.as_tensor(inputs)"
+            )
         yield _one_tensor(x)
 
 
