@@ -271,7 +271,8 @@ def scaled(values: Tensor, total: float, alike: int = 0) -> tuple[np.ndarray, np
     beside = values - values.sum(1, keepdim=True) * (mean / whole)
     unit = total / whole
     variance = beside.var(0)
-    variance[:alike] = credible(variance[:alike], mean[:alike], 2 / (len(values) - 1))
+    of_row = mean[:alike].square()  # a slot has few rows, each of which a probe squares
+    variance[:alike] = credible(variance[:alike], of_row, 2 / (len(values) - 1))
     return (unit * mean).cpu().numpy(), (unit * (variance / len(values)).sqrt()).cpu().numpy()
 
 
