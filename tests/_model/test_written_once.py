@@ -35,6 +35,13 @@ def assigned(h):
     return out
 
 
+def assigned_by_leading_one(h):
+    """Of a value with one more axis, which torch leaves out."""
+    out = zeros(h)
+    out[:, PLACES] = h[None]
+    return out
+
+
 def scattered(h):
     out = torch.zeros(len(h), 3).to(h.dtype)
     out.scatter_(1, PLACES.expand(len(h), -1), h)
@@ -49,6 +56,7 @@ WAYS = {
     "index_put_": lambda h: zeros(h).index_put_(pairs(h), h),
     "index_copy": lambda h: zeros(h).index_copy(1, PLACES, h),
     "assignment": assigned,
+    "assignment of more axes": assigned_by_leading_one,
 }
 
 

@@ -67,7 +67,9 @@ def put(own: Own, x: Tensor, key: Any, value: Any) -> Written:
         own(into, key, numbers)
         return into
 
-    return gathered(x, value.expand(x[key].shape), write)
+    shape = x[key].shape
+    value = value.to(x.device).reshape(value.shape[max(value.ndim - len(shape), 0) :])  # as torch takes it
+    return gathered(x, value.expand(shape), write)
 
 
 def unpool(own: Own, x: Tensor, indices: Tensor, *args: Any, **keywords: Any) -> Written:
