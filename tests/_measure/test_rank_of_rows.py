@@ -66,9 +66,9 @@ def test_the_total_is_the_rank_of_all_constraints(name):
 def test_passes_over_all_examples_are_as_many_as_directions_that_windows_miss(monkeypatch, name, later):
     drawn, own = [], ExampleSums.noise
 
-    def noise(self, number, count):
+    def noise(self, number, count, *precision):
         drawn.append(count)
-        return own(self, number, count)
+        return own(self, number, count, *precision)
 
     monkeypatch.setattr(ExampleSums, "noise", noise)
     model, x = NETWORKS[name]()

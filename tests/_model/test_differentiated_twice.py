@@ -73,11 +73,13 @@ def test_torch_is_as_it_was():
 
 @pytest.mark.parametrize("scale", [1e160, 1e-160])
 def test_outputs_out_of_range_are_refused(scale):
-    net = Net(lambda h: torch.relu(h) * scale, 5, 5).double()
+    net, x = Net(lambda h: torch.relu(h) * scale, 5, 5).double(), torch.randn(9, 4).double()
     net.b.bias.data.zero_()
-    for method in (capalloc.measure, capalloc.propagate, capalloc.receptive_field, capalloc.output_gram):
+    for method in (capalloc.measure, capalloc.propagate, capalloc.output_gram):
         with pytest.raises(ValueError, match=r"squares of their derivatives leave the range of numbers: scale them"):
-            method(net, torch.randn(9, 4).double())
+            method(net, x)
+    paths = capalloc.receptive_field(net, x), capalloc.receptive_field(Net(torch.relu, 5, 5).double(), x)
+    np.testing.assert_array_equal(*(found.support for found in paths))
 
 
 @pytest.mark.parametrize("scale", [1e160, 1e-160])

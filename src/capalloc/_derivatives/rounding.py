@@ -7,6 +7,7 @@ by some units of rounding does, as it leaves every true constraint nearly as it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ def rounded(
 
 def _side_by_side(problem: Problem, parts: Mapping[str, Tensor]) -> Tensor:
     """Join the rows of a few examples, (rows, params)."""
-    return torch.cat([parts[name].flatten(0, 2).flatten(1) for name in problem.params], 1)
+    each = (parts[name] for name in problem.params)
+    return torch.cat([part.reshape(math.prod(part.shape[:3]), -1) for part in each], 1)
 
 
 def beyond_rounding(a: Tensor, b: Tensor, near: tuple[Tensor, Tensor]) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from capalloc._model.agree import agree
+from capalloc._model.agree import agree, check_size
 from capalloc._model.problem import Problem, seeded
 
 
 def check_examples(problem: Problem, x: Tensor, seed: int = 0) -> tuple[int, bool]:
-    """Refuse draws that do not repeat, on the first example; returns the number of outputs, and if the model draws."""
+    """Refuse draws that do not repeat and outputs out of range, on the first example.
+
+    Returns the number of outputs, and whether the model draws.
+    """
     with seeded(seed, x.device):
         before = _random_state(x.device)
         first = problem(x[:1])
@@ -20,6 +23,7 @@ def check_examples(problem: Problem, x: Tensor, seed: int = 0) -> tuple[int, boo
             "two passes over the same examples with the same seed give different outputs; "
             "let the model draw its random numbers from torch's default generator, and keep no state between calls"
         )
+    check_size(first)
     return first.shape[1], draws
 
 

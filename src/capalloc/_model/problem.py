@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from capalloc._model.agree import agree, check_size
+from capalloc._model.agree import agree
 from capalloc._model.archive import load_program
 from capalloc._model.exported import SavedModel
 from capalloc._model.given_arguments import Signature, read_arguments
@@ -372,7 +372,6 @@ def _check_outputs(problem: Problem, first: Tensor, y: Tensor, depends: bool) ->
         raise ValueError("outputs do not depend on inputs; choose other outputs or check for .detach() in the model")
     if not torch.isfinite(y).all():
         raise ValueError("the model's outputs hold NaN or inf on the first example")
-    check_size(y)
     together = y.reshape(len(x), -1)
     _check_alone(problem, x, together, torch.stack([one.reshape(-1) for one in singles]))
     if len(first) > 2:
