@@ -451,8 +451,8 @@ def test_a_total_that_the_examples_limit_says_so(solver):
 
 @pytest.mark.parametrize(("batch_size", "advice"), [("auto", "take smaller inputs"), (3, "lower batch_size")])
 def test_a_walk_that_does_not_fit_is_refused_beforehand(monkeypatch, batch_size, advice):
-    """Energies of 4 + 4 + 3 + 3 + 2 numbers or so an example, of which a hundred bytes hold none."""
-    monkeypatch.setattr("capalloc._energy.batches.available_bytes", lambda _: 100)
+    """Energies of 4 + 4 + 3 + 3 + 2 numbers or so an example, of which seventy bytes hold none."""
+    monkeypatch.setattr("capalloc._energy.batches.budget_of", lambda device: Budget(70))
     net, x = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2)), torch.randn(5, 3)
     for ask in (capalloc.propagate, capalloc.walk):
         keywords = {"solver": "markov"} if ask is capalloc.propagate else {}

@@ -20,7 +20,7 @@ from capalloc._graph.capture import Graph, capture
 from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.problem import Problem, seeded
-from capalloc._runtime.memory import SHARE, Budget, available_bytes
+from capalloc._runtime.memory import available_bytes, budget_of
 
 #: Examples walked at once by default, where memory allows: enough to fill two cores on small networks.
 DEFAULT_BATCH = 64
@@ -91,7 +91,7 @@ class Batches:
             fitting = min(fitting, BYTES_OF_ROWS * size // (dtype.itemsize * max(1, *graph.sizes())))
         least = dtype.itemsize * LEAST_KEPT * graph.entries() / size
         together = graph.batch_size if isinstance(batch_size, int) else 1
-        Budget(SHARE * available_bytes(problem.probe.device)).set_aside(
+        budget_of(problem.probe.device).set_aside(
             together * least,
             f"a walk with the path energies of {together} example{'s' * (together > 1)}",
             "lower batch_size" if together > 1 else "take smaller inputs, or capalloc.measure with params=",

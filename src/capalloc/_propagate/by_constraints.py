@@ -19,7 +19,7 @@ from capalloc._measure.dense import measure_dense
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.forecast import over_limit
-from capalloc._measure.precondition import inverse_root
+from capalloc._measure.precondition import Sample, inverse_root
 from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
@@ -113,6 +113,7 @@ class Planned:
     task: Task
     examples: Examples
     probes: int
+    sample: Sample
     keep: bool
     phases: Phases
 
@@ -138,7 +139,8 @@ def planned(task: Task, settings: Block) -> Planned:
     if alone and examples.operator.name == "piecewise":
         examples = replace(examples, lean=True, vectors=2, longest=1)  # two share what an output's layers tell
     phases("derivatives")
-    return Planned(task, examples, probes, plan.keep and not alone, phases)  # two passes are no reason to hold layers
+    keep = plan.keep and not alone  # two passes are no reason to hold layers
+    return Planned(task, examples, probes, sample, keep, phases)
 
 
 def by_blocks(plan: Planned, settings: Block) -> Allocation:
@@ -146,11 +148,10 @@ def by_blocks(plan: Planned, settings: Block) -> Allocation:
     task, examples, probes, phases = plan.task, plan.examples, plan.probes, plan.phases
     give_back(task.size.params)
     ranked, large = task.size.params <= RANKED_PARAMS, task.size.params > LARGE_PARAMS
-    sample = SAMPLE_OF_LARGE if large else SAMPLE
     if plan.keep:
         examples = examples.prepared()
     ends = Enough(settings, task.started)
-    root = inverse_root(examples, SAMPLE_OF_LARGE if ends.late else sample, ends.left)
+    root = inverse_root(examples, SAMPLE_OF_LARGE if ends.late else plan.sample, ends.left)
     give_back(task.size.params)
     phases("blocks")
     effort = Effort(examples, probes, steps_for(settings, examples))
