@@ -196,8 +196,9 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
     program, by_data = programs.first, programs.gates == "data"
     words = words_for_axes(problem.model, problem.probe) or [""]  # as the view of the result has them
     places = replace(problem.places, of_vectors=words[-1] == "feature")
-    position = resolve(output_position, tuple(program.values[program.output].shape[1:]), places.tokens)
-    seen, fields = theoretical(programs, position, places)
+    shape = tuple(program.values[program.output].shape[1:])
+    position = resolve(output_position, shape, places.tokens)
+    seen, fields = theoretical(programs, shape, position, places)
     carried, gates = _effective(batches, position, of), batches.gates
     if not float(carried.sum()) > 0 and gates == "data" and not by_data:
         gates = "unit"  # the gates are closed on these examples, and paths are there all the same
@@ -232,7 +233,7 @@ def _of_layers(program: Program, places: Places) -> dict[str, dict[str, Extent]]
         position = resolve(None, shape, places.tokens)
         if len(shape) < 2 or not bool(support(ending, position).any()):
             continue
-        own = _extents(theoretical([ending], position, places)[1], places, None)
+        own = _extents(theoretical([ending], shape, position, places)[1], places, None)
         known = [(e.size, e.stride) for e in own.values()]
         if repr(known) != last:  # NaN, where there is no stride, is unlike itself
             found[name] = own

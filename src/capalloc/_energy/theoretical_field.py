@@ -66,13 +66,13 @@ class Field:
         return [(up, up * (n[axis][0] - a), up * (n[axis][1] - b)) for up, n in self.neighbours]
 
 
-def theoretical(programs: Iterable[Program], position: Index, places: Places) -> tuple[Tensor, dict[str, Field]]:
-    """Find where paths to a position start, and by input the field, exact whatever the weights, with its neighbours'.
+def theoretical(
+    programs: Iterable[Program], shape: Sequence[int], position: Index, places: Places
+) -> tuple[Tensor, dict[str, Field]]:
+    """Find where paths to a position start, and by input the field, exact whatever the weights, and its neighbours'.
 
     What examples choose (an entry, an order) is open where any of the `programs` opens it.
     """
-    first = next(iter(programs))
-    shape = first.values[first.output].shape[1:]
     around = [
         (up, (*position[:axis], k + up, *position[axis + 1 :]))
         for axis, (k, n) in enumerate(zip(position, shape, strict=True))
