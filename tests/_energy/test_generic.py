@@ -388,9 +388,9 @@ def test_interpolation_of_a_large_image_is_quick():
     graph = captured(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), x)
     seconds = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.process_time()
         trace(graph, x, "data", set())
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert seconds[0] < 10  # about 0.2 and 0.02 on an idle core
     assert seconds[1] < 1
 

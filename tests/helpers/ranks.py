@@ -152,7 +152,7 @@ def reducer(rank: int) -> dict[str, Any]:
 
 
 def errors(rank: int, folder: Path) -> dict[str, Any]:
-    """Calls that fail, one after the other, and one that does not; what is raised on this rank, and when."""
+    """Calls that fail, one after the other, and one that does not; what is raised on this rank."""
     broken = data(31, 5)
     broken[3, 3] = torch.nan
     alone = dist.new_group([0])
@@ -170,11 +170,19 @@ def errors(rank: int, folder: Path) -> dict[str, Any]:
         "valid": lambda: capalloc.measure(net(), data(31, 5), run=together()),
     }
     found = {name: raised(call) for name, call in calls.items()}
-    hasty = Run(distributed=True, arrival=2.5)
-    if rank == 1:
-        time.sleep(6)
-        return found
-    return found | {"absent": raised(lambda: capalloc.measure(net(), data(31, 5), run=hasty))}
+    meet(folder, "ready", rank, (0, 1, 2))
+    if rank != 1:
+        hasty = Run(distributed=True, arrival=2.5)
+        found["absent"] = raised(lambda: capalloc.measure(net(), data(31, 5), run=hasty))
+    meet(folder, "over", rank, (0, 2))
+    return found
+
+
+def meet(folder: Path, name: str, rank: int, others: tuple[int, ...]) -> None:
+    """Wait, without a word to the group, until those ranks are here too."""
+    (folder / f"{name}.{rank}").touch()
+    while not all((folder / f"{name}.{other}").exists() for other in others):
+        time.sleep(0.01)
 
 
 def scaled(y: Tensor) -> Tensor:
@@ -183,12 +191,11 @@ def scaled(y: Tensor) -> Tensor:
 
 
 def raised(call: Callable[[], Any]) -> dict[str, Any]:
-    """The error of a call, or the total it found, and the time at its end."""
+    """The error of a call, or the total it found."""
     try:
-        said: dict[str, Any] = {"total": float(call().total)}
+        return {"total": float(call().total)}
     except Exception as error:
-        said = {"error": type(error).__name__, "message": str(error), "rank": getattr(error, "rank", None)}
-    return said | {"end": time.monotonic()}
+        return {"error": type(error).__name__, "message": str(error), "rank": getattr(error, "rank", None)}
 
 
 def leaving(rank: int, folder: Path) -> dict[str, Any]:

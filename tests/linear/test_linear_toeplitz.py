@@ -103,9 +103,9 @@ def test_innovations_of_an_autoregression_take_linear_time():
     r = autoregression([0.5, -0.3]).autocovariance(n)
     J = torch.zeros(n, 1, dtype=torch.float64)
     J[-1] = 1.0
-    start = time.perf_counter()
+    start = time.process_time()
     C = innovations_product(r, J)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     impulse = [1.0, 0.5, 0.5**2 - 0.3]  # what an innovation does to the values after it
     np.testing.assert_allclose(C.flip(0)[:3, 0], impulse, atol=1e-10)
 
@@ -115,8 +115,8 @@ def test_a_million_lags():
     grown = {}
     for n in (10**5, 10**6):
         J, r = columns(n, 2), fractional_noise(0.8).autocovariance(n)
-        start = time.perf_counter()
+        start = time.process_time()
         a = linear_capacity(J, Stationary(r))
-        grown[n] = time.perf_counter() - start
+        grown[n] = time.process_time() - start
         assert a.total == pytest.approx(2)
     assert grown[10**6] < 40 * grown[10**5]

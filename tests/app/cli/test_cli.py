@@ -172,7 +172,7 @@ def test_interrupted_leaves_nothing_and_says_so(tmp_path):
         time.sleep(1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=240)
     finally:
         process.kill()
     assert (process.returncode, stdout) == (130, "")

@@ -230,6 +230,7 @@ def test_fields_of_layers(file: str) -> None:
 
 
 def test_a_log_gets_a_line_each_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
     with lines_in_a_log(Verbosity(), every=0.2):
         for _ in tqdm(range(10), desc="path energy"):
             for _ in tqdm(range(2), desc="path energy", leave=False):  # a bar below another moves the cursor
@@ -237,13 +238,13 @@ def test_a_log_gets_a_line_each_half_minute(capsys: pytest.CaptureFixture[str]) 
         sys.stderr.write("a whole line\n")
     said = capsys.readouterr().err.splitlines()
     assert all(re.fullmatch(r"capalloc: \d+ s: path energy: +\d+% \d+/\d+ \[.*\]", line) for line in said[:-1]), said
-    assert 2 <= len(said) <= 5
+    assert 2 <= len(said) <= 2 + (time.monotonic() - start) / 0.2
     assert said[-1] == "a whole line"
     with lines_in_a_log(Verbosity(quiet=True), every=0.01):
         time.sleep(0.05)
     with lines_in_a_log(Verbosity(), every=0.04):
         time.sleep(0.06)
-    assert capsys.readouterr().err == "capalloc: 0 s: at work\n"
+    assert set(capsys.readouterr().err.splitlines()) == {"capalloc: 0 s: at work"}
 
 
 def test_forecasts_stand_in_a_log(file: str) -> None:

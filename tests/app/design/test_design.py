@@ -823,7 +823,7 @@ def port() -> Iterator[int]:
 
 
 def status(port: int, host: str, path: str = "/") -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request("GET", path, headers={"Host": host})
     found = connection.getresponse()
     found.read()
@@ -880,7 +880,7 @@ def test_a_reader_that_sends_more_is_still_there() -> None:
     ("header", "code"), [(("Content-Length", str(2**29)), 413), (("Transfer-Encoding", "chunked"), 411)]
 )
 def test_a_request_is_short_and_says_so(port: int, header: tuple[str, str], code: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.putrequest("POST", "/_dash-update-component")
     connection.putheader(*header)
     connection.endheaders()
@@ -889,7 +889,7 @@ def test_a_request_is_short_and_says_so(port: int, header: tuple[str, str], code
 
 
 def test_a_page_may_load_nothing_from_elsewhere(port: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request("GET", "/")
     found = connection.getresponse()
     text = found.read().decode()
