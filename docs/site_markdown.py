@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docs.plain_formulas import latex
 from latex2mathml.converter import convert
 from markdown import Extension, Markdown
 from markdown.extensions.toc import slugify
@@ -88,8 +89,8 @@ class Mentions(Postprocessor):
 
 
 def mathml(formula: str, display: str) -> str:
-    """Return the MathML of a LaTeX formula, which browsers draw without a script; an error if a command is unknown."""
-    drawn = convert(formula, display=display)
+    """Return the MathML of a formula, which browsers draw without a script; an error if a command is unknown."""
+    drawn = convert(latex(formula), display=display)
     if left := re.search(r"\\\w*", drawn):
         raise ValueError(f"no MathML for {left[0]} in the formula {formula}")
     for found, better in TAGS.items():

@@ -32,7 +32,7 @@ class Dense:
             1e-5 on products in float32 may do, which take less time (`precision` in the answer's `attrs` tells).
         kept_share: share of the memory left beside the solver's matrices up to which rows of constraints are kept
             between its two passes over the examples; more are computed again, as all are for 0.
-        coordinates: "log": derivatives are along t = log|theta|, so that neither a ridge nor the joint entries see
+        coordinates: "log": derivatives are along $t = log|theta|$, so that neither a ridge nor the joint entries see
             how the function is written; a parameter that is exactly 0 then holds nothing under a ridge. "plain":
             along the parameters as they are (docs/theory.md, section 2).
 

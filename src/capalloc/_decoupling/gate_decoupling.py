@@ -93,10 +93,10 @@ def decoupling(
 ) -> Decoupling:
     """Measure on examples how far every activation of a network decouples its units, and its examples.
 
-    d_jj' = 1 - |A_jj'| / sqrt(A_jj A_j'j') with A_jj' = E[a_j a_j'] over examples, for pairs of units; the same with
-    the mean over units, for pairs of examples (docs/theory.md, section 3). Gates are read from the captured graph
-    that `propagate` uses: slopes of activations; winners of max pooling; and, as kinds of their own, attention
-    weights, softmax weights, 1 / std of normalisation layers and selections (`where`, GLU).
+    $d_jj' = 1 - |A_jj'| / sqrt(A_jj A_j'j')$ with $A_jj' = E[a_j a_j']$ over examples, for pairs of units; the same
+    with the mean over units, for pairs of examples (docs/theory.md, section 3). Gates are read from the captured graph
+    that `propagate` uses: slopes of activations; winners of max pooling; and, as kinds of their own, attention weights,
+    softmax weights, 1 / std of normalisation layers and selections (`where`, GLU).
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
@@ -157,7 +157,7 @@ def gate_moments(
     batch_size: int = 64,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """Measure the gate moments A = E[a a'] of every activation on examples (docs/theory.md, section 3).
+    """Measure the gate moments $A = E[a a']$ of every activation on examples (docs/theory.md, section 3).
 
     What `propagate_moments` takes for a dense network.
 

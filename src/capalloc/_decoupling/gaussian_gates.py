@@ -65,13 +65,13 @@ def gaussian_decoupling(
 ) -> Tensor | Array:
     """Decoupling of two units whose Gaussian pre-activations correlate: 0 linear, 1 total.
 
-    d = 1 - |A(rho)| / A(1), with A(rho) = E[phi'(z) phi'(z')] (docs/theory.md, section 3). For ReLU
-    d = arccos(rho) / pi.
+    $d = 1 - |A(rho)| / A(1)$, with $A(rho) = E[phi'(z) phi'(z')]$ (docs/theory.md, section 3). For ReLU
+    $d = arccos(rho) / pi$.
 
     Args:
         activation: a name ("relu", "abs", "erf", "sin", "tanh", "gelu", ...), a torch.nn module, or any elementwise
             differentiable function of a float64 tensor.
-        correlation: rho, any shape.
+        correlation: $rho$, any shape.
         variance: variance of both pre-activations; broadcasts with `correlation`.
         kinks: points where the slope, or its derivative, jumps; found by bisection if None.
         method: "auto" takes the closed form of linear, ReLU, leaky ReLU, PReLU, `Abs`, `Erf` and `Sine`, and
@@ -111,14 +111,14 @@ def gaussian_gate_moment(
     kinks: Sequence[float] | None = None,
     method: QuadratureChoice = "auto",
 ) -> Tensor | Array:
-    """The gate moment A(rho) = E[phi'(z) phi'(z')] of Gaussian pre-activations (docs/theory.md, section 3).
+    """The gate moment $A(rho) = E[phi'(z) phi'(z')]$ of Gaussian pre-activations (docs/theory.md, section 3).
 
-    At rho = 1 it is the mean squared gate E[a^2]. `gaussian_gate_moment(activation, correlation_matrix)` is what
+    At $rho = 1$ it is the mean squared gate $E[a^2]$. `gaussian_gate_moment(activation, correlation_matrix)` is what
     `propagate_moments` takes for a layer of Gaussian pre-activations of one variance.
 
     Args:
         activation: as in `gaussian_decoupling`, as are the other arguments.
-        correlation: rho, any shape; a correlation matrix gives a matrix of gate moments.
+        correlation: $rho$, any shape; a correlation matrix gives a matrix of gate moments.
         variance: variance of both pre-activations; broadcasts with `correlation`.
         kinks: points where the slope, or its derivative, jumps; found by bisection if None.
         method: "auto" or "quadrature".

@@ -38,28 +38,30 @@ def propagate_moments(
     ridge: float = 0.0,
     rtol: float = RTOL,
 ) -> tuple[Tensor, ...]:
-    """Capacity of every unit of every layer of f = W_L D_(L-1) ... D_1 W_1 x, at any decoupling of its gates.
+    """Capacity of every unit of every layer of $f = W_L D_(L-1) ... D_1 W_1 x$, at any decoupling of its gates.
 
     Exact where gates are independent of the inputs and, layer from layer, of each other (docs/theory.md, section
-    3). The moments of the constraint functions of all parameters above a layer, and of the gradient g (k = 0), are
-    pulled down through A^(l) = E[a a'], and the layer's own parameters join them by the product rule
-    d(W'Dg) = W'D dg + dW'Dg:
+    3). The moments of the constraint functions of all parameters above a layer, and of the gradient g ($k = 0$), are
+    pulled down through $A^(l) = E[a a']$, and the layer's own parameters join them by the product rule
+    $d(W'D g) = W'D dg + dW'D g$:
 
-        M_iIkK <- sum_jJ W_ji W_JI A_jJ M_jJkK,   M_iIqK = sum_jJ T_qji W_JI A_jJ M_jJ0K,
-        M_iIqr = sum_jJ T_qji T_rJI A_jJ M_jJ00,  T_q = dW / dtheta_q,
+    - $M_iIkK <- sum_jJ W_ji W_JI A_jJ M_jJkK$,
+    - $M_iIqK = sum_jJ T_qji W_JI A_jJ M_jJ0K$,
+    - $M_iIqr = sum_jJ T_qji T_rJI A_jJ M_jJ00$, with $T_q = dW / dtheta_q$,
 
-    from M_jJ00 = 1{j = J} at the outputs; kappa_j = trace((sum_j C_j)^+ C_j) with C_j = (S_l^(1/2) M S_l^(1/2))_jj,
-    where S_l = A^(l) o (W_l S_(l-1) W_l') is the second moment of the layer's signal. Gates that are all equal
-    (A = 11') give the linear capacity of the product matrix, diagonal A the Markov rule of section 4.
+    from $M_jJ00 = 1[j = J]$ at the outputs; $kappa_j = trace((sum_j C_j)^+ C_j)$ with
+    $C_j = (S_l^(1/2) M S_l^(1/2))_jj$, where $S_l = A^(l) o (W_l S_(l-1) (W_l)')$ is the second moment of the layer's
+    signal. Gates that are all equal ($A = 1 1'$) give the linear capacity of the product matrix, diagonal A the Markov
+    rule of section 4.
 
     Args:
-        weights: W_1 ... W_L from the inputs to the outputs, (units, units below) each.
-        gate_moments: A^(1) ... A^(L-1), one (units, units) matrix for each hidden layer: from
-            `gaussian_gate_moment`, from `gate_moments` of a model, or (1 - delta) 11' + delta I.
-        constraints: for each layer T = dW / dtheta, (parameters, units, units below), which ties, fixes or rotates
+        weights: $W_1 ... W_L$ from the inputs to the outputs, (units, units below) each.
+        gate_moments: $A^(1) ... A^(L-1)$, one (units, units) matrix for each hidden layer: from
+            `gaussian_gate_moment`, from `gate_moments` of a model, or $(1 - delta) 1 1' + delta I$.
+        constraints: for each layer $T = dW / dtheta$, (parameters, units, units below), which ties, fixes or rotates
             weights: a convolution has one row for each kernel entry, a fixed layer none. By default every entry of
             every matrix is a parameter.
-        metric: second moment S_0 of the inputs: None for the identity, variances (inputs,), or a matrix.
+        metric: second moment $S_0$ of the inputs: None for the identity, variances (inputs,), or a matrix.
         ridge: non-negative, in units of G, as in `measure`.
         rtol: eigenvalues of the Gram matrix of normalised constraint functions below `rtol` times the largest count
             as zero.
@@ -70,7 +72,7 @@ def propagate_moments(
 
     Raises:
         ValueError: shapes that do not follow one another, a gate moment or metric that is no covariance.
-        MemoryError: units^2 x parameters^2 numbers do not fit.
+        MemoryError: $units^2 x parameters^2$ numbers do not fit.
 
     Warns:
         RuntimeWarning: eigenvalues close to `rtol`: the rank, and so the capacity, is unclear.

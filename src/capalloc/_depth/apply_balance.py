@@ -62,12 +62,12 @@ def balance(
 ) -> nn.Module:
     """Bring the depth of a model's initial weights into balance, so that its best learning rate need not know it.
 
-    Each of L residual blocks gets the rate 1/L, T near 1 (docs/theory.md, section 5): the weight and bias of its
+    Each of L residual blocks gets the rate $1/L$, T near 1 (docs/theory.md, section 5): the weight and bias of its
     branch's last layer become a constant times what is stored, so that gradients carry the constant too. That is the
     limit of blocks of one layer, and for SGD of deeper ones (docs/scaling.md, "Whom the advice is for"). With "adam",
-    whose steps have no scale, branches of one layer moreover move 1/sqrt(L) as fast (their parameters are stored
-    sqrt(L) times as large), and deeper branches are multiplied by 1/sqrt(L) again, to 1/L in all. The plain layers of a
-    network without blocks have their weights multiplied to gain 1 (section 6).
+    whose steps have no scale, branches of one layer moreover move $1/sqrt(L)$ as fast (their parameters are stored
+    $sqrt(L)$ times as large), and deeper branches are multiplied by $1/sqrt(L)$ again, to $1/L$ in all. The plain
+    layers of a network without blocks have their weights multiplied to gain 1 (section 6).
 
     Args:
         model: any module that `torch.export` captures, at its initial weights.

@@ -56,9 +56,9 @@ def scaling(
 ) -> Scaling:
     """Split path energy at each residual block, find its gain through each plain layer, and what would balance them.
 
-    lambda_l = branch energy / skip energy and T = sum_l log(1 + lambda_l), docs/theory.md, section 5 (Donier 2019,
+    $lambda_l = branch energy / skip energy$ and $T = sum_l log(1 + lambda_l)$, docs/theory.md, section 5 (Donier 2019,
     arXiv 1903.04455): as the depth grows, T grows without bound if branches of unit gain are multiplied by more than
-    1/sqrt(depth), and goes to 0 if by less; by the scaling conjecture networks want a limit between. At one depth T
+    $1/sqrt(depth)$, and goes to 0 if by less; by the scaling conjecture networks want a limit between. At one depth T
     alone says not whether gradients shatter: `diagnose` adds their correlation. Multipliers are those with which every
     block has the rate 1 / depth, T near 1; where norms make a branch independent of its stream they are found by
     walking again. Branches that start at zero on purpose have none. Energies are those of paths from the inputs, with

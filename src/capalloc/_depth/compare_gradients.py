@@ -55,8 +55,8 @@ def shattering(
     """Compare the gradients at different inputs, by depth and along lines: measured, and predicted.
 
     The correlation of the gradients at two inputs is the path average of the gate correlations met on the way,
-    <prod_l (1 - d_l)>, with d_l the decoupling of the two inputs at gate l (docs/theory.md, section 6). It is exact on
-    average over random signs of the weights; training, and paths that share weights, show as a difference. Gates and
+    $<prod_l (1 - d_l)>$, with $d_l$ the decoupling of the two inputs at gate l (docs/theory.md, section 6). It is exact
+    on average over random signs of the weights; training, and paths that share weights, show as a difference. Gates and
     gradients are those of the real network on the examples.
 
     Args:

@@ -73,7 +73,7 @@ def receptive_field(
     position starts if every parameter is other than zero (docs/theory.md, section 6). The field of influence holds the
     inputs that can change the output in any way: also those that reach it only through a gate or a statistic
     (squeeze-and-excite, a norm over positions, attention weights) and start no path. Each says how far it is known.
-    The effective field is the law of the walk from the position, P(Z_0 = i), or the capacity kappa_i of that output
+    The effective field is the law of the walk from the position, $P(Z_0 = i)$, or the capacity $kappa_i$ of that output
     position alone (section 4).
 
     Args:

@@ -35,7 +35,7 @@ def family_rates(family: str, depth: int) -> Array:
     """The rates of a named family of networks, shape (depth,), for `gradient_correlation`.
 
     "plain": inf, no skip connections. "residual": 1. "normalised": 1 / l at block l, what normalised branches give.
-    "scaled": 1 / depth, branches multiplied by 1 / sqrt(depth) (docs/theory.md, section 6).
+    "scaled": 1 / depth, branches multiplied by $1 / sqrt(depth)$ (docs/theory.md, section 6).
 
     Raises:
         ValueError: an unknown family, or a depth below 1.
@@ -62,25 +62,25 @@ def gradient_correlation(
 ) -> xr.Dataset:
     """The correlation of the gradients at two inputs is the path average of the gate correlations met on the way.
 
-    After L blocks of rates lambda_l it is prod_l (1 - (1 - c_l) P_l), with P_l = lambda_l / (1 + lambda_l) the
-    probability that a path crosses gate l and c_l = A(rho_l) / A(1) the gate correlation there, signed; where it is
-    positive 1 - c_l is the decoupling d_l (docs/theory.md, sections 3 and 6). The correlation of the stream goes up
-    as rho_(l+1) = (rho_l + mu_l k(rho_l)) / (1 + mu_l), with the kernel map k(rho) = B(rho) / B(1),
-    B = E[phi(z) phi(z')], and mu_l = lambda_l B(1) / (v A(1)) the rate at which the branch brings variance.
+    After L blocks of rates $lambda_l$ it is $prod_l (1 - (1 - c_l) P_l)$, with $P_l = lambda_l / (1 + lambda_l)$ the
+    probability that a path crosses gate l and $c_l = A(rho_l) / A(1)$ the gate correlation there, signed; where it is
+    positive $1 - c_l$ is the decoupling $d_l$ (docs/theory.md, sections 3 and 6). The correlation of the stream goes up
+    as $rho_(l+1) = (rho_l + mu_l k(rho_l)) / (1 + mu_l)$, with the kernel map $k(rho) = B(rho) / B(1)$,
+    $B = E[phi(z) phi(z')]$, and $mu_l = lambda_l B(1) / (v A(1))$ the rate at which the branch brings variance.
 
     Args:
-        rates: lambda_l, the path energy of branch l over that of its skip connection, shape (depth,); inf for a plain
+        rates: $lambda_l$, the path energy of branch l over that of its skip connection, shape (depth,); inf for a plain
             layer without one. See `family_rates`.
         correlation: rho_1 of the two inputs of the first block, in [-1, 1]; a number, or (pairs,).
         activation: phi, as in `gaussian_decoupling`.
         variance: v of the pre-activations, whatever that of the stream, as after a normalisation or plain layers scaled
             to keep it; a number, or (depth,). ReLU, leaky ReLU and abs do not depend on it.
-        decoupling: keeps d_l at this, in [0, 1], a number or (depth,), whatever the inputs; 1/2 gives the laws of
+        decoupling: keeps $d_l$ at this, in [0, 1], a number or (depth,), whatever the inputs; 1/2 gives the laws of
             Balduzzi et al. The three arguments before are not used then.
 
     Returns:
-        Dataset over "depth" (and "pair"): `correlation`, rho_l of the stream that block l reads (left out for a given
-        decoupling); `decoupling`, d_l; `crossing`, P_l; `gradient`, the correlation of the gradients of the network
+        Dataset over "depth" (and "pair"): `correlation`, $rho_l$ of the stream that block l reads (left out for a given
+        decoupling); `decoupling`, $d_l$; `crossing`, $P_l$; `gradient`, the correlation of the gradients of the network
         that ends with block l; `index`, the shattering index of that network, the sum of d P.
 
     Raises:

@@ -39,12 +39,12 @@ def output_gram(
     accumulate: torch.dtype | None = None,
     max_bytes: float | None = None,
 ) -> Tensor:
-    """Gram matrix of the output Jacobian J = d f_o(x_n) / d theta, exactly, without J where its factors are smaller.
+    """Gram matrix of the output Jacobian $J = d f_o(x_n) / d theta$, exactly, without J where its factors are smaller.
 
     `side="outputs"`: J J', the empirical neural tangent kernel; `side="params"`: J' J, the unnormalised Fisher or
     Gauss-Newton matrix of the squared loss, a sum over examples and outputs; `side="diagonal"`: its diagonal alone,
-    whose sum is the trace of both. At a call that is affine in theta, g_o = delta_o (x) h with the sensitivity
-    delta_o of output o and the input h (docs/theory.md, section 2), so a dense
+    whose sum is the trace of both. At a call that is affine in $theta$, $g_o = delta_o (x) h$ with the sensitivity
+    $delta_o$ of output o and the input h (docs/theory.md, section 2), so a dense
     layer adds (delta delta') o (h h') to J J'. Parameters in calls without a rule, and models that `torch.func`
     cannot enter, are differentiated by plain autograd; uses of a shared parameter add.
 

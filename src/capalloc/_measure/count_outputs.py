@@ -42,15 +42,15 @@ def effective_parameters(
     batch_size: int | Literal["auto"] = "auto",
     max_bytes: float | None = None,
 ) -> EffectiveParameters:
-    """Number of parameters that the outputs of N examples determine: gamma = sum s / (s + ridge), s of G = J'J / N.
+    """Number of parameters that the outputs of N examples determine: $gamma = sum s / (s + ridge)$, s of $G = J'J / N$.
 
-    J = d f_o(x_n) / d theta has a row for each example and output, so that gamma <= N m: the constraints of the
+    $J = d f_o(x_n) / d theta$ has a row for each example and output, so that $gamma <= N m$: the constraints of the
     *outputs*, MacKay's effective number of parameters (docs/theory.md, section 2). `measure` counts constraints of the
     *function* instead: each example stands there for all inputs with its gates, and brings n + 1 rows an output.
 
     G is a mean over examples and a sum over outputs, as in `measure`. The ridge is thus the weight decay a of the loss
-    mean_n |y_n - f(x_n)|^2 / 2 + a |theta|^2 / 2, and with outputs of noise variance s2 and parameters of prior
-    variance t2 it is s2 / (N t2): `capalloc.solvers.ridge_from_noise(s2, N, t2)`.
+    $mean_n |y_n - f(x_n)|^2 / 2 + a |theta|^2 / 2$, and with outputs of noise variance $s^2$ and parameters of prior
+    variance $t^2$ it is $s^2 / (N t^2)$: `capalloc.solvers.ridge_from_noise(s2, N, t2)`.
 
     All is exact and in float64, from the smaller of J J' and J' J; with J J' no matrix of parameters is held.
     Directions whose singular value is below about 1e-7 of the largest count as zero.
@@ -68,8 +68,8 @@ def effective_parameters(
         max_bytes: memory that the work may fill; by default 70 % of what is free on the model's device.
 
     Returns:
-        EffectiveParameters: the total, by parameter tensor, trace of (G + ridge)^-1 G on each, and by example, the
-        leverage h_n, with `leave_one_out` residuals. `notes` say so where the rank is unclear.
+        EffectiveParameters: the total, by parameter tensor, trace of $(G + ridge)^-1 G$ on each, and by example, the
+        leverage $h_n$, with `leave_one_out` residuals. `notes` say so where the rank is unclear.
 
     Raises:
         ValueError: a negative ridge, bad settings, examples that interact, random draws that do not repeat, or a J that

@@ -105,12 +105,12 @@ def measure(
 ) -> Allocation | dict[float, Allocation]:
     """Capacity that a network devotes to each input, from its mixed derivative on examples.
 
-    kappa_i = trace(G^+ M_i), with J_k(x) = d/dtheta_k grad_x f(x), M_i the mean over examples of the products of
-    row i of S^(1/2) J, summed over outputs, and G = sum_i M_i; the table entry of parameter theta and input i is
-    [G^(+1/2) M_i G^(+1/2)]_(theta, theta) (docs/theory.md, section 2). The total is the rank of G; with a ridge, G^+
-    becomes (G + ridge)^-1 and the total is sum s / (s + ridge) over the eigenvalues s of G. With a ridge, and for the
-    table, derivatives are along log|theta_k|: rescalings that keep the function then change nothing. The `coordinates`
-    of a solver's settings may be "plain" instead.
+    $kappa_i = trace(G^+ M_i)$, with $J_k(x) = d/dtheta_k grad_x f(x)$, $M_i$ the mean over examples of the products of
+    row i of $S^(1/2) J$, summed over outputs, and $G = sum_i M_i$; the table entry of parameter $theta$ and input i is
+    $[G^(+1/2) M_i G^(+1/2)]_(theta, theta)$ (docs/theory.md, section 2). The total is the rank of G; with a ridge,
+    $G^+$ becomes $(G + ridge)^-1$ and the total is $sum s / (s + ridge)$ over the eigenvalues s of G. With a ridge, and
+    for the table, derivatives are along $log|theta_k|$: rescalings that keep the function then change nothing. The
+    `coordinates` of a solver's settings may be "plain" instead.
 
     The dense solver is exact, in float64 on the model's device. The stochastic one needs a ridge, holds no matrix, and
     gives every number a standard error (docs/measure-at-scale.md); its products run in float32 for a float32 model.

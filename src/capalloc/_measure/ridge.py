@@ -32,18 +32,18 @@ SCALE_PROBES = 8
 def ridge_from_noise(noise_variance: float, num_examples: int, prior_variance: float) -> float:
     """The ridge at which constraints count by how much better they determine parameters than the prior does.
 
-    With independent errors of variance s^2 on every constraint of N examples and independent parameters of prior
-    variance t^2, the posterior precision is N G / s^2 + 1 / t^2, proportional to G + s^2 / (N t^2). In
+    With independent errors of variance $s^2$ on every constraint of N examples and independent parameters of prior
+    variance $t^2$, the posterior precision is $N G / s^2 + 1 / t^2$, proportional to $G + s^2 / (N t^2)$. In
     `capalloc.effective_parameters` constraints are outputs, and the total is MacKay's effective number of parameters.
     In `capalloc.measure` they are gradients to the inputs, which no data set observes: the total is then a count of the
-    function's parameters, and far larger (docs/theory.md, section 2); and in its coordinates log|theta| t^2 is the
-    prior variance of log|theta|, that of relative changes.
+    function's parameters, and far larger (docs/theory.md, section 2); and in its coordinates $log|theta|$ $t^2$ is the
+    prior variance of $log|theta|$, that of relative changes.
 
     Args:
-        noise_variance: s^2, that of the outputs; for `measure` in squared units of the output for one standard
+        noise_variance: $s^2$, that of the outputs; for `measure` in squared units of the output for one standard
             deviation of the input (of the metric).
         num_examples: N.
-        prior_variance: t^2, for example the variance of the initial weights; in log|theta|, 1 for a factor of e.
+        prior_variance: $t^2$, for example the variance of the initial weights; in $log|theta|$, 1 for a factor of e.
 
     Raises:
         ValueError: an argument is not a finite positive number.
@@ -70,10 +70,10 @@ def mean_eigenvalue(
     num_probes: int = SCALE_PROBES,
     coordinates: Coordinates = "log",
 ) -> float:
-    """Mean of G's eigenvalues, a scale for the ridge: trace G / min(params, rows), trace G = E |C'xi|^2, xi normal.
+    """Mean of G's eigenvalues, a scale for the ridge: $trace G / min(params, rows)$.
 
-    With fewer rows of constraints (examples x outputs x (inputs + 1)) than parameters the others are zero: left out. So
-    are parameters of zero in the coordinates log|theta|.
+    Its trace is $E |C' xi|^2$, $xi$ normal. With fewer rows of constraints (examples x outputs x (inputs + 1)) than
+    parameters the others are zero: left out. So are parameters of zero in the coordinates $log|theta|$.
 
     Args:
         model: as in `measure`, and so are the next ones.

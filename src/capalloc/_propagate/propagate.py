@@ -69,10 +69,10 @@ def propagate(
     """Capacity that a network devotes to each input, as well as is known in a short time, with how well that is.
 
     Small networks get the exact answer of `capalloc.measure`; others that of the blocks and of the steps that there is
-    time for, kappa_s ~ trace q_k(A) R' G_s R, with standard errors and an estimate of what is missing. The Markov rule
-    of total decoupling, `solver="markov"`, takes a few passes and is a rough guide:
-    kappa_i = sum_theta P(Z_0 = i | path uses theta) - sum_symmetries P(Z_0 = i | path passes the channel). All are in
-    docs/theory.md, section 4 (Donier 2019, arXiv 1902.08572).
+    time for, $kappa_s ~ trace q_k(A) R' G_s R$, with standard errors and an estimate of what is missing. The Markov
+    rule of total decoupling, `solver="markov"`, takes a few passes and is a rough guide:
+    $kappa_i = sum_theta P(Z_0 = i | path uses theta) - sum_symmetries P(Z_0 = i | path passes the channel)$.
+    All are in docs/theory.md, section 4 (Donier 2019, arXiv 1902.08572).
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2; a private
@@ -80,7 +80,7 @@ def propagate(
         inputs: examples (examples, *inputs), or an iterable of such batches; labels in (x, y) are ignored. Several
             inputs, and token ids, as in `measure`.
         outputs: the constraint outputs, as in `measure`.
-        gates: squared slopes of the activations: "data", on the examples; "gaussian", E[a^2] for unit Gaussian
+        gates: squared slopes of the activations: "data", on the examples; "gaussian", $E[a^2]$ for unit Gaussian
             pre-activations, which needs the inputs' shape alone; "unit", 1.
         solver: "auto", exact where that is quick, else "block": the coupling inside each parameter tensor, and steps
             towards the exact answer; the Markov rule where an argument is given that it alone has (`gates`, `layers`,
@@ -249,7 +249,7 @@ def walk(
 ) -> Walk:
     """The law of one unit of capacity placed at the chosen outputs, at every layer and at the inputs.
 
-    The Markov chain of docs/theory.md, section 4, without sources: P(k | j) = w_jk^2 e_k / sum_k' w_jk'^2 e_k'.
+    The Markov chain of docs/theory.md, section 4, without sources: $P(k | j) = w_jk^2 e_k / sum_k' w_jk'^2 e_k'$.
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2.

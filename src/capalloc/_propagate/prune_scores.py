@@ -42,7 +42,7 @@ def prune_scores(
     products: Products | None = None,
     progress: bool = False,
 ) -> PruneScores:
-    """Share of the path energy E that goes through every parameter: theta^2 dE/d theta^2 / E.
+    """Share of the path energy E that goes through every parameter: $theta^2 dE/d theta^2 / E$.
 
     E sums, over examples, outputs and paths, the squares of all that a path multiplies (docs/theory.md, section 4).
     Where no path uses a weight twice, its share is what E loses when it is set to 0 and the gates stay. It takes no

@@ -22,11 +22,11 @@ CLOCKS = get_args(Clock)
 @checked_fields
 @dataclass(frozen=True, eq=False)
 class WalkBlock:
-    """One residual block h + F(h): the law of F's step, and rate = branch energy / skip energy.
+    """One residual block $h + F(h)$: the law of F's step, and rate = branch energy / skip energy.
 
     Args:
         law: of the step, the same everywhere or one per position.
-        rate: lambda >= 0; `math.inf` for a plain layer, without skip; an array over the grid for a rate per position.
+        rate: $lambda >= 0$; `math.inf` for a plain layer, without skip; an array over the grid for a rate per position.
 
     Raises:
         ValueError: a rate that is negative or NaN, or of another shape than the law's grid.
@@ -56,7 +56,7 @@ class WalkBlock:
 
     @property
     def step_probability(self) -> Array:
-        """lambda / (1 + lambda), 1 for a plain layer, over the grid or without axes."""
+        """$lambda / (1 + lambda)$, 1 for a plain layer, over the grid or without axes."""
         return mean_steps(self.rate)
 
     def __repr__(self) -> str:

@@ -28,8 +28,8 @@ def chain(
 ) -> Evolution:
     """Law of the walk through blocks of finite number, a Markov chain: exact under total decoupling.
 
-    q <- q / (1 + lambda) + p * (lambda q / (1 + lambda)): in each block the walk stays with probability
-    1 / (1 + lambda) and takes a step of law p otherwise (docs/theory.md, section 5).
+    $q <- q / (1 + lambda) + p * (lambda q / (1 + lambda))$: in each block the walk stays with probability
+    $1 / (1 + lambda)$ and takes a step of law p otherwise (docs/theory.md, section 5).
 
     Args:
         blocks: from the inputs to the outputs, a list or a mapping by name; the walk passes them from the last to the
@@ -62,18 +62,18 @@ def jump(
     clock: Clock = "rate",
     method: WalkMethod = "auto",
 ) -> Evolution:
-    """Law of the walk in the limit of many blocks of small rate, dq/dt = p * (lambda q) - lambda q, a jump process.
+    """Law of the walk in the limit of many blocks of small rate, $dq/dt = p * (lambda q) - lambda q$, a jump process.
 
     A block is passed in time 1 at its own rate, so the sum of the rates is the limit's T (docs/theory.md, section 5).
-    Laws differ from the chain's by O(sum of lambda^2), O(1/L) for L blocks of rate c/L.
+    Laws differ from the chain's by $O(sum lambda^2)$, $O(1/L)$ for L blocks of rate $c/L$.
 
     Args:
         blocks: as for `chain`, of finite rates.
         start: as for `chain`.
         border: as for `chain`.
-        clock: mean number of jumps in a block of rate lambda: "rate" for lambda, the limit's own; "log" for
-            log(1 + lambda), which keeps the chain's probability of no step; "steps" for lambda / (1 + lambda), which
-            keeps its mean number of steps, so the mean position too, and is defined for plain layers.
+        clock: mean number of jumps in a block of rate $lambda$: "rate" for $lambda$, the limit's own; "log" for
+            $log(1 + lambda)$, which keeps the chain's probability of no step; "steps" for $lambda / (1 + lambda)$,
+            which keeps its mean number of steps, so the mean position too, and is defined for plain layers.
         method: as for `chain`.
 
     Returns:
@@ -98,10 +98,10 @@ def diffusion(
     clock: Clock = "rate",
     method: WalkMethod = "auto",
 ) -> Evolution:
-    """Law of the walk where steps are small beside it, dq/dt = -div(b q) + 1/2 sum_ab d_a d_b (D_ab q), Fokker-Planck.
+    """Law of the walk where steps are small: Fokker-Planck, $dq/dt = -div(b q) + 1/2 sum_ab d_a d_b (D_ab q)$.
 
-    b = lambda E[y] and D = lambda E[y y'] (docs/theory.md, section 5), on a grid with cells of size `spacing` and moves
-    from Selling's decomposition: laws stay positive, means are exact, errors are of second order in `spacing`.
+    $b = lambda E[y]$ and $D = lambda E[y y']$ (docs/theory.md, section 5), on a grid with cells of size `spacing` and
+    moves from Selling's decomposition: laws stay positive, means are exact, errors are of second order in `spacing`.
 
     Args:
         blocks: as for `jump`, with steps in pixels; rates and laws per position are on the grid of `start`.

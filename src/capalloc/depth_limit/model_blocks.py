@@ -42,13 +42,13 @@ def read(
 ) -> dict[str, WalkBlock]:
     """The blocks of a convolutional model, by name, inputs first: what `chain`, `jump` and `diffusion` take.
 
-    A residual block gets its rate, lambda = branch energy / skip energy, and the law of its branch; a layer that every
-    path crosses gets rate inf and its law (docs/theory.md, section 5). Laws are those of the walk from the middle of a
-    grid, its channels weighted as the walk comes to them, in pixels of the inputs: a stride multiplies the steps
-    above it. Where a layer changes the size of the grid, the mean of its step cannot be told from the shift of the
-    grid and is rounded away. The walk starts at the last signal with a grid, before pooling or flattening. Where no
-    path crosses the middle on these examples, the nearest position that one does cross stands for it; layers and
-    blocks that nothing passes are left out.
+    A residual block gets its rate, $lambda = branch energy / skip energy$, and the law of its branch; a layer that
+    every path crosses gets rate inf and its law (docs/theory.md, section 5). Laws are those of the walk from the middle
+    of a grid, its channels weighted as the walk comes to them, in pixels of the inputs: a stride multiplies the steps
+    above it. Where a layer changes the size of the grid, the mean of its step cannot be told from the shift of the grid
+    and is rounded away. The walk starts at the last signal with a grid, before pooling or flattening. Where no path
+    crosses the middle on these examples, the nearest position that one does cross stands for it; layers and blocks that
+    nothing passes are left out.
 
     Args:
         model: any module that `torch.export` captures, an exported program, or the path of one saved as .pt2, whose

@@ -75,7 +75,7 @@ class StepLaw:
 
     @classmethod
     def of_kernel(cls, weight: Tensor | ArrayLike, dilation: int = 1) -> StepLaw:
-        """The law w^2 / |w|^2 of a convolution, summed over its channels (docs/theory.md, section 4).
+        """The law $w^2 / |w|^2$ of a convolution, summed over its channels (docs/theory.md, section 4).
 
         Output x of a convolution (torch: a cross-correlation) reads input x + y through the kernel entry at
         displacement y, so the kernel is not flipped. Displacements are those of `padding="same"`. Channels all count
@@ -119,7 +119,7 @@ class StepLaw:
 
     @property
     def mean(self) -> Array:
-        """E[y], (*grid, axes), in pixels."""
+        """$E[y]$, (*grid, axes), in pixels."""
         mean: Array = np.einsum("m...,ma->...a", self.moves, self.displacements)
         return mean
 
@@ -132,7 +132,7 @@ class StepLaw:
 
     @property
     def covariance(self) -> Array:
-        """E[y y'] - E[y] E[y]', (*grid, axes, axes), in pixels squared."""
+        """$E[y y'] - E[y] E[y]'$, (*grid, axes, axes), in pixels squared."""
         return self.second_moment - self.mean[..., :, None] * self.mean[..., None, :]
 
     def dilated(self, dilation: int | Sequence[int]) -> StepLaw:

@@ -23,9 +23,9 @@ def gaussian(
     spacing: float = 1.0,
     clock: Clock = "rate",
 ) -> xr.DataArray:
-    """Law at the inputs of the diffusion from a point in whole space, normal with mean sum_l b_l, covariance sum_l D_l.
+    """Law at the inputs of the diffusion from a point: normal with mean $sum_l b_l$, covariance $sum_l D_l$.
 
-    It solves dq/dt = -div(b q) + 1/2 sum_ab d_a d_b (D_ab q) for b and D that vary in depth alone (docs/theory.md,
+    It solves $dq/dt = -div(b q) + 1/2 sum_ab d_a d_b (D_ab q)$ for b and D that vary in depth alone (docs/theory.md,
     section 5).
 
     Args:

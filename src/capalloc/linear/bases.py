@@ -51,7 +51,7 @@ def orthonormal_basis(vectors: RealArray, labels: Labels | None = None, axis: st
     """Take any orthonormal vectors; where they do not span the space, `linear_capacity` adds a component "rest".
 
     Args:
-        vectors: (inputs, components), of the whitened space; its coordinates are those of the inputs for S = I.
+        vectors: (inputs, components), of the whitened space; its coordinates are those of the inputs for $S = I$.
         labels: names of the components; 0, 1, ... by default.
         axis: what to call their axis.
 

@@ -33,15 +33,16 @@ def linear_capacity(
     root: RootKind = "symmetric",
     basis: Basis | None = None,
 ) -> Allocation:
-    """Compute the capacity that a linear model f(x) = w(theta)'x devotes to each input, by leverage scores.
+    """Compute the capacity that a linear model $f(x) = w(theta)'x$ devotes to each input, by leverage scores.
 
-    With C = R'J, J = dw/dtheta and S = R R', kappa_i = [C (C'C + ridge)^+ C']_ii, summed over outputs; the total is
-    rank C, or with a ridge sum s / (s + ridge) over the eigenvalues s of C'C (docs/theory.md, section 1; J. Donier,
-    Capacity allocation analysis of neural networks, arXiv 1902.04485). The model is homogeneous: `bias` is zero.
+    With $C = R'J$, $J = dw/dtheta$ and $S = R R'$, $kappa_i = [C (C'C + ridge)^+ C']_ii$, summed over outputs; the
+    total is rank C, or with a ridge $sum s / (s + ridge)$ over the eigenvalues s of C'C (docs/theory.md, section 1; J.
+    Donier, Capacity allocation analysis of neural networks, arXiv 1902.04485). The model is homogeneous: `bias` is
+    zero.
 
     Which root. Inputs that are correlated share what they tell, and the root says whom it is credited to; totals do not
     depend on it. The symmetric root takes the uncorrelated coordinates closest to the inputs themselves and treats
-    all inputs alike: the choice for images and whenever no order is given. The Cholesky root S = LL' takes the
+    all inputs alike: the choice for images and whenever no order is given. The Cholesky root $S = L L'$ takes the
     innovations,
     what each input tells that those before it do not: the choice for a causal process in time order, where capacity
     on an innovation is capacity on what was new at that time.

@@ -37,7 +37,7 @@ def estimate_covariance(
 ) -> Covariance:
     """Estimate the covariance of data, for `linear_capacity`, in a pass over batches that keeps n x n numbers.
 
-    (1 - a) S + a (trace S / n) I with the empirical S. The numbers are those of scikit-learn's `LedoitWolf`, `OAS`,
+    $(1 - a) S + a (trace S / n) I$ with the empirical S. The numbers are those of scikit-learn's `LedoitWolf`, `OAS`,
     `ShrunkCovariance` and `EmpiricalCovariance` fitted to all data at once.
 
     Args:

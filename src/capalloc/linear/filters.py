@@ -119,7 +119,7 @@ def dense_filter(length: int, generator: torch.Generator) -> WindowFilter:
 def stacked_convolutions(
     length: int, generator: torch.Generator, *, depth: int = 8, kernel: int = 3, channels: int = 1
 ) -> WindowFilter:
-    """Stack `depth` convolutions on top of one another: depth * (kernel - 1) + 1 values reach the prediction.
+    """Stack `depth` convolutions on top of one another: $depth (kernel - 1) + 1$ values reach the prediction.
 
     Raises:
         ValueError: that is more than the window has, or a size below 1.
@@ -163,7 +163,7 @@ def dilated_stack(length: int, generator: torch.Generator, *, channels: int = 1,
 def strided_hierarchy(
     length: int, generator: torch.Generator, *, kernel: int = 2, channels: int = 1, shared: bool = True
 ) -> WindowFilter:
-    """Stack convolutions whose stride is their kernel: a tree over the latest kernel^depth values.
+    """Stack convolutions whose stride is their kernel: a tree over the latest $kernel^depth$ values.
 
     Raises:
         ValueError: a window shorter than the kernel, a kernel below 2, or no channel.

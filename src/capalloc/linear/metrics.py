@@ -116,7 +116,7 @@ class Covariance:
         return len(self.matrix)
 
     def whiten(self, J: Tensor, root: RootKind) -> Tensor:
-        """Multiply by a root from an eigendecomposition or a Cholesky factorisation, n^3."""
+        """Multiply by a root from an eigendecomposition or a Cholesky factorisation, $n^3$."""
         make = root_of_covariance if root == "symmetric" else cholesky_of_covariance
         return make(self.matrix, self._rounding, "covariance").T @ J
 
@@ -127,10 +127,10 @@ class Covariance:
 
 @checked_fields
 class LowRankPlusDiagonal:
-    """S = diag(variances) + factors factors', as factor analysis gives, without an n x n matrix.
+    """$S = diag(variances) + F F'$, as factor analysis gives, without an n x n matrix.
 
-    Both roots cost O(n k^2) and more per column of J than for a diagonal; the symmetric one is a rational approximation
-    with Woodbury's identity in it, exact to about 1e-9 up to condition 1e7.
+    Both roots cost $O(n k^2)$ and more per column of J than for a diagonal; the symmetric one is a rational
+    approximation with Woodbury's identity in it, exact to about 1e-9 up to condition 1e7.
 
     Args:
         variances: of what the factors leave, (inputs,), positive.
@@ -168,7 +168,7 @@ class LowRankPlusDiagonal:
         return product
 
     def whiten(self, J: Tensor, root: RootKind) -> Tensor:
-        """Return R'J in O(n)."""
+        """Return R'J in $O(n)$."""
         if root == "cholesky":
             return self._innovations(J)
         low = float(self.variances.min())
@@ -203,11 +203,11 @@ class LowRankPlusDiagonal:
 
 @checked_fields
 class Stationary:
-    """A stationary process seen through a window of n values: S_ij = r_|i-j|, by FFT and never n x n.
+    """A stationary process seen through a window of n values: $S_ij = r_|i-j|$, by FFT and never n x n.
 
     The symmetric root is a rational approximation whose shifted Toeplitz systems are solved by the Gohberg-Semencul
     formula, O(n log n) for a given condition number and exact to about 1e-10 up to condition 1e6; the Cholesky root
-    comes from the Schur algorithm, O(n) for an autoregression and O(n^2) for long memory.
+    comes from the Schur algorithm, $O(n)$ for an autoregression and $O(n^2)$ for long memory.
 
     Args:
         autocovariance: r at lags 0 .. n - 1.
@@ -244,7 +244,7 @@ class Stationary:
         return self.toeplitz.multiply(w)
 
     def solve(self, v: Tensor) -> Tensor:
-        """Return S^-1 v."""
+        """Return $S^-1 v$."""
         return self.toeplitz.solve(v)
 
     def whiten(self, J: Tensor, root: RootKind) -> Tensor:

@@ -18,7 +18,7 @@ from capalloc.linear.processes import Process
 
 @dataclass(frozen=True)
 class PredictionTask:
-    """E(x_(t+k) - w'X)^2 = r_0 - 2 c'w + w'S w, with S = cov(X) and c = cov(X, x_(t+k)): exact, without samples."""
+    """$E(x_(t+k) - w'X)^2 = r_0 - 2 c'w + w'S w$, exactly: $S = cov(X)$, $c = cov(X, x_(t+k))$."""
 
     metric: Stationary
     target: Tensor  # c, (inputs,), in time order
@@ -34,7 +34,7 @@ class PredictionTask:
 
     @cached_property
     def optimal_filter(self) -> Tensor:
-        """The best filter of the window, S^-1 c: one Toeplitz solve."""
+        """The best filter of the window, $S^-1 c$: one Toeplitz solve."""
         return self.metric.solve(self.target)
 
     def excess(self, w: Tensor) -> float:

@@ -25,7 +25,7 @@ class Process:
 
     Args:
         name: what it is.
-        autocovariance: from a number n to r_0 .. r_(n - 1), float64.
+        autocovariance: from a number n to $r_0, ..., r_(n-1)$, float64.
         long_memory: whether lags are worth a logarithmic axis.
 
     """
@@ -76,10 +76,10 @@ def white_noise(variance: float = 1.0) -> Process:
 
 @checked
 def autoregression(coefficients: Sequence[float], variance: float = 1.0) -> Process:
-    """Make X_t = sum_k a_k X_(t-k) + innovation, AR(p): the best prediction one step ahead has p weights, the a_k.
+    """Make $X_t = sum_k a_k X_(t-k) + innovation$, AR(p): the best prediction one step ahead has p weights, the $a_k$.
 
     Args:
-        coefficients: a_1 .. a_p.
+        coefficients: $a_1, ..., a_p$.
         variance: of the innovation.
 
     Raises:
@@ -119,9 +119,9 @@ def _yule_walker(a: NDArray[np.float64], variance: float) -> NDArray[np.float64]
 
 @checked
 def fractional_noise(hurst: float, variance: float = 1.0) -> Process:
-    """Make increments of fractional Brownian motion: r_h = variance (|h+1|^2H - 2|h|^2H + |h-1|^2H) / 2.
+    """Make increments of fractional Brownian motion: $r_h = variance (|h+1|^(2H) - 2 |h|^(2H) + |h-1|^(2H)) / 2$.
 
-    Memory is long for H > 1/2, r_h ~ H (2H - 1) h^(2H-2); H = 1/2 is white (Mandelbrot and Van Ness, 1968).
+    Memory is long for $H > 1/2$, $r_h ~ H (2H - 1) h^(2H-2)$; $H = 1/2$ is white (Mandelbrot and Van Ness, 1968).
 
     Args:
         hurst: H, strictly between 0 and 1.
@@ -162,7 +162,7 @@ def _second_difference(exponent: float, x: Tensor) -> Tensor:
 
 @checked
 def sinusoids(frequencies: Sequence[float], amplitudes: Sequence[float] | None = None, noise: float = 0.1) -> Process:
-    """Make sinusoids of random phase in white noise: r_h = sum_j (amplitude_j^2 / 2) cos(2 pi f_j h) + noise 1{h = 0}.
+    """Make sinusoids of random phase in white noise: $r_h = sum_j (a_j^2 / 2) cos(2 pi f_j h) + noise 1[h = 0]$.
 
     Args:
         frequencies: in cycles per sample.
@@ -190,7 +190,7 @@ def sinusoids(frequencies: Sequence[float], amplitudes: Sequence[float] | None =
 
 @checked
 def empirical(name: str, series: RealArray, long_memory: bool = False) -> Process:
-    """Make a process with the autocovariance of a series, sum_t x_t x_(t+h) / N about its mean, zero beyond its length.
+    """Make a process with the autocovariance of a series, $sum_t x_t x_(t+h) / N$ about its mean, zero beyond it.
 
     Dividing by N at every lag keeps the autocovariance positive definite.
 

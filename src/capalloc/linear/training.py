@@ -47,7 +47,7 @@ class Trained:
     Args:
         model: a copy of the one given, in float64, trained.
         filter: its w, (inputs,) in time order.
-        loss: E(Y - w'X)^2.
+        loss: $E(Y - w'X)^2$.
         gradient: largest entry of the loss's gradient in the parameters, over the variance of the process.
         converged: whether that fell below 1e-6 and training stopped because no step lowers the loss beyond rounding.
 

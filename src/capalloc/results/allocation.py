@@ -30,7 +30,7 @@ CERTAINTY = {
 
 
 class Allocation(Result):
-    """The map of capacity: kappa_i for every input and the constant input, in units of one parameter.
+    """The map of capacity: $kappa_i$ for every input and the constant input, in units of one parameter.
 
     The invariants (docs/theory.md, sections 1, 2 and 4) hold to a relative `TOLERANCE` where it is built:
     `capacity.sum() + bias == total == by_parameter.sum()`, `table.sum("parameter") == capacity` and
@@ -46,7 +46,7 @@ class Allocation(Result):
     `maps` and `tables` give each over its own axes, by name. `attrs["inputs"]` lists them.
 
     Args:
-        capacity: kappa_i over the input's own axes, non-negative.
+        capacity: $kappa_i$ over the input's own axes, non-negative.
         bias: capacity of the constant input.
         by_parameter: capacity that each parameter tensor brings, over "parameter".
         table: capacity over ("parameter", *input axes) with the coordinate "bias", or None where it was

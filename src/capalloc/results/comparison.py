@@ -47,7 +47,7 @@ def correlation(a: Allocation, b: Allocation, constant: bool = False, backwards:
 
 @checked
 def total_variation(a: Allocation, b: Allocation, constant: bool = True) -> float:
-    """Total-variation distance of two normalised capacity maps: sum_i |p_i - q_i| / 2, in [0, 1].
+    """Total-variation distance of two normalised capacity maps: $sum_i |p_i - q_i| / 2$, in [0, 1].
 
     It is the share of capacity that one would have to move to turn one map into the other.
 

@@ -33,12 +33,12 @@ class Decoupling(Result):
 
     One entry along "layer" for each gate, in order of depth (docs/theory.md, section 3):
 
-    - `decoupling`: layer decoupling, the mean of d_jj' over pairs of distinct units;
+    - `decoupling`: layer decoupling, the mean of $d_jj'$ over pairs of distinct units;
     - `coupled_decoupling`: the same weighted with the squared cosines of the rows of the matrix that feeds the
       layer, NaN where no single matrix does;
     - `example_decoupling`: the mean of d over pairs of distinct examples;
     - `..._error`: standard errors of the three; `..._quantiles`, `..._histogram`: distributions over pairs;
-    - `mean_squared_gate`: E[a^2] over units and examples;
+    - `mean_squared_gate`: $E[a^2]$ over units and examples;
     - `dead`: share of units whose gate is 0 on all examples; they take no part in the means;
     - `saturated`: share of (example, unit) entries whose gate is below 1 % of the largest one possible, which for
       ReLU and pooling are the closed ones; NaN for normalisation, whose gates have no bound;

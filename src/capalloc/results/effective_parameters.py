@@ -22,10 +22,10 @@ DECIDES = 1e-7
 class EffectiveParameters(Result):
     """Number of parameters that the outputs of N examples determine, by parameter tensor and by example.
 
-    With J = d f_o(x_n) / d theta, G = J'J / N and the hat matrix H = J (J'J + N ridge)^-1 J' (docs/theory.md, 2):
+    With $J = d f_o(x_n) / d theta$, $G = J'J / N$ and the hat matrix $H = J (J'J + N ridge)^-1 J'$ (docs/theory.md, 2):
 
-    - `by_parameter`, over "parameter": the trace of (G + ridge)^-1 G on each tensor;
-    - `hat`, over ("example", "output", "other"): the blocks H_nn of one example;
+    - `by_parameter`, over "parameter": the trace of $(G + ridge)^-1 G$ on each tensor;
+    - `hat`, over ("example", "output", "other"): the blocks $H_nn$ of one example;
     - `leverage`, over ("example", "output"): their diagonal, from 0 to 1;
     - `eigenvalue`, over "node": those of G that count.
 
@@ -60,12 +60,12 @@ class EffectiveParameters(Result):
 
     @property
     def total(self) -> float:
-        """MacKay's gamma, sum s / (s + ridge) over the eigenvalues s of G; without a ridge the rank of J."""
+        """MacKay's gamma, $sum s / (s + ridge)$ over the eigenvalues s of G; without a ridge the rank of J."""
         return float(self.leverage.sum())
 
     @property
     def by_example(self) -> xr.DataArray:
-        """Leverage h_n of every example, summed over its outputs: the parameters that it determines."""
+        """Leverage $h_n$ of every example, summed over its outputs: the parameters that it determines."""
         summed: xr.DataArray = self.leverage.sum("output").rename("leverage")
         return summed
 
@@ -86,14 +86,14 @@ class EffectiveParameters(Result):
         return module_sums(self.by_parameter, depth)
 
     def leave_one_out(self, residuals: ArrayLike) -> NDArray[np.float64]:
-        """Residuals that examples would have if each were left out of the fit: e_n / (1 - h_n).
+        """Residuals that examples would have if each were left out of the fit: $e_n / (1 - h_n)$.
 
-        Exact for a model that is linear in its selected parameters and minimises sum |e|^2 + N ridge |theta|^2, where
-        the penalty stays as it is when an example goes: (1 - H_nn)^-1 e_n for all outputs of an example together. For
+        Exact for a model that is linear in its selected parameters and minimises $sum |e|^2 + N ridge |theta|^2$, where
+        the penalty stays as it is when an example goes: $(1 - H_nn)^-1 e_n$ for all outputs of an example together. For
         other models they are those of the model linearised at its parameters.
 
         Args:
-            residuals: e = y - f(x) of the fit, (examples, outputs), or (examples,) for one output.
+            residuals: $e = y - f(x)$ of the fit, (examples, outputs), or (examples,) for one output.
 
         Returns:
             The same shape; NaN for an example that decides its own prediction alone, so that none is left without it.

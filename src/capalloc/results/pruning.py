@@ -19,7 +19,7 @@ MOST_SCORES = 0.9
 
 
 class PruneScores(Result):
-    """Share of the path energy that goes through every parameter, theta^2 dE/d theta^2 / E, between 0 and 1.
+    """Share of the path energy that goes through every parameter, $theta^2 dE/d theta^2 / E$, between 0 and 1.
 
     - `parameter`, along "tensor": names of the scored parameter tensors, in the model's order;
     - `share`: sums of the scores of each tensor: 1 where every path uses it once;

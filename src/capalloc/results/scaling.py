@@ -46,7 +46,7 @@ class Scaling(Result):
 
     Along "block", inputs first (docs/theory.md, section 5):
 
-    - `rate`: lambda, path energy in the branch over that in the skip;
+    - `rate`: $lambda$, path energy in the branch over that in the skip;
     - `multiplier`: what to multiply the branch by, so that every rate is 1 / (number of blocks) when all are;
     - `identity`: 1 where the branch starts at zero on purpose, which has no multiplier; not in older files;
     - `last_layer`: the layer whose parameters, weight and bias, may be multiplied in the branch's place; or empty.
@@ -54,8 +54,8 @@ class Scaling(Result):
     Along "layer", the stretches of the network without residual sums (section 6):
 
     - `gain`, `gradient_gain`: factors by which mean path energy per unit grows upwards, and by which that of
-      gradients grows downwards; 1 keeps it: a variance of the weights of 1 / (fan-in E[a^2]), He's for ReLU;
-    - `mean_squared_gate`: E[a^2] of the gate that ends the stretch, weighted by path energy;
+      gradients grows downwards; 1 keeps it: a variance of the weights of $1 / (fan-in E[a^2])$, He's for ReLU;
+    - `mean_squared_gate`: $E[a^2]$ of the gate that ends the stretch, weighted by path energy;
     - `rescaled`: whether a normalisation or an average in the stretch sets the scale, whatever the weights.
 
     Args:
@@ -78,13 +78,13 @@ class Scaling(Result):
 
     @property
     def T(self) -> float:  # noqa: N802
-        """T = sum of log(1 + lambda) over residual blocks; NaN without any."""
+        """$T = sum log(1 + lambda)$ over residual blocks; NaN without any."""
         rates = self.data["rate"].to_numpy()
         return float(np.log1p(rates).sum()) if len(rates) else math.nan
 
     @property
     def skip_share(self) -> float:
-        """e^-T: the share of path energy that takes no branch."""
+        """$e^-T$: the share of path energy that takes no branch."""
         return math.exp(-self.T) if math.isfinite(self.T) else 0.0 if self.T > 0 else math.nan
 
     @property

@@ -64,7 +64,7 @@ class Shattering(Result):
 
     @property
     def index(self) -> float:
-        """Shattering index: the mean number of decouplings on a path, sum of d_l P(path crosses gate l)."""
+        """Shattering index: the mean number of decouplings on a path, $sum_l d_l P(path crosses gate l)$."""
         return float(self._losses.sum())
 
     @property

@@ -85,7 +85,7 @@ class Call:
         return energy if energy.is_signal else self.program.begin(energy)
 
     def gated(self, signal: Energy, slope: Callable[[Tensor], Tensor], value: Tensor) -> Energy:
-        """Multiply by a(z)^2: on the examples, on a unit Gaussian, or 1."""
+        """Multiply by $a(z)^2$: on the examples, on a unit Gaussian, or 1."""
         if self.gates == "unit":
             return signal
         return self.program.gate(signal, squared_gates(slope, value, self.gates))
@@ -130,7 +130,7 @@ def rule(
     """Register what operators do to paths, for every method: an activation by its slope, any other by a function.
 
     `capalloc.rule(op, slope=...)` is all that an operator needs that acts on one tensor entry by entry: path energy is
-    multiplied by a(x)^2, and `decoupling`, `shattering` and products with it read the same gate a(x) (docs/theory.md,
+    multiplied by $a(x)^2$, and `decoupling`, `shattering` and products with it read the same gate a(x) (docs/theory.md,
     sections 3 and 4). Otherwise `@capalloc.rule(op)` decorates a function that receives a `Call` and returns the
     `Energy` of the result, built with the methods of `call.program`: `move`, `gate`, `add`, `weigh`.
 

@@ -37,9 +37,9 @@ def search(
 ) -> list[Reading]:
     """Find the stacks whose theoretical field is nearest to a wanted one, and whose effective field is the flattest.
 
-    The theoretical field is 1 + sum_l (kernel - 1) dilation_l x strides below, so that all stacks of the right size are
-    known at once. They are ordered by the total variation between the walk's law along an axis and an even one over
-    `flat` pixels in the middle, 1/2 sum |p_i - u_i| (docs/theory.md, section 4), from the law of one axis; without
+    The theoretical field is $1 + sum_l (kernel - 1) dilation_l x strides below$, so that all stacks of the right size
+    are known at once. They are ordered by the total variation between the walk's law along an axis and an even one over
+    `flat` pixels in the middle, $1/2 sum |p_i - u_i|$ (docs/theory.md, section 4), from the law of one axis; without
     `flat` by the parameters that count, the most first. Width is the largest that `max_params` allow.
 
     Args:

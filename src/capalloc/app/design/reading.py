@@ -31,12 +31,12 @@ class Reading:
 
     Args:
         design: what was read.
-        capacity: kappa of every input position by the Markov rule, in parameters, (*positions) (docs/theory.md,
+        capacity: $kappa$ of every input position by the Markov rule, in parameters, (*positions) (docs/theory.md,
             section 4).
         law: where the walk from the output position ends, summing to 1, (*positions): the effective receptive field.
         extent: of the theoretical receptive field on an axis of an input without borders, in pixels.
         field: start and stop of the theoretical field within the input, the same on every axis.
-        rates: lambda of every layer, inf without a skip, (depth,) (section 5).
+        rates: $lambda$ of every layer, inf without a skip, (depth,) (section 5).
         gradient: correlation of the gradients at two independent inputs after each gate, those of the layers and the
             head's, (depth + 1,) (section 6).
         index: shattering index, the mean number of decouplings on a path.
@@ -77,7 +77,7 @@ class Reading:
 
     @property
     def T(self) -> float:  # noqa: N802
-        """T = sum of log(1 + lambda) over residual blocks; NaN without any (docs/theory.md, section 5)."""
+        """$T = sum log(1 + lambda)$ over residual blocks; NaN without any (docs/theory.md, section 5)."""
         residual = self.rates[np.isfinite(self.rates)]
         return float(np.log1p(residual).sum()) if len(residual) else math.nan
 

@@ -77,7 +77,7 @@ class Design:
             order in which they come first, or one for the stem and each layer. A change of width leaves no skip.
         depthwise: True for a convolution of each channel by itself and then one of 1 x 1, in the place of each layer's.
         causal: True where nothing reads what comes after it; one axis, and the last output position is the one read.
-        residual: law of the branch multiplier with depth: "constant", "1/sqrt(L)", "1/L", or "none" for no skip.
+        residual: law of the branch multiplier with depth: `"constant"`, `"1/sqrt(L)"`, `"1/L"`, or `"none"`, no skip.
         multiplier: of a branch, 0.05 to 2, beside that law.
         activation: one of `ACTIVATIONS`.
         norm: before each activation: "batch", "layer" over the channels of each position, "group" over all channels and
@@ -160,7 +160,7 @@ class Design:
 
     @property
     def branch(self) -> float | None:
-        """The multiplier of every branch, eps = multiplier x L^0, L^-1/2 or L^-1; None without skips."""
+        """Of every branch: `multiplier` times $L^0$, $L^(-1/2)$ or $L^-1$, $epsilon$ in all; None without skips."""
         power = RESIDUALS[self.residual]
         return None if power is None else self.multiplier * self.depth**power
 
@@ -239,8 +239,8 @@ class Design:
     def deviations(self) -> tuple[float, ...]:
         """Standard deviation at initial weights of what the activations of the layers and the head are given.
 
-        It is 1 after the stem and after layers without a skip. A block multiplies the variance by 1 + eps^2, or with a
-        norm, behind which branches do not grow with what they read, adds eps^2. (depth + 1,)
+        It is 1 after the stem and after layers without a skip. A block multiplies the variance by $1 + epsilon^2$, or
+        with a norm, behind which branches do not grow with what they read, adds $epsilon^2$. (depth + 1,)
         """
         found = [1.0]
         for skip in self.skips:

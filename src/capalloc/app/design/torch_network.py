@@ -147,9 +147,9 @@ def share(design: Design, k: int) -> float:
 def build(design: Design, seed: int = 0) -> nn.Module:
     """The network of a design, with initial weights whose layers keep the variance of pre-activations, 1.
 
-    Weights are normal, of variance 1 / (fan-in E[phi(z)^2]), z a unit Gaussian: He's rule for ReLU; 1 / fan-in where no
-    activation is read, and more before averages (docs/theory.md, section 5). Biases are 0. Norms come in evaluation as
-    they are in a first step of training: `eval()` for readings, `train()` for training, as with any module.
+    Weights are normal, of variance $1 / (fan-in E[phi(z)^2])$, z a unit Gaussian: He's rule for ReLU; 1 / fan-in where
+    no activation is read, and more before averages (docs/theory.md, section 5). Biases are 0. Norms come in evaluation
+    as they are in a first step of training: `eval()` for readings, `train()` for training, as with any module.
 
     Args:
         design: what to build.
