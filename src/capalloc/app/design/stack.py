@@ -160,7 +160,7 @@ class Design:
 
     @property
     def branch(self) -> float | None:
-        """Of every branch: `multiplier` times $L^0$, $L^(-1/2)$ or $L^-1$, $epsilon$ in all; None without skips."""
+        """Multiplier of every branch, $epsilon$: `multiplier` times $L^0$, $L^(-1/2)$ or $L^-1$; None without skips."""
         power = RESIDUALS[self.residual]
         return None if power is None else self.multiplier * self.depth**power
 
