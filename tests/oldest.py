@@ -8,7 +8,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 #: What the suite needs; the tools that check and build are not run by users.
-EXTRAS = ("demo", "study", "design", "images", "pruning", "hdf5", "tensorboard", "lightning", "transformers", "test")
+EXTRAS = ("demo", "study", "design", "images", "pruning", "tensorboard", "lightning", "transformers", "test")
 BOUND = re.compile(r"(?P<name>[\w.-]+)\s*>=\s*(?P<version>[\d.]+)")
 
 

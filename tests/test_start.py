@@ -14,7 +14,7 @@ import pytest
 import capalloc
 
 #: Packages that take long to load, and come when they are used.
-HEAVY = ("torch", "numpy", "xarray", "pandas", "matplotlib", "scipy", "h5netcdf", "jinja2", "dash", "sklearn")
+HEAVY = ("torch", "numpy", "xarray", "pandas", "matplotlib", "scipy", "jinja2", "dash", "sklearn")
 
 
 def loaded_by(code: str) -> set[str]:

@@ -16,7 +16,9 @@ from capalloc._runtime import netcdf
 from capalloc._runtime.netcdf import decode, encode
 
 DTYPES = ("f8", "f4", "f2", "i8", "u8", "i4", "u2", "?", "<U3", "S4")
-WRITTEN = encode(xr.Dataset({"a": ("x", np.arange(5.0))}, {"x": list("abcde")}, {"notes": ["one"]}), "thing-1")
+WRITTEN = encode(
+    xr.Dataset({"a": ("x", np.arange(5.0))}, {"x": list("abcde")}, {"notes": ["one"]}), "thing-1", '{"notes": ["one"]}'
+)
 
 
 def texts(dtype: str) -> st.SearchStrategy[str | bytes] | None:
@@ -36,7 +38,7 @@ def test_every_bit_comes_back(values, coordinate):
     dims = tuple("xyz"[: values.ndim])
     dataset = xr.Dataset({"v": (dims, values), "w": ((), 1.5)})
     dataset = dataset.set_coords("v") if coordinate else dataset
-    name, content, found = decode(encode(dataset, "thing-1"))
+    name, content, found = decode(encode(dataset, "thing-1", "{}"))
     assert (name, content) == ("thing-1", "{}")
     xr.testing.assert_identical(found, dataset)
     assert found["v"].dtype == values.dtype
@@ -46,7 +48,7 @@ def test_every_bit_comes_back(values, coordinate):
 @pytest.mark.parametrize("number", [2**31, 2**53, 2**53 + 1, 2**63 - 80, -(2**63)])
 def test_integers_beyond_those_of_the_format_come_back(number):
     values = np.array([number, -1])
-    assert decode(encode(xr.Dataset({"v": ("x", values)}), "thing-1"))[2]["v"].values.tolist() == values.tolist()
+    assert decode(encode(xr.Dataset({"v": ("x", values)}), "thing-1", "{}"))[2]["v"].values.tolist() == values.tolist()
 
 
 @given(st.integers(0, len(WRITTEN) - 1), st.integers(0, 7))
@@ -76,7 +78,7 @@ def test_a_variable_is_no_larger_than_the_file():
 
 
 def test_a_text_is_no_longer_than_the_file():
-    short = encode(xr.Dataset({"a": ("x", ["b" * 1000])}), "thing-1")
+    short = encode(xr.Dataset({"a": ("x", ["b" * 1000])}), "thing-1", "{}")
     long = short.replace(b'"<U1000", "coordinate": ', b'"<U100000","coordinate":')
     assert long != short
     with pytest.raises(ValueError, match="its variable a is larger than the file"):
@@ -90,6 +92,6 @@ def test_a_header_that_ends_too_early_is_refused():
 
 def test_what_no_file_keeps_is_named():
     with pytest.raises(TypeError, match="z is of complex128, which a file cannot keep; use numbers"):
-        encode(xr.Dataset({"z": 1j}), "thing-1")
+        encode(xr.Dataset({"z": 1j}), "thing-1", "{}")
     with pytest.raises(TypeError, match="z is of object, which a file cannot keep"):
-        encode(xr.Dataset({"z": ("x", np.array([{}, 1], dtype=object))}), "thing-1")
+        encode(xr.Dataset({"z": ("x", np.array([{}, 1], dtype=object))}), "thing-1", "{}")

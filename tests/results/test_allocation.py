@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from allocations import NAMES, allocation
 from capalloc import Allocation
 from capalloc._runtime.files import atomically, write_dataset
-from capalloc._runtime.netcdf import encode_file
+from capalloc._runtime.netcdf import encode
 
 
 def same(a: Allocation, b: Allocation) -> None:
@@ -316,7 +316,7 @@ def test_load_refuses_a_newer_format(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1]", "3"])
 def test_load_refuses_damaged_attributes(tmp_path, content):
     path = tmp_path / "a.nc"
-    path.write_bytes(encode_file(allocation().to_xarray(), "capalloc-allocation-1", content))
+    path.write_bytes(encode(allocation().to_xarray(), "capalloc-allocation-1", content))
     with pytest.raises(ValueError, match="is damaged"):
         Allocation.load(path)
 

@@ -18,7 +18,7 @@ import capalloc
 from allocations import allocation
 from capalloc import Allocation, depth_limit
 from capalloc._runtime.files import atomically, write_dataset, write_text
-from capalloc._runtime.netcdf import encode_file
+from capalloc._runtime.netcdf import encode
 from capalloc.depth_limit import Evolution
 from capalloc.results import Diagnosis, ReceptiveField, Scaling, Shattering
 from capalloc.results.base import Result, axis_frame
@@ -191,7 +191,7 @@ def test_load_names_what_it_finds(tmp_path):
     write_dataset(xr.Dataset({"a": 1.0}), tmp_path / "study.nc", "capalloc-linear-study", 1)
     with pytest.raises(ValueError, match="holds 'capalloc-linear-study', which is none of the results Allocation"):
         load(tmp_path / "study.nc")
-    (tmp_path / "a.nc").write_bytes(encode_file(allocation().to_xarray(), "capalloc-allocation-1", "{"))
+    (tmp_path / "a.nc").write_bytes(encode(allocation().to_xarray(), "capalloc-allocation-1", "{"))
     with pytest.raises(ValueError, match="is damaged: its attributes cannot be read"):
         load(tmp_path / "a.nc")
 

@@ -10,8 +10,6 @@ EXTRAS = {
     "PIL": ("Pillow", "capalloc[images]"),
     "dash": ("dash", "capalloc[design]"),
     "flask": ("dash", "capalloc[design]"),
-    "h5netcdf": ("h5netcdf", "capalloc[hdf5]"),
-    "h5py": ("h5py", "capalloc[hdf5]"),
     "lightning": ("lightning", "capalloc[lightning]"),
     "pytorch_lightning": ("lightning", "capalloc[lightning]"),
     "sklearn": ("scikit-learn", "capalloc[demo]"),

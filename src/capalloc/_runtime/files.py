@@ -14,7 +14,6 @@ from pathlib import Path
 import xarray as xr
 
 from capalloc._runtime.netcdf import MAGIC, decode, encode
-from capalloc._runtime.old_files import HDF5_MAGIC, converted
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -78,7 +77,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_dataset(dataset: xr.Dataset, path: str | os.PathLike[str], name: str, version: int) -> None:
     """Write `dataset` as NetCDF of the format `name`-`version`, whole or not at all."""
-    data = encode(dataset, f"{name}-{version}")
+    data = encode(dataset, f"{name}-{version}", json.dumps(dataset.attrs))
     with atomically(path) as temporary:
         temporary.write_bytes(data)
 
@@ -100,9 +99,7 @@ class SavedFile:
             raise FileNotFoundError(f"there is no file {path}")
         data = file.read_bytes()
         try:
-            return cls(path, *decode(converted(file) if data.startswith(HDF5_MAGIC) else data))
-        except ModuleNotFoundError:
-            raise
+            return cls(path, *decode(data))
         except Exception as error:  # readers of damaged bytes raise any type
             raise ValueError(f"{path} is damaged or no NetCDF file of capalloc: {error}") from error
 

@@ -32,13 +32,8 @@ WIDTHS: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8}
 WIDENED: Final = 8
 
 
-def encode(dataset: xr.Dataset, name: str) -> bytes:
-    """Return the bytes of a file of the format `name`, attributes as JSON."""
-    return encode_file(dataset, name, json.dumps(dataset.attrs))
-
-
-def encode_file(dataset: xr.Dataset, name: str, content: str) -> bytes:
-    """Return the bytes of a file of the format `name`, with `content` for its attributes.
+def encode(dataset: xr.Dataset, name: str, content: str) -> bytes:
+    """Return the bytes of a file of the format `name`, with the JSON `content` for its attributes.
 
     Raises:
         TypeError: a variable holds neither numbers, booleans nor strings.
