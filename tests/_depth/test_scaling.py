@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -406,20 +407,29 @@ def test_skips_without_energy_have_infinite_rates():
     assert found.advice[1] == 'block "layer": its skip passes nothing; nothing to balance the branch with'
 
 
-def test_what_is_multiplied_by_zero_is_no_branch_and_no_skip():
+IDLE = {
+    "a product": lambda used, other: used + 0 * other,
+    "a sum": lambda used, other: torch.add(used, other, alpha=0),
+    "a difference": lambda used, other: torch.sub(used, other, alpha=0),
+    "the difference turned round": lambda used, other: torch.rsub(other, used, alpha=0),
+}
+
+
+@pytest.mark.parametrize("idle", IDLE.values(), ids=IDLE)
+def test_what_is_multiplied_by_zero_is_no_branch_and_no_skip(idle):
     """A layer times 0 is a constant: the network is that without it, bit by bit, blocks and gains alike."""
 
     class Idle(nn.Module):
-        def __init__(self, idle: bool) -> None:
+        def __init__(self, idle: Callable[[Tensor, Tensor], Tensor]) -> None:
             super().__init__()
             self.idle, self.used = idle, linear(signs(8, 1))
             self.other = nn.Sequential(linear(signs(8, 2)), nn.ReLU(), linear(signs(8, 3)))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.used(x) + 0 * self.other(x) if self.idle else self.used(x)
+            return self.idle(self.used(x), self.other(x))
 
     x = gaussian(4, 8)
-    with_it, without = (capalloc.scaling(Idle(idle), x) for idle in (True, False))
+    with_it, without = (capalloc.scaling(Idle(way), x) for way in (idle, lambda used, _: used))
     assert with_it.data.sizes["block"] == 0
     assert with_it.phase == "plain"
     assert with_it.data.equals(without.data)

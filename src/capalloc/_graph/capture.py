@@ -19,8 +19,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from capalloc._graph.computed_for_nothing import drop_what_is_lost
 from capalloc._graph.exporting import exporting
-from capalloc._graph.lost_biases import drop_lost_biases
 from capalloc._graph.out_of_place import make_out_of_place
 from capalloc._graph.own_gradients import check_gradients
 from capalloc._graph.retrace import RETRACED, retrace
@@ -238,7 +238,7 @@ def _exported(problem: Problem, batch_size: int, *, strict: bool = False) -> Gra
     output = nodes["output"].args[0][-1]  # type: ignore[index, unused-ignore]
     assert isinstance(output, Node)
     params = {name: path.removeprefix(PREFIX) for name, path in params.items()}
-    drop_lost_biases(program.graph)
+    drop_what_is_lost(program.graph)
     notes = (STRICT,) if strict else ()
     return Graph(
         tuple(program.graph.nodes),
@@ -265,7 +265,7 @@ def _retraced(problem: Problem, batch_size: int, *, below: bool = False) -> Grap
     constants = _values(program)[1] | {name: params[path] for name, path in given.items()}
     output = program.graph.output_node().args[0][-1]  # type: ignore[index, unused-ignore]
     assert isinstance(output, Node)
-    drop_lost_biases(program.graph)
+    drop_what_is_lost(program.graph)
     paths = {name: path.removeprefix(PREFIX) for name, path in given.items()}
     return Graph(
         tuple(program.graph.nodes),
@@ -297,7 +297,7 @@ def _own(problem: Problem, program: ExportedProgram, batch_size: int) -> Graph:
         nodes[tied].replace_all_uses_with(nodes[first])
     output = _choose(problem, graph, list(returned), constants, batch_size)
     graph.output((output,))
-    drop_lost_biases(graph)
+    drop_what_is_lost(graph)
     params = {nodes[node].name: path for node, path in params.items()}
     constants = {nodes[node].name if node in nodes else node: value for node, value in constants.items()}
     return Graph(tuple(graph.nodes), params, constants, nodes[name].name, output, batch_size)

@@ -1,4 +1,4 @@
-"""Biases that a norm takes away again: the model is the same without them, and they have no derivative."""
+"""What a graph computes for nothing: biases that a norm takes away again, and terms that a sum takes zero times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from capalloc._operators.records import record
 aten = torch.ops.aten
 
 
-def drop_lost_biases(graph: Graph) -> None:
+def drop_what_is_lost(graph: Graph) -> None:
+    """Take both from a graph."""
+    _drop_lost_biases(graph)
+    _zero_lost_terms(graph)
+
+
+def _drop_lost_biases(graph: Graph) -> None:
     """Take the bias from every convolution whose only reader subtracts each channel's mean over its positions."""
     for node in graph.nodes:
         given = arguments_of(node)
@@ -22,6 +28,19 @@ def drop_lost_biases(graph: Graph) -> None:
             continue
         if _centres_channels(node, given, made):
             made.args, made.kwargs = (), {**arguments_of(made), "bias": None}
+
+
+def _zero_lost_terms(graph: Graph) -> None:
+    """Write `add(h, g, alpha=0)` as `h + 0 * g`, in which no path leads through g."""
+    for node in graph.nodes:
+        given = arguments_of(node)
+        term = "self" if node.target in (aten.rsub.Scalar, aten.rsub.Tensor) else "other"
+        if record(node.target).kind != "sum" or given["alpha"] != 0 or not isinstance(given[term], Node):
+            continue
+        with graph.inserting_before(node):
+            zero = graph.call_function(aten.mul.Tensor, (given[term], 0))
+        zero.meta.update(given[term].meta)
+        node.args, node.kwargs = tuple({**given, term: zero}[name] for name in ("self", "other")), {}
 
 
 def _centres_channels(node: Node, given: dict[str, Any], made: Node) -> bool:
