@@ -42,6 +42,21 @@ def dimension(model: nn.Module, x: Tensor) -> int:
     return functional_dimension(problem, x, torch.ones(()), torch.Generator().manual_seed(0))
 
 
+def test_what_there_is_no_time_for_is_left_out_with_a_note():
+    models, x = {"narrow": net((4, 5, 3)), "wide": net((4, 9, 3))}, gaussian(8, 4)
+    ample, scarce = (capalloc.rank(models, x, seconds=seconds) for seconds in (1e6, 1e-6))
+    assert ample.data.equals(capalloc.rank(models, x).data)
+    assert ample.measured.all()
+    assert not scarce.measured.any()
+    notes = " ".join(scarce.data.attrs["notes"])
+    assert "wide: the functional dimension left out: about" in notes
+    assert "of seconds=1e-06 for all" in notes
+    assert "seconds=1e-06 was not held" in notes
+    assert scarce.data["synflow"].equals(ample.data["synflow"])
+    with pytest.raises(ValueError, match=r"seconds must be a positive number, got 0"):
+        capalloc.rank(models, x, seconds=0)
+
+
 # -- the functional dimension -------------------------------------------------------------------------------
 
 

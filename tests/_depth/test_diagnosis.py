@@ -272,3 +272,15 @@ def test_a_dead_network_shows_dashes_and_no_nan():
     shown = [fact.value for fact in view.facts] + [cell for table in view.tables for row in table.rows for cell in row]
     assert not [cell for cell in shown if "nan" in cell]
     assert "passes nothing" in " ".join(found.advice)
+
+
+def test_fewer_examples_are_taken_where_there_is_no_time_for_all():
+    model, x = seeded_module(Convolutional), gaussian(6, 1, 8, 8)
+    ample, scarce = (capalloc.diagnose(model, x, seconds=seconds) for seconds in (1e6, 1e-6))
+    assert ample.data.equals(capalloc.diagnose(model, x).data)
+    assert scarce.data.equals(capalloc.diagnose(model, x[:2]).data)
+    few, late = scarce.view().notes[:2]
+    assert few.startswith("2 of 6 examples: all take about")
+    assert late.startswith("seconds=1e-06 was not held")
+    with pytest.raises(ValueError, match=r"seconds must be a positive number, got -1"):
+        capalloc.diagnose(model, x, seconds=-1)

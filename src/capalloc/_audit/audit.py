@@ -19,7 +19,7 @@ from capalloc._depth.diagnose_depth import diagnose
 from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._measure.forecast import duration, graph_seconds, num_nodes, pass_seconds
+from capalloc._measure.forecast import check_seconds, duration, graph_seconds, num_nodes, pass_seconds
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
@@ -128,8 +128,7 @@ def audit(
         ValueError, TypeError: bad input.
 
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds must be a positive number, got {seconds!r}")
+    check_seconds(seconds)
     clock = _Clock(float(seconds), time.perf_counter())
     if isinstance(inputs, Iterator):  # the parts need more than one pass
         inputs = list(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,7 +22,15 @@ from capalloc._depth.compare_gradients import shatter
 from capalloc._energy.batches import Batches
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._measure.forecast import announce, graph_seconds, num_nodes, pass_seconds
+from capalloc._measure.forecast import (
+    announce,
+    check_seconds,
+    duration,
+    graph_seconds,
+    num_nodes,
+    over_limit,
+    pass_seconds,
+)
 from capalloc._model.given_examples import kept_inputs
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.input_moments import InputMoments, still_inputs
@@ -53,6 +62,7 @@ def rank(
     labels: Tensor | None = None,
     metric: InputMetricLike = DEFAULT_METRIC,
     solver: PropagateSolver = "markov",
+    seconds: float | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Ranking:
@@ -74,6 +84,8 @@ def rank(
             derivatives of the loss.
         metric: energies of the inputs, as in `propagate`.
         solver: of the map that "informative" is read from, as in `propagate`; the default is a quick guide.
+        seconds: how long it may take. Where the forecast is longer, capacities are those of `propagate` and not
+            measured, the longest first, with a note.
         seed: of points, of combinations of outputs, and of signs.
         progress: say how long it takes, where that is more than some seconds, and show a bar over the models.
 
@@ -90,7 +102,8 @@ def rank(
         raise ValueError(f"by must be one of {', '.join(Ranking.COLUMNS)}, got {by!r}")
     if not is_auto(solver):
         settings_of(solver, PROPAGATE_SOLVERS)
-    named = _named(models)
+    check_seconds(seconds)
+    started, named = time.perf_counter(), _named(models)
     examples = kept_inputs(inputs)
     rows, notes = [], []
     candidates = {}
@@ -103,6 +116,8 @@ def rank(
             else:  # the user's own, whose words stay as they are
                 error.add_note(f"of {name}")
             raise
+    if seconds is not None:
+        notes += _in_time(candidates, seconds, seconds - (time.perf_counter() - started))
     if progress:
         announce("rank", sum(candidate.seconds for candidate in candidates.values()), progress)
     for name, candidate in tqdm(candidates.items(), disable=not progress, desc="models"):
@@ -124,6 +139,16 @@ def _named(models: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
     return named
 
 
+def _in_time(candidates: Mapping[str, Candidate], seconds: float, left: float) -> list[str]:
+    """Measure no dimension that there is no time for; a note where what remains takes too long as well."""
+    for one in sorted(candidates.values(), key=lambda one: -one.dimension_seconds):
+        if sum(candidate.seconds for candidate in candidates.values()) > left and one.measures:
+            why = f"about {duration(one.dimension_seconds)}, of seconds={seconds:g} for all"
+            one.notes.append(f"the functional dimension left out: {why}")
+            one.measures = False
+    return over_limit(sum(candidate.seconds for candidate in candidates.values()) + seconds - left, seconds, "seconds")
+
+
 @dataclass
 class Candidate:
     """One model, its examples, and what could not be found out."""
@@ -134,6 +159,8 @@ class Candidate:
     metric: InputMetricLike
     seed: int
     notes: list[str]
+    of_pass: float  # seconds
+    measures: bool  # the functional dimension
 
     @classmethod
     def of(
@@ -155,15 +182,18 @@ class Candidate:
             labels = labels[: len(x)].long()
         input_metric(metric, problem)
         problem = replace(problem, inputs=x)
-        return cls(problem, x, labels, metric, seed, list(problem.notes))
+        measures, of_pass = problem.num_params <= MEASURED_PARAMS, pass_seconds(problem)[0]
+        return cls(problem, x, labels, metric, seed, list(problem.notes), of_pass, measures)
+
+    @property
+    def dimension_seconds(self) -> float:
+        """The forecast of the functional dimension."""
+        return dimension_seconds(self.problem, self.x, self.of_pass) if self.measures else 0.0
 
     @property
     def seconds(self) -> float:
         """The forecast of a row."""
-        of_pass = pass_seconds(self.problem)[0]
-        measured = self.problem.num_params <= MEASURED_PARAMS
-        dimension = dimension_seconds(self.problem, self.x, of_pass) if measured else 0.0
-        return dimension + graph_seconds("scores", of_pass * len(self.x), num_nodes(self.problem))
+        return self.dimension_seconds + graph_seconds("scores", self.of_pass * len(self.x), num_nodes(self.problem))
 
     def known(self, what: str, part: Callable[[], Any]) -> Any:
         """Return what a part finds; None, with a note, where it cannot be found."""
@@ -184,7 +214,7 @@ class Candidate:
         allocation = known("the map", lambda: self._map(solver))
         told = known("depth", self._depth) if depth else None
         dimension = None
-        if double is not None and problem.num_params <= MEASURED_PARAMS:
+        if double is not None and self.measures:
             dimension = known("the functional dimension", lambda: self._dimension(double))
         total = math.nan if allocation is None else allocation.total
         found = {

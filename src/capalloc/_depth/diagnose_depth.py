@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,15 @@ from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
-from capalloc._measure.forecast import announce_graph, num_nodes
+from capalloc._measure.forecast import (
+    announce_graph,
+    check_seconds,
+    duration,
+    graph_seconds,
+    num_nodes,
+    over_limit,
+    pass_seconds,
+)
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
@@ -41,6 +51,7 @@ def diagnose(
     generator: torch.Generator | None = None,
     products: Products | None = None,
     trained: bool | None = None,
+    seconds: float | None = None,
     progress: bool = False,
 ) -> Diagnosis:
     """`scaling`, `shattering` and `receptive_field` of one model, with advice in words.
@@ -57,21 +68,42 @@ def diagnose(
         generator: as in `shattering`.
         products: as in `propagate`.
         trained: as in `scaling`.
+        seconds: how long it may take. Where the forecast is longer, fewer examples are taken, the first ones, with a
+            note.
         progress: say how long it takes, where that is more than some seconds, and show a bar over batches.
 
     Raises:
         UnsupportedOperatorError, ValueError, TypeError: as `shattering` and `propagate`.
 
     """
+    check_seconds(seconds)
+    started = time.perf_counter()
     problem = export_once(prepare(model, inputs, outputs, traced=True, by_input=True))
-    announce_graph("diagnose", "depth", problem, num_nodes(problem), problem.count(), progress)
-    x = problem.inputs
+    x, number, nodes, notes = problem.inputs, problem.count(), num_nodes(problem), list[str]()
+    if seconds is not None:
+        left = seconds - (time.perf_counter() - started)
+        x, notes = _in_time(problem, nodes, number, seconds, left)
+        problem = replace(problem, inputs=x)
+    announce_graph("diagnose", "depth", problem, nodes, problem.count(), progress)
     told: dict[str, Any] = {"products": products, "trained": trained}
     shattered = shattering(problem, x, num_examples=num_examples, generator=generator, **told)
     scaled = scaling(problem, x, metric=metric, progress=progress, **told)
-    attrs = {"scaling": scaled.data.attrs, "shattering": shattered.data.attrs}
+    noted = {"notes": [*notes, *scaled.data.attrs.get("notes", ())]} if notes else {}
+    attrs = {"scaling": scaled.data.attrs | noted, "shattering": shattered.data.attrs}
     parts = [scaled.data, shattered.data, _field(problem, metric)]
     return Diagnosis(xr.merge([part.drop_attrs() for part in parts]).assign_attrs(attrs))
+
+
+def _in_time(problem: Problem, nodes: int, number: int, seconds: float, left: float) -> tuple[Any, list[str]]:
+    """Take the examples that there is time for, two at least, with notes where these are not all or still too many."""
+    of_pass = pass_seconds(problem)[0]
+    least, whole = (graph_seconds("depth", of_pass * n, nodes) for n in (min(2, number), number))
+    late = over_limit(least + seconds - left, seconds, "seconds")
+    if whole <= left or number <= 2:
+        return problem.inputs, late
+    taken = 2 + int(max(0.0, left - least) / (whole - least) * (number - 2))
+    few = f"{taken} of {number} examples: all take about {duration(whole)}, of seconds={seconds:g}"
+    return next(problem.batches(taken)), [few, *late]
 
 
 def _field(problem: Problem, metric: InputMetricLike) -> xr.Dataset:

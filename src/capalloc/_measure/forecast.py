@@ -121,11 +121,17 @@ def seconds_of_product(examples: Examples, vectors: int) -> float:
     return time.perf_counter() - began
 
 
-def over_limit(seconds: float, limit: float | None) -> list[str]:
+def check_seconds(seconds: float | None) -> None:
+    """Refuse a time that is none."""
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds must be a positive number, got {seconds!r}")
+
+
+def over_limit(seconds: float, limit: float | None, name: str = "max_seconds") -> list[str]:
     """Return the note on a limit that was passed by more than a factor of two: there is a least that calls take."""
     if limit is None or seconds <= 2 * limit:
         return []
-    return [f"max_seconds={limit:g} was not held: about {seconds:.2g} s is the least for this model and these examples"]
+    return [f"{name}={limit:g} was not held: about {seconds:.2g} s is the least for this model and these examples"]
 
 
 def pass_seconds(problem: Problem) -> tuple[float, int]:

@@ -24,6 +24,7 @@ from capalloc.app.cli.options import (
     ModelOptions,
     OutputOptions,
     Params,
+    Seconds,
     Trained,
     Verbosity,
     complete_model,
@@ -85,10 +86,7 @@ def audit(
     options: ModelOptions,
     output: OutputOptions,
     metric: Metric = DEFAULT_METRIC,
-    seconds: Annotated[
-        float,
-        method_option(min=1, help="Time for all: what does not fit, by the forecast, is left out."),
-    ] = 60.0,
+    seconds: Annotated[float, method_option(min=1, help="Time for all: what would take longer is left out.")] = 60.0,
     params: Params = None,
     trained: Trained = None,
 ) -> None:
@@ -116,15 +114,13 @@ def rank(
             "twice; repeat for more.",
         ),
     ] = None,
-    by: Annotated[
-        str | None,
-        method_option(metavar="COLUMN", help="Rank by this column.", show_default=False),
-    ] = None,
+    by: Annotated[str | None, method_option(metavar="COLUMN", help="Rank by this column.", show_default=False)] = None,
     labels: Annotated[
         Path | None,
         input_option(metavar="FILE", help="The class of each example, an array of integers, for the column GradNorm."),
     ] = None,
     metric: Metric = DEFAULT_METRIC,
+    seconds: Seconds = None,
 ) -> None:
     """Architectures side by side before training: capacity, verdict on depth, and the known scores."""
 
@@ -251,7 +247,11 @@ def receptive_field(
 
 @command(COMPUTE_PANEL, "capalloc.app.cli.compute:run_diagnose")
 def diagnose(
-    options: ModelOptions, output: OutputOptions, metric: Metric = DEFAULT_METRIC, trained: Trained = None
+    options: ModelOptions,
+    output: OutputOptions,
+    metric: Metric = DEFAULT_METRIC,
+    trained: Trained = None,
+    seconds: Seconds = None,
 ) -> None:
     """Effects of depth on a model: scaling, shattering of gradients, receptive field, advice for initial weights."""
 

@@ -59,6 +59,7 @@ def run_rank(
     by: str | None,
     labels: Path | None,
     metric: MetricName,
+    seconds: float | None,
 ) -> None:
     """Run `capalloc rank`."""
     check_outputs(output)
@@ -79,7 +80,7 @@ def run_rank(
     by_name = {name: source.model for name, source in read.items()}
     method = partial(capalloc.rank, labels=known, metric=metric, seed=inputs.seed, progress=output.progress)
     with lines_in_a_log(output):
-        found = method(by_name, x, first.outputs, by=by or RANKED_BY)
+        found = method(by_name, x, first.outputs, by=by or RANKED_BY, seconds=seconds)
     deliver(found, output, ", ".join(read))
 
 
@@ -205,9 +206,11 @@ def run_receptive_field(
     compute(options, output, examples, partial(method, layer=layer, layers=layers))
 
 
-def run_diagnose(options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None) -> None:
+def run_diagnose(
+    options: ModelOptions, output: OutputOptions, metric: MetricName, trained: bool | None, seconds: float | None
+) -> None:
     """Run `capalloc diagnose`."""
-    method = partial(capalloc.diagnose, metric=metric, trained=trained)
+    method = partial(capalloc.diagnose, metric=metric, trained=trained, seconds=seconds)
     compute(options, output, FEW_EXAMPLES, partial(method, generator=generator(options)))
 
 

@@ -59,6 +59,10 @@ Params = Annotated[
         show_default=False,
     ),
 ]
+Seconds = Annotated[
+    float | None,
+    method_option(min=0.001, help="Time for all: what would take longer is left out, with a note.", show_default=False),
+]
 
 Trained = Annotated[
     bool | None,
