@@ -71,7 +71,7 @@ def propagate(
     Small networks get the exact answer of `capalloc.measure`; others that of the blocks and of the steps that there is
     time for, $kappa_s ~ trace q_k(A) R' G_s R$, with standard errors and an estimate of what is missing. The Markov
     rule of total decoupling, `solver="markov"`, takes a few passes and is a rough guide:
-    $kappa_i = sum_theta P(Z_0 = i | path uses theta) - sum_symmetries P(Z_0 = i | path passes the channel)$.
+    $kappa_i = sum_theta P(Z_0 = i | path uses theta)$ less $sum_symmetries P(Z_0 = i | path passes the channel)$.
     All are in docs/theory.md, section 4 (Donier 2019, arXiv 1902.08572).
 
     Args:
