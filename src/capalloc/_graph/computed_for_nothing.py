@@ -1,4 +1,4 @@
-"""What a graph computes for nothing: biases that a norm takes away again, and terms that a sum takes zero times."""
+"""Work of a graph that is for nothing: biases that a norm takes away again, and terms that a sum takes zero times."""
 
 from __future__ import annotations
 
