@@ -290,7 +290,6 @@ def settings_of(solver: str | T, known: tuple[type[T], ...]) -> T:
 
 
 def word_of(solver: object) -> str:
-    """Return the word that names a solver."""
     return type(solver).__name__.lower()
 
 

@@ -30,7 +30,6 @@ MOST_DIRECTIONS = 2**14
 
 
 def all_pairs(units: int) -> Tensor:
-    """List every pair of distinct units."""
     return torch.combinations(torch.arange(units), 2)
 
 

@@ -141,7 +141,6 @@ def gaussian_gate_moment(
 def _moments(
     activation: Elementwise, rho: Array, variance: Array, kinks: Sequence[float] | None, method: str
 ) -> tuple[Array, Array]:
-    """Give A(rho) and A(1)."""
     if method not in QUADRATURE_CHOICES:
         raise ValueError(f"method must be one of {QUADRATURE_CHOICES}, got {method!r}")
     closed = CLOSED_FORMS.get(type(activation))  # type: ignore[arg-type]

@@ -13,8 +13,6 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of points of one kind."""
-
     index: Tensor
     groups: Tensor  # (pairs, 2): the examples that a pair is made of
 

@@ -79,11 +79,9 @@ class MatrixRule(AffineRule):
 
     @property
     def is_outer(self) -> bool:
-        """Entries are (out, in)."""
         return not self.transposed
 
     def output(self, h: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Matrix product."""
         assert weight is not None
         return h @ weight if self.transposed else F.linear(h, weight, bias)
 
@@ -97,7 +95,6 @@ class MatrixRule(AffineRule):
         return gradient.mT if self.transposed else gradient
 
     def to_input(self, weight: Tensor, d: Tensor) -> Tensor:
-        """Product with the transpose."""
         return torch.einsum("a...o,koi->ka...i", d, weight.mT if self.transposed else weight)
 
 
@@ -182,7 +179,6 @@ class ScaleRule(AffineRule):
     after: int = 0
 
     def output(self, h: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """Scale and shift."""
         h = h if weight is None else h * self._aligned(weight)
         return h if bias is None else h + self._aligned(bias)
 
@@ -198,7 +194,6 @@ class ScaleRule(AffineRule):
         return gradient.reshape(*gradient.shape[:-3], *self.shape)
 
     def to_input(self, weight: Tensor, d: Tensor) -> Tensor:
-        """Scale."""
         return d * weight.reshape(len(weight), *(1,) * (d.ndim - len(self._own)), *self._own)
 
     @property
@@ -219,7 +214,6 @@ class AffineCall:
     bias: Tensor | None
 
     def output(self) -> Tensor:
-        """The output."""
         return self.rule.output(self.input, self.weight, self.bias)
 
 

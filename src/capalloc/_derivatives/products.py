@@ -94,8 +94,6 @@ class ForwardProducts(BatchProducts):
     """Forward over reverse for C w, reverse over forward for C' r, batched over vectors and outputs."""
 
     def apply(self, w: Tensor) -> Tensor:
-        """C w."""
-
         def slopes(params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             out, pull = any_vjp(lambda at: outputs_with(self.problem, params, at), self.x)
             slope = vmap(lambda u: pull(u)[0], randomness="same")(self.units)
@@ -110,7 +108,6 @@ class ForwardProducts(BatchProducts):
         return rows
 
     def adjoint(self, r: Tensor) -> Tensor:
-        """C' r."""
         return torch.cat([*self.pieces(r)], 1)
 
     def pieces(self, r: Tensor) -> Iterable[Tensor]:
@@ -157,7 +154,6 @@ class ReverseProducts(BatchProducts):
     """
 
     def apply(self, w: Tensor) -> Tensor:
-        """C w."""
         r = self.x.new_zeros(len(self.units), len(self.x), self.space.num_slots, requires_grad=True)
         with torch.enable_grad(), differentiable(self.problem):
             vector = self._gradient(r)
@@ -167,7 +163,6 @@ class ReverseProducts(BatchProducts):
         return torch.stack(rows)
 
     def adjoint(self, r: Tensor) -> Tensor:
-        """C' r."""
         with torch.enable_grad(), differentiable(self.problem):
             return torch.stack([self._gradient(one).detach() for one in r])
 
@@ -205,7 +200,6 @@ class PiecewiseProducts(BatchProducts):
     deltas: tuple[Tensor, ...]  # sensitivities to every call's output: (o, e, *out)
 
     def apply(self, w: Tensor) -> Tensor:
-        """C w: (k, params) to (k, o, e, s)."""
         params = self.problem.params
         split = zip(params.items(), w.split([p.numel() for p in params.values()], 1), strict=True)
         parts = {name: part.unflatten(1, p.shape or (1,)) for (name, p), part in split}
@@ -226,11 +220,9 @@ class PiecewiseProducts(BatchProducts):
         return self.space.rows(slope.unflatten(0, (len(w), num_outputs)), value, self.x.detach())
 
     def adjoint(self, r: Tensor) -> Tensor:
-        """C' r: (k, o, e, s) to (k, params)."""
         return torch.cat([*self.pieces(r)], 1)
 
     def pieces(self, r: Tensor) -> Iterable[Tensor]:
-        """C' r tensor by tensor."""
         return (piece[:, 0] for piece in self._along(r, [slice(None)]))
 
     def each_by_tensor(self, r: Tensor) -> Iterable[Tensor]:

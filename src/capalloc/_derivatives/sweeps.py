@@ -19,12 +19,10 @@ class AffineSweep(torch.autograd.Function):
 
     @staticmethod
     def forward(rule: AffineRule, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the call's output."""
         return rule.output(h, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep the map."""
         ctx.rule, _, ctx.weight, _ = inputs
 
     @staticmethod
@@ -45,12 +43,10 @@ class BackwardSweep(torch.autograd.Function):
 
     @staticmethod
     def forward(rule: AffineRule, d: Tensor, weight: Tensor) -> Tensor:
-        """Return the gradient of the input."""
         return rule.to_input(weight[None], d[None])[0, 0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep the map."""
         ctx.rule, _, ctx.weight = inputs
 
     @staticmethod

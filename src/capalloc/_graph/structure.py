@@ -140,7 +140,7 @@ class Structure:
             made = {used for used in node.all_input_nodes if used in self.live} <= self.products
         elif known.kind in ("product", "contraction"):
             live = [a for a in nodes_in(given) if a in self.live]
-            outer = len(live) > 1 and _numel(node) > max(map(_numel, live))
+            outer = len(live) > 1 and numel(node) > max(map(numel, live))
             made = known.kind == "contraction" or outer or any(map(self._makes_no_weight, live))
         elif known.kind == "quotient":
             made = given["self"] in self.products
@@ -155,7 +155,7 @@ class Structure:
 
     def _is_small(self, node: Node) -> bool:
         """Tell whether the Jacobian of what parameters make is held without further thought."""
-        return _numel(node) * sum(map(_numel, self.made_of(node)[0])) <= PRODUCT_LIMIT
+        return numel(node) * sum(map(numel, self.made_of(node)[0])) <= PRODUCT_LIMIT
 
     def needs_data(self, node: Node, frozen: Iterable[str]) -> bool:
         """Tell whether a call that carries energy has gates or statistics of the examples' own."""
@@ -278,13 +278,13 @@ def _multiplies(node: Node) -> bool:
     return all(record(user.target).kind in MULTIPLYING or (passes(user) and _multiplies(user)) for user in node.users)
 
 
-def _numel(node: Node) -> int:
+def numel(node: Node) -> int:
+    """Return the number of entries of a tensor, 0 of several."""
     value = node.meta.get("val")
     return value.numel() if isinstance(value, Tensor) else 0
 
 
 def nodes_in(tree: Any) -> list[Node]:
-    """List the nodes among arguments."""
     return [a for a in leaves(tree) if isinstance(a, Node)]
 
 

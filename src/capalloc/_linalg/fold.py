@@ -53,7 +53,6 @@ class Total(Fold[tuple[Tensor, ...]]):
     """One pass whose states are tensors that add up."""
 
     def merge(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the sums."""
         return tuple(x + y for x, y in zip(a, b, strict=True))
 
 

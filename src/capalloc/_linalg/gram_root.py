@@ -85,7 +85,6 @@ class GramPass(Fold[GramSum]):
     most: float = math.inf
 
     def begin(self, source: object) -> GramSum:
-        """Return an empty sum."""
         return GramSum()
 
     def advance(self, state: GramSum, block: RowBlock) -> GramSum:

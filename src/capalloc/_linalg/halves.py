@@ -30,7 +30,6 @@ class Halves(Fold[Halved]):
     work: Fold[Any]
 
     def begin(self, source: Any) -> Halved:
-        """Return the state before the first block."""
         blocks, examples = getattr(source, "first_half", (0, 0))
         return Halved(blocks, examples, None, self.work.begin(source))
 
@@ -49,11 +48,9 @@ class Halves(Fold[Halved]):
         return Halved(0, a.examples + b.examples, half, self.work.merge(a.whole, b.whole))
 
     def finish(self, state: Halved) -> Halved:
-        """Return the finished whole."""
         return replace(state, whole=self.work.finish(state.whole))
 
     def enough(self, state: Halved) -> bool:
-        """Return True where the pass itself has enough."""
         return self.work.enough(state.whole)
 
 

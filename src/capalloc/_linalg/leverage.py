@@ -89,15 +89,12 @@ class AllRows(Fold[tuple[RowBlock, ...]]):
     """All blocks of rows, kept."""
 
     def begin(self, source: object) -> tuple[RowBlock, ...]:
-        """Return no block."""
         return ()
 
     def advance(self, state: tuple[RowBlock, ...], block: RowBlock) -> tuple[RowBlock, ...]:
-        """Keep one more."""
         return (*state, block)
 
     def merge(self, a: tuple[RowBlock, ...], b: tuple[RowBlock, ...]) -> tuple[RowBlock, ...]:
-        """Return both."""
         return a + b
 
 
@@ -110,11 +107,9 @@ class ScoreTable(Total):
     num_slots: int
 
     def begin(self, source: object) -> tuple[Tensor, ...]:
-        """Return a table of zeros."""
         return (self.root.new_zeros(len(self.sizes), self.num_slots, dtype=torch.float64),)
 
     def advance(self, state: tuple[Tensor, ...], block: RowBlock) -> tuple[Tensor, ...]:
-        """Add the scores of a block."""
         accumulate(state[0], block.times(self.root), block.slots, self.sizes)
         return state
 
@@ -130,7 +125,6 @@ class Triangle(Fold[tuple[Tensor, ...]]):
     """The factor R of C = QR, R'R = C'C, from blocks of rows that are gathered until they outnumber the columns."""
 
     def begin(self, source: object) -> tuple[Tensor, ...]:
-        """Return no row."""
         return ()
 
     def advance(self, state: tuple[Tensor, ...], block: RowBlock | Tensor) -> tuple[Tensor, ...]:

@@ -50,7 +50,6 @@ class Account:
     residual: float  # the largest true residual, relative
 
     def __add__(self, other: Account) -> Account:
-        """Return the account of more probes."""
         return Account(
             self.estimates + other.estimates,
             self.iterations + other.iterations,
@@ -103,7 +102,6 @@ class Perturbed:
         return lru_cache(maxsize=1)(self.preconditioner.at)
 
     def draw(self, number: int, count: int) -> Draw:
-        """Return C'xi."""
         return Draw(number, count, self.sums.noise(number, count))
 
     def begin(self, draw: Draw, ridge: float, known: Known | None) -> Iterate:
@@ -112,15 +110,12 @@ class Perturbed:
         return begin(self._sides(draw, ridge)[0], self.root(ridge).square, start)
 
     def product(self, v: Tensor) -> Tensor:
-        """Return G v."""
         return self.sums.gram(v)
 
     def step(self, now: Iterate, product: Apply, ridge: float) -> Iterate:
-        """Return the next iterate."""
         return step(now, lambda w: product(w) + ridge * w, self.root(ridge).square)
 
     def error(self, now: Iterate, ridge: float) -> float:
-        """Return the error."""
         return now.error(ridge)
 
     def read(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor) -> tuple[Account, Known | None]:
@@ -147,7 +142,6 @@ class Regressed:
     sums: ExampleSums
 
     def draw(self, number: int, count: int) -> Draw:
-        """Return C'xi."""
         return Draw(number, count, self.sums.pull(self._signs(number, count)))
 
     def begin(self, draw: Draw, ridge: float, known: Known | None) -> Iterate:
@@ -155,11 +149,9 @@ class Regressed:
         return begin_fit(self._signs(draw.number, draw.count), self.sums.push(draw.image))
 
     def product(self, v: Tensor) -> Tensor:
-        """Return K v."""
         return self.sums.kernel(v)
 
     def step(self, now: Iterate, product: Apply, ridge: float) -> Iterate:
-        """Return the next iterate."""
         return step_fit(now, product, ridge)
 
     def error(self, now: Iterate, ridge: float) -> float:

@@ -31,11 +31,9 @@ class NoiseSum(Total):
     precision: torch.dtype = torch.float64
 
     def begin(self, source: Examples) -> Tensors:
-        """Return zeros."""
         return (torch.zeros(self.count, source.num_params, dtype=self.precision, device=source.x.device),)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
-        """Add the examples of a batch."""
         for part, into in block.split(block.normal_rows(self.count, 0, self.number), state[0]):
             block.add_adjoint(into, part)
         return state
@@ -48,12 +46,10 @@ class ReadSum(Total):
     w: Tensor
 
     def begin(self, source: Examples) -> Tensors:
-        """Return zeros."""
         moments = self.w.new_zeros(2, source.num_examples, source.num_slots, dtype=torch.float64)
         return self.w.new_zeros(len(self.w), source.num_slots, dtype=torch.float64), moments
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
-        """Add the examples of a batch."""
         slots, moments = state
         parts = []
         for part, seen in block.split(self.w, slots):
@@ -71,11 +67,9 @@ class ProductSum(Total):
     w: Tensor
 
     def begin(self, source: Examples) -> Tensors:
-        """Return zeros."""
         return (torch.zeros_like(self.w, dtype=torch.float64),)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
-        """Add the examples of a batch."""
         for part, into in block.split(self.w, state[0]):
             block.add_adjoint(into, block.apply(part))
         return state
@@ -89,13 +83,11 @@ class InnerSum(Total):
     others: Tensor
 
     def begin(self, source: Examples) -> Tensors:
-        """Return zeros."""
         double = partial(self.w.new_zeros, dtype=torch.float64)
         inner = [double(source.num_slots, len(v), len(v)) for v in (self.w, self.others)]
         return (double(self.w.shape), *inner)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
-        """Add the examples of a batch."""
         product, inner, other_inner = state
         rows = []
         for part, into in block.split(self.w, product):
@@ -120,11 +112,9 @@ class PullSum(Total):
     rows: Tensor
 
     def begin(self, source: Examples) -> Tensors:
-        """Return zeros."""
         return (self.rows.new_zeros(len(self.rows), source.num_params),)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
-        """Add the examples of a batch."""
         own = block.source.by_example(self.rows)[:, :, block.place].to(block.x.dtype)
         for part, into in block.split(own, state[0]):
             block.add_adjoint(into, part)
@@ -138,11 +128,9 @@ class PushSum(Total):
     w: Tensor
 
     def begin(self, source: Examples) -> Tensors:
-        """Return zeros."""
         return (self.w.new_zeros(len(self.w), source.num_rows, dtype=torch.float64),)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
-        """Fill in the examples of a batch."""
         for part, into in block.split(self.w, block.source.by_example(state[0])):
             into[:, :, block.place] = block.apply(part).double()
         return state

@@ -58,7 +58,6 @@ class Examples:
 
     @property
     def sizes(self) -> list[int]:
-        """Sizes of the parameter tensors."""
         return [p.numel() for p in self.operator.problem.params.values()]
 
     @property
@@ -221,7 +220,6 @@ class Batch:
         return found if scale is None else found * scale
 
     def add_adjoint(self, into: Tensor, rows: Tensor) -> None:
-        """Add C' rows, undivided."""
         at_once = 1 if self.source.lean else len(rows)
         for outputs, bound in self.by_output():
             for total, part in zip(into.split(at_once), rows[:, outputs].split(at_once), strict=True):

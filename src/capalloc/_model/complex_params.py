@@ -35,7 +35,6 @@ def as_pairs(value: Tensor) -> Tensor:
 
 
 def count_reals(tensors: Iterable[Tensor]) -> int:
-    """Count the real numbers in tensors."""
     return sum(t.numel() * (1 + t.is_complex()) for t in tensors)
 
 

@@ -52,7 +52,6 @@ class WatchLookups(TorchFunctionMode):
         self.made = {storage(t) for t in given if not t.is_floating_point()}  # storages, and those of what they make
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one call of torch."""
         found = lookup(func, args, kwargs or {})
         returned = func(*args, **(kwargs or {}))
         if found is not None:
@@ -88,7 +87,6 @@ class AnswerLookups(TorchFunctionMode):
         self.vectors = vectors
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one call of torch."""
         asked = lookup(func, args, kwargs or {})
         answer = None if asked is None else next(self.answers, None)
         if asked is None or answer is None:

@@ -51,7 +51,6 @@ class SavedModel(nn.Module):
             _make_part(self, path)
 
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
-        """Run the program on all examples."""
         by_name = dict(zip(self.input_names, given, strict=False)) | named
         if set(by_name) != {*self.input_names}:
             raise TypeError(f"the program takes {', '.join(self.input_names)}, and was given {', '.join(by_name)}")

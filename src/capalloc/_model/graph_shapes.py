@@ -83,7 +83,6 @@ class _Filling(Interpreter):
     """Runs a graph and keeps what its nodes compute."""
 
     def run_node(self, n: Node) -> Any:
-        """Run one node."""
         result = super().run_node(n)
         for leaf in pytree.tree_leaves(result):
             _check(leaf, n)

@@ -27,7 +27,6 @@ def take_apart(value: Any, found: dict[str, Tensor], name: str = "") -> Any:
 
 
 def put_together(frame: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Fill the slots."""
     if isinstance(frame, Slot):
         return tensors[frame.name]
     parts = _parts(frame)

@@ -40,12 +40,10 @@ class NamedInput:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Names of its axes."""
         return ("token",) if self.is_tokens and len(self.shape) == 1 else axis_names(len(self.shape))
 
     @property
     def size(self) -> int:
-        """Number of its places."""
         return math.prod(self.shape)
 
 
@@ -73,7 +71,6 @@ class Places:
 
     @property
     def number(self) -> int:
-        """Number of places."""
         return math.prod(self.shape)
 
     @property

@@ -170,7 +170,6 @@ class Rounding(TorchFunctionMode):
         self.wide = wide
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one call of torch."""
         self.hooks |= func is Tensor.register_hook
         returned = func(*args, **(kwargs or {}))
         self.seen |= any(isinstance(t, Tensor) and _wider(t.dtype, self.wide) for t in pytree.tree_leaves(returned))
@@ -246,7 +245,6 @@ class Widened(TorchFunctionMode):
         self.wide = wide
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one call of torch."""
         if func in NARROWING:
             return args[0].to(self.wide)
         args, kwargs = pytree.tree_map(self._cast, (tuple(args), kwargs or {}))

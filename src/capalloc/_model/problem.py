@@ -66,7 +66,6 @@ class Problem:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
         return tuple(self.probe.shape[1:])
 
     @property
@@ -81,7 +80,6 @@ class Problem:
 
     @property
     def num_params(self) -> int:
-        """Number of selected scalar parameters."""
         return sum(p.numel() for p in self.params.values())
 
     @property

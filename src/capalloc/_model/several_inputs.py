@@ -74,7 +74,6 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Number of entries."""
         return max(a.stop for a in (*self.arguments, *self.vectors))
 
     @property

@@ -72,7 +72,6 @@ class Description:
         return self._known[id(value)]
 
     def _parts(self, value: Any) -> Iterator[bytes | str]:
-        """Give what makes up a value."""
         if isinstance(value, torch.device):
             yield value.type  # ranks have each their own
         elif isinstance(value, types.CodeType):
@@ -209,7 +208,6 @@ def _version(module: str) -> str:
 
 @cache
 def _installed() -> tuple[str, ...]:
-    """Return the folders of packages that are installed."""
     paths = sysconfig.get_paths()
     return (paths["purelib"], paths["platlib"], *site.getsitepackages(), site.getusersitepackages())
 

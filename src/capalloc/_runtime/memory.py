@@ -109,7 +109,6 @@ class Size:
 
     @property
     def rows(self) -> int:
-        """Number of rows in all."""
         return self.examples * self.outputs * self.slots
 
     @property
@@ -128,7 +127,6 @@ class Size:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all rows."""
         return FLOAT64 * self.rows * self.params
 
     @property
@@ -196,7 +194,6 @@ class ProductCost:
         return ROW_COPIES * self.itemsize * self.outputs * self.slots * probes
 
     def product(self, batch_size: int, vectors: int) -> int:
-        """Bytes of one product."""
         activations = self.elements * (PER_EXAMPLE + self.outputs * (PER_OUTPUT + PER_VECTOR * vectors))
         rows = 4 * self.outputs * self.slots * vectors
         return batch_size * self.itemsize * (activations + rows)

@@ -28,17 +28,16 @@ def named(**modules: nn.Module) -> nn.Sequential:
 
 def chain(*modules: nn.Module) -> nn.Sequential:
     """Modules in a row, named conv1, norm1, relu1, conv2, ...; without a number where there is one of the kind."""
-    kinds = [next((kind for base, kind in LAYER_WORDS.items() if isinstance(m, base)), _word(m)) for m in modules]
+    kinds = [
+        next((kind for base, kind in LAYER_WORDS.items() if isinstance(m, base)), type(m).__name__.lower())
+        for m in modules
+    ]
     counts, seen = Counter(kinds), Counter[str]()
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for kind, module in zip(kinds, modules, strict=True):
         seen[kind] += 1
         layers[f"{kind}{seen[kind]}" if counts[kind] > 1 else kind] = module
     return nn.Sequential(layers)
-
-
-def _word(module: nn.Module) -> str:
-    return type(module).__name__.lower()
 
 
 class Add(nn.Module):

@@ -95,7 +95,7 @@ class Allocation(Result):
         check_axes(capacity, by_parameter, table, spectrum)
         variables = {"capacity": capacity, "bias": xr.DataArray(float(bias)), "by_parameter": by_parameter}
         if table is not None:
-            variables["table"] = _without_extras(table)
+            variables["table"] = table.reset_coords(drop=True)
             variables["table_bias"] = table.coords["bias"].drop_vars("bias")
         if spectrum is not None:
             variables["spectrum"] = spectrum
@@ -121,7 +121,9 @@ class Allocation(Result):
         """Capacity over ("parameter", *input axes) with the coordinate "bias", if it was asked for."""
         if "table" not in self.data:
             return None
-        return _without_extras(self.data["table"]).assign_coords(bias=("parameter", self.data["table_bias"].data))
+        return (
+            self.data["table"].reset_coords(drop=True).assign_coords(bias=("parameter", self.data["table_bias"].data))
+        )
 
     @property
     def layers(self) -> dict[str, xr.DataArray]:
@@ -327,11 +329,6 @@ def _most(capacity: xr.DataArray, total: float) -> str:
     axis, index = capacity.dims[0], int(capacity.to_numpy().argmax())
     place = capacity[axis][index].item() if axis in capacity.coords else index
     return f"{axis} {place}, {float(capacity[index]) / total:.1%}"
-
-
-def _without_extras(values: xr.DataArray) -> xr.DataArray:
-    """The array with the coordinates of its axes alone."""
-    return values.drop_vars([name for name in values.coords if name not in values.dims])
 
 
 def _own_axes(variable: xr.DataArray) -> xr.DataArray:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
@@ -75,7 +76,7 @@ def png(rgb: NDArray[np.float64]) -> str:
 
 def gradient(signed: bool = False) -> str:
     """The colour scale as a CSS gradient from left to right."""
-    stops = ", ".join(_hex(colour) for colour in colours(np.linspace(0, 1, 9), signed))
+    stops = ", ".join(to_hex(tuple(colour)) for colour in colours(np.linspace(0, 1, 9), signed))
     return f"linear-gradient(to right, {stops})"
 
 
@@ -90,12 +91,8 @@ def _cells(
             "place": ", ".join(f"{name} {k}" for name, k in zip(names, (row, column)[-len(names) :], strict=True)),
             "value": f"{value:{'+' if signed else ''}z.1f}" if written else "",
             "exact": f"{value:{'+' if signed else ''}.4g}",
-            "fill": _hex(rgb[row, column]),
+            "fill": to_hex(tuple(rgb[row, column])),
             "ink": "#000" if rgb[row, column] @ (0.299, 0.587, 0.114) > 0.5 else "#fff",
         }
         for (row, column), value in np.ndenumerate(cells)
     ]
-
-
-def _hex(colour: NDArray[np.float64]) -> str:
-    return "#" + "".join(f"{round(float(part) * 255):02x}" for part in colour)

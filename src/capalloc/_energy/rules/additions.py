@@ -9,7 +9,7 @@ from torch import Tensor
 
 from capalloc._energy.program import Energy
 from capalloc._energy.rules.dense_and_convolution import times_constant
-from capalloc._energy.rules.registration import Call, Traced, rule
+from capalloc._energy.rules.registration import Call, Traced, rule, spread_over
 from capalloc._operators.calls import Operation
 from capalloc._operators.records import STEP_FUNCTIONS, named
 
@@ -24,7 +24,9 @@ def add(call: Call) -> Energy:
     if _is_zero(left) or _is_zero(right):
         kept = right if _is_zero(left) else left
         energy = call.as_signal(kept)
-        return _widen(call, times_constant(call, energy, alpha) if kept is right and alpha != 1 else energy)
+        return spread_over(
+            call, times_constant(call, energy, alpha) if kept is right and alpha != 1 else energy, call.result
+        )
     if (alone := _one_signal(left, right)) is not None:
         return times_constant(call, alone, 1 - alpha if call.op is aten.sub.Tensor else 1 + alpha)
     first, second = call.as_signal(left), call.as_signal(right)
@@ -40,7 +42,8 @@ def subtract_from(call: Call) -> Energy:
         return times_constant(call, alone, 1 - alpha)
     scaled = energy if alpha == 1 else times_constant(call, energy, alpha)
     other = call.args["other"]
-    return _widen(call, scaled if _is_zero(other) else call.program.add(scaled, call.as_signal(other)))
+    whole = scaled if _is_zero(other) else call.program.add(scaled, call.as_signal(other))
+    return spread_over(call, whole, call.result)
 
 
 @rule(aten.neg.default, aten.clone.default, aten.contiguous.default, aten.alias.default)
@@ -84,8 +87,3 @@ def _is_zero(argument: Any) -> bool:
             return False
         argument = argument.value
     return not bool(argument.any()) if isinstance(argument, Tensor) else argument == 0
-
-
-def _widen(call: Call, energy: Energy) -> Energy:
-    shape = tuple(call.result.shape)
-    return energy if energy.shape == shape else call.program.move(lambda e: e.expand(shape), energy)

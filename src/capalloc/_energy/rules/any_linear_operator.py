@@ -15,7 +15,7 @@ from capalloc._energy.linear_map import LinearMap, columns, spread
 from capalloc._energy.operator_matrix import OperatorError, find
 from capalloc._energy.program import Energy
 from capalloc._energy.ranges import least_exponent
-from capalloc._energy.rules.registration import Call, Traced, value_of
+from capalloc._energy.rules.registration import Call, Traced, spread_over, value_of
 from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels
 from capalloc._operators.calls import invoke
 from capalloc._operators.records import record
@@ -82,9 +82,11 @@ def _result(operator: Operator, affine: Affine, k: int) -> Energy | None:
         call.program.bent |= len(chosen) > 1  # what both have in common is linear
     if len(carried) == 1 and maps[0].moves and affine.homogeneous[k]:
         # By the matrix, not by the operator: of entries written to one place autograd credits those overwritten too.
-        moved = call.program.move(maps[0].energies, _whole(call, carried[0], carried[0].energy))
+        moved = call.program.move(maps[0].energies, spread_over(call, carried[0].energy, carried[0].value))
         return _alike(call, moved)
-    terms = [(m, _whole(call, a, call.as_signal(a))) for m, a in zip(maps, carried, strict=True) if not m.empty]
+    terms = [
+        (m, spread_over(call, call.as_signal(a), a.value)) for m, a in zip(maps, carried, strict=True) if not m.empty
+    ]
     labels = _joined(call.program.channels, [_labels(call.program.channels, m, e) for m, e in terms])
     through = Through([m for m, _ in terms])
     out = _alike(call, call.program.step(through, [e for _, e in terms], labels))
@@ -119,11 +121,6 @@ def _with_offset(call: Call, out: Energy, offset: Tensor) -> Energy:
     call.program.channels.shift(out.labels, started)
     labels = torch.maximum(*torch.broadcast_tensors(out.labels, started))
     return call.program.step(torch.add, [out, call.program.fixed(offset)], labels)
-
-
-def _whole(call: Call, argument: Traced, energy: Energy) -> Energy:
-    shape = tuple(argument.value.shape)
-    return energy if energy.shape == shape else call.program.move(lambda e: e.expand(shape), energy)
 
 
 def _joined(channels: Channels, labels: list[Tensor]) -> Tensor:

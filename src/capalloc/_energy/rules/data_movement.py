@@ -68,7 +68,6 @@ def pick(call: Call) -> Any:
 
 @rule(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default)
 def cast(call: Call) -> Energy | None:
-    """A change of precision."""
     return call.energy("self")
 
 
@@ -127,7 +126,6 @@ def dropout(call: Call) -> tuple[Energy | None, None]:
 
 @rule(operator.getitem)
 def getitem(call: Call) -> Energy | None:
-    """One of several results."""
     energies, k = call.args["0"].energy, call.args["1"]
     chosen: Energy | None = energies[k]
     return chosen

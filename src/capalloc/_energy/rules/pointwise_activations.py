@@ -15,7 +15,6 @@ rule(aten.relu.default, slope=lambda z: z > 0)
 
 @rule(aten.relu.default, override=True)
 def relu(call: Call) -> Energy:
-    """Let through what is positive."""
     if call.gates != "data":
         return activation(call)
     return call.program.open_where(call.signal("self"), call["self"])

@@ -200,6 +200,12 @@ def read_gates(operation: Operation) -> Tensor:
     return reader(operation)
 
 
+def spread_over(call: Call, energy: Energy, value: Tensor) -> Energy:
+    """Give an energy the shape of a value that it broadcasts to."""
+    shape = tuple(value.shape)
+    return energy if energy.shape == shape else call.program.move(lambda e: e.expand(shape), energy)
+
+
 def value_of(argument: Any) -> Any:
     """Take the energies out of an argument."""
     if isinstance(argument, Traced):

@@ -6,11 +6,11 @@ positions all but their sum, a fixed matrix what is in its null space; squares o
 
 from __future__ import annotations
 
-from torch import Tensor
 from torch.fx import Node
 
 from capalloc._energy.carriers import Carriers
 from capalloc._graph.capture import Graph
+from capalloc._graph.structure import numel
 from capalloc._operators.records import record
 
 #: Kinds that weigh their input, all entries of it together.
@@ -44,16 +44,10 @@ def has_fixed_maps(graph: Graph, carriers: Carriers) -> bool:
         by_parameters = len(read) < len(feeds)
         if by_parameters or not weighed.isdisjoint(read):
             weighed.add(node)
-        grows = _size(node) > sum(map(_size, read))
+        grows = numel(node) > sum(map(numel, read))
         repeats = kind == "movement" and grows and not str(node.target).startswith(PADDING)
         if (kind in WEIGHING and by_parameters) or (kind in ENTRYWISE and not repeats):
             continue
-        if kind != "average" or _size(node) >= _size(read[0]) or not weighed.isdisjoint(read):
+        if kind != "average" or numel(node) >= numel(read[0]) or not weighed.isdisjoint(read):
             return True
     return False
-
-
-def _size(node: Node) -> int:
-    """Return the number of entries of a tensor, 0 of several."""
-    made = node.meta.get("val")
-    return made.numel() if isinstance(made, Tensor) else 0

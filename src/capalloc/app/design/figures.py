@@ -47,7 +47,7 @@ def _image(reading: Reading, log: bool) -> Figure:
     for share, region, dash in zip(SHARES, reading.regions, ("solid", "dash"), strict=True):
         traces.append(_ring(region, f"{share:.0%} of the effective field", dash))
     box = {"x": [start, stop, stop, start, start], "y": [start, start, stop, stop, start]}
-    traces.append(_stroke(box, "theoretical field", "dot"))
+    traces.append(_edge_of_field(box, "white", 1.5))
     axis = {"constrain": "domain", "showgrid": False, "zeroline": False, "ticks": "outside"}
     edges = [-0.5, reading.design.size - 0.5]
     layout = _layout(
@@ -87,9 +87,9 @@ def _ring(region: Any, label: str, dash: str) -> Figure:
     }
 
 
-def _stroke(box: Mapping[str, list[float]], label: str, dash: str) -> Figure:
-    line = {"color": "white", "width": 1.5, "dash": dash}
-    return {"type": "scatter", "mode": "lines", **box, "line": line, "name": label, "hoverinfo": "skip"}
+def _edge_of_field(box: Mapping[str, list[float]], colour: str, width: float) -> Figure:
+    line = {"color": colour, "width": width, "dash": "dot"}
+    return {"type": "scatter", "mode": "lines", **box, "line": line, "name": "theoretical field", "hoverinfo": "skip"}
 
 
 def _line(reading: Reading, name: str, log: bool) -> Figure:
@@ -110,9 +110,7 @@ def _line(reading: Reading, name: str, log: bool) -> Figure:
     start, stop = (edge - 0.5 for edge in reading.field)
     for edge in (start, stop):
         at = {"x": [edge, edge], "y": [top * SHOWN_RANGE if log else 0, top]}
-        traces.append(
-            _stroke(at, "theoretical field", "dot") | {"line": {"color": "#8a8a8a", "width": 2, "dash": "dot"}}
-        )
+        traces.append(_edge_of_field(at, "#8a8a8a", 2))
     layout = _layout(
         xaxis={"title": {"text": "position"}, "range": [-0.5, reading.design.size - 0.5], "zeroline": False},
         yaxis={"title": {"text": "parameters"}, **(_log_axis(top) if log else {"rangemode": "tozero"})},

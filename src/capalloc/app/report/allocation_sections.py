@@ -148,10 +148,13 @@ def explorer(key: str, given: Mapping[str, OneInput]) -> Explorer:
 
 def _figures(members: list[tuple[str, OneInput]]) -> list[MapPanel]:
     top = max(high(a.capacity) for _, a in members)
-    figures = [MapPanel(name, "map", (k,), _bare(a.capacity), (0.0, top)) for k, (name, a) in enumerate(members)]
+    figures = [
+        MapPanel(name, "map", (k,), a.capacity.reset_coords(drop=True), (0.0, top))
+        for k, (name, a) in enumerate(members)
+    ]
     if len(members) == 2:
         (first, a), (second, b) = members
-        difference = _bare(a.capacity).copy(data=b.capacity.to_numpy() - a.capacity.to_numpy())
+        difference = a.capacity.reset_coords(drop=True).copy(data=b.capacity.to_numpy() - a.capacity.to_numpy())
         reach = float(abs(flat(difference)).max()) or 1.0
         figures.append(MapPanel(f"{second} − {first}", "difference", (0, 1), difference, (-reach, reach)))
     for k, (name, a) in enumerate(members):
@@ -160,15 +163,11 @@ def _figures(members: list[tuple[str, OneInput]]) -> list[MapPanel]:
     return figures
 
 
-def _bare(values: xr.DataArray) -> xr.DataArray:
-    return values.drop_vars([name for name in values.coords if name not in values.dims])
-
-
 def _error(a: OneInput) -> xr.DataArray | None:
     """Standard errors of the map, if all are known."""
     if "standard_error" not in a.capacity.coords or not np.isfinite(a.capacity.coords["standard_error"]).all():
         return None
-    return _bare(a.capacity).copy(data=a.capacity.coords["standard_error"].to_numpy().astype(float))
+    return a.capacity.reset_coords(drop=True).copy(data=a.capacity.coords["standard_error"].to_numpy().astype(float))
 
 
 def _layers(members: list[OneInput]) -> LayerShares | None:
