@@ -182,13 +182,14 @@ def dataset(**columns: list[object]) -> xr.Dataset:
     given: dict[str, list[object]] = {
         "rate": [],
         "multiplier": [1.0] * len(columns.get("rate", [])),
+        "identity": [0] * len(columns.get("rate", [])),
         "last_layer": [f"layer{k}" for k in range(len(columns.get("rate", [])))],
         "gain": [],
         "gradient_gain": columns.get("gain", []),
         "mean_squared_gate": [0.5] * len(columns.get("gain", [])),
         "rescaled": [0] * len(columns.get("gain", [])),
     } | columns
-    blocks = ("rate", "multiplier", "last_layer")
+    blocks = ("rate", "multiplier", "identity", "last_layer")
     coords = {
         "block": [f"b{k}" for k in range(len(given["rate"]))],
         "layer": [f"l{k}" for k in range(len(given["gain"]))],

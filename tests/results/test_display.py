@@ -48,6 +48,7 @@ def made(name: str = "layer") -> dict[str, Result]:
         {
             "rate": ("block", [50.0]),
             "multiplier": ("block", [0.02]),
+            "identity": ("block", [0]),
             "last_layer": ("block", [name]),
             **{key: ("layer", [2.0]) for key in ("gain", "gradient_gain", "mean_squared_gate")},
             "rescaled": ("layer", [0]),
@@ -81,10 +82,10 @@ def made(name: str = "layer") -> dict[str, Result]:
     )
     law = xr.DataArray(np.full((2, 3), 1 / 6), dims=("row", "column"))
     extents = extent_columns({n: Extent(1, 0, 1, 0.0, 1.0, False, 0.0) for n in law.dims})
-    values = (1, 2, ("row", "column"), (None,), "energy", "data", (name,))
+    values = ("exact", "exact", "energy", "data", 1, 2, ("row", "column"), (name,), (None,))
     field = ReceptiveField(
         xr.Dataset(
-            {"map": law, "support": law > 0, **extents},
+            {"map": law, "support": law > 0, "influence": law > 0, **extents},
             {"axis": ["row", "column"]},
             dict(zip(ReceptiveField.SETTINGS, values, strict=True)),
         )

@@ -104,7 +104,7 @@ def test_a_field_is_the_same_python_values(results, tmp_path):
     field = results["ReceptiveField"]
     field.save(tmp_path / "f.nc")
     loaded = ReceptiveField.load(tmp_path / "f.nc")
-    for name in ("axes", "map", "support", "influence", "paths_status", "influence_status", *ReceptiveField.SETTINGS):
+    for name in ("axes", "map", "support", "influence", *ReceptiveField.SETTINGS):
         a, b = getattr(field, name), getattr(loaded, name)
         if isinstance(a, xr.DataArray):
             xr.testing.assert_identical(a, b)

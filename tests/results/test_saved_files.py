@@ -50,10 +50,3 @@ def test_a_file_is_written_the_same_today(name, tmp_path):
     assert new[:2] == old[:2]
     xr.testing.assert_identical(new[2], old[2])
     assert [v.dtype for v in new[2].variables.values()] == [v.dtype for v in old[2].variables.values()]
-
-
-def test_an_older_field_does_not_say_what_else_can_change_the_output():
-    field = load(FOLDER / "field.nc")
-    assert (field.influence, field.influence_sizes, field.paths_status, field.influence_status) == (None,) * 4
-    assert "field of influence" not in repr(field)
-    assert "influence" not in field.to_pandas("inputs")

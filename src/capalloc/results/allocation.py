@@ -307,7 +307,7 @@ class Allocation(Result):
             for name, value in values.items()
         ]
         head = ["tensor", "capacity", "share"]
-        if sizes:  # not in older files
+        if sizes:  # not where the user made the allocation
             head += ["parameters", "use"]
             for row, (name, value) in zip(rows, values.items(), strict=True):
                 known = sizes[name] and (value or not attrs.get("unseen_params"))

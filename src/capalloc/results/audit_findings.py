@@ -35,7 +35,7 @@ class Finding:
     what: str
     do: str
     docs: str  # a page, as in docs/
-    value: float | None = None  # the number that it is about; not in older files
+    value: float | None = None  # the number that it is about
     error: float | None = None  # its standard error; None where the number is exact, or none is known
 
     __repr__ = briefly
@@ -119,7 +119,7 @@ class Audit(Result):
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """Balance of depth, likeness of gradients and receptive field; None where left out, and in older files."""
+        """Balance of depth, likeness of gradients and receptive field; None where left out."""
         names = [name for name in map(str, self.data.variables) if name.startswith(OF_DEPTH)]
         if not names:
             return None

@@ -37,7 +37,7 @@ class Evidence:
     def of_saved(cls, result: Result) -> Evidence | None:
         """Everything that one result knows; None of a kind that no finding is drawn from."""
         if isinstance(result, Allocation):
-            sizes = result.attrs.get("parameter_sizes", {})  # not in older files
+            sizes = result.attrs.get("parameter_sizes", {})  # not where the user made the allocation
             number = result.attrs.get("num_params") or sum(sizes.values())
             return cls(layer_table(sizes, result), max(1, number), allocation=result)
         return cls(layer_table({}), 1, diagnosis=result) if isinstance(result, Diagnosis) else None

@@ -70,7 +70,7 @@ class ReceptiveField(Result):
 
     - `map`: probability (`of` "energy") or capacity in parameters, over the input's own axes;
     - `support`: whether any path starts there;
-    - `influence`: whether it can change the output at all, through gates and statistics too; None in older files;
+    - `influence`: whether it can change the output at all, through gates and statistics too;
     - `paths_status`, `influence_status`: how far either is known, "exact", "upper bound" (an input may be too many),
       "whole input" (an upper bound that leaves nothing out), "depends on data" (of other examples it may be another);
     - along "axis", the fields of an `Extent`; together they are `axes`, by name;
@@ -99,22 +99,17 @@ class ReceptiveField(Result):
     SCHEMA: ClassVar = {
         "map": Variable(("*",), low=0, finite=True),
         "support": Variable(("*",)),
+        "influence": Variable(("*",)),
         **dict.fromkeys(("axis", *EXTENT), Variable(("axis",))),
     }
-    SETTINGS = ("area_68", "area_95", "moving", "output_position", "of", "gates", "notes")
-    VALUES = (
-        "shown_position",
-        "paths_status",
-        "influence_status",
-        "of",
-        "gates",
-        "area_68",
-        "area_95",
-        "moving",
-        "notes",
-    )
+    KEPT = ("paths_status", "influence_status", "of", "gates", "area_68", "area_95", "moving", "notes")
+    SETTINGS = (*KEPT, "output_position")
+    VALUES = ("shown_position", *KEPT)
 
     support: xr.DataArray
+    influence: xr.DataArray
+    paths_status: Status
+    influence_status: Status
     area_68: int
     area_95: int
     moving: tuple[str, ...]
@@ -135,10 +130,10 @@ class ReceptiveField(Result):
                 f"axes, map and support must be over the same axes, got {axes}, {names} and {self.support.dims}"
             )
         influence = self.influence
-        if influence is not None and (influence.dims != names or bool((self.support & ~influence.astype(bool)).any())):
+        if influence.dims != names or bool((self.support & ~influence.astype(bool)).any()):
             raise ValueError(f"influence must hold the support, over the axes {names}; its own are {influence.dims}")
         for name in ("paths_status", "influence_status"):
-            if getattr(self, name) not in (None, *get_args(Status)):
+            if getattr(self, name) not in get_args(Status):
                 raise ValueError(f"{name} must be one of {get_args(Status)}, got {getattr(self, name)!r}")
         if not self.moving or not set(self.moving) <= set(expected):
             raise ValueError(f"moving must name some of the axes {expected}, got {self.moving}")
@@ -169,8 +164,8 @@ class ReceptiveField(Result):
 
     @property
     def influences(self) -> dict[str, xr.DataArray]:
-        """The field of influence in each input, by name; empty where an older file does not say."""
-        return {} if self.influence is None else self._split(self.influence)
+        """The field of influence in each input, by name."""
+        return self._split(self.influence)
 
     def _split(self, values: xr.DataArray) -> dict[str, xr.DataArray]:
         return split(values, self.data.attrs.get("inputs"))
@@ -190,25 +185,8 @@ class ReceptiveField(Result):
         return {name: extent.size for name, extent in self.axes.items()}
 
     @property
-    def influence(self) -> xr.DataArray | None:
-        """The inputs that can change the output at all; None where an older file does not say."""
-        return self.data.get("influence")
-
-    @property
-    def paths_status(self) -> Status | None:
-        """The status of the field of paths, how far it is known; None where an older file does not say."""
-        return self.data.attrs.get("paths_status")
-
-    @property
-    def influence_status(self) -> Status | None:
-        """The status of the field of influence; None where an older file does not say."""
-        return self.data.attrs.get("influence_status")
-
-    @property
-    def influence_sizes(self) -> dict[str, int] | None:
+    def influence_sizes(self) -> dict[str, int]:
         """Size of the field of influence, along every input axis: of the smallest interval that holds it."""
-        if self.influence is None:
-            return None
         places = {
             self._axis(name, str(axis)): at
             for name, own in self.influences.items()
@@ -231,8 +209,7 @@ class ReceptiveField(Result):
         return found
 
     def _inputs(self) -> pd.DataFrame:
-        fields = {"support": self.support} | ({} if self.influence is None else {"influence": self.influence})
-        both = xr.Dataset({MAP_NAMES[self.of]: self.map, **fields})
+        both = xr.Dataset({MAP_NAMES[self.of]: self.map, "support": self.support, "influence": self.influence})
         return both.to_dataframe(dim_order=list(map(str, self.map.dims))).reset_index()
 
     ROWS: ClassVar = {"axes": axis_rows("axis"), "inputs": _inputs, "layers": _layers}
@@ -325,16 +302,10 @@ class ReceptiveField(Result):
 
     def _fields(self) -> list[Fact]:
         """Count the inputs where paths start, and those that can change the output, each with its status."""
-        if self.influence is None or self.influence_sizes is None:
-            return []
         extent, _ = self._shown(self.influence_sizes)
         held = [int(inputs.sum()) for inputs in (self.support, self.influence)]
         return [
-            Fact(
-                "field of paths",
-                f"{held[0]:,} of {self.support.size:,} inputs",
-                f"({self.paths_status})" if self.paths_status else "",
-            ),
+            Fact("field of paths", f"{held[0]:,} of {self.support.size:,} inputs", f"({self.paths_status})"),
             Fact(
                 "field of influence",
                 f"{held[1]:,} of {self.support.size:,} inputs",

@@ -48,7 +48,7 @@ class Scaling(Result):
 
     - `rate`: $lambda$, path energy in the branch over that in the skip;
     - `multiplier`: what to multiply the branch by, so that every rate is 1 / (number of blocks) when all are;
-    - `identity`: 1 where the branch starts at zero on purpose, which has no multiplier; not in older files;
+    - `identity`: 1 where the branch starts at zero on purpose, which has no multiplier;
     - `last_layer`: the layer whose parameters, weight and bias, may be multiplied in the branch's place; or empty.
 
     Along "layer", the stretches of the network without residual sums (section 6):
@@ -69,7 +69,7 @@ class Scaling(Result):
     FORMAT = "capalloc-scaling"
     MAKER = "capalloc.scaling()"
     SCHEMA: ClassVar = {
-        **dict.fromkeys(("block", "multiplier", "last_layer"), Variable(("block",))),
+        **dict.fromkeys(("block", "multiplier", "identity", "last_layer"), Variable(("block",))),
         "rate": Variable(("block",), low=0),
         **dict.fromkeys(("layer", "gain", "gradient_gain", "mean_squared_gate", "rescaled"), Variable(("layer",))),
     }
@@ -303,9 +303,8 @@ class Scaling(Result):
         )
 
     def _closed(self) -> Array:
-        """Branches that start at the identity on purpose; none in files that do not say so."""
-        found = self.data.get("identity")
-        return np.zeros(self.data.sizes["block"], bool) if found is None else found.to_numpy() != 0
+        """Branches that start at the identity on purpose."""
+        return np.asarray(self.data["identity"].to_numpy() != 0)
 
     def _along(self, variable: str) -> dict[str, float]:
         """A variable by the names of its axis."""

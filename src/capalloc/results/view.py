@@ -146,7 +146,7 @@ class View:
     series: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # for logs: a value for each name
     rows: Sequence[str] = ()  # tables of `to_pandas` that a program reads, without those of maps
     settings: Mapping[str, Any] = field(default_factory=dict)
-    made: Mapping[str, Any] = field(default_factory=dict)  # what it was made from; empty in older files
+    made: Mapping[str, Any] = field(default_factory=dict)  # what it was made from, as far as the result says
 
 
 #: The figure that says how far the others may be trusted.

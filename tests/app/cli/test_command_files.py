@@ -91,7 +91,7 @@ def test_compare_takes_allocations(saved, tmp_path):
     (tmp_path / "c.nc").write_bytes(b"noise")
     assert "c.nc is damaged or no NetCDF file" in refused("compare", "a.nc", "c.nc")
     scaled = xr.Dataset(
-        {name: ("block", np.array([], dtype=object)) for name in ("rate", "multiplier", "last_layer")}
+        {name: ("block", np.array([], dtype=object)) for name in ("rate", "multiplier", "identity", "last_layer")}
         | {name: ("layer", np.array([1.0])) for name in ("gain", "gradient_gain", "mean_squared_gate", "rescaled")},
         coords={"block": np.array([], dtype=object), "layer": ["one"]},
     )
