@@ -21,7 +21,8 @@ from capalloc._linalg.row_block import RowBlock
 from capalloc._measure.forecast import duration
 from capalloc._measure.measure import CapacityWarning, measure
 from capalloc._measure.task import make_task
-from capalloc._runtime.memory import Size, available_bytes
+from capalloc._measure.work_plan import Size
+from capalloc._runtime.memory import available_bytes
 from capalloc._settings import Dense, Run, Stochastic
 from measured import MODELS, Branches, Centre, Counter, Cube, CubeNew, Cubic, Signs, build, data, snapshot
 from reference import by_tensor, capacity_table, constraints, dense_markov, whiten

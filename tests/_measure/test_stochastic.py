@@ -32,7 +32,8 @@ from capalloc._measure.probe import Probing, advance, begin_state
 from capalloc._measure.ridge import mean_eigenvalue, ridge_from_noise
 from capalloc._measure.stochastic import Measured, allocation, parts_of_places
 from capalloc._measure.task import make_task
-from capalloc._runtime.memory import Budget, ProductCost
+from capalloc._measure.work_plan import ProductCost
+from capalloc._runtime.memory import Budget
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Auto, Markov, Run, Stochastic
 from capalloc.partitions import patches

@@ -27,6 +27,7 @@ from capalloc._measure.forecast import pass_seconds
 from capalloc._measure.precondition import Sample, constant_rows, inverse_root, samples, samples_of_outputs, spread
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, readings, refine
 from capalloc._measure.task import make_task
+from capalloc._measure.work_plan import Size
 from capalloc._model.problem import prepare
 from capalloc._operators.decompositions import RECURRENT
 from capalloc._propagate.by_constraints import capped, is_small, numbers_in_use, plan_combinations
@@ -43,7 +44,7 @@ from capalloc._propagate.effort import (
     probes_for,
     readings_at,
 )
-from capalloc._runtime.memory import Budget, Size
+from capalloc._runtime.memory import Budget
 from capalloc._runtime.steps import Steps
 from capalloc.solvers import Block
 from zoo import dense, gaussian, reference_weights, seeded_module

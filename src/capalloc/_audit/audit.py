@@ -20,6 +20,7 @@ from capalloc._energy.carriers import Products
 from capalloc._graph.capture import export_once
 from capalloc._linalg.metric_names import DEFAULT_METRIC
 from capalloc._measure.forecast import check_seconds, duration, graph_seconds, num_nodes, pass_seconds
+from capalloc._measure.work_plan import Size
 from capalloc._model.input_metric import InputMetricLike, input_metric
 from capalloc._model.made_from import recorded
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare
@@ -29,7 +30,6 @@ from capalloc._propagate.effort import LARGE_PARAMS, forecast_seconds, seconds_o
 from capalloc._propagate.propagate import propagate
 from capalloc._propagate.prune_scores import prune_scores
 from capalloc._runtime.arguments import checked
-from capalloc._runtime.memory import Size
 from capalloc._runtime.surroundings import undisturbed
 from capalloc._settings import Block
 from capalloc.results.allocation import Allocation

@@ -30,10 +30,10 @@ from capalloc._linalg.leverage import (
 from capalloc._linalg.row_block import RowBlock, block_of
 from capalloc._measure.forecast import forecast_dense, progress_bar
 from capalloc._measure.task import Task
+from capalloc._measure.work_plan import Size
 from capalloc._model.input_metric import InputMetric
 from capalloc._model.magnitudes import magnitudes, magnitudes_without_zeros, notes_of_zeros
 from capalloc._model.problem import Problem
-from capalloc._runtime.memory import Size
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Dense, Run
 from capalloc.results.allocation import Allocation

@@ -23,9 +23,9 @@ from capalloc._derivatives.verify import choose_operator
 from capalloc._linalg.fold import add_to
 from capalloc._linalg.kronecker import LONGEST, merged_axes
 from capalloc._measure.task import Task
+from capalloc._measure.work_plan import LONGEST_APART, Plan, ProductCost
 from capalloc._model.magnitudes import magnitudes
 from capalloc._model.problem import random_signs
-from capalloc._runtime.memory import LONGEST_APART, Plan, ProductCost
 from capalloc._settings import Block, Stochastic
 
 #: Outputs up to which every one is constrained by default, and random combinations for each example beyond that.

@@ -16,8 +16,9 @@ from capalloc._derivatives import Choice
 from capalloc._derivatives.tape import Tape
 from capalloc._measure.examples import Examples
 from capalloc._measure.task import Task
+from capalloc._measure.work_plan import Plan
 from capalloc._model.problem import Problem
-from capalloc._runtime.memory import Plan, gib
+from capalloc._runtime.memory import gib
 from capalloc._runtime.terminal import is_watched
 
 #: Directions along which one example is timed, at most.

@@ -22,6 +22,7 @@ from capalloc._measure.forecast import Forecast
 from capalloc._measure.ridge import auto_ridge, check_ridge
 from capalloc._measure.stochastic import STOCHASTIC_SUMS, STOCHASTIC_TYPES, measure_stochastic, parts_of_places
 from capalloc._measure.task import Task, make_task, with_notes
+from capalloc._measure.work_plan import Plan, Size
 from capalloc._model.checks import check_batch_size
 from capalloc._model.input_metric import InputMetricLike
 from capalloc._model.made_from import recorded
@@ -30,7 +31,6 @@ from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.arguments import checked
 from capalloc._runtime.distributed import joined
 from capalloc._runtime.lock import sole_run
-from capalloc._runtime.memory import Plan, Size
 from capalloc._runtime.steps import open_steps
 from capalloc._settings import (
     MEASURE_SOLVERS,

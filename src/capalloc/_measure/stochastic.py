@@ -22,9 +22,9 @@ from capalloc._measure.examples import Examples, plan_examples
 from capalloc._measure.forecast import Forecast, over_limit, progress_bar, seconds_of_product
 from capalloc._measure.probe import Probing, Round, State, advance, begin_state
 from capalloc._measure.task import Task
+from capalloc._measure.work_plan import Plan
 from capalloc._model.magnitudes import notes_of_zeros
 from capalloc._model.places import Places
-from capalloc._runtime.memory import Plan
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Run, Stochastic
 from capalloc.results.allocation import Allocation

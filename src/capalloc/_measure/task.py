@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from capalloc._linalg.metric_names import DEFAULT_METRIC
+from capalloc._measure.work_plan import Size
 from capalloc._model.checks import check_examples
 from capalloc._model.examples_digest import digest_of_examples
 from capalloc._model.given_examples import iterate_batches
@@ -20,7 +21,7 @@ from capalloc._model.input_moments import note_of_still
 from capalloc._model.problem import ModelLike, OutputSelection, Problem, prepare, seeded
 from capalloc._model.selected_params import ParamSelection
 from capalloc._runtime.distributed import Local, Reducer
-from capalloc._runtime.memory import Budget, Size, budget_of
+from capalloc._runtime.memory import Budget, budget_of
 from capalloc.results.allocation import Allocation
 
 

@@ -23,6 +23,7 @@ from capalloc._measure.precondition import Sample, inverse_root
 from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
+from capalloc._measure.work_plan import Plan, Size
 from capalloc._model.problem import Problem
 from capalloc._operators.decompositions import RECURRENT
 from capalloc._propagate.by_solver import AS_HELD, holds_gates
@@ -41,7 +42,7 @@ from capalloc._propagate.effort import (
     readings_at,
     steps_for,
 )
-from capalloc._runtime.memory import Plan, Size, budget_of, give_back
+from capalloc._runtime.memory import budget_of, give_back
 from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense

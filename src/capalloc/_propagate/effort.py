@@ -16,8 +16,9 @@ from capalloc._measure.examples import ALL_OUTPUTS, OUTPUT_PROBES, Examples
 from capalloc._measure.forecast import seconds_of_operation, seconds_of_product
 from capalloc._measure.precondition import CONSTANT_TIME, Sample
 from capalloc._measure.refine import Refinement
+from capalloc._measure.work_plan import LONGEST_APART, Size
 from capalloc._model.problem import Problem, random_signs
-from capalloc._runtime.memory import LONGEST_APART, Budget, Size
+from capalloc._runtime.memory import Budget
 from capalloc._settings import Block
 
 #: Where combinations of outputs make fewer constraints for each parameter, or fewer of the constant, steps lead to what
