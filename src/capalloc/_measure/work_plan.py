@@ -1,4 +1,4 @@
-"""The work of the dense and of the stochastic solver: what it is of, in numbers, and how it is cut to the free memory."""
+"""The work of the dense and of the stochastic solver: what it is of, in numbers, and how it is cut to free memory."""
 
 from __future__ import annotations
 
