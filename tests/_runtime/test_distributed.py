@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -154,12 +155,12 @@ def test_a_rank_that_leaves_before_the_call_is_told(scenarios):
 
 
 def check_death(folder: Path, victim: int, message: str) -> None:
-    """The others have an error and end; signs of life are missed after six seconds instead of ten."""
+    """The others have an error and end; no busy machine keeps a rank silent for so long."""
     found = said(folder, 3)
     assert not found[victim]
     for rank in {0, 1, 2} - {victim}:
         assert found[rank]["error"] == "RankError"
-        assert message in found[rank]["message"]
+        assert re.search(message, found[rank]["message"])
     exits = json.loads((folder / "exits.json").read_text())
     assert [code for rank, code in enumerate(exits) if rank != victim] == [0, 0]
 
@@ -167,7 +168,7 @@ def check_death(folder: Path, victim: int, message: str) -> None:
 @pytest.mark.parametrize(
     ("scenario", "victim", "message"),
     [
-        ("last dies", 2, "rank 2 has died or hangs: no sign of life for 6 seconds; look at its output"),
+        ("last dies", 2, r"rank 2 has died or hangs: no sign of life for \d+ seconds; look at its output"),
         ("first dies", 0, "the process that holds it, rank 0 or torchrun's agent, has died"),
     ],
     ids=["last dies", "first dies"],
@@ -179,7 +180,7 @@ def test_a_rank_that_dies_ends_the_run_of_all(scenarios, scenario, victim, messa
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_of_all(tmp_path):
     asked("run", tmp_path, ("hangs", 3))
-    check_death(tmp_path / "hangs/3", 1, "rank 1 has died or hangs: no sign of life for 6 seconds")
+    check_death(tmp_path / "hangs/3", 1, r"rank 1 has died or hangs: no sign of life for \d+ seconds")
 
 
 @pytest.mark.slow

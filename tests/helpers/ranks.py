@@ -211,7 +211,7 @@ def leaving(rank: int, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 6.0, **settings: Any) -> Callable[..., Any]:
+def dying(victim: int, sign: int = signal.SIGKILL, silence: float = 20.0, **settings: Any) -> Callable[..., Any]:
     """One rank gets a signal in the middle."""
 
     def scenario(rank: int, folder: Path) -> dict[str, Any]:
