@@ -1,11 +1,16 @@
 """Constraints that are nothing but rounding count for nothing, however large a small deviation makes them."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import capalloc
+from capalloc._derivatives import choose_jacobian
+from capalloc._derivatives.rounding import rounded
+from capalloc._measure.task import make_task
 
 
 class Normed(nn.Module):
@@ -70,6 +75,34 @@ def test_a_unit_that_is_saturated_on_the_first_examples_is_alive_on_others():
         found = capalloc.measure(net, given)
         assert found.total == pytest.approx(4 * 4 + 5 * 2, abs=1e-6)
         assert found.attrs["unused_params"] == 0
+
+
+class Shifted(nn.Module):
+    """A shift of all units before a norm, which takes it away, and of only one where the first input is large."""
+
+    def __init__(self, size):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.size = nn.Linear(3, 4, bias=False), nn.Linear(4, 2), size
+        self.shift, self.every = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        one = torch.eye(4, dtype=x.dtype, device=x.device)[0] * self.size
+        where = torch.where(x[:, :1] > 9, one, 1.0)
+        return self.b(F.layer_norm(self.a(x) + self.shift * where + self.every, (4,)))
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-8, 1.0])
+@pytest.mark.parametrize("alive", [0, 1, 2, 20])
+def test_columns_filled_on_few_examples_are_those_filled_on_all(alive, size):
+    net, x = Shifted(size).double(), gaussian(40, 3)
+    x[len(x) - alive :, 0] += 12
+    task = make_task(net, x)
+    choice = choose_jacobian(task.problem, task.x[:3], partial(task.replay, 0))
+    every, sampled = (rounded(task.problem, choice.jacobian, task.x, few, 7, task.replay) for few in (len(x), 3))
+    assert torch.equal(every.filled, sampled.filled)
+    assert every.names == sampled.names
+    assert sampled.filled.nonzero().flatten().tolist() == [0, 1][alive > 0 :]  # the shift, where it is always of all
 
 
 @pytest.mark.parametrize("gap", [0.0, -0.4242])

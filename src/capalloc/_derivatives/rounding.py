@@ -7,8 +7,7 @@ by some units of rounding does, as it leaves every true constraint nearly as it 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,42 +47,67 @@ def nudged(problem: Problem, x: Tensor, seed: int = 0) -> Iterator[Tensor]:
         yield x * (1 + step * draw())
 
 
-def rounded(
-    problem: Problem, rows: RowMaker, x: Tensor, few: int, replay: Callable[[int], AbstractContextManager[None]]
-) -> Rounded:
-    """Compare rows of constraints, along a random direction and the radial one, with changed ones.
+@dataclass(frozen=True)
+class _Compared:
+    """Rows along a random direction and the radial one, (examples, rows, params), as they are and nudged."""
 
-    On the first `few` examples; on all of them where a column looks filled, as that of a unit that is saturated on few
-    does.
-    """
-    shared = torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
-    directions = Directions(shared, True, torch.zeros(2, dtype=torch.long))
-    size = change = torch.zeros(0)
-    for first in range(0, len(x), few):
-        part, again = x[first : first + few], partial(replay, first)
-        own = _side_by_side(problem, rows(part, directions, again))
-        near = []
+    problem: Problem
+    rows: RowMaker
+    x: Tensor
+    replay: Callable[[int], AbstractContextManager[None]]
+
+    def own(self, batch: Tensor, x: Tensor | None = None) -> Tensor:
+        shape, random = self.x[:1].shape, torch.Generator().manual_seed(0)
+        shared = torch.randn(shape, generator=random, dtype=self.x.dtype).to(self.x.device)
+        directions = Directions(shared, True, torch.zeros(2, dtype=torch.long))
+        parts = self.rows(self.x[batch] if x is None else x, directions, partial(self.replay, int(batch[0])))
+        return torch.cat([parts[name].reshape(len(batch), -1, p.numel()) for name, p in self.problem.params.items()], 2)
+
+    def moved(self, batch: Tensor) -> Tensor:
+        """Squares of each column, and of its change: (2, params)."""
+        own, near = self.own(batch), []
         for seed in range(2):
-            with nudged(problem, part, seed) as at:
-                near.append(_side_by_side(problem, rows(at, directions, again)))
+            with nudged(self.problem, self.x[batch], seed) as x:
+                near.append(self.own(batch, x))
         # A derivative that jumps here, as at a kink, is the same near by.
-        changes = [(a - b).square().sum(0) for a, b in ((own, near[0]), (near[0], near[1]))]
-        found = own.square().sum(0), torch.minimum(*changes)
-        size, change = found if not first else (size + found[0], change + found[1])
-        every = torch.where(size > 0, change / torch.where(size > 0, size, 1.0), 0.0).sqrt()
-        filled = (every > FILLED_FROM) & (size < FILLED_UP_TO**2 * size.amax())
-        if not bool(filled.any()):
-            break
+        changes = [(a - b).square().sum((0, 1)) for a, b in ((own, near[0]), (near[0], near[1]))]
+        return torch.stack([own.square().sum((0, 1)), torch.minimum(*changes)])
+
+
+def rounded(
+    problem: Problem,
+    rows: RowMaker,
+    x: Tensor,
+    few: int,
+    at_a_time: int,
+    replay: Callable[[int], AbstractContextManager[None]],
+) -> Rounded:
+    """Find the columns of constraints that changed digits change, on the first `few` examples.
+
+    Where one looks filled there, as that of a unit that is saturated on few does, its size on all is asked, and
+    while the change seen is too small for that, others are compared, those with most of such columns first.
+    """
+    made, order = _Compared(problem, rows, x, replay), torch.arange(len(x), device=x.device)
+    size, change = seen = made.moved(order[:few])
+    small, open_ = lambda: size < FILLED_UP_TO**2 * size.amax(), lambda: change <= FILLED_FROM**2 * size
+    suspect = small() & ~open_()
+    if bool(suspect.any()) and len(x) > few:
+        most = []
+        for batch in order[few:].split(at_a_time):
+            each = made.own(batch).square().sum(1)
+            size = size + each.sum(0)
+            most.append((each / change)[:, suspect].amax(1))
+        for batch in (few + torch.cat(most).argsort(descending=True)).split(at_a_time):
+            if not bool((suspect & small() & open_()).any()):
+                break
+            seen = seen + made.moved(batch)
+            change = seen[1]
+    filled = small() & ~open_()
+    every = torch.where(seen[0] > 0, change / torch.where(seen[0] > 0, seen[0], 1.0), 0.0)
     sizes = [p.numel() for p in problem.params.values()]
     large = filled & (size > (UNITS_OF_ROUNDING * torch.finfo(x.dtype).eps) ** 2 * size.amax())
     names = tuple(n for n, part in zip(problem.params, large.split(sizes), strict=True) if bool(part.any()))
-    return Rounded(filled, names, float(every[~filled].square().sum().sqrt()))
-
-
-def _side_by_side(problem: Problem, parts: Mapping[str, Tensor]) -> Tensor:
-    """Join the rows of a few examples, (rows, params)."""
-    each = (parts[name] for name in problem.params)
-    return torch.cat([part.reshape(math.prod(part.shape[:3]), -1) for part in each], 1)
+    return Rounded(filled, names, float(every[~filled].sum().sqrt()))
 
 
 def beyond_rounding(a: Tensor, b: Tensor, near: tuple[Tensor, Tensor]) -> bool:

@@ -68,7 +68,8 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
         num_examples=size.examples,
         scale=magnitudes(task.problem.params) if ridge and is_log else None,
     )
-    digits = None if ridge else rounded(task.problem, choice.jacobian, x, len(few), task.replay)
+    at_a_time = 1 if task.draws else -(-plan.batch_size * plan.chunk // 2)  # two directions of each
+    digits = None if ridge else rounded(task.problem, choice.jacobian, x, len(few), at_a_time, task.replay)
     units = None if digits is None else replace(units_of(task.problem.params, is_log), filled=digits.filled)
     total = (1 if plan.keep else 2) * len(constraints)
     with progress_bar(run.progress, reducer.rank, total=total) as bar:
