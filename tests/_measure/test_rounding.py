@@ -77,6 +77,12 @@ def test_a_unit_that_is_saturated_on_the_first_examples_is_alive_on_others():
         assert found.attrs["unused_params"] == 0
 
 
+def test_a_parameter_without_entries_holds_nothing():
+    net = nn.Linear(3, 2).double()
+    net.register_parameter("none", nn.Parameter(torch.zeros(1, 0, 4, dtype=torch.float64)))
+    assert capalloc.measure(net, gaussian(20, 3)).total == pytest.approx(8)
+
+
 class Shifted(nn.Module):
     """A shift of all units before a norm, which takes it away, and of only one where the first input is large."""
 

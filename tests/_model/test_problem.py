@@ -31,6 +31,10 @@ from zoo import gaussian, seeded_module
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
 
+def asserts(y: Tensor) -> Tensor:
+    raise AssertionError("refused")
+
+
 def packed() -> PackedSequence:
     return pack_padded_sequence(X.reshape(2, 2, 3), torch.tensor([2, 1]), batch_first=True)
 
@@ -253,11 +257,12 @@ REFUSED = {
         TypeError,
         "outputs are torch.sparse_coo.*to_dense",
     ),
-    "a model that asserts": (
-        lambda: prepare(torch.export.export(linear(), (X,)).module(), X[:1]),
+    "the module of a program": (
+        lambda: prepare(torch.export.export(linear(), (X,)).module(), X),
         ValueError,
-        "model does not accept inputs of shape.*Guard failed",
+        f"exported for batches of {len(X)}, .*: pass the program itself, or export it with a dynamic number",
     ),
+    "a model that asserts": (lambda: prepare(Returns(asserts), X), ValueError, "does not accept inputs .*: refused$"),
     "sparse inputs": (lambda: prepare(linear(), X.to_sparse()), TypeError, "inputs are sparse.*to_dense"),
     "a dictionary": (
         lambda: prepare(linear(), {"x": X}),
@@ -675,3 +680,39 @@ def test_rounding_that_a_deep_network_enlarges_is_no_interaction():
     together, alone = model(x[:2]), torch.cat([model(one[None]) for one in x[:2]])
     assert float((together - alone).abs().max()) > 1e-3  # far more than rounding of the outputs themselves
     assert prepare(model, x).num_params == 8
+
+
+class Unregistered(nn.Module):
+    """Layers in plain containers, beside those that are listed a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(2, 2)
+        self.layers = [nn.Linear(3, 2), nn.Tanh()]
+        self.by_name = {"again": (self.last,), "scale": nn.Parameter(torch.ones(2))}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layers[1](self.layers[0](x)) * self.by_name["scale"])
+
+
+@pytest.mark.parametrize("method", [capalloc.measure, capalloc.propagate, partial(capalloc.propagate, solver="markov")])
+def test_parameters_in_plain_containers_are_named(method):
+    found = method(Unregistered(), gaussian(20, 3).float())
+    said = "parameters kept in lists, tuples or dicts are not the model's and count for nothing: "
+    assert [n for n in found.attrs["notes"] if n.startswith(said)] == [
+        f"{said}layers[0], by_name['scale']; torch's ModuleList, ModuleDict, ParameterList and ParameterDict make them "
+        "its own"
+    ]
+    assert found.attrs["num_params"] == 6
+    listed = Unregistered()
+    listed.layers = nn.ModuleList(listed.layers)
+    listed.by_name["scale"] = 1.0
+    assert not any(said in n for n in method(listed, gaussian(20, 3).float()).attrs["notes"])
+
+
+def test_a_model_whose_layers_are_all_in_a_list_is_told_so():
+    model = nn.Module()
+    model.layers = [nn.Linear(3, 2)]
+    model.forward = lambda x: model.layers[0](x)
+    with pytest.raises(ValueError, match=r"no parameters.*count for nothing: layers\[0\]; torch's ModuleList"):
+        prepare(model, X)

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
+from torch.utils import checkpoint as checkpoints
+from torch.utils.checkpoint import checkpoint
 
 import capalloc
 from capalloc import depth_limit, gates, linear, solvers
@@ -241,6 +243,71 @@ def test_transforms_that_a_model_enters_end_with_the_call(method):
     with pytest.raises(ValueError, match="model"):
         method(Enters(3, 2), torch.ones(4, 3))
     assert torch._C._functorch.maybe_current_level() is None
+
+
+class Patched(nn.Module):
+    """Asks for all that runs are surrounded by, and calls `during` in each."""
+
+    def __init__(self, during: Callable[[], object]) -> None:
+        super().__init__()
+        self.a, self.during = nn.Linear(3, 4), during
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = checkpoint(self.a, x, use_reentrant=True)
+        if h.requires_grad:
+            h.register_hook(lambda gradient: None)
+        self.during()
+        return torch.zeros(len(x), 2).to(x.dtype).scatter(1, PLACES.expand(len(x), -1), h)
+
+
+PLACES = torch.tensor([0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("method", [capalloc.measure, capalloc.propagate, capalloc.output_gram])
+def test_an_interrupt_leaves_torch_as_it_was(method):
+    """Whichever run of the model it meets: modes, and what stands in the place of checkpoints and of `torch.cond`."""
+    runs = [0, 0]  # so far, and the one that is interrupted
+
+    def interrupt() -> None:
+        runs[0] += 1
+        if runs[0] == runs[1]:
+            raise KeyboardInterrupt
+
+    def around() -> tuple[object, ...]:
+        stack = torch._C._len_torch_function_stack(), torch.zeros(2).add(1).dtype
+        return (*state(), *stack, torch.cond, checkpoints.CheckpointFunction, torch.Tensor.register_hook)
+
+    model, before = Patched(interrupt), around()
+    method(model, gaussian(3, 3).float())
+    for each in range(1, runs[0], 3):
+        runs[:] = 0, each
+        with pytest.raises(KeyboardInterrupt):
+            method(model, gaussian(3, 3).float())
+        assert around() == before
+
+
+def test_other_threads_go_on_with_torchs_own():
+    """There autograd credits all entries written to one place, and checkpoints run again for their gradients."""
+
+    def gradient() -> list[object]:
+        x, seen, calls = torch.ones(1, 4, requires_grad=True), [], [0]
+
+        def twice(x: torch.Tensor) -> torch.Tensor:
+            calls[0] += 1
+            return 2 * x
+
+        x.register_hook(seen.append)
+        h = checkpoint(twice, x, use_reentrant=True)
+        h = torch.zeros(1, 2).scatter(1, PLACES[None], h)
+        h.sum().backward()
+        return [*x.grad.flatten().tolist(), len(seen), calls[0]]
+
+    found = []
+    with ThreadPoolExecutor(1) as other:
+        expected = other.submit(gradient).result()
+        capalloc.measure(Patched(lambda: found.append(other.submit(gradient).result())), gaussian(3, 3).float())
+    assert all(each == expected for each in found)
+    assert expected == [2.0] * 4 + [1, 2]
 
 
 QUICK = ("output_gram", "effective_parameters", "linear.model_jacobian", "solvers.mean_eigenvalue")

@@ -7,6 +7,7 @@ by some units of rounding does, as it leaves every true constraint nearly as it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class _Compared:
         shared = torch.randn(shape, generator=random, dtype=self.x.dtype).to(self.x.device)
         directions = Directions(shared, True, torch.zeros(2, dtype=torch.long))
         parts = self.rows(self.x[batch] if x is None else x, directions, partial(self.replay, int(batch[0])))
-        return torch.cat([parts[name].reshape(len(batch), -1, p.numel()) for name, p in self.problem.params.items()], 2)
+        rows = [parts[name].flatten(1, 2) for name in self.problem.params]
+        return torch.cat([r.reshape(*r.shape[:2], math.prod(r.shape[2:])) for r in rows], 2)
 
     def moved(self, batch: Tensor) -> Tensor:
         """Squares of each column, and of its change: (2, params)."""

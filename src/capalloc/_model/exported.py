@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from capalloc._operators.calls import arguments_of
@@ -93,6 +93,19 @@ class SavedModel(nn.Module):
         kinds = [spec.kind for spec in self._program.graph_signature.output_specs]
         own = [value for value, kind in zip(returned, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
         return pytree.tree_unflatten(own, self._program.call_spec.out_spec)
+
+
+def check_batch_of(model: nn.Module) -> None:
+    """Refuse a program's own module whose guards hold it to one number of examples."""
+    if not isinstance(model, GraphModule) or not hasattr(model, "_guards_fn"):
+        return
+    given = (node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder")
+    for value in given:
+        if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], int):
+            raise ValueError(
+                f"model is the module of a program exported for batches of {value.shape[0]}, and is asked for others, "
+                "too: pass the program itself, or export it with a dynamic number of examples"
+            )
 
 
 def in_chunks(run: Callable[[list[Tensor]], Any], inputs: Sequence[Tensor], size: int | None) -> Any:

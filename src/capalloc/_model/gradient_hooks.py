@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from capalloc._model.agree import agree
@@ -14,16 +16,12 @@ from capalloc._model.custom_functions import learning
 from capalloc._model.private_copy import surround
 
 
-class WithoutHooks:
+class WithoutHooks(TorchFunctionMode):
     """Lets `Tensor.register_hook` register nothing."""
 
-    def __enter__(self) -> WithoutHooks:
-        self.own = Tensor.register_hook
-        Tensor.register_hook = lambda tensor, hook: RemovableHandle(OrderedDict())  # type: ignore[method-assign]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        Tensor.register_hook = self.own  # type: ignore[method-assign]
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one call of torch."""
+        return RemovableHandle(OrderedDict()) if func is Tensor.register_hook else func(*args, **(kwargs or {}))
 
 
 def leave_hooks_out(model: nn.Module, outputs: Callable[[Tensor], Tensor], x: Tensor, *, in_forward: bool) -> None:

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from capalloc._model.complex_params import cast, pair_up
+from capalloc._model.containers import held_by
 from capalloc._model.exported import SavedModel
 from capalloc._operators.decompositions import distances, length, pairs, step
 from capalloc._operators.records import take_branch
 from capalloc._operators.written_once import WRITES
-from capalloc._runtime.surroundings import forward_defaults
+from capalloc._runtime.surroundings import at_the_end, forward_defaults
 
 #: Methods that name a precision.
 NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16)
@@ -39,11 +39,10 @@ MAKING = frozenset(
 #: Layouts of sparse tensors that copies and derivatives do not know, which are dense in the copy.
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 #: Calls that derivatives do not enter, or not twice, and what is run in their place.
-WRITTEN_OUT: dict[tuple[Any, str], Callable[..., Any]] = {
-    (torch, "cond"): take_branch,
-    (torch, "cdist"): distances(length),
-    **dict.fromkeys([(torch, "pdist"), (functional, "pdist")], pairs(length)),
-    **dict.fromkeys([(torch, "heaviside"), (Tensor, "heaviside")], step),
+WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
+    torch.cdist: distances(length),
+    torch.pdist: pairs(length),
+    **dict.fromkeys([torch.heaviside, Tensor.heaviside], step),
 }
 #: What modules may hold that copies share: it has no state that a call changes.
 WITHOUT_COPIES = (ModuleType, type(threading.Lock()), type(threading.RLock()))
@@ -140,6 +139,7 @@ def surround(
 ) -> tuple[RemovableHandle, RemovableHandle]:
     """Run every forward pass of the copy inside a context that its examples decide, until the handles are removed."""
     stack = ExitStack()
+    at_the_end(stack.close)  # hooks do not hear of an interrupt
 
     def enter(module: nn.Module, args: Any) -> None:
         stack.enter_context(context(args[0]))
@@ -176,50 +176,51 @@ class Rounding(TorchFunctionMode):
         return returned
 
 
-class TakenBranches:
-    """Lets derivatives enter checkpoints, the branch of `torch.cond`, distances, steps and writes to one place."""
+class TakenBranches(TorchFunctionMode):
+    """Lets derivatives enter checkpoints, the branch of `torch.cond`, distances, steps and writes to one place.
+
+    No mode is told of the first two: what stands in their place is for this thread, and others go on with torch's own.
+    """
 
     def __init__(self) -> None:
-        self.seen, self.writes = False, True
-        self.instead: dict[tuple[Any, str], Any] = {place: self._note(*place) for place in WRITTEN_OUT}
-        self.instead |= {place: self._written(*place) for place in WRITES}
-        self.instead[checkpoint, "CheckpointFunction"] = _Checkpoint(self)
-        self.own = {place: getattr(*place) for place in self.instead}
+        super().__init__()
+        self.seen, self.thread = False, threading.get_ident()
+        self.cond, self.checkpointed = torch.cond, checkpoint.CheckpointFunction
 
     def __enter__(self) -> TakenBranches:
-        for (place, name), function in self.instead.items():
-            setattr(place, name, function)
+        torch.cond = self._cond
+        checkpoint.CheckpointFunction = _Checkpoint(self)  # type: ignore[assignment, misc]
+        super().__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for (place, name), function in self.own.items():
-            setattr(place, name, function)
+    def __exit__(self, *error: Any) -> None:
+        torch.cond = self.cond
+        checkpoint.CheckpointFunction = self.checkpointed  # type: ignore[misc]
+        super().__exit__(*error)
 
-    def _note(self, place: Any, name: str) -> Callable[..., Any]:
-        own, function = getattr(place, name), WRITTEN_OUT[place, name]
+    def here(self) -> bool:
+        """Tell whether this thread calls, and note it."""
+        is_here = threading.get_ident() == self.thread
+        self.seen |= is_here
+        return is_here
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+    def _cond(self, *args: Any, **kwargs: Any) -> Any:
+        return (take_branch if self.here() else self.cond)(*args, **kwargs)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one call of torch."""
+        kwargs = kwargs or {}
+        if torch.compiler.is_exporting():  # a graph has decompositions of its own
+            return func(*args, **kwargs)
+        if func in WRITTEN_OUT:
             self.seen = True
-            captured = torch.compiler.is_exporting() and name != "cond"  # a graph has decompositions of its own
-            return (own if captured else function)(*args, **kwargs)
-
-        return run
-
-    def _written(self, place: Any, name: str) -> Callable[..., Any]:
-        own, (write, in_place) = getattr(place, name), WRITES[place, name]
-
-        def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_exporting() or not self.writes or not isinstance(x, Tensor):
-                return own(x, *args, **kwargs)
-            self.writes = False  # what writes once may write by the same calls
-            try:
-                found, twice = write(own, x, *args, **kwargs)
-                self.seen |= twice
-                return x.copy_(found) if in_place and found is not x else found
-            finally:
-                self.writes = True
-
-        return run
+            return WRITTEN_OUT[func](*args, **kwargs)
+        if func not in WRITES or not args:
+            return func(*args, **kwargs)
+        write, in_place = WRITES[func]
+        found, twice = write(func, *args, **kwargs)
+        self.seen |= twice
+        return args[0].copy_(found) if in_place and found is not args[0] else found
 
 
 @dataclass(frozen=True)
@@ -229,8 +230,9 @@ class _Checkpoint:
     noting: TakenBranches
 
     def apply(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        self.noting.seen = True
-        return function(*args)
+        if self.noting.here():
+            return function(*args)
+        return self.noting.checkpointed.apply(function, preserve, *args)
 
 
 class Widened(TorchFunctionMode):
@@ -270,10 +272,6 @@ def _wider(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype | None:
 def _kept(model: nn.Module) -> Iterator[Tensor]:
     """Give the tensors of a run that modules hold beside parameters and buffers: with a gradient, or of a transform."""
     for module in model.modules():
-        pending = [value for name, value in vars(module).items() if not name.startswith("_")]
-        while pending:
-            value = pending.pop()
+        for _, value in held_by(module):
             if isinstance(value, Tensor) and (value.grad_fn is not None or is_functorch_wrapped_tensor(value)):
                 yield value
-            elif isinstance(value, (list, tuple, Mapping)):
-                pending += value.values() if isinstance(value, Mapping) else value

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from capalloc._model.agree import agree
 from capalloc._model.archive import load_program
-from capalloc._model.exported import SavedModel
+from capalloc._model.exported import SavedModel, check_batch_of
 from capalloc._model.given_arguments import Signature, read_arguments
 from capalloc._model.given_examples import check_batch, iterate_batches, kept_inputs
 from capalloc._model.gradient_hooks import leave_hooks_out
@@ -196,6 +196,7 @@ def _read(model: Any) -> tuple[nn.Module, ExportedProgram | None]:
             "model must be a torch.nn.Module, an exported program or the path of a .pt2 file, "
             f"got {type(model).__name__}"
         )
+    check_batch_of(model)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from capalloc._model.complex_params import as_pairs, count_reals
+from capalloc._model.containers import unregistered
 from capalloc._runtime.arguments import blamed
 from capalloc.results.view import named as listed
 
@@ -19,16 +20,21 @@ ParamSelection = Literal["all"] | Sequence[str] | Callable[[str], bool] | None
 def select_params(model: nn.Module, params: ParamSelection) -> tuple[dict[str, nn.Parameter], tuple[str, ...]]:
     """The parameters named, or for which the predicate holds, and a note on those that are frozen and left out."""
     named = dict(model.named_parameters())
+    if apart := list(unregistered(model)):
+        said = (
+            f"parameters kept in lists, tuples or dicts are not the model's and count for nothing: {listed(apart)}; "
+            "torch's ModuleList, ModuleDict, ParameterList and ParameterDict make them its own"
+        )
+    notes: tuple[str, ...] = (said,) if apart else ()
     if not named:
-        raise ValueError("model has no parameters, so there is no capacity to allocate")
-    notes: tuple[str, ...] = ()
+        raise ValueError("; ".join(["model has no parameters, so there is no capacity to allocate", *notes]))
     if params is None:
         selected = {name: p for name, p in named.items() if p.requires_grad} or named
         frozen = count_reals(p for name, p in named.items() if name not in selected)
         if frozen:
             all_, which = count_reals(named.values()), listed([name for name in named if name not in selected])
             held = f"{frozen} of {all_} parameters are frozen (requires_grad=False) and fixed: {which}"
-            notes = (f"{held}; params='all' counts them",)
+            notes += (f"{held}; params='all' counts them",)
     elif params == "all":
         selected = named
     elif callable(params):

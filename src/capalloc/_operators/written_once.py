@@ -80,14 +80,13 @@ def unpool(own: Own, x: Tensor, indices: Tensor, *args: Any, **keywords: Any) ->
 
 
 #: Calls that may write to one place several times, what writes once, and whether they write in place.
-WRITES: dict[tuple[Any, str], tuple[Callable[..., Written], bool]] = {
-    **dict.fromkeys([(torch, "index_copy"), (Tensor, "index_copy")], (index_copy, False)),
-    (Tensor, "index_copy_"): (index_copy, True),
-    **dict.fromkeys([(torch, "scatter"), (Tensor, "scatter")], (scatter, False)),
-    **dict.fromkeys([(torch, "index_put"), (Tensor, "index_put")], (index_put, False)),
-    **{
-        (Tensor, name): (write, True)
-        for name, write in (("scatter_", scatter), ("index_put_", index_put), ("__setitem__", put))
-    },
-    **{(functional, f"max_unpool{n}d"): (unpool, False) for n in (1, 2, 3)},
+WRITES: dict[Any, tuple[Callable[..., Written], bool]] = {
+    **dict.fromkeys([torch.index_copy, Tensor.index_copy], (index_copy, False)),
+    **dict.fromkeys([torch.scatter, Tensor.scatter], (scatter, False)),
+    **dict.fromkeys([torch.index_put, Tensor.index_put], (index_put, False)),
+    Tensor.index_copy_: (index_copy, True),
+    Tensor.scatter_: (scatter, True),
+    **dict.fromkeys([torch.index_put_, Tensor.index_put_], (index_put, True)),
+    Tensor.__setitem__: (put, True),
+    **dict.fromkeys([functional.max_unpool1d, functional.max_unpool2d, functional.max_unpool3d], (unpool, False)),
 }

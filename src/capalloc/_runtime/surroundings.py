@@ -6,7 +6,7 @@ Autocast, gradient and inference modes, default devices and dtypes, kernels of a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -47,6 +47,7 @@ class Defaults:
 
 
 PLAIN_DEFAULTS = Defaults(torch.device("cpu"), torch.float32)
+AT_THE_END: ContextVar[ExitStack | None] = ContextVar("at_the_end", default=None)
 FORWARD_DEFAULTS: ContextVar[Defaults | None] = ContextVar("forward_defaults", default=None)
 
 
@@ -60,6 +61,8 @@ def undisturbed() -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
+        if AT_THE_END.get() is None:
+            stack.callback(AT_THE_END.reset, AT_THE_END.set(stack))
         stack.enter_context(torch.random.fork_rng([]))
         functorch = torch._C._functorch  # type: ignore[attr-defined, unused-ignore]
         # A model's own transforms may end without leaving theirs, and all that comes later would be inside of them.
@@ -84,6 +87,12 @@ def undisturbed() -> Iterator[None]:
                     f"({error})"
                 ) from error
             raise
+
+
+def at_the_end(callback: Callable[[], object]) -> None:
+    """Call it when the call that runs ends, however that is."""
+    if (stack := AT_THE_END.get()) is not None:
+        stack.callback(callback)
 
 
 def forward_defaults() -> Defaults | None:

@@ -1,0 +1,35 @@
+"""What modules hold beside their parameters, buffers and parts, in plain lists, tuples and dicts too."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+Held = tuple[str, Any]
+
+
+def held_by(module: nn.Module) -> Iterator[Held]:
+    """Give what a module's attributes are or contain, as `layers[0]`; a container is entered once."""
+    entered: set[int] = set()
+    pending = deque((name, value) for name, value in vars(module).items() if not name.startswith("_"))
+    while pending:
+        name, value = pending.popleft()
+        if not isinstance(value, (list, tuple, Mapping)):
+            yield name, value
+        elif id(value) not in entered:
+            entered.add(id(value))
+            parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+            pending.extend((f"{name}[{key!r}]", part) for key, part in parts)
+
+
+def unregistered(model: nn.Module) -> Iterator[str]:
+    """Name what has parameters that torch does not find, in the containers of its modules."""
+    own = {id(p) for p in model.parameters()}
+    for path, module in model.named_modules():
+        for name, value in held_by(module):
+            parameters = value.parameters() if isinstance(value, nn.Module) else [value]
+            if any(isinstance(p, nn.Parameter) and id(p) not in own for p in parameters):
+                yield f"{path}.{name}".lstrip(".")
