@@ -287,4 +287,4 @@ class Masked(nn.Module):
 def test_what_a_model_draws_is_the_same_throughout(check: bool):
     torch.manual_seed(0)
     field = capalloc.receptive_field(Masked().eval(), gaussian(2, 6).float(), check=check)
-    assert int(field.influence.sum()) == 3
+    assert (field.influence.values == (field.map.values > 0)).all()  # those that either example draws

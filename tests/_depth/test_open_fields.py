@@ -101,3 +101,24 @@ def test_an_order_reads_what_any_example_reads():
         field = capalloc.receptive_field(net, given)
         assert field.support.values[0].nonzero()[0].tolist() == sorted(set(middle.tolist()))
         assert field.paths_status == "depends on data"
+
+
+class Drawing(nn.Module):
+    """It sees two of its places, which it draws anew, as masked autoencoders do."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.b = nn.Conv1d(1, 2, 1), nn.Linear(4, 1)
+
+    def forward(self, x):
+        chosen = torch.rand(len(x), x.shape[-1]).argsort(1)[:, None, :2].expand(-1, 2, -1)
+        return self.b(self.c(x).gather(2, chosen).flatten(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_places_that_are_drawn_are_those_of_the_map(batch_size):
+    torch.manual_seed(0)
+    field = capalloc.receptive_field(Drawing(), torch.randn(20, 1, 64), batch_size=batch_size)
+    assert (field.map.values > 0).tolist() == field.support.values.tolist() == field.influence.values.tolist()
+    assert (field.paths_status, field.influence_status) == ("depends on data",) * 2
+    assert "the model draws random numbers" in field.notes[-1]

@@ -17,6 +17,11 @@ from capalloc.results.receptive_field import Index, Status
 #: Draws of weights and inputs that a field is swept at, that gradients are taken at, and that for a check.
 SWEEPS, DRAWS, DRAWS_OF_CHECK = 2, 12, 24
 
+#: What is said of a model whose random numbers may choose paths.
+DRAWN_NOTE = (
+    "the model draws random numbers, which may choose what reaches the output: the fields are those of the draws"
+)
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -58,11 +63,14 @@ def bound(batches: Batches, position: Index, paths: Tensor, *, programs: FieldPr
     places = batches.problem.places
     equal = torch.equal(reached, found.seen)
     bounds: Status = "whole input" if found.seen.all() else "upper bound"
+    notes = _notes(found, places.holds(paths), places.holds(reached), places.holds(found.seen), draws if check else 0)
+    if programs.drawn and not found.seen.all():
+        return Bound(places.holds(found.seen), "depends on data", "depends on data", [*notes, DRAWN_NOTE])
     return Bound(
         places.holds(found.seen),
         "depends on data" if closed and narrower and not beyond else "upper bound" if beyond or opened else "exact",
         "exact" if plain or equal else "depends on data" if found.chosen else bounds,
-        _notes(found, places.holds(paths), places.holds(reached), places.holds(found.seen), draws if check else 0),
+        notes,
     )
 
 

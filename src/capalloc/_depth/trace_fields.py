@@ -10,7 +10,7 @@ import torch
 from capalloc._energy.batches import Batches
 from capalloc._energy.carriers import find
 from capalloc._energy.gate_sources import GateSource
-from capalloc._energy.open_gates import examples_choose, open_gates
+from capalloc._energy.open_gates import draws_apart, examples_choose, open_gates
 from capalloc._energy.program import Program
 from capalloc._energy.rules.registration import UnsupportedOperatorError
 from capalloc._energy.trace import Watch, trace
@@ -26,6 +26,7 @@ class FieldPrograms:
     gates: GateSource
     layers: bool
     chosen: bool  # whether examples choose the entries that paths go through
+    drawn: bool  # whether random numbers of the model do
     first: Program
 
     @classmethod
@@ -48,8 +49,9 @@ class FieldPrograms:
             except UnsupportedOperatorError:  # an order has no gate that is open for all
                 gates = "data"
                 first = _read(batches, like, layers, gates)
-        chosen = gates == "data" or examples_choose(graph, carriers)
-        return cls(batches, gates, layers, chosen, first)
+        drawn = draws_apart(graph, carriers)
+        chosen = drawn or gates == "data" or examples_choose(graph, carriers)
+        return cls(batches, gates, layers, chosen, drawn, first)
 
     @property
     def opens(self) -> bool:
@@ -60,11 +62,12 @@ class FieldPrograms:
         if not self.chosen:
             yield self.first
             return
-        for batch, _ in self.batches.problem.padded_batches(self.batches.graph.batch_size):
-            with seeded(0, batch.device):
-                yield _read(self.batches, batch, self.layers, self.gates)
+        for k, (batch, _) in enumerate(self.batches.problem.padded_batches(self.batches.graph.batch_size)):
+            yield _read(self.batches, batch, self.layers, self.gates, k)
 
 
-def _read(batches: Batches, batch: torch.Tensor, layers: bool, gates: GateSource) -> Program:
+def _read(batches: Batches, batch: torch.Tensor, layers: bool, gates: GateSource, k: int = 0) -> Program:
+    """Trace a batch, with the random numbers that its energies meet."""
     selected, carriers, watch = {*batches.problem.params}, batches.carriers, batches.watch
-    return trace(batches.graph, batch, gates, selected, layers=layers, carriers=carriers, watch=watch)
+    with seeded(k, batch.device):
+        return trace(batches.graph, batch, gates, selected, layers=layers, carriers=carriers, watch=watch)

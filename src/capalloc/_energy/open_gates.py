@@ -60,6 +60,12 @@ def examples_choose(graph: Graph, carriers: Carriers) -> bool:
     return any(call not in opens and not is_floating(call[1].meta.get("val")) for call in read)
 
 
+def draws_apart(graph: Graph, carriers: Carriers) -> bool:
+    """Tell whether numbers are drawn beside what carries paths, which may choose them."""
+    drawn = torch.Tag.nondeterministic_seeded
+    return any(drawn in getattr(node.target, "tags", ()) for node in graph.calls() if node not in carriers.carrying)
+
+
 def _steering(graph: Graph, carriers: Carriers) -> Iterator[tuple[tuple[Node, str], Node]]:
     """List the arguments that close paths of the calls that carry them: masks, conditions and factors."""
     live = reached_from(graph, (graph.input,))
