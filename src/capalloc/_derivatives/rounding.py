@@ -49,7 +49,7 @@ def nudged(problem: Problem, x: Tensor, seed: int = 0) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _NudgedRows:
     """Rows along a random direction and the radial one, (examples, rows, params), as they are and nudged."""
 
     problem: Problem
@@ -89,7 +89,7 @@ def rounded(
     Where one looks filled there, as that of a unit that is saturated on few does, its size on all is asked, and
     while the change seen is too small for that, others are compared, those with most of such columns first.
     """
-    made, order = _Compared(problem, rows, x, replay), torch.arange(len(x), device=x.device)
+    made, order = _NudgedRows(problem, rows, x, replay), torch.arange(len(x), device=x.device)
     size, change = seen = made.moved(order[:few])
     small, open_ = lambda: size < FILLED_UP_TO**2 * size.amax(), lambda: change <= FILLED_FROM**2 * size
     suspect = small() & ~open_()
