@@ -1,4 +1,4 @@
-"""What modules hold beside their parameters, buffers and parts, in plain lists, tuples and dicts too."""
+"""Plain lists, tuples and dicts of modules: what they hold that torch does not look for there."""
 
 from __future__ import annotations
 
