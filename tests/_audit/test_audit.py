@@ -604,7 +604,8 @@ def test_the_model_is_left_alone() -> None:
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    run = ["audit", "lenet", "--shape", "1,14,14", "--examples", "6"]
+    small = ("--arg", "width=3", "--arg", "hidden=[4]", "--arg", "num_classes=2")
+    run = ["audit", "lenet", "--shape", "1,12,12", *small, "--examples", "6"]
     done = CliRunner().invoke(app, [*run, "--out", str(tmp_path / "audit.nc")])
     assert done.exit_code == 0, done.output
     assert "directions read" in done.output

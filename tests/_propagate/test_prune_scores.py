@@ -150,7 +150,7 @@ def test_what_is_refused(tmp_path: object) -> None:
     model, x = net(), examples()
     with pytest.raises(ValueError, match="gates must be one of"):
         capalloc.prune_scores(model, x, gates="none")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch_size must be 'auto' or a positive integer"):
+    with pytest.raises(ValueError, match='batch_size must be "auto" or an integer >= 1'):
         capalloc.prune_scores(model, x, batch_size=0)
     dead = copy.deepcopy(model)
     with torch.no_grad():

@@ -40,8 +40,7 @@ def check_walk(gates: str, batch_size: int | str) -> None:
     """Raise ValueError where one of these arguments of a walk is none."""
     if gates not in GATE_SOURCES:
         raise ValueError(f"gates must be one of {GATE_SOURCES}, got {gates!r}")
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
-        raise ValueError(f"batch_size must be 'auto' or a positive integer, got {batch_size!r}")
+    check_batch_size(batch_size)
 
 
 @dataclass(frozen=True)

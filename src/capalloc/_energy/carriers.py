@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from capalloc._graph.capture import Graph, module_path
-from capalloc._graph.structure import GateSide, Structure, is_complex, nodes_in
+from capalloc._graph.structure import GateSide, Structure, is_complex, nodes_in, reached
 from capalloc._operators.calls import arguments_of, bind, invoke
 from capalloc._operators.records import record
 
@@ -173,10 +173,10 @@ def find(graph: Graph, products: Products = NO_PRODUCTS) -> Carriers:
     several = {node: stretches[node] for node in _several_ways(stretches)}
     signals = frozenset(structure.signals)
     found = Carriers(frozenset(), frozen, self_gated, made, linear, bent, stretches, several, signals=signals)
-    carrying = _reached({graph.output}, found.sources, structure.live)
-    reachable = _reached({graph.output}, lambda node: node.all_input_nodes, structure.live)
+    carrying = reached({graph.output}, lambda node: structure.live.intersection(found.sources(node)))
+    reachable = reached({graph.output}, lambda node: structure.live.intersection(node.all_input_nodes))
     gates = {gate for node, args in frozen.items() for name in args for gate in nodes_in(arguments_of(node)[name])}
-    opening = _reached(gates & reachable, lambda node: node.all_input_nodes, structure.live)
+    opening = reached(gates & reachable, lambda node: structure.live.intersection(node.all_input_nodes))
     names = {node: graph.params[node.name] for node in graph.nodes if node.name in graph.params}
     constants = {used for derived in linear.values() for used in derived.given if used not in signals}
     weighing = {leaf for used in constants for leaf in (used, *structure.made_of(used)[0])}
@@ -259,15 +259,6 @@ def _unmoved(node: Node, signals: set[Node]) -> Node:
 
 def _gates(sides: tuple[str, str], side: GateSide) -> tuple[str, ...]:
     return {"left": sides[:1], "right": sides[1:], "both": ()}[side]
-
-
-def _reached(start: set[Node], towards: Callable[[Node], Iterable[Node]], among: set[Node]) -> set[Node]:
-    found, pending = {*start}, [*start]
-    while pending:
-        new = [used for used in towards(pending.pop()) if used in among and used not in found]
-        found.update(new)
-        pending += new
-    return found
 
 
 def _check_products(graph: Graph, structure: Structure, products: Products) -> None:

@@ -28,16 +28,6 @@ def reached_from(graph: Graph, names: Iterable[str]) -> set[Node]:
     return found
 
 
-def calls_into(output: Node) -> set[Node]:
-    """Find all nodes that the output depends on, itself among them."""
-    found, pending = {output}, [output]
-    while pending:
-        new = [used for used in pending.pop().all_input_nodes if used not in found]
-        found.update(new)
-        pending += new
-    return found
-
-
 def same_places(node: Node) -> bool:
     """Tell whether an entry of the result depends on the same entry of each argument alone, up to broadcasting."""
     op = node.target

@@ -21,19 +21,12 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from capalloc._energy.carriers import Carriers
-from capalloc._energy.generic_values import (
-    calls_into,
-    double,
-    evaluated,
-    generic,
-    is_floating,
-    reached_from,
-    same_places,
-)
+from capalloc._energy.generic_values import double, evaluated, generic, is_floating, reached_from, same_places
 from capalloc._energy.rules.max_pooling import WHERE, window_sums
 from capalloc._energy.support import at_position
 from capalloc._graph.capture import Graph
 from capalloc._graph.interpret import Values, fill
+from capalloc._graph.structure import reached
 from capalloc._operators.calls import Operation, arguments_of, invoke
 from capalloc._operators.records import STEP_FUNCTIONS, named, record
 from capalloc.results.receptive_field import Index
@@ -64,7 +57,7 @@ class Influence:
 
 def gates_add_nothing(graph: Graph, carriers: Carriers) -> bool:
     """Tell whether all that depends on the inputs, on the way to the output, carries paths without a gate of data."""
-    live = reached_from(graph, (graph.input,)) & calls_into(graph.output)
+    live = reached_from(graph, (graph.input,)) & reached({graph.output}, lambda node: node.all_input_nodes)
     return not carriers.data_gates and live <= carriers.carrying
 
 

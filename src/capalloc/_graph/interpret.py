@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -50,9 +51,10 @@ def placeholders(graph: Graph, batch: Tensor) -> Values:
     return values
 
 
-def evaluate(graph: Graph, batch: Tensor) -> Values:
-    """Give the value of every node."""
+def evaluate(graph: Graph, batch: Tensor, params: Mapping[str, Tensor] = MappingProxyType({})) -> Values:
+    """Give the value of every node; `params`, by name, stand in the place of the graph's own."""
     known = placeholders(graph, batch)
+    known |= {node: params[name] for node in known if (name := graph.params.get(node.name, "")) in params}
     values = dict(known)
     for node, _ in interpret(graph, known, lambda node, arguments: invoke(node.target, arguments)):
         values[node] = known[node]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from capalloc._graph.interpret import interpret, placeholders
+from capalloc._graph.interpret import evaluate
 from capalloc._model.agree import agree
 from capalloc._model.custom_functions import learning
 from capalloc._model.problem import Problem, seeded
-from capalloc._operators.calls import invoke
 
 if TYPE_CHECKING:
     from capalloc._graph.capture import Graph
@@ -48,7 +46,7 @@ def _agree(problem: Problem, graph: Graph, x: Tensor) -> bool:
     with suppress(RuntimeError), torch.enable_grad(), learning(params.values()), seeded(0, x.device):
         leaves = [x, *(p for p in params.values() if p.requires_grad)]
         own = _gradients(problem.select(problem.model(x)), leaves)
-        of_graph = _gradients(_run(graph, params, x), leaves)
+        of_graph = _gradients(evaluate(graph, x, params)[graph.output], leaves)
         pairs = [(a, b) for a, b in zip(own, of_graph, strict=True) if a.isfinite().all() and b.isfinite().all()]
         return all(agree(a, b) for a, b in pairs)
     return True
@@ -58,13 +56,3 @@ def _gradients(y: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
     found: tuple[Tensor, ...] = torch.autograd.grad((y * weights).sum(), leaves, materialize_grads=True)
     return found
-
-
-def _run(graph: Graph, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Give the constraint outputs of a graph with the parameters themselves."""
-    known = placeholders(graph, x)
-    known |= {node: params[graph.params[node.name]] for node in known if node.name in graph.params}
-    for _ in interpret(graph, known, lambda node, given: invoke(node.target, given)):
-        pass
-    returned: Tensor = known[graph.output]
-    return returned

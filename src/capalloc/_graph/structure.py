@@ -111,15 +111,12 @@ class Structure:
         self, node: Node, among: Callable[[Node], bool] = lambda node: node.op == "call_function"
     ) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
         """Give what a node is made of by calls `among`, and those calls, in order."""
-        inside, roots, pending = {node}, set(), [node]
-        while pending:
-            for used in pending.pop().all_input_nodes:
-                if used in self.live and not among(used):
-                    roots.add(used)
-                elif used in self.live and used not in inside:
-                    inside.add(used)
-                    pending.append(used)
+        inside = reached([node], lambda call: filter(among, self._before(call)))
+        roots = {used for call in inside for used in self._before(call) if not among(used)}
         return tuple(n for n in self.chains if n in roots), tuple(n for n in self.chains if n in inside)
+
+    def _before(self, node: Node) -> set[Node]:
+        return self.live.intersection(node.all_input_nodes)
 
     def _ends_paths(self, factor: Any) -> bool:
         return factor in self.live and factor not in self.weights and factor not in self.products
@@ -185,13 +182,7 @@ class Structure:
 
     def between(self, root: Node, node: Node) -> tuple[Node, ...]:
         """List the calls that lead from `root` to `node`, in order."""
-        inside = {root}
-        pending = [node]
-        while pending:
-            current = pending.pop()
-            if current not in inside:
-                inside.add(current)
-                pending += [used for used in current.all_input_nodes if used in self.live]
+        inside = reached([node], lambda call: () if call is root else self._before(call))
         return tuple(n for n in self.chains if n in inside and n is not root)
 
     def _is_zero(self, node: Node, graph: Graph) -> bool:
@@ -266,6 +257,17 @@ class Structure:
             return (node,)
         shared = _common_prefix([self.chains[u] for u in used])
         return (*shared, node)
+
+
+def reached(starts: Iterable[Node], towards: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """Find all nodes that steps towards others lead to, those at the start among them."""
+    found = {*starts}
+    pending = [*found]
+    while pending:
+        new = set(towards(pending.pop())) - found
+        found |= new
+        pending += new
+    return found
 
 
 def _multiplies(node: Node) -> bool:
