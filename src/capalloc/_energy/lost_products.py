@@ -5,8 +5,6 @@ Numbers are 0 or 1 after every step here, so that no product is too small howeve
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from capalloc._energy.maps import Gate, Shared
@@ -33,8 +31,7 @@ def loses(program: Program, seed: Tensor, flow: FirstAdjoint) -> bool:
             return True
         values = {slot: seen[slot].to(program.dtype) for slot in (*step.args, step.out)}
         wanted = [slot for slot in dict.fromkeys(step.args) if slot not in {program.input, program.constant}]
-        plain = replace(step, factors=(1.0,) * len(step.args), scale=1.0)
-        pulled = [_marked(x) for x in plain.pull(arrived, values, wanted, {})]
+        pulled = [_marked(x) for x in step.plain.pull(arrived, values, wanted, {})]
         if k in edges:
             marked = through(values, step.out, edges[k], arrived, pulled[wanted.index(edges[k].weight)])
             if _differ(flow.through[k], marked):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from capalloc._energy.program import Edge, Program
+from capalloc._energy.program import Program
+from capalloc._energy.program_steps import Edge
 from capalloc._energy.symmetries.labels import GROUND, NOTHING
 
 Jacobians = Mapping[Node, Tensor]  # parameter -> (entries of the weight, entries of the parameter)

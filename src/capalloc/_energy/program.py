@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import EnergyMap, Gate, OpenWhere, Product, Sum, as_map
+from capalloc._energy.program_steps import Edge, PartialMixture, Step, times
 from capalloc._energy.ranges import Range, least_of_gates
-from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels, connected, filled
+from capalloc._energy.symmetries.labels import GROUND, NOTHING, Channels, filled
 
 #: Rescaling costs a pass over the entries, so it waits until the largest has left this range of exponents.
 RANGE = 8
 EnergyFunction = Callable[..., Tensor]
-Values = Sequence[Tensor] | Mapping[int, Tensor]  # by slot
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,79 +40,6 @@ class Energy:
     def is_signal(self) -> bool:
         """Tell whether paths from the inputs end here; otherwise it is made of parameters alone."""
         return self.labels is not None
-
-
-@dataclass(frozen=True)
-class Step:
-    """out = scale * map(arguments), linear in the signals together and in each parameter."""
-
-    map: EnergyMap
-    args: tuple[int, ...]
-    factors: tuple[float, ...]  # brings the signals to one exponent
-    scale: float
-    out: int
-    moves: bool  # whether it only moves data
-
-    def run(self, args: Sequence[Tensor]) -> Tensor:
-        """Evaluate the step on other mantissas than its own."""
-        return _times(self.map(*(_times(a, f) for a, f in zip(args, self.factors, strict=True))), self.scale)
-
-    def pull(
-        self, cotangent: Tensor, values: Values, wanted: Sequence[int], instead: Mapping[int, Tensor]
-    ) -> list[Tensor]:
-        """Give cotangents of the slots `wanted`, at `values`, or `instead` where it has them."""
-        args = [instead.get(slot, values[slot]) for slot in self.args]
-        if not getattr(self.map, "by_entry", False):  # which has no weight, whose cotangent alone reads the signals
-            args = [_times(a, f) for a, f in zip(args, self.factors, strict=True)]
-        positions = [k for k, slot in enumerate(self.args) if slot in wanted]
-        pulled: dict[int, Tensor] = {}
-        own = getattr(self.map, "sources", None) if any(slot in instead for slot in self.args) else None
-        for k, found in zip(
-            positions, (own or self.map).pull(_times(cotangent, self.scale), args, positions), strict=True
-        ):
-            slot, scaled = self.args[k], _times(found, self.factors[k])
-            pulled[slot] = pulled[slot] + scaled if slot in pulled else scaled
-        return [pulled[slot] for slot in wanted]
-
-
-@dataclass(frozen=True)
-class Edge:
-    """Free parameters between channels: step `step` reads channels `read` and writes channels `written`."""
-
-    step: int
-    weight: int  # slot; `read` and `written` are broadcastable to its shape
-    read: Tensor
-    written: Tensor
-    out_labels: Tensor  # broadcastable to the step's output
-    others: tuple[tuple[Tensor, Tensor], ...] = ()  # (read, written) for each further class of positions
-    again: bool = False  # a use that another edge stands for, seen a second time by the constant's own paths
-    by_signal: bool = False  # a channel's energy is read off the output: no sum over its weights, or a longer one
-
-    @property
-    def sides(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Give (read, written) for every class of positions that the weight serves."""
-        return ((self.read, self.written), *self.others)
-
-
-@dataclass(frozen=True)
-class PartialMixture:
-    """A fixed map that mixes some positions into each output, and ties those it mixes.
-
-    A tie by outputs that no path leaves is none: the count of symmetries is then a lower bound.
-    """
-
-    slot: int  # of its output
-    enters: Tensor  # (positions, outputs): which position enters which output
-    axis: int  # of the outputs
-
-    def live(self, adjoint: Tensor) -> Tensor:
-        """Return which outputs paths leave, (outputs,)."""
-        return (adjoint != 0).movedim(self.axis, -1).flatten(0, -2).any(0)
-
-    def tied_by(self, live: Tensor) -> bool:
-        """Tell whether the outputs that paths leave tie all that is tied."""
-        groups = [connected(self.enters[:, kept])[0] for kept in (live, torch.ones_like(live))]
-        return len(torch.stack(groups).unique(dim=1).T) == len(groups[1].unique())
 
 
 @dataclass
@@ -212,7 +139,7 @@ class Program:
         top = max((self.exponents[s] for s in signals), default=0)
         factors = tuple(math.ldexp(1.0, max(self.exponents[a.slot] - top, -1074)) if a.is_signal else 1.0 for a in args)
         fn = as_map(fn)
-        raw = fn(*(_times(self.values[a.slot], f) for a, f in zip(args, factors, strict=True)))
+        raw = fn(*(times(self.values[a.slot], f) for a, f in zip(args, factors, strict=True)))
         mantissa, shift = (raw, 0) if moves else _normalise(raw)
         exponent = top + shift + sum(self.exponents[a.slot] for a in args if not a.is_signal)
         step = Step(fn, tuple(a.slot for a in args), factors, math.ldexp(1.0, -shift), len(self.values), moves)
@@ -351,6 +278,10 @@ class Program:
         self.values.clear()
         self.steps.clear()
 
+    def signals(self, step: Step) -> list[int]:
+        """List the slots that a step reads and paths end in, each once."""
+        return [slot for slot in dict.fromkeys(step.args) if self.is_signal[slot]]
+
     def owners(self) -> dict[int, frozenset[str]]:
         """Map slots that are made of parameters alone to the names of those."""
         owners = {slot: frozenset([name]) for name, slot in self.params.items()}
@@ -393,8 +324,4 @@ def _normalise(value: Tensor, of_square: bool = False) -> tuple[Tensor, int]:
     shift = max(math.frexp(largest)[1] - 1, -1000)  # 2.0**1000 is still a number
     if abs(shift) * (2 if of_square else 1) <= RANGE:
         return value, 0
-    return _times(value, math.ldexp(1.0, -shift)), shift
-
-
-def _times(value: Tensor, factor: float) -> Tensor:
-    return value if factor == 1.0 else value * factor
+    return times(value, math.ldexp(1.0, -shift)), shift

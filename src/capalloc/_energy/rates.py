@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from capalloc._energy.paths import Energies, adjoint, from_inputs
-from capalloc._energy.program import Program, Step
+from capalloc._energy.program import Program
+from capalloc._energy.program_steps import Step
 from capalloc._energy.residual import ResidualBlock, Trails
 from capalloc._energy.sweep import pull
 from capalloc._operators.records import record

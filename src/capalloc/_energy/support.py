@@ -6,13 +6,13 @@ Index convention: an output is (examples, *output axes), an input (examples, *in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from capalloc._energy.maps import Shared
-from capalloc._energy.program import Program, Step
+from capalloc._energy.program import Program
+from capalloc._energy.program_steps import Step
 from capalloc._energy.sweep import pull
 from capalloc.results.receptive_field import Index
 
@@ -33,7 +33,7 @@ def support(program: Program, position: Index) -> Tensor:
     waiting = {program.output: at_position(position, program.values[program.output])}
     for step in reversed(program.steps):
         arrived = waiting.pop(step.out, None)
-        wanted = [s for s in dict.fromkeys(step.args) if program.is_signal[s] and s != program.constant]
+        wanted = [slot for slot in program.signals(step) if slot != program.constant]
         if arrived is None or not wanted:
             continue
         for slot, back in zip(wanted, _back(program, step, arrived, wanted, made), strict=True):
@@ -51,8 +51,7 @@ def _back(program: Program, step: Step, arrived: Tensor, wanted: list[int], made
     spread = getattr(step.map, "spread", None)
     if spread is not None and all(slot in wanted or (program.free[slot] and slot not in made) for slot in step.args):
         return [spread(arrived, *(program.values[slot] for slot in step.args))]
-    plain = replace(step, factors=(1.0,) * len(step.args), scale=1.0)
-    return pull(program, plain, arrived, wanted, _patterns(program, step, made))
+    return pull(program, step.plain, arrived, wanted, _patterns(program, step, made))
 
 
 def _patterns(program: Program, step: Step, made: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -78,6 +77,5 @@ def _made(program: Program) -> dict[int, Tensor]:
             made[step.out] = every if possible is None else every * possible
             continue
         patterns = _patterns(program, step, made)
-        plain = replace(step, factors=(1.0,) * len(step.args), scale=1.0)
-        made[step.out] = (plain.run([patterns[slot] for slot in step.args]) > 0).to(program.dtype)
+        made[step.out] = (step.plain.run([patterns[slot] for slot in step.args]) > 0).to(program.dtype)
     return made

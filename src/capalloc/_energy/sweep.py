@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import Shared
-from capalloc._energy.program import Edge, Program, Step, Values
+from capalloc._energy.program import Program
+from capalloc._energy.program_steps import Edge, Step, Values
 from capalloc._energy.ranges import least_exponent
 from capalloc._energy.usage import Cotangents, FirstAdjoint, Usage, accumulate, sum_to
 
@@ -143,7 +144,7 @@ def _rows_of_capacity(
         if r is not None:
             if step.out in kept:
                 held[step.out] = program.values[step.out] * r
-            signals = [slot for slot in dict.fromkeys(step.args) if program.is_signal[slot]]
+            signals = program.signals(step)
             accumulate(waiting, signals, pull_rows(program, step, r, signals))
         if edge is not None and g is not None:
             for row, dual in duals.of(edge.weight, rows).items():

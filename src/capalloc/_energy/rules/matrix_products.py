@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import Function
-from capalloc._energy.program import Energy, PartialMixture
+from capalloc._energy.program import Energy
+from capalloc._energy.program_steps import PartialMixture
 from capalloc._energy.ranges import least_of_gates
 from capalloc._energy.rules.dense_and_convolution import last_axis_product, scale, times_constant
 from capalloc._energy.rules.registration import Call, rule

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import Gate, Product, Sum
-from capalloc._energy.program import Edge, Program, Step
+from capalloc._energy.program import Program
+from capalloc._energy.program_steps import Edge, Step
 from capalloc._energy.usage import Usage, sum_to
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from capalloc._energy.maps import Shared
-from capalloc._energy.program import Edge, Program
+from capalloc._energy.program import Program
+from capalloc._energy.program_steps import Edge
 
 Entries = Tensor  # which entry of a parameter stands where, counted from 1; 0 for none
 
