@@ -64,7 +64,7 @@ class Program:
     making: Callable[[Mapping[int, Tensor]], tuple[dict[int, Tensor], bool]] | None = None  # `Making.held`
     powers: dict[int, Tensor] = field(default_factory=dict)  # weight slot -> d log(weight) / d theta, where not alike
     needed: set[int] = field(default_factory=set)  # signals whose energies the sweeps read
-    # What linear segments ask of channels (spaces.py): signals that enter a gate, labels of those that a fixed
+    # What linear segments ask of channels (`linear_spaces`): signals that enter a gate, labels of those that a fixed
     # factor treats unlike from place to place, and (labels, index) of channels that a fixed map keeps apart.
     decoupled: list[Energy] = field(default_factory=list)
     uneven: list[Tensor] = field(default_factory=list)
