@@ -57,6 +57,7 @@ class _Clock:
     failed: dict[str, list[str]] = field(default_factory=dict)  # parts, by the reason
     planned: float = 0.0  # what was forecast of the parts so far
     taken: float = 0.0  # what they took
+    captured: float = 0.0  # what came before the parts
 
     @property
     def left(self) -> float:
@@ -68,6 +69,7 @@ class _Clock:
             left = f"{max(0.0, self.left):.0f} of {self.seconds:.0f} s are left"
             slow = f" (what came before took {self.taken:.0f} s, {self.planned:.0f} were forecast)"
             late = slow * (self.taken > LATE * self.planned + 1)
+            late = late or f" (capturing the model took {self.captured:.0f} s)" * (self.captured > self.seconds / 2)
             self.notes.append(f"{what}{LEFT_OUT}about {max(1.0, forecast):.0f} s more, and {left}{late}")
             return None
         started = time.perf_counter()
@@ -137,6 +139,7 @@ def audit(
     input_metric(metric, problem)  # which the parts would leave out with a note
     x, number = problem.inputs, problem.count()
     costs, exact, least = _costs(problem, number, clock)
+    clock.captured = clock.seconds - clock.left
     forecast = min(clock.seconds, clock.seconds - clock.left + sum(costs.values()))
 
     if progress:

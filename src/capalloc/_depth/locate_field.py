@@ -45,7 +45,7 @@ from capalloc.results.receptive_field import (
     shown,
 )
 
-CUT_NOTE = "cut by the border: a larger input, or a position further inside, may see more"
+CUT_NOTE = "cut by the border: a position further from it, in a larger input if need be, may see more"
 CLOSED_NOTE = "on these examples no path energy reaches the position, whose gates are closed: the map is of open gates"
 
 

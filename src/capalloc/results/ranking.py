@@ -97,7 +97,8 @@ class Ranking(Result):
             ]
             for name, row in self._frame().iterrows()
         ]
-        spare = [own[name].head for name in first[1:] if name not in ("capacity", "parameters", "flops", "informative")]
+        told = {name: own[name].head for name in first[1:] if name not in ("capacity", "parameters", "flops")}
+        spare = sorted(told.values(), key=lambda head: head == own["informative"].head)  # which goes last
         loss = "the cross entropy of the labels" if self.labelled else "outputs times random signs, for want of labels"
         about = [
             *([own[c].head, own[c].about + (f"; L is {loss}" if c == "grad_norm" else "")] for c in first),

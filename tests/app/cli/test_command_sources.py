@@ -130,7 +130,10 @@ def test_sources_that_make_no_model(folder):
         assert f"a configuration of transformers, got '{name}'" in line
         assert hint in line
     assert "No module named 'missing'" in refused("propagate", "missing:net", *shape)
-    assert "module factories has no nets" in refused("propagate", "factories:nets", *shape)
+    lacking = refused("propagate", "factories:nets", *shape)
+    assert "module factories has no nets; it has " in lacking
+    assert "nothing" in lacking
+    assert "factories.py is a file of code: name what makes" in misused("propagate", "factories.py", *shape)
     assert "factories:number is a int; name a function or class" in refused("propagate", "factories:number", *shape)
     assert "factories:nothing returned int; it must return" in refused("propagate", "factories:nothing", *shape)
     assert "unexpected keyword argument 'depth'" in refused("propagate", "factories:net", "--arg", "depth=2", *shape)

@@ -88,7 +88,11 @@ def test_arguments_of_the_library_are_told_as_the_options_that_the_command_has()
 
     assert told("fewer with params= or outputs=, batch_size= too") == "fewer with --params or --output, batch_size= too"
     assert told("for example outputs='one'; or outputs=1.") == "for example --output 'one'; or --output 1."
+    assert told("params must be names") == "--params must be names"
+    assert told("params names ['a']") == "--params names ['a']"
     for whole in (
+        "that params must be names",
+        "seconds must be positive",
         "f(outputs=1)",
         "my_outputs=1 x.params= (params=)",
         "outputs=x[0] outputs=1e-3 params=a/b",
@@ -291,3 +295,15 @@ def test_weights_that_changed_since_they_were_written_are_refused(file: str, tmp
     path.write_bytes(content)
     told = refused("propagate", f"{file}:net", "--shape", "4", "--weights", str(path))
     assert "w.pt is damaged, or no file of weights: the checksum of w/data/" in told
+
+
+def test_a_file_may_import_from_its_folder_by_a_point(tmp_path):
+    (tmp_path / "sizes.py").write_text("WIDTH = 3", encoding="utf-8")
+    code = "import torch\nfrom .sizes import WIDTH\n\ndef net(depth):\n    return torch.nn.Linear(4, WIDTH)\n"
+    (tmp_path / "net.py").write_text(code, encoding="utf-8")
+    assert read_model(f"{tmp_path}/net.py:net", ["depth=1"]).model.out_features == 3
+    with pytest.raises(ValueError, match=r"missing 1 required .* 'depth' \(its call; .* --arg name=value\)"):
+        read_model(f"{tmp_path}/net.py:net")
+    (tmp_path / "net.py").write_text("def net(:", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"net\.py failed with SyntaxError: .*\(net\.py, line 1\)$"):
+        read_model(f"{tmp_path}/net.py:net")

@@ -23,8 +23,11 @@ EXPECTED = (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError, No
 #: The command that runs, as it was typed.
 TYPED: ContextVar[str | None] = ContextVar("typed", default=None)
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
-#: An argument as messages of the library name it, with its value or without one, and no part of an expression.
-ARGUMENT = re.compile(r"(?<!\S)([a-z_]+)=('[^'\s]*'|\d+)?(?=[\s,;.:)]|$)")
+#: Options that are arguments of another name in the library.
+CALLED = {"outputs": "output", "output_position": "position"}
+#: An argument as messages of the library name it, with its value or without one, and no part of an expression; or one
+#: that a message opens with.
+ARGUMENT = re.compile(r"(?<!\S)([a-z_]+)=('[^'\s]*'|\d+)?(?=[\s,;.:)]|$)|\A([a-z_]+)(?= (?:must|names|has)\b)")
 
 
 class UsageError(ValueError):
@@ -65,7 +68,7 @@ def is_expected(error: Exception) -> bool:
 def options_of(command: Any) -> dict[str, str]:
     """Return the options of a command by the arguments of the library that they are."""
     named = {} if command is None else {p.name: p.opts[0] for p in command.params if p.opts[0].startswith("--")}
-    return named | ({"outputs": named["output"]} if "output" in named else {})
+    return named | {theirs: named[ours] for theirs, ours in CALLED.items() if ours in named}
 
 
 def in_words(error: Exception, options: Mapping[str, str]) -> str:
@@ -90,7 +93,7 @@ def in_words(error: Exception, options: Mapping[str, str]) -> str:
 
 def _option(argument: re.Match[str], options: Mapping[str, str]) -> str:
     """Return an argument as an option; as it stands where the command has none such."""
-    name, value = argument.groups()
+    name, value = argument[1] or argument[3], argument[2]
     return " ".join(filter(None, (options[name], value))) if name in options else argument[0]
 
 

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from capalloc.app.cli.load_weights import WEIGHT_ENDINGS, load_weights
 from capalloc.app.cli.named_model import InputShape, NamedModel
 from capalloc.app.cli.told import told
 from capalloc.app.cli.transformers_source import from_config
+
+#: Names of a module that a message lists.
+NAMES_TOLD = 8
 
 
 def read_model(
@@ -98,7 +102,7 @@ def _made(source: str, factory: Any, named: dict[str, Any], seed: int, shape: In
     with seeded(seed, torch.device("cpu")):
         if _is_config(factory):
             return from_config(factory, named, shape)
-        with told(source):
+        with told(source, "its call; arguments are given as --arg name=value"):
             model = factory(**named)
     if not isinstance(model, (nn.Module, ExportedProgram)):
         raise TypeError(f"{source} returned {type(model).__name__}; it must return a torch.nn.Module")
@@ -120,6 +124,8 @@ def _program(path: str) -> NamedModel:
 
 
 def _unknown(source: str) -> str:
+    if source.endswith(".py"):
+        return f"{source} is a file of code: name what makes the model in it, {source}:NAME"
     near = difflib.get_close_matches(source, architectures.names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else "; `capalloc models` lists the architectures"
     return (
@@ -142,9 +148,16 @@ def find(module_name: str, name: str) -> Any:
         sys.path.remove(here)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ValueError(f"module {module_name} has no {name}")
+            raise ValueError(f"module {module_name} has no {name}{_own_names(found)}")
         found = getattr(found, part)
     return found
+
+
+def _own_names(module: Any) -> str:
+    """What a module defines itself and can be called, for a message."""
+    name = getattr(module, "__name__", None)
+    own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == name and callable(value)]
+    return f"; it has {', '.join(own[:NAMES_TOLD])}{', ...' * (len(own) > NAMES_TOLD)}" if own else ""
 
 
 def _imported(name: str) -> Any:
@@ -155,7 +168,10 @@ def _imported(name: str) -> Any:
 def _executed(file: Path) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    spec = importlib.util.spec_from_file_location(f"_model_of_{file.stem}", file)
+    package = types.ModuleType(f"_folder_of_{file.stem}")
+    package.__path__ = [str(file.resolve().parent)]
+    sys.modules[package.__name__] = package  # `from .layers import Block` works
+    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

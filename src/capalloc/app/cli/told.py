@@ -13,8 +13,12 @@ PACKAGE = Path(__file__).parents[2]
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def told(what: str, otherwise: str = "") -> Iterator[None]:
     """Give an error of code that is not capalloc's its name, file and line; a missing module says enough.
+
+    Args:
+        what: whose code it is.
+        otherwise: what stands in the place of file and line where the error went through none.
 
     Raises:
         ValueError: the code inside failed.
@@ -25,8 +29,9 @@ def told(what: str) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # the user's own code may raise anything
-        place = place_of(error) or "its call"
-        raise ValueError(f"{what} failed with {type(error).__name__}: {error} ({place})") from error
+        place = place_of(error) or otherwise
+        where = f" ({place})" if place else ""
+        raise ValueError(f"{what} failed with {type(error).__name__}: {error}{where}") from error
 
 
 def place_of(error: BaseException) -> str | None:
