@@ -98,7 +98,9 @@ def test_published_sizes(name):
     assert row.stride == 32
     assert not row.cut
     assert field.axes["column"].cut
-    assert field.notes == ("column: cut by the border: a larger input, or a position further inside, may see more",)
+    assert field.notes == (
+        "column: cut by the border: a position further from it, in a larger input if need be, may see more",
+    )
 
 
 def test_resnet_50_of_transformers():
@@ -427,7 +429,9 @@ def test_the_only_channel_of_the_output_is_no_place():
     layers = lambda: nn.Sequential(nn.Conv1d(2, 3, 5, padding=2), nn.ReLU(), nn.Conv1d(3, 1, 5, padding=2))  # noqa: E731
     field = capalloc.receptive_field(seeded_module(layers), gaussian(1, 2, 20), output_position=(0, 19))
     assert field.moving == ("column",)
-    assert field.notes == ("column: cut by the border: a larger input, or a position further inside, may see more",)
+    assert field.notes == (
+        "column: cut by the border: a position further from it, in a larger input if need be, may see more",
+    )
     assert "position: cut by the border" in repr(field)
     assert "channel: cut" not in repr(field)
 

@@ -42,6 +42,8 @@ CAPACITY = 40.0
 #: Passes of each example that the answer of the blocks takes at least, of a few networks, and rough: what is more than
 #: so many times the time that there is will not be done in it.
 LEAST_PASSES, CLEARLY = 1000, 2.0
+#: Seconds that the first capacity of a process takes besides, of processor time.
+FIRST_ANSWER = 0.4
 EXAMPLES_AT_ONCE = 64
 #: Times its forecast, or the limit, beyond which what was taken is told.
 LATE = 1.25
@@ -219,7 +221,7 @@ def _costs(problem: Problem, number: int, clock: _Clock) -> tuple[dict[str, floa
     else:
         limit = (left > CAPACITY and Block.max_seconds) or left / 2
         capacity = forecast_seconds(problem, size, of_pass, limit) + costs["paths"]  # which count the symmetries
-    return costs | {"capacity": capacity}, exact, least
+    return costs | {"capacity": capacity + FIRST_ANSWER}, exact, least
 
 
 def _attrs(known: Evidence, num_examples: int) -> dict[str, Any]:

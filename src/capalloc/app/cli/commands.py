@@ -38,6 +38,7 @@ from capalloc.app.cli.options import (
 
 COMPUTE_PANEL, RESULTS_PANEL, STUDIES_PANEL = "Compute", "Results and models", "Studies"
 EPILOG = (
+    "To begin: capalloc demo, or capalloc audit lenet. "
     "Exit codes: 0 done; 1 an error that you can mend, told in one line; 2 wrong usage; 130 interrupted. "
     "Numbers go to stdout, everything else to stderr."
 )
