@@ -154,7 +154,7 @@ def find(module_name: str, name: str) -> Any:
 
 
 def _own_names(module: Any) -> str:
-    """What a module defines itself and can be called, for a message."""
+    """Names that a module defines itself and that can be called, for a message."""
     name = getattr(module, "__name__", None)
     own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == name and callable(value)]
     return f"; it has {', '.join(own[:NAMES_TOLD])}{', ...' * (len(own) > NAMES_TOLD)}" if own else ""
