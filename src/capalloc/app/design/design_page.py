@@ -189,7 +189,7 @@ def _meaning() -> Component:
         "counts once. The map says on which inputs they fall, by the Markov rule of total decoupling.",
         "Theoretical field": "the inputs that reach the output position at all: the dotted line.",
         "Effective field": "how path energy is spread over it: the lines or bands that hold 68 % and 95 %.",
-        "Total change T": "the sum over blocks of log(1 + branch energy / skip energy). A share e^-T of path energy "
+        "Total change T": "the sum over blocks of log(1 + branch energy / skip energy). A share e⁻ᵀ of path energy "
         "takes no branch: balanced from 1 % to 90 %.",
         "Memory of signals": "what all layers write for one example, as float32; training keeps about as much.",
         "Shattering index": "how often, on average, a path meets gates that differ between two independent inputs. "
