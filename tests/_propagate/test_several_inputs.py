@@ -566,3 +566,19 @@ def test_a_walk_ends_at_each_input():
     assert law.inputs.coords["input_name"].to_numpy().tolist() == ["x"] * 3 + ["y"] * 4
     assert float(law.inputs.sum()) + law.bias == pytest.approx(1)
     np.testing.assert_allclose(law.inputs, capalloc.walk(Joined(make(Gated)), joined_vector()).inputs)
+
+
+@pytest.mark.parametrize("method", [capalloc.propagate, capalloc.measure, capalloc.audit, capalloc.prune_scores])
+def test_a_model_of_nothing_but_its_table_of_tokens_has_no_capacity(method):
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(7, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table(ids).mean(1)
+
+    with pytest.raises(
+        ValueError, match=r"no parameters but table\.weight, before the vectors of tokens, .* no capacity"
+    ):
+        method(Bag(), torch.arange(6).reshape(3, 2))

@@ -109,6 +109,9 @@ class Layout:
         end = "it has no capacity" if asked_for else "not counted among the parameters"
         notes = [f"{name} ({shape}) {before} {end}" for name, shape in self.outside.items() if name in params]
         kept = {name: p for name, p in params.items() if asked_for or name not in self.outside}
+        if not kept:
+            before = f"{', '.join(self.outside)}, before the vectors of tokens, which are its inputs"
+            raise ValueError(f"model has no parameters but {before}, so there is no capacity to allocate")
         return kept, (*notes, *self.notes)
 
     def places(self) -> Places:
