@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from capalloc._energy.program_steps import Step
 
 #: Exponent from which on a product is kept whatever the order of its factors: float32 ends at -126 (denormal numbers,
 #: which some kernels take for 0, not counted), and scales of powers of 2 may come before or after.
@@ -43,17 +44,12 @@ class Range:
         kept = mantissa.numel() and float(mantissa.amin()) >= 2.0**SAFE  # then no square was lost
         return self._number(least_exponent(mantissa) + shift if kept else 2 * least_exponent(value.abs()))
 
-    def of_step(self, step: Any, result: Tensor) -> float:
+    def of_step(self, step: Step, result: Tensor) -> float:
         """Give the least exponent of a step's result before it is scaled, and note whether a product may be lost."""
         return self._through(step, [*self._signals(step), *self._weights(step)], result)
 
     def of_pulls(
-        self,
-        step: Any,
-        least: dict[int, float],
-        slots: Sequence[int],
-        pulled: list[Tensor],
-        leaves: Collection[int] = (),
+        self, step: Step, least: dict[int, float], slots: Sequence[int], pulled: list[Tensor], leaves: Collection[int]
     ) -> None:
         """Bring the least exponents of adjoints from a step's result to its arguments, and note the same.
 
@@ -71,7 +67,7 @@ class Range:
         """Note whether the energy of a channel may be 0 because products of entries with these exponents were lost."""
         self.may_lose |= sum(exponents) < SAFE and not bool(energy.all())
 
-    def _through(self, step: Any, exponents: Sequence[float], result: Tensor, enough: float = math.inf) -> float:
+    def _through(self, step: Step, exponents: Sequence[float], result: Tensor, enough: float = math.inf) -> float:
         held = 0 if step.moves else getattr(step.map, "least", None)
         if held is None:  # a map that does not tell what it multiplies by
             self.is_unknown, held = True, 0
@@ -80,12 +76,12 @@ class Range:
             return bound
         return least_exponent(result)
 
-    def _signals(self, step: Any) -> list[float]:
+    def _signals(self, step: Step) -> list[float]:
         pairs = zip(step.args, step.factors, strict=True)
         found = [self.least[slot] + exponent(f) for slot, f in pairs if self.is_signal[slot] or step.moves]
         return [min(found)] if found else []
 
-    def _weights(self, step: Any, but: int | None = None) -> list[float]:
+    def _weights(self, step: Step, but: int | None = None) -> list[float]:
         if step.moves:
             return []
         return [self.least[slot] for slot in step.args if not self.is_signal[slot] and slot != but]

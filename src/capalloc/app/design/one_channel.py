@@ -182,7 +182,7 @@ class ChannelFlow:
     symmetries: int  # of streams and of what is within branches
 
 
-def channel_flow(design: Design, gain: float, between: Callable[[], Any] = lambda: None) -> ChannelFlow:
+def channel_flow(design: Design, gain: float, between: Callable[[], Any]) -> ChannelFlow:
     """Law, capacity and rates of a design on inputs of one energy; `gain` as in `channel_steps`.
 
     `between` is called before every layer of each sweep, and may raise.

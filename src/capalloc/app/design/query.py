@@ -52,7 +52,7 @@ def from_query(query: str) -> tuple[Design, Design | None]:
     return _design(first), _design(second) if second else None
 
 
-def from_settings(pairs: Iterable[str], start: Design | None = None) -> Design:
+def from_settings(pairs: Iterable[str], start: Design | None) -> Design:
     """The design of settings written as `name=value`, the others as in `start`, or at their defaults.
 
     Raises:
