@@ -13,6 +13,7 @@ INSIDE = r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)"
 RAISED = re.compile(rf"([_^])(?:{INSIDE}|([+*]|\|[\w-]+\||-?\d+/\d+|-?(?:[^\W_]'*)+(?:\|[\w-]+\|)?))")
 REPLACED = (
     (rf"\bsqrt{INSIDE}", r"\\sqrt{\1}"),
+    (r"\|(\S|\S[^|]*\S)\|", r"\\lvert \1\\rvert "),
     (r"<-", r"\\leftarrow "),
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
@@ -29,7 +30,8 @@ REPLACED = (
     (rf"(?<![A-Za-z\\{{])({FUNCTIONS})(?![A-Za-z}}])", r"\\mathrm{\1}\\,"),
     # Words, which stand upright, with the spaces between them and letters.
     (
-        r"((?<=[\w|)}]) |)(?<![A-Za-z\\])((?:[a-z]+-)?[a-z]{3,}(?:[ -][a-z]{2,})*)(?![A-Za-z])( ?)(?!})",
+        r"((?<=[\w|)}]) |)(?<!mathrm\{)(?<![A-Za-z\\])"
+        r"((?:[a-z]+-)?[a-z]{3,}(?:[ -][a-z]{2,})*)(?![A-Za-z])( (?=[\w\\(])|)",
         r"\\text{\1\2\3}",
     ),
 )

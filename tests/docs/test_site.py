@@ -137,10 +137,11 @@ def test_formulas_and_pictures_are_drawn_and_none_is_left_as_it_was_written(buil
         ("kappa_i = trace(G^+ M_i)", r"\kappa_i = \mathrm{trace}(G^+ M_i)"),
         ("[G^(+1/2) M]_(theta, theta)", r"[G^{+1/2} M]_{\theta, \theta}"),
         ("w_jk'^2 e_k' / sum_k' A^(l)", r"w_{j k'}^2 e_{k'} / \sum_{k'} A^{(l)}"),
-        ("<prod_l (1 - d_l)> ~ S_|i-j|", r"\langle \prod_l (1 - d_l) \rangle \sim S_{|i-j|}"),
-        ("lambda = branch energy / sqrt(L x 2)", r"\lambda =\text{branch energy }/ \sqrt{L \times 2}"),
+        ("<prod_l (1 - d_l)> ~ S_|i-j|", r"\langle \prod_l (1 - d_l) \rangle \sim S_{\lvert i-j \rvert}"),
+        ("lambda = branch energy / sqrt(L x 2)", r"\lambda =\text{branch energy}/ \sqrt{L \times 2}"),
         ("P(Z_0 = i | path uses theta) <= 1", r"P(Z_0 = i |\text{ path uses }\theta) \le 1"),
         ("g_o = delta_o (x) h ... r^-1/2", r"g_o = \delta_o \otimes h \dots r^{-1/2}"),
+        ("log|theta| / sqrt(depth) E_rows", r"\log \lvert \theta \rvert / \sqrt{\text{depth}} E_{\text{rows}}"),
         (r"\kappa_i + x", r"\kappa_i + x"),
     ],
 )
