@@ -42,6 +42,25 @@ def assigned_by_leading_one(h):
     return out
 
 
+def assigned_by(key):
+    def write(h):
+        out = zeros(h)
+        out[:, key] = h
+        return out
+
+    return write
+
+
+def put_in_place(h):
+    out = zeros(h)
+    out.put_(places_of_all(h), h)
+    return out
+
+
+def places_of_all(h):
+    return 3 * torch.arange(len(h))[:, None] + PLACES
+
+
 def scattered(h):
     out = torch.zeros(len(h), 3).to(h.dtype)
     out.scatter_(1, PLACES.expand(len(h), -1), h)
@@ -56,6 +75,12 @@ WAYS = {
     "index_put_": lambda h: zeros(h).index_put_(pairs(h), h),
     "index_copy": lambda h: zeros(h).index_copy(1, PLACES, h),
     "assignment": assigned,
+    "assignment by a list": assigned_by(PLACES.tolist()),
+    "assignment by an array": assigned_by(PLACES.numpy()),
+    "put": lambda h: zeros(h).put(places_of_all(h), h),
+    "torch.put": lambda h: torch.put(zeros(h), places_of_all(h), h.flatten()),
+    "put_": put_in_place,
+    "names": lambda h: torch.scatter(input=zeros(h), dim=1, index=PLACES.expand(len(h), -1), src=h),
     "assignment of more axes": assigned_by_leading_one,
 }
 

@@ -209,18 +209,19 @@ class TakenBranches(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one call of torch."""
-        kwargs = kwargs or {}
+        kwargs = {**(kwargs or {})}
         if torch.compiler.is_exporting():  # a graph has decompositions of its own
             return func(*args, **kwargs)
         if func in WRITTEN_OUT:
             self.seen = True
             return WRITTEN_OUT[func](*args, **kwargs)
-        if func not in WRITES or not args:
+        if func not in WRITES:
             return func(*args, **kwargs)
         write, in_place = WRITES[func]
-        found, twice = write(func, *args, **kwargs)
+        x, *others = args or (kwargs.pop("input"),)
+        found, twice = write(func, x, *others, **kwargs)
         self.seen |= twice
-        return args[0].copy_(found) if in_place and found is not args[0] else found
+        return x.copy_(found) if in_place and found is not x else found
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 Written = tuple[Any, bool]  # the result, and whether an entry was overwritten
 Own = Callable[..., Any]
+#: What a key may hold for a tensor of indices.
+_LISTS = (list, range, np.ndarray)
 
 
 def gathered(x: Tensor, values: Tensor, write: Callable[[Tensor, Tensor], Tensor]) -> Written:
@@ -54,9 +57,16 @@ def index_copy(own: Own, x: Tensor, dim: int, index: Tensor, source: Tensor) -> 
     return gathered(x, source, lambda into, numbers: into.index_copy(dim, index, numbers))
 
 
-def put(own: Own, x: Tensor, key: Any, value: Any) -> Written:
+def put(own: Own, x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Written:
+    """Write to listed places of all entries in a row, as `Tensor.put`."""
+    if accumulate:
+        return own(x, index, source, True), False
+    return gathered(x, source.reshape(index.shape), lambda into, numbers: into.put(index, numbers))
+
+
+def assign(own: Own, x: Tensor, key: Any, value: Any) -> Written:
     """Write to what a key with indices picks, as `x[key] = value`."""
-    parts = key if isinstance(key, tuple) else (key,)
+    parts = [torch.as_tensor(k) if isinstance(k, _LISTS) else k for k in (key if isinstance(key, tuple) else (key,))]
     if not isinstance(value, Tensor) or not any(
         isinstance(k, Tensor) and k.dtype == torch.long and k.ndim for k in parts
     ):
@@ -87,6 +97,8 @@ WRITES: dict[Any, tuple[Callable[..., Written], bool]] = {
     Tensor.index_copy_: (index_copy, True),
     Tensor.scatter_: (scatter, True),
     **dict.fromkeys([torch.index_put_, Tensor.index_put_], (index_put, True)),
-    Tensor.__setitem__: (put, True),
+    **dict.fromkeys([torch.put, Tensor.put], (put, False)),
+    Tensor.put_: (put, True),
+    Tensor.__setitem__: (assign, True),
     **dict.fromkeys([functional.max_unpool1d, functional.max_unpool2d, functional.max_unpool3d], (unpool, False)),
 }
