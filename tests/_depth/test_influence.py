@@ -288,3 +288,26 @@ def test_what_a_model_draws_is_the_same_throughout(check: bool):
     torch.manual_seed(0)
     field = capalloc.receptive_field(Masked().eval(), gaussian(2, 6).float(), check=check)
     assert (field.influence.values == (field.map.values > 0)).all()  # those that either example draws
+
+
+class Dispatched(nn.Module):
+    """Examples go to the expert that they choose, by the numbers of those that do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(3, 2), nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.gate(x[:, 1:4]).softmax(1).max(1)
+        out = x.new_zeros(len(x), 2)
+        for k, expert in enumerate(self.experts):
+            (rows,) = torch.where(chosen == k)
+            out = out.index_add(0, rows, expert(x[rows, 2:6]) * weights[rows, None])
+        return out
+
+
+def test_experts_and_what_chooses_them_are_seen():
+    torch.manual_seed(0)
+    field = capalloc.receptive_field(Dispatched().eval(), gaussian(12, 8).float())
+    assert field.influence.values.tolist() == [1 <= k < 6 for k in range(8)]  # the gate's three, the experts' four
+    assert field.influence_status == "exact"

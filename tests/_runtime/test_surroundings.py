@@ -314,17 +314,17 @@ QUICK = ("output_gram", "effective_parameters", "linear.model_jacobian", "solver
 
 
 def test_calls_of_several_threads_wait_for_each_other(answers):
-    """Eight threads make twenty calls each, of all kinds, and find what one alone finds."""
+    """Eight threads make forty calls each, of all kinds, and find what one alone finds."""
     before, interval, names = state(), sys.getswitchinterval(), list(CALLS)
 
-    def twenty(thread: int) -> None:
-        for name in [names[(3 * thread + k) % len(names)] for k in range(3)] + [QUICK[k % 4] for k in range(17)]:
+    def forty(thread: int) -> None:
+        for name in [names[(3 * thread + k) % len(names)] for k in range(3)] + [QUICK[k % 4] for k in range(37)]:
             np.testing.assert_array_equal(CALLS[name](), answers[name])
 
     sys.setswitchinterval(1e-4)
     try:
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(twenty, range(8)))
+            list(pool.map(forty, range(8)))
     finally:
         sys.setswitchinterval(interval)
     assert state() == before

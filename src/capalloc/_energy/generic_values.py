@@ -31,6 +31,8 @@ def reached_from(graph: Graph, names: Iterable[str]) -> set[Node]:
 def same_places(node: Node) -> bool:
     """Tell whether an entry of the result depends on the same entry of each argument alone, up to broadcasting."""
     op = node.target
+    if op is torch.ops.aten.where.default:  # the places of what is true, tagged as its namesake is
+        return False
     tagged = torch.Tag.pointwise in getattr(op, "tags", ()) or getattr(op, "overloadpacket", None) in UNTAGGED
     return record(op).pointwise or tagged
 
