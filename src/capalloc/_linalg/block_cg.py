@@ -35,6 +35,8 @@ DEPENDENT = 1e-14
 NOTHING_LEFT = torch.finfo(torch.float64).eps
 #: Iterations over which the rate of convergence is read: without a preconditioner it is slow, and steady.
 PRECONDITIONED_WINDOW, PLAIN_WINDOW = 3, 6
+#: Early iterates that are held, of so many numbers at most: they reach back to a third of the iterations.
+HELD_EARLY, EARLY_NUMBERS = 4, 2**22
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Iterate:
     gains: tuple[float, ...] = ()  # growth of the energy in each iteration
     energy: float = 0.0  # sum of w'u, or of q'(xi + residual)
     marks: tuple[Mark, ...] = ()
+    early: tuple[Mark, ...] = ()  # after 2, 3, 4, 6, 8, 12 ... iterations, the last few of them
 
     @property
     def iterations(self) -> int:
@@ -71,6 +74,15 @@ class Iterate:
         if self.gains and self.gains[-1] <= NOTHING_LEFT * self.energy:
             return max(0.0, self.gains[-1])
         return missing_of(self.gains, self.window)
+
+    def early_mark(self, iterations: int) -> Mark | None:
+        """Return the iterate after so many iterations, if it is held; for 0, that after a third of them all."""
+        fits = (
+            m
+            for m in self.early
+            if m.iterations == iterations or (not iterations and 3 * m.iterations >= self.iterations)
+        )
+        return next(fits, None)
 
     def error(self, ridge: float = 0.0) -> float:
         """Return what is missing, relative to the part of the energy that is not the ridge's.
@@ -91,15 +103,23 @@ class Iterate:
         curvature, along = shadow @ product.T, shadow @ self.residual.T
         a = torch.linalg.solve(curvature, along)
         gain = float((a * along).sum())
+        mark = Mark(self.solution, self.residual, self.energy, self.iterations)
         after = replace(
             self,
             solution=self.solution + a.T @ self.directions,
             residual=self.residual - a.T @ product,
             gains=(*self.gains, gain),
             energy=self.energy + gain,
-            marks=marked(self.marks, Mark(self.solution, self.residual, self.energy, self.iterations), self.window),
+            marks=marked(self.marks, mark, self.window),
+            early=(*self.early, mark)[-HELD_EARLY:] if holds_early(mark) else self.early,
         )
         return after, curvature
+
+
+def holds_early(mark: Mark) -> bool:
+    """Return True after numbers of iterations that are powers of two or three times these, from 2 on."""
+    part = mark.iterations // 3 if mark.iterations % 3 == 0 else mark.iterations
+    return mark.iterations > 1 and part & (part - 1) == 0 and mark.solution.numel() <= EARLY_NUMBERS
 
 
 def begin(u: Tensor, precondition: Apply, start: tuple[Tensor, Tensor] | None = None) -> Iterate:

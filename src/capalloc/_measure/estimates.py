@@ -3,6 +3,12 @@
 A probe z, uniform on the sphere of radius root p in the coordinates A^(1/2) w, gives z'B z with mean trace B: the
 capacity of a slot, a part or a tensor, according to B. Its variance is 2 p/(p + 2) (trace B^2 - (trace B)^2 / p), and
 two probes give trace B^2 without a bias, as E (z_1'B z_2)^2: k probes have k (k - 1)/2 pairs to tell their error from.
+
+Probes whose solves end early have another mean, that of B_early, at a part of the cost. The mean of many of these, and
+that of z'(B - B_early) z over the few probes that are solved to the end, add to trace B (multilevel Monte Carlo). Where
+n probes of N are solved to the end, the sum's variance is V(B)/N + V(B - B_early)(1/n - 1/N).
+
+Reference: M. Giles, Multilevel Monte Carlo path simulation, Operations Research 56 (2008) 607-617.
 """
 
 from __future__ import annotations
@@ -19,6 +25,8 @@ from capalloc._model.places import Places
 
 #: Least share of trace B^2 that a variance is put at: the difference above is an estimate and may come out negative.
 FLOOR = 0.1
+#: Shares of the accuracy asked that sampling may use up, at least and at most; the rest is for the solves.
+SAMPLING = (0.5, 0.9)
 #: Pairs that the bound on a variance counts as, where it stands beside what pairs tell of a single B.
 PAIRS_OF_BOUND = 2
 
@@ -112,6 +120,31 @@ class Estimate(Additive):
         return (variance / self.probes + (self.drift / self.probes).square()).sqrt()
 
 
+def with_early(last: Estimate, early: Estimate, added: Estimate, others: Estimate) -> Estimate:
+    """Return the estimate of all probes: the last and early iterates of some, what the last add, and the others' early.
+
+    Its squares are those that make its variance the sum's. What signs know of B - B_early's diagonal is left out.
+    """
+    every = early + others
+    ratio = every.probes / last.probes
+
+    def by_pair(name: str) -> Tensor:
+        own, of_early, of_last = (torch.as_tensor(getattr(one, name) / one.pairs) for one in (every, early, last))
+        return own + of_last - of_early
+
+    squares = by_pair("squares").maximum(FLOOR * every.squares / every.pairs)
+    squares = squares + (ratio - 1) * added.squares / added.pairs
+    mean = every.mean + last.mean - early.mean
+    return Estimate(
+        mean * every.probes,
+        squares * every.pairs,
+        by_pair("known").clamp(min=0) * every.pairs,
+        last.drift * ratio,
+        every.probes,
+        every.pairs,
+    )
+
+
 def above(inner: Tensor) -> Tensor:
     """Return the sum over pairs, (b, k, k) to (b,)."""
     return (inner.sum((1, 2)) - inner.diagonal(dim1=1, dim2=2).sum(1)) / 2
@@ -126,12 +159,42 @@ class Estimates(Additive):
     tensors: Estimate
     total: Estimate
 
-    def relative_error(self, dimension: float, sampling: bool = False) -> float:
-        """Return the largest relative error of a part that has any capacity; of sampling alone if so asked."""
-        parts, mean = self.parts.drawn_together(len(self.parts.sums)), self.parts.mean
-        error = parts.sampling_error(dimension) if sampling else parts.standard_error(dimension)
-        used = mean > 0
-        return float((error[used] / mean[used]).max()) if bool(used.any()) else 0.0
+    def relative_error(self, dimension: float) -> float:
+        """Return the largest relative error of a part that has any capacity."""
+        mean = self.parts.mean
+        return _largest(self._parts.standard_error(dimension)[mean > 0] / mean[mean > 0])
+
+    def excess(self, dimension: float, rtol: float) -> float:
+        """Return how many times the sampling variance allowed that of a part is, at most.
+
+        Allowed is what solves leave of `rtol`, within the shares `SAMPLING`.
+        """
+        parts, mean = self._parts, self.parts.mean
+        sampling, drift = (one[mean > 0] / mean[mean > 0] for one in (parts.sampling_error(dimension), parts.drift))
+        least, most = ((share * rtol) ** 2 for share in SAMPLING)
+        allowed = (rtol**2 - (drift / parts.probes).square()).clamp(least, most)
+        return _largest(sampling.square() / allowed)
+
+    @property
+    def _parts(self) -> Estimate:
+        return self.parts.drawn_together(len(self.parts.sums))
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if len(values) else 0.0
+
+
+@dataclass(frozen=True)
+class Levels(Additive):
+    """Estimates of early iterates, and of what the last ones of the same probes add to them."""
+
+    early: Estimates
+    added: Estimates
+
+    def with_early(self, last: Estimates, others: Estimates) -> Estimates:
+        """Return the estimates of these probes and of others that ended early."""
+        levels = (last, self.early, self.added, others)
+        return Estimates(*(with_early(*(getattr(one, f.name) for one in levels)) for f in fields(Estimates)))
 
 
 @dataclass(frozen=True)
@@ -141,6 +204,7 @@ class Inner:
     slots: Tensor
     tensors: Tensor
     diagonal: Tensor | None = None  # of probes that are signs: inner products of z * (B z) by slot
+    shares: Tensor | None = None  # by which the two estimates of each tensor are weighed, (t,)
 
     def by_place(self, places: Places) -> Inner:
         """Return those of places, which may have several slots."""
@@ -148,31 +212,46 @@ class Inner:
         def pooled(slots: Tensor) -> Tensor:
             return places.pooled(slots.movedim(0, -1)).movedim(-1, 0)
 
-        return Inner(pooled(self.slots), self.tensors, None if self.diagonal is None else pooled(self.diagonal))
+        return replace(
+            self, slots=pooled(self.slots), diagonal=None if self.diagonal is None else pooled(self.diagonal)
+        )
+
+    def estimates(self, parts: Tensor) -> Estimates:
+        """Return sums, with the parts that `estimated` takes, as of exact solves."""
+        return estimated(self, self, 0.0, False, parts)
+
+    def levels(self, early: Inner, parts: Tensor) -> Levels:
+        """Return the estimates of early iterates, and of what these ones add."""
+        added = Inner(self.slots - early.slots, self.tensors - early.tensors)
+        return Levels(early.estimates(parts), added.estimates(parts))
 
 
-def perturbed(w: Tensor, u: Tensor, eta: Tensor, ridge: float, by_slot: Tensor, sizes: Sequence[int]) -> Inner:
+def perturbed(
+    w: Tensor,
+    u: Tensor,
+    eta: Tensor,
+    ridge: float,
+    by_slot: Tensor,
+    sizes: Sequence[int],
+    shares: Tensor | None = None,
+) -> Inner:
     """Return what solutions w of (G + ridge) w = u = C'xi + sqrt(ridge) eta tell; `by_slot` are inner products of C w.
 
     For slots each probe is scaled so that w'u = p: on the sphere it has the same mean, and less variance. A tensor t of
     p_t parameters has the capacity E |sqrt(ridge) w - eta|_t^2, and p_t - E ridge |w_t|^2: the two are independent, and
-    pairs of probes tell how to weigh them.
+    pairs of probes tell how to weigh them, if no `shares` of the first do.
     """
     inner = (w * u).sum(1)
     scale = torch.where(inner > 0, w.shape[1] / inner, 0).sqrt()
     left = ridge**0.5 * w
     taken = left - eta
-    pieces = zip(taken.split(sizes, 1), left.split(sizes, 1), sizes, strict=True)
-    tensors = torch.stack([weighed(one @ one.T, other @ other.T, size) for one, other, size in pieces])
-    return Inner(by_slot * (scale[:, None] * scale), tensors)
-
-
-def weighed(taken: Tensor, left: Tensor, size: int) -> Tensor:
-    """Return the inner products (k, k) of one tensor, from those of the parts of a probe that are taken up and left."""
-    one, other = (float(above(t.square()[None])) for t in (taken, left))
-    share = other / (one + other) if one + other > 0 else 1.0
-    free = size * torch.eye(len(taken), dtype=taken.dtype, device=taken.device) - left
-    return share * taken + (1 - share) * free
+    of_taken, of_left = (torch.stack([v @ v.T for v in part.split(sizes, 1)]) for part in (taken, left))
+    one, other = above(of_taken.square()), above(of_left.square())
+    if shares is None:
+        shares = torch.where(one + other > 0, other / (one + other), 1.0)
+    all_of = torch.tensor(sizes).to(w)[:, None, None] * torch.eye(len(w)).to(w)
+    tensors = torch.lerp(all_of - of_left, of_taken, shares[:, None, None])
+    return Inner(by_slot * (scale[:, None] * scale), tensors, shares=shares)
 
 
 def fitted(xi: Tensor, q: Tensor, pulled: tuple[Tensor, Tensor], sizes: Sequence[int]) -> Inner:

@@ -18,9 +18,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from capalloc._linalg.block_cg import Apply, Iterate, begin, begin_fit, step, step_fit
+from capalloc._linalg.block_cg import Apply, Iterate, Mark, begin, begin_fit, step, step_fit
 from capalloc._linalg.inverse_root import InverseRoot
-from capalloc._measure.estimates import Estimates, Inner, estimated, fitted, perturbed
+from capalloc._measure.estimates import Estimates, Inner, Levels, estimated, fitted, perturbed
 from capalloc._measure.example_sums import ExampleSums
 from capalloc._measure.examples import Examples
 from capalloc._measure.precondition import Preconditioner, precondition
@@ -48,14 +48,24 @@ class Account:
     iterations: int
     error: float  # the largest estimated squared relative error of a solve, in the norm of G + ridge
     residual: float  # the largest true residual, relative
+    levels: Levels | None = None  # where all probes were read early too
+    early_at: int = 0  # iterations that those took
+    shares: Tensor | None = None  # of the two estimates of each tensor
 
     def __add__(self, other: Account) -> Account:
-        return Account(
-            self.estimates + other.estimates,
-            self.iterations + other.iterations,
-            max(self.error, other.error),
-            max(self.residual, other.residual),
+        return replace(
+            self,
+            estimates=self.estimates + other.estimates,
+            iterations=self.iterations + other.iterations,
+            error=max(self.error, other.error),
+            residual=max(self.residual, other.residual),
+            levels=None if self.levels is None or other.levels is None else self.levels + other.levels,
         )
+
+    def with_early(self, others: Estimates) -> Account:
+        """Return the account of these probes and of others, read as early as these were."""
+        assert self.levels is not None
+        return replace(self, estimates=self.levels.with_early(self.estimates, others))
 
 
 class Estimator(Protocol):
@@ -80,8 +90,16 @@ class Estimator(Protocol):
     def error(self, now: Iterate, ridge: float) -> float:
         """Return the estimated squared error of a solve, relative to the capacity found."""
 
-    def read(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor) -> tuple[Account, Known | None]:
-        """Return what the last iterate tells, and what helps the next solve."""
+    def read(
+        self, draw: Draw, now: Iterate, ridge: float, parts: Tensor, early_at: int | None
+    ) -> tuple[Account, Known | None]:
+        """Return what the last iterate tells, and what helps the next solve.
+
+        Also what an early one tells, after so many iterations, or after a third of them for 0.
+        """
+
+    def read_early(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor, account: Account) -> Estimates:
+        """Return what an early iterate tells, as those of the account did."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +136,36 @@ class Perturbed:
     def error(self, now: Iterate, ridge: float) -> float:
         return now.error(ridge)
 
-    def read(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor) -> tuple[Account, Known | None]:
+    def read(
+        self, draw: Draw, now: Iterate, ridge: float, parts: Tensor, early_at: int | None
+    ) -> tuple[Account, Known | None]:
         """Return the account of the solutions w, and w with G w."""
         (u, eta), w, sizes = self._sides(draw, ridge), now.solution, self.sums.examples.sizes
+        mark = None if early_at is None else now.early_mark(early_at)
         earlier = now.marks[0].solution if now.marks else w[:0]
-        places = self.sums.examples.operator.problem.places
-        Gw, inner, earlier_inner = self.sums.inner(w, earlier)
-        found = perturbed(w, u, eta, ridge, inner, sizes)
-        before = perturbed(earlier, u, eta, ridge, earlier_inner, sizes) if now.marks else found
-        estimates = estimated(found.by_place(places), before.by_place(places), still_missing(now, 1), False, parts)
+        Gw, inner, *others = self.sums.inner(w, earlier, w[:0] if mark is None else mark.solution)
+        found = self._told(w, u, eta, ridge, inner)
+        before = self._told(earlier, u, eta, ridge, others[0]) if now.marks else found
+        estimates = estimated(found, before, still_missing(now, 1), False, parts)
         estimates = replace(estimates, tensors=estimates.tensors.unsettled(now.missing, sizes))
-        return account(estimates, now, self.error(now, ridge), u - Gw - ridge * w, u), (w, Gw)
+        whole = account(estimates, now, self.error(now, ridge), u - Gw - ridge * w, u)
+        if mark is not None:
+            early = self._told(mark.solution, u, eta, ridge, others[1], found.shares)
+            whole = replace(whole, levels=found.levels(early, parts), early_at=mark.iterations, shares=found.shares)
+        return whole, (w, Gw)
+
+    def read_early(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor, account: Account) -> Estimates:
+        """Return what solutions w tell."""
+        (u, eta), w = self._sides(draw, ridge), now.solution
+        *_, inner = self.sums.inner(w[:0], w)
+        return self._told(w, u, eta, ridge, inner, account.shares).estimates(parts)
+
+    def _told(
+        self, w: Tensor, u: Tensor, eta: Tensor, ridge: float, by_slot: Tensor, shares: Tensor | None = None
+    ) -> Inner:
+        examples = self.sums.examples
+        found = perturbed(w, u, eta, ridge, by_slot, examples.sizes, shares)
+        return found.by_place(examples.operator.problem.places)
 
     def _sides(self, draw: Draw, ridge: float) -> tuple[Tensor, Tensor]:
         eta = self.sums.examples.normal_params(draw.number, draw.count)
@@ -158,25 +195,36 @@ class Regressed:
         """Return the error; the ridge has no part in the energy."""
         return now.error()
 
-    def read(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor) -> tuple[Account, Known | None]:
+    def read(
+        self, draw: Draw, now: Iterate, ridge: float, parts: Tensor, early_at: int | None
+    ) -> tuple[Account, Known | None]:
         """Return the account of the fitted values."""
         sums, xi = self.sums, self._signs(draw.number, draw.count)
-        places = sums.examples.operator.problem.places
-
-        def told(y: Tensor, residual: Tensor, back: Tensor) -> Inner:
-            q = xi - residual - ridge * y
-            both = (draw.image + sums.pull(residual), back)
-            by_slot = sums.examples.by_slot
-            return fitted(by_slot(xi + residual), by_slot(q), both, sums.examples.sizes)
-
+        mark = None if early_at is None else now.early_mark(early_at)
         back = sums.pull(now.solution)
         residual = xi - sums.push(back) - ridge * now.solution  # the true one
-        before = found = told(now.solution, residual, back)
-        if now.marks:
-            mark = now.marks[0]
-            before = told(mark.solution, mark.residual, sums.pull(mark.solution))
-        estimates = estimated(found.by_place(places), before.by_place(places), still_missing(now, 2), True, parts)
-        return account(estimates, now, self.error(now, ridge), residual, xi), None
+        found = self._told(draw, ridge, now.solution, residual, back)
+        before = self._told_of(draw, ridge, now.marks[0]) if now.marks else found
+        estimates = estimated(found, before, still_missing(now, 2), True, parts)
+        whole = account(estimates, now, self.error(now, ridge), residual, xi)
+        if mark is not None:
+            levels = found.levels(self._told_of(draw, ridge, mark), parts)
+            whole = replace(whole, levels=levels, early_at=mark.iterations)
+        return whole, None
+
+    def read_early(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor, account: Account) -> Estimates:
+        """Return what fitted values tell."""
+        return self._told_of(draw, ridge, now).estimates(parts)
+
+    def _told_of(self, draw: Draw, ridge: float, at: Mark | Iterate) -> Inner:
+        return self._told(draw, ridge, at.solution, at.residual, self.sums.pull(at.solution))
+
+    def _told(self, draw: Draw, ridge: float, y: Tensor, residual: Tensor, back: Tensor) -> Inner:
+        examples, xi = self.sums.examples, self._signs(draw.number, draw.count)
+        q = xi - residual - ridge * y
+        both = (draw.image + self.sums.pull(residual), back)
+        found = fitted(examples.by_slot(xi + residual), examples.by_slot(q), both, examples.sizes)
+        return found.by_place(examples.operator.problem.places)
 
     def _signs(self, number: int, count: int) -> Tensor:
         return self.sums.examples.signs(number, count)

@@ -80,22 +80,24 @@ class InnerSum(Total):
     """G w, and for every slot the inner products of the rows of C w, (s, k, k), and of those of other vectors."""
 
     w: Tensor
-    others: Tensor
+    others: Tensors
 
     def begin(self, source: Examples) -> Tensors:
         double = partial(self.w.new_zeros, dtype=torch.float64)
-        inner = [double(source.num_slots, len(v), len(v)) for v in (self.w, self.others)]
+        inner = [double(source.num_slots, len(v), len(v)) for v in (self.w, *self.others)]
         return (double(self.w.shape), *inner)
 
     def advance(self, state: Tensors, block: Batch) -> Tensors:
-        product, inner, other_inner = state
-        rows = []
-        for part, into in block.split(self.w, product):
-            rows.append(block.apply(part))
-            block.add_adjoint(into, rows[-1])
-        add_inner(inner, rows)
-        if len(self.others):
-            add_inner(other_inner, (block.apply(part) for (part,) in block.split(self.others)))
+        product, inner, *others = state
+        if len(self.w):
+            rows = []
+            for part, into in block.split(self.w, product):
+                rows.append(block.apply(part))
+                block.add_adjoint(into, rows[-1])
+            add_inner(inner, rows)
+        for v, into in zip(self.others, others, strict=True):
+            if len(v):
+                add_inner(into, (block.apply(part) for (part,) in block.split(v)))
         return state
 
 
@@ -157,9 +159,10 @@ class ExampleSums:
         """Return G w, (k, params)."""
         return self._total(ProductSum(self.examples.in_units(w))).div_(self.examples.num_examples)
 
-    def inner(self, w: Tensor, others: Tensor) -> Iterator[Tensor]:
+    def inner(self, w: Tensor, *others: Tensor) -> Iterator[Tensor]:
         """Yield G w, and by slot the inner products of the rows of C w and of those of other vectors."""
-        for total in self.steps.gather(InnerSum(self.examples.in_units(w), self.examples.in_units(others))):
+        in_units = self.examples.in_units
+        for total in self.steps.gather(InnerSum(in_units(w), tuple(in_units(v) for v in others))):
             yield total.div_(self.examples.num_examples)
 
     def pull(self, rows: Tensor) -> Tensor:

@@ -286,9 +286,9 @@ def plan_examples(
 def first_block(num_params: int) -> int:
     """Return the number of probes of the first solve: the more parameters, the less each leaves to chance.
 
-    Three have three pairs, which tell the error.
+    At least two, whose pair tells the error of all parts together.
     """
-    return max(3, min(WIDEST, 100_000 // num_params))
+    return max(2, min(WIDEST, 100_000 // num_params))
 
 
 def cost_of(task: Task, outputs: int, longest_axis: int = LONGEST) -> ProductCost:

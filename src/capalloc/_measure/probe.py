@@ -2,6 +2,9 @@
 
 A round is one block solve for each ridge, from the largest down, each starting from the last one's solutions. `advance`
 takes a state to the next by a product or two; every state is one that a killed run can go on from.
+
+Where probes are added until `rtol` is reached, the first rounds tell what early iterates lack, a third of the way, and
+further rounds end there (`_measure.estimates`).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from capalloc._linalg.block_cg import Iterate
 from capalloc._linalg.lanczos import Recurrence, recurrence
+from capalloc._measure.estimates import Estimates
 from capalloc._measure.estimators import Account, Draw, Estimator, Known
 from capalloc._measure.examples import WIDEST, Examples
 from capalloc._settings import Stochastic
@@ -22,8 +26,6 @@ from capalloc._settings import Stochastic
 MAX_ITERATIONS = 500
 #: Probes after which "auto" gives up: what would need more is better asked for a coarser partition.
 MAX_PROBES = 4096
-#: The share of the accuracy asked that sampling may use up; the rest is for the solves.
-SAMPLING = 0.9
 #: Squared error of the solves in the norm of G + ridge, relative to the capacity found, in units of `rtol`. It bounds
 #: the total's bias, and stays below the standard error asked of the parts.
 SOLVES = 0.2
@@ -34,6 +36,9 @@ SPECTRUM_PROBES, SPECTRUM_STEPS, FEW_STEPS = 4, 24, 12
 STEPS_OF_ROWS = 64
 #: Products that follow the last iteration, to read the answer off.
 LAST_PRODUCTS = 6
+#: Rounds end early where early iterates leave less than this share of the variance, and less than this share of what
+#: is allowed.
+LEFT_BY_EARLY, ALLOWED_TO_EARLY = 0.25, 0.4
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Round:
     known: Known | None = None  # the last ridge's solutions
     now: Iterate | None = None  # at the next ridge
     late: bool = False  # another iteration would pass the deadline
+    early: bool = False  # its solves end early
 
 
 @dataclass(frozen=True)
@@ -85,15 +91,26 @@ class State:
 
     rounds: int = 0
     trace: float = 0.0  # sum over probes of |C'xi|^2
-    accounts: tuple[Account, ...] = ()  # of all rounds, by ridge
+    accounts: tuple[Account, ...] = ()  # of all rounds that did not end early, by ridge
+    early: Estimates | None = None  # of those that did
     spectrum: Recurrence | None = None
     round: Round | None = None
     reason: str = ""  # why it stopped
 
     @property
+    def answers(self) -> tuple[Account, ...]:
+        """The accounts of all rounds."""
+        return self.accounts if self.early is None else (self.accounts[0].with_early(self.early),)
+
+    @property
     def probes(self) -> int:
         """Number of probes so far."""
-        return self.accounts[0].estimates.total.probes if self.accounts else 0
+        return self.answers[0].estimates.total.probes if self.accounts else 0
+
+    @property
+    def early_at(self) -> int:
+        """Iterations that an early end takes; 0 where it is not known."""
+        return self.accounts[0].early_at if self.accounts else 0
 
 
 def begin_state(probing: Probing) -> State:
@@ -110,7 +127,9 @@ def advance(probing: Probing, state: State) -> State:
     estimator, at = probing.estimator, state.round
     if at is None:
         if count := next_probes(probing, state):
-            return replace(state, round=Round(estimator.draw(state.rounds, count)))
+            early = may_end_early(probing, state)
+            count = probing.probes if early or state.early is not None else count  # as many as the first
+            return replace(state, round=Round(estimator.draw(state.rounds, count), early=early))
         spectrum = state.spectrum
         if spectrum is not None and probing.examples.num_params < MANY_PARAMS and wants_step(probing, spectrum):
             return replace(state, spectrum=spectrum.step(estimator.product(spectrum.v)))
@@ -118,12 +137,36 @@ def advance(probing: Probing, state: State) -> State:
     ridge = probing.ridges[len(at.accounts)]
     if at.now is None:
         return replace(state, round=replace(at, now=estimator.begin(at.draw, ridge, at.known)))
+    if at.early:
+        return ended_early(probing, state, at, at.now, ridge)
     unsolved = len(at.now.directions) and estimator.error(at.now, ridge) > probing.tolerance
     if unsolved and at.now.iterations < MAX_ITERATIONS and not at.late:
         return iterated(probing, state, at, at.now, ridge)
-    account, known = estimator.read(at.draw, at.now, ridge, probing.parts)
+    early_at = state.early_at if len(probing.ridges) == 1 and probing.fixed is None else None
+    account, known = estimator.read(at.draw, at.now, ridge, probing.parts, early_at)
     at = replace(at, accounts=(*at.accounts, account), known=known, now=None, late=False)
     return replace(state, round=at) if len(at.accounts) < len(probing.ridges) else finished(state, at)
+
+
+def ended_early(probing: Probing, state: State, at: Round, now: Iterate, ridge: float) -> State:
+    """Return the state after another iteration of a round that ends early, or after its end."""
+    if now.iterations < state.early_at and len(now.directions):
+        if at.late:  # such a round tells nothing before its end
+            return replace(state, round=None, reason=why_stopped(probing, state))
+        return iterated(probing, state, at, now, ridge)
+    found = probing.estimator.read_early(at.draw, now, ridge, probing.parts, state.accounts[0])
+    state = replace(state, early=found if state.early is None else state.early + found)
+    return replace(state, rounds=state.rounds + 1, trace=state.trace + squares(at.draw), round=None)
+
+
+def may_end_early(probing: Probing, state: State) -> bool:
+    """Return True where the next round tells as much if its solves end early."""
+    if not state.early_at or state.accounts[0].levels is None:
+        return False
+    account, added, dimension = state.accounts[0], state.accounts[0].levels.added.parts, probing.examples.dimension
+    left, whole = (float(one.variance(dimension).sum()) for one in (added, account.estimates.parts))
+    allowed = probing.settings.rtol**2 * float(account.estimates.parts.mean.square().sum())
+    return left < LEFT_BY_EARLY * whole and left / added.probes < ALLOWED_TO_EARLY * allowed
 
 
 def iterated(probing: Probing, state: State, at: Round, now: Iterate, ridge: float) -> State:
@@ -140,6 +183,8 @@ def iterated(probing: Probing, state: State, at: Round, now: Iterate, ridge: flo
 
     began = time.perf_counter()
     now = estimator.step(now, with_spectrum, ridge)
+    if state.early_at:
+        now = replace(now, early=tuple(mark for mark in now.early if mark.iterations >= state.early_at)[:1])
     ended = time.perf_counter()
     late = ended + LAST_PRODUCTS * (ended - began) > probing.deadline
     return replace(state, spectrum=spectrum, round=replace(at, now=now, late=late))
@@ -149,8 +194,13 @@ def finished(state: State, at: Round) -> State:
     """Return the state with a round added."""
     old = state.accounts
     accounts = tuple(a + b for a, b in zip(old, at.accounts, strict=True)) if old else at.accounts
-    trace = state.trace + float(at.draw.image.square().sum())
+    trace = state.trace + squares(at.draw)
     return replace(state, rounds=state.rounds + 1, trace=trace, accounts=accounts, round=None)
+
+
+def squares(draw: Draw) -> float:
+    """Return the sum over probes of |C'xi|^2."""
+    return float(draw.image.square().sum())
 
 
 def wants_step(probing: Probing, spectrum: Recurrence) -> bool:
@@ -173,19 +223,14 @@ def next_probes(probing: Probing, state: State) -> int:
     elif done >= MAX_PROBES:
         return 0
     else:
-        worst = worst_error(probing, state, sampling=True) / (SAMPLING * probing.settings.rtol)
-        missing = math.ceil(done * worst**2) - done
+        dimension, rtol = probing.examples.dimension, probing.settings.rtol
+        missing = math.ceil(done * max(a.estimates.excess(dimension, rtol) for a in state.answers)) - done
     return min(max(missing, 2), max(probing.probes, min(WIDEST, 2 * probing.probes))) if missing > 0 else 0
-
-
-def worst_error(probing: Probing, state: State, sampling: bool = False) -> float:
-    """Return the largest relative standard error of a part, at any ridge."""
-    dimension = probing.examples.dimension
-    return max(a.estimates.relative_error(dimension, sampling) for a in state.accounts)
 
 
 def why_stopped(probing: Probing, state: State) -> str:
     """Return the reason in a word."""
     if probing.fixed is not None and state.probes >= probing.fixed:
         return "num_probes"
-    return "rtol" if worst_error(probing, state) <= probing.settings.rtol else "limit"
+    worst = max(a.estimates.relative_error(probing.examples.dimension) for a in state.answers)
+    return "rtol" if worst <= probing.settings.rtol else "limit"

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from capalloc._linalg.block_cg import Iterate, Mark
 from capalloc._linalg.lanczos import Quadrature, Recurrence, quadrature
-from capalloc._measure.estimates import Estimate, Estimates
+from capalloc._measure.estimates import Estimate, Estimates, Levels
 from capalloc._measure.estimators import Account, Draw, Perturbed, Regressed
 from capalloc._measure.example_sums import ExampleSums, InnerSum, NoiseSum, ProductSum, PullSum, PushSum
 from capalloc._measure.examples import Examples, plan_examples
@@ -40,7 +40,7 @@ FEWEST_PRODUCTS = 12
 #: Combinations of outputs that are kept in any case: fewer would say little of the total.
 FEWEST_COMBINED = 8
 #: Dataclasses of the states that are kept in files, and of the sums that rank 0 asks for.
-STOCHASTIC_TYPES = (State, Round, Draw, Account, Estimates, Estimate, Iterate, Mark, Recurrence)
+STOCHASTIC_TYPES = (State, Round, Draw, Account, Levels, Estimates, Estimate, Iterate, Mark, Recurrence)
 STOCHASTIC_SUMS = (NoiseSum, ProductSum, InnerSum, PullSum, PushSum)
 
 
@@ -166,7 +166,7 @@ def parts_of_places(places: Places, intercept: bool, partition: Partition | None
 
 def allocation(found: Measured, index: int, attrs: dict[str, Any]) -> Allocation:
     """Return the answer at the ridge of that index, with its standard errors."""
-    account, dimension = found.state.accounts[index], found.probing.examples.dimension
+    account, dimension = found.state.answers[index], found.probing.examples.dimension
     problem = found.probing.examples.operator.problem
     places = problem.places
     n, axes, slots = places.number, places.dims, account.estimates.slots
@@ -219,6 +219,7 @@ def facts(found: Measured, account: Account, ridge: float, density: Quadrature |
         "precision": str(examples.x.dtype).removeprefix("torch."),
         "batch_size": found.plan.batch_size,
         "num_probes": total.probes,
+        "early_probes": total.probes - found.state.accounts[0].estimates.total.probes,
         "output_probes": examples.output_probes,
         "total_standard_error": float(total.standard_error(dimension, bounded=True)[0]),
         "relative_standard_error": reached,
