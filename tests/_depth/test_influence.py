@@ -311,3 +311,25 @@ def test_experts_and_what_chooses_them_are_seen():
     field = capalloc.receptive_field(Dispatched().eval(), gaussian(12, 8).float())
     assert field.influence.values.tolist() == [1 <= k < 6 for k in range(8)]  # the gate's three, the experts' four
     assert field.influence_status == "exact"
+
+
+class Selected(nn.Module):
+    """The units that are positive, of each example as many as it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 5), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        rows = [torch.stack([e[torch.nonzero(e > 0).flatten()].sum(), e[0]]) for e in h]
+        return self.last(torch.stack(rows))
+
+
+def test_sizes_that_the_data_decide_have_paths():
+    torch.manual_seed(0)
+    model, x = Selected().eval(), gaussian(12, 3).float()
+    found = capalloc.propagate(model, x, solver="markov")
+    assert float(found.capacity.sum()) + found.bias == pytest.approx(found.total, rel=1e-5)
+    assert not found.attrs["symmetries_exact"]
+    assert capalloc.receptive_field(model, x).influence.values.all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -280,10 +281,11 @@ def _multiplies(node: Node) -> bool:
     return all(record(user.target).kind in MULTIPLYING or (passes(user) and _multiplies(user)) for user in node.users)
 
 
-def numel(node: Node) -> int:
-    """Return the number of entries of a tensor, 0 of several."""
+def numel(node: Node) -> float:
+    """Return the number of entries of a tensor, 0 of several, infinity where the data decide."""
     value = node.meta.get("val")
-    return value.numel() if isinstance(value, Tensor) else 0
+    number: Any = value.numel() if isinstance(value, Tensor) else 0  # or a symbol
+    return math.inf if isinstance(number, torch.SymInt) else number
 
 
 def nodes_in(tree: Any) -> list[Node]:

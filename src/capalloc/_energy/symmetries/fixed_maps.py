@@ -6,6 +6,8 @@ positions all but their sum, a fixed matrix what is in its null space; squares o
 
 from __future__ import annotations
 
+import math
+
 from torch.fx import Node
 
 from capalloc._energy.carriers import Carriers
@@ -44,10 +46,13 @@ def has_fixed_maps(graph: Graph, carriers: Carriers) -> bool:
         by_parameters = len(read) < len(feeds)
         if by_parameters or not weighed.isdisjoint(read):
             weighed.add(node)
-        grows = numel(node) > sum(map(numel, read))
+        size, sizes = numel(node), [numel(used) for used in read]
+        if math.inf in (size, *sizes):
+            return True
+        grows = size > sum(sizes)
         repeats = kind == "movement" and grows and not str(node.target).startswith(PADDING)
         if (kind in WEIGHING and by_parameters) or (kind in ENTRYWISE and not repeats):
             continue
-        if kind != "average" or numel(node) >= numel(read[0]) or not weighed.isdisjoint(read):
+        if kind != "average" or size >= sizes[0] or not weighed.isdisjoint(read):
             return True
     return False
