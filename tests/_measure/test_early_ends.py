@@ -11,7 +11,7 @@ import torch
 from test_stochastic import IMAGES, OF, exact_of
 
 from capalloc import Allocation, measure
-from capalloc._linalg.block_cg import HELD_EARLY, begin, step
+from capalloc._linalg.block_cg import HELD_EARLY, Iterate, Mark, begin, step
 from capalloc._measure import examples as examples_module
 from capalloc._measure import probe
 from capalloc._measure.estimates import Estimate, with_early
@@ -104,7 +104,12 @@ def test_asked_for_by_number_all_probes_are_solved_to_the_end(monkeypatch) -> No
 
 
 def test_where_early_iterates_tell_little_no_round_ends_early(monkeypatch) -> None:
-    monkeypatch.setattr(probe, "LEFT_BY_EARLY", 0.0)
+    """As where early iterates are zero."""
+
+    def nothing(now: Iterate, iterations: int) -> Mark:
+        return Mark(torch.zeros_like(now.solution), now.residual, 0.0, 2)
+
+    monkeypatch.setattr(Iterate, "early_mark", nothing)
     found = found_by(monkeypatch, 24, 0, rtol=0.05)
     assert found.attrs["early_probes"] == 0
     assert found.attrs["rounds"] > 1

@@ -123,7 +123,8 @@ class Estimate(Additive):
 def with_early(last: Estimate, early: Estimate, added: Estimate, others: Estimate) -> Estimate:
     """Return the estimate of all probes: the last and early iterates of some, what the last add, and the others' early.
 
-    Its squares are those that make its variance the sum's. What signs know of B - B_early's diagonal is left out.
+    Its squares are those that make its variance the sum's, as if from the pairs of the first: these alone tell what is
+    added. What signs know of B - B_early's diagonal is left out.
     """
     every = early + others
     ratio = every.probes / last.probes
@@ -137,11 +138,11 @@ def with_early(last: Estimate, early: Estimate, added: Estimate, others: Estimat
     mean = every.mean + last.mean - early.mean
     return Estimate(
         mean * every.probes,
-        squares * every.pairs,
-        by_pair("known").clamp(min=0) * every.pairs,
+        squares * last.pairs,
+        by_pair("known").clamp(min=0) * last.pairs,
         last.drift * ratio,
         every.probes,
-        every.pairs,
+        last.pairs,
     )
 
 

@@ -147,7 +147,11 @@ class Perturbed:
         found = self._told(w, u, eta, ridge, inner)
         before = self._told(earlier, u, eta, ridge, others[0]) if now.marks else found
         estimates = estimated(found, before, still_missing(now, 1), False, parts)
-        estimates = replace(estimates, tensors=estimates.tensors.unsettled(now.missing, sizes))
+        estimates = replace(
+            estimates,
+            tensors=estimates.tensors.unsettled(now.missing, sizes),
+            total=estimates.total.unsettled(now.missing, (sum(sizes),)),
+        )
         whole = account(estimates, now, self.error(now, ridge), u - Gw - ridge * w, u)
         if mark is not None:
             early = self._told(mark.solution, u, eta, ridge, others[1], found.shares)

@@ -36,9 +36,8 @@ SPECTRUM_PROBES, SPECTRUM_STEPS, FEW_STEPS = 4, 24, 12
 STEPS_OF_ROWS = 64
 #: Products that follow the last iteration, to read the answer off.
 LAST_PRODUCTS = 6
-#: Rounds end early where early iterates leave less than this share of the variance, and less than this share of what
-#: is allowed.
-LEFT_BY_EARLY, ALLOWED_TO_EARLY = 0.25, 0.4
+#: Products of a round beside those of its iterations.
+OTHER_PRODUCTS = 3
 
 
 @dataclass(frozen=True)
@@ -160,13 +159,20 @@ def ended_early(probing: Probing, state: State, at: Round, now: Iterate, ridge: 
 
 
 def may_end_early(probing: Probing, state: State) -> bool:
-    """Return True where the next round tells as much if its solves end early."""
+    """Return True where the next round tells more for its time if its solves end early.
+
+    From n of N probes solved to the end parts have the variance V/N + added (1/n - 1/N), (docs/measure-at-scale.md).
+    """
     if not state.early_at or state.accounts[0].levels is None:
         return False
     account, added, dimension = state.accounts[0], state.accounts[0].levels.added.parts, probing.examples.dimension
     left, whole = (float(one.variance(dimension).sum()) for one in (added, account.estimates.parts))
-    allowed = probing.settings.rtol**2 * float(account.estimates.parts.mean.square().sum())
-    return left < LEFT_BY_EARLY * whole and left / added.probes < ALLOWED_TO_EARLY * allowed
+    n, every, more = added.probes, state.probes, probing.probes
+    by_early = (whole - left) * (1 / every - 1 / (every + more))
+    by_last = left * (1 / n - 1 / (n + more))
+    iterations = account.iterations * more / n
+    cost = (state.early_at + OTHER_PRODUCTS) / (iterations + OTHER_PRODUCTS)
+    return by_early > cost * (by_early + by_last)
 
 
 def iterated(probing: Probing, state: State, at: Round, now: Iterate, ridge: float) -> State:
