@@ -38,8 +38,11 @@ PRIMED = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>")
 
 #: A link as a file in the root of the repository writes it, and the pages that such files are on the site.
 FROM_ROOT = re.compile(r"\]\((?:docs/([\w./-]+)|([A-Z_]+\.md))")
-#: A cell of a table that holds numbers, such as `0.51 ± 0.02` or `0.33 to 0.43`, and nothing else.
-NUMBERS = re.compile(r"<td[^<>]*>[-+−~\d](?:[\d\s.,%±/×+()−-]|e-?|to)*</td>")
+#: A cell of a table, and what shows in it where it holds numbers alone: `0.51 ± 0.02`, `0.33 to 0.43` or `7.2 s`.
+CELL, TAG = re.compile(r"<td([^<>]*>)(.*?)</td>", re.DOTALL), re.compile(r"<math.*?</math>|<[^<>]+>", re.DOTALL)
+NUMBERS = re.compile(r"[-+−~]?[.\d]([\d\s.,%±/×x+()!−-]|e-?|to|of)*(ms|s|[GMk]iB|[Mk]|passes)?")
+#: Letters in a cell from which it holds words, or prose, and keeps some width where there is little.
+WORDS, PROSE = 12, 45
 #: Options in a line of code, which break at their hyphens otherwise.
 CODE, OPTION = re.compile(r"(?<=<code>)[^<]*--[^<]*(?=</code>)"), re.compile(r"--[a-z][\w-]*")
 #: A line that is a link to a script, which the site shows in its place.
@@ -76,8 +79,20 @@ class Whole(Postprocessor):
 
     def run(self, text: str) -> str:
         """Return the page's HTML with its cells and options."""
-        text = NUMBERS.sub(lambda cell: re.sub(r"(?<!<td) ", "\u00a0", cell[0]), text)
+        text = CELL.sub(_cell, text)
         return CODE.sub(lambda code: OPTION.sub(r'<span class="whole">\g<0></span>', code[0]), text)
+
+
+def _cell(found: re.Match[str]) -> str:
+    """Return a cell with the class that says how it may be wrapped."""
+    shown = TAG.sub("", found[2])
+    if NUMBERS.fullmatch(shown):
+        kind = "whole"
+    elif len(shown) >= WORDS:
+        kind = "prose" if len(shown) >= PROSE else "words"
+    else:
+        return found[0]
+    return f'<td class="{kind}"{found[1]}{found[2]}</td>'
 
 
 class Mentions(Postprocessor):

@@ -115,6 +115,29 @@ def test_text_with_angle_brackets_and_underscores_stays_whole():
     assert page.count("<math") == 1
 
 
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        ("0.51 ± 0.02", "whole"),
+        ("**94.4 ± 0.2** !", "whole"),
+        ("32 x 1 x 28 x 28", "whole"),
+        ("6e-02", "whole"),
+        ("7.2 s", "whole"),
+        ("3 passes", "whole"),
+        ("dense", None),
+        ("", None),
+        ("`x` of 3", None),
+        ("super-resolution", "words"),
+        ("a limit that is told in a sentence of its own, which is wrapped", "prose"),
+    ],
+)
+def test_cells_of_numbers_stay_on_one_line_and_words_keep_some_width(cell, kind):
+    page = markdown.Markdown(extensions=["docs.site_markdown", "tables", "md_in_html"]).convert(
+        f"|a|b|\n|-|-|\n|x|{cell}|"
+    )
+    assert re.findall(r'<td(?: class="(\w+)")?>', page) == ["", kind or ""]
+
+
 def test_formulas_and_pictures_are_drawn_and_none_is_left_as_it_was_written(built):
     drawn = 0
     for page in built.rglob("*.html"):
