@@ -68,6 +68,7 @@ def test_early_iterates_reach_back_to_a_third() -> None:
         assert len(now.early) <= HELD_EARLY
     assert now.early_mark(12).iterations == 12
     assert now.early_mark(7) is None
+    assert now.early_mark(30).solution is now.solution
 
 
 def found_by(
@@ -127,6 +128,22 @@ def test_a_round_that_has_no_time_to_reach_its_early_end_is_dropped(monkeypatch)
     assert found.attrs["stopped_by"] == "limit"
     assert (found.attrs["num_probes"], found.attrs["early_probes"]) == (4, 0)
     assert len(states) == 1
+
+
+def test_a_round_that_is_late_before_the_early_end_of_others_counts_as_it_is(monkeypatch) -> None:
+    """A round of the others' kind, of one iteration, after others that ended early."""
+    iterated, next_is_early = probe.iterated, probe.may_end_early
+
+    def last_is_late(probing, state, at, now, ridge):
+        found = iterated(probing, state, at, now, ridge)
+        return replace(found, round=replace(found.round, late=True)) if state.early and not at.early else found
+
+    monkeypatch.setattr(probe, "iterated", last_is_late)
+    monkeypatch.setattr(probe, "may_end_early", lambda p, state: not state.early and next_is_early(p, state))
+    found = found_by(monkeypatch, 24, 0, rtol=0.07)
+    assert found.attrs["early_probes"] == 4
+    assert found.attrs["num_probes"] > 8
+    assert np.isfinite(found.capacity.standard_error).all()
 
 
 def test_a_run_goes_on_from_within_a_round_that_ends_early(monkeypatch, tmp_path) -> None:

@@ -76,7 +76,9 @@ class Iterate:
         return missing_of(self.gains, self.window)
 
     def early_mark(self, iterations: int) -> Mark | None:
-        """Return the iterate after so many iterations, if it is held; for 0, that after a third of them all."""
+        """Return the iterate after so many iterations, or the last; for 0, that after a third of them all, if any."""
+        if self.iterations <= iterations:
+            return Mark(self.solution, self.residual, self.energy, self.iterations)
         fits = (
             m
             for m in self.early

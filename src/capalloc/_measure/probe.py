@@ -141,7 +141,8 @@ def advance(probing: Probing, state: State) -> State:
     unsolved = len(at.now.directions) and estimator.error(at.now, ridge) > probing.tolerance
     if unsolved and at.now.iterations < MAX_ITERATIONS and not at.late:
         return iterated(probing, state, at, at.now, ridge)
-    early_at = state.early_at if len(probing.ridges) == 1 and probing.fixed is None else None
+    alike = len(probing.ridges) == 1 and probing.fixed is None and at.draw.count == probing.probes
+    early_at = state.early_at if alike else None
     account, known = estimator.read(at.draw, at.now, ridge, probing.parts, early_at)
     at = replace(at, accounts=(*at.accounts, account), known=known, now=None, late=False)
     return replace(state, round=at) if len(at.accounts) < len(probing.ridges) else finished(state, at)
