@@ -144,8 +144,12 @@ def advance(probing: Probing, state: State) -> State:
     alike = len(probing.ridges) == 1 and probing.fixed is None and at.draw.count == probing.probes
     early_at = state.early_at if alike else None
     account, known = estimator.read(at.draw, at.now, ridge, probing.parts, early_at)
+    no_time = at.late
     at = replace(at, accounts=(*at.accounts, account), known=known, now=None, late=False)
-    return replace(state, round=at) if len(at.accounts) < len(probing.ridges) else finished(state, at)
+    if len(at.accounts) < len(probing.ridges):
+        return replace(state, round=at)
+    state = finished(state, at)
+    return replace(state, reason=why_stopped(probing, state)) if no_time else state  # for another round
 
 
 def ended_early(probing: Probing, state: State, at: Round, now: Iterate, ridge: float) -> State:
