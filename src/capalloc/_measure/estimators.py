@@ -207,24 +207,24 @@ class Regressed:
         mark = None if early_at is None else now.early_mark(early_at)
         back = sums.pull(now.solution)
         residual = xi - sums.push(back) - ridge * now.solution  # the true one
-        found = self._told(draw, ridge, now.solution, residual, back)
-        before = self._told_of(draw, ridge, now.marks[0]) if now.marks else found
+        found = self._told(draw, xi, ridge, now.solution, residual, back)
+        before = self._told_of(draw, xi, ridge, now.marks[0]) if now.marks else found
         estimates = estimated(found, before, still_missing(now, 2), True, parts)
         whole = account(estimates, now, self.error(now, ridge), residual, xi)
         if mark is not None:
-            levels = found.levels(self._told_of(draw, ridge, mark), parts)
+            levels = found.levels(self._told_of(draw, xi, ridge, mark), parts)
             whole = replace(whole, levels=levels, early_at=mark.iterations)
         return whole, None
 
     def read_early(self, draw: Draw, now: Iterate, ridge: float, parts: Tensor, account: Account) -> Estimates:
         """Return what fitted values tell."""
-        return self._told_of(draw, ridge, now).estimates(parts)
+        return self._told_of(draw, self._signs(draw.number, draw.count), ridge, now).estimates(parts)
 
-    def _told_of(self, draw: Draw, ridge: float, at: Mark | Iterate) -> Inner:
-        return self._told(draw, ridge, at.solution, at.residual, self.sums.pull(at.solution))
+    def _told_of(self, draw: Draw, xi: Tensor, ridge: float, at: Mark | Iterate) -> Inner:
+        return self._told(draw, xi, ridge, at.solution, at.residual, self.sums.pull(at.solution))
 
-    def _told(self, draw: Draw, ridge: float, y: Tensor, residual: Tensor, back: Tensor) -> Inner:
-        examples, xi = self.sums.examples, self._signs(draw.number, draw.count)
+    def _told(self, draw: Draw, xi: Tensor, ridge: float, y: Tensor, residual: Tensor, back: Tensor) -> Inner:
+        examples = self.sums.examples
         q = xi - residual - ridge * y
         both = (draw.image + self.sums.pull(residual), back)
         found = fitted(examples.by_slot(xi + residual), examples.by_slot(q), both, examples.sizes)

@@ -104,7 +104,12 @@ class State:
     @property
     def probes(self) -> int:
         """Number of probes so far."""
-        return self.answers[0].estimates.total.probes if self.accounts else 0
+        return self.accounts[0].estimates.total.probes + self.early_probes if self.accounts else 0
+
+    @property
+    def early_probes(self) -> int:
+        """Number of those that ended early."""
+        return self.early.total.probes if self.early is not None else 0
 
     @property
     def early_at(self) -> int:
@@ -141,9 +146,7 @@ def advance(probing: Probing, state: State) -> State:
     unsolved = len(at.now.directions) and estimator.error(at.now, ridge) > probing.tolerance
     if unsolved and at.now.iterations < MAX_ITERATIONS and not at.late:
         return iterated(probing, state, at, at.now, ridge)
-    alike = len(probing.ridges) == 1 and probing.fixed is None and at.draw.count == probing.probes
-    early_at = state.early_at if alike else None
-    account, known = estimator.read(at.draw, at.now, ridge, probing.parts, early_at)
+    account, known = estimator.read(at.draw, at.now, ridge, probing.parts, read_early_at(probing, state, at))
     no_time = at.late
     at = replace(at, accounts=(*at.accounts, account), known=known, now=None, late=False)
     if len(at.accounts) < len(probing.ridges):
@@ -159,8 +162,13 @@ def ended_early(probing: Probing, state: State, at: Round, now: Iterate, ridge: 
             return replace(state, round=None, reason=why_stopped(probing, state))
         return iterated(probing, state, at, now, ridge)
     found = probing.estimator.read_early(at.draw, now, ridge, probing.parts, state.accounts[0])
-    state = replace(state, early=found if state.early is None else state.early + found)
-    return replace(state, rounds=state.rounds + 1, trace=state.trace + squares(at.draw), round=None)
+    return closed(replace(state, early=found if state.early is None else state.early + found), at)
+
+
+def read_early_at(probing: Probing, state: State, at: Round) -> int | None:
+    """Return when a round is read early beside its end: 0 for after a third, None where no other would end there."""
+    alike = len(probing.ridges) == 1 and probing.fixed is None and at.draw.count == probing.probes
+    return state.early_at if alike and not at.early else None
 
 
 def may_end_early(probing: Probing, state: State) -> bool:
@@ -194,8 +202,10 @@ def iterated(probing: Probing, state: State, at: Round, now: Iterate, ridge: flo
 
     began = time.perf_counter()
     now = estimator.step(now, with_spectrum, ridge)
-    if state.early_at:
-        now = replace(now, early=tuple(mark for mark in now.early if mark.iterations >= state.early_at)[:1])
+    early_at = read_early_at(probing, state, at)
+    if early_at != 0:  # what no reading needs is not held
+        kept = () if early_at is None else tuple(mark for mark in now.early if mark.iterations >= early_at)[:1]
+        now = replace(now, early=kept)
     ended = time.perf_counter()
     late = ended + LAST_PRODUCTS * (ended - began) > probing.deadline
     return replace(state, spectrum=spectrum, round=replace(at, now=now, late=late))
@@ -205,13 +215,13 @@ def finished(state: State, at: Round) -> State:
     """Return the state with a round added."""
     old = state.accounts
     accounts = tuple(a + b for a, b in zip(old, at.accounts, strict=True)) if old else at.accounts
-    trace = state.trace + squares(at.draw)
-    return replace(state, rounds=state.rounds + 1, trace=trace, accounts=accounts, round=None)
+    return closed(replace(state, accounts=accounts), at)
 
 
-def squares(draw: Draw) -> float:
-    """Return the sum over probes of |C'xi|^2."""
-    return float(draw.image.square().sum())
+def closed(state: State, at: Round) -> State:
+    """Return the state after a round."""
+    trace = state.trace + float(at.draw.image.square().sum())
+    return replace(state, rounds=state.rounds + 1, trace=trace, round=None)
 
 
 def wants_step(probing: Probing, spectrum: Recurrence) -> bool:

@@ -219,7 +219,7 @@ def facts(found: Measured, account: Account, ridge: float, density: Quadrature |
         "precision": str(examples.x.dtype).removeprefix("torch."),
         "batch_size": found.plan.batch_size,
         "num_probes": total.probes,
-        "early_probes": total.probes - found.state.accounts[0].estimates.total.probes,
+        "early_probes": found.state.early_probes,
         "output_probes": examples.output_probes,
         "total_standard_error": float(total.standard_error(dimension, bounded=True)[0]),
         "relative_standard_error": reached,
