@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -117,7 +118,7 @@ def rank(
                 error.add_note(f"of {name}")
             raise
     if seconds is not None:
-        notes += _in_time(candidates, seconds, seconds - (time.perf_counter() - started))
+        notes += _in_time(candidates, seconds, started)
     if progress:
         announce("rank", sum(candidate.seconds for candidate in candidates.values()), progress)
     for name, candidate in tqdm(candidates.items(), disable=not progress, desc="models"):
@@ -139,9 +140,11 @@ def _named(models: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
     return named
 
 
-def _in_time(candidates: Mapping[str, Candidate], seconds: float, left: float) -> list[str]:
+def _in_time(candidates: Mapping[str, Candidate], seconds: float, started: float) -> list[str]:
     """Measure no dimension that there is no time for; a note where what remains takes too long as well."""
-    for one in sorted(candidates.values(), key=lambda one: -one.dimension_seconds):
+    longest_first = sorted(candidates.values(), key=lambda one: -one.dimension_seconds)
+    left = seconds - (time.perf_counter() - started)
+    for one in longest_first:
         if sum(candidate.seconds for candidate in candidates.values()) > left and one.measures:
             why = f"about {duration(one.dimension_seconds)}, of seconds={seconds:g} for all"
             one.notes.append(f"the functional dimension left out: {why}")
@@ -159,7 +162,6 @@ class Candidate:
     metric: InputMetricLike
     seed: int
     notes: list[str]
-    of_pass: float  # seconds
     measures: bool  # the functional dimension
 
     @classmethod
@@ -182,8 +184,13 @@ class Candidate:
             labels = labels[: len(x)].long()
         input_metric(metric, problem)
         problem = replace(problem, inputs=x)
-        measures, of_pass = problem.num_params <= MEASURED_PARAMS, pass_seconds(problem)[0]
-        return cls(problem, x, labels, metric, seed, list(problem.notes), of_pass, measures)
+        measures = problem.num_params <= MEASURED_PARAMS
+        return cls(problem, x, labels, metric, seed, list(problem.notes), measures)
+
+    @cached_property
+    def of_pass(self) -> float:
+        """Seconds of a pass, timed where they are asked for."""
+        return pass_seconds(self.problem)[0]
 
     @property
     def dimension_seconds(self) -> float:
