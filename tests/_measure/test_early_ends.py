@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -130,20 +131,50 @@ def test_a_round_that_has_no_time_to_reach_its_early_end_is_dropped(monkeypatch)
     assert len(states) == 1
 
 
-def test_a_round_that_is_late_before_the_early_end_of_others_counts_as_it_is(monkeypatch) -> None:
-    """A round of the others' kind, of one iteration, after others that ended early."""
+@pytest.mark.parametrize(("iterations", "probes"), [(1, 8), (8, 12)])
+def test_a_round_that_is_cut_short_counts_where_it_helps(monkeypatch, iterations, probes) -> None:
+    """One of the others' kind, after some that ended early: after one iteration it would tell less than nothing."""
     iterated, next_is_early = probe.iterated, probe.may_end_early
 
     def last_is_late(probing, state, at, now, ridge):
         found = iterated(probing, state, at, now, ridge)
-        return replace(found, round=replace(found.round, late=True)) if state.early and not at.early else found
+        late = state.early and not at.early and found.round.now.iterations >= iterations
+        return replace(found, round=replace(found.round, late=True)) if late else found
 
     monkeypatch.setattr(probe, "iterated", last_is_late)
     monkeypatch.setattr(probe, "may_end_early", lambda p, state: not state.early and next_is_early(p, state))
     found = found_by(monkeypatch, 24, 0, rtol=0.07)
     assert found.attrs["stopped_by"] == "limit"  # no time for another round
-    assert (found.attrs["early_probes"], found.attrs["num_probes"]) == (4, 12)
+    assert (found.attrs["early_probes"], found.attrs["num_probes"]) == (4, probes)
     assert np.isfinite(found.capacity.standard_error).all()
+
+
+class Clock:
+    """Every look at it takes a second."""
+
+    def __init__(self) -> None:
+        self.now = time.perf_counter()
+
+    def perf_counter(self) -> float:
+        """Return the seconds."""
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("settings", [{"rtol": 0.02}, {"num_probes": 400, "rtol": 0.02}])
+def test_no_round_is_begun_that_has_no_time_to_end(monkeypatch, settings) -> None:
+    monkeypatch.setattr(examples_module, "WIDEST", 4)  # rounds of four where their number is known
+    rounds = []
+    for limit in (120.0, 180.0, 300.0):
+        clock = Clock()
+        monkeypatch.setattr(probe, "time", clock)
+        began = clock.now
+        found = found_by(monkeypatch, 24, 0, max_seconds=limit, **settings)
+        rounds.append(found.attrs["rounds"])
+        assert found.attrs["stopped_by"] == "limit"
+        assert found.attrs["solve_error"] <= probe.SOLVES * settings["rtol"]  # each to its end
+        assert 0.5 * limit < clock.now - began < limit
+    assert 1 <= rounds[0] < rounds[1] < rounds[2]
 
 
 def test_a_run_goes_on_from_within_a_round_that_ends_early(monkeypatch, tmp_path) -> None:

@@ -398,6 +398,17 @@ def test_plans_hold_all_that_they_count_within_the_budget(params, elements, slot
         assert cost.vectors(plan.probes) + cost.bases + plan.batch_size * cost.rows(plan.probes) < plan.num_bytes
 
 
+def test_a_batch_may_be_as_long_as_a_share_of_the_vectors_of_large_networks() -> None:
+    """Each reads and writes as many numbers as there are parameters, so that few examples of it take longer."""
+    large = ProductCost(elements=700_000, outputs=10, slots=12_289, params=11_000_000, itemsize=4, examples=32)
+    small, room = replace(large, params=10_000, elements=30_000), Budget(2e10)
+    one, more = (large.plan(4, "auto", room, share) for share in (0.0, 0.25))
+    assert (one.batch_size, more.batch_size) == (1, 5)
+    assert one.num_bytes < more.num_bytes < 1.25 * one.num_bytes
+    assert large.product(more.batch_size, more.chunk) <= 0.25 * large.vectors(4)
+    assert small.plan(4, "auto", room, 0.25) == small.plan(4, "auto", room)
+
+
 def test_forecasts_are_written_down() -> None:
     attrs = one().attrs
     assert attrs["forecast_bytes"] > 0

@@ -32,6 +32,9 @@ from capalloc._settings import Block, Stochastic
 ALL_OUTPUTS, OUTPUT_PROBES = 100, 32
 #: Probes solved for together, at most.
 WIDEST = 64
+#: Share of the bytes of the solver's vectors that a batch may take too, but where few are held: every batch reads and
+#: writes as much as the parameters, so that more examples of it take less.
+BESIDE_VECTORS = 1 / 4
 #: Examples whose gates are looked at together, and the relative difference that says that they move: float32 rounding
 #: is below it.
 CHECKED, APART = 8, 1e-3
@@ -271,7 +274,7 @@ def plan_examples(
     wanted = first_block(task.size.params) if isinstance(settings.num_probes, str) else settings.num_probes
     cost = cost_of(task, min(probes, num_outputs), longest_axis)
     most = wanted if isinstance(settings, Block) else max(2, min(wanted, WIDEST, cost.params))
-    plan = cost.plan(together or most, task.batch_size, task.budget)
+    plan = cost.plan(together or most, task.batch_size, task.budget, 0.0 if together else BESIDE_VECTORS)
     first = x[:1].to(task.problem.dtype)
     operator = choose_operator(task.problem, task.space, first, lambda: task.replay(0), x.dtype, own)
     if gates_move(operator, x, task.replay):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from capalloc._linalg.block_cg import Iterate
 from capalloc._linalg.lanczos import Recurrence, recurrence
-from capalloc._measure.estimates import Estimates
+from capalloc._measure.estimates import Estimates, Levels
 from capalloc._measure.estimators import Account, Draw, Estimator, Known
 from capalloc._measure.examples import WIDEST, Examples
 from capalloc._settings import Stochastic
@@ -94,6 +94,7 @@ class State:
     early: Estimates | None = None  # of those that did
     spectrum: Recurrence | None = None
     round: Round | None = None
+    pace: float = 0.0  # seconds of the last iteration, for each probe
     reason: str = ""  # why it stopped
 
     @property
@@ -104,12 +105,26 @@ class State:
     @property
     def probes(self) -> int:
         """Number of probes so far."""
-        return self.accounts[0].estimates.total.probes + self.early_probes if self.accounts else 0
+        return self.whole_probes + self.early_probes
+
+    @property
+    def whole_probes(self) -> int:
+        """Number of those that did not end early."""
+        return self.accounts[0].estimates.total.probes if self.accounts else 0
+
+    @property
+    def levels(self) -> Levels | None:
+        """Estimates of what early ends lack, where they are known."""
+        return self.accounts[0].levels if self.early_at else None
 
     @property
     def early_probes(self) -> int:
         """Number of those that ended early."""
         return self.early.total.probes if self.early is not None else 0
+
+    def worst(self, probing: Probing) -> float:
+        """Return the largest relative error of a part."""
+        return max(a.estimates.relative_error(probing.examples.dimension) for a in self.answers)
 
     @property
     def early_at(self) -> int:
@@ -131,8 +146,9 @@ def advance(probing: Probing, state: State) -> State:
     estimator, at = probing.estimator, state.round
     if at is None:
         if count := next_probes(probing, state):
-            early = may_end_early(probing, state)
-            count = probing.probes if early or state.early is not None else count  # as many as the first
+            if (chosen := next_round(probing, state, count)) is None:
+                return replace(state, reason=why_stopped(probing, state))
+            count, early = chosen
             return replace(state, round=Round(estimator.draw(state.rounds, count), early=early))
         spectrum = state.spectrum
         if spectrum is not None and probing.examples.num_params < MANY_PARAMS and wants_step(probing, spectrum):
@@ -151,8 +167,12 @@ def advance(probing: Probing, state: State) -> State:
     at = replace(at, accounts=(*at.accounts, account), known=known, now=None, late=False)
     if len(at.accounts) < len(probing.ridges):
         return replace(state, round=at)
-    state = finished(state, at)
-    return replace(state, reason=why_stopped(probing, state)) if no_time else state  # for another round
+    after = finished(state, at)
+    if not no_time:
+        return after
+    if state.accounts and after.worst(probing) > state.worst(probing):  # cut short, it tells less than nothing
+        after = replace(state, round=None)
+    return replace(after, reason=why_stopped(probing, after))
 
 
 def ended_early(probing: Probing, state: State, at: Round, now: Iterate, ridge: float) -> State:
@@ -171,14 +191,31 @@ def read_early_at(probing: Probing, state: State, at: Round) -> int | None:
     return state.early_at if alike and not at.early else None
 
 
+def next_round(probing: Probing, state: State, count: int) -> tuple[int, bool] | None:
+    """Return the probes of the next round, of `count` wanted, and whether it ends early.
+
+    None where too little time is left for any, at the pace of the last: a round that is cut short tells little.
+    """
+    alike, early = probing.probes, may_end_early(probing, state)  # as many as the first, beside early ones
+    few = min(count, alike) if state.early is None else alike
+    first = (alike, early) if early or state.early is not None else (count, False)
+    iterations = sum(a.iterations for a in state.accounts) * alike / max(state.whole_probes, 1)
+    left = probing.deadline - time.perf_counter()
+    for probes, ends_early in (first, (few, False), *[(alike, True)] * (state.levels is not None)):
+        products = (state.early_at if ends_early else iterations) + LAST_PRODUCTS
+        if not state.rounds or state.pace * probes * products <= left:
+            return probes, ends_early
+    return None
+
+
 def may_end_early(probing: Probing, state: State) -> bool:
     """Return True where the next round tells more for its time if its solves end early.
 
     From n of N probes solved to the end parts have the variance V/N + added (1/n - 1/N), (docs/measure-at-scale.md).
     """
-    if not state.early_at or state.accounts[0].levels is None:
+    if state.levels is None:
         return False
-    account, added, dimension = state.accounts[0], state.accounts[0].levels.added.parts, probing.examples.dimension
+    account, added, dimension = state.accounts[0], state.levels.added.parts, probing.examples.dimension
     left, whole = (float(one.variance(dimension).sum()) for one in (added, account.estimates.parts))
     n, every, more = added.probes, state.probes, probing.probes
     by_early = (whole - left) * (1 / every - 1 / (every + more))
@@ -208,7 +245,8 @@ def iterated(probing: Probing, state: State, at: Round, now: Iterate, ridge: flo
         now = replace(now, early=kept)
     ended = time.perf_counter()
     late = ended + LAST_PRODUCTS * (ended - began) > probing.deadline
-    return replace(state, spectrum=spectrum, round=replace(at, now=now, late=late))
+    pace = (ended - began) / at.draw.count
+    return replace(state, spectrum=spectrum, round=replace(at, now=now, late=late), pace=pace)
 
 
 def finished(state: State, at: Round) -> State:
@@ -253,5 +291,4 @@ def why_stopped(probing: Probing, state: State) -> str:
     """Return the reason in a word."""
     if probing.fixed is not None and state.probes >= probing.fixed:
         return "num_probes"
-    worst = max(a.estimates.relative_error(probing.examples.dimension) for a in state.answers)
-    return "rtol" if worst <= probing.settings.rtol else "limit"
+    return "rtol" if state.worst(probing) <= probing.settings.rtol else "limit"

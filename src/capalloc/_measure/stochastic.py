@@ -25,6 +25,7 @@ from capalloc._measure.task import Task
 from capalloc._measure.work_plan import Plan
 from capalloc._model.magnitudes import notes_of_zeros
 from capalloc._model.places import Places
+from capalloc._runtime.memory import memory_kept
 from capalloc._runtime.steps import Steps
 from capalloc._settings import Run, Stochastic
 from capalloc.results.allocation import Allocation
@@ -55,25 +56,26 @@ def measure_stochastic(
     """
     began = time.perf_counter()
     examples, plan = plan_examples(task, settings)
-    plan, combined = steps.agree("plan in time", lambda: in_time(examples, plan, settings))
-    examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk, output_probes=combined)
-    expected = Forecast(plan.num_bytes, seconds_of_solve(examples, plan))
-    rank = steps.reducer.rank
-    if rank == 0:
-        expected.announce(run.progress, "for a solve")
-    own = examples.shard(steps.reducer.shard(len(examples.x)))
-    own = own.prepared() if plan.keep else own
-    steps = steps.over(own)
-    sums = ExampleSums(own, steps)
-    probing = Probing(
-        estimator=Regressed(sums) if examples.fewer_rows else Perturbed(sums, examples),
-        settings=settings,
-        ridges=ridges,
-        parts=parts_of_places(task.problem.places, task.space.intercept, settings.partition).to(task.x.device),
-        probes=plan.probes,
-    )
-    with progress_bar(run.progress, rank, unit=" steps") as bar:
-        state = steps.lead("answer", lambda: solve(probing, steps, began, bar))
+    with memory_kept(plan.num_bytes):
+        plan, combined = steps.agree("plan in time", lambda: in_time(examples, plan, settings))
+        examples = replace(examples, batch_size=plan.batch_size, vectors=plan.chunk, output_probes=combined)
+        expected = Forecast(plan.num_bytes, seconds_of_solve(examples, plan))
+        rank = steps.reducer.rank
+        if rank == 0:
+            expected.announce(run.progress, "for a solve")
+        own = examples.shard(steps.reducer.shard(len(examples.x)))
+        own = own.prepared() if plan.keep else own
+        steps = steps.over(own)
+        sums = ExampleSums(own, steps)
+        probing = Probing(
+            estimator=Regressed(sums) if examples.fewer_rows else Perturbed(sums, examples),
+            settings=settings,
+            ridges=ridges,
+            parts=parts_of_places(task.problem.places, task.space.intercept, settings.partition).to(task.x.device),
+            probes=plan.probes,
+        )
+        with progress_bar(run.progress, rank, unit=" steps") as bar:
+            state = steps.lead("answer", lambda: solve(probing, steps, began, bar))
     late = over_limit(time.perf_counter() - began, settings.max_seconds)
     found = Measured(probing, state, expected, plan, tuple(late))
     return {ridge: allocation(found, k, task.attrs()) for k, ridge in enumerate(ridges)}

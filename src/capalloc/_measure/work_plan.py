@@ -150,13 +150,14 @@ class ProductCost:
         moments = 6 * self.examples * self.slots
         return FLOAT64 * (own + moments + 5 * self.slots * probes**2)
 
-    def plan(self, probes: int, batch_size: int | str, budget: Budget) -> Plan:
+    def plan(self, probes: int, batch_size: int | str, budget: Budget, beside_vectors: float = 0.0) -> Plan:
         """Cut the work of the stochastic solver.
 
         Args:
             probes: to be solved for together, if memory allows.
             batch_size: examples at a time, or "auto".
             budget: bytes that may be filled.
+            beside_vectors: share of what the solver's own vectors take, up to which a batch may be larger.
 
         Raises:
             MemoryError: the solver, one example or a batch would not fit.
@@ -179,7 +180,7 @@ class ProductCost:
         held = self.examples * self.itemsize * self.elements * (PER_EXAMPLE + self.outputs)  # all sensitivities
         hold = held < min(HELD_SHARE * budget.num_bytes, beside.num_bytes)
         room = Budget(room.num_bytes - hold * held)
-        aim = min(room.num_bytes, BATCH_BYTES)
+        aim = min(room.num_bytes, max(BATCH_BYTES, beside_vectors * fixed))
         vectors = probes + 1  # the spectrum's comes along
         while vectors > 1 and self.product(min(self.examples, EXAMPLES_FIRST), vectors) > aim:
             vectors = (vectors + 1) // 2

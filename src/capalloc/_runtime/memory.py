@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,14 @@ FLOAT64 = 8
 SHARE = 0.7
 #: Numbers in a model from which on it is worth some hundredths of a second to return what is free.
 LEAST_GIVEN_BACK = 2**21
+#: Bytes of work from which on it is worth as much to keep what is free.
+KEPT_FROM = 2**26
+#: Settings of glibc by their numbers in malloc.h, and the values that its own adjustments lead to: it maps what is
+#: longer than a threshold, which what is freed raises to 32 MiB, and returns free memory beyond twice that.
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+USUAL_MALLOC = ((MMAP_MAX, 2**16), (MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, 2**26))
+#: What of the environment says how memory is kept.
+OF_MALLOC = ("MALLOC_", "GLIBC_TUNABLES")
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,37 @@ def give_back(numbers: int) -> None:
 
     The C library, glibc, keeps what layers leave in pieces, and grows for the next that fits into none of them.
     """
-    if numbers >= LEAST_GIVEN_BACK:
-        with suppress(OSError, AttributeError, TypeError):
-            ctypes.CDLL(None).malloc_trim(0)
+    if numbers >= LEAST_GIVEN_BACK and (glibc := _glibc()) is not None:
+        glibc.malloc_trim(0)
+
+
+@contextmanager
+def memory_kept(num_bytes: float) -> Iterator[None]:
+    """Keep what is freed for what comes next, in work of so many bytes that makes the same layers again and again.
+
+    glibc returns long tensors to the system one by one, and a page that comes back is cleared first: a fifth of the
+    time of products with convolutions, two fifths at worst. A user's own settings stay.
+    """
+    glibc = _glibc()
+    if glibc is None or num_bytes < KEPT_FROM or any(name.startswith(OF_MALLOC) for name in os.environ):
+        yield
+        return
+    glibc.mallopt(MMAP_MAX, 0)
+    glibc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        for setting, value in USUAL_MALLOC:
+            glibc.mallopt(setting, value)
+        glibc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library where it is this one."""
+    with suppress(OSError, TypeError):
+        library = ctypes.CDLL(None)
+        return library if hasattr(library, "gnu_get_libc_version") else None
+    return None
 
 
 def gib(num_bytes: float) -> str:
