@@ -28,7 +28,7 @@ KEPT_FROM = 2**26
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 USUAL_MALLOC = ((MMAP_MAX, 2**16), (MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, 2**26))
 #: What of the environment says how memory is kept.
-OF_MALLOC = ("MALLOC_", "GLIBC_TUNABLES")
+OF_MALLOC = ("MALLOC_MMAP_", "MALLOC_TRIM_", "GLIBC_TUNABLES")
 
 
 @dataclass(frozen=True)
