@@ -122,6 +122,10 @@ class State:
         """Number of those that ended early."""
         return self.early.total.probes if self.early is not None else 0
 
+    def iterations_of(self, probes: int) -> float:
+        """Return the iterations of a round of so many probes that is solved to the end, at all ridges."""
+        return sum(a.iterations for a in self.accounts) * probes / max(self.whole_probes, 1)
+
     def worst(self, probing: Probing) -> float:
         """Return the largest relative error of a part."""
         return max(a.estimates.relative_error(probing.examples.dimension) for a in self.answers)
@@ -199,10 +203,9 @@ def next_round(probing: Probing, state: State, count: int) -> tuple[int, bool] |
     alike, early = probing.probes, may_end_early(probing, state)  # as many as the first, beside early ones
     few = min(count, alike) if state.early is None else alike
     first = (alike, early) if early or state.early is not None else (count, False)
-    iterations = sum(a.iterations for a in state.accounts) * alike / max(state.whole_probes, 1)
     left = probing.deadline - time.perf_counter()
     for probes, ends_early in (first, (few, False), *[(alike, True)] * (state.levels is not None)):
-        products = (state.early_at if ends_early else iterations) + LAST_PRODUCTS
+        products = (state.early_at if ends_early else state.iterations_of(alike)) + LAST_PRODUCTS
         if not state.rounds or state.pace * probes * products <= left:
             return probes, ends_early
     return None
@@ -215,13 +218,12 @@ def may_end_early(probing: Probing, state: State) -> bool:
     """
     if state.levels is None:
         return False
-    account, added, dimension = state.accounts[0], state.levels.added.parts, probing.examples.dimension
-    left, whole = (float(one.variance(dimension).sum()) for one in (added, account.estimates.parts))
+    added, dimension = state.levels.added.parts, probing.examples.dimension
+    left, whole = (float(one.variance(dimension).sum()) for one in (added, state.accounts[0].estimates.parts))
     n, every, more = added.probes, state.probes, probing.probes
     by_early = (whole - left) * (1 / every - 1 / (every + more))
     by_last = left * (1 / n - 1 / (n + more))
-    iterations = account.iterations * more / n
-    cost = (state.early_at + OTHER_PRODUCTS) / (iterations + OTHER_PRODUCTS)
+    cost = (state.early_at + OTHER_PRODUCTS) / (state.iterations_of(more) + OTHER_PRODUCTS)
     return by_early > cost * (by_early + by_last)
 
 
