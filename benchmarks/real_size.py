@@ -81,9 +81,19 @@ def run() -> Table:
         "whole call and one for its parts; processor time of one thread, each network in a process of its own. A pass "
         "is forward and backward, timed before and after: of one example for the whole call, of all examples for its "
         "parts. A step is one product with the constraints and one with their transpose.",
-        ("network", "parameters", "seconds of a pass", "whole call", "factors", "blocks, a probe", "a step", "said"),
+        (
+            "network",
+            "parameters",
+            "seconds of a pass",
+            "whole call",
+            "factors",
+            "blocks, a probe",
+            "a step",
+            "said",
+            "of regions",
+        ),
         [
-            ("asked, at most", "", "", "100", "40", "8", "8", ""),
+            ("asked, at most", "", "", "100", "40", "8", "8", "", ""),
             *(row for name in MODELS for row in rows_of("real_size", name)),
         ],
     )
@@ -105,9 +115,9 @@ def in_passes(model: nn.Module, x: Tensor) -> tuple[str, ...]:
         alone = timed(lambda: sums.push(root.push(signs)))[1]
         step = statistics.median(timed(lambda: sums.gram(signs.double()))[1] for _ in range(3))
     params = sum(p.numel() for p in model.parameters())
-    said = f"{answer.attrs['missing'] + answer.attrs['noise']:.2f}"
+    said = [f"{answer.attrs['missing'] + answer.attrs[part]:.2f}" for part in ("noise", "noise_of_regions")]
     parts = (f"{seconds / whole:.1f}" for seconds in (factors, alone, step))
-    return f"{params / 1e6:.1f} M", f"{one:.2f}", f"{took / one:.0f}", *parts, said
+    return f"{params / 1e6:.1f} M", f"{one:.2f}", f"{took / one:.0f}", *parts, *said
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

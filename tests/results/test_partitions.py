@@ -118,18 +118,18 @@ def test_bad_partitions_are_errors_where_they_are_made():
 
 
 def test_places_are_told_one_by_one_on_a_short_line_and_by_region_else():
-    (tokens,) = places_table(xr.DataArray([3.0, 1.0, 2.0], dims="token"))
+    (tokens,) = places_table(xr.DataArray([3.0, 1.0, 2.0], dims="token"), {})
     assert tokens.rows == [["0", "3.00", "1.50"], ["1", "1.00", "0.50"], ["2", "2.00", "1.00"]]
     picture = np.ones((2, 6, 6))
     picture[:, 2:4, 2:4] = 4.0
-    (areas,) = places_table(xr.DataArray(picture, dims=("channel", "row", "column")))
+    (areas,) = places_table(xr.DataArray(picture, dims=("channel", "row", "column")), {})
     assert areas.head == ["region", "capacity of each pixel", "of the mean"]
     by_name = {row[0]: row[1:] for row in areas.rows}
     assert by_name["centre"] == ["8.00", "3.00"]
     assert by_name["top left"] == ["2.00", "0.75"]
-    (thirds,) = places_table(xr.DataArray(np.arange(30.0), dims="column"))
+    (thirds,) = places_table(xr.DataArray(np.arange(30.0), dims="column"), {})
     assert thirds.rows[2] == ["last third", "24.50", "1.69"]
-    assert places_table(xr.DataArray(np.ones(40), dims="input")) == []  # in no order
+    assert places_table(xr.DataArray(np.ones(40), dims="input"), {}) == []  # in no order
 
 
 def test_the_table_of_places_is_part_of_a_result_that_has_capacity():
@@ -137,4 +137,4 @@ def test_the_table_of_places_is_part_of_a_result_that_has_capacity():
     assert "where capacity lies" in tables
     empty = allocation(np.zeros((1, 4, 4)), ("channel", "row", "column"))
     assert "centre" in str(image().view().tables[0].rows)
-    assert all(row[2] == "–" for row in places_table(empty.capacity)[0].rows)
+    assert all(row[2] == "–" for row in places_table(empty.capacity, {})[0].rows)

@@ -24,6 +24,7 @@ from capalloc._measure.rank import rank_of
 from capalloc._measure.refine import ProbeReading, Refinement, blocks_alone, refine
 from capalloc._measure.task import Task
 from capalloc._measure.work_plan import Plan, Size
+from capalloc._model.made_from import words_for_axes
 from capalloc._model.problem import Problem
 from capalloc._operators.decompositions import RECURRENT
 from capalloc._propagate.by_solver import AS_HELD, holds_gates
@@ -47,6 +48,7 @@ from capalloc._runtime.phases import Phases
 from capalloc._runtime.steps import Steps
 from capalloc._settings import PLAIN_RUN, Block, Dense
 from capalloc.results.allocation import Allocation
+from capalloc.results.regions import named_parts
 
 #: Seconds of one core, at most, for each of rows params^2 + 6 params^3 products, and for each number that rows add up
 #: (`numbers_in_use`), of networks of 360 to 3400 parameters, 4000 to 141,000 rows and up to 160 steps; and how many of
@@ -228,6 +230,7 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     slots = places.pooled(torch.as_tensor(held)).numpy()
     seen, errors = scaled(places.pooled(last.slots), counted.total, places.number)
     errors *= slots / np.maximum(seen, np.finfo(float).tiny)
+    of_regions = errors_of_regions(task, places.pooled(last.slots).cpu().numpy(), slots)
     tensors, tensor_errors = scaled(last.tensors, counted.total)
     tensor_errors *= students_factor(len(last.tensors) - 1)  # each stands alone, as the constant does
     sizes = np.array([p.numel() for p in task.problem.params.values()], float)
@@ -235,7 +238,9 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     n, shape, axes = places.number, places.shape, places.dims
     names = list(task.problem.params)
     lacking = missing(found, counted.total)
-    noise = TOLD_SHARE * float(errors.sum()) / max(counted.total, 1.0)
+    noise, noise_of_regions = (
+        TOLD_SHARE * sum(one) / max(counted.total, 1.0) for one in (errors.tolist(), of_regions.values())
+    )
     attrs: dict[str, Any] = task.attrs() | {
         "kind": "propagated",
         "solver": "block",
@@ -245,13 +250,15 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
         "num_steps": last.steps,
         "missing": lacking,
         "noise": noise,
+        "noise_of_regions": noise_of_regions,
         "total_range": list(counted.range),
         "total_exact": counted.exact,
         **task.size.limits(counted.total)[1],
         **idle(task.size.params, int(found.unused.sum()), round(counted.total)),
         "bias_standard_error": float(errors[n:].sum()) * students_factor(probes - 1),
         "by_parameter_standard_error": dict(zip(names, tensor_errors.tolist(), strict=True)),
-        "notes": [stated(lacking, noise, last.steps), *counted.notes],
+        "by_region_standard_error": of_regions,
+        "notes": [stated(lacking, noise, noise_of_regions, last.steps), *counted.notes],
     }
     shaped = (axes, errors[:n].reshape(shape))
     return Allocation(
@@ -278,6 +285,23 @@ def scaled(values: Tensor, total: float, alike: int = 0) -> tuple[np.ndarray, np
     return (unit * mean).cpu().numpy(), (unit * (variance / len(values)).sqrt()).cpu().numpy()
 
 
+def errors_of_regions(task: Task, seen: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """Return standard errors of the regions that results name, by what probes have `seen`, (k, s), and slots hold."""
+    places = task.problem.places
+    n, words = places.number, words_for_axes(task.problem.model, task.x) or ()
+    axes = words if len(words) == len(places.dims) else places.dims
+
+    def summed(values: np.ndarray) -> xr.DataArray:
+        shaped = values[:, :n].reshape(-1, *places.shape)
+        return named_parts(xr.DataArray(shaped, dims=("probe", *axes), coords=places.coords), keep="probe")
+
+    by_probe, sums = summed(seen), summed(held[None])[0]
+    every = torch.as_tensor(np.hstack([by_probe, seen[:, n:]]))
+    mean, errors = (one[: len(sums)] for one in scaled(every, float(held.sum()), len(sums)))
+    names = sums["region"].to_numpy().tolist()
+    return dict(zip(names, (errors * sums.to_numpy() / np.maximum(mean, np.finfo(float).tiny)).tolist(), strict=True))
+
+
 def capped(values: np.ndarray, most: float | np.ndarray) -> np.ndarray:
     """Return values of the same sum, none above `most`: what is too much goes to the others in proportion.
 
@@ -300,10 +324,11 @@ def capped(values: np.ndarray, most: float | np.ndarray) -> np.ndarray:
     return values
 
 
-def stated(lacking: float, noise: float, steps: int) -> str:
+def stated(lacking: float, noise: float, noise_of_regions: float, steps: int) -> str:
     """Return the sentence that says how far the map may be from the measured one."""
     how = f"after {steps} steps" if steps else "from blocks alone"
     return (
         f"estimated {how}: the map, the constant counted, is within about {lacking + noise:.2f} of the measured one in "
-        f"total variation ({lacking:.2f} not yet reached, {noise:.2f} from random probes)"
+        f"total variation ({lacking:.2f} not yet reached, {noise:.2f} from random probes, {noise_of_regions:.2f} for "
+        "sums of regions)"
     )

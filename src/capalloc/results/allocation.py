@@ -257,10 +257,10 @@ class Allocation(Result):
             low, high = attrs.get("total_range", (0.0, 0.0))
             total = f"the total from {counted(low)} to {counted(high)}" if low else f"the total up to {counted(high)}"
             total = "the total is exact" if attrs.get("total_exact") else total if high else ""
-            distance = f"{attrs['missing'] + attrs.get('noise', 0.0):.2f}"
-            more["estimated"] = (
-                f"({'; '.join(filter(None, (f'the map within about {distance} of the exact one', total)))})"
-            )
+            within = f"the map within about {attrs['missing'] + attrs.get('noise', 0.0):.2f} of the exact one"
+            if "noise_of_regions" in attrs:
+                within += f", sums of its regions within {attrs['missing'] + attrs['noise_of_regions']:.2f}"
+            more["estimated"] = f"({'; '.join(filter(None, (within, total)))})"
         return [standing(self.certainty, more[self.certainty])] if self.certainty else []
 
     def _named(self) -> list[tuple[str, xr.DataArray]]:
@@ -288,11 +288,17 @@ class Allocation(Result):
         held, total = self._by_input(), self.total
         if len(held) == 1:
             return []
-        rows = [[name, f"{value:z,.2f}", f"{value / total:.1%}" if total else ""] for name, value in held.items()]
+        errors = self.attrs.get("by_region_standard_error", {})
+        rows = [
+            [name, _with_error(value, errors.get(name)), f"{value / total:.1%}" if total else ""]
+            for name, value in held.items()
+        ]
         return [Table("inputs", ["input", "capacity", "share"], rows, list(held.values()))]
 
     def _places(self) -> list[Table]:
-        return places_table(self.capacity) if len(self.maps) == 1 and self.total > 0 else []
+        if len(self.maps) > 1 or not self.total > 0:
+            return []
+        return places_table(self.capacity, self.attrs.get("by_region_standard_error", {}))
 
     def _tensors(self) -> Table:
         attrs = self.attrs
@@ -301,7 +307,7 @@ class Allocation(Result):
         rows = [
             [
                 str(name),
-                counted(value, errors[name]) if name in errors else f"{value:z,.2f}",
+                _with_error(value, errors.get(str(name))),
                 f"{value / total:.1%}" if total else "",
             ]
             for name, value in values.items()
@@ -314,6 +320,10 @@ class Allocation(Result):
                 known = known and name not in attrs.get("unseen_by_parameter", ())
                 row += [f"{sizes[name]:,}", f"{value / sizes[name]:.2f}" if known else "–"]
         return Table("parameter tensors", head, rows, values.to_list(), detail=True, spare=("parameters",))
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:z,.2f}" if error is None else counted(value, error)
 
 
 def _sizes(values: xr.DataArray, name: str) -> str:

@@ -8,7 +8,7 @@ basis first: `capalloc.linear.fourier_basis`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from capalloc._runtime.arguments import checked
 from capalloc.results.images import image
 from capalloc.results.several import FLAT_AXIS
-from capalloc.results.view import Table
+from capalloc.results.view import Table, counted
 
 VERTICAL = ("top", "middle", "bottom")
 HORIZONTAL = ("left", "centre", "right")
@@ -169,8 +169,11 @@ def regions_by_mean(values: xr.DataArray) -> tuple[list[str], NDArray[np.float64
     return list(map(str, sums["region"].to_numpy())), sums.to_numpy() / np.array(parts_each(values))
 
 
-def places_table(values: xr.DataArray) -> list[Table]:
-    """Tell what each place of a short line gets, or one place of each region, and its ratio to the mean place."""
+def places_table(values: xr.DataArray, errors: Mapping[str, float]) -> list[Table]:
+    """Tell what each place of a short line gets, or one place of each region, and its ratio to the mean place.
+
+    Sums of regions may have standard `errors`, by name.
+    """
     word = place_word(values)
     line = values.sum([axis for axis in values.dims if axis != word]) if word in values.dims else None
     if line is not None and line.size <= MOST_PLACES:
@@ -185,7 +188,14 @@ def places_table(values: xr.DataArray) -> list[Table]:
         head = ["region", f"capacity of each {word}"]
     mean = float(each @ np.array(counts)) / sum(counts)
     digits = "z,.2f" if mean >= 1 else "z.3g"
-    rows = [[n, f"{own:{digits}}", f"{own / mean:z.2f}" if mean else "–"] for n, own in zip(names, each, strict=True)]
+    rows = [
+        [
+            n,
+            counted(own, errors[n] / count) if n in errors else f"{own:{digits}}",
+            f"{own / mean:z.2f}" if mean else "–",
+        ]
+        for n, own, count in zip(names, each, counts, strict=True)
+    ]
     return [Table("where capacity lies", [*head, "of the mean"], rows, detail=True)]
 
 
