@@ -41,8 +41,10 @@ class Part:
 
     def sum_of_squares(self, dtype: torch.dtype) -> Tensor:
         """The squares of the columns of a part of one position, over examples and outputs: (params,)."""
-        squares = self.left[:, :, 0].square().sum(1, dtype=dtype)  # (e, left)
-        return squares.sum(0) if self.right is None else (squares.T @ self.right[:, 0].to(dtype).square()).flatten()
+        squares = self.left[:, :, 0].square()  # (e, o, left)
+        if self.right is None:
+            return squares.sum((0, 1), dtype=dtype)
+        return (squares.sum(1, dtype=dtype).T @ self.right[:, 0].to(dtype).square()).flatten()
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,10 @@ def tap_model(problem: Problem, opaque: Collection[str] = ()) -> TappedModel:
     with Tape(names_of(problem)) as scan:
         problem(problem.probe)
     beyond = {*opaque, *scan.opaque, *(set(problem.params) - scan.seen)}
-    with Tape(names_of(problem, beyond)) as tape:
-        problem(problem.probe)
+    tape = scan
+    if beyond:
+        with Tape(names_of(problem, beyond)) as tape:
+            problem(problem.probe)
     factors = sum(call.input.numel() * call.rule.overlap for call in tape.calls)
     ordered = tuple(name for name in problem.params if name in beyond)
     return TappedModel(problem, ordered, tuple(tape.calls), scan.elements + factors)
