@@ -203,6 +203,14 @@ WRITTEN: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "ldexp": (lambda m, h: torch.ldexp(h, m.scale), lambda m, h: h * m.scale.exp2()),
     "fmod": (lambda m, h: torch.fmod(h, m.scale), lambda m, h: h - m.scale * (h / m.scale).trunc().detach()),
     "remainder": (lambda m, h: h % m.scale, lambda m, h: h - m.scale * (h / m.scale).floor().detach()),
+    "floor division": (lambda m, h: h * (h // m.scale), lambda m, h: h * (h / m.scale).floor()),
+    **{
+        f"division rounded by {mode}": (
+            lambda m, h, mode=mode: h * torch.div(h, m.scale, rounding_mode=mode),
+            lambda m, h, step=step: h * step(h / m.scale),
+        )
+        for mode, step in {"floor": torch.floor, "trunc": torch.trunc, None: torch.clone}.items()
+    },
     "copysign": (lambda m, h: torch.copysign(m.scale, h), lambda m, h: m.scale * (m.scale * h).sign()),
     "addcdiv": (lambda m, h: torch.addcdiv(h, h, m.scale), lambda m, h: h + h * (1 / m.scale)),
     "mv": (

@@ -199,6 +199,7 @@ CASES |= {op: (fn, (2, 5)) for op, fn in POINTWISE.items()}
 #: Steps, whose slope is zero, times the signal itself.
 STEPS = {op: (lambda x, op=op: op(x)) for op in named(STEP_FUNCTIONS)}
 STEPS[aten.heaviside.default] = lambda x: torch.heaviside(x, x.new_ones(()))
+STEPS |= {op: (lambda x, op=op: op(x, 0.4)) for op in (aten.floor_divide.default, aten.floor_divide.Scalar)}
 CASES |= {op: (lambda x, step=step: x * (2 + step(x)), (2, 5)) for op, step in STEPS.items()}
 
 #: Selections and statistics, which go by their Jacobian.

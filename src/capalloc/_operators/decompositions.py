@@ -280,6 +280,13 @@ def _remainder(round_down: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tens
     return lambda x, by: x - by * round_down(x / by).detach()
 
 
+def _divided(x: Tensor, by: Any, rounding_mode: str | None) -> Tensor:
+    """Give a quotient, or the step function that rounds it."""
+    if rounding_mode == "floor":
+        return torch.floor_divide(x, by)
+    return x / by if rounding_mode is None else torch.trunc(x / by)
+
+
 _TANH, _RELU = _plain_step(torch.tanh), _plain_step(torch.relu)
 #: Operators that torch takes apart into products and functions of one tensor.
 TAKEN_APART = (
@@ -314,6 +321,8 @@ extend(aten.special_xlog1py.default, made_of=lambda x, y: _times_log(x, 1 + y))
 extend(aten.copysign.Tensor, made_of=lambda x, like: torch.where(x.signbit() == like.signbit(), x, -x))
 extend(aten.fmod.Tensor, made_of=_remainder(torch.trunc))
 extend(aten.remainder.Tensor, made_of=_remainder(torch.floor))
+for _op in (aten.div.Tensor_mode, aten.div.Scalar_mode):
+    extend(_op, made_of=_divided)
 extend(aten._weight_norm.default, made_of=_weight_norm)
 _STEPS = {"lstm": _lstm_step, "gru": _gru_step, "rnn_tanh": _TANH, "rnn_relu": _RELU}
 #: Recurrent layers on whole sequences, step by step.

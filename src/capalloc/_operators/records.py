@@ -93,7 +93,7 @@ SELECTIONS = (
     "quantile.scalar nanquantile.scalar fmax fmin clamp.Tensor"
 )
 #: Operators whose slope is zero wherever they have one.
-STEP_FUNCTIONS = "sign sgn floor ceil round trunc heaviside"
+STEP_FUNCTIONS = "sign sgn floor ceil round trunc heaviside floor_divide floor_divide.Scalar"
 UNDECLARED = OperatorRecord()
 RECORDS: dict[Any, OperatorRecord] = {}
 

@@ -80,7 +80,8 @@ def holds_gates(batches: Batches, result: markov.MarkovCapacity) -> bool:
     calls = [(record(node.target), node) for node in batches.graph.calls()]
     norms = any(known.kind == "normalisation" and not known.steady(arguments_of(node)) for known, node in calls)
     sums = any(known.kind in ("softmax", "statistic") for known, _ in calls)
-    cuts = any(node.target in BLOCKING and node.all_input_nodes[0] in batches.carriers.signals for _, node in calls)
+    signals = batches.carriers.signals
+    cuts = any(node.target in BLOCKING and any(used in signals for used in node.all_input_nodes) for _, node in calls)
     return bool(norms or sums or cuts or result.bent or batches.carriers.frozen or batches.carriers.unseen)
 
 
