@@ -245,3 +245,13 @@ def test_what_a_run_keeps_is_cast_with_the_model() -> None:
     narrow = cast(model, torch.float32)
     assert narrow(x.float()).dtype is narrow.places[0].dtype is torch.float32
     assert narrow.config is shared
+
+
+def test_what_a_module_keeps_may_hold_itself_where_nothing_in_it_is_cast() -> None:
+    model, x = OnAGrid(), gaussian(12, 4).float()
+    model.config = {"sizes": [1, 2]}
+    model.config["whole"] = model.config
+    assert capalloc.measure(model, x).total > 0
+    model.config["grid"] = x
+    with pytest.raises(ValueError, match=r"'config' of a OnAGrid\['whole'\] is a container that holds"):
+        capalloc.measure(model, x)

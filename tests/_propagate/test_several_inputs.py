@@ -369,7 +369,14 @@ def test_a_compiled_model_of_two_inputs():
     np.testing.assert_allclose(compiled.capacity, METHODS["markov"](make(Gated), (X, Y)).capacity)
 
 
+ENDLESS: dict[str, object] = {"x": X, "y": Y}
+ENDLESS["rest"] = ENDLESS
+ROUND: list[object] = [X, Y]
+ROUND.append(ROUND)
 REFUSED = {
+    "a dict that holds itself": (Gated, ENDLESS, r"inputs\['rest'\]\['rest'\] is a container that holds itself"),
+    "a list that holds itself": (Gated, {"x": X, "y": ROUND}, r"inputs\['y'\]\[2\] is a container that holds itself"),
+    "a batch that holds itself": (Gated, (batch for batch in [ENDLESS]), r"a batch of inputs\['rest'\] is a container"),
     "too few": (Gated, [X, Y, X], "inputs are 3 tensors, but the model requires 2 .x, y."),
     "one of two": (Gated, (X,), "inputs are 1 tensors, but the model requires 2"),
     "lengths": (Gated, (X, Y[:5]), r"one leading examples axis of one length, got x \(40, 3\), y \(5, 2, 2\)"),

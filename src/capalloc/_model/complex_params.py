@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from capalloc._model.containers import contents
+from capalloc._model.nested_arguments import check_nesting
+
 
 def pair_up(model: nn.Module) -> bool:
     """Keep each complex parameter of a copy as a real one, (..., 2) on its memory; modules read it as it was.
@@ -47,6 +50,10 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Cast parameters, buffers and what modules keep beside them, such as a grid that the first run made.
 
     Complex ones, of which `Module.to` drops the imaginary part, are cast to that precision.
+
+    Raises:
+        ValueError: a module keeps tensors in a container that holds itself.
+
     """
 
     def to(value: Tensor) -> Tensor:
@@ -58,7 +65,8 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for module in model.modules():
         for name in vars(module).keys() - _OF_TORCH:
             held = vars(module)[name]
-            if any(isinstance(leaf, Tensor) and to(leaf) is not leaf for leaf in pytree.tree_leaves(held)):
+            if any(isinstance(leaf, Tensor) and to(leaf) is not leaf for _, leaf in contents([(name, held)])):
+                check_nesting(held, f"{name!r} of a {type(module).__name__}")
                 vars(module)[name] = pytree.tree_map_only(Tensor, to, held)
     return model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,12 +12,17 @@ Held = tuple[str, Any]
 
 
 def held_by(module: nn.Module) -> Iterator[Held]:
-    """Give what a module's attributes are or contain, as `layers[0]`; a container is entered once."""
+    """Give what a module's attributes are or contain, as `layers[0]`."""
+    return contents((name, value) for name, value in vars(module).items() if not name.startswith("_"))
+
+
+def contents(held: Iterable[Held]) -> Iterator[Held]:
+    """Give what named values are or contain; a container is entered once, as it may hold itself."""
     entered: set[int] = set()
-    pending = deque((name, value) for name, value in vars(module).items() if not name.startswith("_"))
+    pending = deque(held)
     while pending:
         name, value = pending.popleft()
-        if not isinstance(value, (list, tuple, Mapping)):
+        if not isinstance(value, (list, tuple, deque, Mapping)):
             yield name, value
         elif id(value) not in entered:
             entered.add(id(value))

@@ -16,7 +16,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from capalloc._model.exported import SavedModel
-from capalloc._model.nested_arguments import take_apart
+from capalloc._model.nested_arguments import check_nesting, take_apart
 
 #: Keys of a batch that hold labels.
 LABELS = ("labels", "label")
@@ -96,6 +96,7 @@ def _named(batch: Mapping[Any, Any]) -> Arguments:
         if name in LABELS:
             continue
         before = len(found)
+        check_nesting(value, f"inputs[{name!r}]")
         frame[str(name)] = take_apart(value, found, str(name))
         if len(found) == before:
             raise TypeError(

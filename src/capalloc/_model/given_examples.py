@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from capalloc._model.nested_arguments import check_nesting
 from capalloc._runtime.memory import budget_of
 
 
@@ -42,6 +43,7 @@ def _copied(batches: Iterable[Any]) -> list[Any]:
     kept: list[Any] = []
     room = budget_of(torch.device("cpu"))
     for batch in batches:
+        check_nesting(batch, "a batch of inputs")
         taken = sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, Tensor))
         what = f"batch {len(kept) + 1} of inputs, which are kept for several passes,"
         room = room.set_aside(taken, what, "pass fewer, such as itertools.islice(inputs, 100)")

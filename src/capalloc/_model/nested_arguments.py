@@ -17,6 +17,19 @@ class Slot:
     name: str
 
 
+def check_nesting(value: Any, name: str, inside: tuple[int, ...] = ()) -> None:
+    """Refuse a container that holds itself, which has no end.
+
+    Raises:
+        ValueError: one does.
+
+    """
+    if id(value) in inside:
+        raise ValueError(f"{name} is a container that holds itself; let it hold only what the model reads")
+    for key, part in _parts(value) or ():
+        check_nesting(part, f"{name}[{key!r}]", (*inside, id(value)))
+
+
 def take_apart(value: Any, found: dict[str, Tensor], name: str = "") -> Any:
     """Put the tensors that a value holds into `found`, by dotted names, and give it with slots in their place."""
     if isinstance(value, Tensor):
