@@ -199,6 +199,8 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
     shape = tuple(program.values[program.output].shape[1:])
     position = resolve(output_position, shape, places.tokens)
     seen, fields = theoretical(programs, shape, position, places)
+    below = _of_layers(program, places) if layers else {}
+    program.forget()
     carried, gates = _effective(batches, position, of), batches.gates
     if not float(carried.sum()) > 0 and gates == "data" and not by_data:
         gates = "unit"  # the gates are closed on these examples, and paths are there all the same
@@ -210,7 +212,6 @@ def locate(batches: Batches, output_position: Position, of: str, *, layers: bool
             why = f"its gates are closed, or weights of zero cut its paths ({', '.join(zero[:3])}, {len(zero)} in all)"
         raise ValueError(f"no path energy reaches {shown(position)} on these examples; {why}")
     found = places.pooled(carried / (carried.sum() if of == "energy" else 1)).reshape(places.shape)
-    below = _of_layers(program, places) if layers else {}
     return Located(position, places, seen, fields, programs, found, gates, below)
 
 
@@ -269,12 +270,12 @@ def _cut(field: Field, axis: int, moves: list[tuple[int, int, int]], stride: flo
 def _effective(batches: Batches, position: Index, of: str) -> Tensor:
     """The map of the position: the walk's law, not yet divided by its sum, or capacity."""
 
-    def at_the_position(layers: bool) -> Iterator[markov.Batch]:
-        for program, seed in batches(layers):
+    def at_the_position(layers: bool, weights: bool = True) -> Iterator[markov.Batch]:
+        for program, seed in batches(layers, weights):
             yield program, seed * at_position(position, program.values[program.output])
 
     if of == "energy":
-        found, _, _ = markov.law(at_the_position(layers=False))
+        found, _, _ = markov.law(at_the_position(layers=False, weights=False))
     else:
         # One position leaves many parameters unused, which float32 could not tell from lost ones.
         batches = replace(batches, dtype=torch.float64)

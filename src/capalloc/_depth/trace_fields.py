@@ -70,4 +70,6 @@ def _read(batches: Batches, batch: torch.Tensor, layers: bool, gates: GateSource
     """Trace a batch, with the random numbers that its energies meet."""
     selected, carriers, watch = {*batches.problem.params}, batches.carriers, batches.watch
     with seeded(k, batch.device):
-        return trace(batches.graph, batch, gates, selected, layers=layers, carriers=carriers, watch=watch)
+        return trace(
+            batches.graph, batch, gates, selected, layers=layers, weights=False, carriers=carriers, watch=watch
+        )

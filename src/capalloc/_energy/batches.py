@@ -107,8 +107,8 @@ class Batches:
     def number(self) -> int:
         return -(-self.examples // self.graph.batch_size)
 
-    def __call__(self, layers: bool = False) -> Iterator[Batch]:
-        """Trace every batch in turn; `layers` keeps the energies of every layer."""
+    def __call__(self, layers: bool = False, weights: bool = True) -> Iterator[Batch]:
+        """Trace every batch in turn; `layers` keeps the energies of every layer, `weights` those that enter weights."""
         problem = self.problem if self.gates == "data" else replace(self.problem, inputs=self.problem.probe)
         batches = problem.padded_batches(self.graph.batch_size)
         selected = set(self.problem.params)
@@ -122,6 +122,7 @@ class Batches:
                     selected,
                     self.dtype,
                     layers=layers,
+                    weights=weights,
                     carriers=self.carriers,
                     watch=self.watch,
                     start=self.start,

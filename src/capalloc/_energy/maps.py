@@ -207,7 +207,8 @@ class ConvolutionMap:
         one = weight.new_ones(self.groups, 1, *weight.shape[2:])
         marked = mask.unflatten(1, (self.groups, -1)).amax(2)
         (reached,) = self.pull(marked, [x[:, : self.groups], one], [0])
-        return reached.repeat_interleave(x.shape[1] // self.groups, 1)
+        marks = (reached > 0).to(mask.dtype).unsqueeze(2)
+        return marks.expand(-1, -1, x.shape[1] // self.groups, *x.shape[2:]).flatten(1, 2)
 
     def _samples(self, weight: Tensor) -> bool:
         """Tell whether the convolution reads single places, some of them alone."""

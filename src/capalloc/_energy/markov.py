@@ -109,16 +109,16 @@ def _without(lost: spaces.Spaces, result: MarkovCapacity) -> MarkovCapacity:
 
 
 def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Give the law of one unit of capacity placed at the outputs: at the inputs, the constant, every layer."""
+    """Give the law of one unit of capacity placed at the outputs: at the inputs, the constant, the layers kept."""
     held: Cotangents = {}
     varying: set[int] = set()
     usage: Usage | None = None
     for program, seed in batches:
         usage = usage or Usage()
         slots = {program.input, program.constant, *(slot for layer in program.layers.values() for slot in layer)}
-        adjoint = sweep.law(program, seed * usage.output_weight(program), tuple(slots)).at_slots
-        for slot in slots & adjoint.keys():
-            _hold(held, varying, slot, _over_examples((program.values[slot] * adjoint[slot])[None], len(seed))[0])
+        adjoint = sweep.arriving(program, seed * usage.output_weight(program), slots & program.needed)
+        for slot, g in adjoint.items():
+            _hold(held, varying, slot, _over_examples((program.values[slot] * g)[None], len(seed))[0])
         if program.input not in held:  # paths from the constant alone
             held[program.input] = torch.zeros_like(program.values[program.input][0], device="cpu")
         program.forget()

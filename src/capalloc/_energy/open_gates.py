@@ -37,6 +37,8 @@ def open_gates(graph: Graph, carriers: Carriers, batch: Tensor, generator: torch
     A condition that chooses between two becomes the share of draws in which it is true.
     """
     places = dict(_steering(graph, carriers))
+    if not places:
+        return {}
     with seeded(0, batch.device):  # a model that draws numbers draws the same throughout
         own = evaluated(graph, batch)
     found = {key: _as_gate(key[0], own[gate]) for key, gate in places.items()}

@@ -64,6 +64,7 @@ class Program:
     making: Callable[[Mapping[int, Tensor]], tuple[dict[int, Tensor], bool]] | None = None  # `Making.held`
     powers: dict[int, Tensor] = field(default_factory=dict)  # weight slot -> d log(weight) / d theta, where not alike
     needed: set[int] = field(default_factory=set)  # signals whose energies the sweeps read
+    weights: bool = True  # whether sweeps ask what weights carry, which takes the energies that enter them
     # What linear segments ask of channels (`linear_spaces`): signals that enter a gate, labels of those that a fixed
     # factor treats unlike from place to place, and (labels, index) of channels that a fixed map keeps apart.
     decoupled: list[Energy] = field(default_factory=list)
@@ -218,7 +219,8 @@ class Program:
             by_signal = out_labels.numel() != written.numel() or math.prod(out.shape) < math.prod(weight.shape)
             edge = Edge(len(self.steps) - 1, weight.slot, read, written, out_labels, others, again, by_signal)
             self.edges.append(edge)
-            self.needed |= {signal.slot, out.slot} if by_signal else {signal.slot}
+            if self.weights:
+                self.needed |= {signal.slot, out.slot} if by_signal else {signal.slot}
         else:
             carried = self.values[weight.slot] > 0
             for side, other in ((read, written), *others):

@@ -39,7 +39,7 @@ def support(program: Program, position: Index) -> Tensor:
         for slot, back in zip(wanted, _back(program, step, arrived, wanted, made), strict=True):
             if back is not None:
                 before = waiting.get(slot)
-                waiting[slot] = ((back if before is None else back + before) > 0).to(back.dtype)
+                waiting[slot] = back if before is None else torch.maximum(back, before)
     reached = waiting.get(program.input)
     if reached is None:
         return torch.zeros(program.values[program.input].shape[1:], dtype=torch.bool)
@@ -47,11 +47,12 @@ def support(program: Program, position: Index) -> Tensor:
 
 
 def _back(program: Program, step: Step, arrived: Tensor, wanted: list[int], made: Mapping[int, Tensor]) -> list[Tensor]:
-    """Give what leads to what has arrived, by each wanted argument."""
+    """Mark what leads to what has arrived, by each wanted argument."""
     spread = getattr(step.map, "spread", None)
     if spread is not None and all(slot in wanted or (program.free[slot] and slot not in made) for slot in step.args):
         return [spread(arrived, *(program.values[slot] for slot in step.args))]
-    return pull(program, step.plain, arrived, wanted, _patterns(program, step, made))
+    pulled = pull(program, step.plain, arrived, wanted, _patterns(program, step, made))
+    return [back if back is arrived else (back > 0).to(back.dtype) for back in pulled]
 
 
 def _patterns(program: Program, step: Step, made: Mapping[int, Tensor]) -> dict[int, Tensor]:

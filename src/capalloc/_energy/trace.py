@@ -57,6 +57,7 @@ def trace(
     dtype: torch.dtype = torch.float64,
     *,
     layers: bool = True,
+    weights: bool = True,
     carriers: Carriers | None = None,
     watch: Watch = NOTHING_WATCHED,
     start: InputStart | None = None,
@@ -71,6 +72,7 @@ def trace(
         selected: names of the free parameters.
         dtype: of the energies.
         layers: keep every layer's energies.
+        weights: keep the energies that tell what weights carry.
         carriers: what carries path energy, if it has been found before.
         watch: nodes to note or to change.
         start: how paths start; by default with energy 1 at every input, and at the constant one by one.
@@ -78,7 +80,7 @@ def trace(
 
     """
     carriers = carriers or find(graph)
-    program = Program(dtype, found=graph.found, channels=Channels(limits))
+    program = Program(dtype, found=graph.found, channels=Channels(limits), weights=weights)
     tracing = _Tracing(program, gates, carriers, watch, start or InputStart(torch.ones_like(batch[0])))
     tracing.start(graph, batch, selected)
     known = tracing.known

@@ -274,7 +274,7 @@ def walk(
     problem = prepare(model, inputs, outputs, traced=True, by_input=True)
     space = input_metric(metric, problem)
     batches = Batches.of(problem, gates, batch_size, dtype=dtype, progress=progress, products=products, metric=space)
-    at_inputs, constant, layers = markov.law(batches(layers=True))
+    at_inputs, constant, layers = markov.law(batches(layers=True, weights=False))
     places = problem.places
     by_place = places.pooled(at_inputs).reshape(places.shape)
     return Walk(
