@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from capalloc._model.problem import Problem
 
 #: Bytes of sensitivities that are gathered before they are multiplied by what entered: a core's cache holds them.
 SENSITIVITY_BYTES = 2**21
+
+#: Examples whose squares a product adds up one after the other: with more the rounding grows.
+ADDED_IN_TURN = 16
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class Part:
         squares = self.left[:, :, 0].square()  # (e, o, left)
         if self.right is None:
             return squares.sum((0, 1), dtype=dtype)
-        return (squares.sum(1, dtype=dtype).T @ self.right[:, 0].to(dtype).square()).flatten()
+        of_examples = squares.sum(1, dtype=dtype).split(ADDED_IN_TURN)
+        products = map(torch.mm, (a.T for a in of_examples), self.right[:, 0].to(dtype).square().split(ADDED_IN_TURN))
+        return reduce(torch.add, products).flatten()
 
 
 @dataclass(frozen=True)
