@@ -17,6 +17,7 @@ from capalloc._derivatives import Constraints, choose_jacobian
 from capalloc._linalg.gram_root import GramPass, gram_error, root_of_gram
 from capalloc._linalg.leverage import Scores, Triangle
 from capalloc._linalg.row_block import RowBlock
+from capalloc._linalg.slot_grams import SlotGrams
 from capalloc._measure.dense import scores_in_passes
 from capalloc._measure.task import make_task
 from capalloc._model.problem import seeded
@@ -63,9 +64,9 @@ def run() -> Table:
         torch.set_num_threads(threads)
 
 
-def gram_stage(blocks: list[RowBlock], dtype: torch.dtype) -> Tensor:
-    """G by products in that dtype, both triangles."""
-    stage = GramPass(dtype)
+def gram_stage(blocks: list[RowBlock], dtype: torch.dtype, num_slots: int = 0) -> Tensor:
+    """G by products in that dtype, both triangles; with a number of slots by slot first."""
+    stage = GramPass(dtype, num_slots=num_slots)
     gram = stage.whole(stage.over(blocks))
     assert gram is not None
     return gram
@@ -82,8 +83,9 @@ def compare() -> Table:
     num_slots = constraints.space.num_slots
     assert gram_error(float(gram.trace()), RIDGE, len(C), torch.float64) < ACCURACY  # else the solver would take QR
 
-    def solved(made: list[RowBlock], ridge: float, accuracy: float = ACCURACY) -> Scores:
-        return scores_in_passes(Steps(lambda start: made), sizes, num_slots, len(C), ridge, accuracy)
+    def solved(made: list[RowBlock], ridge: float, accuracy: float = ACCURACY, by_slot: bool = True) -> Scores:
+        steps = Steps(lambda start: made)
+        return scores_in_passes(steps, sizes, num_slots, len(C), ridge, accuracy, by_slot=by_slot)
 
     filled = [replace(block, filled=torch.ones_like(block.filled)) for block in blocks]
     product = {torch.float64: "torch.mm, float64", torch.float32: "torch.mm, float32"}
@@ -92,10 +94,14 @@ def compare() -> Table:
         product[torch.float32]: lambda: torch.mm(single.T, single),
         "Gram stage, float64": lambda: gram_stage(blocks, torch.float64),
         "Gram stage, float32 products, float64 sums": lambda: gram_stage(blocks, torch.float32),
+        "Gram stage by input, float64": lambda: gram_stage(blocks, torch.float64, num_slots),
+        "Gram stage by input, float64, no column skipped": lambda: gram_stage(filled, torch.float64, num_slots),
         "QR stage (no ridge)": lambda: Triangle().over(blocks),
         "root of the Gram matrix": lambda: root_of_gram(gram, RIDGE, len(C), torch.float64),
         "Gram, root and scores, float64": lambda: solved(blocks, RIDGE),
         "Gram, root and scores, float64, no column skipped": lambda: solved(filled, RIDGE),
+        "Gram, root and scores, float64, scores of rows": lambda: solved(blocks, RIDGE, by_slot=False),
+        "the same, no column skipped": lambda: solved(filled, RIDGE, by_slot=False),
         "Gram, root and scores, float32": lambda: solved(blocks, COARSE_RIDGE, COARSE),
         "QR, root and scores (no ridge)": lambda: solved(blocks, 0.0),
         "rows of constraints": lambda: list(constraints()),
@@ -104,6 +110,7 @@ def compare() -> Table:
         "capalloc.measure, model and checks included": lambda: capalloc.measure(net, x, ridge=RIDGE, batch_size=BATCH),
     }
     medians = timed(calls)
+    by_input = sum(strip.nbytes for strip in SlotGrams.of(blocks, num_slots, torch.float64).strips)
     rows = []
     for name, t in medians.items():
         like = torch.float32 if "float32" in name else torch.float64
@@ -113,7 +120,8 @@ def compare() -> Table:
         f"A network of two convolutions and a linear layer: {len(C)} rows of constraints ({EXAMPLES} examples), "
         f"{C.shape[1]} parameters, ridge {RIDGE}, one thread, medians of {REPEATS} rounds in which all take turns. "
         f"Ratio: to torch.mm of the same rows in the same dtype. Float32 products: ridge {COARSE_RIDGE}, "
-        f"accuracy {COARSE}.",
+        f"accuracy {COARSE}. Rows take {C.nbytes / 2**20:.0f} MiB, their Gram matrices by input "
+        f"{by_input / 2**20:.0f}, in the place of kept rows.",
         ("stage", "time", "over torch.mm"),
         rows,
     )

@@ -31,7 +31,8 @@ class Dense:
         accuracy: with a ridge, the relative error that the rounding of products may leave in a capacity; from about
             1e-5 on products in float32 may do, which take less time (`precision` in the answer's `attrs` tells).
         kept_share: share of the memory left beside the solver's matrices up to which rows of constraints are kept
-            between its two passes over the examples; more are computed again, as all are for 0.
+            between its two passes over the examples; more are computed again, as all are for 0. With a ridge, Gram
+            matrices by input may be kept in their place, which take less time where examples x outputs are many.
         coordinates: "log": derivatives are along $t = log|theta|$, so that neither a ridge nor the joint entries see
             how the function is written; a parameter that is exactly 0 then holds nothing under a ridge. "plain":
             along the parameters as they are (docs/theory.md, section 2).

@@ -246,7 +246,7 @@ def test_skipped_columns_change_no_product(groups, sizes, dtype):
     C = sparse(groups, 12, sizes).flatten(0, 1)
     block = block_of(C, torch.arange(len(C)), groups)
     gram = torch.zeros(C.shape[1], C.shape[1], dtype=torch.float64)
-    block.add_gram(gram, dtype)
+    block.add_gram([gram], dtype)
     atol = 1e-4 if dtype == torch.float32 else 1e-12
     np.testing.assert_allclose(gram.tril(), (C.T @ C).tril(), atol=atol)
     matrix = torch.randn(C.shape[1], 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

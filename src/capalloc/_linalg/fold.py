@@ -5,6 +5,7 @@ A pass knows nothing of files and processes (`_runtime.steps` runs it on many an
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,10 @@ class Fold(ABC, Generic[S]):
     def finish(self, state: S) -> S:
         """Return the state after the last block, made small."""
         return state
+
+    def copied(self, state: S) -> S:
+        """Return what is to be known later of a finished state that goes on, as it may change in place."""
+        return copy.deepcopy(state)
 
     def enough(self, state: S) -> bool:
         """Return True where more blocks would change nothing."""

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from capalloc._linalg.fold import Fold
 from capalloc._linalg.row_block import RowBlock, joined
-from capalloc._linalg.symmetric import ROUNDED_TERMS, add_gram, eigh, mirror
+from capalloc._linalg.slot_grams import SlotGrams
+from capalloc._linalg.symmetric import ROUNDED_TERMS, add_gram, eigh, mirror, strips_of
 
 #: Rounding errors are taken as independent, and their sum to stay within this many standard deviations.
 DEVIATIONS = 4.0
-#: Rows that are gathered before their products are added to G: every addition passes over all of it.
+#: Rows that are gathered before their products are added to G, or rows of each slot to its own: every addition passes
+#: over all of it.
 GATHERED = 512
 #: Reading scores off a root in some precision moves them by a few of its eps: accuracies below so many rule it out.
 READING = 16
@@ -37,6 +39,7 @@ class Root:
     half_examples: int = 0  # of the first half of the data, where a pass knows one
     half_capacity: float = 0.0  # on them alone
     edge: tuple[float, float] = (0.0, 0.0)  # the smallest that counts and the largest, beside `dropped`
+    slots: SlotGrams | None = None  # F'F by slot, where it was kept
 
     @property
     def rank(self) -> int:
@@ -56,33 +59,43 @@ def gram_error(trace: float, ridge: float, terms: int, dtype: torch.dtype) -> fl
     return d / (ridge - d) if ridge > d else math.inf
 
 
-def largest_trace(accuracy: float, ridge: float, terms: int, dtype: torch.dtype) -> float:
+def largest_trace(accuracy: float, ridge: float, terms: float, dtype: torch.dtype) -> float:
     """Return the trace of a Gram matrix above which its `gram_error` exceeds `accuracy`."""
     return accuracy / (1 + accuracy) * ridge / (DEVIATIONS * math.sqrt(terms) * torch.finfo(dtype).eps / 2)
 
 
-def gram_passes(ridge: float, num_rows: int, accuracy: float) -> Iterator[GramPass]:
-    """Yield the passes that may give G as `accuracy` asks, from the lowest precision up; none without a ridge."""
+def gram_passes(ridge: float, num_rows: int, accuracy: float, num_slots: int = 0) -> Iterator[GramPass]:
+    """Yield the passes that may give G as `accuracy` asks, from the lowest precision up; none without a ridge.
+
+    Scores that are read off the Gram matrices of so many slots move by the rounding of those too: an entry of G_i moves
+    a score c' (G + ridge)^-1 c of its slot by that over the ridge, so the roots of both numbers of terms add.
+    """
     for dtype, terms in ((torch.float32, ROUNDED_TERMS), (torch.float64, num_rows)):
+        of_slot = min(terms, num_rows / num_slots) if num_slots else 0
         if ridge > 0 and accuracy >= READING * torch.finfo(dtype).eps:
-            yield GramPass(dtype, largest_trace(accuracy, ridge, terms, dtype))
+            both = (math.sqrt(terms) + math.sqrt(of_slot)) ** 2
+            yield GramPass(dtype, largest_trace(accuracy, ridge, both, dtype), num_slots)
 
 
 @dataclass(frozen=True)
 class GramSum:
-    """The lower triangle of G so far, blocks that are not in it yet, and the trace of both."""
+    """The lower triangle of G so far, whole or by slot, blocks that are not in it yet, and the trace of both."""
 
-    gram: Tensor | None = None
+    gram: Tensor | SlotGrams | None = None
     pending: tuple[RowBlock, ...] = ()
     trace: float = 0.0
 
 
 @dataclass(frozen=True)
 class GramPass(Fold[GramSum]):
-    """G = C'C from blocks of rows, products in `dtype`, sums in float64; it ends once the trace exceeds `most`."""
+    """G = C'C from blocks of rows, products in `dtype`, sums in float64; it ends once the trace exceeds `most`.
+
+    With a number of slots G is kept by slot, which one process can do and no file holds.
+    """
 
     dtype: torch.dtype
     most: float = math.inf
+    num_slots: int = 0
 
     def begin(self, source: object) -> GramSum:
         return GramSum()
@@ -93,24 +106,34 @@ class GramPass(Fold[GramSum]):
         grown = GramSum(state.gram, (*state.pending, block), trace)
         if self.enough(grown):
             return GramSum(trace=trace)
-        return self.finish(grown) if sum(len(part.rows) for part in grown.pending) >= GATHERED else grown
+        many = GATHERED * max(self.num_slots, 1)
+        return self.finish(grown) if sum(len(part.rows) for part in grown.pending) >= many else grown
 
     def finish(self, state: GramSum) -> GramSum:
         """Add the products of the rows gathered."""
         if not state.pending:
             return state
-        block = joined(state.pending)
-        p = block.rows.shape[1]
-        gram = block.rows.new_zeros(p, p, dtype=torch.float64) if state.gram is None else state.gram
-        block.add_gram(gram, self.dtype)
+        rows, gram = state.pending[0].rows, state.gram
+        if isinstance(gram, SlotGrams):
+            gram.add(state.pending, self.dtype)
+        elif self.num_slots:
+            gram = SlotGrams.of(state.pending, self.num_slots, self.dtype)
+        else:
+            p = rows.shape[1]
+            gram = rows.new_zeros(p, p, dtype=torch.float64) if gram is None else gram
+            joined(state.pending).add_gram([gram[start:stop] for start, stop in strips_of(p)], self.dtype)
         return GramSum(gram, (), state.trace)
+
+    def copied(self, state: GramSum) -> GramSum:
+        """Return G alone, not by slot."""
+        return replace(state, gram=self.whole(replace(state, trace=0.0))) if self.num_slots else super().copied(state)
 
     def merge(self, a: GramSum, b: GramSum) -> GramSum:
         """Add two sums; either may be of no rows."""
         both = GramSum(trace=a.trace + b.trace)
         if self.enough(both):
             return both
-        grams = [part.gram for part in (a, b) if part.gram is not None]
+        grams = [part.gram for part in (a, b) if isinstance(part.gram, Tensor)]
         return replace(both, gram=grams[0] + grams[1] if len(grams) == 2 else grams[0] if grams else None)
 
     def enough(self, state: GramSum) -> bool:
@@ -119,7 +142,9 @@ class GramPass(Fold[GramSum]):
 
     def whole(self, found: GramSum) -> Tensor | None:
         """Return both triangles of G; None where its trace is too large."""
-        return None if found.gram is None or self.enough(found) else mirror(found.gram)
+        if found.gram is None or self.enough(found):
+            return None
+        return found.gram.total() if isinstance(found.gram, SlotGrams) else mirror(found.gram)
 
 
 def root_of_gram(gram: Tensor, ridge: float, size: int, dtype: torch.dtype) -> Root:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,12 +33,12 @@ class Halves(Fold[Halved]):
         return Halved(blocks, examples, None, self.work.begin(source))
 
     def advance(self, state: Halved, block: Any) -> Halved:
-        """Go one block on; half way keep a copy, as states may change in place."""
+        """Go one block on; half way keep a copy."""
         whole = self.work.advance(state.whole, block)
         if state.left != 1:
             return replace(state, left=max(state.left - 1, 0), whole=whole)
         whole = self.work.finish(whole)
-        return Halved(0, state.examples, copy.deepcopy(whole), whole)
+        return Halved(0, state.examples, self.work.copied(whole), whole)
 
     def merge(self, a: Halved, b: Halved) -> Halved:
         """Merge the wholes and the halves; the first halves of two parts are half of both."""

@@ -50,7 +50,7 @@ class Scores:
     def small(self) -> Scores:
         """Drop the root's matrices, which nobody needs after the table."""
         none = self.root.matrix.new_empty(0)
-        return replace(self, root=replace(self.root, matrix=none, polar=none))
+        return replace(self, root=replace(self.root, matrix=none, polar=none, slots=None))
 
 
 def polar_factor(

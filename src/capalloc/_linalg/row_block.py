@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capalloc._linalg.symmetric import add_gram, add_product
+from capalloc._linalg.symmetric import add_product
 
 #: Columns of a tile.
 COLUMN_TILE = 16
@@ -52,13 +52,19 @@ class RowBlock:
             _add_times(into, part, matrix, spans)
         return out
 
-    def add_gram(self, out: Tensor, dtype: torch.dtype) -> None:
-        """Lower triangle of out += C'C for these rows C, products in `dtype`, sums in that of `out`."""
+    def add_gram(self, strips: Sequence[Tensor], dtype: torch.dtype, fresh: bool = False) -> None:
+        """Lower triangle of G += C'C for these rows C, or G = C'C where it is `fresh`; G in strips of its rows.
+
+        Products are taken in `dtype`, sums in that of G.
+        """
         rows = self.rows.to(dtype)
         shared, own = self.spans()
-        _add_pairs(out, rows, shared, shared)
+        skips = shared != [(0, rows.shape[1])]
+        for strip in strips if fresh and skips else []:
+            strip.zero_()
+        _add_pairs(strips, rows, shared, shared, fresh and not skips)
         for part, spans in zip(rows.chunk(len(own)), own, strict=True):
-            _add_pairs(out, part, sorted(shared + spans), spans)
+            _add_pairs(strips, part, shared + spans, spans)
 
 
 def block_of(rows: Tensor, slots: Tensor, groups: int = 1) -> RowBlock:
@@ -99,14 +105,17 @@ def _add_times(out: Tensor | None, rows: Tensor, matrix: Tensor, spans: Sequence
     return rows.new_zeros(len(rows), matrix.shape[1]) if out is None else out
 
 
-def _add_pairs(out: Tensor, rows: Tensor, spans: Sequence[Span], new: Sequence[Span]) -> None:
-    """Lower triangle of out += rows'rows, for pairs of ascending spans that one of `new` is in."""
-    for k, (top, bottom) in enumerate(spans):
-        for left, right in spans[: k + 1]:
-            if (top, bottom) not in new and (left, right) not in new:
-                continue
-            into, columns = out[top:bottom, left:right], rows[:, top:bottom].T
-            if left == top:
-                add_gram(into, columns)
-            else:
-                add_product(into, columns, rows[:, left:right])
+def _add_pairs(
+    strips: Sequence[Tensor], rows: Tensor, spans: Sequence[Span], new: Sequence[Span], fresh: bool = False
+) -> None:
+    """Lower triangle of G += rows'rows, for pairs of spans that one of `new` is in; G in strips of its rows."""
+    stop = 0
+    for strip in strips:
+        start, stop = stop, stop + len(strip)
+        for span in spans:
+            top, bottom = max(span[0], start), min(span[1], stop)
+            for left, right in (spans if span in new else new) if top < bottom else []:
+                right = min(right, bottom)
+                if left < right:
+                    into = strip[top - start : bottom - start, left:right]
+                    add_product(into, rows[:, top:bottom].T, rows[:, left:right], fresh)

@@ -27,6 +27,11 @@ def blocks_of(n: int, size: int = MOST_ROWS) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, n)) for start in range(0, n, size))
 
 
+def strips_of(n: int) -> Iterator[tuple[int, int]]:
+    """Starts and stops of the blocks of rows that the triangle of a matrix (n, n) is made in."""
+    return blocks_of(n, min(MOST_ROWS, max(LEAST_ROWS, -(-n // LEAST_BLOCKS))))
+
+
 def add_product(out: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> None:
     """out += a b in the dtype of `out`, or out = a b where it is `fresh`, without another matrix of its size."""
     if out.dtype == a.dtype:
@@ -44,7 +49,7 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> None:
 
 def add_gram(out: Tensor, X: Tensor, fresh: bool = False) -> None:
     """Lower triangle of out += X X'; blocks on the diagonal are filled whole."""
-    for start, stop in blocks_of(len(X), min(MOST_ROWS, max(LEAST_ROWS, len(X) // LEAST_BLOCKS))):
+    for start, stop in strips_of(len(X)):
         add_product(out[start:stop, :stop], X[start:stop], X[:stop].T, fresh)
 
 

@@ -57,7 +57,8 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
     few, replay = x[: 1 if task.draws else TRIAL_EXAMPLES], partial(task.replay, 0)
     choice = choose_jacobian(task.problem, few, replay)
     numbers = choice.forecast(size.outputs, size.params)
-    plan = steps.agree("plan", lambda: size.plan(numbers, task.batch_size, task.budget, settings.kept_share))
+    tensors = len(task.problem.params) if ridge and steps.alone and x.device.type == "cpu" else 0
+    plan = steps.agree("plan", lambda: size.plan(numbers, task.batch_size, task.budget, settings.kept_share, tensors))
     expected = steps.agree("forecast", lambda: forecast_dense(task, choice, plan, ridge, reducer.size))
     if reducer.rank == 0:
         expected.announce(run.progress)
@@ -71,10 +72,10 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
     at_a_time = 1 if task.draws else -(-plan.batch_size * plan.chunk // 2)  # two directions of each
     digits = None if ridge else rounded(task.problem, choice.jacobian, x, len(few), at_a_time, task.replay)
     units = None if digits is None else replace(units_of(task.problem.params, is_log), filled=digits.filled)
-    total = (1 if plan.keep else 2) * len(constraints)
+    total = (1 if plan.keep or plan.by_slot else 2) * len(constraints)
     with progress_bar(run.progress, reducer.rank, total=total) as bar:
         steps = steps.over(Rows(constraints, plan.keep and not size.wide, bar.update))
-        scores = steps.lead("answer", lambda: solve(steps, task, ridge, settings.accuracy, units).small())
+        scores = steps.lead("answer", lambda: solve(steps, task, ridge, settings.accuracy, units, plan.by_slot).small())
     attrs = {
         "solver": "dense",
         "rank": scores.root.rank,
@@ -132,7 +133,9 @@ def units_of(params: Mapping[str, Tensor], is_log: bool) -> ParamUnits:
     return ParamUnits(sizes if is_log else torch.ones_like(sizes), usual)
 
 
-def solve(steps: Steps, task: Task, ridge: float, accuracy: float, units: ParamUnits | None = None) -> Scores:
+def solve(
+    steps: Steps, task: Task, ridge: float, accuracy: float, units: ParamUnits | None = None, by_slot: bool = False
+) -> Scores:
     """Return the scores of all constraints, on the smaller side of their matrix.
 
     Without a ridge joint entries are those of the coordinates of these `units` (`_linalg.leverage`).
@@ -141,7 +144,7 @@ def solve(steps: Steps, task: Task, ridge: float, accuracy: float, units: ParamU
     size = task.size
     if size.wide:
         return scores_in_memory(steps, sizes, size.slots, ridge, accuracy, units)
-    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy, size.examples, units)
+    return scores_in_passes(steps, sizes, size.slots, size.rows, ridge, accuracy, size.examples, units, by_slot)
 
 
 def scores_in_memory(
@@ -170,23 +173,35 @@ def scores_in_passes(
     accuracy: float,
     num_examples: int = 0,
     units: ParamUnits | None = None,
+    by_slot: bool = False,
 ) -> Scores:
     """Return the scores of a tall matrix in two passes over its blocks: one factors it, one reads the scores off.
+
+    With a ridge and `by_slot` the first keeps Gram matrices by slot, and there is no second.
 
     With a ridge, products are taken in the lowest precision that keeps the relative error of capacities within
     `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation. Where the source has a first
     half, the total on it comes along.
     """
-    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy, num_examples, units))
+    kept = num_slots if by_slot else 0
+    root = steps.once("root", lambda: root_of_rows(steps, ridge, num_rows, accuracy, num_examples, units, kept))
+    if root.slots is not None:
+        return Scores(root.slots.scores(root.matrix, sizes), root)
     (table,) = steps.fold("table", ScoreTable(root.matrix, tuple(sizes), num_slots))
     return Scores(table, root, idle_columns(root.polar) if len(root.polar) else None)
 
 
 def root_of_rows(
-    steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0, units: ParamUnits | None = None
+    steps: Steps,
+    ridge: float,
+    num_rows: int,
+    accuracy: float,
+    num_examples: int = 0,
+    units: ParamUnits | None = None,
+    num_slots: int = 0,
 ) -> Root:
     """Return (G + ridge)^(-1/2), by G where that is accurate enough, else by a triangular factor."""
-    root = root_from_gram(steps, ridge, num_rows, accuracy, num_examples)
+    root = root_from_gram(steps, ridge, num_rows, accuracy, num_examples, num_slots)
     if root is None:
         found = steps.fold("triangular factor, whole and half", Halves(Triangle()))
         (factor,) = found.whole
@@ -195,13 +210,19 @@ def root_of_rows(
     return root
 
 
-def root_from_gram(steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0) -> Root | None:
-    """Return (G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough; None if none is."""
-    for work in gram_passes(ridge, num_rows, accuracy):
+def root_from_gram(
+    steps: Steps, ridge: float, num_rows: int, accuracy: float, num_examples: int = 0, num_slots: int = 0
+) -> Root | None:
+    """Return (G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough; None if none is.
+
+    With a number of slots G by slot comes along.
+    """
+    for work in gram_passes(ridge, num_rows, accuracy, num_slots):
         found = steps.fold(f"Gram matrix in {work.dtype}, whole and half", Halves(work))
         gram = work.whole(found.whole)
         if gram is not None:
             root = root_of_gram(gram, ridge, max(num_rows, len(gram)), work.dtype)
+            root = replace(root, slots=found.whole.gram) if num_slots else root
             half = None if found.half is None else work.whole(found.half)
             return _with_half(root, found, half, ridge, num_rows, num_examples)
     return None

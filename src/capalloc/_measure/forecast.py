@@ -26,9 +26,9 @@ TIMED_DIRECTIONS = 64
 #: Rows and columns of the matrices whose product is timed.
 TIMED_ROWS = 384
 #: Operations of the dense solver at the speed of a matrix product, in units of its longer side times the shorter one
-#: squared (Gram matrix or triangular factor, then scores) and of the shorter one cubed (root): with a ridge, without,
-#: where the joint entries take a second decomposition.
-WITH_RIDGE, WITHOUT = (3.0, 10.0), (6.0, 40.0)
+#: squared (Gram matrix or triangular factor, then scores) and of the shorter one cubed (root): with a ridge, with Gram
+#: matrices by slot, and without a ridge, where the joint entries take a second decomposition.
+WITH_RIDGE, BY_SLOT, WITHOUT = (3.0, 10.0), (2.0, 10.0), (6.0, 40.0)
 #: What work on the graph takes: forward and backward passes of all examples, as of large networks, seconds of each
 #: operator, as of small ones and recurrences, and seconds that are spent once. They are of a few networks, and rough.
 GRAPH_WORK = {
@@ -67,10 +67,10 @@ def progress_bar(progress: bool | None, rank: int, **options: Any) -> tqdm[Any]:
 def forecast_dense(task: Task, choice: Choice, plan: Plan, ridge: float, ranks: int) -> Forecast:
     """Forecast the dense solver, by timing one example and one matrix product, and counting operations."""
     size = task.size
-    passes = 1 if plan.keep else 2
+    passes = 1 if plan.keep or plan.by_slot else 2
     rows = passes * size.examples * seconds_of_example(task, choice, plan)
     large, small = max(size.rows, size.params), min(size.rows, size.params)
-    per_row, per_column = WITH_RIDGE if ridge else WITHOUT
+    per_row, per_column = BY_SLOT if plan.by_slot else WITH_RIDGE if ridge else WITHOUT
     shared = 1 if size.wide else ranks  # one process solves for all
     work = per_row / shared * large * small**2 + per_column * small**3
     return Forecast(plan.num_bytes, rows / ranks + work * seconds_of_operation(task.x.device))

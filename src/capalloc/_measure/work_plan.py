@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from capalloc._linalg.gram_root import GATHERED
+from capalloc._linalg.symmetric import strips_of
 from capalloc._runtime.memory import FLOAT64, Budget
 
+#: Rows of a slot from which on its Gram matrix takes less than reading its scores off rows; rows that each tensor adds,
+#: and that each adds once for all slots. They are of sizes from 100 to 1600 parameters.
+ROWS_OF_SLOT, OF_TENSOR, OF_TENSOR_ONCE = 160, 1, 40
 #: Bytes of working memory that a batch aims at, unless the dense solver gains from more rows.
 BATCH_BYTES = 2**28
 #: Examples that go together before vectors do: many with two vectors take two thirds of the time of few with five.
@@ -38,6 +43,7 @@ class Plan:
     num_bytes: int
     probes: int = 0  # solved for together by the stochastic solver
     apart: int = LONGEST_APART  # numbers at a time in products of single examples
+    by_slot: bool = False  # the dense solver keeps Gram matrices by slot, and needs rows once
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,17 @@ class Size:
         """Bytes of the dense solver's own matrices."""
         return FLOAT64 * 13 * min(self.rows, self.params) ** 2 + (3 * self.stored_bytes if self.wide else 0)
 
+    @property
+    def by_slot_bytes(self) -> int:
+        """Bytes of the Gram matrices of all slots, and of the rows that are gathered for them."""
+        gathered = min(GATHERED, self.examples * self.outputs) * self.params
+        return FLOAT64 * self.slots * (sum((stop - start) * stop for start, stop in strips_of(self.params)) + gathered)
+
+    def pays_by_slot(self, tensors: int) -> bool:
+        """True where Gram matrices by slot take less time than a second product with rows, for so many tensors."""
+        least = ROWS_OF_SLOT + tensors * (OF_TENSOR + OF_TENSOR_ONCE / self.slots) + self.params / self.slots
+        return not self.wide and self.examples * self.outputs >= least
+
     def beside_solver(self, budget: Budget) -> Budget:
         """Return what the dense solver's own matrices leave, or raise `MemoryError` if these would not fit."""
         return budget.set_aside(
@@ -84,14 +101,15 @@ class Size:
             "take fewer parameters with params= or fewer examples",
         )
 
-    def plan(self, numbers: int, batch_size: int | str, budget: Budget, kept_share: float) -> Plan:
+    def plan(self, numbers: int, batch_size: int | str, budget: Budget, kept_share: float, tensors: int = 0) -> Plan:
         """Cut the work of the dense solver.
 
         Args:
             numbers: float64 numbers that one example and direction hold at once.
             batch_size: examples at a time, or "auto".
             budget: bytes that may be filled.
-            kept_share: share of what the solver leaves, up to which rows are kept between passes.
+            kept_share: share of what the solver leaves, up to which rows are kept between passes, or Gram matrices.
+            tensors: of parameters, where Gram matrices may be kept by slot; 0 where not.
 
         Raises:
             MemoryError: the solver, one example or a batch would not fit.
@@ -108,9 +126,11 @@ class Size:
         aim = min(room.num_bytes / 2, max(BATCH_BYTES, 3 * FLOAT64 * 4 * self.params**2))
         half = -(-self.examples // 2)  # two batches or more, so that the total on half of them is known too
         size = room.batch_size(chunk * each, half if batch_size == "auto" else self.examples, batch_size, aim)
-        keep = self.wide or self.stored_bytes < kept_share * room.num_bytes
-        kept = self.stored_bytes if keep and not self.wide else 0
-        return Plan(size, chunk, keep, self.solver_bytes + size * chunk * each + kept)
+        most = kept_share * room.num_bytes
+        by_slot = tensors > 0 and self.pays_by_slot(tensors) and self.by_slot_bytes < most
+        keep = self.wide or (not by_slot and self.stored_bytes < most)
+        kept = self.by_slot_bytes if by_slot else self.stored_bytes if keep and not self.wide else 0
+        return Plan(size, chunk, keep, self.solver_bytes + size * chunk * each + kept, by_slot=by_slot)
 
 
 @dataclass(frozen=True)

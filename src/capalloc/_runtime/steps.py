@@ -89,6 +89,11 @@ class Steps:
     reducer: Reducer = field(default_factory=Local)
     journal: Journal | None = None
 
+    @property
+    def alone(self) -> bool:
+        """True for one process that writes no file: states may be large."""
+        return self.reducer.size == 1 and self.journal is None
+
     def over(self, source: Source) -> Steps:
         """Return the driver for other blocks."""
         return replace(self, source=source)
