@@ -102,7 +102,7 @@ def compare() -> Table:
         "Gram, root and scores, float64, no column skipped": lambda: solved(filled, RIDGE),
         "Gram, root and scores, float64, scores of rows": lambda: solved(blocks, RIDGE, by_slot=False),
         "the same, no column skipped": lambda: solved(filled, RIDGE, by_slot=False),
-        "Gram, root and scores, float32": lambda: solved(blocks, COARSE_RIDGE, COARSE),
+        "Gram, root and scores, float32": lambda: solved(blocks, COARSE_RIDGE, COARSE, by_slot=False),
         "QR, root and scores (no ridge)": lambda: solved(blocks, 0.0),
         "rows of constraints": lambda: list(constraints()),
         "rows, Gram, root and scores, float64": lambda: solved(list(constraints()), RIDGE),
@@ -110,7 +110,7 @@ def compare() -> Table:
         "capalloc.measure, model and checks included": lambda: capalloc.measure(net, x, ridge=RIDGE, batch_size=BATCH),
     }
     medians = timed(calls)
-    by_input = sum(strip.nbytes for strip in SlotGrams.of(blocks, num_slots, torch.float64).strips)
+    by_input = sum(strip.nbytes for strip in SlotGrams.of(blocks, num_slots).strips)
     rows = []
     for name, t in medians.items():
         like = torch.float32 if "float32" in name else torch.float64

@@ -67,14 +67,14 @@ def largest_trace(accuracy: float, ridge: float, terms: float, dtype: torch.dtyp
 def gram_passes(ridge: float, num_rows: int, accuracy: float, num_slots: int = 0) -> Iterator[GramPass]:
     """Yield the passes that may give G as `accuracy` asks, from the lowest precision up; none without a ridge.
 
-    Scores that are read off the Gram matrices of so many slots move by the rounding of those too: an entry of G_i moves
-    a score c' (G + ridge)^-1 c of its slot by that over the ridge, so the roots of both numbers of terms add.
+    With a number of slots the one in float64 keeps G by slot. Scores that are read off those move by their rounding
+    too: an entry of G_i moves a score c' (G + ridge)^-1 c of its slot by that over the ridge, so the roots of both
+    numbers of terms add.
     """
-    for dtype, terms in ((torch.float32, ROUNDED_TERMS), (torch.float64, num_rows)):
-        of_slot = min(terms, num_rows / num_slots) if num_slots else 0
+    together = num_rows * (1 + (1 / math.sqrt(num_slots) if num_slots else 0)) ** 2
+    for dtype, terms, slots in ((torch.float32, ROUNDED_TERMS, 0), (torch.float64, together, num_slots)):
         if ridge > 0 and accuracy >= READING * torch.finfo(dtype).eps:
-            both = (math.sqrt(terms) + math.sqrt(of_slot)) ** 2
-            yield GramPass(dtype, largest_trace(accuracy, ridge, both, dtype), num_slots)
+            yield GramPass(dtype, largest_trace(accuracy, ridge, terms, dtype), slots)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class GramSum:
 class GramPass(Fold[GramSum]):
     """G = C'C from blocks of rows, products in `dtype`, sums in float64; it ends once the trace exceeds `most`.
 
-    With a number of slots G is kept by slot, which one process can do and no file holds.
+    With a number of slots, in float64, G is kept by slot, which one process can do and no file holds.
     """
 
     dtype: torch.dtype
@@ -115,9 +115,9 @@ class GramPass(Fold[GramSum]):
             return state
         rows, gram = state.pending[0].rows, state.gram
         if isinstance(gram, SlotGrams):
-            gram.add(state.pending, self.dtype)
+            gram.add(state.pending)
         elif self.num_slots:
-            gram = SlotGrams.of(state.pending, self.num_slots, self.dtype)
+            gram = SlotGrams.of(state.pending, self.num_slots)
         else:
             p = rows.shape[1]
             gram = rows.new_zeros(p, p, dtype=torch.float64) if gram is None else gram

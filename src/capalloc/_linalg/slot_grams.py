@@ -27,22 +27,22 @@ class SlotGrams:
     strips: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, blocks: Sequence[RowBlock], num_slots: int, dtype: torch.dtype) -> SlotGrams:
-        """Those of some rows, products in `dtype`, sums in float64."""
+    def of(cls, blocks: Sequence[RowBlock], num_slots: int) -> SlotGrams:
+        """Those of some rows."""
         rows = blocks[0].rows
-        made = (rows.new_empty(num_slots, b - a, b, dtype=torch.float64) for a, b in strips_of(rows.shape[1]))
-        found = cls(tuple(made))
-        found.add(blocks, dtype, fresh=True)
+        found = cls(tuple(rows.new_empty(num_slots, b - a, b) for a, b in strips_of(rows.shape[1])))
+        found.add(blocks, fresh=True)
         return found
 
-    def add(self, blocks: Sequence[RowBlock], dtype: torch.dtype, fresh: bool = False) -> None:
+    def add(self, blocks: Sequence[RowBlock], fresh: bool = False) -> None:
         """Add the products of more rows; to nothing where it is `fresh`."""
         for slot, block in enumerate(_by_slot(blocks, len(self.strips[0]))):
             strips = [strip[slot] for strip in self.strips]
             if block is not None:
-                block.add_gram(strips, dtype, fresh)
+                block.add_gram(strips, block.rows.dtype, fresh)
             elif fresh:
-                [strip.zero_() for strip in strips]
+                for strip in strips:
+                    strip.zero_()
 
     def total(self) -> Tensor:
         """G, both triangles."""
@@ -54,7 +54,6 @@ class SlotGrams:
 
     def scores(self, root: Tensor, sizes: Sequence[int]) -> Tensor:
         """Scores of tensors of these sizes by slot, (tensors, slots), from R."""
-        root = root.to(self.strips[0].dtype)
         table = root.new_zeros(len(sizes), len(self.strips[0]))
         for strip, (start, stop) in zip(self.strips, strips_of(len(root)), strict=True):
             for first, last in blocks_of(stop - start, max(LEAST_READ, READ_PIECE // (len(sizes) * stop))):

@@ -57,7 +57,9 @@ def measure_dense(task: Task, ridge: float, settings: Dense, run: Run, steps: St
     few, replay = x[: 1 if task.draws else TRIAL_EXAMPLES], partial(task.replay, 0)
     choice = choose_jacobian(task.problem, few, replay)
     numbers = choice.forecast(size.outputs, size.params)
-    tensors = len(task.problem.params) if ridge and steps.alone and x.device.type == "cpu" else 0
+    first = next(gram_passes(ridge, size.rows, settings.accuracy), None)  # float32 takes less with rows
+    by_slot = steps.alone and x.device.type == "cpu" and first is not None and first.dtype == torch.float64
+    tensors = len(task.problem.params) if by_slot else 0
     plan = steps.agree("plan", lambda: size.plan(numbers, task.batch_size, task.budget, settings.kept_share, tensors))
     expected = steps.agree("forecast", lambda: forecast_dense(task, choice, plan, ridge, reducer.size))
     if reducer.rank == 0:
@@ -177,7 +179,7 @@ def scores_in_passes(
 ) -> Scores:
     """Return the scores of a tall matrix in two passes over its blocks: one factors it, one reads the scores off.
 
-    With a ridge and `by_slot` the first keeps Gram matrices by slot, and there is no second.
+    With a ridge and `by_slot` a first one in float64 keeps Gram matrices by slot, and there is no second.
 
     With a ridge, products are taken in the lowest precision that keeps the relative error of capacities within
     `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation. Where the source has a first
@@ -215,14 +217,14 @@ def root_from_gram(
 ) -> Root | None:
     """Return (G + ridge)^(-1/2) from G, in the lowest precision that is accurate enough; None if none is.
 
-    With a number of slots G by slot comes along.
+    With a number of slots G by slot comes along from float64.
     """
     for work in gram_passes(ridge, num_rows, accuracy, num_slots):
         found = steps.fold(f"Gram matrix in {work.dtype}, whole and half", Halves(work))
         gram = work.whole(found.whole)
         if gram is not None:
             root = root_of_gram(gram, ridge, max(num_rows, len(gram)), work.dtype)
-            root = replace(root, slots=found.whole.gram) if num_slots else root
+            root = replace(root, slots=found.whole.gram) if work.num_slots else root
             half = None if found.half is None else work.whole(found.half)
             return _with_half(root, found, half, ridge, num_rows, num_examples)
     return None
