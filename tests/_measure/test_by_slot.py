@@ -134,6 +134,19 @@ def test_a_precision_too_low_is_given_up_by_slot():
     np.testing.assert_allclose(found.table, brute(C, slots, [20], 1e-9), rtol=1e-9)
 
 
+def test_scores_are_read_off_rows_where_only_g_is_accurate_enough():
+    C, slots = rows(400, 20, decay=1)
+    trace, accuracy = float(C.square().sum()), 1e-9
+    ridge = next(
+        r for r in np.geomspace(1e-9, 1, 1000) * trace if gram_error(trace, r, len(C), torch.float64) < accuracy
+    )
+    for factor, by_slot in ((1.1, False), (1 + SLOTS**-0.5 + 0.1, True)):
+        found = solved([block_of(C, slots)], [15, 5], factor * ridge, accuracy)
+        assert read_by_slot(found) == by_slot
+        assert found.root.polar.numel() == 0  # no orthogonal factorisation
+        np.testing.assert_allclose(found.table, brute(C, slots, [15, 5], factor * ridge), rtol=1e-8)
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 12, bias=False), nn.Tanh(), nn.Linear(12, 3))
 

@@ -67,12 +67,9 @@ def largest_trace(accuracy: float, ridge: float, terms: float, dtype: torch.dtyp
 def gram_passes(ridge: float, num_rows: int, accuracy: float, num_slots: int = 0) -> Iterator[GramPass]:
     """Yield the passes that may give G as `accuracy` asks, from the lowest precision up; none without a ridge.
 
-    With a number of slots the one in float64 keeps G by slot. Scores that are read off those move by their rounding
-    too: an entry of G_i moves a score c' (G + ridge)^-1 c of its slot by that over the ridge, so the roots of both
-    numbers of terms add.
+    With a number of slots the one in float64 keeps G by slot.
     """
-    together = num_rows * (1 + (1 / math.sqrt(num_slots) if num_slots else 0)) ** 2
-    for dtype, terms, slots in ((torch.float32, ROUNDED_TERMS, 0), (torch.float64, together, num_slots)):
+    for dtype, terms, slots in ((torch.float32, ROUNDED_TERMS, 0), (torch.float64, num_rows, num_slots)):
         if ridge > 0 and accuracy >= READING * torch.finfo(dtype).eps:
             yield GramPass(dtype, largest_trace(accuracy, ridge, terms, dtype), slots)
 
@@ -145,6 +142,15 @@ class GramPass(Fold[GramSum]):
         if found.gram is None or self.enough(found):
             return None
         return found.gram.total() if isinstance(found.gram, SlotGrams) else mirror(found.gram)
+
+    def by_slot(self, found: GramSum) -> SlotGrams | None:
+        """Return G by slot where scores read off it are accurate enough too; None otherwise.
+
+        They move by its rounding as well: an entry of G_i moves a score c' (G + ridge)^-1 c of its slot by that over
+        the ridge, so the roots of both numbers of terms add.
+        """
+        accurate = self.num_slots and found.trace * (1 + self.num_slots**-0.5) <= self.most
+        return found.gram if accurate and isinstance(found.gram, SlotGrams) else None
 
 
 def root_of_gram(gram: Tensor, ridge: float, size: int, dtype: torch.dtype) -> Root:

@@ -179,7 +179,8 @@ def scores_in_passes(
 ) -> Scores:
     """Return the scores of a tall matrix in two passes over its blocks: one factors it, one reads the scores off.
 
-    With a ridge and `by_slot` a first one in float64 keeps Gram matrices by slot, and there is no second.
+    With a ridge and `by_slot` a first one in float64 keeps Gram matrices by slot, and there is no second where these
+    are accurate enough.
 
     With a ridge, products are taken in the lowest precision that keeps the relative error of capacities within
     `accuracy` by `gram_error`: float32, float64, or those of an orthogonal factorisation. Where the source has a first
@@ -224,7 +225,7 @@ def root_from_gram(
         gram = work.whole(found.whole)
         if gram is not None:
             root = root_of_gram(gram, ridge, max(num_rows, len(gram)), work.dtype)
-            root = replace(root, slots=found.whole.gram) if work.num_slots else root
+            root = replace(root, slots=work.by_slot(found.whole))
             half = None if found.half is None else work.whole(found.half)
             return _with_half(root, found, half, ridge, num_rows, num_examples)
     return None
