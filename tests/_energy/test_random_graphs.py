@@ -30,7 +30,7 @@ def heads_of(x: Tensor) -> Tensor:
     return attend(x.reshape(-1, 4, 4, 3), keys, keys)
 
 
-#: Cases that fix the number of examples, for any.
+#: Cases that fix the number of examples, for any; and one whose numbers leave the range of float64, within it.
 ANY_NUMBER: dict[object, Function] = {
     aten.view.default: lambda x: x.view(len(x), 12),
     aten.reshape.default: lambda x: x.mT.reshape(len(x), 12),
@@ -38,7 +38,9 @@ ANY_NUMBER: dict[object, Function] = {
     aten.bmm.default: lambda x: torch.bmm(x, CUBE[:1].expand(len(x), 4, 5)),
     aten.baddbmm.default: lambda x: torch.baddbmm(gaussian(5), x, CUBE[:1].expand(len(x), 4, 5), beta=2, alpha=3),
     aten.scaled_dot_product_attention.default: heads_of,
+    aten.acosh.default: lambda x: torch.acosh(x.exp() + 1),
     aten.numpy_T.default: lambda x: (x.T * 2).T,
+    aten.gather.default: lambda x: x.gather(1, torch.tensor([0, 2]).expand(len(x), 2)),
     aten.squeeze.default: lambda x: x.mean(0, keepdim=True).squeeze() + x[:, 0],
     aten.scatter_reduce.two: lambda x: x.new_zeros(len(x), 3).scatter_reduce(
         1, torch.tensor([0, 1, 0, 2, 1]).expand(len(x), 5), x, "amax"
@@ -49,6 +51,8 @@ LEFT_OUT = {
     aten.squeeze.default,  # of one example it takes the axis of examples
     aten._unsafe_view.default,  # its case joins the examples
     aten.hardsigmoid.default,  # autograd lacks its second derivative
+    aten.floor_divide.default,  # and these its first
+    aten.floor_divide.Scalar,
 }
 DRAWN = sorted((op for op in CASES if op not in LEFT_OUT), key=str)
 
