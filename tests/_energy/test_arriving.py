@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from capalloc._energy import sweep
+from capalloc._energy import paths, sweep
 from capalloc._energy.batches import Batches
 from capalloc._model.problem import prepare
 from zoo import gaussian, seeded_module
@@ -29,7 +29,7 @@ def test_signals_hold_what_they_do_where_weights_are_asked_too(dtype: torch.dtyp
     ((program, seed),) = batches(layers=True)
     slots = {program.input, program.constant, *(slot for layer in program.layers.values() for slot in layer)}
     expected = sweep.law(program, seed, tuple(slots)).at_slots
-    found = sweep.arriving(program, seed, slots)
+    found = paths.adjoint(program, {program.output: seed}, slots)
     assert found.keys() == slots
     for slot, g in found.items():
         assert torch.equal(g, expected[slot])
@@ -41,5 +41,5 @@ def test_energies_that_enter_weights_are_let_go_where_nobody_asks_for_them() -> 
     for program in (kept, slim):
         held = {k for k, v in enumerate(program.values) if program.is_signal[k] and v.numel() > 1 and any(v.stride())}
         assert (held == {program.input, program.output}) == (program is slim)
-    own = sweep.arriving(kept, seed, {kept.input})[kept.input]
-    assert torch.equal(own, sweep.arriving(slim, seed, {slim.input})[slim.input])
+    own = paths.adjoint(kept, {kept.output: seed}, {kept.input})[kept.input]
+    assert torch.equal(own, paths.adjoint(slim, {slim.output: seed}, {slim.input})[slim.input])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from capalloc._energy import sweep
+from capalloc._energy import paths, sweep
 from capalloc._energy.lost_products import loses
 from capalloc._energy.program import Program
 from capalloc._energy.symmetries import linear_spaces as spaces
@@ -116,7 +116,8 @@ def law(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     for program, seed in batches:
         usage = usage or Usage()
         slots = {program.input, program.constant, *(slot for layer in program.layers.values() for slot in layer)}
-        adjoint = sweep.arriving(program, seed * usage.output_weight(program), slots & program.needed)
+        seeds = {program.output: seed * usage.output_weight(program)}
+        adjoint = paths.adjoint(program, seeds, slots & program.needed)
         for slot, g in adjoint.items():
             _hold(held, varying, slot, _over_examples((program.values[slot] * g)[None], len(seed))[0])
         if program.input not in held:  # paths from the constant alone

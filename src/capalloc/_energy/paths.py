@@ -62,6 +62,6 @@ def adjoint(
                 break
         if step.out in damping:
             g = g * damping[step.out]
-        wanted = program.signals(step)
-        accumulate(waiting, wanted, pull(program, step, g, wanted))
+        if wanted := program.signals(step):
+            accumulate(waiting, wanted, pull(program, step, g, wanted))
     return found | {slot: waiting[slot] for slot in keep if slot in waiting}

@@ -228,9 +228,10 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     places = task.problem.places
     held = capped(last.held(counted.total).cpu().numpy(), task.size.examples * task.size.outputs)
     slots = places.pooled(torch.as_tensor(held)).numpy()
-    seen, errors = scaled(places.pooled(last.slots), counted.total, places.number)
+    by_probe = places.pooled(last.slots)
+    seen, errors = scaled(by_probe, counted.total, places.number)
     errors *= slots / np.maximum(seen, np.finfo(float).tiny)
-    of_regions = errors_of_regions(task, places.pooled(last.slots).cpu().numpy(), slots)
+    of_regions = errors_of_regions(task, by_probe.cpu().numpy(), slots)
     tensors, tensor_errors = scaled(last.tensors, counted.total)
     tensor_errors *= students_factor(len(last.tensors) - 1)  # each stands alone, as the constant does
     sizes = np.array([p.numel() for p in task.problem.params.values()], float)
@@ -238,9 +239,8 @@ def allocation(task: Task, examples: Examples, found: Refinement, counted: Count
     n, shape, axes = places.number, places.shape, places.dims
     names = list(task.problem.params)
     lacking = missing(found, counted.total)
-    noise, noise_of_regions = (
-        TOLD_SHARE * sum(one) / max(counted.total, 1.0) for one in (errors.tolist(), of_regions.values())
-    )
+    share = TOLD_SHARE / max(counted.total, 1.0)
+    noise, noise_of_regions = share * float(errors.sum()), share * sum(of_regions.values())
     attrs: dict[str, Any] = task.attrs() | {
         "kind": "propagated",
         "solver": "block",
